@@ -1,0 +1,47 @@
+"""Class ids <-> class maps: the one place where a target changes form.
+
+Class ids are integers (B, *S) with `IGNORE` where nothing counts. A class map is float (B, C, *S),
+one distribution over C classes per position; it is all zero where nothing counts.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
+IGNORE = -100
+
+
+def is_map(target: Tensor) -> bool:
+    """Whether `target` is a class map (floating point) rather than class ids."""
+    return target.is_floating_point()
+
+
+def to_map(target: Tensor, classes: int) -> Tensor:
+    """Class ids (B, *S) -> one-hot class map float32 (B, classes, *S); a map passes through."""
+    if is_map(target):
+        return target
+    counts = target != IGNORE
+    one_hot = F.one_hot(target.where(counts, 0), classes) * counts.unsqueeze(-1)
+    return one_hot.movedim(-1, 1).float()
+
+
+def to_ids(target: Tensor) -> Tensor:
+    """Class map (B, C, *S) -> ids (B, *S) of the largest share, IGNORE where nothing counts."""
+    if not is_map(target):
+        return target
+    return target.argmax(1).where(valid(target), IGNORE)
+
+
+def valid(target: Tensor) -> Tensor:
+    """Which positions count; bool (B, *S) for both forms."""
+    return (target != 0).any(1) if is_map(target) else target != IGNORE
+
+
+def mix(target: Tensor, partner: Tensor, share: Tensor | float, classes: int) -> Tensor:
+    """`share` of `target` and the rest of `partner`, as a class map (B, classes, *S).
+
+    share: a number, or a tensor that broadcasts against the class map, e.g. (B, 1) or (B, 1, H, W).
+    """
+    share = torch.as_tensor(share, dtype=torch.float32, device=target.device)
+    return share * to_map(target, classes) + (1 - share) * to_map(partner, classes)

@@ -1,0 +1,48 @@
+"""The two protocols through which the engine sees a track: Task and Meter."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    Parts = dict[str, Tensor]
+    Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Parts]]
+
+
+@dataclass
+class Batch:
+    """What the loader hands to the engine. images (B, 3, H, W); target ids (B, *S) or class map."""
+
+    images: "Tensor"
+    target: "Tensor"
+
+
+class Meter(Protocol):
+    """Metrics as sums: `state` is one float64 tensor of counts that can be added over ranks."""
+
+    headline: str
+    higher_is_better: bool
+    state: "Tensor"
+
+    def update(self, output: "Tensor", target: "Tensor") -> None:
+        """Add a batch. output (B, C, *S) logits; target ids (B, *S)."""
+
+    def result(self, state: "Tensor") -> dict[str, float]:
+        """The metrics that these counts mean."""
+
+
+class Task(Protocol):
+    """What a track adds to the engine; three methods, and no fourth."""
+
+    def loss(
+        self, model: "nn.Module", batch: Batch, criteria: "Mapping[str, Criterion]"
+    ) -> "tuple[Tensor, Parts]":
+        """Forward and criterion: the total to differentiate, and its named parts to log."""
+
+    def meter(self) -> Meter:
+        """A fresh meter."""
+
+    def predict(self, model: "nn.Module", images: "Tensor") -> Any:
+        """What the model says of images (B, 3, H, W)."""

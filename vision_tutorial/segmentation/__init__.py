@@ -1,0 +1,1 @@
+"""Segmentation track: datasets, networks, task, refiners."""
