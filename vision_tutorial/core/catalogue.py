@@ -1,0 +1,157 @@
+"""What stands on the shelves, read from the source text: a typo is answered before torch is imported.
+
+Importing torch and timm takes seconds. An entry's name, options, defaults and first docstring line
+are all in its text, so `ast` reads them in milliseconds. The files are listed here, not searched
+for; a test holds this catalogue equal to what the registry holds once everything is imported.
+"""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
+
+from . import registry
+from .errors import UserError
+
+FILES = (
+    "losses/pixel.py",
+    "optim/optimizers.py",
+    "optim/schedules.py",
+    "data/augment.py",
+    "data/mix.py",
+    "data/shapes.py",
+    "classification/datasets.py",
+    "classification/models.py",
+    "classification/task.py",
+)
+SHELVES = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
+REQUIRED = inspect.Parameter.empty
+ANNOTATIONS = {
+    "__builtins__": {},
+    **{kind.__name__: kind for kind in (int, float, bool, str, list, tuple, dict)},
+    "Literal": Literal,
+    "None": NoneType,
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only parameter of an entry: a key that a recipe may set."""
+
+    name: str
+    type: Any
+    default: Any = REQUIRED
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One function on a shelf. `open` answers for outside names, `forwards` takes any option."""
+
+    shelf: str
+    name: str
+    options: tuple[Option, ...]
+    doc: str
+    where: str
+    open: bool = False
+    forwards: bool = False
+
+    def signature(self) -> str:
+        """The options as a student would write them."""
+        shown = [o.name if o.default is REQUIRED else f"{o.name}={o.default}" for o in self.options]
+        return f"({', '.join(shown + ['…'] * self.forwards)})"
+
+
+@dataclass
+class Shelf:
+    """The entries of one shelf; `outside` are names the open entry answers for (None: not known)."""
+
+    kind: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+    fallback: Entry | None = None
+    outside: frozenset[str] | None = frozenset()
+
+    def find(self, name: str) -> Entry | None:
+        """The entry that answers for `name`, or None where surely nobody does."""
+        if name in self.entries:
+            return self.entries[name]
+        known = self.outside is None or name.partition(".")[0] in self.outside or ":" in name
+        return self.fallback if known else None
+
+    def names(self) -> list[str]:
+        """Every name known without importing anything."""
+        return [*self.entries, *(self.outside or ())]
+
+
+def catalogue(extra: Iterable[Path] = ()) -> dict[str, Shelf]:
+    """All shelves with the package's entries and those in the files `extra` (recipe's imports)."""
+    shelves = {name: Shelf(getattr(registry, name).kind) for name in SHELVES}
+    for entry in (*_packaged(), *(e for path in extra for e in read(path))):
+        shelf = shelves[entry.shelf]
+        if entry.open:
+            shelf.fallback, shelf.outside = entry, timm_names(entry.shelf)
+        elif entry.name in shelf.entries:
+            other = shelf.entries[entry.name].where
+            raise UserError(f"{entry.where}: {shelf.kind} '{entry.name}' exists already ({other}).")
+        else:
+            shelf.entries[entry.name] = entry
+    return shelves
+
+
+@cache
+def _packaged() -> tuple[Entry, ...]:
+    root = Path(__file__).parent.parent
+    return tuple(entry for name in FILES for entry in read(root / name))
+
+
+def read(path: Path) -> list[Entry]:
+    """The entries that a file declares. UserError if it is not readable Python."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as Python ({error}).") from error
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [entry for node in functions if (entry := _entry(node, path))]
+
+
+def _entry(node: ast.FunctionDef, path: Path) -> Entry | None:
+    for decorator in node.decorator_list:
+        shelf, _, act = ast.unparse(decorator).rpartition(".")
+        if shelf in SHELVES and act in ("register", "open"):
+            where = f"{path}:{node.lineno}"
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            options = tuple(_option(argument, default, where) for argument, default in pairs)
+            doc = (ast.get_docstring(node) or "").partition("\n")[0]
+            forwards = node.args.kwarg is not None
+            return Entry(shelf, node.name, options, doc, where, act == "open", forwards)
+    return None
+
+
+def _option(argument: ast.arg, default: ast.expr | None, where: str) -> Option:
+    try:
+        text = ast.unparse(argument.annotation)
+        kind = eval(compile(text.strip("'\""), where, "eval"), dict(ANNOTATIONS))  # noqa: S307
+        return Option(argument.arg, kind, ast.literal_eval(default) if default else REQUIRED)
+    except Exception as error:
+        raise UserError(
+            f"{where}: option '{argument.arg}' needs a plain type (int, float, bool, str, None, "
+            "Literal, list, tuple, dict, |) and a literal default."
+        ) from error
+
+
+@cache
+def timm_names(shelf: str) -> frozenset[str] | None:
+    """The models or optimizers of the installed timm, from its text; None where it has changed."""
+    found = find_spec("timm")
+    folder = Path(found.origin).parent if found and found.origin else Path()
+    files, pattern = {
+        "models": (folder.glob("models/*.py"), r"@register_model\s+def (\w+)\("),
+        "optimizers": (folder.glob("optim/_optim_factory.py"), r"\bname=['\"](\w+)['\"]"),
+    }[shelf]
+    names = {name for file in files for name in re.findall(pattern, file.read_text("utf-8"))}
+    return frozenset(names) or None

@@ -1,0 +1,202 @@
+"""What a recipe can say: every key declared once, typed and frozen. No torch in here.
+
+`explain --schema`, the docs and `core/loading.py` (YAML -> Recipe) all read this declaration.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from . import grammar
+from .grammar import Choice, On, Term
+
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Words = Annotated[tuple[str, ...], Field(strict=False)]
+Three = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+class Frozen(BaseModel):
+    """Strict (a text is no number, a number is no boolean), finite, closed and unchangeable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Warmup(Frozen):
+    """Linear rise from `lr`. `overlap` lies on top of the schedule (timm), `front` before it."""
+
+    epochs: Annotated[int, Field(ge=0, le=10**6)] = 0
+    lr: NotNegative = 0.0
+    mode: Literal["overlap", "front"] = "overlap"
+
+
+class Cooldown(Frozen):
+    """Extra epochs at a constant lr; null is the schedule's last."""
+
+    epochs: Annotated[int, Field(ge=0, le=10**6)] = 0
+    lr: NotNegative | None = None
+
+
+class ParameterGroups(Frozen):
+    """Who is spared weight decay, and how the lr falls towards the first layers."""
+
+    no_decay_1d: bool = True
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class Clip(Frozen):
+    """Gradient clipping: exactly one of global norm, value, or adaptive (AGC, Brock et al. 2021)."""
+
+    norm: Annotated[float, Field(gt=0)] | None = None
+    value: Annotated[float, Field(gt=0)] | None = None
+    agc: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Clip":
+        if sum(v is not None for v in (self.norm, self.value, self.agc)) != 1:
+            raise ValueError("exactly one of norm, value, agc")
+        return self
+
+
+class Ema(Frozen):
+    """Exponential moving average of the weights, evaluated instead of them."""
+
+    decay: Fraction = 0.9998
+    warmup: bool = True
+
+
+class Colours(Frozen):
+    """What is subtracted from and divides pixels in 0 … 1, per channel."""
+
+    mean: Three
+    std: Three
+
+
+class CheckpointPolicy(Frozen):
+    """How often training can be resumed from, beside every end of an epoch."""
+
+    every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    every_steps: Positive | None = None
+    keep: Positive = 2
+
+
+class Wandb(Frozen):
+    """Where metrics are mirrored; the run folder is the truth."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "vision-tutorial"
+    group: str | None = None
+    tags: Words = ()
+    notes: str | None = None
+
+
+class Recipe(Frozen):
+    """All that a run depends on."""
+
+    name: str = Field("recipe", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Names the run.")
+    expects: dict[str, float | None] = Field({}, description="The claim; null where unknown.")
+    imports: Words = Field((), description="Python files whose entries join the shelves.")
+    task: Annotated[Choice, On("tasks")] = Choice("classification")
+
+    dataset: Annotated[Choice, On("datasets")]
+    holdout: Fraction = Field(0.0, description="Share of train kept for validation; 0: use test.")
+    subset: Positive | None = Field(None, description="Train on this many pictures only.")
+    augment: Annotated[tuple[Choice, ...], On("augments", "chain")] = ()
+    eval_augment: Annotated[tuple[Choice, ...], On("augments", "chain")] = ()
+    normalize: Literal["imagenet", "cifar10", "cifar100", "half", "none"] | Colours = "imagenet"
+    mix: Annotated[tuple[Term, ...] | None, On("mixers", "blend")] = None
+    workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        None, description="Loader workers a process; null: as many as cores allow."
+    )
+
+    model: Annotated[Choice, On("models")]
+    loss: Annotated[tuple[Term, ...], On("losses", "blend")] = (Term("cross_entropy"),)
+
+    epochs: Annotated[int, Field(ge=1, le=10**6)]
+    batch_size: Positive = Field(description="Global: over all processes and accumulation.")
+    micro_batch: Positive | None = Field(
+        None, description="Most pictures in one forward pass of one process; null: what fits."
+    )
+    optimizer: Annotated[Choice, On("optimizers")]
+    parameter_groups: ParameterGroups = ParameterGroups()
+    schedule: Annotated[Choice, On("schedules")] = Choice("constant")
+    schedule_unit: Literal["epoch", "step"] = Field("epoch", description="How often lr changes.")
+    warmup: Warmup = Warmup()
+    cooldown: Cooldown = Cooldown()
+    clip: Clip | None = None
+    ema: Ema | None = None
+
+    seed: Annotated[int, Field(ge=0, le=2**53)] = 42
+    precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    sync_bn: bool = False
+    shards: Positive | None = Field(
+        None, description="Bit-equal for every number of processes that divides it; slower."
+    )
+    threads: Positive | None = Field(
+        None, description="CPU threads a process; null: cores/processes."
+    )
+    eval_every: Positive = Field(1, description="Epochs between evaluations.")
+    eval_batch_size: Positive = 250
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    wandb: Wandb = Wandb()
+
+
+SHELVED: dict[str, On] = {
+    name: mark
+    for name, declared in Recipe.model_fields.items()
+    for mark in declared.metadata
+    if isinstance(mark, On)
+}
+# A resumed run may differ in these and still be the same run.
+RESUMABLE = {"name", "expects", "epochs", "workers", "threads", "wandb", "checkpoint", "imports"}
+
+
+def to_plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain YAML values, every default filled in; `typed` takes it back."""
+    dumped = recipe.model_dump(exclude=set(SHELVED))
+    values = {
+        k: grammar.plain(getattr(recipe, k)) if k in SHELVED else dumped[k]
+        for k in Recipe.model_fields
+    }
+    return json.loads(json.dumps(values))
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML text that `load` reads back to the same recipe."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes no anchors, and numbers that every YAML reader takes for numbers."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    float, lambda dumper, x: dumper.represent_scalar("tag:yaml.org,2002:float", _number(x))
+)
+
+
+def _number(value: float) -> str:
+    text = repr(value)
+    return text.replace("e", ".0e") if "e" in text and "." not in text else text
+
+
+def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The keys in which `recipe` differs from `base`: {key: (before, after)}, as plain values."""
+    before, after = to_plain(base), to_plain(recipe)
+    skip = {"name", "expects"}
+    return {k: (before[k], after[k]) for k in after if k not in skip and before[k] != after[k]}
+
+
+def identity(recipe: Recipe) -> str:
+    """A hash of all that must be equal for a checkpoint to be continued."""
+    values = {k: v for k, v in to_plain(recipe).items() if k not in RESUMABLE}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
