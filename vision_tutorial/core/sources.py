@@ -5,6 +5,7 @@ learns what kind it is.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import UserError
+from .randomness import generator
 
 MAX_PIXELS = 64_000_000  # a larger picture is a mistake or an attack
 
@@ -51,8 +53,11 @@ class ArraySource:
         return Image.fromarray(self.images[index]), int(self.targets[index])
 
     def digest(self) -> str:
-        digest = hashlib.sha256(np.ascontiguousarray(self.images))
-        digest.update(np.ascontiguousarray(self.targets))
+        digest = hashlib.sha256()
+        for array in (self.images, self.targets, self.masks):
+            if array is not None:
+                digest.update(f"{array.dtype.str}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
 
@@ -109,6 +114,58 @@ class Subset:
         return digest.hexdigest()
 
 
+def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """Split `source` in two, (the rest, `fraction` of it), each class in its share; by `seed`."""
+    held = round(fraction * len(source)) if 0 < fraction < 1 else 0
+    if not 0 < held < len(source):
+        raise UserError(
+            f"cannot hold out {fraction} of {len(source)} items; give a fraction between 0 and 1 "
+            "that leaves at least one item on each side."
+        )
+    chosen = _stratified(source.targets, held, seed, "hold_out")
+    rest = np.setdiff1d(np.arange(len(source)), chosen)
+    return Subset(source, rest), Subset(source, chosen)
+
+
+def take(source: Source, n: int, seed: int) -> Subset:
+    """`n` items of `source`, each class in its share; which ones, `seed` decides."""
+    if not 1 <= n <= len(source):
+        raise UserError(f"cannot take {n} of {len(source)} items; give 1 to {len(source)}.")
+    return Subset(source, _stratified(source.targets, n, seed, "take"))
+
+
+def _stratified(targets: np.ndarray, n: int, seed: int, purpose: str) -> np.ndarray:
+    """Indices of n items in ascending order, int64; each class's count within 1 of its share."""
+    classes, counts = np.unique(targets, return_counts=True)
+    shares = counts * n
+    quotas, remainders = shares // len(targets), shares % len(targets)
+    # Who gets the places that are left: the largest remainders; equal ones in an order by seed,
+    # or else the first classes would be favoured.
+    shuffle = generator(seed, purpose).permutation(len(classes))
+    by_need = shuffle[np.argsort(-remainders[shuffle], kind="stable")]
+    quotas[by_need[: n - quotas.sum()]] += 1
+    chosen = [
+        generator(seed, purpose, int(label)).permutation(np.flatnonzero(targets == label))[:quota]
+        for label, quota in zip(classes, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def data_root(root: str | None = None) -> Path:
+    """The folder of the data sets: `root`, else $VISION_TUTORIAL_DATA, else a cache folder."""
+    given = root or os.environ.get("VISION_TUTORIAL_DATA")
+    if given:
+        return Path(given).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "vision_tutorial"
+
+
+def check_split(split: str) -> None:
+    """Refuse any split but "train" and "test"."""
+    if split not in ("train", "test"):
+        raise UserError(f"no split called '{split}'; a data set has 'train' and 'test'.")
+
+
 def read_picture(path: Path) -> Image.Image:
     """Decode the whole file to RGB (Pillow's `verify()` would pass half a JPEG)."""
     try:
@@ -122,4 +179,6 @@ def read_picture(path: Path) -> Image.Image:
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
-        raise UserError(f"{path}: not a readable picture ({error}). Replace or remove it.") from error
+        raise UserError(
+            f"{path}: not a readable picture ({error}). Replace or remove it."
+        ) from error

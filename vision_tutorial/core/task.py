@@ -2,21 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
-    Parts = dict[str, Tensor]
-    Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Parts]]
+Parts = dict[str, Tensor]
+Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Parts]]
 
 
 @dataclass
 class Batch:
-    """What the loader hands to the engine. images (B, 3, H, W); target ids (B, *S) or class map."""
+    """Ready for the model. images float (B, 3, H, W); target ids (B, *S) or map (B, C, *S)."""
 
-    images: "Tensor"
-    target: "Tensor"
+    images: Tensor
+    target: Tensor
 
 
 class Meter(Protocol):
@@ -24,25 +23,28 @@ class Meter(Protocol):
 
     headline: str
     higher_is_better: bool
-    state: "Tensor"
+    state: Tensor
 
-    def update(self, output: "Tensor", target: "Tensor") -> None:
+    def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch. output (B, C, *S) logits; target ids (B, *S)."""
 
-    def result(self, state: "Tensor") -> dict[str, float]:
-        """The metrics that these counts mean."""
+    def result(self, state: Tensor) -> dict[str, float]:
+        """The metrics that these counts mean, and `images`, how many items were counted."""
+
+    def table(self, state: Tensor) -> dict[str, list[Any]]:
+        """The per-class table, by column."""
 
 
 class Task(Protocol):
     """What a track adds to the engine; three methods, and no fourth."""
 
     def loss(
-        self, model: "nn.Module", batch: Batch, criteria: "Mapping[str, Criterion]"
-    ) -> "tuple[Tensor, Parts]":
+        self, model: nn.Module, batch: Batch, criteria: Mapping[str, Criterion]
+    ) -> tuple[Tensor, Parts]:
         """Forward and criterion: the total to differentiate, and its named parts to log."""
 
     def meter(self) -> Meter:
         """A fresh meter."""
 
-    def predict(self, model: "nn.Module", images: "Tensor") -> Any:
+    def predict(self, model: nn.Module, images: Tensor) -> Any:
         """What the model says of images (B, 3, H, W)."""

@@ -1,0 +1,53 @@
+"""`vision-tutorial VERB …`; with no verb: the verbs and every shelf."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+VERBS = {
+    "train": "train what a recipe says",
+    "evaluate": "a checkpoint's numbers on a split",
+    "explain": "what a recipe means, before anything runs",
+    "doctor": "is this machine ready?",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial` and `python -m vision_tutorial`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    if words[0] not in VERBS:
+        from .core.errors import unknown
+
+        print(f"error: {unknown('verb', words[0], VERBS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f".{words[0]}", __package__).main(words[1:])
+
+
+def overview() -> str:
+    """The verbs, and every shelf with each entry's options and what it is."""
+    from .core.catalogue import catalogue
+
+    lines = [f"vision-tutorial {__version__}", "", "usage: vision-tutorial VERB …   (VERB --help)"]
+    lines += ["", *(f"  {verb:<10} {words}" for verb, words in VERBS.items())]
+    for name, shelf in catalogue().items():
+        if shelf.entries or shelf.fallback:
+            lines += ["", name]
+        for entry in shelf.entries.values():
+            lines += [f"  {entry.name}{entry.signature()}", f"      {entry.doc}"]
+        if shelf.fallback:
+            count = f"{len(shelf.outside)} names" if shelf.outside else "any name"
+            lines += [f"  <{count} of timm>{shelf.fallback.signature()}"]
+            lines += [f"      {shelf.fallback.doc}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

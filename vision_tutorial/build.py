@@ -1,0 +1,377 @@
+"""Recipe -> what `fit` needs. The only file that knows every pillar; read it to know the house.
+
+Importing the pillars' faces here is what fills the shelves.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import classification, losses, optim  # noqa: F401  (importing fills the shelves)
+from .core import registry
+from .core.errors import UserError
+from .core.grammar import Choice
+from .core.randomness import address
+from .core.recipe import Clip, Colours, Recipe
+from .core.recipe import Ema as EmaOptions
+from .core.sources import Source, hold_out, take
+from .core.task import Batch, Task
+from .data import batch as batches
+from .data import loader, mix
+from .engine import (
+    Distributed,
+    Ema,
+    Learner,
+    NoEma,
+    Plan,
+    decay_at,
+    evaluate,
+    fitting_parts,
+    rounds_of,
+)
+from .engine.distributed import cores
+from .engine.infer import VIEWS, Evaluation
+
+CPU_MICRO_BATCH = 128  # ResNet-50 with the CIFAR stem: about 6 GB; larger ones are no faster
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pictures to learn from and those to choose by; `chosen_on` names the latter."""
+
+    train: Source
+    val: Source
+    chosen_on: str
+
+
+def import_files(paths: Sequence[Path], trusted: bool) -> None:
+    """Run the recipe's `imports`: a student's own entries. They are code, so they need trust."""
+    for path in paths:
+        if not trusted:
+            raise UserError(
+                f"the recipe imports {path}, which is code that would run on this machine. "
+                "Read it, then add --trust-imports."
+            )
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path}: failed to import: {type(error).__name__}: {error}") from error
+
+
+def check(recipe: Recipe, classes: int = 10) -> nn.Module:
+    """Build every part that needs no data, weightless; a wrong option is an error here.
+
+    Returns the network on the meta device.
+    """
+    chain(recipe.augment)
+    if chain(recipe.eval_augment)[1]:
+        raise UserError("eval_augment: random_erasing changes pictures at random; remove it here.")
+    mixing(recipe)
+    criteria(recipe)
+    with torch.device("meta"):
+        network = model(recipe, classes, weights=False)
+    learning_rate(recipe, optimizer(recipe, network), 1)
+    return network
+
+
+def data(recipe: Recipe) -> Data:
+    """Read the data set; split off what is held out."""
+    make = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)
+    train = make("train")
+    if recipe.holdout:
+        train, val = hold_out(train, recipe.holdout, recipe.seed)
+        chosen_on = "holdout"
+    else:
+        val, chosen_on = make("test"), "test"
+    if recipe.subset:
+        train = take(train, recipe.subset, recipe.seed)
+    return Data(train, val, chosen_on)
+
+
+def split(recipe: Recipe, name: str) -> Source:
+    """One split by name: train, val (what the best epoch is chosen on), or test."""
+    if name == "test":
+        return registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)("test")
+    both = data(recipe)
+    return both.train if name == "train" else both.val
+
+
+def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
+    """Transforms of pictures, and of normalised tensors, in order."""
+    made = [registry.augments.bind(c.name, **c.options)() for c in choices]
+    late = [t for t in made if getattr(t, "stage", "image") == "tensor"]
+    if late and made[-len(late) :] != late:
+        raise UserError("augment: random_erasing acts after normalising; put it last in the list.")
+    return made[: len(made) - len(late)], late
+
+
+def mixing(recipe: Recipe) -> Callable | None:
+    """CutMix, Mixup, or a draw between them; None where nothing is mixed."""
+    return mix.mix(recipe.mix) if recipe.mix else None
+
+
+def criteria(recipe: Recipe) -> dict[str, Callable]:
+    """The criterion of each head."""
+    return {"loss": losses.blend(recipe.loss)}
+
+
+def model(recipe: Recipe, classes: int, weights: bool = True) -> nn.Module:
+    """The network. Its first weights are a function of the seed alone."""
+    options = dict(recipe.model.options)
+    if not weights and options.get("pretrained"):
+        options["pretrained"] = False
+    torch.manual_seed(address(recipe.seed, "init"))
+    return registry.models.bind(recipe.model.name, **options)(classes)
+
+
+def task(recipe: Recipe, classes: Sequence[str]) -> Task:
+    """What the engine needs to know of the track."""
+    return registry.tasks.bind(recipe.task.name, **recipe.task.options)(classes)
+
+
+def placed(recipe: Recipe, network: nn.Module, distributed: Distributed) -> nn.Module:
+    """On the device, in the memory layout and compiled as the recipe says."""
+    network = network.to(distributed.device)
+    if recipe.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if recipe.compile:
+        network.compile()
+    return network
+
+
+def optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the recipe's parameter groups."""
+    options = dict(recipe.optimizer.options)
+    groups = optim.parameter_groups(
+        network,
+        weight_decay=options.get("weight_decay", 0.0),
+        no_decay_1d=recipe.parameter_groups.no_decay_1d,
+        layer_decay=recipe.parameter_groups.layer_decay,
+    )
+    return registry.optimizers.bind(recipe.optimizer.name, **options)(groups)
+
+
+def learning_rates(recipe: Recipe, steps_per_epoch: int) -> Callable[[int, Sequence[float]], float]:
+    """lr as a function of the step (and, for plateau, of the metrics so far)."""
+    return optim.learning_rates(
+        registry.schedules.bind(recipe.schedule.name, **recipe.schedule.options),
+        lr=recipe.optimizer.options["lr"],
+        epochs=recipe.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=recipe.warmup.epochs,
+        warmup_lr=recipe.warmup.lr,
+        warmup=recipe.warmup.mode,
+        cooldown_epochs=recipe.cooldown.epochs,
+        cooldown_lr=recipe.cooldown.lr,
+        unit=recipe.schedule_unit,
+    )
+
+
+def learning_rate(
+    recipe: Recipe, made: torch.optim.Optimizer, steps_per_epoch: int
+) -> Callable[[int, Sequence[float]], float]:
+    """A function (step, history) -> lr that also sets it."""
+    rates = learning_rates(recipe, steps_per_epoch)
+    rates(0, [])
+
+    def set_rate(step: int, history: Sequence[float]) -> float:
+        lr = rates(step, history)
+        optim.set_lr(made, lr)
+        return lr
+
+    return set_rate
+
+
+def clipping(clip: Clip | None) -> Callable[[nn.Module], None]:
+    """What is done to the gradients before the step; nothing without `clip`."""
+    if clip is None:
+        return lambda network: None
+    if clip.norm is not None:
+        return lambda network: nn.utils.clip_grad_norm_(network.parameters(), clip.norm)
+    if clip.value is not None:
+        return lambda network: nn.utils.clip_grad_value_(network.parameters(), clip.value)
+    from timm.utils.agc import adaptive_clip_grad
+
+    return lambda network: adaptive_clip_grad(network.parameters(), clip.agc)
+
+
+def averaging(ema: EmaOptions | None) -> Callable[[int], float]:
+    """The average's decay as a function of the step, counted from 1."""
+    return lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0
+
+
+def batch_parts(recipe: Recipe, world: int, on_gpu: bool) -> int:
+    """Micro-batches a process takes a step: the fewest that keep within `micro_batch`."""
+    if recipe.shards:
+        if recipe.shards % world or recipe.batch_size % recipe.shards:
+            raise UserError(
+                f"shards: {recipe.shards} must divide batch_size {recipe.batch_size} and be a "
+                f"multiple of the {world} processes."
+            )
+        parts, share = recipe.shards, recipe.batch_size
+    else:
+        share, rest = divmod(recipe.batch_size, world)
+        if rest:
+            raise UserError(
+                f"batch_size {recipe.batch_size} is global and does not divide over {world} "
+                f"processes; try {world * max(1, round(recipe.batch_size / world))}."
+            )
+        most = recipe.micro_batch or (share if on_gpu else CPU_MICRO_BATCH)
+        parts = next(p for p in range(1, share + 1) if share % p == 0 and share // p <= most)
+    if recipe.mix and (share // parts) % 2 and parts * world > 1:
+        raise UserError(
+            f"mix pairs pictures within a micro-batch, and {share // parts} is odd; choose a "
+            f"batch_size that is a multiple of {2 * parts * (1 if recipe.shards else world)}."
+        )
+    return parts
+
+
+def loader_workers(recipe: Recipe, distributed: Distributed) -> int:
+    """Loader processes beside each training process."""
+    if recipe.workers is not None:
+        return recipe.workers
+    spare = cores() // distributed.local_world - 1
+    return max(0, min(spare, 8))
+
+
+def steps_per_epoch(recipe: Recipe, source: Source) -> int:
+    """Whole batches in the training set; what is left over is dropped, another one each epoch."""
+    steps = len(source) // recipe.batch_size
+    if not steps:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is more than the {len(source)} training pictures; "
+            "lower batch_size or raise subset."
+        )
+    return steps
+
+
+def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation to normalise with."""
+    given = recipe.normalize
+    return (given.mean, given.std) if isinstance(given, Colours) else batches.COLOURS[given]
+
+
+def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner:
+    """The network with all that teaches it."""
+    parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
+    network = placed(recipe, model(recipe, len(source.classes)), distributed)
+    replica = distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards)
+    return Learner(
+        model=network,
+        replica=replica,
+        task=task(recipe, source.classes),
+        criteria=criteria(recipe),
+        optimizer=optimizer(recipe, network),
+        prepare=batches.finisher(
+            device=distributed.device,
+            colours=colours(recipe),
+            channels_last=recipe.channels_last,
+            mixing=mixing(recipe),
+            erasing=chain(recipe.augment)[1],
+            classes=len(source.classes),
+            seed=recipe.seed,
+        ),
+        clip=clipping(recipe.clip),
+        ema=Ema(network) if recipe.ema else NoEma(),
+        decay=averaging(recipe.ema),
+        seed=recipe.seed,
+        parts=parts // distributed.world if recipe.shards else parts,
+        shards=recipe.shards,
+    )
+
+
+def fit_memory(
+    pupil: Learner, work: Plan, distributed: Distributed, say: Callable[[str], None]
+) -> None:
+    """On a GPU, try the first batch and halve the micro-batch until all processes can hold it."""
+    if distributed.device.type != "cuda" or pupil.shards:
+        return
+    (raw,) = work.batches(0, 1)
+    pupil.parts, notice = fitting_parts(pupil, distributed, raw, pupil.parts)
+    if notice:
+        say(notice)
+
+
+def train_batches(
+    recipe: Recipe, source: Source, distributed: Distributed, start: int, stop: int
+) -> Iterator[loader.Raw]:
+    """This process's raw batches of the steps `start` to `stop`."""
+    pictures = loader.Pictures(source, chain(recipe.augment)[0], recipe.seed)
+    order = loader.TrainOrder(
+        len(source),
+        recipe.batch_size,
+        recipe.seed,
+        start,
+        stop,
+        distributed.rank,
+        distributed.world,
+    )
+    pin = distributed.device.type == "cuda"
+    return loader.make_loader(pictures, order, loader_workers(recipe, distributed), pin)
+
+
+def eval_batches(recipe: Recipe, source: Source, distributed: Distributed) -> Iterator[Batch]:
+    """This process's share of a split, ready for the model."""
+    pictures = loader.Pictures(source, chain(recipe.eval_augment)[0], recipe.seed)
+    order = loader.EvalOrder(
+        len(source), recipe.eval_batch_size, distributed.rank, distributed.world
+    )
+    finish = batches.finisher(
+        device=distributed.device, colours=colours(recipe), channels_last=recipe.channels_last
+    )
+    pin = distributed.device.type == "cuda"
+    raws = loader.make_loader(pictures, order, loader_workers(recipe, distributed), pin)
+    return (finish(raw) for raw in raws)
+
+
+def evaluation(
+    recipe: Recipe,
+    source: Source,
+    network: nn.Module,
+    task: Task,
+    distributed: Distributed,
+    views: str = "none",
+    **callbacks: Any,
+) -> Evaluation:
+    """All metrics of `network` on `source`."""
+    return evaluate(
+        VIEWS[views](network),
+        network,
+        eval_batches(recipe, source, distributed),
+        rounds_of(len(source), recipe.eval_batch_size, distributed.world),
+        task,
+        criteria(recipe)["loss"],
+        distributed,
+        **callbacks,
+    )
+
+
+def plan(recipe: Recipe, both: Data, pupil: Learner, distributed: Distributed) -> Plan:
+    """What is to be done, step by step."""
+    steps = steps_per_epoch(recipe, both.train)
+    meter = pupil.task.meter()
+
+    def evaluated(stop: Callable[[], bool], progress: Callable[[int, int], None]) -> Evaluation:
+        calls = {"stop": stop, "progress": progress}
+        with pupil.ema.applied_to(pupil.model):
+            return evaluation(recipe, both.val, pupil.model, pupil.task, distributed, **calls)
+
+    return Plan(
+        steps_per_epoch=steps,
+        epochs=recipe.epochs + recipe.cooldown.epochs,
+        lr=learning_rate(recipe, pupil.optimizer, steps),
+        batches=lambda start, stop: train_batches(recipe, both.train, distributed, start, stop),
+        evaluate=evaluated,
+        headline=meter.headline,
+        higher_is_better=meter.higher_is_better,
+        eval_every=recipe.eval_every,
+    )

@@ -1,0 +1,223 @@
+"""Data sets of classification: CIFAR-10, CIFAR-100, and any folder with one sub-folder per class.
+
+CIFAR comes as pickles, which can execute code when read: the bytes that are unpickled are the very
+bytes whose MD5 was compared with the published one, so nothing unverified is ever opened.
+"""
+
+import hashlib
+import os
+import pickle
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import wrap_file
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from ..core.errors import StorageError, UserError
+from ..core.registry import datasets
+from ..core.sources import ArraySource, FileSource, check_split, data_root
+
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PATIENCE = 30  # seconds without a byte before a download gives up
+ELSEWHERE = "set `root` or VISION_TUTORIAL_DATA to the folder that has it"
+
+Archive = type[CIFAR10]  # torchvision's class, for the names, the address and the digests it holds
+
+
+@datasets.register
+def cifar10(split: str, *, root: str | None = None, download: bool = False) -> ArraySource:
+    """CIFAR-10: 50,000 + 10,000 pictures of 32x32, 10 classes (Krizhevsky 2009)."""
+    return _cifar("cifar10", CIFAR10, split, root, download)
+
+
+@datasets.register
+def cifar100(split: str, *, root: str | None = None, download: bool = False) -> ArraySource:
+    """CIFAR-100: 50,000 + 10,000 pictures of 32x32, 100 classes (Krizhevsky 2009)."""
+    return _cifar("cifar100", CIFAR100, split, root, download)
+
+
+@datasets.register
+def image_folder(split: str, *, root: str, train: str = "train", test: str = "val") -> FileSource:
+    """Your own pictures: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg (png, webp, … too)."""
+    check_split(split)
+    base = Path(root).expanduser()
+    # The training folder alone says which classes there are, and in which order.
+    folders = _class_folders(base, train)
+    classes = tuple(folder.name for folder in folders)
+    if split == "test":
+        folders = _class_folders(base, test)
+        strange = [folder.name for folder in folders if folder.name not in classes]
+        if strange:
+            raise UserError(
+                f"image_folder: {base / test} has the class '{strange[0]}', which {base / train} "
+                f"has not ({len(strange)} such). Rename or remove it, or add it to both."
+            )
+    paths: list[Path] = []
+    targets: list[int] = []
+    for folder in folders:
+        pictures = sorted(_pictures(folder, base.resolve()))
+        if split == "train" and not pictures:
+            raise _no_pictures(folder)
+        paths += pictures
+        targets += [classes.index(folder.name)] * len(pictures)
+    if not paths:
+        raise _no_pictures(base / test)
+    return FileSource("image_folder", paths, np.array(targets, np.int64), classes)
+
+
+def _cifar(name: str, kind: Archive, split: str, root: str | None, download: bool) -> ArraySource:
+    check_split(split)
+    folder = data_root(root) / kind.base_folder
+    if download:
+        _fetch(name, kind, folder)
+    parts = kind.train_list if split == "train" else kind.test_list
+    tables = [_unpickle(name, folder / part, md5) for part, md5 in parts]
+    meta = _unpickle(name, folder / kind.meta["filename"], kind.meta["md5"])
+    rows = np.concatenate([table["data"] for table in tables])  # (N, 3072): a plane per channel
+    labels = [table.get("fine_labels", table.get("labels")) for table in tables]
+    return ArraySource(
+        name,
+        np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)),
+        np.concatenate(labels).astype(np.int64),
+        tuple(meta[kind.meta["key"]]),
+    )
+
+
+def _unpickle(name: str, path: Path, md5: str) -> dict:
+    """What the file holds, if its bytes have this MD5."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: no {path}; set `download: true`, or {ELSEWHERE}.") from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot read {path} ({error.strerror}).") from error
+    found = _md5(content)
+    if found != md5:
+        raise UserError(
+            f"{name}: {path} is damaged: its MD5 is {found}, it should be {md5}. Set "
+            "`download: true` to fetch it again, or copy it again from where it came."
+        )
+    return pickle.loads(content, encoding="latin1")
+
+
+def _files(kind: Archive) -> dict[str, str]:
+    """Every file of the data set, with its MD5."""
+    return dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+
+
+def _intact(kind: Archive, folder: Path) -> bool:
+    """Whether every file is there and has its MD5."""
+    return all(
+        (folder / part).is_file() and _md5((folder / part).read_bytes()) == md5
+        for part, md5 in _files(kind).items()
+    )
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _fetch(name: str, kind: Archive, folder: Path) -> None:
+    """Download what is missing or damaged; of several processes one does, the others wait."""
+    if _intact(kind, folder):
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if _intact(kind, folder):  # another process was first
+                return
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as temporary:
+                archive = Path(temporary) / kind.filename
+                _download(name, kind, archive)
+                _extract(kind, archive, Path(temporary), folder)
+    except OSError as error:
+        raise StorageError(
+            f"{name}: cannot write {folder} ({error.strerror or error}); {ELSEWHERE}, or to one "
+            "that can be written."
+        ) from error
+
+
+def _download(name: str, kind: Archive, archive: Path) -> None:
+    """Fetch the archive, showing progress, and compare its MD5 with the published one."""
+    try:
+        with urllib.request.urlopen(kind.url, timeout=PATIENCE) as answer:
+            size = int(answer.headers.get("Content-Length") or 0)
+            bar = wrap_file(answer, size, description=name, console=Console(stderr=True))
+            with bar as stream, archive.open("wb") as file:
+                shutil.copyfileobj(stream, file)
+    except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise UserError(
+            f"{name}: cannot download {kind.url} ({reason}). Without a network: unpack it on "
+            f"another machine, copy {kind.base_folder} here, and {ELSEWHERE}."
+        ) from error
+    found = _md5(archive.read_bytes())
+    if found != kind.tgz_md5:
+        raise UserError(
+            f"{name}: what came from {kind.url} has MD5 {found}, it should be {kind.tgz_md5}: cut "
+            "short, or not the data set. Nothing was kept; try again."
+        )
+
+
+def _extract(kind: Archive, archive: Path, temporary: Path, folder: Path) -> None:
+    """Move the files that we know into place, each whole or not at all; nothing else is read."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(archive) as tar:
+        for part in _files(kind):
+            member = tar.extractfile(f"{kind.base_folder}/{part}")
+            assert member is not None, "the MD5 was right, so it is a regular file"
+            with (temporary / part).open("wb") as file:
+                shutil.copyfileobj(member, file)
+            os.replace(temporary / part, folder / part)
+
+
+def _class_folders(base: Path, name: str) -> list[Path]:
+    """The sub-folders of base/name in the order of their names."""
+    folder = base / name
+    if not folder.is_dir():
+        raise UserError(
+            f"image_folder: no folder {folder}; `root` needs '{name}' with one sub-folder of "
+            "pictures per class (the options `train` and `test` name the two folders)."
+        )
+    _stay_inside(folder, base.resolve())
+    folders = sorted(entry for entry in folder.iterdir() if _shown(entry.name) and entry.is_dir())
+    if not folders:
+        raise UserError(f"image_folder: {folder} has no sub-folders; it needs one per class.")
+    return folders
+
+
+def _pictures(folder: Path, base: Path) -> Iterator[Path]:
+    """The picture files under `folder`. A link may lead to a file inside `base`, no further."""
+    _stay_inside(folder, base)
+    for parent, folders, files in os.walk(folder):  # links to folders are not followed
+        folders[:] = filter(_shown, folders)
+        for name in files:
+            path = Path(parent, name)
+            if _shown(name) and path.suffix.lower() in EXTENSIONS:
+                if path.is_symlink():
+                    _stay_inside(path, base)
+                yield path
+
+
+def _shown(name: str) -> bool:
+    return not name.startswith(".")  # such as .ipynb_checkpoints, or macOS's ._picture.jpg
+
+
+def _stay_inside(path: Path, base: Path) -> None:
+    if not path.resolve().is_relative_to(base):
+        raise UserError(
+            f"image_folder: {path} leads outside {base}, to {path.resolve()}; put it inside."
+        )
+
+
+def _no_pictures(folder: Path) -> UserError:
+    return UserError(f"image_folder: no pictures in {folder}; looked for {', '.join(EXTENSIONS)}.")

@@ -1,0 +1,86 @@
+"""What the engine needs to know of classification: a loss, a meter, a prediction."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.counts import exact_sum, topk_hits
+from ..core.registry import tasks
+from ..core.task import Batch, Criterion, Parts
+
+
+class Accuracy:
+    """Top-1, top-5, per-class accuracy and plain cross-entropy, as sums.
+
+    state float64 (3 + 2C,): top-1 hits, top-5 hits, cross-entropy; per class hits, then items.
+    """
+
+    headline = "top1"
+    higher_is_better = True
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = tuple(classes)
+        self.state = torch.zeros(3 + 2 * len(classes), dtype=torch.float64)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add a batch. output (B, C) logits; target ids (B,)."""
+        output = output.float()
+        first = topk_hits(output, target, 1)
+        fifth = topk_hits(output, target, 5)
+        entropy = exact_sum(F.cross_entropy(output, target, reduction="none"))
+        classes = len(self.classes)
+        hits, items = (torch.bincount(t, minlength=classes) for t in (target[first], target))
+        head = torch.stack([first.sum().double(), fifth.sum().double(), entropy])
+        counts = torch.cat([head, hits.double(), items.double()])
+        self.state = self.state.to(counts.device) + counts
+
+    def result(self, state: Tensor) -> dict[str, float]:
+        """top1, top5 in per cent; cross_entropy in nats; `images` counted."""
+        first, fifth, entropy = state[:3].tolist()
+        hits, items = state[3:].chunk(2)
+        n = items.sum().item()
+        seen = items > 0
+        balanced = (hits[seen] / items[seen]).mean().item() if n else 0.0
+        return {
+            "top1": 100 * first / max(n, 1),
+            "top5": 100 * fifth / max(n, 1),
+            "balanced_top1": 100 * balanced,
+            "cross_entropy": entropy / max(n, 1),
+            "images": n,
+        }
+
+    def table(self, state: Tensor) -> dict[str, list[Any]]:
+        """Per class: name, items, top-1 in per cent (None where the class has no item)."""
+        hits, items = (part.tolist() for part in state[3:].chunk(2))
+        top1 = [100 * h / n if n else None for h, n in zip(hits, items, strict=True)]
+        return {"class": list(self.classes), "images": [int(n) for n in items], "top1": top1}
+
+
+class Classification:
+    """Task: one class per picture."""
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = tuple(classes)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, criteria: Mapping[str, Criterion]
+    ) -> tuple[Tensor, Parts]:
+        """Forward and criterion. images (B, 3, H, W); target ids (B,) or class map (B, C)."""
+        return criteria["loss"](model(batch.images), batch.target)
+
+    def meter(self) -> Accuracy:
+        """A fresh meter."""
+        return Accuracy(self.classes)
+
+    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Class probabilities (B, C) of images (B, 3, H, W)."""
+        return model(images).float().softmax(1)
+
+
+@tasks.register
+def classification(classes: Sequence[str]) -> Classification:
+    """One class per picture: top-1, top-5, per-class accuracy."""
+    return Classification(classes)

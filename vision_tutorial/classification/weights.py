@@ -1,0 +1,90 @@
+"""Pretrained weights: from the hub or its cache, or from a file, and never by running a pickle."""
+
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..core.errors import UserError
+
+MEND = "Set pretrained to a local .safetensors or .pt file"
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_hub(name: str) -> None:
+    """Refuse a model without weights; ask only the cache when the hub does not answer at once."""
+    if not timm.models.is_model_pretrained(name):
+        raise UserError(f"timm has no pretrained weights for '{name}'. {MEND}, or to false.")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=3)
+    except Exception:  # offline; the hub's client would retry for a minute and more
+        constants.HF_HUB_OFFLINE = True
+
+
+def unavailable(name: str, error: Exception) -> UserError:
+    """The one line for weights that neither the hub nor its cache gave."""
+    where = "offline, and not in the hub's cache" if constants.HF_HUB_OFFLINE else repr(error)
+    return UserError(
+        f"no pretrained weights for '{name}' ({where}). {MEND}, or start once with a network."
+    )
+
+
+def load(model: nn.Module, path: Path, num_classes: int) -> None:
+    """Put the weights in `path` into `model`, names and shapes strict except the classifier's.
+
+    A classifier for another number of classes is left as initialised, with a note. UserError names
+    the file and what is wrong with it.
+    """
+    found = _clean(_read(path), path)
+    own = model.state_dict()
+    head = model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{h}." for h in ([head] if isinstance(head, str) else head))
+    other = {k for k in own.keys() & found.keys() if own[k].shape != found[k].shape}
+    if other and all(k.startswith(heads) for k in other):
+        classes = len(found[min(other)])
+        logger.warning(
+            "%s has %d classes, not %d: its classifier is left out.", path, classes, num_classes
+        )
+        found = {k: v for k, v in found.items() if not k.startswith(heads)}
+        own = {k: v for k, v in own.items() if not k.startswith(heads)}
+        other = set()
+    for what, names in (
+        ("lacks", own.keys() - found.keys()),
+        ("has, unknown to the model,", found.keys() - own.keys()),
+        ("has in another shape", other),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+            raise UserError(f"{path} {what} {shown} ({len(names)} in all); is it another model's?")
+    model.load_state_dict(found, strict=False)
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise UserError(f"pretrained: no file {path}. {MEND}, to true (timm's), or to false.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # written out, since an environment variable can turn the default off
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise whatever they like on damaged files
+        raise UserError(
+            f"{path}: not a weights file that can be read without running its code "
+            f"({type(error).__name__}). Save the state_dict alone, best as .safetensors."
+        ) from error
+
+
+def _clean(found: object, path: Path) -> dict[str, Tensor]:
+    """The state dict itself, out of a training script's checkpoint and without wrappers' names."""
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UserError(f"{path}: holds no state_dict (names and tensors). Save that alone.")
+    return {k.removeprefix("_orig_mod.").removeprefix("module."): v for k, v in found.items()}

@@ -1,0 +1,61 @@
+"""The last steps of the data path, on the device and by batch: mix, normalise, erase."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.randomness import address
+from ..core.task import Batch
+from .loader import Raw, seed_generators
+
+# Per-channel mean and standard deviation of pixels in 0 … 1.
+COLOURS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+def normalize(images: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32, (x/255 - mean) / std per channel, as timm's loader does it."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1) * 255
+        for values in colours
+    )
+    return images.float().sub_(mean).div_(std)
+
+
+def erase(images: Tensor, items: Tensor, transforms: Sequence[Callable], seed: int) -> Tensor:
+    """Apply the per-picture tensor transforms (random erasing) to normalised images, by address."""
+    for row, (epoch, index) in enumerate(items.tolist() if transforms else ()):
+        seed_generators(address(seed, epoch, index, "erase"))
+        for transform in transforms:
+            images[row] = transform(images[row])
+    return images
+
+
+def finisher(
+    *,
+    device: torch.device,
+    colours: tuple[Sequence[float], Sequence[float]],
+    channels_last: bool,
+    mixing: Callable | None = None,
+    erasing: Sequence[Callable] = (),
+    classes: int = 0,
+    seed: int = 0,
+) -> Callable[[Raw, int], Batch]:
+    """A function (raw batch, step) -> Batch on `device`; no mixing and no erasing evaluates."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def finish(raw: Raw, step: int = 0) -> Batch:
+        images = raw.images.to(device, non_blocking=True)
+        target = raw.target.to(device, non_blocking=True)
+        if mixing is not None:
+            images, target = mixing(images, target, classes, seed, step)
+        images = erase(normalize(images, colours), raw.items, erasing, seed)
+        return Batch(images.contiguous(memory_format=layout), target)
+
+    return finish

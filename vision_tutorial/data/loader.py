@@ -1,0 +1,193 @@
+"""Which process sees which picture when, and how it gets there.
+
+The order is a function of (seed, epoch), the pictures of (seed, epoch, index); a loader that starts
+in the middle is as good as one that ran through. A global batch is dealt in mirror pairs: whoever
+takes position i also takes B-1-i. CutMix and Mixup pair i with B-1-i, so a mixed batch is the same
+set of pictures for every number of processes, micro-batches and shards.
+"""
+
+import ctypes
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..core.errors import UserError
+from ..core.randomness import address, order
+from ..core.sources import Source
+
+Transform = Callable[[Image.Image], Image.Image]
+Item = tuple[int, int]  # (epoch, index)
+
+
+@dataclass
+class Raw:
+    """A batch as it leaves the loader. images uint8 (B, 3, H, W); target (B, …); items (B, 2)."""
+
+    images: Tensor
+    target: Tensor
+    items: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Raw":
+        """The same batch with `change` applied to each tensor."""
+        return Raw(change(self.images), change(self.target), change(self.items))
+
+    def pin_memory(self) -> "Raw":
+        """DataLoader calls this to speed up the way to a GPU."""
+        return self.map(Tensor.pin_memory)
+
+    def parts(self, count: int) -> "list[Raw]":
+        """`count` micro-batches that keep mirror pairs together."""
+        if count == 1:
+            return [self]
+        rows = (torch.from_numpy(part(len(self), i, count)) for i in range(count))
+        return [self.map(lambda tensor, row=row: tensor[row]) for row in rows]
+
+
+def part(n: int, index: int, parts: int) -> np.ndarray:
+    """Positions of part `index` of `parts` of a batch of n: mirror pairs, in mirror order; (n/parts,).
+
+    n must divide by `parts`; with an even n/parts every pair stays whole.
+    """
+    size = n // parts
+    half = size // 2
+    if size % 2 and parts > 1:  # pairs are torn: contiguous slices, fine where nothing is mixed
+        return np.arange(index * size, (index + 1) * size)
+    front = np.arange(index * half, (index + 1) * half)
+    middle = np.arange(half, half + size % 2)
+    return np.concatenate([front, middle, n - 1 - front[::-1]])
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """The batches of one process, from step `start` to step `stop`, across epochs; drops the rest."""
+
+    n: int
+    batch_size: int
+    seed: int
+    start: int
+    stop: int
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        mine = part(self.batch_size, self.rank, self.world)
+        steps = self.n // self.batch_size
+        current, permutation = -1, np.empty(0)
+        for step in range(self.start, self.stop):
+            epoch, position = divmod(step, steps)
+            if epoch != current:
+                current, permutation = epoch, order(self.seed, epoch, self.n)
+            batch = permutation[position * self.batch_size :][: self.batch_size]
+            yield [(epoch, int(index)) for index in batch[mine]]
+
+
+@dataclass(frozen=True)
+class EvalOrder:
+    """Whole batches dealt to processes in turn: each keeps its shape, so no count or bit depends on
+    how many processes there are, and nothing is padded."""
+
+    n: int
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        return len(range(self.rank * self.batch_size, self.n, self.world * self.batch_size))
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for first in range(self.rank * self.batch_size, self.n, self.world * self.batch_size):
+            yield [(0, i) for i in range(first, min(first + self.batch_size, self.n))]
+
+
+class Pictures(Dataset):
+    """(epoch, index) -> picture tensor, target; every draw is addressed, nothing is remembered."""
+
+    def __init__(self, source: Source, transforms: Sequence[Transform], seed: int):
+        self.source, self.transforms, self.seed = source, tuple(transforms), seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, Any, Item] | UserError:
+        epoch, index = item
+        try:
+            picture, target = self.source[index]
+        except UserError as error:
+            # raised here, a worker would wrap it in a page of traceback
+            return UserError(f"{self.source.name}, picture {index}: {error}")
+        seed_generators(address(self.seed, epoch, index, "augment"))
+        for transform in self.transforms:
+            picture = transform(picture)
+        return to_tensor(picture), target, item
+
+
+def seed_generators(number: int) -> None:
+    """Seed Python's, NumPy's and torch's (CPU) global generators, which timm's transforms draw from."""
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """RGB picture -> uint8 tensor (3, H, W)."""
+    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def collate(samples: list[Any]) -> Raw | UserError:
+    """Samples -> one batch; the first unreadable picture speaks for all."""
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    images, targets, items = zip(*samples, strict=True)
+    sizes = {tuple(image.shape) for image in images}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{w}x{h}" for _, h, w in sorted(sizes)[:3])
+        return UserError(
+            f"pictures of different sizes in one batch ({shown}, …); end `augment` and "
+            "`eval_augment` with a crop or resize to one size."
+        )
+    return Raw(torch.stack(images), torch.as_tensor(np.array(targets)), torch.tensor(items))
+
+
+def make_loader(
+    pictures: Pictures, batches: TrainOrder | EvalOrder, workers: int, pin: bool
+) -> Iterator[Raw]:
+    """Batches in the given order. UserError names a picture that cannot be read."""
+    loader = DataLoader(
+        pictures,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=worker_started,
+        prefetch_factor=4 if workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def worker_started(_: int) -> None:
+    """A worker leaves signals to its parent, dies with it, and computes on one thread."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)

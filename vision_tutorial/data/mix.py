@@ -1,0 +1,137 @@
+"""CutMix and Mixup: batches in which each picture meets its mirror, sample i and sample B-1-i.
+
+Every draw is addressed by (seed, step) and is the same for the whole global batch, so a part of it
+that keeps mirror pairs together (a process's share, a micro-batch) is mixed as the whole would be.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import targets
+from ..core.errors import UserError
+from ..core.randomness import generator
+from ..core.registry import mixers
+
+Share = Tensor | float
+Mixer = Callable[[Tensor, np.random.Generator], tuple[Tensor, Share]]
+# images, target, classes, seed, step -> images, target
+Mix = Callable[[Tensor, Tensor, int, int, int], tuple[Tensor, Tensor]]
+
+
+class Term(Protocol):
+    """One mixer of a recipe's `mix` and how often it is drawn."""
+
+    name: str
+    weight: float
+    options: dict
+
+
+@mixers.register
+def cutmix(
+    images: Tensor, rng: np.random.Generator, *, alpha: float = 1.0, p: float = 1.0
+) -> tuple[Tensor, Share]:
+    """Paste one box of the mirror picture into every picture (Yun et al. 2019).
+
+    images (B, C, H, W) of any type -> images, and the share that each pixel keeps: 1.0, or zeros
+    and ones (1, 1, H, W). The box has H·√(1-λ) x W·√(1-λ) pixels, λ ~ Beta(alpha, alpha), around a
+    uniform centre, clipped; p is the probability that a batch is mixed at all. UserError if alpha
+    or p are out of range.
+    """
+    check_options("cutmix", alpha, p)
+    if rng.random() >= p:
+        return images, 1.0
+    rows, columns = draw_box(*images.shape[-2:], rng.beta(alpha, alpha), rng)
+    mixed = images.clone()
+    mixed[..., rows, columns] = images[..., rows, columns].flip(0)
+    share = torch.ones(1, 1, *images.shape[-2:], device=images.device)
+    share[..., rows, columns] = 0
+    return mixed, share
+
+
+@mixers.register
+def mixup(
+    images: Tensor, rng: np.random.Generator, *, alpha: float = 1.0, p: float = 1.0
+) -> tuple[Tensor, Share]:
+    """Blend every picture with its mirror, rounded to whole grey levels (Zhang et al. 2018).
+
+    images uint8 (B, C, H, W) -> images, and the share λ ~ Beta(alpha, alpha) that each picture
+    keeps; p is the probability that a batch is mixed at all. UserError if alpha or p are out of
+    range.
+    """
+    check_options("mixup", alpha, p)
+    if rng.random() >= p:
+        return images, 1.0
+    share = float(rng.beta(alpha, alpha))
+    blend = images.float() * share + images.flip(0).float() * (1 - share)
+    return blend.round_().to(images.dtype), share
+
+
+def draw_box(
+    height: int, width: int, share: float, rng: np.random.Generator
+) -> tuple[slice, slice]:
+    """CutMix's rows and columns, as in the paper's code and timm up to 1.0.30.
+
+    Half a side is cut // 2, so sides are even; timm 1.0.31 gives odd ones their last pixel back.
+    """
+    sides = []
+    for length in (height, width):
+        half = int(length * np.sqrt(1 - share)) // 2
+        centre = int(rng.integers(length))
+        sides.append(slice(max(centre - half, 0), min(centre + half, length)))
+    return sides[0], sides[1]
+
+
+def check_options(entry: str, alpha: float, p: float) -> None:
+    """UserError unless alpha > 0 and 0 <= p <= 1."""
+    if not alpha > 0:
+        raise UserError(f"{entry}: alpha is {alpha}; use more than 0, or leave {entry} out of mix.")
+    if not 0 <= p <= 1:
+        raise UserError(f"{entry}: p is {p}; use 0 to 1.")
+
+
+def mix(terms: Sequence[Term] | None) -> Mix:
+    """A recipe's mixers as one function (images, target, classes, seed, step) -> images, target.
+
+    Each batch is given to one of them, drawn by weight, and its class ids become a class map. No
+    terms: a twin that changes nothing. UserError for a bad option or weights that are all zero.
+    """
+    if not terms:
+        return leave
+    weights = np.array([term.weight for term in terms], dtype=np.float64)
+    if not weights.sum() > 0:
+        raise UserError("mix: every weight is 0; give one of them more, or leave `mix` out.")
+    bound = [mixers.bind(term.name, **term.options) for term in terms]
+    for mixer in bound:  # so that a bad option shows now and not in the first batch
+        mixer(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), generator(0, "probe"))
+    return partial(mix_batch, bound, weights / weights.sum())
+
+
+def leave(
+    images: Tensor, target: Tensor, classes: int, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Mix nothing: the images and class ids as they are."""
+    return images, target
+
+
+def mix_batch(
+    choices: Sequence[Mixer],
+    probabilities: np.ndarray,
+    images: Tensor,
+    target: Tensor,
+    classes: int,
+    seed: int,
+    step: int,
+) -> tuple[Tensor, Tensor]:
+    """images uint8 (B, C, H, W), target ids or map -> mixed images, class map (B, classes, *S)."""
+    rng = generator(seed, step, "mix")
+    mixer = choices[rng.choice(len(choices), p=probabilities)]
+    images, share = mixer(images, rng)
+    spatial = target.ndim > (2 if targets.is_map(target) else 1)
+    if isinstance(share, Tensor) and not spatial:
+        share = share.mean((-2, -1))  # one label for the picture: by area
+    return images, targets.mix(target, target.flip(0), share, classes)

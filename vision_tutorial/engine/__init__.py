@@ -1,0 +1,38 @@
+"""The loop and what surrounds it: processes, checkpoints, tracking, display."""
+
+from .checkpoint import Checkpoints, NoCheckpoints, load_weights
+from .crew import Crew, NoCrew, restore, summarise
+from .distributed import Distributed
+from .ema import Ema, NoEma, decay_at
+from .fit import Plan, Progress, fit
+from .infer import Evaluation, evaluate, rounds_of
+from .signals import StopRequest
+from .step import Learner, fitting_parts
+from .terminal import make_display
+from .tracking import NoTracker, make_tracker
+
+__all__ = [
+    "Checkpoints",
+    "Crew",
+    "Distributed",
+    "Ema",
+    "Evaluation",
+    "Learner",
+    "NoCheckpoints",
+    "NoCrew",
+    "NoEma",
+    "NoTracker",
+    "Plan",
+    "Progress",
+    "StopRequest",
+    "decay_at",
+    "evaluate",
+    "fit",
+    "fitting_parts",
+    "load_weights",
+    "make_display",
+    "make_tracker",
+    "restore",
+    "rounds_of",
+    "summarise",
+]

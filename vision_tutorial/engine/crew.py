@@ -1,0 +1,139 @@
+"""Rank 0's duties beside learning: checkpoints, the run folder, the tracker, the display."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..core import runs
+from ..core.recipe import CheckpointPolicy
+from .checkpoint import Checkpoints, NoCheckpoints
+from .distributed import Distributed
+from .fit import Plan, Progress
+from .infer import Evaluation
+from .packing import flatten_optimizer, restore_optimizer
+from .step import Learner
+from .terminal import Display
+from .tracking import Tracker
+
+
+@dataclass
+class Crew:
+    """Saves first, then tells: what was reported once can never be lost."""
+
+    run: Path
+    learner: Learner
+    plan: Plan
+    distributed: Distributed
+    checkpoints: Checkpoints
+    policy: CheckpointPolicy
+    tracker: Tracker
+    display: Display
+    saved: float = field(default_factory=time.monotonic)
+    is_best: bool = False
+
+    def save(self, progress: Progress, is_best: bool) -> None:
+        """Write a checkpoint, on a thread; `finished_epoch` waits for it."""
+        tensors, state = frozen(self.learner, self.distributed, progress)
+        self.checkpoints.save(progress.step, tensors, state, is_best)
+        self.saved, self.is_best = time.monotonic(), is_best
+
+    def due(self, progress: Progress) -> bool:
+        """Whether a checkpoint within the epoch is due, by steps or by the clock."""
+        steps, minutes = self.policy.every_steps, self.policy.every_minutes
+        if steps and progress.step % steps == 0:
+            return True
+        return minutes is not None and time.monotonic() - self.saved > 60 * minutes
+
+    def stepped(self, progress: Progress, loss: float, lr: float, items: int) -> None:
+        """Move the bar."""
+        self.display.step(progress.step, loss, lr, items)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Move the bar of the evaluation."""
+        self.display.evaluating(done, total)
+
+    def finished_epoch(self, progress: Progress, evaluation: Evaluation | None) -> None:
+        """Once the checkpoint is on disk: metrics.jsonl, summary.json, tracker, display."""
+        self.checkpoints.wait()
+        row = progress.rows[-1]
+        runs.append_row(self.run / "metrics.jsonl", row)
+        if evaluation and self.is_best:
+            runs.write_json(self.run / "classes.json", evaluation.table)
+        self.tracker.log(row)
+        self.display.epoch(row, best=self.is_best)
+
+
+class NoCrew:
+    """The twin of `Crew` for the other processes."""
+
+    def save(self, progress: Progress, is_best: bool) -> None:
+        """Nothing."""
+
+    def due(self, progress: Progress) -> bool:
+        """Never."""
+        return False
+
+    def stepped(self, progress: Progress, loss: float, lr: float, items: int) -> None:
+        """Nothing."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def finished_epoch(self, progress: Progress, evaluation: Evaluation | None) -> None:
+        """Nothing."""
+
+
+def frozen(
+    learner: Learner, distributed: Distributed, progress: Progress
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """All that training depends on from here: tensors by file, and JSON."""
+    optimizer, packed = flatten_optimizer(learner.optimizer.state_dict())
+    tensors = {"model": learner.model.state_dict(), "ema": learner.ema.tensors, "optim": optimizer}
+    state = {
+        "progress": asdict(progress),
+        "optimizer": packed,
+        "scaler": distributed.scaler.state_dict() if distributed.scaler else {},
+    }
+    return {name: group for name, group in tensors.items() if group}, state
+
+
+def restore(
+    learner: Learner, distributed: Distributed, checkpoints: Checkpoints | NoCheckpoints
+) -> Progress | None:
+    """Put the newest whole checkpoint into `learner`; None where there never was one."""
+    like = {"model": learner.model.state_dict(), "ema": learner.ema.tensors}
+    loaded = checkpoints.load({name: group for name, group in like.items() if group})
+    if loaded is None:
+        return None
+    learner.model.load_state_dict(loaded.tensors["model"])
+    learner.ema.load(loaded.tensors.get("ema", {}))
+    restore_optimizer(
+        learner.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"]
+    )
+    if distributed.scaler and loaded.state["scaler"]:
+        distributed.scaler.load_state_dict(loaded.state["scaler"])
+    return Progress(**loaded.state["progress"])
+
+
+def summarise(plan: Plan, progress: Progress, status: str, expects: dict[str, Any]) -> dict:
+    """summary.json: the best and the last evaluated epoch are different numbers, and named so."""
+    name = f"val/{plan.headline}"
+    rows = [row for row in progress.rows if row.get(name) is not None]
+    pick = max if plan.higher_is_better else min
+    best = pick(rows, key=lambda row: row[name], default=None)
+
+    def point(row: dict[str, Any] | None) -> dict[str, Any] | None:
+        return row and {"epoch": row["epoch"], "value": row[name]}
+
+    return {
+        "status": status,
+        "metric": name,
+        "best": point(best),
+        "last": point(rows[-1] if rows else None),
+        "epochs": len(progress.rows),
+        "wall_seconds": round(progress.total_seconds, 3),
+        "expects": expects,
+    }

@@ -1,0 +1,134 @@
+"""Everything that knows of more than one process, or of accelerate, is in this file.
+
+accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not touch the data:
+`prepare(dataloader)` pads and counts samples twice, so who takes what is decided in data/loader.py.
+"""
+
+import os
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from ..core.errors import UserError
+
+TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
+CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 pictures takes minutes on a laptop
+
+
+class Distributed:
+    """The processes of one training: who am I, where do I compute, what do the others say."""
+
+    def __init__(self, precision: str = "fp32", threads: int | None = None):
+        self.rank, self.world, self.local_world = launched()
+        self.threads = threads or max(1, cores() // self.local_world)
+        torch.set_num_threads(self.threads)
+        on_cpu = not torch.cuda.is_available() and self.world > 1
+        self.precision, self.notice = usable_precision(precision, torch.cuda.is_available())
+        if torch.cuda.is_available() and self.local_world > torch.cuda.device_count():
+            raise UserError(
+                f"{self.local_world} processes for {torch.cuda.device_count()} GPUs; "
+                f"start with --nproc {torch.cuda.device_count()}."
+            )
+        timeout = CPU_TIMEOUT if not torch.cuda.is_available() else TIMEOUT
+        self.accelerator = Accelerator(
+            cpu=on_cpu,  # without it, N processes on CPU silently train N separate models
+            mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timeout),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            ],
+        )
+        assert self.accelerator.num_processes == self.world, "accelerate did not join the others"
+        self.device = self.accelerator.device
+        self.scaler = self.accelerator.scaler
+
+    @property
+    def main(self) -> bool:
+        """Whether this process draws, writes and talks."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module, sync_bn: bool = False, replicate: bool = True) -> nn.Module:
+        """Onto the device, under autocast, and into DDP where there are several processes."""
+        if sync_bn and self.world > 1:
+            if self.device.type != "cuda":
+                raise UserError("sync_bn: true needs GPUs; on CPU use shards, or sync_bn: false.")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if not replicate:
+            self.accelerator.prepare_model(model, evaluation_mode=True)
+            return model
+        return self.accelerator.prepare_model(model)
+
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        """Gradients of `loss`, scaled where fp16 needs it."""
+        self.accelerator.backward(loss, **options)
+
+    def unsynchronised(self, model: nn.Module, when: bool) -> Any:
+        """A context in which backward leaves gradients where they are, if `when`."""
+        return self.accelerator.no_sync(model) if when and self.world > 1 else nullcontext()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, on every process."""
+        if self.world == 1:
+            return values
+        moved = values.to(self.device)
+        torch.distributed.all_reduce(moved)
+        return moved.to(values.device)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        return bool(self.sum(torch.tensor([float(flag)])).item() > 0)
+
+    def share(self, value: Any) -> Any:
+        """The value that rank 0 holds."""
+        if self.world == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def spread(self, values: Tensor, source: int) -> Tensor:
+        """`values` of process `source`, in place."""
+        if self.world > 1:
+            torch.distributed.broadcast(values, src=source)
+        return values
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Make running statistics their mean over processes, so that all evaluate one model."""
+        floats = [b for b in model.buffers() if b.is_floating_point()]
+        if self.world == 1 or not floats:
+            return
+        mine = torch.cat([b.detach().flatten() for b in floats])
+        first = self.spread(mine.clone(), 0)
+        mean = first + self.sum(mine - first) / self.world  # equal ones stay equal to the bit
+        for buffer, part in zip(floats, mean.split([b.numel() for b in floats]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def close(self) -> None:
+        """Leave the group, so that nobody waits for us."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def launched() -> tuple[int, int, int]:
+    """(rank, processes, processes on this machine) as torchrun set them; (0, 1, 1) without it."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("RANK", 0)), world, int(os.environ.get("LOCAL_WORLD_SIZE", world))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_precision(wanted: str, cuda: bool) -> tuple[str, str | None]:
+    """What this machine can compute in, and what to tell the student if it is not what was asked."""
+    if wanted == "auto":
+        wanted = ("bf16" if torch.cuda.is_bf16_supported(False) else "fp16") if cuda else "fp32"
+    if wanted == "fp16" and not cuda:
+        return "fp32", "precision: fp16 needs a GPU; this machine computes in fp32."
+    return wanted, None

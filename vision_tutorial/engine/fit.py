@@ -1,0 +1,183 @@
+"""The loop. It reads aloud: one call for each thing that happens, and it never asks which track."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .distributed import Distributed
+from .infer import Evaluation, Interrupted
+from .signals import StopRequest
+from .step import Learner, Outcome, take_step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, as functions of the step. `lr(step, history)` sets and returns the lr."""
+
+    steps_per_epoch: int
+    epochs: int
+    lr: Callable[[int, list[float]], float]
+    batches: Callable[[int, int], Iterator[Any]]
+    evaluate: Callable[[Callable[[], bool], Callable[[int, int], None]], Evaluation]
+    headline: str
+    higher_is_better: bool
+    eval_every: int = 1
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return self.steps_per_epoch * self.epochs
+
+
+@dataclass
+class Progress:
+    """How far it got: all that a resumed run needs beside the tensors."""
+
+    step: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    items: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+    seconds: float = 0.0
+    seconds_data: float = 0.0
+    total_seconds: float = 0.0
+
+    def add(self, outcome: Outcome, waited: float, took: float) -> None:
+        """Count a step. The loss of a skipped step is no number and stays out of the mean."""
+        self.step += 1
+        self.seconds += took
+        self.total_seconds += took
+        self.seconds_data += waited
+        self.skipped += outcome.skipped
+        if not outcome.skipped:
+            self.items += outcome.items
+            for name, value in outcome.losses.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def losses(self) -> dict[str, float]:
+        """True means over all items of the epoch's steps, on all processes."""
+        return {f"train/{name}": value / self.items for name, value in self.sums.items()}
+
+    def start_epoch(self) -> None:
+        """Empty the epoch's sums."""
+        self.sums, self.items, self.skipped = {}, 0, 0
+        self.seconds = self.seconds_data = 0.0
+
+    def headlines(self, name: str) -> list[float]:
+        """The headline metric of the epochs evaluated so far."""
+        return [row[name] for row in self.rows if row.get(name) is not None]
+
+
+class Duties(Protocol):
+    """What rank 0 does beside learning: saving and telling. Other ranks hold the do-nothing twin."""
+
+    def save(self, progress: Progress, is_best: bool) -> None:
+        """Write a checkpoint."""
+
+    def due(self, progress: Progress) -> bool:
+        """Whether a checkpoint within the epoch is due."""
+
+    def stepped(self, progress: Progress, loss: float, lr: float, items: int) -> None:
+        """Show a step."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how far an evaluation is."""
+
+    def finished_epoch(self, progress: Progress, evaluation: Evaluation | None) -> None:
+        """Report the last of progress.rows; its checkpoint is safe already."""
+
+
+def fit(
+    learner: Learner,
+    plan: Plan,
+    distributed: Distributed,
+    duties: Duties,
+    progress: Progress,
+    stop: StopRequest,
+) -> bool:
+    """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
+    learner.skipped_in_row = progress.skipped_in_row
+    if pending(plan, progress) and not end_epoch(learner, plan, distributed, duties, progress, stop):
+        return False
+    learner.model.train()
+    clock = time.perf_counter()
+    for raw in plan.batches(progress.step, plan.steps):
+        waited = time.perf_counter() - clock
+        lr = plan.lr(progress.step, progress.headlines(f"val/{plan.headline}"))
+        outcome = take_step(learner, distributed, raw, progress.step, stop.asked(progress.step))
+        now = time.perf_counter()
+        progress.add(outcome, waited, now - clock)
+        progress.skipped_in_row, clock = learner.skipped_in_row, now
+        duties.stepped(progress, outcome.losses["loss"] / outcome.items, lr, outcome.items)
+        if pending(plan, progress):
+            if not end_epoch(learner, plan, distributed, duties, progress, stop):
+                return False
+            clock = time.perf_counter()
+        elif outcome.stop or duties.due(progress):
+            duties.save(progress, is_best=False)
+        if outcome.stop and progress.step < plan.steps:
+            return False
+    return True
+
+
+def pending(plan: Plan, progress: Progress) -> bool:
+    """Whether an epoch's steps are all taken but its row is not written."""
+    return progress.step // plan.steps_per_epoch > len(progress.rows)
+
+
+def end_epoch(
+    learner: Learner,
+    plan: Plan,
+    distributed: Distributed,
+    duties: Duties,
+    progress: Progress,
+    stop: StopRequest,
+) -> bool:
+    """Evaluate, write the row, save, then tell. False if asked to stop before it was done."""
+    epoch = len(progress.rows) + 1
+    distributed.average_buffers(learner.model)
+    evaluation = None
+    if epoch % plan.eval_every == 0 or epoch == plan.epochs:
+        try:
+            evaluation = plan.evaluate(stop.signalled, duties.evaluating)
+        except Interrupted:
+            duties.save(progress, is_best=False)
+            return False
+    progress.total_seconds += evaluation.seconds if evaluation else 0.0
+    best = is_best(plan, progress, evaluation)
+    progress.rows.append(row(plan, progress, evaluation, epoch))
+    progress.start_epoch()
+    duties.save(progress, is_best=best)
+    duties.finished_epoch(progress, evaluation)
+    return True
+
+
+def row(
+    plan: Plan, progress: Progress, evaluation: Evaluation | None, epoch: int
+) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    lr = plan.lr(progress.step - 1, progress.headlines(f"val/{plan.headline}"))
+    values = {"epoch": epoch, "step": progress.step, "lr": lr}
+    values |= progress.losses() if progress.items else {"train/loss": None}
+    if evaluation:
+        values |= {f"val/{name}": value for name, value in evaluation.metrics.items()}
+    return values | {
+        "skipped_steps": progress.skipped,
+        "images_per_second": round(progress.items / max(progress.seconds, 1e-9), 1),
+        "seconds": round(progress.seconds, 3),
+        "seconds_data": round(progress.seconds_data, 3),
+        "seconds_eval": round(evaluation.seconds, 3) if evaluation else 0.0,
+    }
+
+
+def is_best(plan: Plan, progress: Progress, evaluation: Evaluation | None) -> bool:
+    """Whether this evaluation beats all before it; the first of equals stays the best."""
+    if evaluation is None:
+        return False
+    value = evaluation.metrics[plan.headline]
+    before = progress.headlines(f"val/{plan.headline}")
+    if not before:
+        return True
+    return value > max(before) if plan.higher_is_better else value < min(before)

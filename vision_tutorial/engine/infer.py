@@ -1,0 +1,109 @@
+"""Evaluation: every item counted once, on however many processes."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.counts import exact_sum
+from ..core.task import Batch, Meter, Task
+from .distributed import Distributed
+
+POLL = 8  # rounds between looking whether somebody wants to stop
+
+
+class Interrupted(Exception):
+    """Someone asked to stop in the middle; what was counted so far is dropped."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A pass over a split. `metrics` by name; `table` is one column of numbers per name."""
+
+    metrics: dict[str, float]
+    table: dict[str, list[Any]]
+    images: int
+    seconds: float
+
+
+def evaluate(
+    forward: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    batches: Iterator[Batch],
+    rounds: int,
+    task: Task,
+    criterion: Callable | None,
+    distributed: Distributed,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Metrics of `forward(images) -> logits` over all processes' batches, plus the criterion's mean.
+
+    rounds: the largest number of batches of any process, so that all meet equally often.
+    """
+    began = time.perf_counter()
+    meter = task.meter()
+    loss = torch.zeros(2, dtype=torch.float64)  # sum, items
+    with evaluating(model), torch.inference_mode():
+        for done in range(rounds):
+            batch = next(batches, None)
+            if batch is not None:
+                output = forward(batch.images).float()
+                meter.update(output, batch.target)
+                loss += summed_loss(criterion, output, batch.target)
+            if done % POLL == 0 and distributed.any(stop()):
+                raise Interrupted
+            progress(done + 1, rounds)
+    return summary(meter, loss, distributed, time.perf_counter() - began)
+
+
+def summed_loss(criterion: Callable | None, output: Tensor, target: Tensor) -> Tensor:
+    """(loss x items, items) float64 on the CPU; zeros without a criterion."""
+    if criterion is None:
+        return torch.zeros(2, dtype=torch.float64)
+    mean = criterion(output, target)[0].double()
+    return torch.stack([exact_sum(mean * len(target)), mean.new_tensor(len(target))]).cpu()
+
+
+def summary(meter: Meter, loss: Tensor, distributed: Distributed, seconds: float) -> Evaluation:
+    """Add the counts of all processes and say what they mean."""
+    state = distributed.sum(meter.state.cpu())
+    total, items = distributed.sum(loss).tolist()
+    metrics = dict(meter.result(state))
+    if items:
+        metrics = {"loss": total / items, **metrics}
+    return Evaluation(metrics, meter.table(state), int(metrics.pop("images")), seconds)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back to what it was."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def rounds_of(n: int, batch_size: int, world: int) -> int:
+    """How many batches the busiest of `world` processes has."""
+    return math.ceil(math.ceil(n / batch_size) / world)
+
+
+def flipped_too(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Test-time augmentation: the mean probability of a picture and its mirror image, as logits."""
+
+    def both(images: Tensor) -> Tensor:
+        shares = (forward(views).float().softmax(1) for views in (images, images.flip(-1)))
+        return (sum(shares) / 2).log()
+
+    return both
+
+
+VIEWS: Mapping[str, Callable] = {"none": lambda forward: forward, "hflip": flipped_too}

@@ -1,0 +1,105 @@
+"""Python values as JSON beside named tensors, and back, bit for bit: what an optimizer remembers.
+
+JSON has no tuple, no infinity, no key but text, no tensor. Such a value becomes a dictionary with
+one marked key: {"$tuple": […]}, {"$float": "inf"}, {"$dict": [[key, value], …]},
+{"$dtype": "bfloat16"}, {"$tensor": name, "stride": […]}.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..core.errors import UserError
+
+
+def pack(value: Any, tensors: dict[str, Tensor] | None = None, path: str = "") -> Any:
+    """`value` in JSON types; its tensors go into `tensors` under the path where they stood.
+
+    Raises TypeError for what can be stored neither way.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$float": repr(float(value))}
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, list | tuple):
+        items = [pack(item, tensors, f"{path}.{i}") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if isinstance(value, Mapping):
+        items = {key: pack(item, tensors, f"{path}.{key}") for key, item in value.items()}
+        if all(isinstance(key, str) and not key.startswith("$") for key in items):
+            return items
+        return {"$dict": [[pack(key), item] for key, item in items.items()]}
+    if isinstance(value, torch.dtype):
+        return {"$dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, Tensor) and tensors is not None:
+        name = path.removeprefix(".")
+        assert name not in tensors, f"two tensors called {name}"
+        tensors[name] = value
+        return {"$tensor": name, "stride": _stride(value)}
+    raise TypeError(f"{path or 'the value'} cannot be saved: it is a {type(value).__name__}")
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
+    """The inverse of `pack`; tensors come back with the strides that they had."""
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    match next(iter(packed), None):
+        case "$float":
+            return float(packed["$float"])
+        case "$tuple":
+            return tuple(unpack(packed["$tuple"], tensors))
+        case "$dict":
+            pairs = ((unpack(key), unpack(item, tensors)) for key, item in packed["$dict"])
+            return dict(pairs)
+        case "$dtype":
+            return getattr(torch, packed["$dtype"])
+        case "$tensor":
+            tensor = tensors[packed["$tensor"]]
+            return _empty(tensor, packed["stride"], tensor.device).copy_(tensor)
+    return {key: unpack(item, tensors) for key, item in packed.items()}
+
+
+def flatten_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
+    """`optimizer.state_dict()` as (tensors by name, JSON); the tensors are its own, not copies."""
+    tensors: dict[str, Tensor] = {}
+    return tensors, pack(state_dict, tensors)
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], packed: Any) -> None:
+    """Undo `flatten_optimizer`: the next step will be, bit for bit, what it would have been.
+
+    Raises UserError if the optimizer has other parameter groups.
+    """
+    saved = unpack(packed, tensors)
+    try:
+        optimizer.load_state_dict(saved)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"the checkpoint is of another optimizer: {error}. Start anew.") from error
+    # load_state_dict finds the right device for each tensor, but casts it to its parameter's dtype.
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            entry[key] = _exact(saved["state"][index][key], value)
+
+
+def _exact(saved: Any, loaded: Any) -> Any:
+    """`saved` as it was (dtype, strides), on the device of `loaded`."""
+    if isinstance(saved, Tensor):
+        return _empty(saved, saved.stride(), loaded.device).copy_(saved)
+    if isinstance(saved, list | tuple):
+        return type(saved)(map(_exact, saved, loaded))
+    return saved
+
+
+def _stride(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of a dense copy that keeps the memory layout (channels_last, say)."""
+    return torch.empty_like(tensor, device="meta").stride()
+
+
+def _empty(like: Tensor, stride: Any, device: torch.device) -> Tensor:
+    return torch.empty_strided(like.shape, stride, dtype=like.dtype, device=device)

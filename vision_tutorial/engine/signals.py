@@ -1,0 +1,46 @@
+"""Who may ask a training to stop: a signal, a time limit, a step limit. Asking only sets a flag."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ..core.errors import ExitCode
+
+
+class StopRequest:
+    """Polled between steps. The second signal of a kind does not wait."""
+
+    def __init__(self, minutes: float | None = None, steps: int | None = None, start: int = 0):
+        self.deadline = time.monotonic() + 60 * minutes if minutes else None
+        self.last_step = start + steps if steps else None
+        self.signal: int | None = None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        if self.signal is not None:
+            os._exit(int(ExitCode.PREEMPTED))
+        self.signal = number
+
+    def signalled(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
+
+    def asked(self, step: int) -> bool:
+        """Whether the step about to be taken (counted from 0) should be the last."""
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        return late or self.signalled() or (self.last_step is not None and step + 1 >= self.last_step)
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Take SIGTERM, SIGINT (and SIGUSR1, which SLURM can send early) for as long as this lasts."""
+        names = ("SIGTERM", "SIGINT", "SIGUSR1")
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        before = {number: signal.signal(number, self.receive) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,7 @@
+"""Optimizers, schedules, parameter groups: the pillar's face. Importing it fills the shelves."""
+
+from . import optimizers, schedules
+from .groups import parameter_groups, set_lr
+from .schedules import Now, learning_rates
+
+__all__ = ["Now", "learning_rates", "optimizers", "parameter_groups", "schedules", "set_lr"]

@@ -1,0 +1,80 @@
+"""Optimizers: torch's ASGD, and every name that timm's factory knows."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
+    list_optimizers,
+)
+from torch.optim import ASGD, Optimizer
+
+from ..core.errors import UserError, unknown
+from ..core.registry import optimizers
+
+LOOKAHEAD = "lookahead_"
+
+
+@optimizers.register
+def asgd(
+    groups: Any,
+    *,
+    lr: float,
+    lambd: float = 1e-4,
+    alpha: float = 0.75,
+    t0: float = 1e6,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Averaged stochastic gradient descent, torch's (Polyak & Juditsky 1992).
+
+    The step is lr / (1 + lambd·lr·t)^alpha of the lr at hand; averaging starts at step t0.
+    """
+    return _made(
+        "asgd", ASGD, groups, lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay
+    )
+
+
+@optimizers.open
+def timm_optimizer(
+    name: str, groups: Any, *, lr: float, weight_decay: float = 0.0, **options: Any
+) -> Optimizer:
+    """Any optimizer of timm's factory, with timm's defaults: `sgd` is Nesterov, momentum is 0.9.
+
+    `lookahead_NAME` wraps one in Lookahead (Zhang et al. 2019). lr is the schedule's peak. A
+    UserError tells a name or option that nobody has, the nearest one, and a package not there.
+    """
+    base = name.removeprefix(LOOKAHEAD)
+    if base not in list_optimizers():
+        raise UserError(unknown("optimizer", name, [*optimizers, *list_optimizers()]))
+    allowed = _options(base)
+    for option in options:
+        if option not in allowed:
+            raise UserError(unknown(f"option of '{name}'", option, allowed))
+    # YAML knows no tuples; the optimizers compare, unpack and save their betas as such.
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    options = {"lr": lr, "weight_decay": weight_decay, **options}
+    return _made(name, create_optimizer_v2, groups, opt=name, **options)
+
+
+def _options(name: str) -> list[str]:
+    """The options of timm's optimizer `name`, read from its class."""
+    try:
+        signature = inspect.signature(get_optimizer_class(name, bind_defaults=False))
+    except (AssertionError, ImportError) as error:
+        package = str(get_optimizer_info(name).opt_class).partition(".")[0]
+        raise UserError(
+            f"optimizer '{name}' needs the package {package} and a CUDA device ({error}); "
+            "install it, or choose another optimizer."
+        ) from error
+    return ["lr", "weight_decay", *(set(signature.parameters) - {"params", "lr", "weight_decay"})]
+
+
+def _made(name: str, make: Callable[..., Optimizer], *given: Any, **options: Any) -> Optimizer:
+    """`make(…)`; what it says of a bad value becomes a UserError."""
+    try:
+        return make(*given, **options)
+    except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"optimizer '{name}': {' '.join(str(error).split())}") from error
