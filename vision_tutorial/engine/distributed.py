@@ -5,6 +5,7 @@ accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not 
 """
 
 import os
+from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
@@ -107,6 +108,11 @@ class Distributed:
         mean = first + self.sum(mine - first) / self.world  # equal ones stay equal to the bit
         for buffer, part in zip(floats, mean.split([b.numel() for b in floats]), strict=True):
             buffer.copy_(part.view_as(buffer))
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors what they are on rank 0, in place."""
+        for tensor in tensors if self.world > 1 else ():
+            self.spread(tensor, 0)
 
     def close(self) -> None:
         """Leave the group, so that nobody waits for us."""

@@ -138,6 +138,8 @@ def end_epoch(
     """Evaluate, write the row, save, then tell. False if asked to stop before it was done."""
     epoch = len(progress.rows) + 1
     distributed.average_buffers(learner.model)
+    # each process averaged its own running statistics, and only rank 0's are saved
+    distributed.copy_first(learner.ema.tensors.values())
     evaluation = None
     if epoch % plan.eval_every == 0 or epoch == plan.epochs:
         try:

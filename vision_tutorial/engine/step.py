@@ -94,8 +94,9 @@ def strict_gradients(
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
     mine = learner.shards // distributed.world
-    buffers = [b for b in learner.model.buffers() if b.is_floating_point()]
+    buffers = list(learner.model.buffers())
     before = [b.clone() for b in buffers]
+    floats = [b for b in buffers if b.is_floating_point()]
     sums: dict[str, Tensor] = {}
     flats = []
     for i, shard in enumerate(raw.parts(mine)):
@@ -104,11 +105,11 @@ def strict_gradients(
         index = distributed.rank * mine + i
         terms = forward_backward(learner, distributed, shard, step, index, learner.shards)
         add_terms(sums, terms, mine)
-        flats.append(torch.cat([t.flatten() for t in (*take_gradients(learner), *buffers)]))
+        flats.append(torch.cat([t.flatten() for t in (*take_gradients(learner), *floats)]))
     whole = summed_in_order(flats, learner.shards, distributed)
     put_flat(whole, [p.grad for p in learner.parameters if p.grad is not None])
-    count = sum(b.numel() for b in buffers)
-    put_flat(whole[len(whole) - count :] / learner.shards, buffers)
+    count = sum(b.numel() for b in floats)
+    put_flat(whole[len(whole) - count :] / learner.shards, floats)
     return sums
 
 

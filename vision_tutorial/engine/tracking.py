@@ -8,7 +8,6 @@ folder names the last row sent, and the rows that a resumed run computes again a
 So the whole of metrics.jsonl may be replayed through `log`: what wandb lacks is what it gets.
 """
 
-import configparser
 import json
 import netrc
 import os
@@ -78,18 +77,11 @@ class NoTracker:
         """Do nothing."""
 
 
-def server_url() -> str:
-    """The wandb server: from the environment, else from wandb's settings file, else the public."""
-    folder = os.environ.get("WANDB_CONFIG_DIR") or Path("~/.config/wandb").expanduser()
-    settings = configparser.ConfigParser(default_section="", interpolation=None)
-    with suppress(configparser.Error, OSError, UnicodeDecodeError):
-        settings.read(Path(folder) / "settings")
-    stored = settings.get("default", "base_url", fallback="")
-    return os.environ.get("WANDB_BASE_URL") or stored or "https://api.wandb.ai"
+def has_key(url: str, *names: str) -> bool:
+    """Whether wandb would find credentials for the server at `url` without asking for them.
 
-
-def has_key(url: str) -> bool:
-    """Whether wandb would find credentials for this server without asking."""
+    In a netrc file they stand under the server's own name or under one of `names`.
+    """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     paths = [Path(name).expanduser() for name in ("~/.netrc", "~/_netrc")]
@@ -97,8 +89,9 @@ def has_key(url: str) -> bool:
         paths = [Path(own).expanduser()]
     path = next((path for path in paths if path.exists()), None)
     with suppress(netrc.NetrcParseError, OSError, UnicodeDecodeError):
-        entry = path and netrc.netrc(path).authenticators(urlsplit(url).netloc)
-        return bool(entry and entry[2])
+        kept = netrc.netrc(path) if path else None
+        entries = [kept and kept.authenticators(n) for n in (urlsplit(url).netloc, *names)]
+        return any(entry and entry[2] for entry in entries)
     return False
 
 
@@ -119,11 +112,14 @@ def answers(url: str) -> bool:
     return True
 
 
-def settle_mode(mode: str, url: str) -> tuple[str, str]:
+def settle_mode(mode: str, wandb: ModuleType) -> tuple[str, str]:
     """'online' or 'offline', and why: online never without a key, since wandb would ask for it."""
     if mode == "offline":
         return "offline", "as asked"
-    if not has_key(url):
+    url = wandb.setup().settings.base_url
+    # Keys for the public server are stored under its old name too.
+    public = url == wandb.Settings.model_fields["base_url"].default
+    if not has_key(url, *["api.wandb.ai"] * public):
         return "offline", "no key: `wandb login` stores one"
     if mode == "auto" and not answers(url):
         return "offline", f"{urlsplit(url).hostname} does not answer"
@@ -148,7 +144,6 @@ class Bookmark:
             return False
         self._sent = self._now
         fresh = self._path.with_suffix(".new")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh.write_text(json.dumps({"run": self._run, "step": step, "row": self._now[1]}))
         os.replace(fresh, self._path)
         return True
@@ -212,14 +207,13 @@ class WandbTracker:
             self._turn_off(str(error).strip() or type(error).__name__)
         finally:
             self._ready.set()
-        if self._off:
-            with suppress(Exception):
-                self._wandb.teardown()  # else its exit hooks speak up when Python ends
+        with suppress(Exception):
+            self._wandb.teardown()  # only when its own process has ended is the file complete
 
     def _start(self, mode: str) -> Any:
-        url = server_url()
-        mode, why = settle_mode(mode, url)
-        wanted = PRIVATE | {"base_url": url, "init_timeout": INIT_SECONDS}
+        self._folder.mkdir(parents=True, exist_ok=True)  # else wandb would write to /tmp
+        mode, why = settle_mode(mode, self._wandb)
+        wanted = PRIVATE | {"init_timeout": INIT_SECONDS}
         fields = self._wandb.Settings.model_fields
         settings = self._wandb.Settings(**{k: v for k, v in wanted.items() if k in fields})
         run = self._wandb.init(
@@ -259,6 +253,7 @@ class WandbTracker:
             with suppress(psutil.Error):
                 if child.name().startswith("wandb-core"):
                     child.kill()
+                    child.wait(FREED_SECONDS)
 
 
 def make_tracker(
