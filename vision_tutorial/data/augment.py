@@ -100,9 +100,8 @@ def color_jitter(*, strength: float | list[float] = 0.4, p: float = 1.0) -> Tran
     for part, limit in zip(parts, (10, 10, 10, 0.5), strict=False):
         check("color_jitter", "strength", part, 0, limit)
     jitter = tv.ColorJitter(*parts)
-    return (
-        jitter if p == 1 else tv.RandomApply([jitter], p)
-    )  # as timm: no draw where none is needed
+    # As in timm, where p = 1 makes no draw.
+    return jitter if p == 1 else tv.RandomApply([jitter], p)
 
 
 @augments.register
@@ -149,9 +148,9 @@ def rand_augment(
 ) -> Transform:
     """`num_ops` random operations, each with probability p (Cubuk et al. 2020).
 
-    The defaults are timm's `rand-m9-n2-p0.5-mstd0.5-inc1`. magnitude_std: spread of a normal around
-    `magnitude`; null (timm's `mstd101`): uniform from 0 to it. magnitude_max: timm's `mmax`; null is
-    10. increasing: operations that grow with the magnitude. operations: timm's `t`.
+    The defaults are timm's `rand-m9-n2-p0.5-mstd0.5-inc1`. magnitude_std: spread of a normal
+    around `magnitude`; null (timm's `mstd101`): uniform from 0 to it. magnitude_max: timm's `mmax`;
+    null is 10. increasing: operations that grow with the magnitude. operations: timm's `t`.
     """
     check("rand_augment", "p", p, 0, 1)
     check("rand_augment", "num_ops", num_ops, 1, 10)
@@ -319,9 +318,9 @@ def mended(ops: list[timm_policies.AugmentOp]) -> list[timm_policies.AugmentOp]:
 
 
 def posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    """Keep the highest bits; none are left of v0's or a strong one, and the picture is black.
+    """Keep the highest `bits` of each value; black where none are kept, as in policy v0.
 
-    Pillow 13 raises an error there, in the middle of training, where earlier ones gave black.
+    Earlier Pillows gave black themselves; 13 raises an error, in the middle of a training.
     """
     if bits > 0:
         return timm_policies.posterize(image, bits, **options)

@@ -22,7 +22,7 @@ COLOURS = {
 def normalize(images: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> Tensor:
     """uint8 (B, 3, H, W) -> float32, (x/255 - mean) / std per channel, as timm's loader does it."""
     mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1) * 255
+        torch.tensor([255 * x for x in values], device=images.device).view(3, 1, 1)
         for values in colours
     )
     return images.float().sub_(mean).div_(std)

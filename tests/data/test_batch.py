@@ -1,0 +1,62 @@
+"""Mix, normalise, erase: the end of the data path, against timm's loader arithmetic."""
+
+import pytest
+import torch
+from timm.data.random_erasing import RandomErasing
+from torchvision.transforms.v2.functional import normalize as oracle
+
+from vision_tutorial.data.batch import COLOURS, finisher
+from vision_tutorial.data.loader import Raw
+
+CPU = torch.device("cpu")
+
+
+def raw(n: int = 6) -> Raw:
+    images = torch.randint(0, 256, (n, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    items = torch.stack([torch.full((n,), 2), torch.arange(n)], 1)
+    return Raw(images.to(torch.uint8), torch.arange(n), items)
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_normalises_as_torchvision_does(name: str) -> None:
+    batch = finisher(device=CPU, colours=COLOURS[name], channels_last=False)(raw())
+    expected = oracle(raw().images.double() / 255, *map(list, COLOURS[name]))
+    torch.testing.assert_close(batch.images.double(), expected, atol=2e-6, rtol=0)
+
+
+def test_normalises_bit_for_bit_as_timms_prefetch_loader() -> None:
+    mean, std = COLOURS["imagenet"]
+    batch = finisher(device=CPU, colours=(mean, std), channels_last=True)(raw())
+    scaled = [torch.tensor([x * 255 for x in values]).view(1, 3, 1, 1) for values in (mean, std)]
+    assert torch.equal(batch.images, raw().images.float().sub(scaled[0]).div(scaled[1]))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_erases_by_address_not_by_batch() -> None:
+    erasing = [RandomErasing(probability=0.9, mode="pixel", device="cpu")]
+    whole = finisher(
+        device=CPU, colours=COLOURS["none"], channels_last=False, erasing=erasing, seed=4
+    )
+    together = whole(raw()).images
+    alone = torch.cat([whole(piece).images for piece in raw().parts(3)])
+    order = torch.cat([piece.target for piece in raw().parts(3)])
+    assert torch.equal(together[order], alone)
+    assert not torch.equal(together, finisher(
+        device=CPU, colours=COLOURS["none"], channels_last=False)(raw()).images)
+
+
+def test_mixing_is_the_same_for_every_split_into_parts() -> None:
+    from vision_tutorial.core.grammar import Term
+    from vision_tutorial.data import mix
+
+    mixing = mix.mix([Term("cutmix"), Term("mixup")])
+    finish = finisher(
+        device=CPU, colours=COLOURS["none"], channels_last=False, mixing=mixing, classes=12, seed=1
+    )
+    big = raw(12)
+    for step in range(8):
+        whole = finish(big, step)
+        pieces = [finish(piece, step) for piece in big.parts(3)]
+        order = torch.cat([piece.target for piece in big.parts(3)])
+        assert torch.equal(whole.images[order], torch.cat([p.images for p in pieces]))
+        assert torch.equal(whole.target[order], torch.cat([p.target for p in pieces]))

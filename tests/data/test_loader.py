@@ -1,0 +1,126 @@
+"""Who sees which picture when: order, shares, mirror pairs, readable errors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.sources import ArraySource, FileSource
+from vision_tutorial.data.loader import (
+    EvalOrder,
+    Pictures,
+    Raw,
+    TrainOrder,
+    make_loader,
+    part,
+)
+
+
+def noise(n: int = 24) -> ArraySource:
+    images = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+    return ArraySource("noise", images, np.arange(n), tuple(map(str, range(n))))
+
+
+class Jitter:
+    """Adds a draw of each of the three generators that timm's transforms use."""
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        import random
+
+        draws = random.random(), np.random.rand(), torch.rand(()).item()
+        return picture.point(lambda x: (x + int(1000 * sum(draws))) % 256)
+
+
+@given(st.integers(1, 16), st.integers(1, 6))
+@settings(deadline=None, max_examples=60)
+def test_parts_share_a_batch_and_keep_mirror_pairs(half: int, parts: int) -> None:
+    n = 2 * half * parts
+    shares = [part(n, i, parts) for i in range(parts)]
+    assert sorted(np.concatenate(shares)) == list(range(n))
+    for share in shares:
+        assert (share[::-1] == n - 1 - share).all()
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+@settings(deadline=None, max_examples=40)
+def test_parts_of_parts_are_parts(half: int, outer: int, inner: int) -> None:
+    n = 2 * half * outer * inner
+    batch = Raw(torch.arange(n), torch.arange(n), torch.arange(n))
+    for i, share in enumerate(batch.parts(outer)):
+        for j, piece in enumerate(share.parts(inner)):
+            assert piece.images.tolist() == part(n, i * inner + j, outer * inner).tolist()
+
+
+def test_every_epoch_is_a_new_order_of_all_and_drops_the_rest() -> None:
+    order = list(TrainOrder(n=10, batch_size=4, seed=1, start=0, stop=4))
+    epochs = [[i for batch in order[e : e + 2] for _, i in batch] for e in (0, 2)]
+    assert all(len(set(seen)) == 8 and set(seen) <= set(range(10)) for seen in epochs)
+    assert epochs[0] != epochs[1]
+    assert [e for batch in order for e, _ in batch] == [0] * 8 + [1] * 8
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_together_take_the_global_batch(world: int) -> None:
+    def steps(**more: int) -> list:
+        return list(TrainOrder(n=50, batch_size=16, seed=3, start=2, stop=9, **more))
+
+    shares = [steps(rank=rank, world=world) for rank in range(world)]
+    for whole, *pieces in zip(steps(), *shares, strict=True):
+        assert sorted(whole) == sorted(item for piece in pieces for item in piece)
+
+
+def test_starting_in_the_middle_is_running_through() -> None:
+    through = list(TrainOrder(n=50, batch_size=16, seed=3, start=0, stop=9))
+    assert list(TrainOrder(n=50, batch_size=16, seed=3, start=5, stop=9)) == through[5:]
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))
+@settings(deadline=None, max_examples=60)
+def test_evaluation_sees_each_item_once_in_the_same_batches(n: int, size: int, world: int) -> None:
+    whole = list(EvalOrder(n, size))
+    dealt = [list(EvalOrder(n, size, rank, world)) for rank in range(world)]
+    assert sorted(batch for share in dealt for batch in share) == whole
+    assert [i for batch in whole for _, i in batch] == list(range(n))
+    assert [len(EvalOrder(n, size, rank, world)) for rank in range(world)] == list(map(len, dealt))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pictures_do_not_depend_on_workers(workers: int) -> None:
+    def pictures(count: int) -> list[torch.Tensor]:
+        order = TrainOrder(n=24, batch_size=8, seed=3, start=0, stop=6)
+        loader = make_loader(Pictures(noise(), [Jitter()], 5), order, count, pin=False)
+        return [raw.images for raw in loader]
+
+    assert all(map(torch.equal, pictures(0), pictures(workers)))
+
+
+def test_a_picture_is_the_same_in_any_batch_and_new_each_epoch() -> None:
+    pictures = Pictures(noise(), [Jitter()], seed=5)
+    once, again = pictures[2, 7][0], pictures[2, 7][0]
+    assert torch.equal(once, again)
+    assert not torch.equal(once, pictures[3, 7][0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_picture_is_one_line(tmp_path: Path, workers: int) -> None:
+    path = tmp_path / "half.jpg"
+    Image.new("RGB", (64, 64), (200, 10, 10)).save(path)
+    path.write_bytes(path.read_bytes()[:300])
+    source = FileSource("mine", [path], np.zeros(1, np.int64), ("a",))
+    with pytest.raises(UserError, match=r"mine, picture 0: .*half\.jpg") as caught:
+        list(make_loader(Pictures(source, [], 0), EvalOrder(1, 1), workers, pin=False))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_pictures_of_different_sizes_say_what_to_do(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, size in zip(paths, [(8, 8), (9, 8)], strict=True):
+        Image.new("RGB", size).save(path)
+    source = FileSource("mine", paths, np.zeros(2, np.int64), ("a",))
+    with pytest.raises(UserError, match="end `augment` and `eval_augment` with a crop"):
+        list(make_loader(Pictures(source, [], 0), EvalOrder(2, 2), 0, pin=False))
