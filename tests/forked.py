@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 
 torch.set_num_threads(1)  # a thread pool would not survive the fork
 CONTEXT = multiprocessing.get_context("fork")
@@ -83,6 +84,7 @@ def _run(
     facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if world > 1:
         os.environ.update({name: str(value) for name, value in facts.items()})
+    AcceleratorState._reset_state(reset_partial_state=True)  # whatever the parent was
     if quiet:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)

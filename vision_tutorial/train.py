@@ -53,7 +53,7 @@ def train(args: argparse.Namespace) -> int:
     distributed = engine.Distributed(loaded.recipe.precision, loaded.recipe.threads)
     run = distributed.share(run or (new_run(args, loaded) if distributed.main else None))
     try:
-        with recorded(run, distributed.main):
+        with recorded(run, distributed.main), distributed.peers():
             code = train_in(run, loaded, args, distributed)
     finally:
         distributed.close()

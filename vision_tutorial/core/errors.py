@@ -1,15 +1,18 @@
 """What can go wrong in a way a person can mend, and the exit code that says which."""
 
 import difflib
+import json
 import sys
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
     """Exit codes of every verb; also written to status.json, since torchrun flattens them to 1."""
 
     DONE = 0
+    PEER_LOST = 1
     BAD_INPUT = 2
     NON_FINITE = 3
     OUT_OF_MEMORY = 4
@@ -36,19 +39,42 @@ class MemoryExhausted(UserError):
     code = ExitCode.OUT_OF_MEMORY
 
 
+class PeerLost(UserError):
+    """Another process of the same training is gone; its own message says why."""
+
+    code = ExitCode.PEER_LOST
+
+
 class StorageError(UserError):
     """A file that must be written could not be."""
 
     code = ExitCode.STORAGE
 
 
-def unknown(kind: str, name: str, known: Iterable[str], at_most: int = 40) -> str:
-    """One line for a name nobody has: the nearest valid name, and the list."""
+def unknown(kind: str, name: str, known: Iterable[str], most: int = 400) -> str:
+    """One line for a name nobody has: the nearest valid name, and the list.
+
+    Of a list longer than `most` letters only the near names are shown.
+    """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:64], known, n=12, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    shown = ", ".join(known[:at_most]) + (f", … ({len(known)} in all)" if known[at_most:] else "")
-    return f"no {kind} called '{name}'{hint} Known: {shown}"
+    listed = ", ".join(known)
+    if len(listed) <= most:
+        return f"no {kind} called '{short(name, 40)}'{hint} Known: {listed}"
+    few = ", ".join(near or known[:8])
+    return f"no {kind} called '{short(name, 40)}'{hint} Known: {few}, … ({len(known)} in all)"
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value as a recipe writes it, on one line of at most `most` letters."""
+    return short(json.dumps(value, ensure_ascii=False, default=str), most)
+
+
+def short(text: str, most: int) -> str:
+    """`text` on one line of at most `most` letters."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def run_verb(main: Callable[[], int | None]) -> int:

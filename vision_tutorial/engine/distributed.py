@@ -5,8 +5,8 @@ accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not 
 """
 
 import os
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from ..core.errors import UserError
+from ..core.errors import PeerLost, UserError
 
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
 CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 pictures takes minutes on a laptop
@@ -114,8 +114,23 @@ class Distributed:
         for tensor in tensors if self.world > 1 else ():
             self.spread(tensor, 0)
 
+    @contextmanager
+    def peers(self) -> Iterator[None]:
+        """Turn the backends' pages of text about a process that is gone into one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error)
+            if self.world > 1 and any(word in text for word in ("gloo", "NCCL", "process group")):
+                raise PeerLost(
+                    f"process {self.rank} lost the others: one of the {self.world} ended or hung; "
+                    f"look for its own message. ({text.splitlines()[0][:160]})"
+                ) from error
+            raise
+
     def close(self) -> None:
-        """Leave the group, so that nobody waits for us."""
+        """Leave the group, so that nobody waits for us, and forget it: a notebook may train again."""
+        self.accelerator.state._reset_state(reset_partial_state=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

@@ -161,6 +161,7 @@ class WandbTracker:
         self._known: set[str] = set()
         self._jobs: queue.Queue[Callable[[Any], object] | None] = queue.Queue(QUEUE_ROWS)
         self._off = False
+        self._upload = ""  # the command that uploads what is in the folder, once there is one
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(mode,), name="wandb", daemon=True)
         self._thread.start()
@@ -181,10 +182,8 @@ class WandbTracker:
         self._put(None)
         self._thread.join(0 if self._off else FINISH_SECONDS)
         if self._thread.is_alive():
-            rest = (
-                f"`wandb sync --include-online {shlex.quote(str(self._folder))}` uploads the rest"
-            )
-            self._turn_off(f"not done after {FINISH_SECONDS:.0f} s; {rest}")
+            rest = f"; `{self._upload}` uploads the rest" if self._upload else ""
+            self._turn_off(f"not done after {FINISH_SECONDS:.0f} s{rest}")
             self._thread.join(FREED_SECONDS)
         self._off = True
 
@@ -212,18 +211,24 @@ class WandbTracker:
 
     def _start(self, mode: str) -> Any:
         self._folder.mkdir(parents=True, exist_ok=True)  # else wandb would write to /tmp
-        mode, why = settle_mode(mode, self._wandb)
         wanted = PRIVATE | {"init_timeout": INIT_SECONDS}
         fields = self._wandb.Settings.model_fields
         settings = self._wandb.Settings(**{k: v for k, v in wanted.items() if k in fields})
+        self._wandb.setup(settings=settings)  # silent before there is a run, and after it
+        mode, why = settle_mode(mode, self._wandb)
         run = self._wandb.init(
             **self._run, mode=mode, resume="allow", reinit="create_new", settings=settings
         )
         for axis in ("step", "epoch"):
             run.define_metric(axis, hidden=True)
         self._known.update(("step", "epoch"))
-        later = f"wandb sync {shlex.quote(str(self._folder))}/offline-run-*"
-        self._say(f"wandb: offline ({why}); `{later}` uploads it" if why else f"wandb: {run.url}")
+        if mode == "online":
+            folder = shlex.quote(str(Path(run.dir).parent))
+            self._upload = f"wandb sync --include-online {folder}"
+            self._say(f"wandb: {run.url}")
+        else:
+            self._upload = f"wandb sync {shlex.quote(str(self._folder))}/offline-run-*"
+            self._say(f"wandb: offline ({why}); `{self._upload}` uploads it")
         return run
 
     def _log(self, row: dict[str, Any], run: Any) -> None:

@@ -1,0 +1,206 @@
+"""One step: accumulation, the non-finite policy, memory, clipping, precision."""
+
+import math
+
+import pytest
+import torch
+from forked import run_ranks
+from torch import nn
+
+from vision_tutorial import build
+from vision_tutorial.core.errors import MemoryExhausted, NonFiniteError
+from vision_tutorial.core.loading import load
+from vision_tutorial.core.recipe import Recipe
+from vision_tutorial.core.sources import ArraySource
+from vision_tutorial.engine import Distributed, Learner, fitting_parts
+from vision_tutorial.engine.distributed import usable_precision
+from vision_tutorial.engine.step import PATIENCE, take_step
+
+PLAIN = ["threads=1", "ema=null", "clip=null", "augment=[]", "model={test_vit: {img_size: 16}}"]
+
+
+def recipe(*more: str) -> Recipe:
+    return load("recipes/debug.yaml", [*PLAIN, *more]).recipe
+
+
+def pictures() -> ArraySource:
+    return build.registry.datasets.bind("shapes", size=16, train=64, test=10)("train")
+
+
+def learner_and_batch(distributed: Distributed, *more: str) -> tuple[Learner, build.loader.Raw]:
+    wanted, source = recipe(*more), pictures()
+    learner = build.learner(wanted, source, distributed)
+    return learner, next(build.train_batches(wanted, source, distributed, 0, 1))
+
+
+@pytest.fixture(scope="module")
+def alone() -> Distributed:
+    return Distributed(threads=1)
+
+
+def weights_after_a_step(distributed: Distributed, *more: str) -> dict[str, torch.Tensor]:
+    learner, raw = learner_and_batch(distributed, *more)
+    outcome = take_step(learner, distributed, raw, 0, stop=False)
+    assert outcome.items == 32 and not outcome.skipped
+    return learner.model.state_dict()
+
+
+@pytest.mark.parametrize("micro", [16, 8, 2])
+def test_accumulation_gives_the_step_of_the_whole_batch(alone: Distributed, micro: int) -> None:
+    whole = weights_after_a_step(alone)
+    parts = weights_after_a_step(alone, f"micro_batch={micro}")
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_give_the_step_of_one(alone: Distributed) -> None:
+    def of_rank(rank: int) -> list:
+        distributed = Distributed(threads=1)
+        found = weights_after_a_step(distributed, "micro_batch=8")
+        distributed.close()
+        return [(name, value.numpy()) for name, value in found.items()]
+
+    ranks = [dict(pairs) for pairs in run_ranks(2, of_rank)]
+    whole = weights_after_a_step(alone)
+    for name, value in whole.items():
+        assert (ranks[0][name] == ranks[1][name]).all()
+        torch.testing.assert_close(torch.tensor(ranks[0][name]), value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_loss_is_over_all_items(alone: Distributed) -> None:
+    learner, raw = learner_and_batch(alone, "mix=null", "micro_batch=8")
+    learner.model.eval()
+    batch = learner.prepare(raw, 0)
+    expected, parts = learner.criteria["loss"](learner.model(batch.images), batch.target)
+    outcome = take_step(learner, alone, raw, 0, stop=True)
+    assert outcome.losses["loss"] / outcome.items == pytest.approx(expected.item(), rel=1e-5)
+    assert set(outcome.losses) == {"loss", *(f"loss/{name}" for name in parts)}
+    assert outcome.stop
+
+
+def poison(learner: Learner) -> None:
+    good = learner.criteria["loss"]
+
+    def poisoned(*args: torch.Tensor) -> tuple:
+        total, parts = good(*args)
+        return total * math.nan, parts
+
+    learner.criteria["loss"] = poisoned
+
+
+def test_non_finite_steps_are_skipped_then_stop(alone: Distributed) -> None:
+    learner, raw = learner_and_batch(alone, "optimizer={adamw: {lr: 0.1}}")
+    poison(learner)
+    before = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    for step in range(PATIENCE):
+        assert take_step(learner, alone, raw, step, stop=False).skipped
+    with pytest.raises(NonFiniteError, match=r"step 4: loss nan .* Lower the lr"):
+        take_step(learner, alone, raw, PATIENCE, stop=False)
+    assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
+
+
+def test_a_good_step_forgives(alone: Distributed) -> None:
+    learner, raw = learner_and_batch(alone)
+    good = learner.criteria["loss"]
+    for step in range(3 * PATIENCE):
+        learner.criteria["loss"] = good
+        if step % PATIENCE:
+            poison(learner)
+        take_step(learner, alone, raw, step, stop=False)
+
+
+def test_one_ranks_trouble_is_everybodys() -> None:
+    def of_rank(rank: int) -> list:
+        distributed = Distributed(threads=1)
+        learner, raw = learner_and_batch(distributed)
+        if rank == 1:
+            poison(learner)
+        skipped = take_step(learner, distributed, raw, 0, stop=rank == 1)
+        distributed.close()
+        return [skipped.skipped, skipped.stop]
+
+    assert run_ranks(2, of_rank) == [[True, True]] * 2
+
+
+class Hungry(nn.Module):
+    """Runs out of memory above `most` pictures, as a GPU would."""
+
+    def __init__(self, inner: nn.Module, most: int):
+        super().__init__()
+        self.inner, self.most = inner, most
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.inner(images)
+
+
+def test_all_ranks_agree_to_halve_the_micro_batch() -> None:
+    def of_rank(rank: int) -> tuple:
+        distributed = Distributed(threads=1)
+        learner, raw = learner_and_batch(distributed)
+        learner.model = Hungry(learner.model, most=16 if rank == 0 else 5)
+        found = fitting_parts(learner, distributed, raw, 1)
+        distributed.close()
+        return found
+
+    notice = "out of memory at 16 pictures a pass; taking 4, 4 times a step, at the same global"
+    for parts, said in run_ranks(2, of_rank):
+        assert parts == 4 and notice in said
+
+
+def test_no_memory_for_one_picture_exits_with_the_numbers(alone: Distributed) -> None:
+    learner, raw = learner_and_batch(alone)
+    learner.model = Hungry(learner.model, most=0)
+    with pytest.raises(MemoryExhausted, match=r"micro-batch of 1 does not fit .* cpu") as caught:
+        fitting_parts(learner, alone, raw, 1)
+    assert caught.value.code == 4
+
+
+def test_trying_the_memory_leaves_no_trace(alone: Distributed) -> None:
+    more = "model=test_resnet"
+    learner, raw = learner_and_batch(alone, more)
+    assert fitting_parts(learner, alone, raw, 2) == (2, None)
+    fresh, _ = learner_and_batch(alone, more)
+    state = learner.model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in fresh.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "clip, bound", [("norm: 1.0e-3", "norm"), ("value: 1.0e-5", "value"), ("agc: 1.0e-4", "agc")]
+)
+def test_gradients_are_clipped(alone: Distributed, clip: str, bound: str) -> None:
+    learner, raw = learner_and_batch(alone, f"clip={{{clip}}}")
+    take_step(learner, alone, raw, 0, stop=False)
+    grads = [p.grad for p in learner.parameters]
+    norm, largest = torch.nn.utils.get_total_norm(grads), max(g.abs().max() for g in grads)
+    free, _ = learner_and_batch(alone)
+    take_step(free, alone, raw, 0, stop=False)
+    whole = torch.nn.utils.get_total_norm([p.grad for p in free.parameters])
+    if bound == "norm":
+        assert norm == pytest.approx(1e-3, rel=1e-3)
+    elif bound == "value":
+        assert largest == pytest.approx(1e-5, rel=1e-3)
+    else:
+        assert norm < whole / 2
+
+
+def test_bf16_runs_and_losses_stay_float32() -> None:
+    def of_rank(rank: int) -> tuple:
+        half = Distributed("bf16", threads=1)
+        learner, raw = learner_and_batch(half)
+        outcome = take_step(learner, half, raw, 0, stop=False)
+        output = learner.replica(learner.prepare(raw, 0).images)
+        inner = learner.model.patch_embed.proj(torch.zeros(1, 3, 16, 16))
+        return outcome.losses["loss"] / outcome.items, str(output.dtype), str(inner.dtype)
+
+    (found,) = run_ranks(1, of_rank)
+    assert math.isfinite(found[0]) and found[1:] == ("torch.float32", "torch.float32")
+
+
+@pytest.mark.parametrize(
+    "wanted, cuda, got", [("fp16", False, "fp32"), ("auto", False, "fp32"), ("bf16", False, "bf16")]
+)
+def test_precision_that_this_machine_can(wanted: str, cuda: bool, got: str) -> None:
+    precision, notice = usable_precision(wanted, cuda)
+    assert precision == got and (notice is None) == (wanted != "fp16")
