@@ -59,7 +59,9 @@ def evaluate(args: argparse.Namespace) -> int:
 def recipe_of(run: Path) -> Path:
     """The recipe of a run folder."""
     if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run}: no run folder; give one that `train` made (it ends with `run: …`).")
+        raise UserError(
+            f"{run}: no run folder; give one that `train` made (it ends with `run: …`)."
+        )
     return run / "recipe.yaml"
 
 
@@ -91,7 +93,8 @@ def evaluate_run(run: Path, loaded: Any, args: argparse.Namespace, distributed: 
 
 def weights_path(run: Path, which: str) -> Path:
     """What `load_weights` is to read: the run (its best), its newest checkpoint, or a file."""
-    from .engine.checkpoint import best, candidates
+    from .engine.checkpoint import best
+    from .engine.folders import candidates
 
     if which not in ("best", "last"):
         return Path(which)

@@ -12,9 +12,7 @@ from vision_tutorial.core.loading import load
 from vision_tutorial.core.sources import ArraySource
 
 CLASSES = tuple("abcdefg")
-RECIPE = load(
-    "recipes/debug.yaml", ["threads=1", "ema=null", "eval_batch_size=8"]
-).recipe
+RECIPE = load("recipes/debug.yaml", ["threads=1", "ema=null", "eval_batch_size=8"]).recipe
 
 
 def source(n: int) -> ArraySource:

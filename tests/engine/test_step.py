@@ -89,14 +89,19 @@ def poison(learner: Learner) -> None:
 
 
 def test_non_finite_steps_are_skipped_then_stop(alone: Distributed) -> None:
-    learner, raw = learner_and_batch(alone, "optimizer={adamw: {lr: 0.1}}")
+    learner, raw = learner_and_batch(
+        alone, "optimizer={adamw: {lr: 0.1}}", "model=test_resnet", "ema={decay: 0.9}"
+    )
     poison(learner)
+    with torch.no_grad():
+        next(iter(learner.model.parameters())).fill_(math.inf)  # running statistics go bad too
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
     for step in range(PATIENCE):
         assert take_step(learner, alone, raw, step, stop=False).skipped
     with pytest.raises(NonFiniteError, match=r"step 4: loss nan .* Lower the lr"):
         take_step(learner, alone, raw, PATIENCE, stop=False)
     assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
+    assert all(v.isfinite().all() for v in learner.model.buffers())
 
 
 def test_a_good_step_forgives(alone: Distributed) -> None:

@@ -110,9 +110,7 @@ def restore(
         return None
     learner.model.load_state_dict(loaded.tensors["model"])
     learner.ema.load(loaded.tensors.get("ema", {}))
-    restore_optimizer(
-        learner.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"]
-    )
+    restore_optimizer(learner.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"])
     if distributed.scaler and loaded.state["scaler"]:
         distributed.scaler.load_state_dict(loaded.state["scaler"])
     return Progress(**loaded.state["progress"])

@@ -99,7 +99,9 @@ def fit(
 ) -> bool:
     """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
     learner.skipped_in_row = progress.skipped_in_row
-    if pending(plan, progress) and not end_epoch(learner, plan, distributed, duties, progress, stop):
+    if pending(plan, progress) and not end_epoch(
+        learner, plan, distributed, duties, progress, stop
+    ):
         return False
     learner.model.train()
     clock = time.perf_counter()

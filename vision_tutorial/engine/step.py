@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,21 @@ class Learner:
     parts: int = 1  # micro-batches a process takes a step
     shards: int | None = None  # strict: logical parts of the global batch
     skipped_in_row: int = 0
+    kept_buffers: list[Tensor] = field(default_factory=list)
+
+    def keep_buffers(self) -> None:
+        """Remember the running statistics of before a step."""
+        buffers = list(self.model.buffers())
+        if not self.kept_buffers:
+            self.kept_buffers = [b.clone() for b in buffers]
+        elif buffers:
+            torch._foreach_copy_(self.kept_buffers, buffers)
+
+    @torch.no_grad()
+    def put_back_buffers(self) -> None:
+        """Undo what forward passes did to the running statistics."""
+        for buffer, kept in zip(self.model.buffers(), self.kept_buffers, strict=True):
+            buffer.copy_(kept)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -57,6 +72,7 @@ def take_step(
 ) -> Outcome:
     """Forward, backward, check, clip, step. Raises NonFiniteError after PATIENCE bad steps in a row."""
     learner.optimizer.zero_grad(set_to_none=True)
+    learner.keep_buffers()
     gradients = strict_gradients if learner.shards else plain_gradients
     terms = gradients(learner, distributed, raw, step)
     scaler = distributed.scaler
@@ -69,6 +85,8 @@ def take_step(
         learner.clip(learner.model)
         scaler.step(learner.optimizer) if scaler else learner.optimizer.step()
         learner.ema.update(learner.model, learner.decay(step + 1))
+    else:
+        learner.put_back_buffers()
     if scaler:
         scaler.update()
     count_skips(learner, outcome, scaler, step)
@@ -94,14 +112,11 @@ def strict_gradients(
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
     mine = learner.shards // distributed.world
-    buffers = list(learner.model.buffers())
-    before = [b.clone() for b in buffers]
-    floats = [b for b in buffers if b.is_floating_point()]
+    floats = [b for b in learner.model.buffers() if b.is_floating_point()]
     sums: dict[str, Tensor] = {}
     flats = []
     for i, shard in enumerate(raw.parts(mine)):
-        for buffer, start in zip(buffers, before, strict=True):
-            buffer.copy_(start)
+        learner.put_back_buffers()
         index = distributed.rank * mine + i
         terms = forward_backward(learner, distributed, shard, step, index, learner.shards)
         add_terms(sums, terms, mine)
@@ -193,7 +208,7 @@ def fitting_parts(
     """
     asked, replica = parts, learner.replica
     learner.replica = learner.model
-    kept = [b.clone() for b in learner.model.buffers()]
+    learner.keep_buffers()
     try:
         while distributed.any(not fits(learner, distributed, raw.parts(parts)[0])):
             if len(raw) % (2 * parts):
@@ -205,8 +220,7 @@ def fitting_parts(
             parts *= 2
     finally:
         learner.replica = replica
-        for buffer, before in zip(learner.model.buffers(), kept, strict=True):
-            buffer.copy_(before)
+        learner.put_back_buffers()
         learner.optimizer.zero_grad(set_to_none=True)
     if parts == asked:
         return parts, None

@@ -8,6 +8,7 @@ folder names the last row sent, and the rows that a resumed run computes again a
 So the whole of metrics.jsonl may be replayed through `log`: what wandb lacks is what it gets.
 """
 
+import atexit
 import json
 import netrc
 import os
@@ -178,6 +179,7 @@ class WandbTracker:
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
         """Send the summary and wait until all has arrived, half a minute at most."""
+        atexit.unregister(self.finish)
         self._put(partial(self._finish, dict(summary), exit_code))
         self._put(None)
         self._thread.join(0 if self._off else FINISH_SECONDS)
@@ -216,9 +218,13 @@ class WandbTracker:
         settings = self._wandb.Settings(**{k: v for k, v in wanted.items() if k in fields})
         self._wandb.setup(settings=settings)  # silent before there is a run, and after it
         mode, why = settle_mode(mode, self._wandb)
+        if self._off:  # the training was over before the server answered
+            return None
         run = self._wandb.init(
             **self._run, mode=mode, resume="allow", reinit="create_new", settings=settings
         )
+        # A training that ends with an exception: before wandb's own hook, which may wait for ever.
+        atexit.register(self.finish, {}, 1)
         for axis in ("step", "epoch"):
             run.define_metric(axis, hidden=True)
         self._known.update(("step", "epoch"))

@@ -1,0 +1,226 @@
+"""The train verb: what it prints, what it leaves, how it ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forked import Ranks, run_ranks
+
+from vision_tutorial import build  # noqa: F401  (imported before the fork)
+from vision_tutorial import evaluate as evaluating
+from vision_tutorial import train as verb
+from vision_tutorial.core import runs
+
+SMALL = [
+    "dataset={shapes: {train: 64, test: 30, size: 16}}",
+    "batch_size=16",
+    "epochs=2",
+    "threads=1",
+]
+
+
+def train(capfd: Any, *words: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `train`, in a process of its own."""
+    ranks = Ranks(1, lambda rank: verb.main([str(word) for word in words]))
+    (code,) = ranks.join()
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+def one_line(err: str) -> str:
+    """The single line that a person sees of an error."""
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = ["-m", "vision_tutorial.train", "recipes/debug.yaml", *SMALL, "--runs", str(folder)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("debug/*")), done.stdout
+
+
+def test_the_last_line_names_the_run(finished: tuple[Path, str]) -> None:
+    run, out = finished
+    assert out.splitlines()[-1] == f"run: {run}"
+    assert "done after 2 epochs: val/top1" in out
+
+
+def test_the_run_folder_is_complete(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    rows = runs.read_rows(run / "metrics.jsonl")
+    keys = "epoch step lr train/loss val/loss val/top1 val/top5 images_per_second seconds"
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[-1]["step"] == 8
+    assert all(set(keys.split()) | {"seconds_data", "seconds_eval"} <= set(row) for row in rows)
+    summary = json.loads((run / "summary.json").read_text())
+    tops = [row["val/top1"] for row in rows]
+    assert summary["status"] == "done" and summary["metric"] == "val/top1"
+    assert summary["best"] == {"epoch": tops.index(max(tops)) + 1, "value": max(tops)}
+    assert summary["last"] == {"epoch": 2, "value": tops[-1]}
+    assert summary["epochs"] == 2 and summary["expects"] == {"top1": None, "minutes": 0.2}
+    assert json.loads((run / "status.json").read_text())["status"] == "done"
+    facts = json.loads((run / "fingerprint.json").read_text())
+    assert facts["versions"]["torch"] and facts["data"] and facts["recipe"]["file"] == "debug.yaml"
+    classes = json.loads((run / "classes.json").read_text())
+    assert sum(classes["images"]) == 30
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, str], capfd: Any) -> None:
+    run, _ = finished
+    before = (run / "metrics.jsonl").read_bytes()
+    code, out, err = train(capfd, run)
+    assert code == 0 and out.splitlines()[-1] == f"run: {run}", err
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_epochs_continue_it(finished: tuple[Path, str], capfd: Any, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "debug" / "copy"
+    shutil.copytree(finished[0], run)
+    code, out, _ = train(
+        capfd, "recipes/debug.yaml", *SMALL[:-2], "epochs=3", "threads=1", "--resume",
+        "--runs", tmp_path,
+    )  # fmt: skip
+    assert code == 0 and "continuing at step 8 of 12" in out
+    assert out.splitlines()[-1] == f"run: {run}"
+    assert [row["epoch"] for row in runs.read_rows(run / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_another_recipe_cannot_continue_it(finished: tuple[Path, str], capfd: Any) -> None:
+    code, _, err = train(capfd, finished[0], "seed=7")
+    assert code == 2 and "start a new run" in one_line(err)
+
+
+def test_evaluate_repeats_the_best_epochs_numbers(finished: tuple[Path, str], capfd: Any) -> None:
+    run, _ = finished
+    best = json.loads((run / "summary.json").read_text())["best"]
+    row = runs.read_rows(run / "metrics.jsonl")[best["epoch"] - 1]
+    for world in (1, 2):
+        assert run_ranks(world, lambda rank: evaluating.main([str(run), "--json"])) == [0] * world
+        (result,) = json.loads(capfd.readouterr().out)["runs"]
+        assert result["metrics"] == {k[4:]: v for k, v in row.items() if k.startswith("val/")}
+
+
+def test_evaluate_several_runs_gives_mean_and_spread(
+    finished: tuple[Path, str], capfd: Any
+) -> None:
+    run = str(finished[0])
+    words = [run, run, "--json", "--tta", "hflip", "--weights", "last"]
+    assert run_ranks(1, lambda rank: evaluating.main(words)) == [0]
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["over_runs"]["top1"]["n"] == 2 and shown["over_runs"]["top1"]["stdev"] == 0
+    assert shown["over_runs"]["top1"]["mean"] == shown["runs"][0]["metrics"]["top1"]
+    assert run_ranks(1, lambda rank: evaluating.main([run, "--classes"])) == [0]
+    assert "square" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["recipes/r9.yaml"], "did you mean"),
+        (["recipes/r4.yaml", "epoch=3"], "no key called 'epoch'; did you mean 'epochs'?"),
+        (["recipes/r4.yaml", "loss=focl"], "no loss called 'focl'; did you mean 'focal'?"),
+        (["recipes/r4.yaml", "model=resnet5O"], "no model called 'resnet5O'; did you mean"),
+        (["recipes/r4.yaml", "optimizer.sgd.lr=fast"], 'given "fast"; expected: a valid number'),
+        (["nowhere"], "no such recipe"),
+    ],
+)
+def test_a_typo_is_answered_before_torch_is_imported(words: list[str], said: str) -> None:
+    script = (
+        "import sys; from vision_tutorial import train; code = train.main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and said in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("optimizer={sgd: {lr: 0.1, momentun: 0.9}}", "did you mean 'momentum'?"),
+        ("batch_size=4096", "more than the 64 training pictures"),
+        ("eval_augment=[random_erasing]", "remove it here"),
+        ("augment=[random_erasing, hflip]", "put it last"),
+        ("batch_size=15", "is odd"),
+        ("model={test_vit: {stem: cifar}}", "stem"),
+        ("sync_bn=true", None),
+        ("shards=3", "must divide batch_size 16"),
+        ("dataset={cifar100: {root: nowhere}}", "VISION_TUTORIAL_DATA"),
+    ],
+)
+def test_what_only_building_can_tell(override: str, said: str, capfd: Any, tmp_path: Path) -> None:
+    words = ["recipes/debug.yaml", *SMALL, "micro_batch=5", override, "--runs", tmp_path]
+    code, out, err = train(capfd, *words[:5], *(["micro_batch=5"] * ("15" in override)), *words[6:])
+    if said is None:
+        assert code == 0, err
+    else:
+        assert code == 2 and said in one_line(err)
+
+
+def test_a_loss_that_explodes_exits_3_and_keeps_good_weights(capfd: Any, tmp_path: Path) -> None:
+    words = ["optimizer={sgd: {lr: 1.0e+30}}", "warmup={}", "clip=null", "epochs=8", "mix=null"]
+    code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, *words, "--runs", tmp_path)
+    (run,) = tmp_path.glob("debug/*")
+    status = json.loads((run / "status.json").read_text())
+    assert code == 3 and "Lower the lr" in one_line(err)
+    assert status["status"] == "failed" and status["exit_code"] == 3
+
+
+def test_two_trainings_cannot_share_a_folder(finished: tuple[Path, str], capfd: Any) -> None:
+    with runs.lock(finished[0]):
+        code, _, err = train(capfd, finished[0])
+    assert code == 2 and "is in use" in one_line(err)
+
+
+PLUGIN = '''"""A student's own loss."""
+
+from torch.nn import functional as F
+
+from vision_tutorial.core.registry import losses
+
+
+@losses.register
+def squared(logits, target, *, scale: float = 1.0):
+    """The Brier score."""
+    return scale * (logits.softmax(1) - F.one_hot(target, logits.shape[1])).square().sum(1).mean()
+'''
+
+
+def test_a_students_own_loss(capfd: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(Path("recipes/debug.yaml").read_text() + "imports: [mine.py]\n")
+    words = [
+        recipe,
+        *SMALL,
+        "mix=null",
+        "loss={squared: {scale: 2.0}}",
+        "--runs",
+        tmp_path / "runs",
+    ]
+    code, _, err = train(capfd, *words)
+    assert code == 2 and "--trust-imports" in one_line(err)
+    code, out, err = train(capfd, *words, "--trust-imports")
+    assert code == 0, err
+    run = Path(out.splitlines()[-1].removeprefix("run: "))
+    assert (run / "mine.py").read_text() == PLUGIN
+    code, _, err = train(capfd, run, "epochs=3", "--trust-imports")
+    assert code == 0, err
+
+
+def test_a_holdout_is_chosen_on_and_never_trained_on() -> None:
+    from vision_tutorial.core.loading import load
+
+    recipe = load("recipes/debug.yaml", [*SMALL, "holdout=0.25", "subset=20"]).recipe
+    both = build.data(recipe)
+    assert both.chosen_on == "holdout" and len(both.train) == 20
+    held, kept = set(both.val.indices), set(both.train.source.indices[both.train.indices])
+    assert not held & kept and len(held) == 16
