@@ -1,4 +1,4 @@
-"""Start ranks by forking this process: torch is imported already, so a launch takes half a second."""
+"""Start ranks by forking: torch is imported already, so a launch takes half a second."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 class Ranks:
-    """`world` forked processes that each run `function(rank)` as torchrun would have started them."""
+    """`world` forked processes, each running `function(rank)` as torchrun would start it."""
 
     def __init__(self, world: int, function: Callable[[int], Any], quiet: bool = False):
         port = free_port()

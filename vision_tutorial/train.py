@@ -156,7 +156,7 @@ def verdict(done: bool, signalled: bool) -> tuple[str, int]:
 
 
 def start_records(run: Path, loaded: Loaded, both: Any, progress: Any) -> None:
-    """recipe.yaml, fingerprint.json, status.json; metrics.jsonl cut to what the checkpoint knows."""
+    """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
     runs.write_text(run / "recipe.yaml", to_yaml(runs.redact(values)))
     if not (run / "fingerprint.json").exists():
@@ -231,11 +231,14 @@ def notices(
     if distributed.notice:
         yield distributed.notice
     micro = recipe.batch_size // distributed.world // learner.parts
+    processes = "1 process" if distributed.world == 1 else f"{distributed.world} processes"
     yield (
-        f"{recipe.name}: {len(both.train):,} pictures of {both.train.name}, {plan.epochs} epochs of "
-        f"{plan.steps_per_epoch} steps; batch {recipe.batch_size} = {distributed.world} process(es) "
-        f"x {learner.parts} x {micro}; {distributed.precision} on {distributed.device}, "
-        f"{distributed.threads} thread(s) each"
+        f"{recipe.name}: {len(both.train):,} pictures of {both.train.name}, {plan.epochs} epochs "
+        f"of {plan.steps_per_epoch} steps"
+    )
+    yield (
+        f"batch {recipe.batch_size} = {processes} x {learner.parts} x {micro} pictures, "
+        f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"
     )
     if progress.step:
         yield f"continuing at step {progress.step:,} of {plan.steps:,}"

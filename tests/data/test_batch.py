@@ -41,8 +41,9 @@ def test_erases_by_address_not_by_batch() -> None:
     alone = torch.cat([whole(piece).images for piece in raw().parts(3)])
     order = torch.cat([piece.target for piece in raw().parts(3)])
     assert torch.equal(together[order], alone)
-    assert not torch.equal(together, finisher(
-        device=CPU, colours=COLOURS["none"], channels_last=False)(raw()).images)
+    assert not torch.equal(
+        together, finisher(device=CPU, colours=COLOURS["none"], channels_last=False)(raw()).images
+    )
 
 
 def test_mixing_is_the_same_for_every_split_into_parts() -> None:

@@ -1,4 +1,4 @@
-"""What stands on the shelves, read from the source text: a typo is answered before torch is imported.
+"""What stands on the shelves, read from the source text: a typo is answered before torch loads.
 
 Importing torch and timm takes seconds. An entry's name, options, defaults and first docstring line
 are all in its text, so `ast` reads them in milliseconds. The files are listed here, not searched
@@ -7,6 +7,7 @@ for; a test holds this catalogue equal to what the registry holds once everythin
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -37,6 +38,14 @@ ANNOTATIONS = {
     **{kind.__name__: kind for kind in (int, float, bool, str, list, tuple, dict)},
     "Literal": Literal,
     "None": NoneType,
+}
+PLAIN_NODES = (
+    *(ast.Name, ast.Constant, ast.Subscript, ast.Tuple, ast.BinOp, ast.BitOr),
+    *(ast.Load, ast.UnaryOp, ast.USub),
+)
+TIMM_NAMES = {
+    "models": ("models/*.py", r"@register_model\s+def (\w+)\("),
+    "optimizers": ("optim/_optim_factory.py", r"\bname=['\"](\w+)['\"]"),
 }
 
 
@@ -69,7 +78,7 @@ class Entry:
 
 @dataclass
 class Shelf:
-    """The entries of one shelf; `outside` are names the open entry answers for (None: not known)."""
+    """The entries of one shelf; `outside` are the names its open entry answers for, if known."""
 
     kind: str
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -80,8 +89,9 @@ class Shelf:
         """The entry that answers for `name`, or None where surely nobody does."""
         if name in self.entries:
             return self.entries[name]
-        known = self.outside is None or name.partition(".")[0] in self.outside or ":" in name
-        return self.fallback if known else None
+        # timm's names may carry a tag (resnet50.a1_in1k) and a wrapper (lookahead_sgd)
+        base = name.partition(".")[0].removeprefix("lookahead_")
+        return self.fallback if self.outside is None or base in self.outside else None
 
     def names(self) -> list[str]:
         """Every name known without importing anything."""
@@ -93,11 +103,14 @@ def catalogue(extra: Iterable[Path] = ()) -> dict[str, Shelf]:
     shelves = {name: Shelf(getattr(registry, name).kind) for name in SHELVES}
     for entry in (*_packaged(), *(e for path in extra for e in read(path))):
         shelf = shelves[entry.shelf]
+        other = shelf.fallback if entry.open else shelf.entries.get(entry.name)
+        if other:
+            raise UserError(
+                f"{entry.where}: {shelf.kind} '{entry.name}' exists already ({other.where}); "
+                "choose another name."
+            )
         if entry.open:
             shelf.fallback, shelf.outside = entry, timm_names(entry.shelf)
-        elif entry.name in shelf.entries:
-            other = shelf.entries[entry.name].where
-            raise UserError(f"{entry.where}: {shelf.kind} '{entry.name}' exists already ({other}).")
         else:
             shelf.entries[entry.name] = entry
     return shelves
@@ -113,8 +126,8 @@ def read(path: Path) -> list[Entry]:
     """The entries that a file declares. UserError if it is not readable Python."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as Python ({error}).") from error
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{path}: cannot be read as Python ({error}). Correct it.") from error
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return [entry for node in functions if (entry := _entry(node, path))]
 
@@ -134,9 +147,10 @@ def _entry(node: ast.FunctionDef, path: Path) -> Entry | None:
 
 def _option(argument: ast.arg, default: ast.expr | None, where: str) -> Option:
     try:
-        text = ast.unparse(argument.annotation)
-        kind = eval(compile(text.strip("'\""), where, "eval"), dict(ANNOTATIONS))  # noqa: S307
-        return Option(argument.arg, kind, ast.literal_eval(default) if default else REQUIRED)
+        value = ast.literal_eval(default) if default else REQUIRED
+        if value is not REQUIRED:
+            json.dumps(value, allow_nan=False)  # a recipe could not hold anything else
+        return Option(argument.arg, _type(argument.annotation), value)
     except Exception as error:
         raise UserError(
             f"{where}: option '{argument.arg}' needs a plain type (int, float, bool, str, None, "
@@ -144,14 +158,22 @@ def _option(argument: ast.arg, default: ast.expr | None, where: str) -> Option:
         ) from error
 
 
+def _type(annotation: ast.expr) -> Any:
+    """The type that an annotation means. Checked before it is evaluated: reading runs no code."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    strange = [node for node in ast.walk(annotation) if not isinstance(node, PLAIN_NODES)]
+    if strange:
+        raise ValueError(f"{ast.unparse(strange[0])} is not part of a plain type")
+    return eval(compile(ast.Expression(annotation), "annotation", "eval"), dict(ANNOTATIONS))
+
+
 @cache
 def timm_names(shelf: str) -> frozenset[str] | None:
     """The models or optimizers of the installed timm, from its text; None where it has changed."""
     found = find_spec("timm")
-    folder = Path(found.origin).parent if found and found.origin else Path()
-    files, pattern = {
-        "models": (folder.glob("models/*.py"), r"@register_model\s+def (\w+)\("),
-        "optimizers": (folder.glob("optim/_optim_factory.py"), r"\bname=['\"](\w+)['\"]"),
-    }[shelf]
-    names = {name for file in files for name in re.findall(pattern, file.read_text("utf-8"))}
-    return frozenset(names) or None
+    if not found or not found.origin or shelf not in TIMM_NAMES:
+        return None
+    files, pattern = TIMM_NAMES[shelf]
+    texts = [file.read_text("utf-8") for file in Path(found.origin).parent.glob(files)]
+    return frozenset(name for text in texts for name in re.findall(pattern, text)) or None

@@ -19,7 +19,7 @@ def cost(model: nn.Module, image_size: int | tuple[int, int]) -> tuple[int, int]
     twin = _weightless(model).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     picture = torch.zeros(1, 3, height, width, device="meta", dtype=dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         twin(picture)
     parameters = sum(p.numel() for p in model.parameters())
     return parameters, counter.get_total_flops() // 2  # one MAC is a multiplication and an addition
@@ -34,4 +34,4 @@ def _weightless(model: nn.Module) -> nn.Module:
 
 def _shape_only(tensor: torch.Tensor) -> torch.Tensor:
     empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty

@@ -1,27 +1,50 @@
 """YAML text -> plain values, each with the line it stands on. Nothing is executed, nothing expands.
 
-Scalars follow YAML 1.2's core schema, not PyYAML's 1.1: `1e-3` is a number, `on` and `no` are words,
-`1:30` is text. Anchors, aliases, tags, duplicate keys and files over 64 KB are refused.
+Scalars follow YAML 1.2's core schema, not PyYAML's 1.1: `1e-3` is a number, `on` and `no` are
+words, `1:30` is text. Anchors, aliases, tags, duplicate keys and files over 64 KB are refused.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
-from .errors import UserError
+from .errors import UserError, shown
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 Key = tuple[str | int, ...]
 
 
+class Refused(yaml.MarkedYAMLError):
+    """Valid YAML that has no place in a recipe."""
+
+
 class Loader(yaml.SafeLoader):
-    """SafeLoader with the core schema's scalars."""
+    """SafeLoader with the core schema's scalars, and without what can expand or execute."""
 
     yaml_implicit_resolvers: dict = {}
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse before composing, so that neither an alias nor depth can cost anything."""
+        event = self.peek_event()
+        if getattr(event, "anchor", None) or getattr(event, "tag", None) not in (None, "!"):
+            self.refuse("anchors, aliases and tags are not part of recipes", event.start_mark)
+        if self.depth > MAX_DEPTH:
+            self.refuse(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def refuse(self, problem: str, mark: Any) -> NoReturn:
+        """Raise what the boundary turns into "file:line: problem."."""
+        raise Refused(problem=problem, problem_mark=mark)
 
 
 for _tag, _read, _first, _pattern in (
@@ -73,51 +96,58 @@ def parse_value(text: str, name: str) -> Any:
 
 
 def _construct(text: str, name: str) -> tuple[Any, dict[Key, str]]:
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{name}: {len(text):,} letters; at most {MAX_BYTES:,} are read.")
     places: dict[Key, str] = {}
     try:
         loader = Loader(text)
         try:
-            _refuse_aliases(text, name)
             node = loader.get_single_node()
-            value = None if node is None else _value(loader, node, (), name, places)
+            return None if node is None else _value(loader, node, (), name, places), places
         finally:
             loader.dispose()
-        return value, places
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{name}{line}: not valid YAML: {error.problem}.") from error
+        said = "" if isinstance(error, Refused) else "not valid YAML: "
+        raise UserError(f"{name}{line}: {said}{error.problem or error.context}.") from error
+    except yaml.reader.ReaderError as error:
+        line, code = text.count("\n", 0, error.position) + 1, error.character
+        raise UserError(f"{name}:{line}: a letter that YAML has not (U+{code:04X}).") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{name}: not valid YAML: {error}.") from error
-
-
-def _refuse_aliases(text: str, name: str) -> None:
-    for event in yaml.parse(text, Loader=Loader):
-        anchored = getattr(event, "anchor", None)
-        if anchored or getattr(event, "tag", None) not in (None, "!"):
-            line = event.start_mark.line + 1
-            raise UserError(f"{name}:{line}: anchors, aliases and tags are not part of recipes.")
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}.") from error
 
 
 def _value(loader: Loader, node: yaml.Node, at: Key, name: str, places: dict[Key, str]) -> Any:
-    line = node.start_mark.line + 1
-    places.setdefault(at, f"{name}:{line}")
-    if len(at) > MAX_DEPTH:
-        raise UserError(f"{name}:{line}: nested deeper than {MAX_DEPTH} levels.")
+    places.setdefault(at, f"{name}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, n, (*at, i), name, places) for i, n in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)
+        return _scalar(loader, node)
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key = key_node.value
-        line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise UserError(f"{name}:{line}: a key must be a word, not a list or mapping.")
+            loader.refuse("a key must be a word, not a list or mapping", key_node.start_mark)
+        key = _printable(loader, key_node)
         if key in mapping:
             first = places[(*at, key)].rpartition(":")[2]
-            raise UserError(f"{name}:{line}: '{key}' is given twice (first on line {first}).")
-        places[(*at, key)] = f"{name}:{line}"
+            problem = f"{shown(key)} is given twice (first on line {first})"
+            loader.refuse(problem, key_node.start_mark)
+        places[(*at, key)] = f"{name}:{key_node.start_mark.line + 1}"
         mapping[key] = _value(loader, value_node, (*at, key), name, places)
     return mapping
+
+
+def _scalar(loader: Loader, node: yaml.ScalarNode) -> Any:
+    _printable(loader, node)
+    value = loader.construct_object(node)
+    if isinstance(value, float) and math.isinf(value):
+        loader.refuse(f"{shown(node.value)} is too large a number", node.start_mark)
+    return value
+
+
+def _printable(loader: Loader, node: yaml.ScalarNode) -> str:
+    """The scalar's text. Escapes can hold what would only fail later, in a file name or a log."""
+    found = UNPRINTABLE.search(node.value)
+    if found:
+        loader.refuse(f"holds a control character (U+{ord(found[0]):04X})", node.start_mark)
+    return node.value

@@ -5,28 +5,37 @@ blend   `name`, `{name: weight, …}` or `{name: {weight: w, options}}`
 chain   a list of choices
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .catalogue import REQUIRED, Entry, Shelf
-from .errors import UserError, unknown
-
+from .errors import UserError, short, shown, unknown
 
 
 class Options(dict):
-    """Options by name, unchangeable; copies and pickles as it is (mappingproxy does neither)."""
+    """Options by name; cannot be changed, nor can a list in it, but copied and pickled."""
 
-    def _refuse(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, items: Mapping[str, Any] | None = None):
+        super().__init__({name: _frozen(value) for name, value in (items or {}).items()})
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError("a recipe does not change; load it again with an override")
 
     __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
 
     def __reduce__(self) -> tuple:
         return Options, (dict(self),)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return Options(value) if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -67,13 +76,13 @@ class At(UserError):
 
 
 def parse(value: Any, shelf: Shelf, form: str) -> Any:
-    """Raw YAML -> Choice, tuple of Terms or tuple of Choices. `At` says what is wrong, and where."""
+    """Raw YAML -> Choice, tuple of Terms or tuple of Choices. Raises `At`: what is wrong, where."""
     if form == "choice":
         return _choice(value, shelf)
     if form == "blend":
         return _blend(value, shelf)
     if not isinstance(value, list):
-        raise At(f"given {value!r}; a list of {shelf.kind}s is expected, such as [a, b].")
+        raise At(f"given {shown(value)}; a list of {shelf.kind}s is expected, such as [a, b].")
     return tuple(_choice(item, shelf, (i,)) for i, item in enumerate(value))
 
 
@@ -104,11 +113,11 @@ def _choice(value: Any, shelf: Shelf, at: tuple = ()) -> Choice:
     name, given = value, None
     if isinstance(value, dict):
         if len(value) != 1:
-            names = ", ".join(map(str, value)) or "none"
+            names = short(", ".join(value), 60) or "none"
             raise At(f"given {len(value)} names ({names}); choose exactly one {shelf.kind}.", at)
         ((name, given),) = value.items()
     if not isinstance(name, str):
-        raise At(f"given {name!r}; the name of a {shelf.kind} is expected.", at)
+        raise At(f"given {shown(name)}; expected: the {shelf.kind}'s name.", at)
     where = (*at, name)
     return Choice(name, _options(_find(name, shelf, at), given, where))
 
@@ -117,7 +126,7 @@ def _blend(value: Any, shelf: Shelf) -> tuple[Term, ...]:
     if isinstance(value, str):
         value = {value: None}
     if not isinstance(value, dict) or not value:
-        raise At(f"given {value!r}; write a {shelf.kind}'s name or {{name: weight, …}}.")
+        raise At(f"given {shown(value)}; write a {shelf.kind}'s name or {{name: weight, …}}.")
     return tuple(_term(name, given, shelf) for name, given in value.items())
 
 
@@ -129,7 +138,8 @@ def _term(name: str, given: Any, shelf: Shelf) -> Term:
     elif given is not None:
         weight, given = given, None
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
-        raise At(f"the weight of '{name}' is {weight!r}; a number from 0 up is expected.", (name,))
+        said = f"the weight of '{name}' is {shown(weight)}; a number from 0 up is expected."
+        raise At(said, (name,))
     return Term(name, float(weight), _options(entry, given, (name,)))
 
 
@@ -144,7 +154,7 @@ def _options(entry: Entry, given: Any, at: tuple) -> Mapping[str, Any]:
     if given is None:
         given = {}
     if not isinstance(given, dict):
-        raise At(f"given {given!r}; options are written {{name: {{option: value}}}}.", at)
+        raise At(f"given {shown(given)}; options are written {{name: {{option: value}}}}.", at)
     allowed = {option.name: option for option in entry.options}
     checked = {}
     for name, option in allowed.items():
@@ -154,18 +164,19 @@ def _options(entry: Entry, given: Any, at: tuple) -> Mapping[str, Any]:
             raise At(f"'{at[-1]}' needs a value for '{name}'. Its options: {entry.signature()}", at)
         else:
             checked[name] = option.default
-    for name in given.keys() - allowed.keys():
-        if not entry.forwards:
-            raise At(unknown(f"option of '{at[-1]}'", str(name), allowed), (*at, name))
     forwarded = {name: value for name, value in given.items() if name not in allowed}
+    if forwarded and not entry.forwards:
+        name = next(iter(forwarded))
+        raise At(unknown(f"option of '{at[-1]}'", name, allowed), (*at, name))
     return Options({**checked, **forwarded})
 
 
 def _checked(value: Any, kind: Any, at: tuple) -> Any:
     try:
-        return _adapter(kind).validate_python(value)
+        # as JSON, where a list may be a tuple and all else is as strict
+        return _adapter(kind).validate_json(json.dumps(value))
     except ValidationError as error:
-        raise At(f"given {value!r}; {expected(error)}.", at) from error
+        raise At(f"given {shown(value)}; {expected(error)}.", at) from error
 
 
 def expected(error: ValidationError) -> str:

@@ -8,9 +8,10 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from . import grammar
+from .document import Loader
 from .grammar import Choice, On, Term
 
 Positive = Annotated[int, Field(ge=1, le=10**9)]
@@ -49,7 +50,7 @@ class ParameterGroups(Frozen):
 
 
 class Clip(Frozen):
-    """Gradient clipping: exactly one of global norm, value, or adaptive (AGC, Brock et al. 2021)."""
+    """Gradient clipping, one of: global norm, value, adaptive (AGC, Brock et al. 2021)."""
 
     norm: Annotated[float, Field(gt=0)] | None = None
     value: Annotated[float, Field(gt=0)] | None = None
@@ -97,8 +98,16 @@ class Wandb(Frozen):
 class Recipe(Frozen):
     """All that a run depends on."""
 
-    name: str = Field("recipe", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Names the run.")
-    expects: dict[str, float | None] = Field({}, description="The claim; null where unknown.")
+    # not of dots alone: it becomes the name of a folder
+    name: str = Field(
+        "recipe",
+        max_length=64,
+        pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$",
+        description="Of the run.",
+    )
+    expects: Annotated[dict[str, float | None], AfterValidator(grammar.Options)] = Field(
+        grammar.Options(), description="The claim; null where unknown."
+    )
     imports: Words = Field((), description="Python files whose entries join the shelves.")
     task: Annotated[Choice, On("tasks")] = Choice("classification")
 
@@ -173,12 +182,15 @@ def to_yaml(values: dict[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes no anchors, and numbers that every YAML reader takes for numbers."""
+    """Writes no anchors, and what every YAML reader, 1.1 or 1.2, takes for the same."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
+for _first, _pairs in Loader.yaml_implicit_resolvers.items():
+    for _tag, _pattern in _pairs:  # a text that either version would take for a number is quoted
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
 _Dumper.add_representer(
     float, lambda dumper, x: dumper.represent_scalar("tag:yaml.org,2002:float", _number(x))
 )
@@ -187,6 +199,12 @@ _Dumper.add_representer(
 def _number(value: float) -> str:
     text = repr(value)
     return text.replace("e", ".0e") if "e" in text and "." not in text else text
+
+
+def total_epochs(recipe: Recipe) -> int:
+    """All epochs of a run: a warm-up in front and the cool-down come on top of `epochs`."""
+    front = recipe.warmup.epochs if recipe.warmup.mode == "front" else 0
+    return front + recipe.epochs + recipe.cooldown.epochs
 
 
 def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:

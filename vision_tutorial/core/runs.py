@@ -88,10 +88,10 @@ def _write_all(handle: int, data: bytes) -> None:
 def write_text(path: Path | str, text: str) -> None:
     """Replace a file as a whole: readers see the old text or the new, also after a crash."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     with storage(path):
         try:
-            temporary.unlink(missing_ok=True)  # of a dead process that had our number
+            temporary.unlink(missing_ok=True)  # left by a process that died here
             write_bytes(temporary, text.encode())
             os.replace(temporary, path)
         except BaseException:

@@ -56,7 +56,7 @@ class Raw:
 
 
 def part(n: int, index: int, parts: int) -> np.ndarray:
-    """Positions of part `index` of `parts` of a batch of n: mirror pairs, in mirror order; (n/parts,).
+    """Positions of part `index` of `parts` of a batch of n: mirror pairs, in mirror order.
 
     n must divide by `parts`; with an even n/parts every pair stays whole.
     """
@@ -71,7 +71,7 @@ def part(n: int, index: int, parts: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TrainOrder:
-    """The batches of one process, from step `start` to step `stop`, across epochs; drops the rest."""
+    """The batches of one process from step `start` to `stop`, across epochs; drops the rest."""
 
     n: int
     batch_size: int
@@ -137,7 +137,7 @@ class Pictures(Dataset):
 
 
 def seed_generators(number: int) -> None:
-    """Seed Python's, NumPy's and torch's (CPU) global generators, which timm's transforms draw from."""
+    """Seed the global generators of Python, NumPy and torch (CPU): timm's transforms use them."""
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.default_generator.manual_seed(number)

@@ -129,7 +129,7 @@ class Distributed:
             raise
 
     def close(self) -> None:
-        """Leave the group, so that nobody waits for us, and forget it: a notebook may train again."""
+        """Leave the group, so that nobody waits for us; a notebook may then train again."""
         self.accelerator.state._reset_state(reset_partial_state=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -147,7 +147,7 @@ def cores() -> int:
 
 
 def usable_precision(wanted: str, cuda: bool) -> tuple[str, str | None]:
-    """What this machine can compute in, and what to tell the student if it is not what was asked."""
+    """What this machine can compute in, and what to say if it is not what was asked."""
     if wanted == "auto":
         wanted = ("bf16" if torch.cuda.is_bf16_supported(False) else "fp16") if cuda else "fp32"
     if wanted == "fp16" and not cuda:

@@ -71,7 +71,7 @@ class Progress:
 
 
 class Duties(Protocol):
-    """What rank 0 does beside learning: saving and telling. Other ranks hold the do-nothing twin."""
+    """What rank 0 does beside learning: save and tell. Other ranks hold a do-nothing twin."""
 
     def save(self, progress: Progress, is_best: bool) -> None:
         """Write a checkpoint."""

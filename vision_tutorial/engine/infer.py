@@ -42,7 +42,7 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Metrics of `forward(images) -> logits` over all processes' batches, plus the criterion's mean.
+    """Metrics of `forward(images) -> logits` over all processes, and the criterion's mean.
 
     rounds: the largest number of batches of any process, so that all meet equally often.
     """

@@ -37,7 +37,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Take SIGTERM, SIGINT (and SIGUSR1, which SLURM can send early) for as long as this lasts."""
+        """Take SIGTERM, SIGINT and SIGUSR1 (SLURM's early warning) for as long as this lasts."""
         names = ("SIGTERM", "SIGINT", "SIGUSR1")
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         before = {number: signal.signal(number, self.receive) for number in numbers}

@@ -59,7 +59,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one step, over all processes: sums of loss x items by name, items, and who wants to stop."""
+    """Of one step, over all processes: sums of loss x items by name, items, wish to stop."""
 
     losses: dict[str, float]
     items: int
@@ -70,7 +70,7 @@ class Outcome:
 def take_step(
     learner: Learner, distributed: Distributed, raw: Any, step: int, stop: bool
 ) -> Outcome:
-    """Forward, backward, check, clip, step. Raises NonFiniteError after PATIENCE bad steps in a row."""
+    """Forward, backward, check, clip, step. NonFiniteError after PATIENCE bad steps in a row."""
     learner.optimizer.zero_grad(set_to_none=True)
     learner.keep_buffers()
     gradients = strict_gradients if learner.shards else plain_gradients
@@ -147,7 +147,7 @@ def add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> 
 
 
 def take_gradients(learner: Learner) -> Iterator[Tensor]:
-    """Each parameter's gradient; zero where the loss did not reach it. The gradients are emptied."""
+    """Each parameter's gradient, zero where the loss did not reach it; then empties them."""
     for parameter in learner.parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -156,7 +156,7 @@ def take_gradients(learner: Learner) -> Iterator[Tensor]:
 
 
 def summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distributed) -> Tensor:
-    """Sum of all shards' vectors, first to last: the same additions for every number of processes."""
+    """Sum of all shards' vectors, first to last: the same additions on any number of processes."""
     total = torch.zeros_like(flats[0])
     mine = len(flats)
     for shard in range(shards):
@@ -177,7 +177,7 @@ def put_flat(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 def gathered(
     terms: dict[str, Tensor], n: int, finite: bool, stop: bool, distributed: Distributed
 ) -> Outcome:
-    """One small sum over processes carries the losses, the count, the trouble and the stop flag."""
+    """One small sum over processes carries losses, count, trouble and the stop flag."""
     values = torch.stack([v.double().cpu() for v in terms.values()])
     finite = finite and bool(torch.isfinite(values).all())
     head = torch.tensor([n, not finite, stop], dtype=torch.float64)
@@ -193,8 +193,8 @@ def count_skips(learner: Learner, outcome: Outcome, scaler: Any, step: int) -> N
     learner.skipped_in_row = learner.skipped_in_row + 1 if outcome.skipped and not searching else 0
     if learner.skipped_in_row > PATIENCE:
         raise NonFiniteError(
-            f"step {step + 1}: loss {loss:g} or its gradient is not finite, {PATIENCE + 1} steps in "
-            "a row; the last checkpoint is good. Lower the lr, add warm-up, clip, or use fp32."
+            f"step {step + 1}: loss {loss:g} or its gradient is not finite, {PATIENCE + 1} times "
+            "in a row; the last checkpoint is good. Lower the lr, add warm-up, clip, or use fp32."
         )
 
 

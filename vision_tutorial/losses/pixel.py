@@ -142,8 +142,8 @@ def jsd(
     """
     if num_splits < 2 or len(logits) % num_splits:
         raise UserError(
-            f"jsd: a batch of {len(logits)} does not hold num_splits = {num_splits} versions of its "
-            "pictures; give at least 2, and a batch that they divide."
+            f"jsd: a batch of {len(logits)} is not made of {num_splits} versions of its pictures; "
+            "num_splits is at least 2 and divides the batch."
         )
     clean = target[: len(target) // num_splits]
     versions = [counted(version, clean) for version in logits.chunk(num_splits)]

@@ -45,7 +45,7 @@ def step(now: Now, lr: float, *, every: float = 30.0, gamma: float = 0.1) -> flo
 
 @schedules.register
 def multistep(now: Now, lr: float, *, milestones: list[float], gamma: float = 0.1) -> float:
-    """lr times gamma at each of these epochs, counted from 0 as in torch (timm's fall one earlier)."""
+    """lr times gamma at each of these epochs, from 0 as torch counts (timm falls one earlier)."""
     _falls("multistep", gamma)
     return lr * gamma ** sum(milestone * now.epoch <= now.t for milestone in milestones)
 
