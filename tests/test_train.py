@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from forked import Ranks, run_ranks
+from wandb_file import history, read
 
 from vision_tutorial import build  # noqa: F401  (imported before the fork)
 from vision_tutorial import evaluate as evaluating
@@ -180,6 +181,21 @@ def test_two_trainings_cannot_share_a_folder(finished: tuple[Path, str], capfd: 
     assert code == 2 and "is in use" in one_line(err)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_wandb_offline_holds_metrics_jsonl_row_by_row(world: int, tmp_path: Path) -> None:
+    words = ["recipes/debug.yaml", *SMALL, "wandb={mode: offline, tags: [class]}"]
+    words += ["--runs", str(tmp_path)]
+    assert Ranks(world, lambda rank: verb.main(words), quiet=True).join() == [0] * world
+    (run,) = tmp_path.glob("debug/*")
+    rows = runs.read_rows(run / "metrics.jsonl")
+    logged = history(run)
+    assert [row for row in logged if "epoch" in row] == rows
+    assert any("classes/nrows" in row or "nrows" in str(row) for row in logged), "the class table"
+    (begun,) = [record.run for record in read(run) if record.HasField("run")]
+    config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert config["epochs"] == 2 and begun.run_id == f"debug-{run.name}"
+
+
 PLUGIN = '''"""A student's own loss."""
 
 from torch.nn import functional as F
@@ -214,6 +230,17 @@ def test_a_students_own_loss(capfd: Any, tmp_path: Path) -> None:
     assert (run / "mine.py").read_text() == PLUGIN
     code, _, err = train(capfd, run, "epochs=3", "--trust-imports")
     assert code == 0, err
+
+
+def test_jsd_trains_on_copies_and_validates_without(capfd: Any, tmp_path: Path) -> None:
+    words = ["loss={jsd: {num_splits: 3}}", "mix=null", "augment=[hflip, aug_mix]"]
+    code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, *words, "--runs", tmp_path)
+    assert code == 0, err
+    (path,) = tmp_path.glob("debug/*/metrics.jsonl")
+    row = runs.read_rows(path)[-1]
+    assert row["val/loss"] == pytest.approx(row["val/cross_entropy"], abs=1e-5)
+    code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, "loss=jsd", "--runs", tmp_path)
+    assert code == 2 and "take `mix` out" in one_line(err)
 
 
 def test_a_holdout_is_chosen_on_and_never_trained_on() -> None:

@@ -21,8 +21,8 @@ from .core.recipe import Clip, Colours, Recipe
 from .core.recipe import Ema as EmaOptions
 from .core.sources import Source, hold_out, take
 from .core.task import Batch, Task
+from .data import augment, loader, mix
 from .data import batch as batches
-from .data import loader, mix
 from .engine import (
     Distributed,
     Ema,
@@ -77,6 +77,8 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         raise UserError("eval_augment: random_erasing changes pictures at random; remove it here.")
     mixing(recipe)
     criteria(recipe)
+    if recipe.mix and losses.copies(recipe.loss):
+        raise UserError("loss: jsd compares copies of one picture; take `mix` out of the recipe.")
     with torch.device("meta"):
         network = model(recipe, classes, weights=False)
     learning_rate(recipe, optimizer(recipe, network), 1)
@@ -305,7 +307,6 @@ def train_batches(
     recipe: Recipe, source: Source, distributed: Distributed, start: int, stop: int
 ) -> Iterator[loader.Raw]:
     """This process's raw batches of the steps `start` to `stop`."""
-    pictures = loader.Pictures(source, chain(recipe.augment)[0], recipe.seed)
     order = loader.TrainOrder(
         len(source),
         recipe.batch_size,
@@ -316,7 +317,20 @@ def train_batches(
         distributed.world,
     )
     pin = distributed.device.type == "cuda"
+    pictures = train_pictures(recipe, source)
     return loader.make_loader(pictures, order, loader_workers(recipe, distributed), pin)
+
+
+def train_pictures(recipe: Recipe, source: Source) -> loader.Pictures:
+    """Augmented pictures by (epoch, index)."""
+    extra = losses.copies(recipe.loss)
+    if not extra:
+        return loader.Pictures(source, chain(recipe.augment)[0], recipe.seed)
+    framing = [choice for choice in recipe.augment if choice.name in augment.FRAMING]
+    others = [choice for choice in recipe.augment if choice.name not in augment.FRAMING]
+    return loader.Pictures(
+        source, chain(framing)[0], recipe.seed, copies=extra, of_copies=chain(others)[0]
+    )
 
 
 def eval_batches(recipe: Recipe, source: Source, distributed: Distributed) -> Iterator[Batch]:
@@ -349,7 +363,7 @@ def evaluation(
         eval_batches(recipe, source, distributed),
         rounds_of(len(source), recipe.eval_batch_size, distributed.world),
         task,
-        criteria(recipe)["loss"],
+        losses.blend(losses.without_copies(recipe.loss)),
         distributed,
         **callbacks,
     )
@@ -367,7 +381,7 @@ def plan(recipe: Recipe, both: Data, pupil: Learner, distributed: Distributed) -
 
     return Plan(
         steps_per_epoch=steps,
-        epochs=recipe.epochs + recipe.cooldown.epochs,
+        epochs=recipe.total_epochs,
         lr=learning_rate(recipe, pupil.optimizer, steps),
         batches=lambda start, stop: train_batches(recipe, both.train, distributed, start, stop),
         evaluate=evaluated,

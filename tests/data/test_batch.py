@@ -61,3 +61,16 @@ def test_mixing_is_the_same_for_every_split_into_parts() -> None:
         order = torch.cat([piece.target for piece in big.parts(3)])
         assert torch.equal(whole.images[order], torch.cat([p.images for p in pieces]))
         assert torch.equal(whole.target[order], torch.cat([p.target for p in pieces]))
+
+
+def test_versions_of_a_picture_stand_behind_each_other() -> None:
+    """AugMix's layout, as timm's AugMixDataset and its collate make it: all clean ones first."""
+    several = raw(4)
+    several.images = torch.stack([several.images, several.images + 1, several.images + 2], 1)
+    batch = finisher(device=CPU, colours=COLOURS["none"], channels_last=False)(several)
+    clean = finisher(device=CPU, colours=COLOURS["none"], channels_last=False)(raw(4))
+    assert batch.images.shape == (12, 3, 8, 8)
+    assert torch.equal(batch.images[:4], clean.images)
+    last = (batch.images[8:].mul(255).round() - 2).remainder(256)
+    assert torch.equal(last, clean.images.mul(255).round())
+    assert batch.target.tolist() == [0, 1, 2, 3] * 3

@@ -124,3 +124,14 @@ def test_pictures_of_different_sizes_say_what_to_do(tmp_path: Path) -> None:
     source = FileSource("mine", paths, np.zeros(2, np.int64), ("a",))
     with pytest.raises(UserError, match="end `augment` and `eval_augment` with a crop"):
         list(make_loader(Pictures(source, [], 0), EvalOrder(2, 2), 0, pin=False))
+
+
+def test_copies_share_the_frame_and_differ_in_the_rest() -> None:
+    flip = lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # noqa: E731
+    pictures = Pictures(noise(), [flip], seed=5, copies=2, of_copies=[Jitter()])
+    images, _, _ = pictures[0, 3]
+    assert torch.equal(images[0], Pictures(noise(), [flip], seed=5)[0, 3][0])
+    shifts = {
+        tuple((images[k].int() - images[0].int()).remainder(256).unique().tolist()) for k in (1, 2)
+    }
+    assert len(shifts) == 2 and all(len(shift) == 1 for shift in shifts)

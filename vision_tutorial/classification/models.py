@@ -99,8 +99,8 @@ def _check_name(name: str) -> None:
 
 def _check_options(name: str, wanted: dict[str, Any]) -> None:
     """Refuse what timm's class does not take; timm's factory itself would accept files to load."""
-    with torch.device("meta"):  # no memory, no random draws: only to learn the class
-        kind = type(timm.create_model(name))
+    with torch.random.fork_rng(devices=[]):  # weightless, and only to learn the class
+        kind = type(timm.create_model(name, device="meta"))
     parameters = inspect.signature(kind).parameters
     config = getattr(parameters.get("cfg"), "annotation", None)
     known = set(parameters)

@@ -45,7 +45,10 @@ PLAIN_NODES = (
 )
 TIMM_NAMES = {
     "models": ("models/*.py", r"@register_model\s+def (\w+)\("),
-    "optimizers": ("optim/_optim_factory.py", r"\bname=['\"](\w+)['\"]"),
+    "optimizers": (
+        "optim/_optim_factory.py",
+        r"(?:\bname=|OptimInfo\(\s*|register_alias\()['\"](\w+)['\"]",
+    ),
 }
 
 

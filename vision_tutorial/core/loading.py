@@ -62,9 +62,8 @@ def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
     for key, mark in SHELVED.items():
         declared = Recipe.model_fields[key]
         if key not in values and not declared.is_required():
-            values[key] = grammar.plain(
-                declared.default
-            )  # parsed like any, to have all its options
+            # parsed as if it were written, to have all its options
+            values[key] = grammar.plain(declared.default)
         if key in values and not (values[key] is None and declared.default is None):
             values[key] = _shelved(document, key, values[key], mark, shelves)
     try:

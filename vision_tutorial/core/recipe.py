@@ -155,6 +155,12 @@ class Recipe(Frozen):
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     wandb: Wandb = Wandb()
 
+    @property
+    def total_epochs(self) -> int:
+        """With the warm-up in front, if it is there, and the cool-down."""
+        front = self.warmup.epochs if self.warmup.mode == "front" else 0
+        return front + self.epochs + self.cooldown.epochs
+
 
 SHELVED: dict[str, On] = {
     name: mark

@@ -35,7 +35,7 @@ class Registry:
         self.fallback = function
         return function
 
-    def bind(self, name: str, **options: Any) -> Callable:
+    def bind(self, name: str, /, **options: Any) -> Callable:
         """The entry `name` with its options bound; what remains is the shelf's own call."""
         if name in self.entries:
             return partial(self.entries[name], **options)

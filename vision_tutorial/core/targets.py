@@ -6,7 +6,6 @@ one distribution over C classes per position; it is all zero where nothing count
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
 IGNORE = -100
@@ -21,9 +20,9 @@ def to_map(target: Tensor, classes: int) -> Tensor:
     """Class ids (B, *S) -> one-hot class map float32 (B, classes, *S); a map passes through."""
     if is_map(target):
         return target
-    counts = target != IGNORE
-    one_hot = F.one_hot(target.where(counts, 0), classes) * counts.unsqueeze(-1)
-    return one_hot.movedim(-1, 1).float()
+    counts = (target != IGNORE).unsqueeze(1)
+    empty = torch.zeros(len(target), classes, *target.shape[1:], device=target.device)
+    return empty.scatter_(1, target.unsqueeze(1).where(counts, 0), counts.float())
 
 
 def to_ids(target: Tensor) -> Tensor:

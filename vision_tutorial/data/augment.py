@@ -27,6 +27,8 @@ from torchvision import transforms as tv
 from ..core.errors import UserError, unknown
 from ..core.registry import augments
 
+# Entries that place and cut a picture; AugMix's copies (the jsd loss) share what these did.
+FRAMING = {"random_resized_crop", "random_crop", "hflip", "vflip", "resize", "center_crop"}
 Transform = Callable[[Any], Any]
 
 MOST_PIXELS = 8192  # along one side of a result

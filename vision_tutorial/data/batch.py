@@ -47,15 +47,24 @@ def finisher(
     classes: int = 0,
     seed: int = 0,
 ) -> Callable[[Raw, int], Batch]:
-    """A function (raw batch, step) -> Batch on `device`; no mixing and no erasing evaluates."""
+    """A function (raw batch, step) -> Batch on `device`; no mixing and no erasing evaluates.
+
+    A batch (B, V, 3, H, W) of V versions becomes (V·B, 3, H, W), all first versions first.
+    """
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def finish(raw: Raw, step: int = 0) -> Batch:
         images = raw.images.to(device, non_blocking=True)
         target = raw.target.to(device, non_blocking=True)
+        items = raw.items
+        if images.dim() == 5:
+            versions = images.shape[1]
+            images = images.transpose(0, 1).flatten(0, 1)
+            target = target.repeat(versions)
+            items = torch.cat([items + items.new_tensor([0, v << 40]) for v in range(versions)])
         if mixing is not None:
             images, target = mixing(images, target, classes, seed, step)
-        images = erase(normalize(images, colours), raw.items, erasing, seed)
+        images = erase(normalize(images, colours), items, erasing, seed)
         return Batch(images.contiguous(memory_format=layout), target)
 
     return finish

@@ -30,7 +30,8 @@ Item = tuple[int, int]  # (epoch, index)
 
 @dataclass
 class Raw:
-    """A batch as it leaves the loader. images uint8 (B, 3, H, W); target (B, …); items (B, 2)."""
+    """A batch as it leaves the loader: images uint8 (B, 3, H, W), or (B, V, 3, H, W) in V versions;
+    target (B, …); items (B, 2)."""
 
     images: Tensor
     target: Tensor
@@ -117,8 +118,17 @@ class EvalOrder:
 class Pictures(Dataset):
     """(epoch, index) -> picture tensor, target; every draw is addressed, nothing is remembered."""
 
-    def __init__(self, source: Source, transforms: Sequence[Transform], seed: int):
-        self.source, self.transforms, self.seed = source, tuple(transforms), seed
+    def __init__(
+        self,
+        source: Source,
+        transforms: Sequence[Transform],
+        seed: int,
+        copies: int = 0,
+        of_copies: Sequence[Transform] = (),
+    ):
+        """Each picture gets `transforms`; then come `copies` of it that get `of_copies` as well."""
+        self.source, self.seed = source, seed
+        self.transforms, self.copies, self.of_copies = transforms, copies, of_copies
 
     def __len__(self) -> int:
         return len(self.source)
@@ -131,9 +141,18 @@ class Pictures(Dataset):
             # raised here, a worker would wrap it in a page of traceback
             return UserError(f"{self.source.name}, picture {index}: {error}")
         seed_generators(address(self.seed, epoch, index, "augment"))
-        for transform in self.transforms:
-            picture = transform(picture)
-        return to_tensor(picture), target, item
+        picture = applied(self.transforms, picture)
+        if not self.copies:
+            return to_tensor(picture), target, item
+        versions = [picture, *(applied(self.of_copies, picture) for _ in range(self.copies))]
+        return torch.stack([to_tensor(version) for version in versions]), target, item
+
+
+def applied(transforms: Sequence[Transform], picture: Image.Image) -> Image.Image:
+    """The picture after all transforms, in order."""
+    for transform in transforms:
+        picture = transform(picture)
+    return picture
 
 
 def seed_generators(number: int) -> None:
@@ -154,7 +173,7 @@ def collate(samples: list[Any]) -> Raw | UserError:
         if isinstance(sample, UserError):
             return sample
     images, targets, items = zip(*samples, strict=True)
-    sizes = {tuple(image.shape) for image in images}
+    sizes = {tuple(image.shape[-3:]) for image in images}
     if len(sizes) > 1:
         shown = ", ".join(f"{w}x{h}" for _, h, w in sorted(sizes)[:3])
         return UserError(

@@ -17,7 +17,7 @@ class Plan:
 
     steps_per_epoch: int
     epochs: int
-    lr: Callable[[int, list[float]], float]
+    lr: Callable[[int, list[float | None]], float]
     batches: Callable[[int, int], Iterator[Any]]
     evaluate: Callable[[Callable[[], bool], Callable[[int, int], None]], Evaluation]
     headline: str
@@ -65,9 +65,9 @@ class Progress:
         self.sums, self.items, self.skipped = {}, 0, 0
         self.seconds = self.seconds_data = 0.0
 
-    def headlines(self, name: str) -> list[float]:
-        """The headline metric of the epochs evaluated so far."""
-        return [row[name] for row in self.rows if row.get(name) is not None]
+    def headlines(self, name: str) -> list[float | None]:
+        """The headline metric of each epoch so far, None where it was not evaluated."""
+        return [row.get(name) for row in self.rows]
 
 
 class Duties(Protocol):
@@ -181,7 +181,7 @@ def is_best(plan: Plan, progress: Progress, evaluation: Evaluation | None) -> bo
     if evaluation is None:
         return False
     value = evaluation.metrics[plan.headline]
-    before = progress.headlines(f"val/{plan.headline}")
+    before = [x for x in progress.headlines(f"val/{plan.headline}") if x is not None]
     if not before:
         return True
     return value > max(before) if plan.higher_is_better else value < min(before)

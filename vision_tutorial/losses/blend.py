@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.grammar import Term
+from ..core.grammar import Options, Term
 from ..core.registry import losses
 
 Criterion = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -32,6 +32,24 @@ def blend(terms: Sequence[Term]) -> Criterion:
         return total, parts if len(values) > 1 else {}
 
     return criterion
+
+
+def copies(terms: Sequence[Term]) -> int:
+    """How many augmented copies of each picture the losses need: jsd's num_splits less one."""
+    wanted = {term.options["num_splits"] - 1 for term in terms if term.name == "jsd"}
+    if wanted and len(terms) > 1:
+        raise UserError("loss: jsd reads a batch of copies, as no other loss does; use it alone.")
+    return max(wanted, default=0)
+
+
+def without_copies(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """The losses for an evaluation, where no picture has copies: jsd is its cross-entropy."""
+    return tuple(
+        Term("cross_entropy", t.weight, Options({"label_smoothing": t.options["smoothing"]}))
+        if t.name == "jsd"
+        else t
+        for t in terms
+    )
 
 
 def _names(terms: Sequence[Term]) -> list[str]:

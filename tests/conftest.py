@@ -1,0 +1,24 @@
+"""Shared by all tests. Imports nothing heavy: most files never need torch."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; small tensors only
+os.environ.setdefault("WANDB_MODE", "disabled")  # no test may reach the network
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of the real data sets; tests that need it are skipped without."""
+    root = os.environ.get("VISION_TUTORIAL_DATA")
+    if not root:
+        pytest.skip("VISION_TUTORIAL_DATA names no folder with the real data")
+    return Path(root)

@@ -1,0 +1,86 @@
+"""Counts against torchmetrics and loops; sums that no order can change."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+from vision_tutorial.core.counts import QUANTUM, confusion, exact_sum, topk_hits
+
+
+def draws(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_an_exact_sum_is_the_same_in_any_order_and_split():
+    values = torch.randn(10_000, generator=draws(0)) * 100
+    whole = exact_sum(values)
+    assert whole.dtype == torch.float64
+    for seed in range(5):
+        shuffled = values[torch.randperm(len(values), generator=draws(seed))]
+        parts = [exact_sum(part) for part in shuffled.split(1 + 37 * seed)]
+        assert sum(parts).item() == whole.item()
+    # plain float32 sums do change, so the test can tell
+    assert (
+        len({values[torch.randperm(10_000, generator=draws(s))].sum().item() for s in range(9)}) > 1
+    )
+
+
+def test_an_exact_sum_is_near_the_true_one():
+    values = torch.rand(1000, generator=draws(1))
+    true = float(sum(Fraction(v) for v in values.tolist()))
+    assert abs(exact_sum(values).item() - true) <= 1000 * QUANTUM / 2
+    assert exact_sum(torch.tensor([])).item() == 0
+    assert math.isnan(exact_sum(torch.tensor([1.0, math.nan])).item())
+
+
+def test_an_exact_sum_carries_no_gradient():
+    assert not exact_sum(torch.ones(3, requires_grad=True)).requires_grad
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_topk_equals_torchmetrics(k):
+    logits = torch.randn(500, 10, generator=draws(2))
+    target = torch.randint(10, (500,), generator=draws(3))
+    expected = multiclass_accuracy(logits, target, 10, top_k=k, average="micro")
+    assert topk_hits(logits, target, k).double().mean().item() == pytest.approx(expected.item())
+
+
+def test_a_tie_counts_for_the_lower_class():
+    logits = torch.tensor([[1.0, 1.0, 0.0]] * 3)
+    assert topk_hits(logits, torch.tensor([0, 1, 2]), 1).tolist() == [True, False, False]
+    assert topk_hits(logits, torch.tensor([0, 1, 2]), 2).tolist() == [True, True, False]
+    # a network that says nothing is right for one class in C, not for all of them
+    assert topk_hits(torch.zeros(10, 10), torch.arange(10), 1).sum() == 1
+
+
+def test_a_tie_is_broken_as_a_stable_sort_does():
+    logits = torch.randint(3, (300, 8), generator=draws(4)).float()
+    target = torch.randint(8, (300,), generator=draws(5))
+    for k in (1, 3):
+        ranks = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        expected = (ranks == target[:, None]).any(1)
+        assert torch.equal(topk_hits(logits, target, k), expected)
+
+
+def test_more_places_than_classes_always_hit():
+    assert topk_hits(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), 5).all()
+
+
+def test_nan_is_never_a_hit():
+    logits = torch.full((2, 3), math.nan)
+    assert not topk_hits(logits, torch.tensor([0, 1]), 1).any()
+
+
+def test_confusion_equals_torchmetrics_and_leaves_ignored_out():
+    predicted = torch.randint(5, (400,), generator=draws(6))
+    target = torch.randint(5, (400,), generator=draws(7))
+    target[::7] = -100
+    expected = multiclass_confusion_matrix(predicted, target, 5, ignore_index=-100)
+    found = confusion(predicted, target, 5)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, expected.double())
+    assert confusion(predicted[:0], target[:0], 5).sum() == 0
+    assert torch.equal(confusion(predicted.view(20, 20), target.view(20, 20), 5), found)

@@ -1,0 +1,197 @@
+"""Sources: what they hold, their digests, and the seeded, stratified splits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vision_tutorial.core import sources
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.sources import ArraySource, FileSource, Subset, hold_out, take
+
+
+def source_of(targets, classes=10) -> ArraySource:
+    targets = np.asarray(targets, np.int64)
+    images = np.arange(len(targets), dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    return ArraySource("toy", images, targets, tuple(map(str, range(classes))))
+
+
+def test_array_source_gives_picture_and_class_id():
+    source = source_of([3, 1, 2])
+    picture, target = source[1]
+    assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (1, 1, 1)
+    assert target == 1 and type(target) is int and len(source) == 3
+
+
+def test_array_digest_sees_pixels_targets_shape_and_masks():
+    images = np.zeros((2, 2, 8, 3), np.uint8)
+    targets = np.zeros(2, np.int64)
+    masks = np.zeros((2, 2, 8), np.uint8)
+    plain = ArraySource("a", images, targets, ("x",))
+    variants = [
+        plain,
+        ArraySource("a", images + np.uint8(1), targets, ("x",)),
+        ArraySource("a", images, targets + 1, ("x",)),
+        ArraySource("a", images.reshape(2, 4, 4, 3), targets, ("x",)),
+        ArraySource("a", images, targets, ("x",), masks),
+        ArraySource("a", images, targets, ("x",), masks + np.uint8(1)),
+    ]
+    assert len({source.digest() for source in variants}) == len(variants)
+    # Where the bytes lie is not what they are.
+    strided = np.asfortranarray(images + np.arange(8, dtype=np.uint8)[:, None])
+    same = ArraySource("a", np.ascontiguousarray(strided), targets, ("x",))
+    assert ArraySource("a", strided, targets, ("x",)).digest() == same.digest()
+
+
+def test_file_source_decodes_on_demand_and_digests_names_and_sizes(tmp_path: Path):
+    paths = [tmp_path / f"{name}.png" for name in "ab"]
+    for level, path in enumerate(paths):
+        Image.new("L", (4, 3), 100 + level).save(path)
+    source = FileSource("files", paths, np.array([0, 1]), ("x", "y"))
+    picture, target = source[1]
+    assert (picture.mode, picture.size, picture.getpixel((3, 2))) == ("RGB", (4, 3), (101,) * 3)
+    assert target == 1 and type(target) is int and len(source) == 2
+    before = source.digest()
+    assert before == FileSource("files", paths, np.array([0, 1]), ("x", "y")).digest()
+    assert before != FileSource("files", paths, np.array([1, 1]), ("x", "y")).digest()
+    paths[0].write_bytes(paths[0].read_bytes() + b"\0")
+    assert source.digest() != before
+
+
+def test_half_a_picture_is_refused_by_name(tmp_path: Path):
+    path = tmp_path / "half.jpg"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with Image.open(path) as picture:
+        picture.verify()  # which is why `verify` is not what read_picture uses
+    with pytest.raises(UserError, match=r"half\.jpg: not a readable picture .*Replace or remove"):
+        sources.read_picture(path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a picture at all"])
+def test_missing_empty_and_foreign_files_are_refused_by_name(tmp_path: Path, content):
+    path = tmp_path / "odd.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"odd\.png: not a readable picture"):
+        sources.read_picture(path)
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch):
+    path = tmp_path / "huge.png"
+    Image.new("RGB", (50, 21)).save(path)
+    monkeypatch.setattr(sources, "MAX_PIXELS", 1050)
+    assert sources.read_picture(path).size == (50, 21)
+    monkeypatch.setattr(sources, "MAX_PIXELS", 1049)
+    with pytest.raises(UserError, match=r"huge\.png: 50x21 pixels; at most 1,049"):
+        sources.read_picture(path)
+
+
+def test_subset_follows_its_indices():
+    source = source_of([5, 6, 7, 8])
+    subset = Subset(source, np.array([3, 1]))
+    assert (subset.name, subset.classes, len(subset)) == ("toy", source.classes, 2)
+    assert subset.targets.tolist() == [8, 6]
+    assert subset[0][1] == 8 and subset[0][0].getpixel((0, 0)) == (3, 3, 3)
+    assert subset.digest() != Subset(source, np.array([1, 3])).digest() != source.digest()
+
+
+labels = st.lists(st.integers(0, 5), min_size=2, max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(labels, st.data())
+def test_every_class_gets_its_share_within_one(targets, data):
+    source = source_of(targets)
+    n = data.draw(st.integers(1, len(targets)))
+    subset = take(source, n, seed=0)
+    assert len(subset) == n == len(set(subset.indices.tolist()))
+    assert (np.diff(subset.indices) > 0).all()
+    for label in set(targets):
+        share = targets.count(label) * n / len(targets)
+        assert abs((subset.targets == label).sum() - share) < 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(labels, st.floats(0.01, 0.99))
+def test_hold_out_parts_are_disjoint_and_complete(targets, fraction):
+    source = source_of(targets)
+    expected = round(fraction * len(targets))
+    if not 0 < expected < len(targets):
+        with pytest.raises(UserError, match="cannot hold out"):
+            hold_out(source, fraction, seed=0)
+        return
+    train, held = hold_out(source, fraction, seed=0)
+    assert len(held) == expected
+    assert sorted([*train.indices, *held.indices]) == list(range(len(targets)))
+
+
+def test_hold_out_is_exactly_stratified_when_it_can_be():
+    source = source_of(np.repeat(np.arange(10), 500))
+    train, held = hold_out(source, 0.1, seed=3)
+    assert np.bincount(train.targets).tolist() == [450] * 10
+    assert np.bincount(held.targets).tolist() == [50] * 10
+
+
+def test_the_seed_and_nothing_else_decides():
+    source = source_of(np.arange(200) % 10)
+    chosen = [tuple(hold_out(source, 0.3, seed)[1].indices) for seed in (1, 1, 2)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert chosen[0] != tuple(take(source, 60, seed=1).indices)
+    # Which items of a class are taken does not depend on the other classes.
+    fewer = take(Subset(source, np.flatnonzero(source.targets < 5)), 30, seed=1)
+    whole = take(source, 60, seed=1)
+    assert fewer.source.indices[fewer.indices].tolist() == [
+        index for index in whole.indices if source.targets[index] < 5
+    ]
+
+
+def test_leftover_places_do_not_favour_the_first_classes():
+    source = source_of(np.arange(100) % 10)
+    winners = {int(take(source, 1, seed).targets[0]) for seed in range(60)}
+    assert len(winners) >= 8
+
+
+def test_splits_are_the_same_on_every_machine():
+    source = source_of(np.arange(40) % 4)
+    assert take(source, 6, seed=0).indices.tolist() == GOLDEN_TAKE
+    assert hold_out(source, 0.1, seed=0)[1].indices.tolist() == GOLDEN_HOLD_OUT
+
+
+GOLDEN_TAKE = [10, 13, 22, 23, 24, 25]
+GOLDEN_HOLD_OUT = [3, 9, 18, 28]
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, float("nan"), 0.01, 0.99])
+def test_fraction_out_of_range(fraction):
+    with pytest.raises(UserError, match=f"hold out {fraction} of 10 items; give a fraction"):
+        hold_out(source_of(range(10)), fraction, seed=0)
+
+
+@pytest.mark.parametrize("n", [0, -1, 11])
+def test_n_out_of_range(n):
+    with pytest.raises(UserError, match=f"cannot take {n} of 10 items; give 1 to 10"):
+        take(source_of(range(10)), n, seed=0)
+
+
+def test_data_root_asks_recipe_then_environment_then_cache(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("VISION_TUTORIAL_DATA", "~/env")
+    assert sources.data_root("~/option") == tmp_path / "option"
+    assert sources.data_root() == tmp_path / "env"
+    monkeypatch.delenv("VISION_TUTORIAL_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert sources.data_root() == tmp_path / "xdg" / "vision_tutorial"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert sources.data_root() == tmp_path / ".cache" / "vision_tutorial"
+
+
+def test_only_train_and_test_are_splits():
+    sources.check_split("train")
+    sources.check_split("test")
+    with pytest.raises(UserError, match="no split called 'val'; a data set has 'train' and 'test'"):
+        sources.check_split("val")

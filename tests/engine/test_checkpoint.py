@@ -1,0 +1,711 @@
+"""A checkpoint is whole or absent, whatever kills its writer; nothing damaged is ever loaded."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import torch as safetensors
+from torch import nn
+
+from vision_tutorial.core.errors import ExitCode, NonFiniteError, StorageError, UserError
+from vision_tutorial.engine import checkpoint, folders
+from vision_tutorial.engine.checkpoint import Checkpoints, NoCheckpoints, best, load_weights
+from vision_tutorial.engine.packing import flatten_optimizer, restore_optimizer
+
+HASH = "a1b2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_disk():
+    """Waiting for the real disk proves nothing here, and takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+def tensors(step):
+    torch.manual_seed(step)
+    model = {"fc.weight": torch.randn(3, 4), "bn.count": torch.tensor(step), "none": torch.ones(0)}
+    ema = {name: t.clone() for name, t in model.items()} | {"fc.weight": torch.randn(3, 4)}
+    return {"model": model, "ema": ema, "optim": {"0.momentum": torch.randn(3, 4)}}
+
+
+def state(step):
+    return {"epoch": step, "rows": [{"val/top1": 0.1 * step, "x": float("inf")}], "betas": (0.9, 1)}
+
+
+def make(run, **options):
+    options.setdefault("say", lambda line: pytest.fail(f"unexpected: {line}"))
+    return Checkpoints(run, HASH, **options)
+
+
+def saved(run, *steps, best=(), **options):
+    """A run with these steps saved."""
+    checkpoints = make(run, **options)
+    for step in steps:
+        checkpoints.save(step, tensors(step), state(step), is_best=step in best)
+    checkpoints.finish()
+    return checkpoints
+
+
+def names(run):
+    return sorted(path.name for path in (run / "ckpt").iterdir())
+
+
+def assert_is(loaded, step):
+    assert loaded.step == step and loaded.state == state(step)
+    assert loaded.tensors.keys() == tensors(step).keys()
+    for group, named in tensors(step).items():
+        assert loaded.tensors[group].keys() == named.keys()
+        for name, tensor in named.items():
+            other = loaded.tensors[group][name]
+            assert other.dtype == tensor.dtype and torch.equal(other, tensor)
+
+
+LIKE = {group: named for group, named in tensors(0).items() if group != "optim"}
+
+
+# -- saving and loading ----------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    saved(tmp_path, 1, 2)
+    assert_is(make(tmp_path).load(LIKE), 2)
+    assert_is(NoCheckpoints(tmp_path, HASH).load(LIKE), 2)
+    assert make(tmp_path).load({}).folder.name == "step-00000002"
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert make(tmp_path).load(LIKE) is None
+    (tmp_path / "ckpt" / ".tmp-00000001-1").mkdir(parents=True)
+    assert make(tmp_path).load(LIKE) is None and best(tmp_path) is None
+
+
+def test_files_on_disk(tmp_path):
+    saved(tmp_path, 12, best=[12])
+    assert names(tmp_path) == ["best.json", "step-00000012"]
+    files = sorted(os.listdir(tmp_path / "ckpt" / "step-00000012"))
+    whole = ["ema.safetensors", "model.safetensors", "optim.safetensors", "state.json"]
+    assert files == ["MANIFEST.json", *whole]
+    manifest = json.loads((tmp_path / "ckpt" / "step-00000012" / "MANIFEST.json").read_text())
+    assert sorted(manifest["files"]) == whole and manifest["step"] == 12
+
+
+def test_the_twin_writes_nothing(tmp_path):
+    twin = NoCheckpoints(tmp_path, HASH)
+    twin.save(1, tensors(1), state(1))
+    twin.wait()
+    twin.finish()
+    assert twin.load(LIKE) is None and not os.listdir(tmp_path)
+
+
+def test_training_may_go_on_while_it_writes(tmp_path, monkeypatch):
+    write, order = folders.write_folder, []
+
+    def slow(*arguments):
+        gate.wait()
+        write(*arguments)
+        order.append("written")
+
+    gate = threading.Event()
+    monkeypatch.setattr(folders, "write_folder", slow)
+    checkpoints, live = make(tmp_path), tensors(1)
+    checkpoints.save(1, live, state(1))
+    for named in live.values():
+        for tensor in named.values():
+            tensor.zero_()  # the next step changes the weights in place
+    order.append("trained")
+    gate.set()
+    checkpoints.wait()
+    assert order == ["trained", "written"]
+    assert_is(checkpoints.load(LIKE), 1)
+
+
+class Odd(nn.Module):
+    """Tied, channels_last, half precision, whole numbers, scalars, slices."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.two.weight = self.one.weight
+        self.norm = nn.BatchNorm2d(4)
+        self.scale = nn.Parameter(torch.randn(3).bfloat16())
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("slice", torch.arange(10)[1::3])
+        self.register_buffer("wide", torch.randn(1, 3).expand(2, 3))
+
+
+def test_odd_tensors_round_trip(tmp_path):
+    model, other = Odd(), Odd()
+    model.norm(torch.randn(2, 4, 3, 3))
+    checkpoints = make(tmp_path)
+    checkpoints.save(1, {"model": model.state_dict()}, {})
+    other.wide = other.wide.clone()  # an expanded buffer cannot be loaded into
+    other.load_state_dict(checkpoints.load({"model": other.state_dict()}).tensors["model"])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+        assert other.state_dict()[name].dtype == tensor.dtype
+    assert other.two.weight is other.one.weight
+    assert other.conv.weight.stride() == model.conv.weight.stride()
+    assert int(other.norm.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("make_optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.ASGD])
+def test_training_resumes_bit_for_bit(tmp_path, make_optimizer):
+    def fresh():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+        return model, make_optimizer(model.parameters(), lr=0.1, weight_decay=0.1)
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            model(torch.randn(5, 3, 4, 4)).square().mean().backward()
+            optimizer.step()
+
+    model, optimizer = fresh()
+    train(model, optimizer, range(3))
+    optim, packed = flatten_optimizer(optimizer.state_dict())
+    checkpoints = make(tmp_path)
+    checkpoints.save(3, {"model": model.state_dict(), "optim": optim}, {"optimizer": packed})
+    train(model, optimizer, range(3, 6))
+
+    resumed, other = fresh()
+    loaded = checkpoints.load({"model": resumed.state_dict()})
+    resumed.load_state_dict(loaded.tensors["model"])
+    restore_optimizer(other, loaded.tensors["optim"], loaded.state["optimizer"])
+    train(resumed, other, range(3, 6))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(1, [2, 6]), (2, [2, 5, 6]), (4, [2, 3, 4, 5, 6])])
+def test_the_last_ones_and_the_best_are_kept(tmp_path, keep, expected):
+    saved(tmp_path, 1, 2, 3, 4, 5, 6, best=[1, 2], keep=keep)
+    assert names(tmp_path) == ["best.json", *(f"step-{step:08d}" for step in expected)]
+    assert best(tmp_path).name == "step-00000002"
+
+
+def test_the_source_of_a_resume_is_kept(tmp_path):
+    saved(tmp_path, 1, 2)
+    checkpoints = make(tmp_path)
+    assert_is(checkpoints.load(LIKE), 2)
+    for step in (3, 4, 5):
+        checkpoints.save(step, tensors(step), state(step))
+    checkpoints.finish()
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
+
+
+def test_the_best_is_remembered_across_a_resume(tmp_path):
+    saved(tmp_path, 1, 2, 3, best=[1])
+    checkpoints = make(tmp_path, keep=1)
+    checkpoints.load(LIKE)
+    checkpoints.save(4, tensors(4), state(4))
+    checkpoints.finish()
+    assert names(tmp_path) == ["best.json", "step-00000001", "step-00000003", "step-00000004"]
+
+
+def test_saving_a_step_again_never_touches_the_first(tmp_path):
+    saved(tmp_path, 1, 2, best=[2])
+    checkpoints = saved(tmp_path, 2)
+    assert [path.name for path in folders.candidates(tmp_path / "ckpt")][0] == "step-00000002.1"
+    assert_is(checkpoints.load(LIKE), 2)
+    assert checkpoints.source == "step-00000002.1"
+    checkpoints.save(3, tensors(3), state(3))
+    checkpoints.finish()
+    assert names(tmp_path)[1:] == ["step-00000002.1", "step-00000003"]
+
+
+def test_leftovers_of_the_dead_are_swept_when_saving(tmp_path):
+    folder = tmp_path / "ckpt"
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    left = {f".tmp-00000009-{pid}" for pid in (dead, os.getpid(), os.getppid())} | {".tmp-x"}
+    for name in left:
+        (folder / name / "inner").mkdir(parents=True)
+    make(tmp_path).load(LIKE)
+    assert left <= set(names(tmp_path))
+    saved(tmp_path, 1)
+    assert names(tmp_path) == [f".tmp-00000009-{os.getppid()}", "step-00000001"]
+
+
+# -- crashes ---------------------------------------------------------------------------------------
+
+
+class Fault:
+    """Ends the process at the k-th call to the system.
+
+    power "on": killed, the system lives on. "lost", "kept": power fails; gone are bytes and names
+    that were not synced, and renames that were not are lost, or kept: a disk may do either.
+    """
+
+    CALLS = ("mkdir", "open", "write", "fsync", "rename", "replace", "unlink", "rmdir")
+
+    def __init__(self, k, power):
+        self.left, self.power = k, power
+        self.real = {name: getattr(os, name) for name in self.CALLS}
+        self.bytes: set[str] = set()
+        self.names: set[str] = set()
+        self.moves: list[tuple[str, str, bytes | None]] = []
+        for name in self.CALLS:
+            setattr(os, name, lambda *a, name=name, **o: self.call(name, *a, **o))
+
+    def call(self, name, *arguments, **options):
+        self.left -= 1
+        if self.left == 0:
+            if name == "write":
+                self.real["write"](arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+            self.die(7)
+        if name in ("rename", "replace"):
+            self.move(*map(os.fspath, arguments[:2]))
+        result = self.real[name](*arguments, **options)
+        if name == "mkdir" or (name == "open" and arguments[1] & os.O_CREAT):
+            self.names.add(os.fspath(arguments[0]))
+        elif name in ("write", "fsync"):
+            path = os.readlink(f"/proc/self/fd/{arguments[0]}")
+            self.bytes.add(path) if name == "write" else self.sync(path)
+        return result
+
+    def sync(self, path):
+        self.bytes.discard(path)
+        self.names = {name for name in self.names if os.path.dirname(name) != path}
+        self.moves = [move for move in self.moves if os.path.dirname(move[1]) != path]
+
+    def move(self, source, target):
+        old = Path(target).read_bytes() if os.path.isfile(target) else None
+        self.moves.append((source, target, old))
+        for paths in (self.bytes, self.names):
+            for path in [path for path in paths if (path + "/").startswith(source + "/")]:
+                paths.remove(path)
+                if path != source:  # the new name of source itself is what `moves` is about
+                    paths.add(target + path[len(source) :])
+                elif paths is self.bytes:
+                    paths.add(target)
+
+    def die(self, code):
+        for name, call in self.real.items():
+            setattr(os, name, call)
+        if self.power != "on":
+            for path in filter(os.path.isfile, self.bytes):
+                os.truncate(path, os.path.getsize(path) // 2)
+            for path in self.names:
+                shutil.rmtree(path) if os.path.isdir(path) else Path(path).unlink(missing_ok=True)
+        if self.power == "lost":
+            for source, target, old in reversed(self.moves):
+                if os.path.exists(target):
+                    os.rename(target, source)
+                if old is not None:
+                    Path(target).write_bytes(old)
+        os._exit(code)
+
+
+def crash_at(run, k, power, keep, is_best):
+    """Resume, save step 4 and die: at the k-th call (true), or after all of them (false)."""
+    child = os.fork()
+    if child == 0:
+        try:
+            checkpoints = make(run, keep=keep)
+            checkpoints.load(LIKE)
+            checkpoints.source = None  # the hardest case: nothing but `keep` protects step 3
+            fault = Fault(k, power)
+            checkpoints.save(4, tensors(4), state(4), is_best=is_best)
+            checkpoints.finish()
+            fault.die(8)
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        os._exit(9)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (7, 8)
+    return code == 7
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux for names")
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    ("power", "keep", "is_best"),
+    [("on", 1, True), ("lost", 1, True), ("lost", 1, False), ("kept", 2, True)],
+)
+def test_a_crash_at_every_call_leaves_the_old_or_the_new(tmp_path, power, keep, is_best):
+    (tmp_path / "before").mkdir()
+    saved(tmp_path / "before", 1, 2, 3, best=[2], keep=keep)
+    seen, k, crashed = [], 0, True
+    while crashed:
+        k, run = k + 1, tmp_path / str(k + 1)
+        shutil.copytree(tmp_path / "before", run)
+        crashed = crash_at(run, k, power, keep, is_best)
+
+        named_best = folders.verify(best(run))["step"]  # also before anything is repaired
+        checkpoints = make(run, keep=keep)
+        loaded = checkpoints.load(LIKE)
+        assert_is(loaded, loaded.step)
+        seen.append(loaded.step)
+        right_best = 4 if is_best and loaded.step == 4 else 2
+        assert named_best in (2, right_best)
+        assert folders.verify(best(run))["step"] == right_best
+        for path in folders.candidates(run / "ckpt") if power != "lost" else ():
+            folders.verify(path)  # a deletion does not leave half a checkpoint either
+
+        checkpoints.save(5, tensors(5), state(5))  # and it goes on from there
+        checkpoints.finish()
+        assert_is(make(run).load(LIKE), 5)
+        assert not [name for name in names(run) if name.startswith(".")]
+        shutil.rmtree(run)
+    assert k > 25 and seen == sorted(seen) and set(seen) == {3, 4} and seen[-1] == 4
+
+
+@needs_proc
+@pytest.mark.parametrize("power", ["lost", "kept"])
+def test_the_first_checkpoint_survives_a_crash_or_never_was(tmp_path, power):
+    k, crashed, seen = 0, True, []
+    while crashed:
+        k += 1
+        run = tmp_path / str(k)
+        run.mkdir()
+        crashed = crash_at(run, k, power, 2, False)
+        loaded = make(run).load(LIKE)
+        seen.append(loaded.step if loaded else 0)
+    assert seen == sorted(seen) and set(seen) == {0, 4}
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_does_not_stop_training_at_once(tmp_path):
+    saved(tmp_path, 1)
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+            lines = []
+            checkpoints = make(tmp_path, say=lines.append)
+            checkpoints.save(2, tensors(2), state(2))
+            checkpoints.save(3, tensors(3), state(3))
+            assert "File too large" in lines[0] and "failure 1 of 3" in lines[0]
+            checkpoints.wait()
+            assert names(tmp_path) == ["step-00000001"]  # no half-written folder stays
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            checkpoints.save(4, tensors(4), state(4))
+            checkpoints.finish()
+            assert checkpoints.failures == 0 and len(lines) == 2
+            assert_is(checkpoints.load(LIKE), 4)
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+            for step in (5, 6, 7):
+                checkpoints.save(step, tensors(step), state(step))
+            with pytest.raises(StorageError, match="could not be saved") as caught:
+                checkpoints.save(8, tensors(8), state(8))
+            assert caught.value.code == ExitCode.STORAGE
+            code = 0
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert_is(make(tmp_path).load(LIKE), 4)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "I/O"), RuntimeError("x"), checkpoint.SafetensorError("y")]
+)
+def test_the_last_save_must_succeed(tmp_path, monkeypatch, error):
+    def fail(tensors):
+        raise error
+
+    monkeypatch.setattr(safetensors, "save", fail)
+    lines = []
+    checkpoints = make(tmp_path, say=lines.append)
+    checkpoints.save(1, tensors(1), state(1))
+    with pytest.raises(StorageError, match="could not be saved"):
+        checkpoints.finish()
+    assert len(lines) == 1 and names(tmp_path) == []
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors, "save", lambda tensors: 1 + "x")
+    checkpoints = make(tmp_path)
+    checkpoints.save(1, tensors(1), state(1))
+    with pytest.raises(TypeError):
+        checkpoints.wait()
+
+
+def test_room_is_asked_for_before_writing(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
+    monkeypatch.setattr(folders, "write_folder", lambda *arguments: pytest.fail("written"))
+    checkpoints = make(tmp_path, say=lambda line: None)
+    checkpoints.save(1, tensors(1), state(1))
+    with pytest.raises(StorageError, match="1 MiB are free"):
+        checkpoints.finish()
+
+
+def test_a_failed_deletion_is_no_failed_save(tmp_path, monkeypatch):
+    def fail(path, **options):
+        raise PermissionError(13, "busy")
+
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    saved(tmp_path, 1, 2, 3)
+    assert_is(make(tmp_path).load(LIKE), 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("group", ["model", "ema", "optim"])
+def test_what_is_not_finite_is_never_saved(tmp_path, group, value):
+    bad = tensors(2)
+    next(iter(bad[group].values()))[1, 2] = value
+    checkpoints = saved(tmp_path, 1)
+    with pytest.raises(NonFiniteError, match=f"step 2: {group} '.*' holds NaN") as caught:
+        checkpoints.save(2, bad, state(2))
+    assert caught.value.code == ExitCode.NON_FINITE
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_what_is_not_finite_is_never_resumed(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_non_finite", lambda tensors: None)
+        bad = tensors(2)
+        bad["model"]["fc.weight"][0, 0] = float("nan")
+        checkpoints = make(tmp_path)
+        checkpoints.save(2, bad, state(2))
+        checkpoints.finish()
+    lines = []
+    assert_is(make(tmp_path, say=lines.append).load(LIKE), 1)
+    assert "model 'fc.weight' holds NaN" in lines[0]
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    run = tmp_path_factory.mktemp("two")
+    saved(run, 1, 2)
+    return run
+
+
+FILES = ["MANIFEST.json", "model.safetensors", "ema.safetensors", "optim.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damage_to_any_byte_is_noticed(two, name):
+    path = two / "ckpt" / "step-00000002" / name
+    whole = path.read_bytes()
+    flips = ((whole[:i], whole[i] ^ 1 << i % 8, whole[i + 1 :]) for i in range(len(whole)))
+    damaged = [before + bytes([byte]) + after for before, byte, after in flips]
+    damaged += [b"", whole[:-1], whole[: len(whole) // 2], whole + b" ", b"[" * 50_000]
+    try:
+        for content in damaged:
+            path.write_bytes(content)
+            with pytest.raises(folders.Damaged, match=name):
+                folders.verify(path.parent)
+        lines = []
+        assert_is(make(two, say=lines.append).load(LIKE), 1)
+        assert len(lines) == 1 and "step-00000002 is damaged" in lines[0] and name in lines[0]
+        path.unlink()
+        assert_is(make(two, say=lines.append).load(LIKE), 1)
+        assert "No such file" in lines[1]
+    finally:
+        path.write_bytes(whole)
+    assert_is(make(two).load(LIKE), 2)
+
+
+def test_never_silently_from_scratch(two, tmp_path):
+    shutil.copytree(two, tmp_path / "run")
+    for path in (tmp_path / "run" / "ckpt").iterdir():
+        (path / "MANIFEST.json").unlink()
+    lines = []
+    with pytest.raises(UserError, match="all 2 checkpoints are damaged") as caught:
+        make(tmp_path / "run", say=lines.append).load(LIKE)
+    assert caught.value.code == ExitCode.BAD_INPUT and len(lines) == 2
+    with pytest.raises(UserError):
+        NoCheckpoints(tmp_path / "run", HASH).load(LIKE)
+
+
+def test_a_damaged_one_goes_once_its_step_is_reached_again(tmp_path):
+    saved(tmp_path, 1, 2, 3)
+    (tmp_path / "ckpt" / "step-00000003" / "state.json").write_text("{}")
+    checkpoints = make(tmp_path, say=lambda line: None)
+    assert_is(checkpoints.load(LIKE), 2)
+    checkpoints.save(3, tensors(3), state(3))
+    checkpoints.finish()
+    assert names(tmp_path) == ["step-00000002", "step-00000003.1"]
+    assert_is(make(tmp_path).load(LIKE), 3)
+
+
+def test_best_is_repaired_from_the_manifest(tmp_path):
+    saved(tmp_path, 1, 2, best=[2])
+    (tmp_path / "ckpt" / "best.json").write_text("{}")
+    make(tmp_path).load(LIKE)
+    assert best(tmp_path).name == "step-00000002"
+
+
+# -- another model or recipe -----------------------------------------------------------------------
+
+
+def test_another_recipe_is_refused(two):
+    with pytest.raises(UserError, match="another recipe .a1b2, now c3d4.*epochs, workers"):
+        Checkpoints(two, "c3d4").load(LIKE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fc.weight": torch.ones(3, 5)}, r"'fc.weight' is \[3, 4\] float32 there and \[3, 5\]"),
+        ({"fc.weight": torch.ones(3, 4).double()}, "float32 there and .* float64 here"),
+        (
+            {"bn.count": torch.ones(1, dtype=torch.int64)},
+            r"'bn.count' is \[\] int64 there and \[1\]",
+        ),
+        ({"fc.bias": torch.ones(3)}, r"'fc.bias' is absent there and \[3\] float32 here"),
+        ({"none": None}, r"'none' is \[0\] float32 there and absent here"),
+    ],
+)
+def test_another_model_is_refused_before_anything_is_read(two, monkeypatch, change, message):
+    monkeypatch.setattr(folders, "read_tensors", lambda path: pytest.fail("read"))
+    model = {k: v for k, v in (LIKE["model"] | change).items() if v is not None}
+    with pytest.raises(UserError, match=message):
+        make(two).load(LIKE | {"model": model})
+
+
+def test_a_missing_group_is_named(two):
+    with pytest.raises(UserError, match="has no 'teacher'"):
+        make(two).load({"teacher": {}})
+
+
+def test_every_dtype_of_safetensors_is_known():
+    for code, dtype in checkpoint.DTYPES.items():
+        header = safetensors.save({"x": torch.zeros(2, dtype=dtype)})
+        assert (
+            json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["x"]["dtype"] == code
+        )
+
+
+# -- weights for evaluation ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    saved(run, 1, 2, 3, best=[1])
+    return run
+
+
+def assert_weights(found, step, group="model"):
+    assert found.keys() == tensors(step)[group].keys()
+    assert all(torch.equal(found[k], t) for k, t in tensors(step)[group].items())
+
+
+def test_weights_of_a_run_are_its_best(run, two):
+    assert_weights(load_weights(run), 1)
+    assert_weights(load_weights(run, "ema"), 1, "ema")
+    assert_weights(load_weights(str(two)), 2)  # none was named best
+
+
+def test_weights_of_a_folder_and_a_file(run, tmp_path):
+    folder = run / "ckpt" / "step-00000003"
+    assert_weights(load_weights(folder), 3)
+    assert_weights(load_weights(folder / "ema.safetensors"), 3, "ema")
+    shutil.copytree(folder, tmp_path / "mine")
+    assert_weights(load_weights(tmp_path / "mine"), 3)
+    shutil.copy(folder / "model.safetensors", tmp_path / "alone.safetensors")
+    assert_weights(load_weights(tmp_path / "alone.safetensors"), 3)
+
+
+def test_damaged_weights_are_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run" / "ckpt" / "step-00000001"
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    for path in (tmp_path / "run", folder, folder / "model.safetensors"):
+        with pytest.raises(UserError, match="model.safetensors is not as it was written"):
+            load_weights(path)
+    (tmp_path / "x.safetensors").write_bytes(b"\xff" * 30)
+    with pytest.raises(UserError, match="x.safetensors"):
+        load_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"folder": 3}', '{"folder": "../../etc"}', "{"])
+def test_a_damaged_best_is_refused(run, tmp_path, text):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "ckpt" / "best.json").write_text(text)
+    with pytest.raises(UserError, match="best.json"):
+        load_weights(tmp_path / "run")
+
+
+def test_weights_that_are_not_there(run, tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_weights(tmp_path)
+    with pytest.raises(UserError, match="there is no .*teacher.safetensors"):
+        load_weights(run, "teacher")
+    with pytest.raises(UserError, match="there is no"):
+        load_weights(tmp_path / "no.pt")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: weights,
+        lambda weights: {"state_dict": weights, "epoch": 3},
+        lambda weights: {"model": {f"module.{name}": t for name, t in weights.items()}},
+    ],
+)
+def test_foreign_files(tmp_path, wrap):
+    torch.save(wrap(tensors(1)["model"]), tmp_path / "x.pt")
+    assert_weights(load_weights(tmp_path / "x.pt"), 1)
+
+
+class Bomb:
+    """Leaves a file behind when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_not_executed(tmp_path, monkeypatch, zipped):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    bomb = {"weight": Bomb(tmp_path / "went-off")}
+    if zipped:
+        torch.save(bomb, tmp_path / "x.pt")
+    else:
+        torch.save(bomb, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="not a safe file of weights"):
+        load_weights(tmp_path / "x.pt")
+    assert not (tmp_path / "went-off").exists()
+    torch.load(tmp_path / "x.pt", weights_only=False)
+    assert (tmp_path / "went-off").exists()  # it would have
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"PK\x03\x04 no", b"text" * 100])
+def test_files_that_are_no_weights(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match="not a safe file of weights"):
+        load_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"epoch": 3}, torch.ones(2), {"model": {"a": 1}}])
+def test_files_without_named_tensors(tmp_path, value):
+    torch.save(value, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="no tensors by name"):
+        load_weights(tmp_path / "x.pt")

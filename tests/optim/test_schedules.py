@@ -1,0 +1,400 @@
+"""Learning rates against timm.scheduler (to the last digit) and torch.optim.lr_scheduler."""
+
+import itertools
+import random
+import warnings
+
+import pytest
+import torch
+from timm.scheduler import PlateauLRScheduler, create_scheduler_v2
+from torch.optim import SGD, lr_scheduler
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.registry import schedules as shelf
+from vision_tutorial.optim import learning_rates
+
+REQUIRED = {"multistep": {"milestones": [3, 7]}, "exponential": {"gamma": 0.9}}
+WEEK3 = {"warmup_epochs": 5, "warmup_lr": 0.01, "cooldown_epochs": 10}
+
+
+def optimizer(lr: float) -> SGD:
+    return SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def ours(name, options, *, steps=None, **given) -> list[float]:
+    """The lr of every step of a run (with one step an epoch, unless told otherwise)."""
+    given = {"lr": 0.25, "epochs": 30, "steps_per_epoch": 1} | given
+    rate = learning_rates(shelf.bind(name, **options), **given)
+    epochs = given["epochs"] + given.get("cooldown_epochs", 0)
+    epochs += given.get("warmup_epochs", 0) * (given.get("warmup") == "front")
+    return [rate(step, []) for step in range(steps or epochs * given["steps_per_epoch"])]
+
+
+def timms(lr: float, *, epochs: int, updates: int = 0, **options) -> list[float]:
+    """The lr of every epoch, or of every update if there are some, as timm's train.py does."""
+    made = optimizer(lr)
+    options = {"cycle_limit": 1, "num_epochs": 30, "step_on_epochs": not updates} | options
+    scheduler, _ = create_scheduler_v2(made, updates_per_epoch=updates, **options)
+    rates = []
+    for t in range(epochs * max(updates, 1)):
+        rates.append(made.param_groups[0]["lr"])
+        (scheduler.step_update if updates else scheduler.step)(t + 1)
+    return rates
+
+
+def torchs(make, lr: float, steps: int) -> list[float]:
+    """The lr of every step under one of torch's schedulers."""
+    made, rates = optimizer(lr), []
+    scheduler = make(made)
+    for _ in range(steps):
+        rates.append(made.param_groups[0]["lr"])
+        made.step()
+        scheduler.step()
+    return rates
+
+
+# The recipes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lr", "epochs"), [(0.1, 200), (0.25, 200), (0.25, 250)], ids=["r0", "r1-r3", "r4-r5"]
+)
+def test_week3_recipes_have_timms_rates_to_the_last_digit(lr, epochs):
+    given = ours("cosine", {"min_lr": 1e-6}, lr=lr, epochs=epochs, **WEEK3)
+    expected = timms(
+        lr,
+        epochs=epochs + 10,
+        sched="cosine",
+        num_epochs=epochs,
+        min_lr=1e-6,
+        warmup_lr=0.01,
+        warmup_epochs=5,
+        cooldown_epochs=10,
+    )
+    assert given == expected and given[-10:] == [1e-6] * 10
+
+
+def test_week3_rates_are_those_of_the_report():
+    given = ours("cosine", {"min_lr": 1e-6}, epochs=200, **WEEK3)
+    assert [round(rate, 5) for rate in given[:7]] == [
+        0.01,
+        0.058,
+        0.106,
+        0.154,
+        0.202,
+        0.24961,
+        0.24945,
+    ]
+    assert max(given) < 0.25 and len(given) == 210
+
+
+# timm --------------------------------------------------------------------------------------------
+
+TIMM = [
+    ("constant", {}, {"sched": "step", "decay_rate": 1.0}),
+    ("cosine", {"min_lr": 1e-5}, {"sched": "cosine", "min_lr": 1e-5}),
+    ("step", {"every": 7, "gamma": 0.3}, {"sched": "step", "decay_epochs": 7, "decay_rate": 0.3}),
+    (
+        "step",
+        {"every": 2.4, "gamma": 0.97},
+        {"sched": "step", "decay_epochs": 2.4, "decay_rate": 0.97},
+    ),
+    (
+        "poly",
+        {"power": 0.9, "min_lr": 1e-5},
+        {"sched": "poly", "decay_rate": 0.9, "min_lr": 1e-5, "cycle_decay": 1.0},
+    ),
+]
+
+
+@pytest.mark.parametrize("updates", [0, 4], ids=["epoch", "step"])
+@pytest.mark.parametrize("warmup", ["overlap", "front"])
+@pytest.mark.parametrize("warmup_epochs", [0, 5])
+@pytest.mark.parametrize(("name", "options", "theirs"), TIMM, ids=lambda x: str(x)[:12])
+def test_rates_are_timms_to_the_last_digit(name, options, theirs, warmup_epochs, warmup, updates):
+    front = warmup == "front"
+    given = ours(
+        name,
+        options,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=0.001,
+        warmup=warmup,
+        unit="step" if updates else "epoch",
+        steps_per_epoch=updates or 1,
+    )
+    expected = timms(
+        0.25,
+        epochs=30 + warmup_epochs * front,
+        updates=updates,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=0.001,
+        warmup_prefix=front,
+        **theirs,
+    )
+    assert given == expected
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+@pytest.mark.parametrize("updates", [0, 3], ids=["epoch", "step"])
+def test_cosine_restarts_as_timms_cycles(decay, updates):
+    given = ours(
+        "cosine",
+        {"min_lr": 1e-5, "period": 10, "restart": True, "cycle_decay": decay},
+        cooldown_epochs=2,
+        unit="step" if updates else "epoch",
+        steps_per_epoch=updates or 1,
+    )
+    expected = timms(
+        0.25,
+        epochs=32,
+        updates=updates,
+        sched="cosine",
+        num_epochs=10,
+        cycle_limit=3,
+        cycle_decay=decay,
+        min_lr=1e-5,
+    )
+    assert given == expected
+
+
+@pytest.mark.parametrize("updates", [0, 4], ids=["epoch", "step"])
+def test_multistep_is_timms_with_milestones_one_later(updates):
+    """timm lets a milestone act one tick (epoch or update) early, on purpose; torch does not."""
+    later = [10 + 1 / max(updates, 1), 20 + 1 / max(updates, 1)]
+    given = ours(
+        "multistep",
+        {"milestones": [10, 20], "gamma": 0.2},
+        unit="step" if updates else "epoch",
+        steps_per_epoch=updates or 1,
+    )
+    expected = timms(
+        0.25,
+        epochs=30,
+        updates=updates,
+        sched="multistep",
+        decay_milestones=later,
+        decay_rate=0.2,
+    )
+    assert given == expected
+
+
+# torch -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "make"),
+    [
+        ("step", {"every": 1, "gamma": 0.65}, lambda o: lr_scheduler.StepLR(o, 1, 0.65)),
+        ("step", {"every": 7}, lambda o: lr_scheduler.StepLR(o, 7)),
+        (
+            "multistep",
+            {"milestones": [20, 5, 5], "gamma": 0.5},
+            lambda o: lr_scheduler.MultiStepLR(o, [5, 5, 20], 0.5),
+        ),
+        ("exponential", {"gamma": 0.8}, lambda o: lr_scheduler.ExponentialLR(o, 0.8)),
+        ("poly", {"power": 0.9}, lambda o: lr_scheduler.PolynomialLR(o, 30, 0.9)),
+        (
+            "cosine",
+            {"min_lr": 1e-4},
+            lambda o: lr_scheduler.CosineAnnealingLR(o, 30, 1e-4),
+        ),
+        ("cosine", {"period": 2}, lambda o: lr_scheduler.CosineAnnealingLR(o, 2)),
+        ("cosine", {"period": 10}, lambda o: lr_scheduler.CosineAnnealingLR(o, 10)),
+        (
+            "cosine",
+            {"period": 10, "restart": True},
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 10),
+        ),
+    ],
+    ids=lambda x: str(x) if isinstance(x, str | dict) else "",
+)
+def test_rates_are_torchs(name, options, make):
+    assert ours(name, options) == pytest.approx(torchs(make, 0.25, 30), rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("total", [3, 7, 30])
+@pytest.mark.parametrize("pct", [0.0, 0.3, 0.5, 0.95])
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+def test_one_cycle_is_torchs(anneal, pct, total):
+    def make(made):
+        return lr_scheduler.OneCycleLR(
+            made,
+            0.25,
+            total,
+            pct_start=pct,
+            div_factor=10,
+            final_div_factor=100,
+            anneal_strategy=anneal,
+            cycle_momentum=False,
+        )
+
+    options = {"pct_start": pct, "div_factor": 10, "final_div_factor": 100, "anneal": anneal}
+    given = ours("one_cycle", options, epochs=total)
+    assert given == pytest.approx(torchs(make, 0.25, total), rel=1e-12)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4])
+@pytest.mark.parametrize("pct", [0.0, 0.25, 0.5, 1.0])
+def test_one_cycle_of_few_steps_is_finite(pct, total):
+    rates = ours("one_cycle", {"pct_start": pct}, epochs=total, cooldown_epochs=1)
+    assert all(0 < rate <= 0.25 for rate in rates)
+
+
+# Plateau -----------------------------------------------------------------------------------------
+
+
+def histories():
+    source = random.Random(0)
+    for mode, patience, cooldown in itertools.product(["max", "min"], [0, 1, 3], [0, 2]):
+        steps = [source.choice([-0.02, 0.0, 0.0, 1e-6, 0.01]) for _ in range(60)]
+        yield mode, patience, cooldown, [0.5 + x for x in itertools.accumulate(steps)]
+
+
+@pytest.mark.parametrize(("mode", "patience", "cooldown", "history"), list(histories()))
+def test_plateau_is_torchs_replayed(mode, patience, cooldown, history):
+    made = optimizer(0.25)
+    theirs = lr_scheduler.ReduceLROnPlateau(
+        made, mode, 0.3, patience, cooldown=cooldown, min_lr=1e-4, eps=0
+    )
+    options = {"mode": mode, "factor": 0.3, "patience": patience, "cooldown": cooldown}
+    bound = shelf.bind("plateau", min_lr=1e-4, **options)
+    rate = learning_rates(bound, lr=0.25, epochs=61, steps_per_epoch=2)
+    falls = 0
+    for epoch in range(60):
+        before = made.param_groups[0]["lr"]
+        assert rate(2 * epoch, history[:epoch]) == rate(2 * epoch + 1, history[:epoch]) == before
+        theirs.step(history[epoch])
+        falls += made.param_groups[0]["lr"] < before
+    assert falls > 0
+
+
+def test_plateau_counts_from_the_end_of_the_warm_up_as_timm_does():
+    history = [0.1 * i for i in range(5)] + [0.2] * 25
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        made = optimizer(0.25)
+        theirs = PlateauLRScheduler(made, 0.5, 2, warmup_t=5, warmup_lr_init=0.01)
+    bound = shelf.bind("plateau", factor=0.5, patience=2)
+    options = {"lr": 0.25, "steps_per_epoch": 1, "warmup_epochs": 5, "warmup_lr": 0.01}
+    overlap = learning_rates(bound, epochs=30, **options)
+    front = learning_rates(bound, epochs=25, warmup="front", **options)
+    rates = []
+    for epoch in range(30):
+        rates.append(made.param_groups[0]["lr"])
+        given = overlap(epoch, history[:epoch]), front(epoch, history[:epoch])
+        assert given == pytest.approx([rates[-1]] * 2, rel=1e-12)
+        theirs.step(epoch + 1, history[epoch])
+    assert rates[-1] < 0.01
+
+
+def test_plateau_skips_epochs_that_were_not_evaluated_and_rests_in_the_cool_down():
+    bound = shelf.bind("plateau", factor=0.5, patience=1)
+    rate = learning_rates(bound, lr=1.0, epochs=8, steps_per_epoch=1, cooldown_epochs=9)
+    sparse, dense = [0.5, None, None, 0.5, None, 0.5], [0.5, 0.5, 0.5]
+    assert rate(5, sparse[:5]) == 1.0
+    assert rate(6, sparse) == rate(3, dense) == 0.5
+    flat = [0.5] * 17
+    assert rate(8, flat[:8]) == rate(16, flat[:16]) == 0.125
+
+
+# All ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+@pytest.mark.parametrize("warmup", ["overlap", "front"])
+@pytest.mark.parametrize("name", list(shelf))
+def test_every_schedule_rises_runs_and_cools_down(name, warmup, unit):
+    run = {
+        "lr": 0.25,
+        "epochs": 10,
+        "steps_per_epoch": 4,
+        "unit": unit,
+        "warmup_epochs": 3,
+        "warmup_lr": 0.01,
+        "warmup": warmup,
+        "cooldown_epochs": 2,
+    }
+    rates = ours(name, REQUIRED.get(name, {}), **run)
+    assert len(rates) == 4 * (15 if warmup == "front" else 12)
+    assert rates[0] == 0.01 and all(0 <= rate <= 0.25 for rate in rates)
+    assert rates[:12] == sorted(rates[:12]) and rates[11] > 0.1
+    assert len(set(rates[-8:])) == 1  # the cool-down is flat
+    if unit == "epoch":
+        assert all(rates[i] == rates[i - i % 4] for i in range(len(rates)))
+    cooled = ours(name, REQUIRED.get(name, {}), cooldown_lr=1e-7, **run)
+    assert cooled[:-8] == rates[:-8] and cooled[-8:] == [1e-7] * 8
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+@pytest.mark.parametrize("name", list(shelf))
+def test_every_schedule_is_a_pure_function(name, unit):
+    bound = shelf.bind(name, **REQUIRED.get(name, {}))
+    make = {"lr": 0.25, "epochs": 10, "steps_per_epoch": 5, "unit": unit}
+    forwards, fresh = learning_rates(bound, **make), learning_rates(bound, **make)
+    history = [0.5] * 10
+    there = [forwards(step, history[: step // 5]) for step in range(50)]
+    back = [fresh(step, history[: step // 5]) for step in reversed(range(50))]
+    assert there == back[::-1]
+
+
+@pytest.mark.parametrize("name", list(shelf))
+def test_epochs_and_steps_of_one_an_epoch_are_the_same(name):
+    options = REQUIRED.get(name, {})
+    assert ours(name, options, unit="epoch") == ours(name, options, unit="step")
+
+
+@pytest.mark.parametrize("name", ["step", "multistep", "exponential", "cosine"])
+def test_times_are_in_epochs_whatever_the_unit(name):
+    options = {
+        "step": {"every": 3},
+        "multistep": {"milestones": [2, 9]},
+        "exponential": {"gamma": 0.9},
+        "cosine": {"period": 5},
+    }[name]
+    every_epoch = ours(name, options, steps_per_epoch=4)
+    every_step = ours(name, options, steps_per_epoch=4, unit="step")
+    assert every_step[::4] == pytest.approx(every_epoch[::4], rel=1e-12)
+
+
+def test_a_warm_up_longer_than_the_run_is_cut_as_timms_is():
+    given = ours("cosine", {}, epochs=2, warmup_epochs=5, warmup_lr=0.01)
+    expected = timms(0.25, epochs=2, sched="cosine", num_epochs=2, warmup_epochs=5, warmup_lr=0.01)
+    assert given == expected
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("step", {"every": 0}, "every is 0"),
+        ("step", {"gamma": -0.1}, "factor is -0.1"),
+        ("multistep", {"milestones": [1], "gamma": 0}, "factor is 0"),
+        ("exponential", {"gamma": 0.0}, "factor is 0.0"),
+        ("cosine", {"min_lr": -1.0}, "min_lr is -1.0"),
+        ("cosine", {"period": 0}, "period is 0"),
+        ("poly", {"power": 0.0}, "power is 0.0"),
+        ("poly", {"min_lr": -1.0}, "min_lr is -1.0"),
+        ("one_cycle", {"pct_start": 1.1}, "pct_start is 1.1"),
+        ("one_cycle", {"div_factor": 0.0}, "factors above 0"),
+        ("plateau", {"factor": 0.0}, "factor is 0.0"),
+        ("plateau", {"min_lr": -1.0}, "min_lr is -1.0"),
+    ],
+)
+def test_bad_options_are_told_before_training(name, options, words):
+    bound = shelf.bind(name, **options)
+    with pytest.raises(UserError, match=words):
+        learning_rates(bound, lr=0.1, epochs=10, steps_per_epoch=1)
+
+
+@pytest.mark.parametrize("lr", [-0.1, float("inf"), float("nan")])
+def test_a_bad_lr_is_told(lr):
+    with pytest.raises(UserError, match="a finite number from 0 up"):
+        learning_rates(shelf.bind("constant"), lr=lr, epochs=1, steps_per_epoch=1)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0, 5), (5, 0)])
+def test_a_run_of_no_steps_is_told(epochs, steps):
+    with pytest.raises(UserError, match=f"{epochs} epochs of {steps} steps"):
+        learning_rates(shelf.bind("constant"), lr=0.1, epochs=epochs, steps_per_epoch=steps)
