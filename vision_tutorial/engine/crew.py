@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core import runs
+from ..core.errors import UserError
 from ..core.recipe import CheckpointPolicy
 from .checkpoint import Checkpoints, NoCheckpoints
 from .distributed import Distributed
@@ -106,6 +108,12 @@ def restore(
     """Put the newest whole checkpoint into `learner`; None where there never was one."""
     like = {"model": learner.model.state_dict(), "ema": learner.ema.tensors}
     loaded = checkpoints.load({name: group for name, group in like.items() if group})
+    step = -1 if loaded is None else loaded.step
+    if distributed.sum(torch.tensor([step])).item() != step * distributed.world:
+        raise UserError(
+            f"{checkpoints.folder}: the processes found different checkpoints; all must see the "
+            "same run folder. Use a shared disk, or one machine."
+        )
     if loaded is None:
         return None
     learner.model.load_state_dict(loaded.tensors["model"])

@@ -83,6 +83,8 @@ def take_step(
     outcome = gathered(terms, len(raw), finite, stop, distributed)
     if not outcome.skipped:
         learner.clip(learner.model)
+        # some optimizers draw (kron): the same on all processes, whatever their dropout drew
+        torch.manual_seed(address(learner.seed, step, "optimizer"))
         scaler.step(learner.optimizer) if scaler else learner.optimizer.step()
         learner.ema.update(learner.model, learner.decay(step + 1))
     else:
