@@ -4,6 +4,7 @@ import difflib
 import json
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
@@ -79,6 +80,8 @@ def short(text: str, most: int) -> str:
 
 def run_verb(main: Callable[[], int | None]) -> int:
     """Run a verb; a UserError becomes one line on stderr and its exit code, never a traceback."""
+    with suppress(AttributeError, ValueError):  # not every stream has it
+        sys.stdout.reconfigure(errors="replace")  # a letter that a console lacks ends nothing
     try:
         return int(main() or ExitCode.DONE)
     except UserError as error:

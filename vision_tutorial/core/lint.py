@@ -6,7 +6,7 @@ A lint is one function (recipe, facts) that yields `Advice`; `@lint` puts it on 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .facts import Facts, smoothing_floor
+from .facts import CIFAR, Facts, smoothing_floor
 from .recipe import Recipe
 
 SGD = {"sgd", "momentum", "nesterov", "sgdw", "nesterovw"}
@@ -108,7 +108,7 @@ def jitter_beside_policy(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 @lint
 def constants_of_another_set(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
     """Normalised with another data set's mean and deviation."""
-    pretrained = recipe.model.options.get("pretrained")
+    dataset, pretrained = recipe.dataset.name, recipe.model.options.get("pretrained")
     given = recipe.normalize if isinstance(recipe.normalize, str) else "your own"
     if pretrained and given != "imagenet":
         yield Advice(
@@ -117,14 +117,13 @@ def constants_of_another_set(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
             "most of timm's weights were trained with ImageNet's",
             "normalize=imagenet, unless the weights want it so",
         )
-    elif not pretrained and given in ("imagenet", "cifar10", "cifar100") != recipe.dataset.name:
-        if recipe.dataset.name.startswith("cifar") and given != recipe.dataset.name:
-            yield Advice(
-                "normalize",
-                f"{recipe.dataset.name} normalised by {given} constants",
-                "harmless when training from scratch, but not what papers on this data set do",
-                f"normalize={recipe.dataset.name}, unless a reference has it so",
-            )
+    elif not pretrained and dataset in CIFAR and given != dataset:
+        yield Advice(
+            "normalize",
+            f"{dataset} normalised by {given} constants",
+            "harmless when training from scratch, but not what papers on this data set do",
+            f"normalize={dataset}, unless a reference has it so",
+        )
 
 
 # -- what the numbers mean -------------------------------------------------------------------------

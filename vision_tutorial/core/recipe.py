@@ -106,7 +106,7 @@ class Recipe(Frozen):
         description="Of the run.",
     )
     expects: Annotated[dict[str, float | None], AfterValidator(grammar.Options)] = Field(
-        grammar.Options(), description="The claim; null where unknown."
+        default_factory=grammar.Options, description="The claim; null where unknown."
     )
     imports: Words = Field((), description="Python files whose entries join the shelves.")
     task: Annotated[Choice, On("tasks")] = Choice("classification")
@@ -182,9 +182,10 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def to_yaml(values: dict[str, Any]) -> str:
-    """Plain values as YAML text that `load` reads back to the same recipe."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+def to_yaml(values: dict[str, Any], compact: bool = False) -> str:
+    """Plain values as YAML text that `load` reads back to the same; `compact` for a screen."""
+    style = {"default_flow_style": None, "width": 62} if compact else {"width": 100}
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
 
 
 class _Dumper(yaml.SafeDumper):

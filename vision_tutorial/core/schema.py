@@ -1,4 +1,4 @@
-"""A JSON schema (draft 2020-12) of recipes, for editors; from the declarations that loading reads."""
+"""A JSON schema (draft 2020-12) of recipes for editors, from what loading reads, too."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -89,8 +89,7 @@ def _value(definition: str, entry: Entry, blend: bool) -> Schema:
         forms.append({"type": "null"})
         if blend:
             forms.append({"type": "number", "minimum": 0, "exclusiveMaximum": 1e9})
-    found: Schema = {"description": entry.doc, "anyOf": forms}
-    return found
+    return {"description": entry.doc, "anyOf": forms}
 
 
 def _options(entry: Entry) -> Schema:

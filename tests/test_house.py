@@ -1,0 +1,257 @@
+"""The house stands as design and README say: floors, circles, sizes, shelves, recipes."""
+
+import ast
+import inspect
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "vision_tutorial"
+FILES = sorted(PACKAGE.rglob("*.py"))
+RECIPES = sorted((PACKAGE.parent / "recipes").glob("*.yaml"))
+PILLARS = {"losses", "optim", "data", "classification", "segmentation", "engine"}
+WITHOUT_TORCH = {"compare", "report", "sweep", "rerun"}
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+by_file = pytest.mark.parametrize("path", FILES, ids=relative)
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def module_of(path: Path) -> str:
+    """ "core.registry" for core/registry.py, "core" for core/__init__.py, "" for the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Our own modules that a file imports, anywhere in it."""
+    here = relative(path).split("/")[:-1]
+    found = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name.startswith("vision_tutorial")}
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[: len(here) - node.level + 1]] if node.level else []
+            base += (node.module or "").split(".") if node.module else []
+            if node.level == 0 and base[0] != "vision_tutorial":
+                continue
+            base = base if node.level else base[1:]
+            for name in node.names:
+                inner = ".".join([*base, name.name])
+                found.add(inner if inner in MODULES else ".".join(base))
+    return frozenset(name.removeprefix("vision_tutorial").removeprefix(".") for name in found)
+
+
+def rooms(path: Path) -> set[str]:
+    """The floor's rooms that a file enters: core, losses, …, or a verb's name; not its own."""
+    entered = {name.partition(".")[0] for name in imports(path)}
+    return entered - {module_of(path).partition(".")[0], ""}
+
+
+# -- floors ----------------------------------------------------------------------------------------
+
+
+@by_file
+def test_floors(path):
+    room, entered = module_of(path).partition(".")[0], rooms(path)
+    if path.parent == PACKAGE:
+        verbs = {p.stem for p in PACKAGE.glob("*.py")} - {"build", "__init__"}
+        assert not entered & verbs, "verbs do not import verbs, save build"
+        allowed = {
+            "": set(),
+            "build": PILLARS | {"core"},
+            "launch": set(),
+            **dict.fromkeys(WITHOUT_TORCH | {"__main__"}, {"core"}),
+        }.get(room, {"core", "build", "engine"})
+    else:
+        allowed = {"core"} if room in PILLARS else set()
+        assert room in PILLARS | {"core"}
+    assert entered <= allowed
+
+
+def test_build_knows_every_pillar_there_is():
+    filled = {p for p in PILLARS if len(list((PACKAGE / p).glob("*.py"))) > 1}
+    assert filled <= rooms(PACKAGE / "build.py")
+
+
+def test_the_imports_are_seen():
+    # the tests above would pass on nothing, were the reading of imports wrong
+    assert {"core.errors", "core.loading", "build", "engine"} <= imports(PACKAGE / "train.py")
+    assert {"core.registry", "core.targets"} <= imports(PACKAGE / "losses" / "pixel.py")
+    assert "data.loader" in imports(PACKAGE / "build.py")
+
+
+def test_no_circles():
+    graph = {name: imports(path) - {name} for name, path in MODULES.items()}
+    while graph:
+        free = {name for name, needs in graph.items() if not needs & graph.keys()}
+        assert free, f"a circle among {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+# -- sizes and style -------------------------------------------------------------------------------
+
+
+@by_file
+def test_files_and_functions_are_short(path):
+    assert len(path.read_text("utf-8").splitlines()) <= MOST_LINES
+    for node in functions(tree_of(path)):
+        lines = node.end_lineno - node.lineno + 1
+        assert lines <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {lines} lines"
+
+
+@by_file
+def test_no_drawers_and_no_stars(path):
+    assert path.stem not in ("utils", "util", "helpers", "misc", "common")
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert [name.name for name in node.names] != ["*"]
+
+
+@by_file
+def test_public_things_say_what_they_are(path):
+    tree = tree_of(path)
+    assert ast.get_docstring(tree), "the module has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+@by_file
+def test_public_functions_have_type_hints(path):
+    tree = tree_of(path)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for holder in (tree, *classes):
+        for node in holder.body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                bare = [a.arg for a in arguments(node, holder is not tree) if not a.annotation]
+                assert not bare, f"{node.name}: no type for {bare}"
+                assert node.returns, f"{node.name}: no type for what it returns"
+
+
+def functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def arguments(node: ast.FunctionDef, method: bool) -> list[ast.arg]:
+    a = node.args
+    static = any(ast.unparse(d) == "staticmethod" for d in node.decorator_list)
+    own = [*a.posonlyargs, *a.args][1 if method and not static else 0 :]
+    return [*own, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+
+
+def test_test_files_have_names_of_their_own():
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names))
+
+
+def test_the_tree_in_the_readme_is_complete():
+    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
+    block = re.search(r"```\w*\nvision_tutorial/[^\n]*\n(.*?)```", readme, re.DOTALL)
+    assert block, "README.md has no fenced block that starts with the line `vision_tutorial/`"
+    lines = [line.split(None, 1) for line in block[1].splitlines() if line.strip()]
+    assert all(len(line) == 2 for line in lines), "a file without a word about it"
+    listed = [name for name, _ in lines if name.endswith(".py")]
+    assert sorted(listed) == sorted(relative(p) for p in FILES if p.name != "__init__.py")
+
+
+# -- shelves ---------------------------------------------------------------------------------------
+
+
+def test_every_file_with_an_entry_is_catalogued():
+    from vision_tutorial.core import catalogue
+
+    with_entries = {relative(path) for path in FILES if catalogue.read(path)}
+    assert with_entries == set(catalogue.FILES)
+
+
+def test_the_catalogue_equals_the_registries():
+    import vision_tutorial.build  # noqa: F401  (fills them)
+    from vision_tutorial.core import catalogue, registry
+
+    for name, shelf in catalogue.catalogue().items():
+        filled = getattr(registry, name)
+        assert set(shelf.entries) == set(filled.entries), name
+        assert (shelf.fallback is None) == (filled.fallback is None), name
+        for entry, function in (
+            *((entry, filled.entries[entry.name]) for entry in shelf.entries.values()),
+            *([(shelf.fallback, filled.fallback)] if shelf.fallback else []),
+        ):
+            assert facts(function) == (
+                entry.name,
+                [(o.name, o.type, o.default) for o in entry.options],
+                entry.doc,
+                entry.forwards,
+            )
+
+
+def facts(function) -> tuple:
+    """What the catalogue says of an entry, from the function itself."""
+    parameters = inspect.signature(function).parameters.values()
+    options = [
+        (p.name, eval(p.annotation, vars(inspect.getmodule(function))), p.default)  # noqa: S307
+        if isinstance(p.annotation, str)
+        else (p.name, p.annotation, p.default)
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    doc = inspect.getdoc(function).partition("\n")[0]
+    forwards = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return function.__name__, options, doc, forwards
+
+
+def test_names_read_from_timms_text_are_timms_own():
+    from timm import list_models
+    from timm.optim import list_optimizers
+
+    from vision_tutorial.core.catalogue import timm_names
+
+    assert timm_names("models") == set(list_models())
+    assert timm_names("optimizers") == set(list_optimizers())
+    assert timm_names("losses") is None
+
+
+# -- verbs and recipes -----------------------------------------------------------------------------
+
+
+def test_every_verb_is_a_file_with_a_main():
+    from vision_tutorial.__main__ import VERBS, overview
+
+    for verb in VERBS:
+        named = {
+            node.name for node in tree_of(PACKAGE / f"{verb}.py").body if hasattr(node, "name")
+        }
+        assert "main" in named
+        assert verb in overview()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_dry_builds(path):
+    from vision_tutorial import build
+    from vision_tutorial.core.loading import load
+
+    recipe = load(path).recipe
+    network = build.check(recipe)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    for world in (1, 2, 4):
+        assert build.batch_parts(recipe, world, on_gpu=True) >= 1
+
+
+def test_the_recipes_of_the_report_are_there():
+    names = {path.stem for path in RECIPES}
+    assert {"r0", "r1", "r2", "r3", "r4", "r5", "r4-tuned", "quickstart", "debug"} <= names
