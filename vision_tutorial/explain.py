@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .core.catalogue import catalogue
-from .core.errors import UserError, run_verb, shown
+from .core.errors import UserError, run_verb, short, shown
 from .core.facts import Facts, facts, used
 from .core.lint import Advice, advice
 from .core.loading import Loaded, load
@@ -110,7 +110,7 @@ def built(loaded: Loaded, known: Facts, trusted: bool) -> tuple[dict[str, Any], 
         try:
             found["macs"] = cost(network, known.side)[1]
         except Exception as error:  # a network of anybody's, given a size it may not take
-            reason = shown(str(error), 120)
+            reason = short(str(error), 120).rstrip(".")
             said.append(
                 Advice(
                     "model",

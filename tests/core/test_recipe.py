@@ -349,6 +349,7 @@ OVERRIDES = {
     "model={resnet50.a1_in1k: {stem: cifar}}": lambda r: r.model.options["stem"] == "cifar",
     "expects.top1=99": lambda r: r.expects == {"top1": 99},
     "name=other": lambda r: r.name == "other",
+    "optimizer.sgd.x=" + "[" * 13 + "1" + "]" * 13: lambda r: "x" in r.optimizer.options,
     "optimizer=lookahead_sgd": None,
     "optimizer={lookahead_sgd: {lr: 1}}": lambda r: r.optimizer.name == "lookahead_sgd",
 }
@@ -421,6 +422,10 @@ def test_an_override_does_not_touch_the_base(write):
         ("normalize.mean=[0, 0, 0]", "normalize: the key 'std' is needed and is not given."),
         ("normalize.mean.x=1", None),
         ("imports=[none.py]", 'imports: "none.py" is no .py file at or below '),
+        (
+            "optimizer.sgd.x=" + "[" * 14 + "1" + "]" * 14,
+            "optimizer: nested deeper than 16 levels.",
+        ),
         ("extends=x.yaml", "no key called 'extends'"),
         ("optimizer=lookahead_sgd", "'lookahead_sgd' needs a value for 'lr'"),
     ],

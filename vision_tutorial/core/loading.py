@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from . import grammar
 from .catalogue import Shelf, catalogue
-from .document import Document, Key, parse_value, read_document
+from .document import MAX_DEPTH, Document, Key, parse_value, read_document
 from .errors import UserError, short, shown, unknown
 from .grammar import On
 from .recipe import SHELVED, Recipe
@@ -55,6 +55,8 @@ def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
     for key in values:
         if key not in Recipe.model_fields:
             raise UserError(_at(document, (key,)) + unknown("key", key, Recipe.model_fields))
+        if _height(values[key]) >= MAX_DEPTH:  # an override can lift it above what a file may have
+            raise UserError(f"{_at(document, (key,))}nested deeper than {MAX_DEPTH} levels.")
     name = re.sub(r"[^A-Za-z0-9._-]", "-", name)[:64]
     values.setdefault("name", name if name.strip(".") else "recipe")
     imports = _imports(values.get("imports"), document)
@@ -70,6 +72,11 @@ def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
         return Recipe(**values), imports
     except ValidationError as error:
         raise UserError(_first(error, document)) from error
+
+
+def _height(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_height, inner)) if inner else 0
 
 
 def _chain(path: Path) -> list[tuple[Path, Document]]:
