@@ -21,7 +21,7 @@ from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.facts import Facts, facts, smoothing_floor
 from vision_tutorial.core.lint import LINTS, advice
 from vision_tutorial.core.loading import load
-from vision_tutorial.core.recipe import Recipe, to_plain, total_epochs
+from vision_tutorial.core.recipe import Recipe, to_plain
 from vision_tutorial.core.schema import schema
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -135,7 +135,7 @@ def test_numbers_are_those_of_the_build(tiny):
     steps = build.steps_per_epoch(recipe, data.train)
     assert found["pictures"] == len(data.train) == 1000
     assert found["steps_per_epoch"] == steps == 3
-    assert found["epochs"] == total_epochs(recipe) == 35
+    assert found["epochs"] == recipe.total_epochs == 35
     assert found["steps"] == 105
     assert found["parts"] == build.batch_parts(recipe, 2, torch.cuda.is_available())
     assert found["parts"] * found["micro_batch"] * 2 == found["batch_size"] == 256
@@ -277,7 +277,7 @@ SPEAK = {
     "chosen_on_test": (["holdout=0"], ["holdout=0.1"]),
     "one_seed": (["seed=1"], []),
     "focal_without_focus": (["loss={focal: {gamma: 0}}"], ["loss={focal: {gamma: 1}}"]),
-    "divergence_of_nothing": (["loss=jsd"], ["loss=bce"]),
+    "copies_cost": (["loss=jsd"], ["loss=bce"]),
     "more_batch_than_data": (["subset=255"], ["subset=256"]),
     "lr_of_another_batch": (["batch_size=512"], ["batch_size=512", "optimizer.sgd.lr=0.2"]),
     "unusual_lr": (["optimizer.sgd.lr=10"], ["optimizer.sgd.lr=0.5"]),
@@ -334,6 +334,8 @@ def test_what_lints_say(tiny):
     assert said("lr_of_another_batch", "batch_size=1024").do.startswith("optimizer.sgd.lr=0.4,")
     assert "does not" not in said("imagenet_stem", "model=resnet18").what
     assert "to 8 px" in said("imagenet_stem", "model=resnet18").why
+    assert "would be alike" in said("copies_cost", "loss=jsd").why
+    assert "would be alike" not in said("copies_cost", "loss=jsd", "augment=[aug_mix]").why
     adam = ["optimizer={adam: {lr: 0.1}}"]
     assert said("unusual_lr", *adam).what == "lr 0.1 is one for SGD"
     front = said("epochs_on_top", "warmup={epochs: 4, mode: front}")

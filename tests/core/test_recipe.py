@@ -22,7 +22,6 @@ from vision_tutorial.core.recipe import (
     identity,
     to_plain,
     to_yaml,
-    total_epochs,
 )
 
 BASE = """
@@ -98,10 +97,11 @@ def test_numbers_are_coerced_by_declared_type(write):
 
 
 def test_total_epochs(write):
-    assert total_epochs(load(write()).recipe) == 3
-    assert total_epochs(load(write(), ["warmup.epochs=2", "cooldown.epochs=4"]).recipe) == 7
+    assert load(write()).recipe.total_epochs == 3
+    overlap = load(write(), ["warmup.epochs=2", "cooldown.epochs=4"]).recipe
+    assert overlap.total_epochs == 7
     front = load(write(), ["warmup={epochs: 2, mode: front}", "cooldown.epochs=4"]).recipe
-    assert total_epochs(front) == 9
+    assert front.total_epochs == 9
 
 
 # -- extends ---------------------------------------------------------------------------------------

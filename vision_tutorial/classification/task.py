@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.counts import exact_sum, topk_hits
+from ..core.counts import exact_sum, topk_hits, wide
 from ..core.registry import tasks
 from ..core.task import Batch, Criterion, Parts
 
@@ -33,8 +33,8 @@ class Accuracy:
         entropy = exact_sum(F.cross_entropy(output, target, reduction="none"))
         classes = len(self.classes)
         hits, items = (torch.bincount(t, minlength=classes) for t in (target[first], target))
-        head = torch.stack([first.sum().double(), fifth.sum().double(), entropy])
-        counts = torch.cat([head, hits.double(), items.double()])
+        head = torch.stack([wide(first.sum()), wide(fifth.sum()), entropy])
+        counts = torch.cat([head, wide(hits), wide(items)])
         self.state = self.state.to(counts.device) + counts
 
     def result(self, state: Tensor) -> dict[str, float]:

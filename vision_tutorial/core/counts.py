@@ -10,9 +10,14 @@ from torch import Tensor
 QUANTUM = 2.0**-24
 
 
+def wide(values: Tensor) -> Tensor:
+    """float64, on the device where it has it (a Mac's GPU has not)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def exact_sum(values: Tensor) -> Tensor:
     """The sum of `values` (any shape) as a float64 scalar that is the same in any order."""
-    steps = (values.detach().double() / QUANTUM).round()
+    steps = (wide(values.detach()) / QUANTUM).round()
     return steps.sum() * QUANTUM
 
 
@@ -28,7 +33,7 @@ def topk_hits(logits: Tensor, target: Tensor, k: int) -> Tensor:
 
 
 def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Confusion matrix float64 (classes, classes), rows the truth; negative targets are left out."""
+    """Confusion matrix float64 (classes, classes), rows the truth; targets below 0 are left out."""
     keep = target >= 0
     cells = target[keep] * classes + predicted[keep]
     return torch.bincount(cells, minlength=classes**2).double().view(classes, classes)

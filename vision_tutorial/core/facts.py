@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 
 from .grammar import Choice
-from .recipe import Recipe, total_epochs
+from .recipe import Recipe
 
 CIFAR = {"cifar10": 10, "cifar100": 100}  # 50,000 pictures of 32x32 to train on
 RESIZING = ("random_resized_crop", "random_crop", "center_crop", "resize")
@@ -43,7 +43,7 @@ def facts(recipe: Recipe, reference: Recipe | None = None, world: int | None = N
         whole, classes, side = options["train"], 10, options["size"]
     pictures = None if whole is None else used(recipe, whole)
     return Facts(
-        epochs=total_epochs(recipe),
+        epochs=recipe.total_epochs,
         world=world or int(os.environ.get("WORLD_SIZE", 1)),
         pictures=pictures,
         classes=classes,

@@ -6,7 +6,7 @@ A lint is one function (recipe, facts) that yields `Advice`; `@lint` puts it on 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .facts import CIFAR, Facts, smoothing_floor
+from .facts import CIFAR, RESIZING, Facts, smoothing_floor
 from .recipe import Recipe
 
 SGD = {"sgd", "momentum", "nesterov", "sgdw", "nesterovw"}
@@ -189,15 +189,19 @@ def focal_without_focus(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def divergence_of_nothing(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
-    """A loss that needs several versions of each picture."""
-    if any(term.name == "jsd" for term in recipe.loss):
-        yield Advice(
-            "loss.jsd",
-            "jsd compares versions of the same picture",
-            "batches here hold each picture once, so it would compare strangers",
-            "use jsd from your own loop, or loss=cross_entropy",
-        )
+def copies_cost(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """A loss that looks at several versions of each picture."""
+    for term in recipe.loss:
+        if term.name == "jsd":
+            count = term.options["num_splits"]
+            varied = {choice.name for choice in recipe.augment} - {*RESIZING, "hflip", "vflip"}
+            alike = "; without augmentation beyond crops and flips they would be alike"
+            yield Advice(
+                "loss.jsd",
+                f"jsd trains on {count} versions of each picture",
+                f"a step costs {count} times as much" + ("" if varied else alike),
+                "count it in; augment with aug_mix, which the loss was made for",
+            )
 
 
 # -- batch -----------------------------------------------------------------------------------------

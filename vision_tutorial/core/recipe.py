@@ -208,12 +208,6 @@ def _number(value: float) -> str:
     return text.replace("e", ".0e") if "e" in text and "." not in text else text
 
 
-def total_epochs(recipe: Recipe) -> int:
-    """All epochs of a run: a warm-up in front and the cool-down come on top of `epochs`."""
-    front = recipe.warmup.epochs if recipe.warmup.mode == "front" else 0
-    return front + recipe.epochs + recipe.cooldown.epochs
-
-
 def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
     """The keys in which `recipe` differs from `base`: {key: (before, after)}, as plain values."""
     before, after = to_plain(base), to_plain(recipe)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.counts import exact_sum
+from ..core.counts import exact_sum, wide
 from ..core.task import Batch, Meter, Task
 from .distributed import Distributed
 
@@ -66,7 +66,7 @@ def summed_loss(criterion: Callable | None, output: Tensor, target: Tensor) -> T
     """(loss x items, items) float64 on the CPU; zeros without a criterion."""
     if criterion is None:
         return torch.zeros(2, dtype=torch.float64)
-    mean = criterion(output, target)[0].double()
+    mean = wide(criterion(output, target)[0])
     return torch.stack([exact_sum(mean * len(target)), mean.new_tensor(len(target))]).cpu()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.counts import wide
 from ..core.errors import MemoryExhausted, NonFiniteError
 from ..core.randomness import address
 from ..core.task import Batch, Task
@@ -145,7 +146,7 @@ def forward_backward(
 def add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
     """Running means over parts."""
     for name, value in terms.items():
-        sums[name] = sums.get(name, 0) + value.double() / parts
+        sums[name] = sums.get(name, 0) + wide(value) / parts
 
 
 def take_gradients(learner: Learner) -> Iterator[Tensor]:
@@ -180,7 +181,7 @@ def gathered(
     terms: dict[str, Tensor], n: int, finite: bool, stop: bool, distributed: Distributed
 ) -> Outcome:
     """One small sum over processes carries losses, count, trouble and the stop flag."""
-    values = torch.stack([v.double().cpu() for v in terms.values()])
+    values = torch.stack([wide(v).cpu() for v in terms.values()])
     finite = finite and bool(torch.isfinite(values).all())
     head = torch.tensor([n, not finite, stop], dtype=torch.float64)
     items, bad, stops, *sums = distributed.sum(torch.cat([head, values * n])).tolist()
