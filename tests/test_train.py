@@ -150,20 +150,48 @@ def test_a_typo_is_answered_before_torch_is_imported(words: list[str], said: str
         ("batch_size=4096", "more than the 64 training pictures"),
         ("eval_augment=[random_erasing]", "remove it here"),
         ("augment=[random_erasing, hflip]", "put it last"),
-        ("batch_size=15", "is odd"),
         ("model={test_vit: {stem: cifar}}", "stem"),
         ("sync_bn=true", None),
-        ("shards=3", "must divide batch_size 16"),
+        ("shards=3", "choose a multiple of 3"),
         ("dataset={cifar100: {root: nowhere}}", "VISION_TUTORIAL_DATA"),
     ],
 )
 def test_what_only_building_can_tell(override: str, said: str, capfd: Any, tmp_path: Path) -> None:
-    words = ["recipes/debug.yaml", *SMALL, "micro_batch=5", override, "--runs", tmp_path]
-    code, out, err = train(capfd, *words[:5], *(["micro_batch=5"] * ("15" in override)), *words[6:])
+    code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, override, "--runs", tmp_path)
     if said is None:
         assert code == 0, err
     else:
         assert code == 2 and said in one_line(err)
+
+
+@pytest.mark.parametrize(
+    "batch, micro, world, mixed, parts",
+    [
+        (512, None, 1, True, 4),  # 128 at a time on a CPU
+        (512, 512, 1, True, 1),
+        (512, 100, 4, True, 2),
+        (36, 5, 2, True, 9),  # two by two: the largest even size up to 5 that divides 18
+        (15, 4, 1, True, 1),  # odd, alone: whole
+        (15, 4, 1, False, 5),
+        (30, 4, 2, True, "choose a multiple of 4"),
+        (30, 4, 4, False, "choose a multiple of 4"),
+    ],
+)
+def test_the_global_batch_is_dealt(
+    batch: int, micro: int | None, world: int, mixed: bool, parts: int | str
+) -> None:
+    from vision_tutorial.core.errors import UserError
+    from vision_tutorial.core.loading import load
+
+    size = "null" if micro is None else micro
+    words = [f"batch_size={batch}", f"micro_batch={size}", *([] if mixed else ["mix=null"])]
+    recipe = load("recipes/debug.yaml", words).recipe
+    if isinstance(parts, str):
+        with pytest.raises(UserError, match=parts):
+            build.batch_parts(recipe, world, on_gpu=False)
+    else:
+        assert build.batch_parts(recipe, world, on_gpu=False) == parts
+        assert build.batch_parts(recipe, world, on_gpu=True) in (1, parts)
 
 
 def test_a_loss_that_explodes_exits_3_and_keeps_good_weights(capfd: Any, tmp_path: Path) -> None:

@@ -212,29 +212,29 @@ def averaging(ema: EmaOptions | None) -> Callable[[int], float]:
 
 
 def batch_parts(recipe: Recipe, world: int, on_gpu: bool) -> int:
-    """Micro-batches a process takes a step: the fewest that keep within `micro_batch`."""
-    if recipe.shards:
-        if recipe.shards % world or recipe.batch_size % recipe.shards:
-            raise UserError(
-                f"shards: {recipe.shards} must divide batch_size {recipe.batch_size} and be a "
-                f"multiple of the {world} processes."
-            )
-        parts, share = recipe.shards, recipe.batch_size
-    else:
-        share, rest = divmod(recipe.batch_size, world)
-        if rest:
-            raise UserError(
-                f"batch_size {recipe.batch_size} is global and does not divide over {world} "
-                f"processes; try {world * max(1, round(recipe.batch_size / world))}."
-            )
-        most = recipe.micro_batch or (share if on_gpu else CPU_MICRO_BATCH)
-        parts = next(p for p in range(1, share + 1) if share % p == 0 and share // p <= most)
-    if recipe.mix and (share // parts) % 2 and parts * world > 1:
+    """Micro-batches a process takes a step (with shards: shards of the global batch).
+
+    The fewest that keep within `micro_batch`; mixing needs an even number of pictures in each.
+    """
+    owners = recipe.shards or world
+    share, rest = divmod(recipe.batch_size, owners)
+    if owners % world or rest:
+        kind = f"shards ({owners})" if recipe.shards else "processes"
         raise UserError(
-            f"mix pairs pictures within a micro-batch, and {share // parts} is odd; choose a "
-            f"batch_size that is a multiple of {2 * parts * (1 if recipe.shards else world)}."
+            f"batch_size {recipe.batch_size} is global and does not divide over {world} {kind}; "
+            f"choose a multiple of {owners}, and shards a multiple of the processes."
         )
-    return parts
+    if recipe.mix and share % 2 and owners > 1:
+        raise UserError(
+            f"mix pairs the pictures of a part, and batch_size {recipe.batch_size} gives each of "
+            f"{owners} parts an odd number, {share}; choose a multiple of {2 * owners}."
+        )
+    if recipe.shards:
+        return owners
+    most = recipe.micro_batch or (share if on_gpu else CPU_MICRO_BATCH)
+    pairs = 2 if recipe.mix else 1
+    sizes = [n for n in range(1, share + 1) if share % n == 0 and (n % pairs == 0 or n == share)]
+    return share // max((n for n in sizes if n <= most), default=sizes[0])
 
 
 def loader_workers(recipe: Recipe, distributed: Distributed) -> int:

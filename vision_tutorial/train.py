@@ -87,6 +87,9 @@ def newest_run(folder: Path, loaded: Loaded) -> Path | None:
 def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
     """A fresh run folder that holds the resolved recipe and the files it imports."""
     run = runs.new_run(args.runs, loaded.recipe.name, args.id)
+    names = [path.name for path in loaded.imports]
+    if len(set(names)) < len(names):
+        raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
     for path in loaded.imports:
         shutil.copy(path, run / path.name)
     return run

@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_accuracy
 
-from vision_tutorial.core.counts import QUANTUM, confusion, exact_sum, topk_hits
+from vision_tutorial.core.counts import QUANTUM, exact_sum, topk_hits
 
 
 def draws(seed):
@@ -72,15 +72,3 @@ def test_more_places_than_classes_always_hit():
 def test_nan_is_never_a_hit():
     logits = torch.full((2, 3), math.nan)
     assert not topk_hits(logits, torch.tensor([0, 1]), 1).any()
-
-
-def test_confusion_equals_torchmetrics_and_leaves_ignored_out():
-    predicted = torch.randint(5, (400,), generator=draws(6))
-    target = torch.randint(5, (400,), generator=draws(7))
-    target[::7] = -100
-    expected = multiclass_confusion_matrix(predicted, target, 5, ignore_index=-100)
-    found = confusion(predicted, target, 5)
-    assert found.dtype == torch.float64
-    assert torch.equal(found, expected.double())
-    assert confusion(predicted[:0], target[:0], 5).sum() == 0
-    assert torch.equal(confusion(predicted.view(20, 20), target.view(20, 20), 5), found)

@@ -30,10 +30,3 @@ def topk_hits(logits: Tensor, target: Tensor, k: int) -> Tensor:
     ids = torch.arange(logits.shape[1], device=logits.device)
     ahead = (logits > own) | ((logits == own) & (ids < target[:, None]))
     return (ahead.sum(1) < k) & torch.isfinite(own[:, 0])
-
-
-def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Confusion matrix float64 (classes, classes), rows the truth; targets below 0 are left out."""
-    keep = target >= 0
-    cells = target[keep] * classes + predicted[keep]
-    return torch.bincount(cells, minlength=classes**2).double().view(classes, classes)
