@@ -25,7 +25,7 @@ for name in "${recipes[@]}"; do
     codes+=("$name=$?")
 done
 
-python - "$runs" "${codes[@]}" <<'PY'
+"$(command -v python || command -v python3)" - "$runs" "${codes[@]}" <<'PY'
 import json
 import sys
 from pathlib import Path

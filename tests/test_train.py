@@ -110,6 +110,46 @@ def test_evaluate_repeats_the_best_epochs_numbers(finished: tuple[Path, str], ca
         assert result["metrics"] == {k[4:]: v for k, v in row.items() if k.startswith("val/")}
 
 
+def test_evaluate_leaves_out_what_never_saved(finished: tuple[Path, str], capfd: Any) -> None:
+    run = finished[0]
+    empty = run.parent / "empty"
+    empty.mkdir(exist_ok=True)
+    code = run_ranks(1, lambda rank: evaluating.main([str(run), str(empty)]))
+    out, err = capfd.readouterr()
+    assert code == [0] and f"left out {empty}" in err and "top1" in out
+    assert run_ranks(1, lambda rank: evaluating.main([str(empty)])) == [2]
+    empty.rmdir()
+
+
+def test_a_taken_name_is_one_line_on_every_rank(finished: tuple[Path, str], capfd: Any) -> None:
+    run = finished[0]
+    words = ["recipes/debug.yaml", *SMALL, "--runs", str(run.parent.parent), "--id", run.name]
+    codes = Ranks(2, lambda rank: verb.main(words)).join()
+    err = capfd.readouterr().err
+    assert codes[0] == 2 and codes[1] != 0 and "is a run" in err
+    assert "Traceback" not in err
+
+
+def test_other_data_cannot_continue_a_run(
+    finished: tuple[Path, str], capfd: Any, tmp_path: Path
+) -> None:
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(finished[0], run)
+    facts = json.loads((run / "fingerprint.json").read_text()) | {"data": "another"}
+    (run / "fingerprint.json").write_text(json.dumps(facts))
+    code, _, err = train(capfd, run)
+    assert code == 2 and "hash differs" in one_line(err)
+
+
+@pytest.mark.parametrize("words", [["--minutes", "0"], ["--steps", "-1"], ["--steps", "x"]])
+def test_limits_are_above_zero(words: list[str], capfd: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        verb.main(["recipes/debug.yaml", *words])
+    assert caught.value.code == 2 and "above 0 is expected" in capfd.readouterr().err
+
+
 def test_evaluate_several_runs_gives_mean_and_spread(
     finished: tuple[Path, str], capfd: Any
 ) -> None:
@@ -153,11 +193,13 @@ def test_a_typo_is_answered_before_torch_is_imported(words: list[str], said: str
         ("model={test_vit: {stem: cifar}}", "stem"),
         ("sync_bn=true", None),
         ("shards=3", "choose a multiple of 3"),
+        ("shards=4 sync_bn=true", "exclude each other"),
         ("dataset={cifar100: {root: nowhere}}", "VISION_TUTORIAL_DATA"),
     ],
 )
 def test_what_only_building_can_tell(override: str, said: str, capfd: Any, tmp_path: Path) -> None:
-    code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, override, "--runs", tmp_path)
+    words = override.split(" ") if override.startswith("shards") else [override]
+    code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, *words, "--runs", tmp_path)
     if said is None:
         assert code == 0, err
     else:

@@ -3,6 +3,7 @@
 Importing the pillars' faces here is what fills the shelves.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from .engine import (
 from .engine.distributed import cores
 from .engine.infer import VIEWS, Evaluation
 
+IMPORTED: set[str] = set()  # digests of the plug-ins that have run in this process
 CPU_MICRO_BATCH = 128  # ResNet-50 with the CIFAR stem: about 6 GB; larger ones are no faster
 
 
@@ -52,6 +54,9 @@ class Data:
 def import_files(paths: Sequence[Path], trusted: bool) -> None:
     """Run the recipe's `imports`: a student's own entries. They are code, so they need trust."""
     for path in paths:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest in IMPORTED:  # several runs of one recipe, or a second training in a notebook
+            continue
         if not trusted:
             raise UserError(
                 f"the recipe imports {path}, which is code that would run on this machine. "
@@ -65,6 +70,7 @@ def import_files(paths: Sequence[Path], trusted: bool) -> None:
             raise
         except Exception as error:
             raise UserError(f"{path}: failed to import: {type(error).__name__}: {error}") from error
+        IMPORTED.add(digest)
 
 
 def check(recipe: Recipe, classes: int = 10) -> nn.Module:
@@ -77,6 +83,8 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         raise UserError("eval_augment: random_erasing changes pictures at random; remove it here.")
     mixing(recipe)
     criteria(recipe)
+    if recipe.shards and recipe.sync_bn:
+        raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
     if recipe.mix and losses.copies(recipe.loss):
         raise UserError("loss: jsd compares copies of one picture; take `mix` out of the recipe.")
     with torch.device("meta"):
@@ -116,9 +124,9 @@ def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
     return made[: len(made) - len(late)], late
 
 
-def mixing(recipe: Recipe) -> Callable | None:
-    """CutMix, Mixup, or a draw between them; None where nothing is mixed."""
-    return mix.mix(recipe.mix) if recipe.mix else None
+def mixing(recipe: Recipe) -> mix.Mix:
+    """CutMix, Mixup, or a draw between them, or nothing."""
+    return mix.mix(recipe.mix)
 
 
 def criteria(recipe: Recipe) -> dict[str, Callable]:
@@ -203,7 +211,16 @@ def clipping(clip: Clip | None) -> Callable[[nn.Module], None]:
         return lambda network: nn.utils.clip_grad_value_(network.parameters(), clip.value)
     from timm.utils.agc import adaptive_clip_grad
 
-    return lambda network: adaptive_clip_grad(network.parameters(), clip.agc)
+    def clip_all_but_the_head(network: nn.Module) -> None:  # as in the paper and in timm
+        head = {id(p) for p in classifier(network).parameters()}
+        adaptive_clip_grad([p for p in network.parameters() if id(p) not in head], clip.agc)
+
+    return clip_all_but_the_head
+
+
+def classifier(network: nn.Module) -> nn.Module:
+    """The last layer, where the network says which it is."""
+    return network.get_classifier() if hasattr(network, "get_classifier") else nn.Identity()
 
 
 def averaging(ema: EmaOptions | None) -> Callable[[int], float]:
@@ -224,10 +241,10 @@ def batch_parts(recipe: Recipe, world: int, on_gpu: bool) -> int:
             f"batch_size {recipe.batch_size} is global and does not divide over {world} {kind}; "
             f"choose a multiple of {owners}, and shards a multiple of the processes."
         )
-    if recipe.mix and share % 2 and owners > 1:
+    if (recipe.mix or recipe.shards) and share % 2 and owners > 1:
         raise UserError(
-            f"mix pairs the pictures of a part, and batch_size {recipe.batch_size} gives each of "
-            f"{owners} parts an odd number, {share}; choose a multiple of {2 * owners}."
+            f"pictures are dealt in pairs (mix, shards), and batch_size {recipe.batch_size} gives "
+            f"each of {owners} parts an odd number, {share}; choose a multiple of {2 * owners}."
         )
     if recipe.shards:
         return owners

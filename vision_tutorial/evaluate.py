@@ -37,17 +37,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Evaluate each run and print."""
-    loadeds = [load(recipe_of(Path(run)), args.set) for run in args.runs]
+    """Evaluate each run and print; of several, those without a checkpoint are left out."""
+    paths = [Path(run) for run in args.runs]
+    if len(paths) > 1:
+        for path in [path for path in paths if not any(path.glob("ckpt/step-*"))]:
+            print(f"left out {path}: it holds no checkpoint", file=sys.stderr)
+            paths.remove(path)
+    if not paths:
+        raise UserError("none of these runs holds a checkpoint yet. Train one first.")
+    found = [(path, load(recipe_of(path), args.set)) for path in paths]
+    first = found[0][1].recipe
+    for run, loaded in found:
+        if (loaded.recipe.precision, loaded.recipe.threads) != (first.precision, first.threads):
+            raise UserError(
+                f"{run}: precision or threads differ from the first; evaluate it alone."
+            )
     from . import engine  # after the recipes are known to be good: this takes seconds
 
-    first = loadeds[0].recipe
     distributed = engine.Distributed(first.precision, first.threads)
     try:
-        results = [
-            evaluate_run(Path(run), loaded, args, distributed)
-            for run, loaded in zip(args.runs, loadeds, strict=True)
-        ]
+        with distributed.peers():
+            results = [evaluate_run(run, loaded, args, distributed) for run, loaded in found]
     finally:
         distributed.close()
     if distributed.main:

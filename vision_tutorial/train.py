@@ -5,12 +5,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from .core import runs
-from .core.errors import ExitCode, UserError, run_verb
+from .core.errors import ExitCode, PeerLost, UserError, run_verb
 from .core.loading import Loaded, load
 from .core.recipe import changes, identity, to_plain, to_yaml
 
@@ -29,11 +29,28 @@ def parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="continue this recipe's newest run, if there is one")
     add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
     add("--id", help="name of the run folder (default: the time)")
-    add("--minutes", type=float, help="stop after so many minutes, saved, to be continued")
-    add("--steps", type=int, help="stop after so many more steps, saved, to be continued")
+    add("--minutes", type=positive, help="stop after so many minutes, saved, to be continued")
+    add(
+        "--steps", type=positive_count, help="stop after so many more steps, saved, to be continued"
+    )
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     add("--quiet", action="store_true", help="print no progress")
     return made
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"given {text}; a number above 0 is expected")
+    return value
+
+
+def positive_count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"given {text}; a whole number above 0 is expected")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,10 +68,11 @@ def train(args: argparse.Namespace) -> int:
     build.import_files(loaded.imports, args.trust_imports)
     build.check(loaded.recipe)
     distributed = engine.Distributed(loaded.recipe.precision, loaded.recipe.threads)
-    run = distributed.share(run or (new_run(args, loaded) if distributed.main else None))
     try:
-        with recorded(run, distributed.main), distributed.peers():
-            code = train_in(run, loaded, args, distributed)
+        with distributed.peers():
+            run = distributed.share(run or (new_run(args, loaded) if distributed.main else None))
+            with recorded(run, distributed.main):
+                code = train_in(run, loaded, args, distributed)
     finally:
         distributed.close()
     if distributed.main:
@@ -75,10 +93,11 @@ def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
 
 def newest_run(folder: Path, loaded: Loaded) -> Path | None:
     """The newest run of the same recipe (same but for epochs, workers, logging)."""
-    for run in sorted(folder.glob("*/recipe.yaml"), reverse=True):
+    found = sorted(folder.glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(found):
         try:
-            if identity(load(run).recipe) == identity(loaded.recipe):
-                return run.parent
+            if identity(load(path).recipe) == identity(loaded.recipe):
+                return path.parent
         except UserError:
             continue  # another version's, or damaged: not ours to continue
     return None
@@ -86,28 +105,48 @@ def newest_run(folder: Path, loaded: Loaded) -> Path | None:
 
 def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
     """A fresh run folder that holds the resolved recipe and the files it imports."""
-    run = runs.new_run(args.runs, loaded.recipe.name, args.id)
     names = [path.name for path in loaded.imports]
     if len(set(names)) < len(names):
         raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
+    run = runs.new_run(args.runs, loaded.recipe.name, args.id)
     for path in loaded.imports:
         shutil.copy(path, run / path.name)
+    write_recipe(run, loaded)
     return run
+
+
+def write_recipe(run: Path, loaded: Loaded) -> None:
+    """The resolved recipe, beside the files it imports."""
+    values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
+    runs.write_text(run / "recipe.yaml", to_yaml(runs.redact(values)))
 
 
 @contextmanager
 def recorded(run: Path, main: bool) -> Iterator[None]:
-    """Hold the run's lock; whatever ends the training, status.json says it."""
-    if not main:
-        yield
-        return
-    with runs.lock(run):
+    """Hold the run's lock (rank 0); whatever ends the training, status.json says it.
+
+    A process that only lost the others leaves the word to the one that failed.
+    """
+    with runs.lock(run) if main else nullcontext():
         try:
             yield
         except BaseException as error:
-            code = int(getattr(error, "code", 1) or 1)
-            runs.set_status(run, "failed", exit_code=code, error=str(error)[:500])
+            if not isinstance(error, PeerLost) or still_running(run):
+                runs.set_status(run, "failed", exit_code=exit_code(error), error=str(error)[:500])
             raise
+
+
+def still_running(run: Path) -> bool:
+    """Whether no other process of this training has said yet how it ended."""
+    path = run / "status.json"
+    return not path.exists() or runs.read_json(path).get("status") == "running"
+
+
+def exit_code(error: BaseException) -> int:
+    """What the process will exit with."""
+    if isinstance(error, KeyboardInterrupt):
+        return int(ExitCode.INTERRUPTED)
+    return int(error.code) if isinstance(error, UserError) else 1
 
 
 def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
@@ -117,6 +156,7 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     recipe, main = loaded.recipe, distributed.main
     display = engine.make_display(main and not args.quiet)
     both = build.data(recipe)
+    digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
     learner = build.learner(recipe, both.train, distributed)
     plan = build.plan(recipe, both, learner, distributed)
     checkpoints = (
@@ -127,8 +167,10 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     progress = engine.restore(learner, distributed, checkpoints) or engine.Progress()
     crew: Any = engine.NoCrew()
     if main:
-        start_records(run, loaded, both, progress)
+        start_records(run, loaded, digest, progress)
         tracker = make_tracker(run, recipe, display.say)
+        for row in progress.rows:  # it sends only what it has not sent before
+            tracker.log(row)
         crew = engine.Crew(
             run, learner, plan, distributed, checkpoints, recipe.checkpoint, tracker, display
         )
@@ -145,7 +187,8 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         display.close()
     status, code = verdict(done, stop.signalled())
     if main:
-        finish_records(run, recipe, crew, progress, status, code)
+        summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
+        finish_records(run, summary, crew.tracker, progress, code)
     return code
 
 
@@ -158,38 +201,42 @@ def verdict(done: bool, signalled: bool) -> tuple[str, int]:
     return "paused", ExitCode.DONE
 
 
-def start_records(run: Path, loaded: Loaded, both: Any, progress: Any) -> None:
+def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
-    values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
-    runs.write_text(run / "recipe.yaml", to_yaml(runs.redact(values)))
-    if not (run / "fingerprint.json").exists():
-        facts = runs.fingerprint(both.train.digest())
+    fingerprint = run / "fingerprint.json"
+    if fingerprint.exists():
+        if runs.read_json(fingerprint).get("data") != digest:
+            raise UserError(
+                f"{run}: the training data is not what this run began with (its hash differs). "
+                "Restore the data, or start a new run."
+            )
+    else:
+        facts = runs.fingerprint(digest)
         facts["recipe"] = {"file": loaded.path.name}
         if loaded.base:
             facts["recipe"] |= {
                 "base": loaded.base_path.name,
                 "changes": changes(loaded.recipe, loaded.base),
             }
-        runs.write_json(run / "fingerprint.json", facts)
+        runs.write_json(fingerprint, facts)
+    write_recipe(run, loaded)
     runs.write_rows(run / "metrics.jsonl", progress.rows)
+    if progress.table:
+        runs.write_json(run / "classes.json", progress.table)
     runs.set_status(run, "running", pid=os.getpid())
 
 
 def finish_records(
-    run: Path, recipe: Any, crew: Any, progress: Any, status: str, code: int
+    run: Path, summary: dict[str, Any], tracker: Any, progress: Any, code: int
 ) -> None:
     """summary.json and the last status; the tracker gets the same."""
-    from . import engine
-
-    summary = engine.summarise(crew.plan, progress, status, recipe.expects)
     runs.write_json(run / "summary.json", summary)
-    classes = run / "classes.json"
-    if status == "done" and classes.exists():
-        table = runs.read_json(classes)
-        crew.tracker.table("classes", list(table), list(zip(*table.values(), strict=True)))
+    if summary["status"] == "done" and progress.table:
+        table = progress.table
+        tracker.table("classes", list(table), list(zip(*table.values(), strict=True)))
     flat = {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
-    crew.tracker.finish(flat, code)
-    runs.set_status(run, status, exit_code=code)
+    tracker.finish(flat, code)
+    runs.set_status(run, summary["status"], exit_code=code)
     print(sentence(summary, run), file=sys.stdout)
 
 
@@ -243,7 +290,9 @@ def notices(
         f"batch {recipe.batch_size} = {processes} x {learner.parts} x {micro} pictures, "
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"
     )
-    if progress.step:
+    if progress.step > plan.steps:
+        yield f"the run has done {progress.step:,} steps, more than these {plan.steps:,}"
+    elif progress.step:
         yield f"continuing at step {progress.step:,} of {plan.steps:,}"
 
 

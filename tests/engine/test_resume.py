@@ -56,6 +56,15 @@ def end_state(folder: Path) -> tuple[dict[str, bytes], list[dict]]:
     )
 
 
+def wait_for_a_row(ranks: Ranks, folder: Path) -> Path:
+    """The run folder, once it holds a finished epoch."""
+    run = folder / "debug" / "run"
+    while not (run / "metrics.jsonl").exists() or not runs.read_rows(run / "metrics.jsonl"):
+        assert ranks.processes[0].is_alive()
+        time.sleep(0.02)
+    return run
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """World size -> (end state, seconds it took)."""
@@ -90,8 +99,8 @@ def test_killed_at_random_times(world: int, undisturbed: dict, tmp_path: Path) -
 
 
 def test_one_rank_killed_ends_the_other(tmp_path: Path) -> None:
-    ranks = start(2, tmp_path)
-    time.sleep(3)
+    ranks = start(2, tmp_path, "epochs=500")
+    wait_for_a_row(ranks, tmp_path)
     os.kill(ranks.processes[1].pid, signal.SIGKILL)
     codes = ranks.join(timeout=60)
     assert codes[1] == -signal.SIGKILL and codes[0] != 0
@@ -99,10 +108,7 @@ def test_one_rank_killed_ends_the_other(tmp_path: Path) -> None:
 
 def test_sigterm_saves_and_says_so(undisturbed: dict, tmp_path: Path) -> None:
     ranks = start(1, tmp_path, "checkpoint.every_steps=null")
-    run = tmp_path / "debug" / "run"
-    while not (run / "metrics.jsonl").exists() or not runs.read_rows(run / "metrics.jsonl"):
-        assert ranks.processes[0].is_alive()
-        time.sleep(0.02)
+    run = wait_for_a_row(ranks, tmp_path)
     ranks.kill(signal.SIGTERM)
     codes = ranks.join()
     status = json.loads((run / "status.json").read_text())
@@ -134,8 +140,7 @@ def test_strict_shards_are_bit_equal_on_any_number_of_processes(
 
 
 def test_without_batch_statistics_processes_do_not_matter(tmp_path: Path) -> None:
-    """Plain DDP: same pictures, same mixing; sums differ in order only. In float64-free terms:
-    equal to the last bits of float32."""
+    """Plain DDP: same pictures, same mixing, so only the order of float32 additions differs."""
     import safetensors.torch
 
     found = []

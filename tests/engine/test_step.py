@@ -157,7 +157,7 @@ def test_all_ranks_agree_to_halve_the_micro_batch() -> None:
 def test_no_memory_for_one_picture_exits_with_the_numbers(alone: Distributed) -> None:
     learner, raw = learner_and_batch(alone)
     learner.model = Hungry(learner.model, most=0)
-    with pytest.raises(MemoryExhausted, match=r"micro-batch of 1 does not fit .* cpu") as caught:
+    with pytest.raises(MemoryExhausted, match=r"micro-batch of 2 does not fit .* cpu") as caught:
         fitting_parts(learner, alone, raw, 1)
     assert caught.value.code == 4
 
@@ -209,3 +209,56 @@ def test_bf16_runs_and_losses_stay_float32() -> None:
 def test_precision_that_this_machine_can(wanted: str, cuda: bool, got: str) -> None:
     precision, notice = usable_precision(wanted, cuda)
     assert precision == got and (notice is None) == (wanted != "fp16")
+
+
+def test_running_statistics_are_the_mean_over_processes() -> None:
+    def of_rank(rank: int) -> list:
+        distributed = Distributed(threads=1)
+        wanted = recipe("model={test_resnet: {stem: cifar}}", "mix=null")
+        learner = build.learner(wanted, pictures(), distributed)
+        raw = next(build.train_batches(wanted, pictures(), distributed, 0, 1))
+        before = learner.model.bn1.running_mean.clone()
+        alone = build.model(wanted, 10)
+        alone(learner.prepare(raw, 0).images)  # in training mode: this rank's own statistics
+        take_step(learner, distributed, raw, 0, stop=False)
+        own = alone.bn1.running_mean
+        distributed.close()
+        return [own.tolist(), learner.model.bn1.running_mean.tolist(), before.tolist()]
+
+    (one, got, _), (two, other, _) = run_ranks(2, of_rank)
+    assert got == other and one != two
+    assert got == pytest.approx([(a + b) / 2 for a, b in zip(one, two, strict=True)], abs=1e-6)
+
+
+def test_agc_leaves_the_classifier_alone(alone: Distributed) -> None:
+    free, raw = learner_and_batch(alone)
+    take_step(free, alone, raw, 0, stop=False)
+    clipped, _ = learner_and_batch(alone, "clip={agc: 1.0e-4}")
+    take_step(clipped, alone, raw, 0, stop=False)
+    heads = [learner.model.get_classifier().weight.grad for learner in (free, clipped)]
+    assert torch.equal(*heads)
+
+
+def test_synchronised_batchnorm_keeps_the_activations() -> None:
+    """torch's own conversion drops those that timm keeps inside its BatchNorm layers."""
+    from timm.layers import convert_sync_batchnorm
+
+    from vision_tutorial.engine import distributed
+
+    assert distributed.convert_sync_batchnorm is convert_sync_batchnorm
+    network = build.registry.models.bind("regnety_002", stem="cifar")(10).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = network(images)
+    torch.testing.assert_close(convert_sync_batchnorm(network).eval()(images), expected)
+
+
+def test_the_mean_of_mirror_images_survives_sure_networks() -> None:
+    from vision_tutorial.engine.infer import flipped_too
+
+    logits = torch.tensor([[200.0, 0.0, 0.0]])
+    found = flipped_too(lambda images: logits)(torch.zeros(1, 3, 2, 2))
+    torch.testing.assert_close(found, logits.log_softmax(1))
+    rows = torch.randn(2, 4, 3)
+    views = iter(rows)
+    found = flipped_too(lambda images: next(views))(torch.zeros(4, 3, 2, 2))
+    torch.testing.assert_close(found.exp(), rows.softmax(2).mean(0))

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.randomness import address
 from ..core.task import Batch
 from .loader import Raw, seed_generators
+from .mix import Mix, leave
 
 # Per-channel mean and standard deviation of pixels in 0 … 1.
 COLOURS = {
@@ -42,7 +43,7 @@ def finisher(
     device: torch.device,
     colours: tuple[Sequence[float], Sequence[float]],
     channels_last: bool,
-    mixing: Callable | None = None,
+    mixing: Mix = leave,
     erasing: Sequence[Callable] = (),
     classes: int = 0,
     seed: int = 0,
@@ -62,8 +63,7 @@ def finisher(
             images = images.transpose(0, 1).flatten(0, 1)
             target = target.repeat(versions)
             items = torch.cat([items + items.new_tensor([0, v << 40]) for v in range(versions)])
-        if mixing is not None:
-            images, target = mixing(images, target, classes, seed, step)
+        images, target = mixing(images, target, classes, seed, step)
         images = erase(normalize(images, colours), items, erasing, seed)
         return Batch(images.contiguous(memory_format=layout), target)
 

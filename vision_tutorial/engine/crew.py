@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core import runs
@@ -23,7 +22,7 @@ from .tracking import Tracker
 
 @dataclass
 class Crew:
-    """Saves first, then tells: what was reported once can never be lost."""
+    """Saves first, then tells: what was reported is on disk, unless the disk itself failed."""
 
     run: Path
     learner: Learner
@@ -62,8 +61,8 @@ class Crew:
         self.checkpoints.wait()
         row = progress.rows[-1]
         runs.append_row(self.run / "metrics.jsonl", row)
-        if evaluation and self.is_best:
-            runs.write_json(self.run / "classes.json", evaluation.table)
+        if self.is_best:
+            runs.write_json(self.run / "classes.json", progress.table)
         self.tracker.log(row)
         self.display.epoch(row, best=self.is_best)
 
@@ -109,7 +108,7 @@ def restore(
     like = {"model": learner.model.state_dict(), "ema": learner.ema.tensors}
     loaded = checkpoints.load({name: group for name, group in like.items() if group})
     step = -1 if loaded is None else loaded.step
-    if distributed.sum(torch.tensor([step])).item() != step * distributed.world:
+    if distributed.any(step != distributed.share(step)):
         raise UserError(
             f"{checkpoints.folder}: the processes found different checkpoints; all must see the "
             "same run folder. Use a shared disk, or one machine."
@@ -124,7 +123,9 @@ def restore(
     return Progress(**loaded.state["progress"])
 
 
-def summarise(plan: Plan, progress: Progress, status: str, expects: dict[str, Any]) -> dict:
+def summarise(
+    plan: Plan, progress: Progress, status: str, expects: dict[str, Any], chosen_on: str
+) -> dict[str, Any]:
     """summary.json: the best and the last evaluated epoch are different numbers, and named so."""
     name = f"val/{plan.headline}"
     rows = [row for row in progress.rows if row.get(name) is not None]
@@ -137,6 +138,7 @@ def summarise(plan: Plan, progress: Progress, status: str, expects: dict[str, An
     return {
         "status": status,
         "metric": name,
+        "chosen_on": chosen_on,
         "best": point(best),
         "last": point(rows[-1] if rows else None),
         "epochs": len(progress.rows),

@@ -5,7 +5,7 @@ accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from ..core.errors import PeerLost, UserError
+from ..core.errors import MemoryExhausted, PeerLost, UserError
 
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
 CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 pictures takes minutes on a laptop
@@ -41,10 +42,13 @@ class Distributed:
             mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timeout),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                DistributedDataParallelKwargs(
+                    gradient_as_bucket_view=True, broadcast_buffers=False
+                ),
             ],
         )
         assert self.accelerator.num_processes == self.world, "accelerate did not join the others"
+        torch.set_num_threads(self.threads)  # accelerate may have set its own
         self.device = self.accelerator.device
         self.scaler = self.accelerator.scaler
 
@@ -58,7 +62,7 @@ class Distributed:
         if sync_bn and self.world > 1:
             if self.device.type != "cuda":
                 raise UserError("sync_bn: true needs GPUs; on CPU use shards, or sync_bn: false.")
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = convert_sync_batchnorm(model)  # torch's own drops timm's activations
         if not replicate:
             self.accelerator.prepare_model(model, evaluation_mode=True)
             return model
@@ -99,26 +103,24 @@ class Distributed:
         return values
 
     def average_buffers(self, model: nn.Module) -> None:
-        """Make running statistics their mean over processes, so that all evaluate one model."""
+        """Make running statistics their mean over processes, so that all hold one model."""
         floats = [b for b in model.buffers() if b.is_floating_point()]
         if self.world == 1 or not floats:
             return
-        mine = torch.cat([b.detach().flatten() for b in floats])
-        first = self.spread(mine.clone(), 0)
-        mean = first + self.sum(mine - first) / self.world  # equal ones stay equal to the bit
+        mean = self.sum(torch.cat([b.detach().flatten() for b in floats])) / self.world
         for buffer, part in zip(floats, mean.split([b.numel() for b in floats]), strict=True):
             buffer.copy_(part.view_as(buffer))
-
-    def copy_first(self, tensors: Iterable[Tensor]) -> None:
-        """Make tensors what they are on rank 0, in place."""
-        for tensor in tensors if self.world > 1 else ():
-            self.spread(tensor, 0)
 
     @contextmanager
     def peers(self) -> Iterator[None]:
         """Turn the backends' pages of text about a process that is gone into one line."""
         try:
             yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryExhausted(
+                f"out of memory on {self.device}: {str(error).splitlines()[0][:200]} Lower "
+                "micro_batch or eval_batch_size, or use precision: bf16."
+            ) from error
         except RuntimeError as error:
             text = str(error)
             if self.world > 1 and any(word in text for word in ("gloo", "NCCL", "process group")):
@@ -130,6 +132,7 @@ class Distributed:
 
     def close(self) -> None:
         """Leave the group, so that nobody waits for us; a notebook may then train again."""
+        self.accelerator.free_memory()
         self.accelerator.state._reset_state(reset_partial_state=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -42,13 +42,13 @@ class Progress:
     skipped_in_row: int = 0
     seconds: float = 0.0
     seconds_data: float = 0.0
+    table: dict[str, list[Any]] = field(default_factory=dict)  # of classes, at the best epoch
     total_seconds: float = 0.0
 
     def add(self, outcome: Outcome, waited: float, took: float) -> None:
         """Count a step. The loss of a skipped step is no number and stays out of the mean."""
         self.step += 1
         self.seconds += took
-        self.total_seconds += took
         self.seconds_data += waited
         self.skipped += outcome.skipped
         if not outcome.skipped:
@@ -104,6 +104,7 @@ def fit(
     ):
         return False
     learner.model.train()
+    began = time.perf_counter() - progress.total_seconds
     clock = time.perf_counter()
     for raw in plan.batches(progress.step, plan.steps):
         waited = time.perf_counter() - clock
@@ -111,16 +112,16 @@ def fit(
         outcome = take_step(learner, distributed, raw, progress.step, stop.asked(progress.step))
         now = time.perf_counter()
         progress.add(outcome, waited, now - clock)
-        progress.skipped_in_row, clock = learner.skipped_in_row, now
+        progress.skipped_in_row, progress.total_seconds = learner.skipped_in_row, now - began
         duties.stepped(progress, outcome.losses["loss"] / outcome.items, lr, outcome.items)
         if pending(plan, progress):
             if not end_epoch(learner, plan, distributed, duties, progress, stop):
                 return False
-            clock = time.perf_counter()
         elif outcome.stop or duties.due(progress):
             duties.save(progress, is_best=False)
         if outcome.stop and progress.step < plan.steps:
             return False
+        clock = time.perf_counter()
     return True
 
 
@@ -139,9 +140,6 @@ def end_epoch(
 ) -> bool:
     """Evaluate, write the row, save, then tell. False if asked to stop before it was done."""
     epoch = len(progress.rows) + 1
-    distributed.average_buffers(learner.model)
-    # each process averaged its own running statistics, and only rank 0's are saved
-    distributed.copy_first(learner.ema.tensors.values())
     evaluation = None
     if epoch % plan.eval_every == 0 or epoch == plan.epochs:
         try:
@@ -149,8 +147,10 @@ def end_epoch(
         except Interrupted:
             duties.save(progress, is_best=False)
             return False
-    progress.total_seconds += evaluation.seconds if evaluation else 0.0
+        progress.total_seconds += evaluation.seconds
     best = is_best(plan, progress, evaluation)
+    if best:
+        progress.table = evaluation.table
     progress.rows.append(row(plan, progress, evaluation, epoch))
     progress.start_epoch()
     duties.save(progress, is_best=best)

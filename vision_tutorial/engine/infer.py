@@ -37,7 +37,7 @@ def evaluate(
     batches: Iterator[Batch],
     rounds: int,
     task: Task,
-    criterion: Callable | None,
+    criterion: Callable,
     distributed: Distributed,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -62,10 +62,8 @@ def evaluate(
     return summary(meter, loss, distributed, time.perf_counter() - began)
 
 
-def summed_loss(criterion: Callable | None, output: Tensor, target: Tensor) -> Tensor:
-    """(loss x items, items) float64 on the CPU; zeros without a criterion."""
-    if criterion is None:
-        return torch.zeros(2, dtype=torch.float64)
+def summed_loss(criterion: Callable, output: Tensor, target: Tensor) -> Tensor:
+    """(loss x items, items), float64, on the CPU."""
     mean = wide(criterion(output, target)[0])
     return torch.stack([exact_sum(mean * len(target)), mean.new_tensor(len(target))]).cpu()
 
@@ -74,9 +72,7 @@ def summary(meter: Meter, loss: Tensor, distributed: Distributed, seconds: float
     """Add the counts of all processes and say what they mean."""
     state = distributed.sum(meter.state.cpu())
     total, items = distributed.sum(loss).tolist()
-    metrics = dict(meter.result(state))
-    if items:
-        metrics = {"loss": total / items, **metrics}
+    metrics = {"loss": total / max(items, 1), **meter.result(state)}
     return Evaluation(metrics, meter.table(state), int(metrics.pop("images")), seconds)
 
 
@@ -100,8 +96,8 @@ def flipped_too(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
     """Test-time augmentation: the mean probability of a picture and its mirror image, as logits."""
 
     def both(images: Tensor) -> Tensor:
-        shares = (forward(views).float().softmax(1) for views in (images, images.flip(-1)))
-        return (sum(shares) / 2).log()
+        one, other = (forward(v).float().log_softmax(1) for v in (images, images.flip(-1)))
+        return torch.logaddexp(one, other) - math.log(2)
 
     return both
 

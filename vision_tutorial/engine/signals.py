@@ -11,18 +11,20 @@ from ..core.errors import ExitCode
 
 
 class StopRequest:
-    """Polled between steps. The second signal of a kind does not wait."""
+    """Polled between steps. A second signal, a second or more after the first, does not wait."""
 
     def __init__(self, minutes: float | None = None, steps: int | None = None, start: int = 0):
         self.deadline = time.monotonic() + 60 * minutes if minutes else None
         self.last_step = start + steps if steps else None
         self.signal: int | None = None
+        self.since = 0.0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""
-        if self.signal is not None:
+        now = time.monotonic()
+        if self.signal is not None and now - self.since > 1:  # schedulers send some twice at once
             os._exit(int(ExitCode.PREEMPTED))
-        self.signal = number
+        self.signal, self.since = number, now
 
     def signalled(self) -> bool:
         """Whether a signal came."""

@@ -76,6 +76,8 @@ def take_step(
     learner.keep_buffers()
     gradients = strict_gradients if learner.shards else plain_gradients
     terms = gradients(learner, distributed, raw, step)
+    if not learner.shards:
+        distributed.average_buffers(learner.model)
     scaler = distributed.scaler
     if scaler:
         scaler.unscale_(learner.optimizer)
@@ -214,7 +216,7 @@ def fitting_parts(
     learner.keep_buffers()
     try:
         while distributed.any(not fits(learner, distributed, raw.parts(parts)[0])):
-            if len(raw) % (2 * parts):
+            if len(raw) % (4 * parts):  # halves must stay even, for mixing and for BatchNorm
                 raise MemoryExhausted(
                     f"a micro-batch of {len(raw) // parts} does not fit the memory of "
                     f"{distributed.device} and cannot be halved. Use a smaller model, smaller "
