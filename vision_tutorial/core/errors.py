@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -82,6 +83,9 @@ def run_verb(main: Callable[[], int | None]) -> int:
     """Run a verb; a UserError becomes one line on stderr and its exit code, never a traceback."""
     with suppress(AttributeError, ValueError):  # not every stream has it
         sys.stdout.reconfigure(errors="replace")  # a letter that a console lacks ends nothing
+    # Read when torch loads. OpenMP's threads spin while they wait, which beside other work (a
+    # browser) made a small network 6x slower; giving up soon costs nothing alone.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         return int(main() or ExitCode.DONE)
     except UserError as error:
