@@ -150,15 +150,24 @@ def test_limits_are_above_zero(words: list[str], capfd: Any) -> None:
     assert caught.value.code == 2 and "above 0 is expected" in capfd.readouterr().err
 
 
-def test_evaluate_several_runs_gives_mean_and_spread(
-    finished: tuple[Path, str], capfd: Any
+def test_evaluate_several_seeds_gives_mean_and_spread(
+    finished: tuple[Path, str], capfd: Any, tmp_path: Path
 ) -> None:
-    run = str(finished[0])
-    words = [run, run, "--json", "--tta", "hflip", "--weights", "last"]
+    import shutil
+
+    run, other = str(finished[0]), tmp_path / "other"
+    shutil.copytree(run, other)
+    text = (other / "recipe.yaml").read_text()
+    (other / "recipe.yaml").write_text(text.replace("seed: 42", "seed: 43"))
+    words = [run, run, str(other), "--json", "--tta", "hflip", "--weights", "last"]
     assert run_ranks(1, lambda rank: evaluating.main(words)) == [0]
     shown = json.loads(capfd.readouterr().out)
+    assert len(shown["runs"]) == 2, "the same folder twice is one run"
     assert shown["over_runs"]["top1"]["n"] == 2 and shown["over_runs"]["top1"]["stdev"] == 0
     assert shown["over_runs"]["top1"]["mean"] == shown["runs"][0]["metrics"]["top1"]
+    (other / "recipe.yaml").write_text(text.replace("lr: 0.05", "lr: 0.06"))
+    assert run_ranks(1, lambda rank: evaluating.main(words)) == [0]
+    assert "over_runs" not in json.loads(capfd.readouterr().out), "not seeds of one recipe"
     assert run_ranks(1, lambda rank: evaluating.main([run, "--classes"])) == [0]
     assert "square" in capfd.readouterr().out
 
@@ -189,7 +198,11 @@ def test_a_typo_is_answered_before_torch_is_imported(words: list[str], said: str
         ("optimizer={sgd: {lr: 0.1, momentun: 0.9}}", "did you mean 'momentum'?"),
         ("batch_size=4096", "more than the 64 training pictures"),
         ("eval_augment=[random_erasing]", "remove it here"),
-        ("augment=[random_erasing, hflip]", "put it last"),
+        ("eval_augment=[hflip]", "remove it here"),
+        ("model=vit_tiny_patch16_224", "does not fit pictures of 16x16"),
+        ("model={resnet18: {num_classes: 0}}", "num_classes"),
+        ("loss={cross_entropy: 0}", "every weight is 0"),
+        ("augment=[random_erasing, hflip]", "put them last"),
         ("model={test_vit: {stem: cifar}}", "stem"),
         ("sync_bn=true", None),
         ("shards=3", "choose a multiple of 3"),
@@ -243,6 +256,55 @@ def test_a_loss_that_explodes_exits_3_and_keeps_good_weights(capfd: Any, tmp_pat
     status = json.loads((run / "status.json").read_text())
     assert code == 3 and "Lower the lr" in one_line(err)
     assert status["status"] == "failed" and status["exit_code"] == 3
+
+
+def test_nothing_reported_is_undone(finished: tuple[Path, str], capfd: Any, tmp_path: Path) -> None:
+    """Fewer epochs, other seeds, a deleted ckpt folder: refused, and the run stays as it was."""
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(finished[0], run)
+    names = ("recipe.yaml", "metrics.jsonl", "status.json", "summary.json")
+    before = {name: (run / name).read_bytes() for name in names}
+    for words, said in ((["epochs=1"], "more epochs"), (["seed=7"], "start a new run")):
+        code, _, err = train(capfd, run, *words)
+        assert code == 2 and said in one_line(err)
+    shutil.rmtree(run / "ckpt")
+    code, _, err = train(capfd, run)
+    assert code == 2 and "no checkpoint to continue from" in one_line(err)
+    assert {name: (run / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"WORLD_SIZE": "abc"},
+        {"WORLD_SIZE": "0"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "5"},
+        {"RANK": "-1"},
+    ],
+)
+def test_an_environment_that_no_launcher_sets(
+    facts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vision_tutorial.core.errors import UserError
+    from vision_tutorial.engine.distributed import launched
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched() == (0, 1, 1)
+    for name, value in facts.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="start with torchrun --nproc N"):
+        launched()
+
+
+def test_a_network_that_diverges_is_not_done(capfd: Any, tmp_path: Path) -> None:
+    words = ["optimizer={sgd: {lr: 1.0e+30}}", "warmup={}", "clip=null", "epochs=1", "mix=null"]
+    words += ["dataset={shapes: {train: 32, test: 30, size: 16}}", "ema=null"]
+    code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, *words, "--runs", tmp_path)
+    assert code == 3 and "error" in one_line(err)
 
 
 def test_two_trainings_cannot_share_a_folder(finished: tuple[Path, str], capfd: Any) -> None:

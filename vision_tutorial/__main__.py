@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .core.errors import UserError, run_verb, unknown
 
 VERBS = {
     "train": "train what a recipe says",
@@ -16,6 +17,11 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial` and `python -m vision_tutorial`."""
+    return run_verb(lambda: dispatch(argv))
+
+
+def dispatch(argv: Sequence[str] | None) -> int:
+    """Hand the words to their verb."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
@@ -24,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if words[0] not in VERBS:
-        from .core.errors import unknown
-
-        print(f"error: {unknown('verb', words[0], VERBS)}", file=sys.stderr)
-        return 2
+        raise UserError(unknown("verb", words[0], VERBS))
     return importlib.import_module(f".{words[0]}", __package__).main(words[1:])
 
 

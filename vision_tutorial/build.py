@@ -15,6 +15,7 @@ from torch import nn
 
 from . import classification, losses, optim  # noqa: F401  (importing fills the shelves)
 from .core import registry
+from .core.dealing import batch_parts, steps_per_epoch
 from .core.errors import UserError
 from .core.grammar import Choice
 from .core.randomness import address
@@ -36,10 +37,9 @@ from .engine import (
     rounds_of,
 )
 from .engine.distributed import cores
-from .engine.infer import VIEWS, Evaluation
+from .engine.infer import VIEWS, Evaluation, answer_to_blank
 
 IMPORTED: set[str] = set()  # digests of the plug-ins that have run in this process
-CPU_MICRO_BATCH = 128  # ResNet-50 with the CIFAR stem: about 6 GB; larger ones are no faster
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,12 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     Returns the network on the meta device.
     """
     chain(recipe.augment)
-    if chain(recipe.eval_augment)[1]:
-        raise UserError("eval_augment: random_erasing changes pictures at random; remove it here.")
+    random = {c.name for c in recipe.eval_augment if c.name in augment.RANDOM}
+    if random:
+        names = ", ".join(sorted(random))
+        raise UserError(
+            f"eval_augment: {names} would make scores a matter of luck; remove it here."
+        )
     mixing(recipe)
     criteria(recipe)
     if recipe.shards and recipe.sync_bn:
@@ -120,7 +124,9 @@ def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
     made = [registry.augments.bind(c.name, **c.options)() for c in choices]
     late = [t for t in made if getattr(t, "stage", "image") == "tensor"]
     if late and made[-len(late) :] != late:
-        raise UserError("augment: random_erasing acts after normalising; put it last in the list.")
+        raise UserError(
+            "augment: random_erasing and cutout act after normalising; put them last in the list."
+        )
     return made[: len(made) - len(late)], late
 
 
@@ -228,49 +234,12 @@ def averaging(ema: EmaOptions | None) -> Callable[[int], float]:
     return lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0
 
 
-def batch_parts(recipe: Recipe, world: int, on_gpu: bool) -> int:
-    """Micro-batches a process takes a step (with shards: shards of the global batch).
-
-    The fewest that keep within `micro_batch`; mixing needs an even number of pictures in each.
-    """
-    owners = recipe.shards or world
-    share, rest = divmod(recipe.batch_size, owners)
-    if owners % world or rest:
-        kind = f"shards ({owners})" if recipe.shards else "processes"
-        raise UserError(
-            f"batch_size {recipe.batch_size} is global and does not divide over {world} {kind}; "
-            f"choose a multiple of {owners}, and shards a multiple of the processes."
-        )
-    if (recipe.mix or recipe.shards) and share % 2 and owners > 1:
-        raise UserError(
-            f"pictures are dealt in pairs (mix, shards), and batch_size {recipe.batch_size} gives "
-            f"each of {owners} parts an odd number, {share}; choose a multiple of {2 * owners}."
-        )
-    if recipe.shards:
-        return owners
-    most = recipe.micro_batch or (share if on_gpu else CPU_MICRO_BATCH)
-    pairs = 2 if recipe.mix else 1
-    sizes = [n for n in range(1, share + 1) if share % n == 0 and (n % pairs == 0 or n == share)]
-    return share // max((n for n in sizes if n <= most), default=sizes[0])
-
-
 def loader_workers(recipe: Recipe, distributed: Distributed) -> int:
     """Loader processes beside each training process."""
     if recipe.workers is not None:
         return recipe.workers
     spare = cores() // distributed.local_world - 1
     return max(0, min(spare, 8))
-
-
-def steps_per_epoch(recipe: Recipe, source: Source) -> int:
-    """Whole batches in the training set; what is left over is dropped, another one each epoch."""
-    steps = len(source) // recipe.batch_size
-    if not steps:
-        raise UserError(
-            f"batch_size {recipe.batch_size} is more than the {len(source)} training pictures; "
-            "lower batch_size or raise subset."
-        )
-    return steps
 
 
 def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
@@ -306,6 +275,21 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner
         parts=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,
     )
+
+
+def try_out(recipe: Recipe, source: Source, pupil: Learner) -> None:
+    """One blank picture of the recipe's size through the network: do they fit each other?"""
+    sample = train_pictures(recipe, source)[0, 0]
+    if isinstance(sample, UserError):
+        raise sample
+    height, width = sample[0].shape[-2:]
+    said = answer_to_blank(pupil.model, height, width)
+    if said != f"{(1, len(source.classes))}":
+        raise UserError(
+            f"model {recipe.model.name} does not fit pictures of {width}x{height} and "
+            f"{len(source.classes)} classes: {said}. Change the size that `augment` crops to, or "
+            "the model's options (such as img_size)."
+        )
 
 
 def fit_memory(
@@ -388,7 +372,7 @@ def evaluation(
 
 def plan(recipe: Recipe, both: Data, pupil: Learner, distributed: Distributed) -> Plan:
     """What is to be done, step by step."""
-    steps = steps_per_epoch(recipe, both.train)
+    steps = steps_per_epoch(recipe, len(both.train))
     meter = pupil.task.meter()
 
     def evaluated(stop: Callable[[], bool], progress: Callable[[int, int], None]) -> Evaluation:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .core import runs
 from .core.errors import UserError, run_verb
 from .core.loading import load
+from .core.recipe import identity
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluate each run and print; of several, those without a checkpoint are left out."""
-    paths = [Path(run) for run in args.runs]
+    paths = list({Path(run).resolve(): Path(run) for run in args.runs}.values())
     if len(paths) > 1:
         for path in [path for path in paths if not any(path.glob("ckpt/step-*"))]:
             print(f"left out {path}: it holds no checkpoint", file=sys.stderr)
@@ -61,8 +63,9 @@ def evaluate(args: argparse.Namespace) -> int:
     finally:
         distributed.close()
     if distributed.main:
-        shown = report(results)
-        print(json.dumps(shown, indent=2) if args.json else text(shown, args.classes))
+        alike = len({identity(x.recipe.model_copy(update={"seed": 0})) for _, x in found}) == 1
+        shown = report(results, alike)
+        print(json.dumps(runs.plain(shown), indent=2) if args.json else text(shown, args.classes))
     return 0
 
 
@@ -81,6 +84,7 @@ def evaluate_run(run: Path, loaded: Any, args: argparse.Namespace, distributed: 
 
     recipe = loaded.recipe
     build.import_files(loaded.imports, args.trust_imports)
+    build.check(recipe)
     source = build.split(recipe, args.split)
     network = build.model(recipe, len(source.classes), weights=False)
     path = weights_path(run, args.weights)
@@ -123,10 +127,10 @@ def put(network: Any, tensors: dict, path: Path) -> None:
         raise UserError(f"{path}: not the weights of this recipe's model: {reason}") from error
 
 
-def report(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """All runs, and over several of them mean and sample standard deviation of every metric."""
+def report(results: list[dict[str, Any]], alike: bool) -> dict[str, Any]:
+    """All runs; over several that differ in their seed alone, mean and sample deviation too."""
     shown: dict[str, Any] = {"runs": results}
-    if len(results) > 1:
+    if len(results) > 1 and alike:
         shown["over_runs"] = {
             name: {
                 "n": len(results),

@@ -1,16 +1,17 @@
 """Train what a recipe says, on one process or many: build, then fit."""
 
 import argparse
+import math
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from .core import runs
-from .core.errors import ExitCode, PeerLost, UserError, run_verb
+from .core.errors import ExitCode, NonFiniteError, UserError, run_verb
 from .core.loading import Loaded, load
 from .core.recipe import changes, identity, to_plain, to_yaml
 
@@ -76,8 +77,14 @@ def train(args: argparse.Namespace) -> int:
     finally:
         distributed.close()
     if distributed.main:
-        print(f"run: {run}", flush=True)
+        tell(f"run: {run}")
     return code
+
+
+def tell(line: str) -> None:
+    """Print; a full disk or a closed pipe behind standard output does not undo a training."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(line, flush=True)
 
 
 def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
@@ -118,20 +125,21 @@ def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
 def write_recipe(run: Path, loaded: Loaded) -> None:
     """The resolved recipe, beside the files it imports."""
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
-    runs.write_text(run / "recipe.yaml", to_yaml(runs.redact(values)))
+    values["wandb"] = runs.redact(values["wandb"])  # the one place for free text
+    runs.write_text(run / "recipe.yaml", to_yaml(values))
 
 
 @contextmanager
 def recorded(run: Path, main: bool) -> Iterator[None]:
     """Hold the run's lock (rank 0); whatever ends the training, status.json says it.
 
-    A process that only lost the others leaves the word to the one that failed.
+    The process that failed first has the word, not those that only lost it.
     """
     with runs.lock(run) if main else nullcontext():
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, PeerLost) or still_running(run):
+            if still_running(run):  # not so where this start failed early: the run is as it was
                 runs.set_status(run, "failed", exit_code=exit_code(error), error=str(error)[:500])
             raise
 
@@ -165,6 +173,7 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         else engine.NoCheckpoints(run, identity(recipe))
     )
     progress = engine.restore(learner, distributed, checkpoints) or engine.Progress()
+    check_progress(run, plan, progress)
     crew: Any = engine.NoCrew()
     if main:
         start_records(run, loaded, digest, progress)
@@ -176,6 +185,7 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         )
     for line in notices(recipe, both, learner, plan, distributed, progress):
         display.say(line)
+    build.try_out(recipe, both.train, learner)
     build.fit_memory(learner, plan, distributed, display.say)
     stop = engine.StopRequest(args.minutes, args.steps, progress.step)
     display.start(plan.steps, plan.steps_per_epoch, plan.epochs, progress.step)
@@ -186,10 +196,30 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     finally:
         display.close()
     status, code = verdict(done, stop.signalled())
+    last = progress.rows[-1].get("val/loss") if progress.rows else None
+    if done and last is not None and not math.isfinite(last):
+        raise NonFiniteError(
+            "the network diverged: its validation loss is not finite. Lower the lr, add warm-up."
+        )
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
         finish_records(run, summary, crew.tracker, progress, code)
     return code
+
+
+def check_progress(run: Path, plan: Any, progress: Any) -> None:
+    """Refuse to continue where that would undo what was reported."""
+    if progress.step > plan.steps:
+        raise UserError(
+            f"{run}: {progress.step:,} steps are done, and the recipe now ends after "
+            f"{plan.steps:,}. Ask for more epochs, or start a new run."
+        )
+    if not progress.step and (run / "metrics.jsonl").exists():
+        if runs.read_rows(run / "metrics.jsonl"):
+            raise UserError(
+                f"{run}: there are metrics but no checkpoint to continue from. Put its `ckpt` "
+                "folder back, or start a new run."
+            )
 
 
 def verdict(done: bool, signalled: bool) -> tuple[str, int]:
@@ -205,7 +235,8 @@ def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     fingerprint = run / "fingerprint.json"
     if fingerprint.exists():
-        if runs.read_json(fingerprint).get("data") != digest:
+        facts = runs.read_json(fingerprint)
+        if not isinstance(facts, dict) or facts.get("data") != digest:
             raise UserError(
                 f"{run}: the training data is not what this run began with (its hash differs). "
                 "Restore the data, or start a new run."
@@ -237,13 +268,13 @@ def finish_records(
     flat = {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     runs.set_status(run, summary["status"], exit_code=code)
-    print(sentence(summary, run), file=sys.stdout)
+    tell(sentence(summary, run))
 
 
 def sentence(summary: dict[str, Any], run: Path) -> str:
     """What came out, in one or two lines."""
     metric, best, last = summary["metric"], summary["best"], summary["last"]
-    words = f"{summary['status']} after {summary['epochs']} epochs"
+    words = f"{summary['status']} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
     if best:
         words += f": {metric} {best['value']:.2f} best (epoch {best['epoch']})"
         words += f", {last['value']:.2f} last"
@@ -290,9 +321,7 @@ def notices(
         f"batch {recipe.batch_size} = {processes} x {learner.parts} x {micro} pictures, "
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"
     )
-    if progress.step > plan.steps:
-        yield f"the run has done {progress.step:,} steps, more than these {plan.steps:,}"
-    elif progress.step:
+    if progress.step:
         yield f"continuing at step {progress.step:,} of {plan.steps:,}"
 
 

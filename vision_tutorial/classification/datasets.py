@@ -205,7 +205,8 @@ def _pictures(folder: Path, base: Path) -> Iterator[Path]:
             if _shown(name) and path.suffix.lower() in EXTENSIONS:
                 if path.is_symlink():
                     _stay_inside(path, base)
-                yield path
+                if path.is_file():  # no pipes, no links to nowhere
+                    yield path
 
 
 def _shown(name: str) -> bool:

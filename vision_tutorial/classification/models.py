@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 def timm_model(
     name: str,
     num_classes: int,
+    /,
     *,
     stem: Literal["imagenet", "cifar"] = "imagenet",
     stage4_stride: Literal[1, 2] | None = None,
@@ -67,6 +68,9 @@ def timm_model(
     Raises UserError for an unknown name or option, and where an option makes no sense for a model.
     """
     _check_name(name)
+    for option, rate in (("drop_path", drop_path), ("dropout", dropout)):
+        if not 0 <= rate < 1:
+            raise UserError(f"model: {option} is {rate:g}; a rate from 0 to below 1 is expected.")
     wanted = dict(options)
     if drop_path:
         wanted["drop_path_rate"] = drop_path

@@ -91,6 +91,11 @@ def run_verb(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return int(error.code)
+    except MemoryError as error:
+        print(
+            f"error: out of memory: {error}. Make the data or the batch smaller.", file=sys.stderr
+        )
+        return int(ExitCode.OUT_OF_MEMORY)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:  # `… | head`: the reader has seen enough

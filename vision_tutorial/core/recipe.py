@@ -126,7 +126,9 @@ class Recipe(Frozen):
     loss: Annotated[tuple[Term, ...], On("losses", "blend")] = (Term("cross_entropy"),)
 
     epochs: Annotated[int, Field(ge=1, le=10**6)]
-    batch_size: Positive = Field(description="Global: over all processes and accumulation.")
+    batch_size: Annotated[int, Field(ge=1, le=2**20)] = Field(
+        description="Global: over all processes and accumulation."
+    )
     micro_batch: Positive | None = Field(
         None, description="Most pictures in one forward pass of one process; null: what fits."
     )
@@ -147,7 +149,7 @@ class Recipe(Frozen):
     shards: Positive | None = Field(
         None, description="Bit-equal for every number of processes that divides it; slower."
     )
-    threads: Positive | None = Field(
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="CPU threads a process; null: cores/processes."
     )
     eval_every: Positive = Field(1, description="Epochs between evaluations.")

@@ -190,7 +190,7 @@ def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
     folder = Path(root) / check_name("recipe", recipe_name)
     while True:
         now = datetime.datetime.now(datetime.UTC)
-        run = folder / check_name("run", id or now.strftime("%Y%m%d-%H%M%S-%f"))
+        run = folder / check_name("run", now.strftime("%Y%m%d-%H%M%S-%f") if id is None else id)
         try:
             with storage(run):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,8 @@ class FileSource:
     def digest(self) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(self.targets))
         for path in self.paths:
-            digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())
+            line = f"{path.parent.name}/{path.name}:{path.stat().st_size}\n"
+            digest.update(line.encode(errors="surrogateescape"))  # names need not be UTF-8
         return digest.hexdigest()
 
 

@@ -354,3 +354,6 @@ def check_colour(entry: str, fill: Sequence[int]) -> tuple[int, ...]:
     if len(fill) != 3 or not all(0 <= value <= 255 for value in fill):
         raise UserError(f"{entry}: fill is {fill}; use [red, green, blue], each 0 to 255.")
     return tuple(fill)
+
+
+RANDOM = set(augments) - {"resize", "center_crop"}  # of the entries above

@@ -316,11 +316,18 @@ def _torch_file(path: Path) -> dict[str, Tensor]:
         # Written out: an environment variable can turn the default back into running the file.
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers raise whatever they like on damaged or hostile files
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a safe file of weights: {reason}") from error
+        raise UserError(
+            f"{path} cannot be read without running code from it ({type(error).__name__}): it is "
+            "damaged or holds more than tensors. Save model.state_dict(), best as .safetensors."
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in found.items()
+    ):
         raise UserError(f"{path} holds no tensors by name. Save model.state_dict() instead.")
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return {
+        name.removeprefix("_orig_mod.").removeprefix("module."): tensor
+        for name, tensor in found.items()
+    }

@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
@@ -40,6 +44,8 @@ class Distributed:
         self.accelerator = Accelerator(
             cpu=on_cpu,  # without it, N processes on CPU silently train N separate models
             mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
+            # whatever ACCELERATE_… in the environment says
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timeout),
                 DistributedDataParallelKwargs(
@@ -123,6 +129,11 @@ class Distributed:
             ) from error
         except RuntimeError as error:
             text = str(error)
+            if "DefaultCPUAllocator" in text:
+                raise MemoryExhausted(
+                    f"out of memory on the CPU: {text.splitlines()[0][:200]}. Lower micro_batch, "
+                    "eval_batch_size or the size of pictures."
+                ) from error
             if self.world > 1 and any(word in text for word in ("gloo", "NCCL", "process group")):
                 raise PeerLost(
                     f"process {self.rank} lost the others: one of the {self.world} ended or hung; "
@@ -140,8 +151,20 @@ class Distributed:
 
 def launched() -> tuple[int, int, int]:
     """(rank, processes, processes on this machine) as torchrun set them; (0, 1, 1) without it."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    return int(os.environ.get("RANK", 0)), world, int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    wrong = [name for name, value in given.items() if not value.isdecimal()]
+    if not wrong:
+        numbers = {name: int(value) for name, value in given.items()}
+        rank, world = numbers.get("RANK", 0), numbers.get("WORLD_SIZE", 1)
+        together = world == 1 or {"RANK", "MASTER_PORT"} <= given.keys()
+        if rank < world and together:
+            return rank, world, numbers.get("LOCAL_WORLD_SIZE", world)
+    shown = " ".join(f"{name}={value}" for name, value in given.items())
+    raise UserError(
+        f"the environment says {shown}, which no launcher would set; unset these, or start with "
+        "torchrun --nproc N."
+    )
 
 
 def cores() -> int:

@@ -87,6 +87,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(before)
 
 
+@torch.inference_mode()
+def answer_to_blank(model: nn.Module, height: int, width: int) -> str:
+    """The shape of what the model says of one blank picture, or what it complains of; no trace."""
+    blank = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
+    try:
+        with evaluating(model):
+            return f"{tuple(model(blank).shape)}"
+    except Exception as error:  # networks say "does not fit" in every way there is
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def rounds_of(n: int, batch_size: int, world: int) -> int:
     """How many batches the busiest of `world` processes has."""
     return math.ceil(math.ceil(n / batch_size) / world)

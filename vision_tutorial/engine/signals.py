@@ -39,9 +39,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Take SIGTERM, SIGINT and SIGUSR1 (SLURM's early warning) for as long as this lasts."""
-        names = ("SIGTERM", "SIGINT", "SIGUSR1")
+        """Take TERM, INT, HUP and USR1 (SLURM's early warning) for as long as this lasts."""
+        names = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # nohup's
         before = {number: signal.signal(number, self.receive) for number in numbers}
         try:
             yield self

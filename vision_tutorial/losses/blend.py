@@ -21,6 +21,8 @@ def blend(terms: Sequence[Term]) -> Criterion:
     """
     if not terms:
         raise UserError("a blend of no losses; name at least one, such as cross_entropy.")
+    if not any(term.weight for term in terms):
+        raise UserError("loss: every weight is 0, so nothing would be learned; raise one.")
     names = _names(terms)
     weights = [term.weight for term in terms]
     bound = [losses.bind(term.name, **term.options) for term in terms]
