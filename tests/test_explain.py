@@ -132,7 +132,7 @@ def test_numbers_are_those_of_the_build(tiny):
     found = told(tiny, *words, "--world", 2)
     recipe = load(tiny, words).recipe
     data = build.data(recipe)
-    steps = build.steps_per_epoch(recipe, data.train)
+    steps = build.steps_per_epoch(recipe, len(data.train))
     assert found["pictures"] == len(data.train) == 1000
     assert found["steps_per_epoch"] == steps == 3
     assert found["epochs"] == recipe.total_epochs == 35

@@ -1,6 +1,7 @@
 """The hook behind `torchrun --nproc N`, as a function and in real launches; and torchrun.sh."""
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -14,7 +15,8 @@ from torch.distributed.run import get_args_parser
 from vision_tutorial import launch
 
 ROOT = Path(__file__).parents[1]
-WORKER = "import os, sys\nprint('rank', os.environ['RANK'], sys.argv[1:])\n"
+# one write, so that the lines of two ranks cannot mingle
+WORKER = "import os, sys\nos.write(1, f'rank {os.environ[\"RANK\"]} {sys.argv[1:]}\\n'.encode())\n"
 ACTIONS = [a for a in get_args_parser()._actions if a.option_strings]
 
 needs_sh = pytest.mark.skipif(os.name != "posix", reason="a shell script")
@@ -213,5 +215,6 @@ def test_torchrun_sh_helps(run, tmp_path):
     for name in ("python", "python3"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)
+    script = shutil.copy(script, tmp_path)  # away from a checkout's own .venv
     bare = run(script, "--nproc", "2", "x", PATH=f"{tmp_path}:/usr/bin:/bin")
     assert bare.returncode == 2 and bare.stderr.startswith("torchrun.sh: no Python with torch")
