@@ -1,8 +1,11 @@
 """`vision-tutorial VERB …`; with no verb: the verbs and every shelf."""
 
 import importlib
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
+from functools import partial
 
 from . import __version__
 from .core.errors import UserError, run_verb, unknown
@@ -44,12 +47,22 @@ def overview() -> str:
         if shelf.entries or shelf.fallback:
             lines += ["", name]
         for entry in shelf.entries.values():
-            lines += [f"  {entry.name}{entry.signature()}", f"      {entry.doc}"]
+            lines += described(f"{entry.name}{entry.signature()}", entry.doc)
         if shelf.fallback:
             count = f"{len(shelf.outside)} names" if shelf.outside else "any name"
-            lines += [f"  <{count} of timm>{shelf.fallback.signature()}"]
-            lines += [f"      {shelf.fallback.doc}"]
+            title = f"<{count} of timm>{shelf.fallback.signature()}"
+            lines += described(title, shelf.fallback.doc)
     return "\n".join(lines)
+
+
+def described(title: str, doc: str) -> list[str]:
+    """An entry with its options and what it is, as wide as the terminal."""
+    width = max(60, shutil.get_terminal_size().columns)
+    wrap = partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    return [
+        *wrap(title, initial_indent="  ", subsequent_indent="    "),
+        *wrap(doc, initial_indent=" " * 6, subsequent_indent=" " * 6),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""`vision-tutorial` itself: the verbs, the shelves, consoles of all kinds."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vision_tutorial import __main__ as program
+from vision_tutorial import __version__
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_alone_it_lists_verbs_and_every_entry(
+    words: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert program.main(words) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in program.VERBS)
+    assert "focal(gamma=2.0, alpha=None)" in shown and "cutmix(alpha=1.0, p=1.0)" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_a_verb_that_is_none(capsys: pytest.CaptureFixture) -> None:
+    assert program.main(["trian"]) == 2
+    assert "no verb called 'trian'; did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_its_version(capsys: pytest.CaptureFixture) -> None:
+    assert program.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "ascii"])
+def test_consoles_that_lack_letters(encoding: str) -> None:
+    facts = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-m", "vision_tutorial"], env=facts, capture_output=True)
+    assert done.returncode == 0 and b"cross_entropy" in done.stdout and not done.stderr
