@@ -342,6 +342,41 @@ def squared(logits, target, *, scale: float = 1.0):
 '''
 
 
+def test_out_of_memory_is_code_4_in_status_json_too(capfd: Any, tmp_path: Path) -> None:
+    greedy = PLUGIN.replace(
+        '    """The Brier score."""\n',
+        """    \"\"\"Too large.\"\"\"
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+""",
+    )
+    assert greedy != PLUGIN
+    (tmp_path / "greedy.py").write_text(greedy.replace("squared", "greedy"))
+    recipe = tmp_path / "greedy.yaml"
+    recipe.write_text(Path("recipes/debug.yaml").read_text() + "imports: [greedy.py]\n")
+    words = [recipe, *SMALL, "mix=null", "loss=greedy", "--trust-imports"]
+    code, _, err = train(capfd, *words, "--runs", tmp_path / "runs")
+    (path,) = tmp_path.glob("runs/*/*/status.json")
+    assert code == 4 and "Lower micro_batch" in one_line(err)
+    assert json.loads(path.read_text())["exit_code"] == 4
+
+
+def test_a_refused_start_does_not_touch_a_run_that_goes_on(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(finished[0], run)
+    runs.set_status(run, "running")
+    before = (run / "status.json").read_bytes()
+    with runs.lock(run):
+        codes = Ranks(2, lambda rank: verb.main([str(run)]), quiet=True).join()
+    assert codes[0] == 2 and codes[1] != 0
+    assert (run / "status.json").read_bytes() == before
+
+
 def test_a_students_own_loss(capfd: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(PLUGIN)
     recipe = tmp_path / "mine.yaml"

@@ -89,7 +89,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     criteria(recipe)
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
-    if recipe.mix and losses.copies(recipe.loss):
+    if losses.copies(recipe.loss) and recipe.mix:
         raise UserError("loss: jsd compares copies of one picture; take `mix` out of the recipe.")
     with torch.device("meta"):
         network = model(recipe, classes, weights=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .core import runs
-from .core.errors import ExitCode, NonFiniteError, UserError, run_verb
+from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_verb
 from .core.loading import Loaded, load
 from .core.recipe import changes, identity, to_plain, to_yaml
 
@@ -72,7 +72,7 @@ def train(args: argparse.Namespace) -> int:
     try:
         with distributed.peers():
             run = distributed.share(run or (new_run(args, loaded) if distributed.main else None))
-            with recorded(run, distributed.main):
+            with recorded(run, distributed.main), distributed.peers():
                 code = train_in(run, loaded, args, distributed)
     finally:
         distributed.close()
@@ -133,13 +133,15 @@ def write_recipe(run: Path, loaded: Loaded) -> None:
 def recorded(run: Path, main: bool) -> Iterator[None]:
     """Hold the run's lock (rank 0); whatever ends the training, status.json says it.
 
-    The process that failed first has the word, not those that only lost it.
+    The process that failed first has the word, not those that only lost it; and a process other
+    than rank 0 cannot know whether rank 0 was refused the folder, which is then another's.
     """
     with runs.lock(run) if main else nullcontext():
         try:
             yield
         except BaseException as error:
-            if still_running(run):  # not so where this start failed early: the run is as it was
+            # no longer running: this start failed early and the run is as it was
+            if still_running(run) and (main or not isinstance(error, PeerLost)):
                 runs.set_status(run, "failed", exit_code=exit_code(error), error=str(error)[:500])
             raise
 
@@ -148,13 +150,6 @@ def still_running(run: Path) -> bool:
     """Whether no other process of this training has said yet how it ended."""
     path = run / "status.json"
     return not path.exists() or runs.read_json(path).get("status") == "running"
-
-
-def exit_code(error: BaseException) -> int:
-    """What the process will exit with."""
-    if isinstance(error, KeyboardInterrupt):
-        return int(ExitCode.INTERRUPTED)
-    return int(error.code) if isinstance(error, UserError) else 1
 
 
 def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
@@ -181,7 +176,7 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
         crew = engine.Crew(
-            run, learner, plan, distributed, checkpoints, recipe.checkpoint, tracker, display
+            run, learner, distributed, checkpoints, recipe.checkpoint, tracker, display
         )
     for line in notices(recipe, both, learner, plan, distributed, progress):
         display.say(line)

@@ -79,6 +79,14 @@ def short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def exit_code(error: BaseException) -> int:
+    """What a process that ends with `error` exits with."""
+    if isinstance(error, UserError):
+        return int(error.code)
+    known = {KeyboardInterrupt: ExitCode.INTERRUPTED, MemoryError: ExitCode.OUT_OF_MEMORY}
+    return int(known.get(type(error), 1))
+
+
 def run_verb(main: Callable[[], int | None]) -> int:
     """Run a verb; a UserError becomes one line on stderr and its exit code, never a traceback."""
     with suppress(AttributeError, ValueError):  # not every stream has it
@@ -90,14 +98,14 @@ def run_verb(main: Callable[[], int | None]) -> int:
         return int(main() or ExitCode.DONE)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return int(error.code)
+        return exit_code(error)
     except MemoryError as error:
         print(
             f"error: out of memory: {error}. Make the data or the batch smaller.", file=sys.stderr
         )
-        return int(ExitCode.OUT_OF_MEMORY)
-    except KeyboardInterrupt:
-        return int(ExitCode.INTERRUPTED)
+        return exit_code(error)
+    except KeyboardInterrupt as error:
+        return exit_code(error)
     except BrokenPipeError:  # `… | head`: the reader has seen enough
         sys.stderr.close()
         return int(ExitCode.DONE)

@@ -13,7 +13,6 @@ from ..core.recipe import CheckpointPolicy
 from .checkpoint import Checkpoints, NoCheckpoints
 from .distributed import Distributed
 from .fit import Plan, Progress
-from .infer import Evaluation
 from .packing import flatten_optimizer, restore_optimizer
 from .step import Learner
 from .terminal import Display
@@ -26,7 +25,6 @@ class Crew:
 
     run: Path
     learner: Learner
-    plan: Plan
     distributed: Distributed
     checkpoints: Checkpoints
     policy: CheckpointPolicy
@@ -56,8 +54,8 @@ class Crew:
         """Move the bar of the evaluation."""
         self.display.evaluating(done, total)
 
-    def finished_epoch(self, progress: Progress, evaluation: Evaluation | None) -> None:
-        """Once the checkpoint is on disk: metrics.jsonl, summary.json, tracker, display."""
+    def finished_epoch(self, progress: Progress) -> None:
+        """Once the checkpoint is on disk: metrics.jsonl, classes.json, tracker, display."""
         self.checkpoints.wait()
         row = progress.rows[-1]
         runs.append_row(self.run / "metrics.jsonl", row)
@@ -83,7 +81,7 @@ class NoCrew:
     def evaluating(self, done: int, total: int) -> None:
         """Nothing."""
 
-    def finished_epoch(self, progress: Progress, evaluation: Evaluation | None) -> None:
+    def finished_epoch(self, progress: Progress) -> None:
         """Nothing."""
 
 

@@ -85,7 +85,7 @@ class Duties(Protocol):
     def evaluating(self, done: int, total: int) -> None:
         """Show how far an evaluation is."""
 
-    def finished_epoch(self, progress: Progress, evaluation: Evaluation | None) -> None:
+    def finished_epoch(self, progress: Progress) -> None:
         """Report the last of progress.rows; its checkpoint is safe already."""
 
 
@@ -154,7 +154,7 @@ def end_epoch(
     progress.rows.append(row(plan, progress, evaluation, epoch))
     progress.start_epoch()
     duties.save(progress, is_best=best)
-    duties.finished_epoch(progress, evaluation)
+    duties.finished_epoch(progress)
     return True
 
 

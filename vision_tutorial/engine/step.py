@@ -33,7 +33,7 @@ class Learner:
     ema: Ema | NoEma
     decay: Callable[[int], float]  # of the ema, at a step counted from 1
     seed: int
-    parts: int = 1  # micro-batches a process takes a step
+    parts: int = 1  # micro-batches (or shards) a process takes a step
     shards: int | None = None  # strict: logical parts of the global batch
     skipped_in_row: int = 0
     kept_buffers: list[Tensor] = field(default_factory=list)
@@ -116,7 +116,7 @@ def strict_gradients(
     learner: Learner, distributed: Distributed, raw: Any, step: int
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
-    mine = learner.shards // distributed.world
+    mine = learner.parts
     floats = [b for b in learner.model.buffers() if b.is_floating_point()]
     sums: dict[str, Tensor] = {}
     flats = []
@@ -209,7 +209,7 @@ def fitting_parts(
     """The fewest micro-batches that fit the memory, the same on all processes: tried, not guessed.
 
     Takes one forward and backward pass of the first batch outside DDP, halving until every process
-    says it fits. MemoryExhausted gives the numbers where one picture is too much.
+    says it fits. MemoryExhausted gives the numbers where two pictures are too much.
     """
     asked, replica = parts, learner.replica
     learner.replica = learner.model
