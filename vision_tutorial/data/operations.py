@@ -1,0 +1,67 @@
+"""The words of the batched path: what can be done to a picture, and the numbers that each takes.
+
+A `Slot` holds one operation for each picture of a batch, side by side: codes and numbers, no pixels.
+`drawing.py` fills slots from addressed draws; `compiled.py` (CPU) and `tensors.py` (any device)
+carry them out, to the same bits as Pillow, which is the definition of every operation here.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+ARGUMENTS = 8  # numbers a picture, at most
+
+
+class Filter(IntEnum):
+    """How values between pixels are found; Pillow's own numbers, except that nearest comes first."""
+
+    NEAREST = 0
+    BILINEAR = 1
+    BICUBIC = 2
+
+
+class Op(IntEnum):
+    """What happens to one picture, with its arguments. f is a factor: 1 changes nothing."""
+
+    NONE = 0
+    RESAMPLE = 1  # top, left, height, width, filter: crop, then an antialiased resize to slot.size
+    WINDOW = 2  # top, left: a window of slot.size into the picture padded as slot.rows, .columns say
+    HFLIP = 3
+    VFLIP = 4
+    AFFINE = 5  # a, b, c, d, e, f, filter: output (x, y) is input (ax + by + c, dx + ey + f)
+    POSTERIZE = 6  # bits that are kept, 0 to 8
+    SOLARIZE = 7  # threshold: values from it on are inverted
+    SOLARIZE_ADD = 8  # what is added to values below 128, clipped at 255
+    INVERT = 9
+    BRIGHTNESS = 10  # f, away from black
+    CONTRAST = 11  # f, away from the mean grey
+    AUTOCONTRAST = 12
+    EQUALIZE = 13
+    COLOR = 14  # f, away from grey
+    SHARPNESS = 15  # f, away from the smoothed picture
+    GRAYSCALE = 16
+
+
+@dataclass(frozen=True)
+class Slot:
+    """codes int64 (B,); args float64 (B, ARGUMENTS); `size` (height, width) of every result.
+
+    fill: the colour that comes from outside (AFFINE, WINDOW). rows, columns: for WINDOW, the source
+    row or column of each one of the padded picture; -1 where there is only `fill`.
+    """
+
+    codes: np.ndarray
+    args: np.ndarray
+    size: tuple[int, int]
+    fill: tuple[int, int, int] = (0, 0, 0)
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    columns: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+def slot(count: int, code: int, size: tuple[int, int], *args: object, **more: object) -> Slot:
+    """The same operation for `count` pictures; each argument one number or an array (count,)."""
+    table = np.zeros((count, ARGUMENTS))
+    for column, values in enumerate(args):
+        table[:, column] = values
+    return Slot(np.full(count, code, np.int64), table, size, **more)
