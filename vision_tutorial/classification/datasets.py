@@ -82,14 +82,24 @@ def _cifar(name: str, kind: Archive, split: str, root: str | None, download: boo
     parts = kind.train_list if split == "train" else kind.test_list
     tables = [_unpickle(name, folder / part, md5) for part, md5 in parts]
     meta = _unpickle(name, folder / kind.meta["filename"], kind.meta["md5"])
-    rows = np.concatenate([table["data"] for table in tables])  # (N, 3072): a plane per channel
     labels = [table.get("fine_labels", table.get("labels")) for table in tables]
     return ArraySource(
         name,
-        np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)),
+        _pictures_of([table.pop("data") for table in tables]),
         np.concatenate(labels).astype(np.int64),
-        tuple(meta[kind.meta["key"]]),
+        tuple(_text(word) for word in meta[kind.meta["key"]]),
     )
+
+
+def _pictures_of(tables: list[np.ndarray]) -> np.ndarray:
+    """Rows (N, 3072), a plane per channel -> uint8 (N, 32, 32, 3); each table is let go once read."""
+    images = np.empty((sum(len(table) for table in tables), 32, 32, 3), np.uint8)
+    filled = 0
+    while tables:
+        rows = tables.pop(0).reshape(-1, 3, 32, 32)
+        images[filled : filled + len(rows)] = rows.transpose(0, 2, 3, 1)
+        filled += len(rows)
+    return images
 
 
 def _unpickle(name: str, path: Path, md5: str) -> dict:
@@ -106,7 +116,13 @@ def _unpickle(name: str, path: Path, md5: str) -> dict:
             f"{name}: {path} is damaged: its MD5 is {found}, it should be {md5}. Set "
             "`download: true` to fetch it again, or copy it again from where it came."
         )
-    return pickle.loads(content, encoding="latin1")
+    # as bytes, the table is used where it was read; as text it would be copied twice more
+    table = pickle.loads(content, encoding="bytes")
+    return {_text(key): value for key, value in table.items()}
+
+
+def _text(word: bytes | str) -> str:
+    return word.decode() if isinstance(word, bytes) else word
 
 
 def _files(kind: Archive) -> dict[str, str]:
