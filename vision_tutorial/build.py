@@ -17,14 +17,13 @@ from . import classification, losses, optim  # noqa: F401  (importing fills the 
 from .core import registry
 from .core.dealing import batch_parts, steps_per_epoch
 from .core.errors import UserError
-from .core.grammar import Choice
 from .core.randomness import address
-from .core.recipe import Clip, Colours, Recipe
+from .core.recipe import Clip, Recipe
 from .core.recipe import Ema as EmaOptions
 from .core.sources import Source, hold_out, take
-from .core.task import Batch, Task
-from .data import augment, loader, mix
-from .data import batch as batches
+from .core.task import Task
+from .data import augment, feeding, mix
+from .data.loader import Raw
 from .engine import (
     Distributed,
     Ema,
@@ -78,15 +77,16 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
 
     Returns the network on the meta device.
     """
-    chain(recipe.augment)
+    feeding.chain(recipe.augment)
     random = {c.name for c in recipe.eval_augment if c.name in augment.RANDOM}
     if random:
         names = ", ".join(sorted(random))
         raise UserError(
             f"eval_augment: {names} would make scores a matter of luck; remove it here."
         )
-    mixing(recipe)
+    mix.mix(recipe.mix)
     criteria(recipe)
+    feeding.program(recipe, losses.copies(recipe.loss))
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
     if losses.copies(recipe.loss) and recipe.mix:
@@ -119,22 +119,6 @@ def split(recipe: Recipe, name: str) -> Source:
     return both.train if name == "train" else both.val
 
 
-def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
-    """Transforms of pictures, and of normalised tensors, in order."""
-    made = [registry.augments.bind(c.name, **c.options)() for c in choices]
-    late = [t for t in made if getattr(t, "stage", "image") == "tensor"]
-    if late and made[-len(late) :] != late:
-        raise UserError(
-            "augment: random_erasing and cutout act after normalising; put them last in the list."
-        )
-    return made[: len(made) - len(late)], late
-
-
-def mixing(recipe: Recipe) -> mix.Mix:
-    """CutMix, Mixup, or a draw between them, or nothing."""
-    return mix.mix(recipe.mix)
-
-
 def criteria(recipe: Recipe) -> dict[str, Callable]:
     """The criterion of each head."""
     return {"loss": losses.blend(recipe.loss)}
@@ -160,7 +144,7 @@ def placed(recipe: Recipe, network: nn.Module, distributed: Distributed) -> nn.M
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if recipe.compile:
-        network.compile()
+        network.compile(mode=None if recipe.compile is True else recipe.compile)
     return network
 
 
@@ -207,17 +191,20 @@ def learning_rate(
     return set_rate
 
 
-def clipping(clip: Clip | None) -> Callable[[nn.Module], None]:
-    """What is done to the gradients before the step; nothing without `clip`."""
+def clipping(clip: Clip | None) -> Callable[[nn.Module, torch.Tensor], None]:
+    """What is done to the gradients, of known norm, before the step; nothing without `clip`."""
     if clip is None:
-        return lambda network: None
+        return lambda network, norm: None
     if clip.norm is not None:
-        return lambda network: nn.utils.clip_grad_norm_(network.parameters(), clip.norm)
+        known = nn.utils.clip_grads_with_norm_
+        return lambda network, norm: known(network.parameters(), clip.norm, norm)
     if clip.value is not None:
-        return lambda network: nn.utils.clip_grad_value_(network.parameters(), clip.value)
+        return lambda network, norm: nn.utils.clip_grad_value_(network.parameters(), clip.value)
     from timm.utils.agc import adaptive_clip_grad
 
-    def clip_all_but_the_head(network: nn.Module) -> None:  # as in the paper and in timm
+    def clip_all_but_the_head(
+        network: nn.Module, norm: torch.Tensor
+    ) -> None:  # as in the paper and in timm
         head = {id(p) for p in classifier(network).parameters()}
         adaptive_clip_grad([p for p in network.parameters() if id(p) not in head], clip.agc)
 
@@ -242,12 +229,6 @@ def loader_workers(recipe: Recipe, distributed: Distributed) -> int:
     return max(0, min(spare, 8))
 
 
-def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation to normalise with."""
-    given = recipe.normalize
-    return (given.mean, given.std) if isinstance(given, Colours) else batches.COLOURS[given]
-
-
 def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner:
     """The network with all that teaches it."""
     parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
@@ -259,14 +240,12 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner
         task=task(recipe, source.classes),
         criteria=criteria(recipe),
         optimizer=optimizer(recipe, network),
-        prepare=batches.finisher(
-            device=distributed.device,
-            colours=colours(recipe),
-            channels_last=recipe.channels_last,
-            mixing=mixing(recipe),
-            erasing=chain(recipe.augment)[1],
+        prepare=feeding.finishing(
+            recipe,
+            place(recipe, distributed),
+            mixing=mix.mix(recipe.mix),
+            erase=feeding.erasing(recipe, losses.copies(recipe.loss)),
             classes=len(source.classes),
-            seed=recipe.seed,
         ),
         clip=clipping(recipe.clip),
         ema=Ema(network) if recipe.ema else NoEma(),
@@ -279,7 +258,7 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner
 
 def try_out(recipe: Recipe, source: Source, pupil: Learner) -> None:
     """One blank picture of the recipe's size through the network: do they fit each other?"""
-    sample = train_pictures(recipe, source)[0, 0]
+    sample = feeding.pictures(recipe, source, losses.copies(recipe.loss))[0, 0]
     if isinstance(sample, UserError):
         raise sample
     height, width = sample[0].shape[-2:]
@@ -304,48 +283,23 @@ def fit_memory(
         say(notice)
 
 
-def train_batches(
-    recipe: Recipe, source: Source, distributed: Distributed, start: int, stop: int
-) -> Iterator[loader.Raw]:
-    """This process's raw batches of the steps `start` to `stop`."""
-    order = loader.TrainOrder(
-        len(source),
-        recipe.batch_size,
-        recipe.seed,
-        start,
-        stop,
+def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
+    """Where this process's pictures go."""
+    return feeding.Place(
+        distributed.device,
         distributed.rank,
         distributed.world,
-    )
-    pin = distributed.device.type == "cuda"
-    pictures = train_pictures(recipe, source)
-    return loader.make_loader(pictures, order, loader_workers(recipe, distributed), pin)
-
-
-def train_pictures(recipe: Recipe, source: Source) -> loader.Pictures:
-    """Augmented pictures by (epoch, index)."""
-    extra = losses.copies(recipe.loss)
-    if not extra:
-        return loader.Pictures(source, chain(recipe.augment)[0], recipe.seed)
-    framing = [choice for choice in recipe.augment if choice.name in augment.FRAMING]
-    others = [choice for choice in recipe.augment if choice.name not in augment.FRAMING]
-    return loader.Pictures(
-        source, chain(framing)[0], recipe.seed, copies=extra, of_copies=chain(others)[0]
+        distributed.threads,
+        loader_workers(recipe, distributed),
     )
 
 
-def eval_batches(recipe: Recipe, source: Source, distributed: Distributed) -> Iterator[Batch]:
-    """This process's share of a split, ready for the model."""
-    pictures = loader.Pictures(source, chain(recipe.eval_augment)[0], recipe.seed)
-    order = loader.EvalOrder(
-        len(source), recipe.eval_batch_size, distributed.rank, distributed.world
-    )
-    finish = batches.finisher(
-        device=distributed.device, colours=colours(recipe), channels_last=recipe.channels_last
-    )
-    pin = distributed.device.type == "cuda"
-    raws = loader.make_loader(pictures, order, loader_workers(recipe, distributed), pin)
-    return (finish(raw) for raw in raws)
+def train_batches(
+    recipe: Recipe, source: Source, distributed: Distributed, start: int, stop: int
+) -> Iterator[Raw]:
+    """This process's raw batches of the steps `start` to `stop`."""
+    where = place(recipe, distributed)
+    return feeding.train(recipe, source, losses.copies(recipe.loss), where, start, stop)
 
 
 def evaluation(
@@ -355,13 +309,17 @@ def evaluation(
     task: Task,
     distributed: Distributed,
     views: str = "none",
+    feed: feeding.Feed | None = None,
     **callbacks: Any,
 ) -> Evaluation:
-    """All metrics of `network` on `source`."""
+    """All metrics of `network` on `source`. feed: `feeding.evaluating` of before, to use again."""
+    where = place(recipe, distributed)
+    feed = feed or feeding.evaluating(recipe, source, where)
+    finish = feeding.finishing(recipe, where)
     return evaluate(
         VIEWS[views](network),
         network,
-        eval_batches(recipe, source, distributed),
+        (finish(raw) for raw in feed()),
         rounds_of(len(source), recipe.eval_batch_size, distributed.world),
         task,
         losses.blend(losses.without_copies(recipe.loss)),
@@ -374,9 +332,10 @@ def plan(recipe: Recipe, both: Data, pupil: Learner, distributed: Distributed) -
     """What is to be done, step by step."""
     steps = steps_per_epoch(recipe, len(both.train))
     meter = pupil.task.meter()
+    feed = feeding.evaluating(recipe, both.val, place(recipe, distributed))
 
     def evaluated(stop: Callable[[], bool], progress: Callable[[int, int], None]) -> Evaluation:
-        calls = {"stop": stop, "progress": progress}
+        calls = {"stop": stop, "progress": progress, "feed": feed}
         with pupil.ema.applied_to(pupil.model):
             return evaluation(recipe, both.val, pupil.model, pupil.task, distributed, **calls)
 

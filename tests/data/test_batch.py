@@ -1,11 +1,13 @@
 """Mix, normalise, erase: the end of the data path, against timm's loader arithmetic."""
 
+from functools import partial
+
 import pytest
 import torch
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms.v2.functional import normalize as oracle
 
-from vision_tutorial.data.batch import COLOURS, finisher
+from vision_tutorial.data.batch import COLOURS, erase_singly, finisher
 from vision_tutorial.data.loader import Raw
 
 CPU = torch.device("cpu")
@@ -33,10 +35,8 @@ def test_normalises_bit_for_bit_as_timms_prefetch_loader() -> None:
 
 
 def test_erases_by_address_not_by_batch() -> None:
-    erasing = [RandomErasing(probability=0.9, mode="pixel", device="cpu")]
-    whole = finisher(
-        device=CPU, colours=COLOURS["none"], channels_last=False, erasing=erasing, seed=4
-    )
+    erase = partial(erase_singly, [RandomErasing(probability=0.9, mode="pixel", device="cpu")], 4)
+    whole = finisher(device=CPU, colours=COLOURS["none"], channels_last=False, erase=erase)
     together = whole(raw()).images
     alone = torch.cat([whole(piece).images for piece in raw().parts(3)])
     order = torch.cat([piece.target for piece in raw().parts(3)])

@@ -15,6 +15,7 @@ from vision_tutorial.data.loader import (
     EvalOrder,
     Pictures,
     Raw,
+    Singly,
     TrainOrder,
     make_loader,
     part,
@@ -93,14 +94,14 @@ def test_evaluation_sees_each_item_once_in_the_same_batches(n: int, size: int, w
 def test_pictures_do_not_depend_on_workers(workers: int) -> None:
     def pictures(count: int) -> list[torch.Tensor]:
         order = TrainOrder(n=24, batch_size=8, seed=3, start=0, stop=6)
-        loader = make_loader(Pictures(noise(), [Jitter()], 5), order, count, pin=False)
+        loader = make_loader(Pictures(noise(), Singly([Jitter()], 5)), order, count, pin=False)
         return [raw.images for raw in loader]
 
     assert all(map(torch.equal, pictures(0), pictures(workers)))
 
 
 def test_a_picture_is_the_same_in_any_batch_and_new_each_epoch() -> None:
-    pictures = Pictures(noise(), [Jitter()], seed=5)
+    pictures = Pictures(noise(), Singly([Jitter()], 5))
     once, again = pictures[2, 7][0], pictures[2, 7][0]
     assert torch.equal(once, again)
     assert not torch.equal(once, pictures[3, 7][0])
@@ -113,7 +114,7 @@ def test_an_unreadable_picture_is_one_line(tmp_path: Path, workers: int) -> None
     path.write_bytes(path.read_bytes()[:300])
     source = FileSource("mine", [path], np.zeros(1, np.int64), ("a",))
     with pytest.raises(UserError, match=r"mine, picture 0: .*half\.jpg") as caught:
-        list(make_loader(Pictures(source, [], 0), EvalOrder(1, 1), workers, pin=False))
+        list(make_loader(Pictures(source, Singly([], 0)), EvalOrder(1, 1), workers, pin=False))
     assert "Traceback" not in str(caught.value)
 
 
@@ -123,14 +124,14 @@ def test_pictures_of_different_sizes_say_what_to_do(tmp_path: Path) -> None:
         Image.new("RGB", size).save(path)
     source = FileSource("mine", paths, np.zeros(2, np.int64), ("a",))
     with pytest.raises(UserError, match="end `augment` and `eval_augment` with a crop"):
-        list(make_loader(Pictures(source, [], 0), EvalOrder(2, 2), 0, pin=False))
+        list(make_loader(Pictures(source, Singly([], 0)), EvalOrder(2, 2), 0, pin=False))
 
 
 def test_copies_share_the_frame_and_differ_in_the_rest() -> None:
     flip = lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # noqa: E731
-    pictures = Pictures(noise(), [flip], seed=5, copies=2, of_copies=[Jitter()])
+    pictures = Pictures(noise(), Singly([flip], 5, 2, [Jitter()]))
     images, _, _ = pictures[0, 3]
-    assert torch.equal(images[0], Pictures(noise(), [flip], seed=5)[0, 3][0])
+    assert torch.equal(images[0], Pictures(noise(), Singly([flip], 5))[0, 3][0])
     shifts = {
         tuple((images[k].int() - images[0].int()).remainder(256).unique().tolist()) for k in (1, 2)
     }

@@ -67,11 +67,9 @@ def test_nothing_is_counted_twice_and_batches_agree(alone: list) -> None:
 def test_metrics_equal_torchmetrics(alone: list) -> None:
     pictures = source(40)
     images = torch.from_numpy(pictures.images).permute(0, 3, 1, 2)
-    finish = build.batches.finisher(
-        device=torch.device("cpu"), colours=build.colours(RECIPE), channels_last=False
-    )
+    finish = build.feeding.finishing(RECIPE, build.feeding.Place(torch.device("cpu")))
     ids = torch.from_numpy(pictures.targets)
-    raw = build.loader.Raw(images, ids, torch.zeros(40, 2, dtype=torch.int64))
+    raw = build.Raw(images, ids, torch.zeros(40, 2, dtype=torch.int64))
     logits = network()(finish(raw).images)
     metrics, table, _ = alone[-1]
     for k in (1, 5):

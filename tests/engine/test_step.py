@@ -27,7 +27,7 @@ def pictures() -> ArraySource:
     return build.registry.datasets.bind("shapes", size=16, train=64, test=10)("train")
 
 
-def learner_and_batch(distributed: Distributed, *more: str) -> tuple[Learner, build.loader.Raw]:
+def learner_and_batch(distributed: Distributed, *more: str) -> tuple[Learner, build.Raw]:
     wanted, source = recipe(*more), pictures()
     learner = build.learner(wanted, source, distributed)
     return learner, next(build.train_batches(wanted, source, distributed, 0, 1))

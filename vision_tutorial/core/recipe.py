@@ -77,6 +77,18 @@ class Colours(Frozen):
     std: Three
 
 
+class DataPath(Frozen):
+    """How pictures come: `batched` augments whole batches, `timm` one picture at a time.
+
+    path: `auto` is batched wherever that gives the same pictures as Pillow and timm would, bit for
+    bit, from the same draws. memory: where pictures that fit are kept; `auto` is the GPU if there is
+    one, and they take a quarter of its free memory at most.
+    """
+
+    path: Literal["auto", "batched", "timm"] = "auto"
+    memory: Literal["auto", "device", "host"] = "auto"
+
+
 class CheckpointPolicy(Frozen):
     """How often training can be resumed from, beside every end of an epoch."""
 
@@ -118,6 +130,7 @@ class Recipe(Frozen):
     eval_augment: Annotated[tuple[Choice, ...], On("augments", "chain")] = ()
     normalize: Literal["imagenet", "cifar10", "cifar100", "half", "none"] | Colours = "imagenet"
     mix: Annotated[tuple[Term, ...] | None, On("mixers", "blend")] = None
+    data: DataPath = DataPath()
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None, description="Loader workers a process; null: as many as cores allow."
     )
@@ -144,7 +157,9 @@ class Recipe(Frozen):
     seed: Annotated[int, Field(ge=0, le=2**53)] = 42
     precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
+        False, description="With torch.compile; the modes capture CUDA graphs."
+    )
     sync_bn: bool = False
     shards: Positive | None = Field(
         None, description="Bit-equal for every number of processes that divides it; slower."

@@ -1,3 +1,4 @@
 """From pictures to batches: sources, augmentation, mixing, order."""
 
-from . import augment, mix, shapes  # noqa: F401  (importing them fills their shelves)
+# Importing them fills their shelves, and the batched forms of their entries.
+from . import arrays, augment, erasing, mix, policies, shapes  # noqa: F401

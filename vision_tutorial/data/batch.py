@@ -29,7 +29,26 @@ def normalize(images: Tensor, colours: tuple[Sequence[float], Sequence[float]]) 
     return images.float().sub_(mean).div_(std)
 
 
-def erase(images: Tensor, items: Tensor, transforms: Sequence[Callable], seed: int) -> Tensor:
+def compiled_normalize(
+    colours: tuple[Sequence[float], Sequence[float]], channels_last: bool, threads: int
+) -> Callable[[Tensor], Tensor]:
+    """`normalize` by a table of its 256 results a channel: the same bits, in one pass."""
+    from . import compiled
+
+    levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    table = normalize(levels, colours).reshape(3, 256).numpy()
+
+    def scale(images: Tensor) -> Tensor:
+        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+        made = torch.from_numpy(compiled.normalize(pixels, table, channels_last, threads))
+        return made.permute(0, 3, 1, 2) if channels_last else made
+
+    return scale
+
+
+def erase_singly(
+    transforms: Sequence[Callable], seed: int, images: Tensor, items: Tensor
+) -> Tensor:
     """Apply the per-picture tensor transforms (random erasing) to normalised images, by address."""
     for row, (epoch, index) in enumerate(items.tolist() if transforms else ()):
         seed_generators(address(seed, epoch, index, "erase"))
@@ -44,15 +63,18 @@ def finisher(
     colours: tuple[Sequence[float], Sequence[float]],
     channels_last: bool,
     mixing: Mix = leave,
-    erasing: Sequence[Callable] = (),
+    erase: Callable[[Tensor, Tensor], Tensor] = lambda images, items: images,
+    threads: int = 0,
     classes: int = 0,
     seed: int = 0,
 ) -> Callable[[Raw, int], Batch]:
     """A function (raw batch, step) -> Batch on `device`; no mixing and no erasing evaluates.
 
     A batch (B, V, 3, H, W) of V versions becomes (V·B, 3, H, W), all first versions first.
+    threads: for compiled code on the CPU; 0 does without it.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    scale = compiled_normalize(colours, channels_last, threads) if threads else None
 
     def finish(raw: Raw, step: int = 0) -> Batch:
         images = raw.images.to(device, non_blocking=True)
@@ -64,7 +86,7 @@ def finisher(
             target = target.repeat(versions)
             items = torch.cat([items + items.new_tensor([0, v << 40]) for v in range(versions)])
         images, target = mixing(images, target, classes, seed, step)
-        images = erase(normalize(images, colours), items, erasing, seed)
-        return Batch(images.contiguous(memory_format=layout), target)
+        images = scale(images) if scale else normalize(images, colours)
+        return Batch(erase(images, items).contiguous(memory_format=layout), target)
 
     return finish

@@ -31,7 +31,7 @@ Item = tuple[int, int]  # (epoch, index)
 @dataclass
 class Raw:
     """A batch as it leaves the loader: images uint8 (B, 3, H, W), or (B, V, 3, H, W) in V versions;
-    target (B, …); items (B, 2)."""
+    target (B, …); items (B, 2), (epoch, index) of each, on the CPU."""
 
     images: Tensor
     target: Tensor
@@ -53,7 +53,12 @@ class Raw:
         if count == 1:
             return [self]
         rows = (torch.from_numpy(part(len(self), i, count)) for i in range(count))
-        return [self.map(lambda tensor, row=row: tensor[row]) for row in rows]
+        return [self.map(lambda tensor, row=row: tensor[row.to(tensor.device)]) for row in rows]
+
+    def split(self, lengths: Sequence[int]) -> "list[Raw]":
+        """Consecutive batches of these lengths."""
+        pieces = (tensor.split(lengths) for tensor in (self.images, self.target, self.items))
+        return [Raw(*piece) for piece in zip(*pieces, strict=True)]
 
 
 def part(n: int, index: int, parts: int) -> np.ndarray:
@@ -86,6 +91,10 @@ class TrainOrder:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Item]]:
+        return (listed(items) for items in self.items())
+
+    def items(self) -> Iterator[np.ndarray]:
+        """(epoch, index) of each picture of a batch, int64 (B, 2)."""
         mine = part(self.batch_size, self.rank, self.world)
         steps = self.n // self.batch_size
         current, permutation = -1, np.empty(0)
@@ -94,7 +103,7 @@ class TrainOrder:
             if epoch != current:
                 current, permutation = epoch, order(self.seed, epoch, self.n)
             batch = permutation[position * self.batch_size :][: self.batch_size]
-            yield [(epoch, int(index)) for index in batch[mine]]
+            yield np.stack([np.full(len(mine), epoch), batch[mine]], 1)
 
 
 @dataclass(frozen=True)
@@ -111,41 +120,60 @@ class EvalOrder:
         return len(range(self.rank * self.batch_size, self.n, self.world * self.batch_size))
 
     def __iter__(self) -> Iterator[list[Item]]:
+        return (listed(items) for items in self.items())
+
+    def items(self) -> Iterator[np.ndarray]:
+        """(0, index) of each picture of a batch, int64 (B, 2)."""
         for first in range(self.rank * self.batch_size, self.n, self.world * self.batch_size):
-            yield [(0, i) for i in range(first, min(first + self.batch_size, self.n))]
+            indices = np.arange(first, min(first + self.batch_size, self.n))
+            yield np.stack([np.zeros_like(indices), indices], 1)
+
+
+def listed(items: np.ndarray) -> list[Item]:
+    """As torch's loader takes a batch."""
+    return [(epoch, index) for epoch, index in items.tolist()]
+
+
+@dataclass(frozen=True)
+class Singly:
+    """One picture at a time through transforms that draw from the global generators: timm's way.
+
+    They are seeded by the picture's address. Each picture gets `transforms`; then come `copies` of
+    it that get `of_copies` as well.
+    """
+
+    transforms: Sequence[Transform]
+    seed: int
+    copies: int = 0
+    of_copies: Sequence[Transform] = ()
+
+    def __call__(self, picture: Image.Image, item: Item) -> Tensor:
+        """uint8 (3, H, W), or (V, 3, H, W) in V versions."""
+        seed_generators(address(self.seed, *item, "augment"))
+        picture = applied(self.transforms, picture)
+        if not self.copies:
+            return to_tensor(picture)
+        versions = [picture, *(applied(self.of_copies, picture) for _ in range(self.copies))]
+        return torch.stack([to_tensor(version) for version in versions])
 
 
 class Pictures(Dataset):
     """(epoch, index) -> picture tensor, target; every draw is addressed, nothing is remembered."""
 
-    def __init__(
-        self,
-        source: Source,
-        transforms: Sequence[Transform],
-        seed: int,
-        copies: int = 0,
-        of_copies: Sequence[Transform] = (),
-    ):
-        """Each picture gets `transforms`; then come `copies` of it that get `of_copies` as well."""
-        self.source, self.seed = source, seed
-        self.transforms, self.copies, self.of_copies = transforms, copies, of_copies
+    def __init__(self, source: Source, augment: Callable[[Image.Image, Item], Tensor]):
+        self.source, self.augment = source, augment
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, item: Item) -> tuple[Tensor, Any, Item] | UserError:
-        epoch, index = item
+        _, index = item
         try:
             picture, target = self.source[index]
         except UserError as error:
             # raised here, a worker would wrap it in a page of traceback
             return UserError(f"{self.source.name}, picture {index}: {error}")
-        seed_generators(address(self.seed, epoch, index, "augment"))
-        picture = applied(self.transforms, picture)
-        if not self.copies:
-            return to_tensor(picture), target, item
-        versions = [picture, *(applied(self.of_copies, picture) for _ in range(self.copies))]
-        return torch.stack([to_tensor(version) for version in versions]), target, item
+        return self.augment(picture, item), target, item
 
 
 def applied(transforms: Sequence[Transform], picture: Image.Image) -> Image.Image:

@@ -1,8 +1,8 @@
 """The words of the batched path: what can be done to a picture, and the numbers that each takes.
 
-A `Slot` holds one operation for each picture of a batch, side by side: codes and numbers, no pixels.
-`drawing.py` fills slots from addressed draws; `compiled.py` (CPU) and `tensors.py` (any device)
-carry them out, to the same bits as Pillow, which is the definition of every operation here.
+A `Slot` holds one operation for each picture of a batch, side by side: codes and numbers, not
+pixels. `drawing.py` fills slots from addressed draws; `compiled.py` (CPU) and `tensors.py` (any
+device) carry them out, to the same bits as Pillow, which defines every operation here.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ ARGUMENTS = 8  # numbers a picture, at most
 
 
 class Filter(IntEnum):
-    """How values between pixels are found; Pillow's own numbers, except that nearest comes first."""
+    """How values between pixels are found; not Pillow's own numbers."""
 
     NEAREST = 0
     BILINEAR = 1
@@ -26,7 +26,9 @@ class Op(IntEnum):
 
     NONE = 0
     RESAMPLE = 1  # top, left, height, width, filter: crop, then an antialiased resize to slot.size
-    WINDOW = 2  # top, left: a window of slot.size into the picture padded as slot.rows, .columns say
+    WINDOW = (
+        2  # top, left: a window of slot.size into the picture, padded as slot.rows, .columns say
+    )
     HFLIP = 3
     VFLIP = 4
     AFFINE = 5  # a, b, c, d, e, f, filter: output (x, y) is input (ax + by + c, dx + ey + f)

@@ -1,0 +1,113 @@
+"""Slots carried out by numba on the CPU: one picture at a time, in the processor's cache.
+
+`kernels.py` holds the arithmetic; this file lines up the operations of a picture and hands the
+pictures out to threads (numba lets go of Python's lock, so plain threads serve, and nothing is left
+behind that a fork would break). The first call on a machine compiles for some seconds; the result
+is kept beside the source, or in the user's cache.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+
+from .kernels import compiled, operate
+from .operations import Slot
+
+SHARE = 32  # pictures that are worth a thread
+
+
+def apply(
+    images: np.ndarray, indices: np.ndarray, slots: Sequence[Slot], threads: int = 1
+) -> np.ndarray:
+    """The pictures `indices` (B,) of images uint8 (N, H, W, 3), after `slots`: (B, h, w, 3)."""
+    height, width = slots[-1].size if slots else images.shape[1:3]
+    out = np.empty((len(indices), height, width, 3), np.uint8)
+    if slots:
+        packed = pack(slots, images.shape[1:3])
+        in_parts(len(indices), threads, lambda a, b: run(images, indices, a, b, out, *packed))
+    else:
+        np.take(images, indices, axis=0, out=out)
+    return out
+
+
+def normalize(
+    images: np.ndarray, table: np.ndarray, channels_last: bool, threads: int = 1
+) -> np.ndarray:
+    """uint8 (B, H, W, 3) -> float32 by table (3, 256): (B, H, W, 3), or (B, 3, H, W)."""
+    count, height, width, _ = images.shape
+    shape = (count, height, width, 3) if channels_last else (count, 3, height, width)
+    out = np.empty(shape, np.float32)
+    fill = look_up_last if channels_last else look_up_first
+    in_parts(count, threads, lambda a, b: fill(images[a:b], table, out[a:b]))
+    return out
+
+
+def in_parts(count: int, threads: int, work: Callable[[int, int], None]) -> None:
+    """work(first, last) over all of 0 … count, on up to `threads` threads."""
+    parts = max(1, min(threads, count // SHARE))
+    edges = np.linspace(0, count, parts + 1).astype(int).tolist()
+    if parts == 1:
+        work(0, count)
+    else:
+        list(pool(threads).map(work, edges[:-1], edges[1:]))
+
+
+@cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that wait for work."""
+    return ThreadPoolExecutor(threads, "augment")
+
+
+def pack(slots: Sequence[Slot], source: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """codes (S, B), args (S, B, A), sizes (S + 1, 2), fills (S, 3), lines (S, 2, L), how long."""
+    codes = np.stack([slot.codes for slot in slots])
+    args = np.stack([slot.args for slot in slots])
+    sizes = np.array([source, *(slot.size for slot in slots)])
+    fills = np.array([slot.fill for slot in slots], np.uint8)
+    longest = max(max(len(slot.rows), len(slot.columns)) for slot in slots)
+    lines = np.full((len(slots), 2, longest), -1)
+    for place, slot in enumerate(slots):
+        lines[place, 0, : len(slot.rows)] = slot.rows
+        lines[place, 1, : len(slot.columns)] = slot.columns
+    return codes, args, sizes, fills, lines
+
+
+@compiled
+def run(images, indices, first, last, out, codes, args, sizes, fills, lines):
+    """Pictures first … last - 1, each through all of its operations, between two buffers."""
+    height, width = sizes[:, 0].max(), sizes[:, 1].max()
+    buffers = np.empty((2, height * width * 3), np.uint8)
+    work = np.empty(6 * (height + 2) * (width + 2), np.int32)
+    for i in range(first, last):
+        old = buffers[0, : sizes[0, 0] * sizes[0, 1] * 3].reshape((sizes[0, 0], sizes[0, 1], 3))
+        old[:] = images[indices[i]]
+        other = 1
+        for s in range(len(codes)):
+            if codes[s, i] == 0:
+                continue
+            h, w = sizes[s + 1]
+            new = buffers[other, : h * w * 3].reshape((h, w, 3))
+            operate(codes[s, i], args[s, i], fills[s], lines[s, 0], lines[s, 1], old, new, work)
+            old, other = new, 1 - other
+        out[i] = old
+
+
+@compiled
+def look_up_last(images, table, out):
+    """out (B, H, W, 3) = table (3, 256) at images (B, H, W, 3)."""
+    values, found = images.reshape(-1, 3), out.reshape(-1, 3)
+    for p in range(len(values)):
+        for c in range(3):
+            found[p, c] = table[c, values[p, c]]
+
+
+@compiled
+def look_up_first(images, table, out):
+    """out (B, 3, H, W) = table (3, 256) at images (B, H, W, 3)."""
+    for i in range(len(images)):
+        for c in range(3):
+            for y in range(images.shape[1]):
+                for x in range(images.shape[2]):
+                    out[i, c, y, x] = table[c, images[i, y, x, c]]

@@ -1,0 +1,143 @@
+"""Recipe -> what feeds a training or an evaluation: which path pictures take, and where they end.
+
+`copies` is how many extra versions of a picture the loss wants to see (jsd); the batched path has
+none of these, nor entries without a batched form.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.grammar import Choice
+from ..core.recipe import Colours, Recipe
+from ..core.registry import augments
+from ..core.sources import Source
+from ..core.task import Batch
+from . import batch, pipeline
+from .augment import FRAMING
+from .drawing import Program
+from .drawing import program as batched
+from .loader import EvalOrder, Pictures, Raw, Singly, TrainOrder, make_loader
+
+Feed = Callable[[], Iterator[Raw]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The process that takes the pictures, and what it has. workers: of torch's loader."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    threads: int = 1
+    workers: int = 0
+
+
+def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
+    """Transforms of pictures, and of normalised tensors, in order."""
+    made = [augments.bind(c.name, **c.options)() for c in choices]
+    late = [t for t in made if getattr(t, "stage", "image") == "tensor"]
+    if late and made[-len(late) :] != late:
+        raise UserError(
+            "augment: random_erasing and cutout act after normalising; put them last in the list."
+        )
+    return made[: len(made) - len(late)], late
+
+
+def program(recipe: Recipe, copies: int = 0) -> Program | None:
+    """The batched form of the training pictures' augmentation; None where they go singly."""
+    wanted = recipe.data.path
+    if wanted == "timm":
+        return None
+    try:
+        if copies:
+            raise UserError("loss: jsd needs copies of pictures; data.path=batched has none.")
+        return in_batches(recipe.augment, recipe.seed)
+    except UserError:
+        if wanted == "batched":
+            raise
+        return None
+
+
+def in_batches(choices: Sequence[Choice], seed: int) -> Program:
+    """A chain in batched form. UserError names an entry that has none."""
+    return batched([(choice.name, dict(choice.options)) for choice in choices], seed)
+
+
+def train(
+    recipe: Recipe, source: Source, copies: int, place: Place, start: int, stop: int
+) -> Iterator[Raw]:
+    """The process's batches of the steps `start` to `stop`."""
+    n, size = len(source), recipe.batch_size
+    order = TrainOrder(n, size, recipe.seed, start, stop, place.rank, place.world)
+    made = program(recipe, copies)
+    if made is not None and pipeline.is_array(source):
+        return pipeline.Batched(store(recipe, source, place), made).batches(order)
+    return loaded(pictures(recipe, source, copies), order, place)
+
+
+def pictures(recipe: Recipe, source: Source, copies: int = 0) -> Pictures:
+    """Augmented training pictures by (epoch, index), one at a time."""
+    made = program(recipe, copies)
+    if made is not None:
+        return Pictures(source, pipeline.Together(made))
+    if not copies:
+        return Pictures(source, Singly(chain(recipe.augment)[0], recipe.seed))
+    framing = [choice for choice in recipe.augment if choice.name in FRAMING]
+    others = [choice for choice in recipe.augment if choice.name not in FRAMING]
+    several = Singly(chain(framing)[0], recipe.seed, copies, chain(others)[0])
+    return Pictures(source, several)
+
+
+def evaluating(recipe: Recipe, source: Source, place: Place) -> Feed:
+    """The process's share of a split, from the beginning at each call; it may remember pictures."""
+    order = EvalOrder(len(source), recipe.eval_batch_size, place.rank, place.world)
+    made = None
+    if recipe.data.path != "timm":
+        try:
+            made = in_batches(recipe.eval_augment, recipe.seed)
+        except UserError:
+            pass  # an entry of the student's own, say: singly
+    if made is not None and pipeline.is_array(source):
+        return partial(pipeline.Evaluated(store(recipe, source, place), made).batches, order)
+    singly = Singly(chain(recipe.eval_augment)[0], recipe.seed)
+    augment = singly if made is None else pipeline.Together(made)
+    return partial(loaded, Pictures(source, augment), order, place)
+
+
+def store(recipe: Recipe, source: Source, place: Place) -> pipeline.Store:
+    """The pixels of a source that lies in arrays, where they are augmented."""
+    return pipeline.Store(source, place.device, recipe.data.memory, place.threads)
+
+
+def loaded(made: Pictures, order: TrainOrder | EvalOrder, place: Place) -> Iterator[Raw]:
+    """Batches through torch's loader and its workers."""
+    return make_loader(made, order, place.workers, pin=place.device.type == "cuda")
+
+
+def finishing(recipe: Recipe, place: Place, **more: Any) -> Callable[[Raw, int], Batch]:
+    """(raw batch, step) -> Batch: colours, layout, and what `batch.finisher` takes beside."""
+    given = recipe.normalize
+    colours = (given.mean, given.std) if isinstance(given, Colours) else batch.COLOURS[given]
+    compiled = place.device.type == "cpu" and pipeline.has_numba() and recipe.data.path != "timm"
+    return batch.finisher(
+        device=place.device,
+        colours=colours,
+        channels_last=recipe.channels_last,
+        threads=place.threads if compiled else 0,
+        seed=recipe.seed,
+        **more,
+    )
+
+
+def erasing(recipe: Recipe, copies: int = 0) -> Callable[[Tensor, Tensor], Tensor]:
+    """(normalised images, items) -> images with boxes overwritten, by either path."""
+    made = program(recipe, copies)
+    if made is not None:
+        return made.erase
+    return partial(batch.erase_singly, chain(recipe.augment)[1], recipe.seed)

@@ -1,0 +1,177 @@
+"""The batched path: pictures by (epoch, index), augmented by the batch, where their pixels lie.
+
+Pixels lie on the GPU if they fit, else in the machine's memory or in a mapped file. Only indices
+cross from the order of an epoch to here. Which code carries out the slots makes no difference to
+the bits: `compiled.py` on the CPU, `tensors.py` on a GPU or where numba is missing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.sources import ArraySource, Source, Subset
+from . import tensors
+from .drawing import Program
+from .loader import EvalOrder, Item, Raw, TrainOrder
+from .operations import Slot
+
+TOGETHER = 4096  # pictures that a GPU augments at once, for some steps ahead
+KEPT = 2**30  # bytes of finished pictures that an evaluation keeps for the next one
+
+
+@cache
+def has_numba() -> bool:
+    """Whether the compiled path is there."""
+    return find_spec("numba") is not None
+
+
+def carry_out(images: np.ndarray, rows: np.ndarray, slots: Sequence[Slot], threads: int) -> Tensor:
+    """Pictures `rows` of images uint8 (N, H, W, 3) after `slots`, on the CPU: (B, 3, h, w)."""
+    if has_numba():
+        from . import compiled
+
+        made = torch.from_numpy(compiled.apply(images, rows, slots, threads))
+        return made.permute(0, 3, 1, 2)
+    chosen = torch.from_numpy(images[rows]).permute(0, 3, 1, 2)
+    return tensors.apply(chosen, slots)
+
+
+@dataclass(frozen=True)
+class Together:
+    """The batched form for one picture of any size, as the loader's workers decode them."""
+
+    program: Program
+
+    def __call__(self, picture: Image.Image, item: Item) -> Tensor:
+        """uint8 (3, h, w)."""
+        pixels = np.asarray(picture)[None]
+        slots = self.program.slots(np.array([item]), pixels.shape[1:3])
+        return carry_out(pixels, np.zeros(1, np.int64), slots, threads=1)[0]
+
+
+class Store:
+    """The pixels and targets of a source that lie in memory, or in a mapped file."""
+
+    def __init__(self, source: Source, device: torch.device, memory: str, threads: int):
+        """memory: `device`, `host`, or `auto` for the first where the pictures fit."""
+        self.base, self.rows = unfolded(source)
+        self.device, self.threads = device, threads
+        self.targets = torch.from_numpy(np.ascontiguousarray(source.targets))
+        # a plain array over the same memory, whatever kind of mapping it was
+        self.images: np.ndarray | Tensor = np.asarray(self.base.images)
+        if device.type == "cuda" and (memory == "device" or memory == "auto" and self.fits()):
+            self.images = torch.from_numpy(self.images).to(device)
+            self.targets = self.targets.to(device)
+
+    def fits(self) -> bool:
+        """Whether the pictures take less than a quarter of the GPU's free memory."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return self.images.nbytes < free / 4
+
+    def __call__(self, program: Program, items: np.ndarray) -> Raw:
+        """The pictures `items` int64 (B, 2), augmented, and their targets."""
+        chosen = items[:, 1]
+        slots = program.slots(items, tuple(self.images.shape[1:3]))
+        rows = chosen if self.rows is None else self.rows[chosen]
+        indices = torch.from_numpy(chosen).to(self.targets.device)
+        return Raw(self.pixels(rows, slots), self.targets[indices], torch.from_numpy(items))
+
+    def pixels(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
+        """uint8 (B, 3, h, w), on the device that will augment or read them."""
+        if self.device.type != "cuda":
+            return carry_out(self.images, rows, slots, self.threads)
+        if isinstance(self.images, Tensor):
+            chosen = self.images[torch.from_numpy(rows).to(self.device)]
+        else:
+            pinned = torch.from_numpy(self.images[rows]).pin_memory()
+            chosen = pinned.to(self.device, non_blocking=True)
+        return tensors.apply(chosen.permute(0, 3, 1, 2), slots)
+
+
+def unfolded(source: Source) -> tuple[ArraySource, np.ndarray | None]:
+    """The arrays under any subsets, and which of their rows the source has (None: all)."""
+    if isinstance(source, ArraySource):
+        return source, None
+    assert isinstance(source, Subset), "asked of arrays only"
+    base, rows = unfolded(source.source)
+    return base, source.indices if rows is None else rows[source.indices]
+
+
+def is_array(source: Source) -> bool:
+    """Whether the pictures lie in arrays, under any subsets."""
+    while isinstance(source, Subset):
+        source = source.source
+    return isinstance(source, ArraySource)
+
+
+@dataclass(frozen=True)
+class Batched:
+    """What feeds a training: the batches of an order, augmented."""
+
+    store: Store
+    program: Program
+
+    def batches(self, order: TrainOrder | EvalOrder) -> Iterator[Raw]:
+        """In order. On a GPU they are made ahead, beside the step that runs."""
+        if self.store.device.type != "cuda":
+            return (self.store(self.program, items) for items in order.items())
+        return ahead(self.by_the_dozen(order), self.store.device)
+
+    def by_the_dozen(self, order: TrainOrder | EvalOrder) -> Iterator[Raw]:
+        """Many batches augmented at once, so that a GPU has something to do."""
+        remaining = order.items()
+        while first := list(islice(remaining, 1)):
+            more = islice(remaining, max(TOGETHER // len(first[0]) - 1, 0))
+            group = first + list(more)
+            whole = self.store(self.program, np.concatenate(group))
+            yield from whole.split([len(items) for items in group])
+
+
+class Evaluated:
+    """What feeds evaluations: nothing in it is random, so what was made once is kept if it fits."""
+
+    def __init__(self, store: Store, program: Program):
+        self.feed = Batched(store, program)
+        self.kept: dict[EvalOrder, list[Raw]] = {}
+
+    def batches(self, order: EvalOrder) -> Iterator[Raw]:
+        """In order; from memory the second time."""
+        if order in self.kept:
+            return iter(self.kept[order])
+        return self.made(order)
+
+    def made(self, order: EvalOrder) -> Iterator[Raw]:
+        """Make them, and keep them once all were made."""
+        found, size = [], 0
+        for raw in self.feed.batches(order):
+            size += raw.images.nbytes
+            if size <= KEPT:
+                found.append(raw)
+            yield raw
+        if size <= KEPT and self.feed.program.drawers:
+            self.kept[order] = found
+
+
+def ahead(batches: Iterator[Raw], device: torch.device) -> Iterator[Raw]:
+    """Queue each batch on a stream of its own, one before it is needed, beside the step."""
+    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(main)  # the pixels may still be on their way
+
+    def queued() -> Raw | None:
+        with torch.cuda.stream(side):
+            return next(batches, None)
+
+    upcoming = queued()
+    while upcoming is not None:
+        main.wait_stream(side)
+        for tensor in (upcoming.images, upcoming.target):
+            tensor.record_stream(main)
+        current, upcoming = upcoming, queued()
+        yield current
