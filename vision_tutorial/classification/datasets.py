@@ -92,7 +92,7 @@ def _cifar(name: str, kind: Archive, split: str, root: str | None, download: boo
 
 
 def _pictures_of(tables: list[np.ndarray]) -> np.ndarray:
-    """Rows (N, 3072), a plane per channel -> uint8 (N, 32, 32, 3); each table is let go once read."""
+    """Rows (N, 3072) -> uint8 (N, 32, 32, 3); each table is let go of once it is copied."""
     images = np.empty((sum(len(table) for table in tables), 32, 32, 3), np.uint8)
     filled = 0
     while tables:

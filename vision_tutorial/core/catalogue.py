@@ -24,6 +24,7 @@ FILES = (
     "losses/pixel.py",
     "optim/optimizers.py",
     "optim/schedules.py",
+    "data/arrays.py",
     "data/augment.py",
     "data/mix.py",
     "data/shapes.py",

@@ -1,0 +1,276 @@
+"""The arrays folder: what is written is what is mapped, and every fault is one clear line."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vision_tutorial.core import arrays as module
+from vision_tutorial.core.errors import StorageError, UserError
+from vision_tutorial.core.registry import datasets
+from vision_tutorial.core.sources import ArraySource, FileSource, Subset, hold_out, take
+from vision_tutorial.data import shapes  # noqa: F401  (fills the shelf)
+from vision_tutorial.data.arrays import arrays
+
+SPLITS = ("train", "test")
+
+
+def made() -> dict[str, ArraySource]:
+    return {s: datasets.bind("shapes", size=16, train=60, test=30)(s) for s in SPLITS}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    module.write(tmp_path / "set", "shapes", made())
+    return tmp_path / "set"
+
+
+def refused(folder: Path, split: str = "train", **options) -> str:
+    """The one line that the entry answers with."""
+    with pytest.raises(UserError) as caught:
+        arrays(split, root=str(folder), **options)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500
+    return message
+
+
+def change(folder: Path, edit) -> None:
+    path = folder / module.MANIFEST
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+def test_what_is_written_is_what_is_mapped(folder: Path):
+    for split, source in made().items():
+        found = arrays(split, root=str(folder))
+        assert isinstance(found.images, np.memmap) and not found.images.flags.writeable
+        for name in ("images", "targets", "masks"):
+            wanted, got = getattr(source, name), getattr(found, name)
+            np.testing.assert_array_equal(got, wanted)
+            assert got.dtype == wanted.dtype
+        assert (found.name, found.classes) == (source.name, source.classes)
+        assert found.digest() == source.digest(), "a run may go on with either form of the data"
+        picture, target = found[7]
+        assert (np.asarray(picture) == source.images[7]).all() and target == source.targets[7]
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["set"], "nothing left beside it"
+
+
+def test_pictures_in_files_of_one_size(tmp_path: Path):
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for level, path in enumerate(paths):
+        Image.new("RGB", (5, 4), (level, 10, 200)).save(path)
+    source = FileSource("pets", paths, np.array([0, 1, 0]), ("cat", "dog"))
+    module.write(tmp_path / "set", "pets", {"train": source, "test": Subset(source, [1])})
+    found = arrays("train", root=str(tmp_path / "set"))
+    assert found.images.shape == (3, 4, 5, 3) and found.images[2, 3, 4].tolist() == [2, 10, 200]
+    assert found.targets.tolist() == [0, 1, 0] and found.masks is None
+    assert arrays("test", root=str(tmp_path / "set")).targets.tolist() == [1]
+    Image.new("RGB", (4, 4)).save(paths[2])
+    with pytest.raises(UserError, match="pets, picture 2: 4x4 pixels, the first has 5x4"):
+        module.write(tmp_path / "other", "pets", {"train": source})
+    assert not (tmp_path / "other").exists() and not list(tmp_path.glob(".other*"))
+
+
+def test_a_mapped_set_is_split_and_hashed_without_being_read_into_memory(tmp_path: Path):
+    n = 40_000  # 117 MiB
+    images = np.zeros((n, 32, 32, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(n) % 251
+    source = ArraySource("big", images, np.arange(n) % 10, tuple("abcdefghij"))
+    module.write(tmp_path / "set", "big", {"train": source})
+    code = f"""
+import sys
+from pathlib import Path
+from dataclasses import replace
+from vision_tutorial.core.arrays import load
+from vision_tutorial.core.sources import hold_out, take
+
+def own():  # memory of this process alone, in MiB
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) >> 10
+
+before = own()
+source = load(Path({str(tmp_path / "set")!r}), "train", verify=True)
+rest, held = hold_out(source, 0.1, 0)
+some = take(rest, 1000, 0)
+assert replace(source, known_digest=None).digest() == source.digest()
+some.digest(), some[3], held[5]
+assert own() - before < 20, own() - before
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs Linux's /proc")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_subsets_give_the_same_pictures(folder: Path):
+    plain, mapped = made()["train"], arrays("train", root=str(folder))
+    for cut in (lambda s: hold_out(s, 0.3, 5)[1], lambda s: take(s, 11, 5)):
+        a, b = cut(plain), cut(mapped)
+        assert a.digest() == b.digest() and a.targets.tolist() == b.targets.tolist()
+        assert np.asarray(a[3][0]).tobytes() == np.asarray(b[3][0]).tobytes()
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_there_or_another(tmp_path: Path):
+    assert f"no {tmp_path / 'none' / 'arrays.json'}; name a folder" in refused(tmp_path / "none")
+    (tmp_path / "arrays.json").mkdir()
+    assert "cannot read" in refused(tmp_path)
+    with pytest.raises(UserError, match="no split called 'val'"):
+        arrays("val", root=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("", "Invalid JSON"),
+        ("[1, 2]", "should be an object"),
+        ('{"format": "of tomorrow"}', "format: Input should be 'vision_tutorial.arrays/1'"),
+        ("[" * 100_000, "Invalid JSON"),
+        ('{"name": "\\ud800"}', ""),
+    ],
+)
+def test_a_damaged_manifest(folder: Path, content: str, said: str):
+    (folder / module.MANIFEST).write_text(content)
+    message = refused(folder)
+    assert str(folder / module.MANIFEST) in message and said in message
+
+
+def test_a_manifest_without_end(folder: Path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_MANIFEST", 100)
+    assert "more than 100 bytes" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "edit, said",
+    [
+        (lambda v: v.update(classes=[]), "classes"),
+        (lambda v: v.update(name="../../up"), "name"),
+        (lambda v: v.update(more=1), "more: Extra inputs"),
+        (lambda v: v["splits"].update(val=v["splits"]["test"]), "splits.val"),
+        (lambda v: v["splits"]["train"].pop("targets"), "splits.train.targets: Field required"),
+        (lambda v: v["splits"]["train"]["images"].update(sha256="0"), "sha256"),
+        (lambda v: v["splits"]["train"]["images"].update(shape=[60, 16, 16]), "not (N, H, W, 3)"),
+        (lambda v: v["splits"]["train"]["images"].update(shape=[60, 16, -1, 3]), "shape"),
+        (lambda v: v["splits"]["train"]["targets"].update(shape=[59]), "the images need (60,)"),
+        (lambda v: v["splits"]["train"]["masks"].update(shape=[60, 8, 16]), "masks have the shape"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself(folder: Path, edit, said: str):
+    change(folder, edit)
+    message = refused(folder)
+    assert said in message and str(folder / module.MANIFEST) in message
+
+
+def test_a_split_that_is_not_there(folder: Path):
+    change(folder, lambda values: values["splits"].pop("test"))
+    assert "has no split 'test', only train" in refused(folder, "test")
+
+
+@pytest.mark.parametrize("name", ["images", "targets", "masks"])
+def test_a_file_that_is_missing_cut_short_or_too_long(folder: Path, name: str):
+    path = folder / "train" / f"{name}.npy"
+    content = path.read_bytes()
+    for damage, said in [
+        (content[:-1], "not a whole NumPy file"),
+        (content[:50], "not a whole NumPy file"),
+        (b"", "not a whole NumPy file"),
+        (b"PK\3\4" + content, "not a whole NumPy file"),
+        (content + b"\0", "bytes, it should have"),
+    ]:
+        path.write_bytes(damage)
+        message = refused(folder, verify=False)
+        assert str(path) in message and said in message
+    path.unlink()
+    assert f"no {path}" in refused(folder, verify=False)
+
+
+def test_a_file_of_another_kind(folder: Path):
+    path = folder / "train" / "images.npy"
+    images = np.load(path)
+    np.save(path, images.astype(np.int16))
+    assert f"{path}: holds int16; images are uint8" in refused(folder)
+    np.save(path, np.asfortranarray(images))
+    assert "in Fortran's order" in refused(folder)
+    np.save(path, images[:, :8])
+    assert "its shape is (60, 8, 16, 3), arrays.json says (60, 16, 16, 3)" in refused(folder)
+    np.save(path, images.astype(object), allow_pickle=True)
+    message = refused(folder)
+    assert "not a whole NumPy file" in message and "bject" in message, "and never unpickled"
+
+
+def test_class_ids_must_be_those_of_the_classes(folder: Path):
+    path = folder / "train" / "targets.npy"
+    targets = np.load(path)
+    for wrong, said in [(targets + 1, "from 1 to 10"), (targets - 1, "from -1 to 8")]:
+        np.save(path, wrong)
+        message = refused(folder, verify=False)
+        assert f"{path}: class ids {said}, but arrays.json names 10 classes" in message
+
+
+def test_a_flipped_bit_is_noticed_unless_that_was_waived(folder: Path, monkeypatch):
+    path = folder / "train" / "images.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert f"{path}: damaged: its SHA-256" in refused(folder)
+    assert "damaged" in refused(folder, verify=True)
+    arrays("train", root=str(folder), verify=False)
+    monkeypatch.setattr(module, "SMALL", 100)
+    arrays("train", root=str(folder))
+    assert "damaged" in refused(folder, verify=True)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_never_overwritten(folder: Path):
+    before = (folder / module.MANIFEST).read_bytes()
+    with pytest.raises(UserError, match=f"there is a {folder} already"):
+        module.write(folder, "shapes", made())
+    assert (folder / module.MANIFEST).read_bytes() == before
+    empty = folder.with_name("empty")
+    empty.mkdir()
+    module.write(empty, "shapes", made())
+    assert len(arrays("test", root=str(empty))) == 30
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path / 'set'} .No space left"):
+        module.write(tmp_path / "set", "shapes", made())
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "free_space", lambda path: 10)
+    with pytest.raises(StorageError, match="MiB are needed, fewer are free"):
+        module.write(tmp_path / "set", "shapes", made())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_parent_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match="cannot write .*name another folder"):
+        module.write(tmp_path / "file" / "set", "shapes", made())
+
+
+def test_the_recipe_knows_the_entry(folder: Path):
+    from vision_tutorial.core.loading import load
+
+    for words, wanted in [("", "auto"), (", verify: true", True), (", verify: false", False)]:
+        override = f"dataset={{arrays: {{root: {folder}{words}}}}}"
+        options = load("recipes/debug.yaml", [override]).recipe.dataset.options
+        assert options["verify"] == wanted and type(options["verify"]) is type(wanted)
+    with pytest.raises(UserError, match="verify"):
+        load("recipes/debug.yaml", [f"dataset={{arrays: {{root: {folder}, verify: maybe}}}}"])
+    with pytest.raises(UserError, match="root"):
+        load("recipes/debug.yaml", ["dataset=arrays"])
