@@ -97,25 +97,30 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     return network
 
 
-def data(recipe: Recipe) -> Data:
+def data(recipe: Recipe, distributed: Distributed | None = None) -> Data:
     """Read the data set; split off what is held out."""
-    make = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)
-    train = make("train")
+    train = whole(recipe, "train", distributed)
     if recipe.holdout:
         train, val = hold_out(train, recipe.holdout, recipe.seed)
         chosen_on = "holdout"
     else:
-        val, chosen_on = make("test"), "test"
+        val, chosen_on = whole(recipe, "test", distributed), "test"
     if recipe.subset:
         train = take(train, recipe.subset, recipe.seed)
     return Data(train, val, chosen_on)
 
 
-def split(recipe: Recipe, name: str) -> Source:
+def whole(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
+    """All of the data set's train or test; of several processes on a machine, one reads it."""
+    make = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)
+    return distributed.local_share(lambda: make(name)) if distributed else make(name)
+
+
+def split(recipe: Recipe, name: str, distributed: Distributed | None = None) -> Source:
     """One split by name: train, val (what the best epoch is chosen on), or test."""
     if name == "test":
-        return registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)("test")
-    both = data(recipe)
+        return whole(recipe, "test", distributed)
+    both = data(recipe, distributed)
     return both.train if name == "train" else both.val
 
 

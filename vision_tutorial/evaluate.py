@@ -85,7 +85,7 @@ def evaluate_run(run: Path, loaded: Any, args: argparse.Namespace, distributed: 
     recipe = loaded.recipe
     build.import_files(loaded.imports, args.trust_imports)
     build.check(recipe)
-    source = build.split(recipe, args.split)
+    source = build.split(recipe, args.split, distributed)
     network = build.model(recipe, len(source.classes), weights=False)
     path = weights_path(run, args.weights)
     put(network, engine.load_weights(path, "ema" if recipe.ema else "model"), path)

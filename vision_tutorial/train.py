@@ -141,7 +141,8 @@ def recorded(run: Path, main: bool) -> Iterator[None]:
             yield
         except BaseException as error:
             # no longer running: this start failed early and the run is as it was
-            if still_running(run) and (main or not isinstance(error, PeerLost)):
+            heard = isinstance(error, PeerLost) or getattr(error, "said", False)
+            if still_running(run) and (main or not heard):
                 runs.set_status(run, "failed", exit_code=exit_code(error), error=str(error)[:500])
             raise
 
@@ -158,7 +159,7 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
 
     recipe, main = loaded.recipe, distributed.main
     display = engine.make_display(main and not args.quiet)
-    both = build.data(recipe)
+    both = build.data(recipe, distributed)
     digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
     learner = build.learner(recipe, both.train, distributed)
     plan = build.plan(recipe, both, learner, distributed)

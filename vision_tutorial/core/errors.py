@@ -27,6 +27,7 @@ class UserError(ValueError):
     """Bad input. The message is one line: what was given, what is allowed, what to do."""
 
     code = ExitCode.BAD_INPUT
+    said = False  # by another process, which met it first
 
 
 class NonFiniteError(UserError):
@@ -97,7 +98,8 @@ def run_verb(main: Callable[[], int | None]) -> int:
     try:
         return int(main() or ExitCode.DONE)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if not error.said:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return exit_code(error)
     except MemoryError as error:
         print(

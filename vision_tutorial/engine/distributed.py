@@ -5,10 +5,11 @@ accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not 
 """
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,8 +22,12 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..core.errors import MemoryExhausted, PeerLost, UserError
+from ..core.sharing import Desk, take_up
+from ..core.sources import Source
 
+T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
+PATIENCE = 20  # seconds between signs of life of a process that others wait for
 CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 pictures takes minutes on a laptop
 
 
@@ -57,6 +62,12 @@ class Distributed:
         torch.set_num_threads(self.threads)  # accelerate may have set its own
         self.device = self.accelerator.device
         self.scaler = self.accelerator.scaler
+
+    @property
+    def leader(self) -> int:
+        """The first process of this machine."""
+        local = os.environ.get("LOCAL_RANK", str(self.rank % self.local_world))
+        return self.rank - int(local) if self.world > 1 else 0
 
     @property
     def main(self) -> bool:
@@ -101,6 +112,56 @@ class Distributed:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, on every process."""
+        box = [value] * self.world
+        if self.world > 1:
+            torch.distributed.all_gather_object(box, value)
+        return box
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` gives, once it is done on every process; it may outlast the timeout.
+
+        An error of one process is raised by all of them, and printed by the one.
+        """
+        done: list[T] = []
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                done.append(work())
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        while self.any(thread.is_alive()):
+            thread.join(PATIENCE)
+        errors = self.gather(told(failed[0], self.rank) if failed else None)
+        if failed:
+            raise failed[0]
+        for error in filter(None, errors):
+            error.said = True
+            raise error
+        return done[0]
+
+    def local_share(self, read: Callable[[], Source]) -> Source:
+        """The source that `read` gives: read by the first process of each machine, and held once
+        there; the others map what it read, or read for themselves what lies in files."""
+        if self.world == 1:
+            return read()
+        first = self.rank == self.leader
+        with Desk() as desk:
+            own = self.together(lambda: read() if first else None)
+            several = first and self.local_world > 1
+            offer = self.together(lambda: desk.lay_down(own) if several else None)
+            offers = self.gather((offer, desk.notice))
+            notices = {self.notice, *(notice for _, notice in offers)} - {None}
+            self.notice = " ".join(sorted(notices)) or None
+            mine = offers[self.leader][0]
+            return self.together(lambda: take_up(mine) or own or read())
 
     def spread(self, values: Tensor, source: int) -> Tensor:
         """`values` of process `source`, in place."""
@@ -147,6 +208,13 @@ class Distributed:
         self.accelerator.state._reset_state(reset_partial_state=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def told(error: BaseException, rank: int) -> UserError:
+    """An error as the other processes raise it."""
+    if isinstance(error, UserError):
+        return error
+    return PeerLost(f"process {rank} failed: {type(error).__name__}: {error}")
 
 
 def launched() -> tuple[int, int, int]:
