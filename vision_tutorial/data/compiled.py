@@ -9,13 +9,21 @@ is kept beside the source, or in the user's cache.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import numpy as np
+from numba import njit
 
-from .kernels import compiled, operate
+from ..core.randomness import address
+from . import kernels, operations
+from .kernels import operate
 from .operations import Slot
 
 SHARE = 32  # pictures that are worth a thread
+
+kept = njit(nogil=True, cache=True, error_model="numpy")
+# numba looks at a function's own file only to tell whether what it kept is stale.
+VERSION = address(*(Path(module.__file__).read_text("utf-8") for module in (kernels, operations)))
 
 
 def apply(
@@ -26,6 +34,8 @@ def apply(
     out = np.empty((len(indices), height, width, 3), np.uint8)
     if slots:
         packed = pack(slots, images.shape[1:3])
+        images = images.view()
+        images.flags.writeable = False  # one type for numba, wherever the pixels lie
         in_parts(len(indices), threads, lambda a, b: run(images, indices, a, b, out, *packed))
     else:
         np.take(images, indices, axis=0, out=out)
@@ -74,27 +84,39 @@ def pack(slots: Sequence[Slot], source: tuple[int, int]) -> tuple[np.ndarray, ..
     return codes, args, sizes, fills, lines
 
 
-@compiled
-def run(images, indices, first, last, out, codes, args, sizes, fills, lines):
-    """Pictures first … last - 1, each through all of its operations, between two buffers."""
-    height, width = sizes[:, 0].max(), sizes[:, 1].max()
-    buffers = np.empty((2, height * width * 3), np.uint8)
-    work = np.empty(6 * (height + 2) * (width + 2), np.int32)
-    for i in range(first, last):
-        old = buffers[0, : sizes[0, 0] * sizes[0, 1] * 3].reshape((sizes[0, 0], sizes[0, 1], 3))
-        old[:] = images[indices[i]]
-        other = 1
-        for s in range(len(codes)):
-            if codes[s, i] == 0:
-                continue
-            h, w = sizes[s + 1]
-            new = buffers[other, : h * w * 3].reshape((h, w, 3))
-            operate(codes[s, i], args[s, i], fills[s], lines[s, 0], lines[s, 1], old, new, work)
-            old, other = new, 1 - other
-        out[i] = old
+def runner(version):
+    """The compiled loop over pictures; being in its closure, `version` tells numba what is stale."""
+
+    @kept
+    def run(images, indices, first, last, out, codes, args, sizes, fills, lines):
+        """Pictures first … last - 1, each through all of its operations, between two buffers."""
+        if version == 0:
+            return
+        height, width = sizes[:, 0].max(), sizes[:, 1].max()
+        buffers = np.empty((2, height * width * 3), np.uint8)
+        work = np.empty(6 * (height + 2) * (width + 2), np.int32)
+        for i in range(first, last):
+            h, w = sizes[0]
+            old = buffers[0, : h * w * 3].reshape((h, w, 3))
+            old[:] = images[indices[i]]
+            other = 1
+            for s in range(len(codes)):
+                code = codes[s, i]
+                if code == 0:
+                    continue
+                h, w = sizes[s + 1]
+                new = buffers[other, : h * w * 3].reshape((h, w, 3))
+                operate(code, args[s, i], fills[s], lines[s, 0], lines[s, 1], old, new, work)
+                old, other = new, 1 - other
+            out[i] = old
+
+    return run
 
 
-@compiled
+run = runner(VERSION)
+
+
+@kept
 def look_up_last(images, table, out):
     """out (B, H, W, 3) = table (3, 256) at images (B, H, W, 3)."""
     values, found = images.reshape(-1, 3), out.reshape(-1, 3)
@@ -103,7 +125,7 @@ def look_up_last(images, table, out):
             found[p, c] = table[c, values[p, c]]
 
 
-@compiled
+@kept
 def look_up_first(images, table, out):
     """out (B, 3, H, W) = table (3, 256) at images (B, H, W, 3)."""
     for i in range(len(images)):

@@ -23,7 +23,7 @@ GRAYSCALE, POSTERIZE, SOLARIZE = int(Op.GRAYSCALE), int(Op.POSTERIZE), int(Op.SO
 SOLARIZE_ADD, INVERT, BRIGHTNESS = int(Op.SOLARIZE_ADD), int(Op.INVERT), int(Op.BRIGHTNESS)
 CONTRAST, AUTOCONTRAST, EQUALIZE = int(Op.CONTRAST), int(Op.AUTOCONTRAST), int(Op.EQUALIZE)
 
-compiled = njit(nogil=True, cache=True, error_model="numpy")
+compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `compiled.run`
 
 
 @compiled
@@ -98,41 +98,67 @@ def clipped(total):
 
 @compiled
 def resample(old, args, new, work):
-    """Cut out top, left, height, width; resize to new's size: across, then down."""
+    """Cut out top, left, height, width; resize to new's size in two passes, rounded in between."""
     top, left, height, width = int(args[0]), int(args[1]), int(args[2]), int(args[3])
     if int(args[4]) == NEAREST:
         pick(old, top, left, height, width, new)
         return
     smooth = int(args[4]) != BILINEAR
-    out_height, out_width = new.shape[:2]
-    widest = max(out_height, out_width)
-    most = 2 * int(ceil((2 if smooth else 1) * max(height / out_height, width / out_width, 1))) + 1
-    starts, counts = np.empty(widest, np.int64), np.empty(widest, np.int64)
-    weights = np.empty((widest, most), np.int32)
-    # Columns first: each column of the crop becomes one row of `across`, so that the sums over
-    # inputs run along contiguous memory.
+    # As Pillow 13 has it: height first where it loses over twice as many pixels as width does.
+    fewer_rows, fewer_columns = height - new.shape[0], width - new.shape[1]
+    if fewer_rows > 0 and fewer_rows > 2 * fewer_columns:
+        between = np.empty((new.shape[0], width, 3), np.uint8)
+        down(old, top, left, height, smooth, work, between)
+        across(between, 0, 0, width, smooth, work, new)
+    else:
+        between = np.empty((height, new.shape[1], 3), np.uint8)
+        across(old, top, left, width, smooth, work, between)
+        down(between, 0, 0, height, smooth, work, new)
+
+
+@compiled
+def weights_for(length, size, smooth):
+    """Room for `weigh`, filled."""
+    most = 2 * int(ceil((2 if smooth else 1) * max(length / size, 1.0))) + 1
+    starts, counts = np.empty(size, np.int64), np.empty(size, np.int64)
+    weights = np.empty((size, most), np.int32)
+    weigh(length, size, smooth, starts, counts, weights)
+    return starts, counts, weights
+
+
+@compiled
+def across(old, top, left, width, smooth, work, new):
+    """The crop of old from top, left, `width` wide and as high as new -> new (H, w, 3)."""
+    height = new.shape[0]
+    starts, counts, weights = weights_for(width, new.shape[1], smooth)
+    # Each column becomes a row, so that sums over inputs run along contiguous memory.
     n = height * 3
-    across = work[: width * n].reshape(width, n)
-    between = work[width * n : (width + 1) * n]
-    down = work[(width + 1) * n : (width + 1) * n + height * out_width * 3].reshape(
-        height, out_width * 3
-    )
+    turned, sums = work[: width * n].reshape((width, n)), work[width * n : (width + 1) * n]
     for y in range(height):
         for x in range(width):
             for c in range(3):
-                across[x, 3 * y + c] = old[top + y, left + x, c]
-    weigh(width, out_width, smooth, starts, counts, weights)
-    for i in range(out_width):
-        weighted(across, starts[i], counts[i], weights[i], between)
+                turned[x, 3 * y + c] = old[top + y, left + x, c]
+    for i in range(new.shape[1]):
+        weighted(turned, starts[i], counts[i], weights[i], sums)
         for y in range(height):
             for c in range(3):
-                down[y, 3 * i + c] = clipped(between[3 * y + c])
-    weigh(height, out_height, smooth, starts, counts, weights)
-    used = (width + 1) * n + height * out_width * 3
-    sums = work[used : used + out_width * 3]
-    for i in range(out_height):
-        weighted(down, starts[i], counts[i], weights[i], sums)
-        for x in range(out_width):
+                new[y, i, c] = clipped(sums[3 * y + c])
+
+
+@compiled
+def down(old, top, left, height, smooth, work, new):
+    """The crop of old from top, left, `height` high and as wide as new -> new (h, W, 3)."""
+    width = new.shape[1]
+    starts, counts, weights = weights_for(height, new.shape[0], smooth)
+    n = width * 3
+    lines, sums = work[: height * n].reshape((height, n)), work[height * n : (height + 1) * n]
+    for y in range(height):
+        for x in range(width):
+            for c in range(3):
+                lines[y, 3 * x + c] = old[top + y, left + x, c]
+    for i in range(new.shape[0]):
+        weighted(lines, starts[i], counts[i], weights[i], sums)
+        for x in range(width):
             for c in range(3):
                 new[i, x, c] = clipped(sums[3 * x + c])
 
@@ -153,11 +179,11 @@ def weighted(rows, first, count, weights, sums):
 @compiled
 def pick(old, top, left, height, width, new):
     """Nearest: positions grow by repeated addition, as Pillow's do."""
-    y = top + (height / new.shape[0]) * 0.5
+    y = (height / new.shape[0]) * 0.5
     for i in range(new.shape[0]):
-        x = left + (width / new.shape[1]) * 0.5
+        x = (width / new.shape[1]) * 0.5
         for j in range(new.shape[1]):
-            new[i, j] = old[int(y), int(x)]
+            new[i, j] = old[top + int(y), left + int(x)]
             x += width / new.shape[1]
         y += height / new.shape[0]
 
