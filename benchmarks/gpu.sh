@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# One GPU, one call, ten minutes: the data set from its parts, parity checks on the device, rates beside
+# their limits, then r4 unmodified for as long as the time allows. Results: one JSON file in OUT.
+#   [MINUTES=9] [OUT=benchmarks/results] [WORK=/tmp/vision_tutorial] [RECIPE=recipes/r4.yaml] \
+#       benchmarks/gpu.sh [PACKED] [-- key.sub=value …]
+# PACKED (default benchmarks/packed) holds part-*-of-* folders, made where the data is by
+#   vision-tutorial pack arrays recipes/r4.yaml set && vision-tutorial pack parts set benchmarks/packed
+# and, where packages are missing and there is no network, a folder wheels/. The parts may come in
+# several calls; a call without all of them says what is missing and ends there.
+# Call it again to go on: what was unpacked and the run with its checkpoints stay in WORK. They are too
+# large for a machine that returns nothing but OUT, so there a later call goes on only as long as that
+# machine keeps its WORK; on a GPU server of your own it always does. Nothing needs to be installed.
+# REHEARSE=1 goes through all of it on a CPU, for tests: name a small RECIPE with it.
+# Exit codes: 0 every phase ended well (or parts are missing still), 1 one did not, 2 wrong use.
+set -uo pipefail
+here="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+work="${WORK:-${TMPDIR:-/tmp}/vision_tutorial}"
+out="${OUT:-$here/benchmarks/results}"
+recipe="${RECIPE:-$here/recipes/r4.yaml}"
+minutes="${MINUTES:-9}"
+packed="$here/benchmarks/packed"
+if [ $# -gt 0 ] && [ "$1" != "--" ]; then
+    packed="$1"
+    shift
+fi
+[ $# -gt 0 ] && shift
+set="$work/set"
+spare="${SPARE:-45}" # seconds at the end for the last checkpoint and the report
+SECONDS=0
+
+fail() {
+    echo "gpu.sh: $1" >&2
+    exit 2
+}
+
+left() {
+    echo $((minutes * 60 - SECONDS))
+}
+
+# Run a phase, note how it ended and how long it took; its output goes to the terminal and to a log.
+phase() {
+    local name="$1" began=$SECONDS code
+    shift
+    echo "== $name ($(left) s left)" >&2
+    "$@"
+    code=$?
+    echo "$name $code $((SECONDS - began))" >>"$work/phases"
+    return $code
+}
+
+data() {
+    [ -f "$set/arrays.json" ] && return 0
+    local parts=("$packed"/part-*-of-*)
+    [ -d "${parts[0]}" ] || fail "no parts in $packed; see the head of this script for how to make them"
+    "$python" -m vision_tutorial pack unpack "${parts[@]}" --to "$set" >&2
+}
+
+# The batched path's pictures on this device are those on a CPU, which are Pillow's and timm's.
+parity() {
+    [ -f "$here/tests/data/test_device.py" ] || return 5
+    (cd "$here" && timeout "$(within 120)" "$python" -m pytest tests/data/test_device.py \
+        -p no:cacheprovider >"$work/parity.txt" 2>&1)
+    local code=$?
+    tail -n 3 "$work/parity.txt" >&2
+    return $code
+}
+
+bench() {
+    timeout "$(within 180)" "$python" -m vision_tutorial bench "$recipe" "dataset=$arrays" "$@" \
+        --only "${STAGES:-data,step,eval}" --rounds "${ROUNDS:-3}" --seconds "${PACE:-1.5}" --json \
+        >"$work/bench.json"
+}
+
+train() {
+    local seconds=$(($(left) - spare))
+    [ "$seconds" -gt 10 ] || return 75
+    "$python" -m vision_tutorial train "$recipe" "dataset=$arrays" "$@" --resume \
+        --runs "$work/runs" --minutes "$(awk "BEGIN {print $seconds / 60}")" >&2
+}
+
+# At most so many seconds, and never more than are left.
+within() {
+    local most=$(($(left) - spare))
+    [ "$most" -gt "$1" ] && most="$1"
+    [ "$most" -gt 1 ] && echo "$most" || echo 1
+}
+
+for python in python python3 "$here/.venv/bin/python" ""; do
+    [ -n "$python" ] || fail "no Python with torch here; activate your environment"
+    "$python" -c 'import sys, importlib.util as u; sys.exit(not u.find_spec("torch"))' \
+        >/dev/null 2>&1 && break
+done
+[[ "$minutes" =~ ^[0-9]+$ ]] || fail "MINUTES is $minutes; a whole number is expected"
+[ -f "$recipe" ] || fail "no recipe $recipe"
+mkdir -p "$work" "$out" || fail "cannot write $work or $out"
+: >"$work/phases"
+rm -f "$work/bench.json" "$work/parity.txt"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" WANDB_MODE="${WANDB_MODE:-disabled}"
+arrays="{arrays: {root: '$set'}}"
+
+if [ "${REHEARSE:-}" != 1 ]; then
+    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+        fail "needs a GPU that torch can use; REHEARSE=1 goes through it on a CPU"
+fi
+if [ -d "$packed/wheels" ] && [ ! -d "$work/site" ]; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$work/site" \
+        "$packed"/wheels/*.whl >&2 || fail "cannot install the wheels in $packed/wheels"
+fi
+[ -d "$work/site" ] && export PYTHONPATH="$PYTHONPATH:$work/site"
+
+phase data data
+if [ -f "$set/arrays.json" ]; then
+    phase parity parity
+    phase bench bench "$@"
+    phase train train "$@"
+fi
+"$python" "$here/benchmarks/gpu_report.py" "$work" "$out" "$(basename "$recipe" .yaml)"
