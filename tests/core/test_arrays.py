@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -274,3 +275,20 @@ def test_the_recipe_knows_the_entry(folder: Path):
         load("recipes/debug.yaml", [f"dataset={{arrays: {{root: {folder}, verify: maybe}}}}"])
     with pytest.raises(UserError, match="root"):
         load("recipes/debug.yaml", ["dataset=arrays"])
+
+
+def test_a_mapped_set_travels_to_a_loader_process_by_name(folder: Path):
+    source = arrays("train", root=str(folder))
+    sent = pickle.dumps(Subset(source, np.arange(5)))
+    assert len(sent) < 5000 < source.images.nbytes
+    found = pickle.loads(sent).source
+    assert found.digest() == source.digest() and isinstance(found.masks, np.memmap)
+    np.testing.assert_array_equal(found.images, source.images)
+    # a piece of a map, or one whose file is gone, travels by value
+    piece = ArraySource("piece", source.images[3:9], source.targets[3:9], source.classes)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(piece)).images, source.images[3:9])
+    for path in (folder / "train").iterdir():
+        path.unlink()
+    sent = pickle.dumps(source)
+    assert len(sent) > source.images.nbytes
+    np.testing.assert_array_equal(pickle.loads(sent).images, source.images)

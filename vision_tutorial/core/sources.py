@@ -5,6 +5,7 @@ learns what kind it is.
 """
 
 import hashlib
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,27 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class _Map:
+    """A mapped file by its name: how it travels to another process."""
+
+    file: str
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: Any) -> Any:
+        """The map behind an array that is one, whole and still to be found; else the array."""
+        whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
+        if not whole or not array.filename or not os.path.exists(array.filename):
+            return array
+        return cls(str(array.filename), array.dtype, array.offset, array.shape)
+
+    def opened(self) -> np.memmap:
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+
+
+@dataclass(frozen=True)
 class ArraySource:
     """Pictures in memory, or mapped into it. images uint8 (N, H, W, 3); targets int64 (N,); masks
     uint8 (N, H, W). `known_digest` spares reading a mapped set through: its manifest has it."""
@@ -47,6 +69,14 @@ class ArraySource:
     classes: tuple[str, ...]
     masks: np.ndarray | None = field(default=None, repr=False)
     known_digest: str | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a loader process that is not forked would otherwise be sent all pictures by value
+        return {name: _Map.of(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value.opened() if isinstance(value, _Map) else value)
 
     def __len__(self) -> int:
         return len(self.images)
