@@ -85,7 +85,7 @@ def finisher(
             images = images.transpose(0, 1).flatten(0, 1)
             target = target.repeat(versions)
             items = torch.cat([items + items.new_tensor([0, v << 40]) for v in range(versions)])
-        images, target = mixing(images, target, classes, seed, step)
+        images, target = mixing(images, target, classes, seed, step, items)
         images = scale(images) if scale else normalize(images, colours)
         return Batch(erase(images, items).contiguous(memory_format=layout), target)
 

@@ -85,7 +85,7 @@ def pack(slots: Sequence[Slot], source: tuple[int, int]) -> tuple[np.ndarray, ..
 
 
 def runner(version):
-    """The compiled loop over pictures; being in its closure, `version` tells numba what is stale."""
+    """The compiled loop over pictures; `version`, in its closure, tells numba what is stale."""
 
     @kept
     def run(images, indices, first, last, out, codes, args, sizes, fills, lines):

@@ -1,26 +1,31 @@
 """CutMix and Mixup: batches in which each picture meets its mirror, sample i and sample B-1-i.
 
-Every draw is addressed by (seed, step) and is the same for the whole global batch, so a part of it
-that keeps mirror pairs together (a process's share, a micro-batch) is mixed as the whole would be.
+In mode `batch` every draw is addressed by (seed, step) and is the same for the whole global batch;
+in modes `pair` and `elem` it is a pair's or a picture's own, by its address. Either way a part of
+the batch that keeps mirror pairs together (a process's share, a micro-batch) is mixed as the whole
+would be. The modes are timm's.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import targets
-from ..core.errors import UserError
+from ..core.errors import UserError, unknown
 from ..core.randomness import generator
 from ..core.registry import mixers
+from .mix_each import Each, mix_each
 
 Share = Tensor | float
 Mixer = Callable[[Tensor, np.random.Generator], tuple[Tensor, Share]]
-# images, target, classes, seed, step -> images, target
-Mix = Callable[[Tensor, Tensor, int, int, int], tuple[Tensor, Tensor]]
+# images, target, classes, seed, step, items -> images, target
+Mix = Callable[[Tensor, Tensor, int, int, int, Tensor | None], tuple[Tensor, Tensor]]
+Mode = Literal["batch", "pair", "elem"]
+TIMMS = ("cutmix", "mixup")  # those that can mix each picture on its own
 
 
 class Term(Protocol):
@@ -33,16 +38,21 @@ class Term(Protocol):
 
 @mixers.register
 def cutmix(
-    images: Tensor, rng: np.random.Generator, *, alpha: float = 1.0, p: float = 1.0
+    images: Tensor,
+    rng: np.random.Generator,
+    *,
+    alpha: float = 1.0,
+    p: float = 1.0,
+    mode: Literal["batch", "pair", "elem"] = "batch",
 ) -> tuple[Tensor, Share]:
     """Paste one box of the mirror picture into every picture (Yun et al. 2019).
 
     images (B, C, H, W) of any type -> images, and the share that each pixel keeps: 1.0, or zeros
     and ones (1, 1, H, W). The box has H·√(1-λ) x W·√(1-λ) pixels, λ ~ Beta(alpha, alpha), around a
-    uniform centre, clipped; p is the probability that a batch is mixed at all. UserError if alpha
-    or p are out of range.
+    uniform centre, clipped; p is the probability that a batch is mixed at all. mode: one λ and box
+    for the batch, for each mirror pair, or for each picture. UserError for an option out of range.
     """
-    check_options("cutmix", alpha, p)
+    check_options("cutmix", alpha, p, mode)
     if rng.random() >= p:
         return images, 1.0
     rows, columns = draw_box(*images.shape[-2:], rng.beta(alpha, alpha), rng)
@@ -55,15 +65,20 @@ def cutmix(
 
 @mixers.register
 def mixup(
-    images: Tensor, rng: np.random.Generator, *, alpha: float = 1.0, p: float = 1.0
+    images: Tensor,
+    rng: np.random.Generator,
+    *,
+    alpha: float = 1.0,
+    p: float = 1.0,
+    mode: Literal["batch", "pair", "elem"] = "batch",
 ) -> tuple[Tensor, Share]:
     """Blend every picture with its mirror, rounded to whole grey levels (Zhang et al. 2018).
 
     images uint8 (B, C, H, W) -> images, and the share λ ~ Beta(alpha, alpha) that each picture
-    keeps; p is the probability that a batch is mixed at all. UserError if alpha or p are out of
-    range.
+    keeps; p is the probability that a batch is mixed at all. mode: one λ for the batch, for each
+    mirror pair, or for each picture. UserError if alpha or p are out of range.
     """
-    check_options("mixup", alpha, p)
+    check_options("mixup", alpha, p, mode)
     if rng.random() >= p:
         return images, 1.0
     share = float(rng.beta(alpha, alpha))
@@ -86,8 +101,10 @@ def draw_box(
     return sides[0], sides[1]
 
 
-def check_options(entry: str, alpha: float, p: float) -> None:
-    """UserError unless alpha > 0 and 0 <= p <= 1."""
+def check_options(entry: str, alpha: float, p: float, mode: str) -> None:
+    """UserError unless alpha > 0 and 0 <= p <= 1, and the mode is known."""
+    if mode not in get_args(Mode):
+        raise UserError(unknown(f"mode of {entry}", mode, get_args(Mode)))
     if not alpha > 0:
         raise UserError(f"{entry}: alpha is {alpha}; use more than 0, or leave {entry} out of mix.")
     if not 0 <= p <= 1:
@@ -95,10 +112,11 @@ def check_options(entry: str, alpha: float, p: float) -> None:
 
 
 def mix(terms: Sequence[Term] | None) -> Mix:
-    """A recipe's mixers as one function (images, target, classes, seed, step) -> images, target.
+    """A recipe's mixers as one function, a `Mix`.
 
-    Each batch is given to one of them, drawn by weight, and its class ids become a class map. No
-    terms: a twin that changes nothing. UserError for a bad option or weights that are all zero.
+    Each batch (or each picture, by their mode) is given to one of them, drawn by weight, and its
+    class ids become a class map. No terms: a twin that changes nothing. UserError for a bad option,
+    modes that differ, or weights that are all zero.
     """
     if not terms:
         return leave
@@ -108,11 +126,22 @@ def mix(terms: Sequence[Term] | None) -> Mix:
     bound = [mixers.bind(term.name, **term.options) for term in terms]
     for mixer in bound:  # so that a bad option shows now and not in the first batch
         mixer(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), generator(0, "probe"))
+    modes = {t.options.get("mode", "batch") if t.name in TIMMS else "batch" for t in terms}
+    if len(modes) > 1:
+        raise UserError(f"mix: modes {' and '.join(sorted(modes))} do not go together; use one.")
+    if modes != {"batch"}:
+        each = [Each(t.name, t.options.get("alpha", 1.0), t.options.get("p", 1.0)) for t in terms]
+        return partial(mix_each, each, weights / weights.sum(), modes == {"pair"})
     return partial(mix_batch, bound, weights / weights.sum())
 
 
 def leave(
-    images: Tensor, target: Tensor, classes: int, seed: int, step: int
+    images: Tensor,
+    target: Tensor,
+    classes: int,
+    seed: int,
+    step: int,
+    items: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mix nothing: the images and class ids as they are."""
     return images, target
@@ -126,6 +155,7 @@ def mix_batch(
     classes: int,
     seed: int,
     step: int,
+    items: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """images uint8 (B, C, H, W), target ids or map -> mixed images, class map (B, classes, *S)."""
     rng = generator(seed, step, "mix")

@@ -26,9 +26,7 @@ class Op(IntEnum):
 
     NONE = 0
     RESAMPLE = 1  # top, left, height, width, filter: crop, then an antialiased resize to slot.size
-    WINDOW = (
-        2  # top, left: a window of slot.size into the picture, padded as slot.rows, .columns say
-    )
+    WINDOW = 2  # top, left: a window of slot.size into the picture padded by slot.rows, .columns
     HFLIP = 3
     VFLIP = 4
     AFFINE = 5  # a, b, c, d, e, f, filter: output (x, y) is input (ax + by + c, dx + ey + f)

@@ -1,0 +1,207 @@
+"""The batched path end to end: whichever code carries it out, however it is split up."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from data.test_tensors import drawn
+from forked import run_ranks
+from PIL import Image
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.loading import load
+from vision_tutorial.core.sources import ArraySource, FileSource, Subset
+from vision_tutorial.data import augment, feeding, pipeline  # noqa: F401  (augment fills its shelf)
+from vision_tutorial.data.loader import EvalOrder, TrainOrder
+
+CPU = torch.device("cpu")
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CHAIN = (
+    "augment=[{random_resized_crop: {size: 20}}, hflip, color_jitter, auto_augment, "
+    "{random_erasing: {p: 0.5}}]"
+)
+
+
+def source(n=48, size=(24, 20)):
+    images = drawn(np.random.default_rng(0), n, *size).permute(0, 2, 3, 1).contiguous().numpy()
+    return ArraySource("drawn", images, np.arange(n) % 10, tuple("abcdefghij"))
+
+
+def recipe(*more):
+    return load("recipes/debug.yaml", [CHAIN, "batch_size=16", *more]).recipe
+
+
+def place(**more):
+    return feeding.Place(CPU, **more)
+
+
+def batches(wanted, start=0, stop=6, pictures=None, **more):
+    """Finished batches, all the way to what the network sees."""
+    finish = feeding.finishing(wanted, place(**more), erase=feeding.erasing(wanted))
+    raws = feeding.train(wanted, pictures or source(), 0, place(**more), start, stop)
+    return [(raw, finish(raw, start + i)) for i, raw in enumerate(raws)]
+
+
+def by_item(made):
+    """(epoch, index) -> a checksum of the picture that the network sees."""
+    return {
+        tuple(item): hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
+        for raw, batch in made
+        for item, image in zip(raw.items.tolist(), batch.images, strict=True)
+    }
+
+
+def test_compiled_and_tensor_code_make_the_same_batches(monkeypatch):
+    fast = batches(recipe())
+    monkeypatch.setattr(pipeline, "has_numba", lambda: False)
+    slow = batches(recipe())
+    for (_, one), (_, other) in zip(fast, slow, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.target, other.target)
+        assert one.images.is_contiguous(memory_format=torch.channels_last)
+    plain = batches(recipe("channels_last=false"))
+    assert torch.equal(plain[0][1].images, fast[0][1].images)
+    assert plain[0][1].images.is_contiguous()
+
+
+def test_threads_change_nothing():
+    assert by_item(batches(recipe(), threads=1)) == by_item(batches(recipe(), threads=3))
+
+
+@pytest.mark.parametrize("size", [4, 8, 24, 48])
+def test_pictures_do_not_depend_on_the_batch_size(size):
+    assert by_item(batches(recipe(f"batch_size={size}"), stop=2 * 48 // size)) == by_item(
+        batches(recipe())
+    )
+
+
+def test_pictures_do_not_depend_on_where_a_training_resumes():
+    through = batches(recipe(), stop=9)
+    resumed = batches(recipe(), start=4, stop=9)
+    for (raw, one), (again, other) in zip(through[4:], resumed, strict=True):
+        assert torch.equal(raw.items, again.items) and torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_pictures_do_not_depend_on_the_number_of_processes(world):
+    """Each process in a process of its own: what they make together is what one would make."""
+    shares = run_ranks(world, lambda rank: by_item(batches(recipe(), rank=rank, world=world)))
+    together = {}
+    for share in shares:
+        assert not together.keys() & share.keys()
+        together |= share
+    assert together == by_item(batches(recipe()))
+
+
+def test_a_picture_of_a_file_is_the_picture_of_an_array(tmp_path):
+    arrays = source()
+    paths = [tmp_path / f"{i}.png" for i in range(len(arrays))]
+    for path, image in zip(paths, arrays.images, strict=True):
+        Image.fromarray(image).save(path)
+    files = FileSource("files", paths, arrays.targets, arrays.classes)
+    expected = by_item(batches(recipe()))
+    for workers in (0, 2):
+        assert by_item(batches(recipe(), pictures=files, workers=workers)) == expected
+
+
+def test_subsets_address_pictures_by_their_own_index():
+    whole, chosen = source(), np.array([40, 3, 3, 17])
+    inner = Subset(Subset(whole, np.arange(1, 48)), chosen - 1)
+    store = pipeline.Store(inner, CPU, "auto", 1)
+    items = np.stack([np.zeros(4, int), np.arange(4)], 1)
+    raw = store(feeding.in_batches((), 0), items)
+    assert np.array_equal(raw.images.permute(0, 2, 3, 1), whole.images[chosen])
+    assert raw.target.tolist() == whole.targets[chosen].tolist()
+    assert pipeline.is_array(inner) and not pipeline.is_array(FileSource("f", [], chosen, ()))
+
+
+def test_a_mapped_file_serves_as_memory_does(tmp_path):
+    np.save(tmp_path / "images.npy", source().images)
+    mapped = replace(source(), images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+    assert by_item(batches(recipe(), pictures=mapped)) == by_item(batches(recipe()))
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_evaluations_see_every_picture_once_and_remember_them(world):
+    wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
+    whole = source(size=(32, 32))
+    seen = []
+    for rank in range(world):
+        feed = feeding.evaluating(wanted, whole, place(rank=rank, world=world))
+        first, again = list(feed()), list(feed())
+        assert all(a is b for a, b in zip(first, again, strict=True))
+        for raw in first:
+            seen += zip(raw.items[:, 1].tolist(), raw.images, strict=True)
+    assert sorted(i for i, _ in seen) == list(range(48))
+    singly = load("recipes/r4.yaml", ["eval_batch_size=10", "data.path=timm"]).recipe
+    for raw in feeding.evaluating(singly, whole, place())():
+        for (_, i), image in zip(raw.items.tolist(), raw.images, strict=True):
+            assert torch.equal(dict(seen)[i], image)
+
+
+def test_an_evaluation_too_large_to_remember_is_made_again(monkeypatch):
+    monkeypatch.setattr(pipeline, "KEPT", 20_000)
+    wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
+    feed = feeding.evaluating(wanted, source(size=(32, 32)), place())
+    first, again = list(feed()), list(feed())
+    assert not any(a is b for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
+
+
+# --- which path --------------------------------------------------------------------------------
+
+NO_FORM = "augment=[{random_crop: {size: 16}}, gaussian_blur]"
+
+
+def test_the_recipe_chooses_the_path():
+    assert feeding.program(recipe()) is not None
+    assert feeding.program(recipe("data.path=batched")) is not None
+    assert feeding.program(recipe("data.path=timm")) is None
+    assert feeding.program(recipe(NO_FORM)) is None
+    assert feeding.program(recipe(), copies=2) is None
+    with pytest.raises(UserError, match="augment: gaussian_blur .* has no batched form"):
+        feeding.program(recipe(NO_FORM, "data.path=batched"))
+    with pytest.raises(UserError, match="jsd needs copies of pictures; data.path=batched has none"):
+        feeding.program(recipe("data.path=batched"), copies=2)
+
+
+def test_the_path_of_single_pictures_still_feeds():
+    made = batches(recipe(NO_FORM))
+    assert len(made) == 6 and made[0][1].images.shape == (16, 3, 16, 16)
+    timm = by_item(batches(recipe("data.path=timm")))
+    assert timm.keys() == by_item(batches(recipe())).keys()
+
+
+# --- on a GPU ----------------------------------------------------------------------------------
+
+
+@CUDA
+@pytest.mark.parametrize("memory", ["device", "host"])
+def test_a_gpu_makes_the_same_batches(memory):
+    expected = batches(recipe(), stop=7)
+    gpu = feeding.Place(torch.device("cuda"))
+    wanted = recipe(f"data.memory={memory}")
+    finish = feeding.finishing(wanted, gpu, erase=feeding.erasing(wanted))
+    for step, raw in enumerate(feeding.train(wanted, source(), 0, gpu, 0, 7)):
+        assert raw.images.is_cuda
+        assert torch.equal(raw.images.cpu(), expected[step][0].images)
+        assert torch.equal(finish(raw, step).images.cpu(), expected[step][1].images)
+
+
+@CUDA
+def test_a_gpu_evaluates_the_same_pictures():
+    wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
+    pictures = source(size=(32, 32))
+    gpu = feeding.Place(torch.device("cuda"))
+    for one, other in zip(
+        feeding.evaluating(wanted, pictures, gpu)(),
+        feeding.evaluating(wanted, pictures, place())(),
+        strict=True,
+    ):
+        assert torch.equal(one.images.cpu(), other.images)
+
+
+def test_orders_as_arrays_are_orders_as_lists():
+    for order in (TrainOrder(50, 8, 1, 3, 9, 1, 2), EvalOrder(50, 8, 1, 3)):
+        assert [[tuple(i) for i in items.tolist()] for items in order.items()] == list(order)
