@@ -67,7 +67,7 @@ class Store:
         # a plain array over the same memory, whatever kind of mapping it was
         self.images: np.ndarray | Tensor = np.asarray(self.base.images)
         if device.type == "cuda" and (memory == "device" or memory == "auto" and self.fits()):
-            self.images = torch.from_numpy(self.images).to(device)
+            self.images = torch.tensor(self.images, device=device)  # may be mapped read-only
             self.targets = self.targets.to(device)
 
     def fits(self) -> bool:
