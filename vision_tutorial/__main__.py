@@ -14,6 +14,7 @@ VERBS = {
     "train": "train what a recipe says",
     "evaluate": "a checkpoint's numbers on a split",
     "explain": "what a recipe means, before anything runs",
+    "bench": "how fast a recipe runs here, and beside what",
     "pack": "a data set as files that are mapped into memory, or carried in parts",
     "doctor": "is this machine ready?",
 }

@@ -8,10 +8,12 @@ from .fit import Plan, Progress, fit
 from .infer import Evaluation, evaluate, rounds_of
 from .signals import StopRequest
 from .step import Learner, fitting_parts
+from .stopwatch import BareLoop, TimedTraining, bare_forward, seen_by, settler
 from .terminal import make_display
 from .tracking import NoTracker, make_tracker
 
 __all__ = [
+    "BareLoop",
     "Checkpoints",
     "Crew",
     "Distributed",
@@ -25,6 +27,8 @@ __all__ = [
     "Plan",
     "Progress",
     "StopRequest",
+    "TimedTraining",
+    "bare_forward",
     "decay_at",
     "evaluate",
     "fit",
@@ -34,5 +38,7 @@ __all__ = [
     "make_tracker",
     "restore",
     "rounds_of",
+    "seen_by",
+    "settler",
     "summarise",
 ]

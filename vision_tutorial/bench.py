@@ -1,0 +1,399 @@
+"""How fast a recipe runs here, and beside what: every claim is a ratio of two sides in one run."""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .core import runs, yardstick
+from .core.errors import UserError, run_verb, unknown
+from .core.launches import Job, scaling, startup, tell, turns_with_timm
+from .core.processes import in_child, peak_memory, usable_cores
+from .core.ratios import earlier, report, shown
+from .core.recipe import Recipe
+from .core.timing import Pair, Sample, Side, drawn
+
+FAR = 10**9  # a step that no measurement reaches
+ENDLESS = ("epochs=1000000", f"eval_every={FAR}", "checkpoint.every_minutes=null")
+PASS = 5  # an evaluation lasts so many times --seconds, if there are pictures enough
+Found = tuple[list[Pair], dict[str, Any]]  # what was measured, and what else came to light
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial bench",
+        description="How fast a recipe runs on this machine. The two sides of each comparison "
+        "take turns in one run; printed are the median of their ratio, its least and its most.",
+        epilog="Measurements: "
+        + "; ".join(f"{name}: {what}" for name, (_, what) in STAGES.items())
+        + ". Leave the machine alone meanwhile: whatever else runs shows in the spread.",
+    )
+    add = made.add_argument
+    add("recipe", help="a recipe file; or the JSON of an earlier bench, to be shown again")
+    add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
+    add("--only", metavar="LIST", help=f"some of {','.join(STAGES)} (default: all)")
+    add("--rounds", type=whole, default=5, metavar="N", help="pairs (default: %(default)s)")
+    add("--seconds", type=positive, default=2.0, metavar="S", help="for each side (default: 2)")
+    add("--timm-train", type=Path, metavar="PATH", help="timm's train.py, to measure beside it")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add("--markdown", action="store_true", help="print the table as Markdown")
+    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    return made
+
+
+def whole(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"given {text}; a whole number above 0 is expected")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"given {text}; a number above 0 is expected")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial bench`."""
+    args = parser().parse_intermixed_args(argv)
+    return run_verb(lambda: bench(args))
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure, or read what was measured, and print."""
+    said = earlier(args.recipe) if args.recipe.endswith(".json") else measured(args)
+    print(json.dumps(said, indent=1) if args.json else "\n".join(shown(said, args.markdown)))
+    return 0
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """All that was asked for."""
+    wanted = wanted_stages(args)
+    given = (args.recipe, tuple(args.overrides), args.trust_imports, args.rounds, args.seconds)
+    Job(*given, Path()).load()  # a mistake is told before torch is there
+    # asking whether there is a GPU must not start CUDA here: children could not share it
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    tell("importing torch and timm")
+    began = time.perf_counter()
+    pairs: list[Pair] = []
+    facts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="vision-tutorial-bench-") as folder:
+        job = Job(*given, Path(folder), args.timm_train)
+        check(job)
+        for name in wanted:
+            found, more = STAGES[name][0](job)
+            pairs += found
+            facts |= more
+    return report(job, pairs, facts, time.perf_counter() - began)
+
+
+def wanted_stages(args: argparse.Namespace) -> list[str]:
+    """The measurements that were asked for, in our order."""
+    script = args.timm_train
+    if script is not None and not script.is_file():
+        raise UserError(f"--timm-train {script}: no such file; give the path of timm's train.py.")
+    asked = [name for name in (args.only or "").split(",") if name]
+    for name in asked:
+        if name not in STAGES:
+            raise UserError(f"--only: {unknown('measurement', name, STAGES)}")
+    if "timm" in asked and script is None:
+        raise UserError("--only timm: name timm's train.py too: --timm-train PATH.")
+    asked = asked or [name for name in STAGES if name != "timm" or script]
+    return [name for name in STAGES if name in asked]
+
+
+def check(job: Job) -> None:
+    """Import what children will need, and try to build the recipe."""
+    from . import build
+
+    loaded = job.load()
+    build.import_files(loaded.imports, job.trusted)
+    build.check(loaded.recipe)
+
+
+def here(job: Job, *more: str) -> Recipe:
+    """The recipe with some values set, ready to be built in this process."""
+    from . import build
+
+    loaded = job.load(*more)
+    build.import_files(loaded.imports, job.trusted)
+    return loaded.recipe
+
+
+# -- the data path ---------------------------------------------------------------------------------
+
+
+def data(job: Job) -> Found:
+    """On one core and on all."""
+    every = usable_cores()
+    pairs, facts = [], {}
+    for cores in [every[:1], every] if len(every) > 1 else [every]:
+        (ours, *others), reason = in_child(data_rates, job, len(cores), cores=cores)
+        about = {"cores": len(cores), "per_core": statistics.median(ours.values) / len(cores)}
+        name = f"data, {len(cores)} core{'s' * (len(cores) > 1)}"
+        pairs += [Pair(name, "images/s", ours, other, about) for other in others]
+        facts |= {"no_timm_loader": reason} if reason else {}
+    return pairs, facts
+
+
+def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
+    """Our path, timm's loader in both of its ways, ours by picture; why timm's are left out."""
+    from . import build, engine
+
+    workers = cores if cores > 1 else 0
+    recipe = here(job, f"threads={cores}", *(["workers=0"] if cores == 1 else []))
+    single = here(job, f"threads={cores}", f"workers={workers}", "data.path=timm")
+    distributed = engine.Distributed(recipe.precision, recipe.threads)
+    source = build.data(recipe).train
+    settle = engine.settler(distributed.device)
+
+    def own(recipe: Recipe, skip: int) -> Callable[[], Sample]:
+        pupil = build.learner(recipe, source, distributed)
+        given = (recipe, source, pupil, distributed)
+        return lambda: drawn(prepared(*given), job.seconds, skip, settle)
+
+    def timms(prefetcher: bool) -> Callable[[], Sample]:
+        given = (recipe, source, distributed.device, workers, prefetcher)
+        batches = yardstick.timm_batches
+        return lambda: drawn(batches(*given), job.seconds, 1 + workers, settle)
+
+    sides = {f"data path ({recipe.data.path})": own(recipe, 1)}
+    reason = yardstick.missing(recipe)
+    if not reason:
+        sides |= {"timm's loader": timms(False), "timm's, prefetcher": timms(True)}
+    sides["picture by picture"] = own(single, 1 + workers)
+    found = job.in_turn(f"data, {cores} core(s)", list(sides.values()))
+    return [Side.rates(*side) for side in zip(sides, found, strict=True)], reason
+
+
+def prepared(recipe: Recipe, source: Any, pupil: Any, distributed: Any) -> Iterator[int]:
+    """The images of each batch of the recipe's own path, said once they are ready for the model."""
+    from . import build
+
+    for step, raw in enumerate(build.train_batches(recipe, source, distributed, 0, FAR)):
+        for part in raw.parts(pupil.parts):
+            pupil.prepare(part, step)
+        yield len(raw)
+
+
+# -- the step --------------------------------------------------------------------------------------
+
+
+class Workshop:
+    """A training built as `train` builds it, whose loop runs for some seconds at a time."""
+
+    def __init__(self, job: Job, *more: str):
+        from . import build, engine
+
+        self.job, self.recipe = job, here(job, *ENDLESS, *more)
+        recipe = self.recipe
+        self.place = engine.Distributed(recipe.precision, recipe.threads)
+        self.both = build.data(recipe)
+        self.pupil = build.learner(recipe, self.both.train, self.place)
+        self.plan = build.plan(recipe, self.both, self.pupil, self.place)
+        build.fit_memory(self.pupil, self.plan, self.place, tell)
+        given = (self.pupil, self.plan, self.place)
+        run = runs.new_run(job.folder, recipe.name)
+        self.training = engine.TimedTraining(*given, run, recipe.checkpoint, tell)
+
+    def run(self) -> Sample:
+        """The real loop for some seconds."""
+        return self.training.run(self.job.seconds, self.recipe.batch_size)
+
+    def bare(self) -> Callable[[], Sample]:
+        """The bare loop with a network and an optimizer of its own, on one batch."""
+        from . import build, engine
+
+        recipe, place = self.recipe, self.place
+        (raw,) = self.plan.batches(0, 1)
+        batches = [self.pupil.prepare(part, 0) for part in raw.parts(self.pupil.parts)]
+        model = build.placed(recipe, build.model(recipe, len(self.both.train.classes)), place)
+        criterion, optimizer = build.criteria(recipe)["loss"], build.optimizer(recipe, model)
+        loop = engine.BareLoop(model, optimizer, criterion, batches, place)
+        return lambda: loop.run(self.job.seconds)
+
+    def evaluating(self, count: int) -> Callable[[], Any]:
+        """The evaluation of so many pictures, or of all, as the loop does it after each epoch."""
+        from . import build
+        from .core.sources import take
+
+        val = self.both.val
+        few = val if count >= len(val) else take(val, count, self.recipe.seed)
+        both = replace(self.both, val=few)
+        plan = build.plan(self.recipe, both, self.pupil, self.place)
+        return lambda: plan.evaluate(lambda: False, lambda done, total: None)
+
+
+def step(job: Job) -> Found:
+    """The trainer beside the bare loop."""
+    trainer, bare, facts = in_child(step_rates, job)
+    sides = Side.rates("trainer", trainer), Side.rates("bare loop", bare)
+    return [Pair("step", "images/s", *sides)], facts
+
+
+def step_rates(job: Job) -> tuple[list[Sample], list[Sample], dict[str, Any]]:
+    """Samples of both loops, and what an epoch needs beside its steps."""
+    shop = Workshop(job)
+    trainer, bare = job.in_turn("step", [shop.run, shop.bare()])
+    tell("step: checkpoints and rows")
+    found = shop.evaluating(shop.recipe.eval_batch_size)()
+    ends = shop.training.ends_of_epochs(1 + job.rounds, found)
+    facts = {
+        "train_pictures": len(shop.both.train),
+        "val_pictures": len(shop.both.val),
+        "micro_batches": shop.pupil.parts,
+        "data_share_of_step": statistics.median(shop.training.data_shares[1:]),
+        "epoch_end_seconds": statistics.median(ends[1:]),
+    }
+    return trainer, bare, facts
+
+
+def evaluation(job: Job) -> Found:
+    """The evaluation of a split beside the bare forward pass over as many images."""
+    ours, bare = in_child(evaluation_rates, job)
+    sides = Side.rates("evaluation", ours), Side.rates("bare forward", bare)
+    return [Pair("evaluation", "images/s", *sides, {"images": ours[0].images})], {}
+
+
+def evaluation_rates(job: Job) -> tuple[list[Sample], list[Sample]]:
+    """Samples of both."""
+    from . import engine
+
+    shop = Workshop(job)
+    model, size = shop.pupil.model, shop.recipe.eval_batch_size
+    with engine.seen_by(model) as seen:
+        shop.evaluating(size)()
+    rate = engine.bare_forward(model, seen[:1], shop.place).rate
+    images = min(size * max(1, round(PASS * job.seconds * rate / size)), len(shop.both.val))
+    evaluate = shop.evaluating(images)
+    full, rest = divmod(images, len(seen[0]))
+    batches = [seen[0]] * full + [seen[0][:rest]] * bool(rest)
+
+    def evaluated() -> Sample:
+        began = time.perf_counter()
+        found = evaluate()
+        return Sample(found.images, time.perf_counter() - began)
+
+    sides = [evaluated, lambda: engine.bare_forward(model, batches, shop.place)]
+    ours, bare = job.in_turn("evaluation", sides)
+    return ours, bare
+
+
+# -- timm's train.py, start-up, memory, scaling ----------------------------------------------------
+
+
+def timm(job: Job) -> Found:
+    """Our trainer beside timm's train.py, both on timm's plain model: it has no CIFAR stem."""
+    plain = f"model={job.load().recipe.model.name}"
+    words, batch, reason = in_child(timm_words, job, plain)
+    if reason:
+        return [], {"no_timm_train": reason}
+    ours, other = turns_with_timm(job, lambda: in_child(one_rate, job, plain), words, batch)
+    sides = Side.rates("trainer", ours), Side.rates("timm's train.py", other)
+    return [Pair("step, plain model", "images/s", *sides, {"command": words[1:]})], {}
+
+
+def one_rate(job: Job, *more: str) -> Sample:
+    """The trainer's rate, in a process of its own."""
+    return Workshop(job, *more).run()
+
+
+def timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
+    """The command of train.py for the recipe, the pictures of its steps; or why there is none."""
+    shop = Workshop(job, plain)
+    recipe, source, place = shop.recipe, shop.both.train, shop.place
+    try:
+        words = yardstick.train_words(
+            recipe,
+            job.script,
+            classes=len(source.classes),
+            size=yardstick.source_size(recipe, source),
+            precision=place.precision,
+            device=place.device.type,
+            workers=len(usable_cores()),
+            parts=shop.pupil.parts,
+        )
+    except yardstick.Untranslatable as error:
+        return [], 0, str(error)
+    words += yardstick.data_words(recipe, source, job.folder / "pictures")
+    return [*words, "--output", str(job.folder / "timm")], recipe.batch_size, ""
+
+
+def start(job: Job) -> Found:
+    """From the command to the first step, beside bare imports."""
+    return startup(job, in_child(reading, job)), {}
+
+
+def reading(job: Job) -> float:
+    """Seconds to read the data set and to hash it."""
+    from . import build
+
+    recipe, began = here(job), time.perf_counter()
+    build.data(recipe).train.digest()
+    return time.perf_counter() - began
+
+
+def memory(job: Job) -> Found:
+    """The trainer's peak beside the bare loop's and the pictures."""
+    tell("memory: the trainer, the bare loop")
+    trainer, bare = in_child(peaks, job, False), in_child(peaks, job, True)
+    pairs = []
+    for name, at in {"main memory": 0, "GPU memory": 1}.items():
+        if trainer[at] and bare[at]:
+            pictures = bare[2] if at == 0 else 0
+            sides = Side("trainer", (trainer[at],)), Side("bare + data", (bare[at] + pictures,))
+            pairs.append(Pair(name, "bytes", *sides, {"data_bytes": pictures}))
+    return pairs, {}
+
+
+def peaks(job: Job, bare: bool) -> tuple[int | None, int, int]:
+    """Bytes at most of main memory and of the GPU, and those of the pictures."""
+    import torch
+
+    shop = Workshop(job)
+    (shop.bare() if bare else shop.run)()
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return peak_memory(), gpu, yardstick.held((shop.both.train, shop.both.val))
+
+
+def two(job: Job) -> Found:
+    """Two processes beside one."""
+    gpus, pictures, rate = in_child(scale, job)
+    if gpus == 1:
+        return [], {"no_scaling": "there is one GPU"}
+    return scaling(job, pictures, rate, per_process=gpus > 1), {}
+
+
+def scale(job: Job) -> tuple[int, int, float]:
+    """GPUs, training pictures, and about how many a second one process trains on."""
+    import torch
+
+    shop = Workshop(job)
+    return torch.cuda.device_count(), len(shop.both.train), shop.run().rate
+
+
+STAGES: dict[str, tuple[Callable[[Job], Found], str]] = {
+    "data": (data, "the data path beside timm's loader and beside our own picture by picture"),
+    "step": (step, "the trainer beside the bare loop"),
+    "eval": (evaluation, "an evaluation beside the bare forward pass"),
+    "timm": (timm, "the trainer beside timm's train.py (needs --timm-train)"),
+    "startup": (start, "from the command to the first step, beside importing torch and timm"),
+    "memory": (memory, "the peak beside the bare loop's and the data set"),
+    "scaling": (two, "two processes beside one"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Processes to measure in: a function in a child of its own, or a command under a stop-watch."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from .errors import UserError
+
+LOOK = 0.01  # seconds between two looks at what a command has done so far
+
+
+class Failure(NamedTuple):
+    """What a child says instead of an answer."""
+
+    text: str
+    user_error: bool
+
+
+def in_child(function: Callable[..., Any], *args: Any, cores: Sequence[int] | None = None) -> Any:
+    """What `function(*args)` returns in a process of its own, which may use only these cores.
+
+    Of its own, so that it has its own threads, memory peak and device. It prints to stderr. A
+    UserError comes through as one; anything else that goes wrong is a RuntimeError with the reason.
+    """
+    # Forked, a child need not import torch again, which takes longer than most measurements.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    context = multiprocessing.get_context(method)
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(send, cores, function, args))
+    child.start()
+    send.close()
+    try:
+        answer = receive.recv()
+    except EOFError:
+        child.join()
+        answer = Failure(f"the measuring process ended with {child.exitcode}", False)
+    finally:
+        if sys.exc_info()[0]:
+            child.terminate()
+        child.join()
+    if isinstance(answer, Failure):
+        raise UserError(answer.text) if answer.user_error else RuntimeError(answer.text)
+    return answer
+
+
+def _answer(
+    send: Connection,
+    cores: Sequence[int] | None,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    sys.stdout = sys.stderr  # stdout is the parent's answer alone
+    try:
+        if cores is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+        answer = function(*args)
+    except UserError as error:
+        answer = Failure(str(error), True)
+    except Exception:
+        answer = Failure(traceback.format_exc(), False)
+    send.send(answer)
+    send.close()
+
+
+class Ended(NamedTuple):
+    """A command that is over. `seen` is the second at which the sign was given, if it was."""
+
+    code: int
+    seconds: float
+    seen: float | None
+
+
+def run_command(
+    command: Sequence[str],
+    log: Path,
+    sign: Callable[[], bool] = lambda: False,
+    then_stop: bool = False,
+) -> Ended:
+    """Run a command to its end, its output into `log`, and look all the while for a sign.
+
+    then_stop: end the command, and what it started, as soon as `sign()` is true.
+    """
+    seen = None
+    with log.open("wb") as output:
+        began = time.perf_counter()
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+        )
+        try:
+            while child.poll() is None and not (seen and then_stop):
+                if seen is None and sign():
+                    seen = time.perf_counter() - began
+                time.sleep(LOOK)
+        finally:
+            seconds = time.perf_counter() - began
+            _end(child)
+    return Ended(child.returncode, seconds, seen)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """End a command that still runs, and all that it started."""
+    if child.poll() is None:
+        family = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
+        for member in family:
+            member.terminate()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for member in alive:
+            member.kill()
+    child.wait()
+
+
+def environment() -> dict[str, str]:
+    """Ours, with this package importable wherever the command runs."""
+    here = str(Path(__file__).parents[2])
+    old = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{old}" if old else here}
+
+
+def peak_memory() -> int | None:
+    """Bytes of main memory that this process held at most, where the system says."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use, by number."""
+    known = hasattr(os, "sched_getaffinity")
+    return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
