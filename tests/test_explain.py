@@ -149,6 +149,22 @@ def test_numbers_are_those_of_the_build(tiny):
     assert found["base"] is None
 
 
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        ([], "batched: whole batches at once"),
+        (["data.path=timm"], "timm: one picture at a time (as data.path says)"),
+        (
+            ["augment=[{random_crop: {size: 32}}, {gaussian_blur: {p: 0.5}}]"],
+            "timm: one picture at a time (augment: gaussian_blur (p: 0.5, ",
+        ),
+        (["loss=jsd", "mix=null"], "timm: one picture at a time (loss: jsd needs copies"),
+    ],
+)
+def test_the_data_path_is_told(tiny, words, path):
+    assert told(tiny, *words)["data_path"].startswith(path)
+
+
 def test_pictures_known_without_data_are_the_true_ones(tiny, data_root):
     for words in (["dataset=cifar100"], ["dataset=cifar100", "holdout=0.37", "subset=1234"]):
         given = [*words, "model.test_resnet.stem=cifar"]

@@ -299,6 +299,11 @@ def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
     )
 
 
+def data_path(recipe: Recipe) -> str:
+    """Which path the training pictures take, in words."""
+    return feeding.path(recipe, losses.copies(recipe.loss))
+
+
 def train_batches(
     recipe: Recipe, source: Source, distributed: Distributed, start: int, stop: int
 ) -> Iterator[Raw]:

@@ -101,6 +101,7 @@ def built(loaded: Loaded, known: Facts, trusted: bool) -> tuple[dict[str, Any], 
     )
     found = {
         "parts": parts,
+        "data_path": build.data_path(recipe),
         "lr": rates(recipe, known),
         "parameter_groups": groups(build.optimizer(recipe, network).param_groups),
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -220,6 +221,7 @@ def closing(
     if known.steps_per_epoch is None or facts(recipe).pictures is None:
         yield from length(recipe, known)
     yield from batch(recipe, known, found["parts"])
+    yield from entry("data path", found["data_path"])
     yield from entry("lr", "  ".join(runs(found["lr"])))
     if recipe.schedule.name == "plateau":
         yield from entry("", "(where the metric never stalls; plateau lowers it where it does)")

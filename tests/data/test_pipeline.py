@@ -17,7 +17,6 @@ from vision_tutorial.data import augment, feeding, pipeline  # noqa: F401  (augm
 from vision_tutorial.data.loader import EvalOrder, TrainOrder
 
 CPU = torch.device("cpu")
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CHAIN = (
     "augment=[{random_resized_crop: {size: 20}}, hflip, color_jitter, auto_augment, "
     "{random_erasing: {p: 0.5}}]"
@@ -171,35 +170,6 @@ def test_the_path_of_single_pictures_still_feeds():
     assert len(made) == 6 and made[0][1].images.shape == (16, 3, 16, 16)
     timm = by_item(batches(recipe("data.path=timm")))
     assert timm.keys() == by_item(batches(recipe())).keys()
-
-
-# --- on a GPU ----------------------------------------------------------------------------------
-
-
-@CUDA
-@pytest.mark.parametrize("memory", ["device", "host"])
-def test_a_gpu_makes_the_same_batches(memory):
-    expected = batches(recipe(), stop=7)
-    gpu = feeding.Place(torch.device("cuda"))
-    wanted = recipe(f"data.memory={memory}")
-    finish = feeding.finishing(wanted, gpu, erase=feeding.erasing(wanted))
-    for step, raw in enumerate(feeding.train(wanted, source(), 0, gpu, 0, 7)):
-        assert raw.images.is_cuda
-        assert torch.equal(raw.images.cpu(), expected[step][0].images)
-        assert torch.equal(finish(raw, step).images.cpu(), expected[step][1].images)
-
-
-@CUDA
-def test_a_gpu_evaluates_the_same_pictures():
-    wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
-    pictures = source(size=(32, 32))
-    gpu = feeding.Place(torch.device("cuda"))
-    for one, other in zip(
-        feeding.evaluating(wanted, pictures, gpu)(),
-        feeding.evaluating(wanted, pictures, place())(),
-        strict=True,
-    ):
-        assert torch.equal(one.images.cpu(), other.images)
 
 
 def test_orders_as_arrays_are_orders_as_lists():

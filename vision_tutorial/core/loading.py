@@ -229,7 +229,7 @@ def _override(document: Document, text: str) -> None:
     """Set one value from `key.sub=value`; what lies on the way is opened up as needed."""
     path, equals, value = text.partition("=")
     key, *rest = (part.strip() for part in path.split("."))
-    name = f"{COMMAND_LINE} ({short(text, 60)})"
+    name = f"{COMMAND_LINE} ({short(text, 50)})"
     if not equals or not all((key, *rest)):
         raise UserError(f"{name}: no override; write key=value or key.sub=value.")
     if key not in Recipe.model_fields:

@@ -80,9 +80,9 @@ class Colours(Frozen):
 class DataPath(Frozen):
     """How pictures come: `batched` augments whole batches, `timm` one picture at a time.
 
-    path: `auto` is batched wherever that gives the same pictures as Pillow and timm would, bit for
-    bit, from the same draws. memory: where pictures that fit are kept; `auto` is the GPU if there is
-    one, and they take a quarter of its free memory at most.
+    path: `auto` is batched wherever that gives the pixels that Pillow would, bit for bit; a picture
+    then depends on (seed, epoch, index) alone. memory: where pictures lie; `auto` is the GPU, if
+    there is one and they take no more than a quarter of its free memory.
     """
 
     path: Literal["auto", "batched", "timm"] = "auto"
@@ -235,4 +235,5 @@ def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
 def identity(recipe: Recipe) -> str:
     """A hash of all that must be equal for a checkpoint to be continued."""
     values = {k: v for k, v in to_plain(recipe).items() if k not in RESUMABLE}
+    del values["data"]["memory"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
 """Slots carried out by numba on the CPU: one picture at a time, in the processor's cache.
 
-`kernels.py` holds the arithmetic; this file lines up the operations of a picture and hands the
-pictures out to threads (numba lets go of Python's lock, so plain threads serve, and nothing is left
-behind that a fork would break). The first call on a machine compiles for some seconds; the result
-is kept beside the source, or in the user's cache.
+`kernels.py` and `kernels_colour.py` hold the arithmetic; this file lines up the operations of a
+picture and hands the pictures out to threads (numba lets go of Python's lock, so plain threads
+serve, and nothing is left behind that a fork would break). The first call on a machine compiles for
+some seconds; the result is kept beside the source, or in the user's cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +15,20 @@ import numpy as np
 from numba import njit
 
 from ..core.randomness import address
-from . import kernels, operations
-from .kernels import operate
-from .operations import Slot
+from . import kernels, kernels_colour, operations
+from .kernels import affine, compiled, resample, window
+from .kernels_colour import color, look_up, sharpness
+from .operations import Op, Slot
 
 SHARE = 32  # pictures that are worth a thread
 
 kept = njit(nogil=True, cache=True, error_model="numpy")
 # numba looks at a function's own file only to tell whether what it kept is stale.
-VERSION = address(*(Path(module.__file__).read_text("utf-8") for module in (kernels, operations)))
+PARTS = (kernels, kernels_colour, operations)
+VERSION = address(*(Path(module.__file__).read_text("utf-8") for module in PARTS))
+RESAMPLE, WINDOW, AFFINE = int(Op.RESAMPLE), int(Op.WINDOW), int(Op.AFFINE)
+HFLIP, VFLIP, COLOR = int(Op.HFLIP), int(Op.VFLIP), int(Op.COLOR)
+SHARPNESS, GRAYSCALE = int(Op.SHARPNESS), int(Op.GRAYSCALE)
 
 
 def apply(
@@ -84,7 +89,39 @@ def pack(slots: Sequence[Slot], source: tuple[int, int]) -> tuple[np.ndarray, ..
     return codes, args, sizes, fills, lines
 
 
-def runner(version):
+@compiled
+def operate(
+    code: int,
+    args: np.ndarray,
+    fill: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    old: np.ndarray,
+    new: np.ndarray,
+    work: np.ndarray,
+) -> None:
+    """One operation on `old` (H, W, 3), written to `new` (h, w, 3). work: int32 scratch, flat."""
+    if code == RESAMPLE:
+        resample(old, args, new, work)
+    elif code == WINDOW:
+        window(old, int(args[0]), int(args[1]), fill, rows, columns, new)
+    elif code == HFLIP:
+        new[:] = old[:, ::-1]
+    elif code == VFLIP:
+        new[:] = old[::-1]
+    elif code == AFFINE:
+        affine(old, args, fill, new)
+    elif code == COLOR:
+        color(old, np.float32(args[0]), new)
+    elif code == SHARPNESS:
+        sharpness(old, np.float32(args[0]), new)
+    elif code == GRAYSCALE:
+        color(old, np.float32(0), new)
+    else:
+        look_up(old, code, args[0], new)
+
+
+def runner(version: int) -> Callable:
     """The compiled loop over pictures; `version`, in its closure, tells numba what is stale."""
 
     @kept
@@ -117,7 +154,7 @@ run = runner(VERSION)
 
 
 @kept
-def look_up_last(images, table, out):
+def look_up_last(images: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
     """out (B, H, W, 3) = table (3, 256) at images (B, H, W, 3)."""
     values, found = images.reshape(-1, 3), out.reshape(-1, 3)
     for p in range(len(values)):
@@ -126,7 +163,7 @@ def look_up_last(images, table, out):
 
 
 @kept
-def look_up_first(images, table, out):
+def look_up_first(images: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
     """out (B, 3, H, W) = table (3, 256) at images (B, H, W, 3)."""
     for i in range(len(images)):
         for c in range(3):

@@ -50,18 +50,35 @@ def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
 
 
 def program(recipe: Recipe, copies: int = 0) -> Program | None:
-    """The batched form of the training pictures' augmentation; None where they go singly."""
-    wanted = recipe.data.path
-    if wanted == "timm":
+    """The batched form of the training pictures' augmentation; None where they go singly.
+
+    UserError where `data.path` insists on it and an entry has none.
+    """
+    made = attempt(recipe, copies)
+    if isinstance(made, UserError) and recipe.data.path == "batched":
+        raise made
+    return made if isinstance(made, Program) else None
+
+
+def attempt(recipe: Recipe, copies: int) -> Program | UserError | None:
+    """The batched form, or why there is none; None where it is not wanted."""
+    if recipe.data.path == "timm":
         return None
+    if copies:
+        return UserError("loss: jsd needs copies of pictures; data.path=batched has none.")
     try:
-        if copies:
-            raise UserError("loss: jsd needs copies of pictures; data.path=batched has none.")
         return in_batches(recipe.augment, recipe.seed)
-    except UserError:
-        if wanted == "batched":
-            raise
-        return None
+    except UserError as error:
+        return error
+
+
+def path(recipe: Recipe, copies: int = 0) -> str:
+    """In words: which path training pictures take, and why not the faster one."""
+    made = attempt(recipe, copies)
+    if isinstance(made, Program):
+        return "batched: whole batches at once, the pixels that Pillow would give"
+    reason = "as data.path says" if made is None else str(made).partition(". ")[0].rstrip(".")
+    return f"timm: one picture at a time ({reason})"
 
 
 def in_batches(choices: Sequence[Choice], seed: int) -> Program:

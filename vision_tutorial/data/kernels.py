@@ -1,9 +1,8 @@
-"""What Pillow computes, for one picture uint8 (H, W, 3), in numba: the arithmetic of `compiled.py`.
+"""What Pillow computes where pixels move, for one picture uint8 (H, W, 3), in numba.
 
 Every formula keeps Pillow's order of operations and types (float64 where it has double, float32
 where it has float), and numba contracts nothing unless asked to, so the bits are Pillow's. Sources:
-libImaging's Resample.c (two passes, weights of 22 bits), Geometry.c (affine), Blend.c, Filter.c,
-Convert.c (grey), and ImageOps' look-up tables.
+libImaging's Resample.c (two passes, weights of 22 bits) and Geometry.c (affine).
 """
 
 from math import ceil, floor
@@ -11,49 +10,21 @@ from math import ceil, floor
 import numpy as np
 from numba import njit
 
-from .operations import Filter, Op
+from .operations import Filter
 
+Array = np.ndarray
 BITS = 22  # of a resampling weight
 HALF = 1 << (BITS - 1)
-# Plain integers, so that numba compiles them in.
 NEAREST, BILINEAR = int(Filter.NEAREST), int(Filter.BILINEAR)
-RESAMPLE, WINDOW, HFLIP, VFLIP = int(Op.RESAMPLE), int(Op.WINDOW), int(Op.HFLIP), int(Op.VFLIP)
-AFFINE, COLOR, SHARPNESS = int(Op.AFFINE), int(Op.COLOR), int(Op.SHARPNESS)
-GRAYSCALE, POSTERIZE, SOLARIZE = int(Op.GRAYSCALE), int(Op.POSTERIZE), int(Op.SOLARIZE)
-SOLARIZE_ADD, INVERT, BRIGHTNESS = int(Op.SOLARIZE_ADD), int(Op.INVERT), int(Op.BRIGHTNESS)
-CONTRAST, AUTOCONTRAST, EQUALIZE = int(Op.CONTRAST), int(Op.AUTOCONTRAST), int(Op.EQUALIZE)
 
 compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `compiled.run`
-
-
-@compiled
-def operate(code, args, fill, rows, columns, old, new, work):
-    """One operation on `old` (H, W, 3), written to `new` (h, w, 3). work: int32 scratch, flat."""
-    if code == RESAMPLE:
-        resample(old, args, new, work)
-    elif code == WINDOW:
-        window(old, int(args[0]), int(args[1]), fill, rows, columns, new)
-    elif code == HFLIP:
-        new[:] = old[:, ::-1]
-    elif code == VFLIP:
-        new[:] = old[::-1]
-    elif code == AFFINE:
-        affine(old, args, fill, new)
-    elif code == COLOR:
-        color(old, np.float32(args[0]), new)
-    elif code == SHARPNESS:
-        sharpness(old, np.float32(args[0]), new)
-    elif code == GRAYSCALE:
-        color(old, np.float32(0), new)
-    else:
-        look_up(old, code, args[0], new)
 
 
 # -- resampling (Resample.c) -----------------------------------------------------------------------
 
 
 @compiled
-def cubic(x):
+def cubic(x: float) -> float:
     """Bicubic kernel with a = -0.5."""
     x = abs(x)
     if x < 1.0:
@@ -64,7 +35,9 @@ def cubic(x):
 
 
 @compiled
-def weigh(length, size, smooth, starts, counts, weights):
+def weigh(
+    length: int, size: int, smooth: bool, starts: Array, counts: Array, weights: Array
+) -> None:
     """22-bit weights of `size` outputs over `length` inputs; starts, counts: which inputs."""
     scale = length / size
     stretch = max(scale, 1.0)
@@ -91,13 +64,13 @@ def weigh(length, size, smooth, starts, counts, weights):
 
 
 @compiled
-def clipped(total):
+def clipped(total: int) -> np.uint8:
     """The grey level that a sum of weighted ones stands for."""
     return np.uint8(min(max(total >> BITS, 0), 255))
 
 
 @compiled
-def resample(old, args, new, work):
+def resample(old: Array, args: Array, new: Array, work: Array) -> None:
     """Cut out top, left, height, width; resize to new's size in two passes, rounded in between."""
     top, left, height, width = int(args[0]), int(args[1]), int(args[2]), int(args[3])
     if int(args[4]) == NEAREST:
@@ -117,7 +90,7 @@ def resample(old, args, new, work):
 
 
 @compiled
-def weights_for(length, size, smooth):
+def weights_for(length: int, size: int, smooth: bool) -> tuple[Array, Array, Array]:
     """Room for `weigh`, filled."""
     most = 2 * int(ceil((2 if smooth else 1) * max(length / size, 1.0))) + 1
     starts, counts = np.empty(size, np.int64), np.empty(size, np.int64)
@@ -127,7 +100,9 @@ def weights_for(length, size, smooth):
 
 
 @compiled
-def across(old, top, left, width, smooth, work, new):
+def across(
+    old: Array, top: int, left: int, width: int, smooth: bool, work: Array, new: Array
+) -> None:
     """The crop of old from top, left, `width` wide and as high as new -> new (H, w, 3)."""
     height = new.shape[0]
     starts, counts, weights = weights_for(width, new.shape[1], smooth)
@@ -146,7 +121,9 @@ def across(old, top, left, width, smooth, work, new):
 
 
 @compiled
-def down(old, top, left, height, smooth, work, new):
+def down(
+    old: Array, top: int, left: int, height: int, smooth: bool, work: Array, new: Array
+) -> None:
     """The crop of old from top, left, `height` high and as wide as new -> new (h, W, 3)."""
     width = new.shape[1]
     starts, counts, weights = weights_for(height, new.shape[0], smooth)
@@ -164,7 +141,7 @@ def down(old, top, left, height, smooth, work, new):
 
 
 @compiled
-def weighted(rows, first, count, weights, sums):
+def weighted(rows: Array, first: int, count: int, weights: Array, sums: Array) -> None:
     """sums = half a unit + the weighted rows first … first + count - 1."""
     n = sums.shape[0]
     for r in range(n):
@@ -177,7 +154,7 @@ def weighted(rows, first, count, weights, sums):
 
 
 @compiled
-def pick(old, top, left, height, width, new):
+def pick(old: Array, top: int, left: int, height: int, width: int, new: Array) -> None:
     """Nearest: positions grow by repeated addition, as Pillow's do."""
     y = (height / new.shape[0]) * 0.5
     for i in range(new.shape[0]):
@@ -189,7 +166,9 @@ def pick(old, top, left, height, width, new):
 
 
 @compiled
-def window(old, top, left, fill, rows, columns, new):
+def window(
+    old: Array, top: int, left: int, fill: Array, rows: Array, columns: Array, new: Array
+) -> None:
     """A window into the picture whose padding `rows` and `columns` describe."""
     for i in range(new.shape[0]):
         y = rows[top + i]
@@ -205,7 +184,7 @@ def window(old, top, left, fill, rows, columns, new):
 
 
 @compiled
-def affine(old, args, fill, new):
+def affine(old: Array, args: Array, fill: Array, new: Array) -> None:
     """Output pixel centre (x, y) shows the input at (ax + by + c, dx + ey + f)."""
     a, b, c, d, e, f = args[0], args[1], args[2], args[3], args[4], args[5]
     if int(args[6]) == NEAREST:
@@ -227,7 +206,7 @@ def affine(old, args, fill, new):
 
 
 @compiled
-def bilinear(old, x, y, pixel):
+def bilinear(old: Array, x: float, y: float, pixel: Array) -> None:
     """Between four pixels; beyond an edge is the edge."""
     height, width = old.shape[:2]
     left, top = int(floor(x)), int(floor(y))
@@ -243,7 +222,7 @@ def bilinear(old, x, y, pixel):
 
 
 @compiled
-def spline(v1, v2, v3, v4, d):
+def spline(v1: float, v2: float, v3: float, v4: float, d: float) -> float:
     """Pillow's cubic through four values, a = -1."""
     p1 = v2
     p2 = -v1 + v3
@@ -253,7 +232,7 @@ def spline(v1, v2, v3, v4, d):
 
 
 @compiled
-def bicubic(old, x, y, pixel):
+def bicubic(old: Array, x: float, y: float, pixel: Array) -> None:
     """Between sixteen pixels, across and then down; beyond an edge is the edge."""
     height, width = old.shape[:2]
     left, top = int(floor(x)), int(floor(y))
@@ -276,7 +255,7 @@ def bicubic(old, x, y, pixel):
 
 
 @compiled
-def nearest(old, args, fill, new):
+def nearest(old: Array, args: Array, fill: Array, new: Array) -> None:
     """Without rotation, positions grow by addition; with it, in fixed point of 16 bits."""
     a, b, c, d, e, f = args[0], args[1], args[2], args[3], args[4], args[5]
     height, width = old.shape[:2]
@@ -307,133 +286,3 @@ def nearest(old, args, fill, new):
         y += e
         row_x += step_b
         row_y += step_e
-
-
-# -- values (Blend.c, Filter.c, Convert.c, ImageOps) -----------------------------------------------
-
-
-@compiled
-def grey(red, green, blue):
-    """Pillow's L, rounded."""
-    return (np.int32(red) * 19595 + np.int32(green) * 38470 + np.int32(blue) * 7471 + 32768) >> 16
-
-
-@compiled
-def blend(base, value, f):
-    """From `base` to `value` by f, beyond it if f > 1; float32, cut off and not rounded."""
-    mixed = np.float32(base) + f * (np.float32(value) - np.float32(base))
-    return np.uint8(min(max(mixed, np.float32(0)), np.float32(255)))
-
-
-@compiled
-def color(old, f, new):
-    """Away from grey by f."""
-    for i in range(old.shape[0]):
-        for j in range(old.shape[1]):
-            base = grey(old[i, j, 0], old[i, j, 1], old[i, j, 2])
-            for c in range(3):
-                new[i, j, c] = blend(base, old[i, j, c], f)
-
-
-@compiled
-def sharpness(old, f, new):
-    """Away from the smoothed picture by f; the border is not smoothed."""
-    height, width = old.shape[:2]
-    one, five = np.float32(1) / np.float32(13), np.float32(5) / np.float32(13)
-    new[:] = old
-    for i in range(1, height - 1):
-        for j in range(1, width - 1):
-            for c in range(3):
-                total = np.float32(0.5)
-                for k in range(3):
-                    y = i + 1 - k
-                    middle = five if k == 1 else one
-                    total += (
-                        np.float32(old[y, j - 1, c]) * one
-                        + np.float32(old[y, j, c]) * middle
-                        + np.float32(old[y, j + 1, c]) * one
-                    )
-                base = min(max(int(total), 0), 255)
-                new[i, j, c] = blend(base, old[i, j, c], f)
-
-
-@compiled
-def look_up(old, code, value, new):
-    """Replace each value by its entry in the table of its channel."""
-    table = np.empty((3, 256), np.uint8)
-    if code == EQUALIZE or code == AUTOCONTRAST:
-        histogram = np.zeros((3, 256), np.int64)
-        for i in range(old.shape[0]):
-            for j in range(old.shape[1]):
-                for c in range(3):
-                    histogram[c, old[i, j, c]] += 1
-        for c in range(3):
-            if code == EQUALIZE:
-                equalized(histogram[c], table[c])
-            else:
-                stretched(histogram[c], table[c])
-    else:
-        base = mean_grey(old) if code == CONTRAST else 0
-        for v in range(256):
-            table[:, v] = entry(code, value, base, v)
-    for i in range(old.shape[0]):
-        for j in range(old.shape[1]):
-            for c in range(3):
-                new[i, j, c] = table[c, old[i, j, c]]
-
-
-@compiled
-def entry(code, value, base, v):
-    """What value v becomes, whatever else is in the picture."""
-    if code == BRIGHTNESS or code == CONTRAST:
-        return int(blend(base, v, np.float32(value)))
-    if code == POSTERIZE:
-        bits = int(value)
-        return 0 if bits <= 0 else v & ~((1 << max(8 - bits, 0)) - 1)
-    if code == SOLARIZE:
-        return v if v < value else 255 - v
-    if code == SOLARIZE_ADD:
-        return min(255, v + int(value)) if v < 128 else v
-    if code == INVERT:
-        return 255 - v
-    return v
-
-
-@compiled
-def mean_grey(old):
-    """The picture's mean grey, rounded."""
-    total = 0
-    for i in range(old.shape[0]):
-        for j in range(old.shape[1]):
-            total += grey(old[i, j, 0], old[i, j, 1], old[i, j, 2])
-    return int(total / (old.shape[0] * old.shape[1]) + 0.5)
-
-
-@compiled
-def equalized(histogram, table):
-    """A table that makes all values about equally frequent."""
-    last, total, kinds = 0, 0, 0
-    for v in range(256):
-        if histogram[v]:
-            last = histogram[v]
-            kinds += 1
-        total += histogram[v]
-    step = (total - last) // 255
-    seen = step // 2
-    for v in range(256):
-        table[v] = v if kinds <= 1 or step == 0 else min(seen // step, 255)
-        seen += histogram[v]
-
-
-@compiled
-def stretched(histogram, table):
-    """A table that takes the darkest value to 0 and the lightest to 255."""
-    low, high = 0, 255
-    while low < 255 and histogram[low] == 0:
-        low += 1
-    while high > 0 and histogram[high] == 0:
-        high -= 1
-    scale = 255.0 / (high - low) if high > low else 1.0
-    offset = -low * scale
-    for v in range(256):
-        table[v] = min(max(int(v * scale + offset), 0), 255) if high > low else v

@@ -1,0 +1,69 @@
+"""On a GPU: the pictures, batches and evaluations that the CPU makes, to the bit."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data.oracle import random_slot
+from data.test_compiled import channels_last
+from data.test_drawing import CHAIN, draws, whole_chain
+from data.test_pipeline import batches, place, recipe, source
+from data.test_tensors import drawn
+
+from vision_tutorial.core import arrays
+from vision_tutorial.core.loading import load
+from vision_tutorial.data import compiled, feeding, tensors
+from vision_tutorial.data.operations import Op
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def both(images, slots):
+    """What the CPU and the GPU make of images uint8 (B, H, W, 3)."""
+    host = compiled.apply(images, np.arange(len(images)), slots)
+    device = tensors.apply(torch.from_numpy(images).permute(0, 3, 1, 2).cuda(), slots)
+    return host, device.permute(0, 2, 3, 1).cpu().numpy()
+
+
+@pytest.mark.parametrize("op", Op)
+def test_operations(op):
+    rng = np.random.default_rng(op)
+    images = channels_last(drawn(rng, 2000, 32, 32))
+    host, device = both(images, [random_slot(op, rng, 2000, 32, 32)])
+    assert np.array_equal(host, device)
+
+
+def test_chains_on_real_pictures():
+    """10,000 of them, from the folder that VISION_TUTORIAL_ARRAYS names, as gpu.sh has it."""
+    root = os.environ.get("VISION_TUTORIAL_ARRAYS")
+    if not root:
+        pytest.skip("VISION_TUTORIAL_ARRAYS names no folder that `vision-tutorial pack` made")
+    images = np.array(arrays.load(Path(root), "test", "auto").images)
+    host, device = both(images, whole_chain().slots(draws(len(images)).items, (32, 32)))
+    assert len(CHAIN) > 4 and np.array_equal(host, device)
+
+
+@pytest.mark.parametrize("memory", ["device", "host"])
+def test_a_gpu_makes_the_same_batches(memory):
+    expected = batches(recipe(), stop=7)
+    gpu = feeding.Place(torch.device("cuda"))
+    wanted = recipe(f"data.memory={memory}")
+    finish = feeding.finishing(wanted, gpu, erase=feeding.erasing(wanted))
+    for step, raw in enumerate(feeding.train(wanted, source(), 0, gpu, 0, 7)):
+        assert raw.images.is_cuda
+        assert torch.equal(raw.images.cpu(), expected[step][0].images)
+        assert torch.equal(finish(raw, step).images.cpu(), expected[step][1].images)
+
+
+def test_a_gpu_evaluates_the_same_pictures():
+    wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
+    pictures = source(size=(32, 32))
+    gpu = feeding.Place(torch.device("cuda"))
+    for one, other in zip(
+        feeding.evaluating(wanted, pictures, gpu)(),
+        feeding.evaluating(wanted, pictures, place())(),
+        strict=True,
+    ):
+        assert torch.equal(one.images.cpu(), other.images)

@@ -1,0 +1,145 @@
+"""What Pillow computes of grey levels, for one picture uint8 (H, W, 3), in numba.
+
+As in `kernels.py`, Pillow's order and types. Sources: libImaging's Blend.c, Filter.c, Convert.c
+(grey), and ImageOps' look-up tables.
+"""
+
+import numpy as np
+from numba import njit
+
+from .operations import Op
+
+Array = np.ndarray
+# Plain integers, so that numba compiles them in.
+POSTERIZE, SOLARIZE, SOLARIZE_ADD = int(Op.POSTERIZE), int(Op.SOLARIZE), int(Op.SOLARIZE_ADD)
+INVERT, BRIGHTNESS, CONTRAST = int(Op.INVERT), int(Op.BRIGHTNESS), int(Op.CONTRAST)
+AUTOCONTRAST, EQUALIZE = int(Op.AUTOCONTRAST), int(Op.EQUALIZE)
+
+compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `compiled.run`
+
+
+@compiled
+def grey(red: int, green: int, blue: int) -> int:
+    """Pillow's L, rounded."""
+    return (np.int32(red) * 19595 + np.int32(green) * 38470 + np.int32(blue) * 7471 + 32768) >> 16
+
+
+@compiled
+def blend(base: int, value: float, f: np.float32) -> np.uint8:
+    """From `base` to `value` by f, beyond it if f > 1; float32, cut off and not rounded."""
+    mixed = np.float32(base) + f * (np.float32(value) - np.float32(base))
+    return np.uint8(min(max(mixed, np.float32(0)), np.float32(255)))
+
+
+@compiled
+def color(old: Array, f: np.float32, new: Array) -> None:
+    """Away from grey by f."""
+    for i in range(old.shape[0]):
+        for j in range(old.shape[1]):
+            base = grey(old[i, j, 0], old[i, j, 1], old[i, j, 2])
+            for c in range(3):
+                new[i, j, c] = blend(base, old[i, j, c], f)
+
+
+@compiled
+def sharpness(old: Array, f: np.float32, new: Array) -> None:
+    """Away from the smoothed picture by f; the border is not smoothed."""
+    height, width = old.shape[:2]
+    one, five = np.float32(1) / np.float32(13), np.float32(5) / np.float32(13)
+    new[:] = old
+    for i in range(1, height - 1):
+        for j in range(1, width - 1):
+            for c in range(3):
+                total = np.float32(0.5)
+                for k in range(3):
+                    y = i + 1 - k
+                    middle = five if k == 1 else one
+                    total += (
+                        np.float32(old[y, j - 1, c]) * one
+                        + np.float32(old[y, j, c]) * middle
+                        + np.float32(old[y, j + 1, c]) * one
+                    )
+                base = min(max(int(total), 0), 255)
+                new[i, j, c] = blend(base, old[i, j, c], f)
+
+
+@compiled
+def look_up(old: Array, code: int, value: float, new: Array) -> None:
+    """Replace each value by its entry in the table of its channel."""
+    table = np.empty((3, 256), np.uint8)
+    if code == EQUALIZE or code == AUTOCONTRAST:
+        histogram = np.zeros((3, 256), np.int64)
+        for i in range(old.shape[0]):
+            for j in range(old.shape[1]):
+                for c in range(3):
+                    histogram[c, old[i, j, c]] += 1
+        for c in range(3):
+            if code == EQUALIZE:
+                equalized(histogram[c], table[c])
+            else:
+                stretched(histogram[c], table[c])
+    else:
+        base = mean_grey(old) if code == CONTRAST else 0
+        for v in range(256):
+            table[:, v] = entry(code, value, base, v)
+    for i in range(old.shape[0]):
+        for j in range(old.shape[1]):
+            for c in range(3):
+                new[i, j, c] = table[c, old[i, j, c]]
+
+
+@compiled
+def entry(code: int, value: float, base: int, v: int) -> int:
+    """What value v becomes, whatever else is in the picture."""
+    if code == BRIGHTNESS or code == CONTRAST:
+        return int(blend(base, v, np.float32(value)))
+    if code == POSTERIZE:
+        bits = int(value)
+        return 0 if bits <= 0 else v & ~((1 << max(8 - bits, 0)) - 1)
+    if code == SOLARIZE:
+        return v if v < value else 255 - v
+    if code == SOLARIZE_ADD:
+        return min(255, v + int(value)) if v < 128 else v
+    if code == INVERT:
+        return 255 - v
+    return v
+
+
+@compiled
+def mean_grey(old: Array) -> int:
+    """The picture's mean grey, rounded."""
+    total = 0
+    for i in range(old.shape[0]):
+        for j in range(old.shape[1]):
+            total += grey(old[i, j, 0], old[i, j, 1], old[i, j, 2])
+    return int(total / (old.shape[0] * old.shape[1]) + 0.5)
+
+
+@compiled
+def equalized(histogram: Array, table: Array) -> None:
+    """A table that makes all values about equally frequent."""
+    last, total, kinds = 0, 0, 0
+    for v in range(256):
+        if histogram[v]:
+            last = histogram[v]
+            kinds += 1
+        total += histogram[v]
+    step = (total - last) // 255
+    seen = step // 2
+    for v in range(256):
+        table[v] = v if kinds <= 1 or step == 0 else min(seen // step, 255)
+        seen += histogram[v]
+
+
+@compiled
+def stretched(histogram: Array, table: Array) -> None:
+    """A table that takes the darkest value to 0 and the lightest to 255."""
+    low, high = 0, 255
+    while low < 255 and histogram[low] == 0:
+        low += 1
+    while high > 0 and histogram[high] == 0:
+        high -= 1
+    scale = 255.0 / (high - low) if high > low else 1.0
+    offset = -low * scale
+    for v in range(256):
+        table[v] = min(max(int(v * scale + offset), 0), 255) if high > low else v
