@@ -6,6 +6,8 @@ serve, and nothing is left behind that a fork would break). The first call on a 
 some seconds; the result is kept beside the source, or in the user's cache.
 """
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -19,6 +21,8 @@ from . import kernels, kernels_colour, operations
 from .kernels import affine, compiled, resample, window
 from .kernels_colour import color, look_up, sharpness
 from .operations import Op, Slot
+
+logger = logging.getLogger(__name__)
 
 SHARE = 32  # pictures that are worth a thread
 
@@ -38,6 +42,7 @@ def apply(
     height, width = slots[-1].size if slots else images.shape[1:3]
     out = np.empty((len(indices), height, width, 3), np.uint8)
     if slots:
+        announce()
         packed = pack(slots, images.shape[1:3])
         images = images.view()
         images.flags.writeable = False  # one type for numba, wherever the pixels lie
@@ -59,6 +64,13 @@ def normalize(
     return out
 
 
+@cache
+def announce() -> None:
+    """Say why the first batch takes long, where nothing is kept on disk yet."""
+    if not any(Path(run._cache.cache_path).glob(f"{Path(__file__).stem}.runner*.nbc")):
+        logger.warning("compiling the augmentations for this machine, once: some ten seconds")
+
+
 def in_parts(count: int, threads: int, work: Callable[[int, int], None]) -> None:
     """work(first, last) over all of 0 … count, on up to `threads` threads."""
     parts = max(1, min(threads, count // SHARE))
@@ -66,12 +78,12 @@ def in_parts(count: int, threads: int, work: Callable[[int, int], None]) -> None
     if parts == 1:
         work(0, count)
     else:
-        list(pool(threads).map(work, edges[:-1], edges[1:]))
+        list(pool(threads, os.getpid()).map(work, edges[:-1], edges[1:]))
 
 
 @cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that wait for work."""
+def pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that wait for work; new ones in a forked process, where the parent's do not live."""
     return ThreadPoolExecutor(threads, "augment")
 
 

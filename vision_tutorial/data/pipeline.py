@@ -5,10 +5,10 @@ cross from the order of an epoch to here. Which code carries out the slots makes
 the bits: `compiled.py` on the CPU, `tensors.py` on a GPU or where numba is missing.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from itertools import islice
 
 import numpy as np
@@ -22,14 +22,21 @@ from .drawing import Program
 from .loader import EvalOrder, Item, Raw, TrainOrder
 from .operations import Slot
 
+logger = logging.getLogger(__name__)
+
 TOGETHER = 4096  # pictures that a GPU augments at once, for some steps ahead
 KEPT = 2**30  # bytes of finished pictures that an evaluation keeps for the next one
 
 
 @cache
 def has_numba() -> bool:
-    """Whether the compiled path is there."""
-    return find_spec("numba") is not None
+    """Whether the compiled path is there; numba refuses a NumPy that is too new for it."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        logger.warning("no numba here: pictures are augmented by torch, several times slower")
+        return False
+    return True
 
 
 def carry_out(images: np.ndarray, rows: np.ndarray, slots: Sequence[Slot], threads: int) -> Tensor:
