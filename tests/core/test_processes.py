@@ -76,6 +76,16 @@ def test_a_command_is_watched(tmp_path):
     assert run_command([sys.executable, "-S", "-c", "pass"], log).seen is None
 
 
+def test_commands_keep_bytecode_where_the_environment_forbids_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "kept.py").write_text("print('kept')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ended = run_command([sys.executable, "-c", "import kept"], tmp_path / "log")
+    assert ended.code == 0 and (tmp_path / "log").read_text() == "kept\n"
+    assert list((tmp_path / "bytecode").rglob("kept*.pyc"))
+    assert not list(tmp_path.glob("__pycache__"))
+
+
 def test_a_command_is_ended_with_all_that_it_started(tmp_path):
     log = tmp_path / "log"
     program = (

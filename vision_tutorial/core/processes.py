@@ -97,7 +97,7 @@ def run_command(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(),
+            env=environment(log.parent),
         )
         try:
             while child.poll() is None and not (seen and then_stop):
@@ -122,11 +122,18 @@ def _end(child: subprocess.Popen) -> None:
     child.wait()
 
 
-def environment() -> dict[str, str]:
-    """Ours, with this package importable wherever the command runs."""
+def environment(scratch: Path) -> dict[str, str]:
+    """Ours, with this package importable wherever the command runs, and with bytecode kept.
+
+    Some containers forbid Python to keep bytecode; a start-up there would be mostly compilation, of
+    which the first run of any ordinary machine is the last. Kept in `scratch`, it lives as long.
+    """
     here = str(Path(__file__).parents[2])
     old = os.environ.get("PYTHONPATH")
-    return os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{old}" if old else here}
+    made = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{old}" if old else here}
+    if made.pop("PYTHONDONTWRITEBYTECODE", None):
+        made["PYTHONPYCACHEPREFIX"] = str(scratch / "bytecode")
+    return made
 
 
 def peak_memory() -> int | None:
