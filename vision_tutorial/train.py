@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +185,8 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     build.fit_memory(learner, plan, distributed, display.say)
     stop = engine.StopRequest(args.minutes, args.steps, progress.step)
     display.start(plan.steps, plan.steps_per_epoch, plan.epochs, progress.step)
-    try:
-        with stop.listening():
-            done = engine.fit(learner, plan, distributed, crew, progress, stop)
-        checkpoints.finish()
-    finally:
-        display.close()
+    with closing(display), stop.listening(), closing(crew):
+        done = engine.fit(learner, plan, distributed, crew, progress, stop)
     status, code = verdict(done, stop.signalled())
     last = progress.rows[-1].get("val/loss") if progress.rows else None
     if done and last is not None and not math.isfinite(last):

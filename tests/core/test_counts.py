@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from vision_tutorial.core.counts import QUANTUM, exact_sum, topk_hits
+from vision_tutorial.core.counts import QUANTUM, exact_sum, tally, topk_hits
 
 
 def draws(seed):
@@ -72,3 +72,11 @@ def test_more_places_than_classes_always_hit():
 def test_nan_is_never_a_hit():
     logits = torch.full((2, 3), math.nan)
     assert not topk_hits(logits, torch.tensor([0, 1]), 1).any()
+    assert not topk_hits(logits, torch.tensor([0, 1]), 5).any()
+
+
+def test_a_tally_counts_as_bincount_does():
+    classes = torch.randint(0, 7, (100,))
+    hits = torch.rand(100) < 0.3
+    assert tally(hits, classes, 9).dtype == torch.float64
+    assert tally(hits, classes, 9).tolist() == torch.bincount(classes[hits], minlength=9).tolist()

@@ -109,6 +109,19 @@ def test_torchs_optimizers_go_on_bit_for_bit(name):
     check(TORCH[name], lambda model: model.parameters())
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("before, now", [(None, True), (True, None)])
+def test_how_a_step_is_computed_is_not_taken_from_a_checkpoint(name, before, now):
+    model = network()
+    optimizer = create_optimizer_v2(model, name, lr=0.01, fused=before)
+    train(model, optimizer, range(2))
+    saved = through_disk(*flatten_optimizer(optimizer.state_dict()))
+    other = create_optimizer_v2(model, name, lr=0.01, fused=now)
+    restore_optimizer(other, *saved)
+    assert [group["fused"] for group in other.param_groups] == [now] * len(other.param_groups)
+    train(model, other, range(2, 4))
+
+
 def test_only_what_needs_cuda_is_left_out():
     for name in list_optimizers():
         if name.startswith(NEED_CUDA):

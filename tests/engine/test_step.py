@@ -13,8 +13,8 @@ from vision_tutorial.core.loading import load
 from vision_tutorial.core.recipe import Recipe
 from vision_tutorial.core.sources import ArraySource
 from vision_tutorial.engine import Distributed, Learner, fitting_parts
-from vision_tutorial.engine.distributed import usable_precision
-from vision_tutorial.engine.step import PATIENCE, take_step
+from vision_tutorial.engine.distributed import has_amx, usable_precision
+from vision_tutorial.engine.step import PATIENCE, Outcome, settle, take_step
 
 PLAIN = ["threads=1", "ema=null", "clip=null", "augment=[]", "model={test_vit: {img_size: 16}}"]
 
@@ -33,6 +33,10 @@ def learner_and_batch(distributed: Distributed, *more: str) -> tuple[Learner, bu
     return learner, next(build.train_batches(wanted, source, distributed, 0, 1))
 
 
+def stepped(learner: Learner, distributed: Distributed, *more: object, stop: bool) -> Outcome:
+    return settle(learner, distributed.scaler, take_step(learner, distributed, *more, stop=stop))
+
+
 @pytest.fixture(scope="module")
 def alone() -> Distributed:
     return Distributed(threads=1)
@@ -40,7 +44,7 @@ def alone() -> Distributed:
 
 def weights_after_a_step(distributed: Distributed, *more: str) -> dict[str, torch.Tensor]:
     learner, raw = learner_and_batch(distributed, *more)
-    outcome = take_step(learner, distributed, raw, 0, stop=False)
+    outcome = stepped(learner, distributed, raw, 0, stop=False)
     assert outcome.items == 32 and not outcome.skipped
     return learner.model.state_dict()
 
@@ -72,7 +76,7 @@ def test_the_mean_loss_is_over_all_items(alone: Distributed) -> None:
     learner.model.eval()
     batch = learner.prepare(raw, 0)
     expected, parts = learner.criteria["loss"](learner.model(batch.images), batch.target)
-    outcome = take_step(learner, alone, raw, 0, stop=True)
+    outcome = stepped(learner, alone, raw, 0, stop=True)
     assert outcome.losses["loss"] / outcome.items == pytest.approx(expected.item(), rel=1e-5)
     assert set(outcome.losses) == {"loss", *(f"loss/{name}" for name in parts)}
     assert outcome.stop
@@ -97,9 +101,9 @@ def test_non_finite_steps_are_skipped_then_stop(alone: Distributed) -> None:
         next(iter(learner.model.parameters())).fill_(math.inf)  # running statistics go bad too
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
     for step in range(PATIENCE):
-        assert take_step(learner, alone, raw, step, stop=False).skipped
+        assert stepped(learner, alone, raw, step, stop=False).skipped
     with pytest.raises(NonFiniteError, match=r"step 4: loss nan .* Lower the lr"):
-        take_step(learner, alone, raw, PATIENCE, stop=False)
+        stepped(learner, alone, raw, PATIENCE, stop=False)
     assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
     assert all(v.isfinite().all() for v in learner.model.buffers())
 
@@ -111,7 +115,7 @@ def test_a_good_step_forgives(alone: Distributed) -> None:
         learner.criteria["loss"] = good
         if step % PATIENCE:
             poison(learner)
-        take_step(learner, alone, raw, step, stop=False)
+        stepped(learner, alone, raw, step, stop=False)
 
 
 def test_one_ranks_trouble_is_everybodys() -> None:
@@ -120,7 +124,7 @@ def test_one_ranks_trouble_is_everybodys() -> None:
         learner, raw = learner_and_batch(distributed)
         if rank == 1:
             poison(learner)
-        skipped = take_step(learner, distributed, raw, 0, stop=rank == 1)
+        skipped = stepped(learner, distributed, raw, 0, stop=rank == 1)
         distributed.close()
         return [skipped.skipped, skipped.stop]
 
@@ -176,11 +180,11 @@ def test_trying_the_memory_leaves_no_trace(alone: Distributed) -> None:
 )
 def test_gradients_are_clipped(alone: Distributed, clip: str, bound: str) -> None:
     learner, raw = learner_and_batch(alone, f"clip={{{clip}}}")
-    take_step(learner, alone, raw, 0, stop=False)
+    stepped(learner, alone, raw, 0, stop=False)
     grads = [p.grad for p in learner.parameters]
     norm, largest = torch.nn.utils.get_total_norm(grads), max(g.abs().max() for g in grads)
     free, _ = learner_and_batch(alone)
-    take_step(free, alone, raw, 0, stop=False)
+    stepped(free, alone, raw, 0, stop=False)
     whole = torch.nn.utils.get_total_norm([p.grad for p in free.parameters])
     if bound == "norm":
         assert norm == pytest.approx(1e-3, rel=1e-3)
@@ -194,7 +198,7 @@ def test_bf16_runs_and_losses_stay_float32() -> None:
     def of_rank(rank: int) -> tuple:
         half = Distributed("bf16", threads=1)
         learner, raw = learner_and_batch(half)
-        outcome = take_step(learner, half, raw, 0, stop=False)
+        outcome = stepped(learner, half, raw, 0, stop=False)
         output = learner.replica(learner.prepare(raw, 0).images)
         inner = learner.model.patch_embed.proj(torch.zeros(1, 3, 16, 16))
         return outcome.losses["loss"] / outcome.items, str(output.dtype), str(inner.dtype)
@@ -204,11 +208,38 @@ def test_bf16_runs_and_losses_stay_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted, cuda, got", [("fp16", False, "fp32"), ("auto", False, "fp32"), ("bf16", False, "bf16")]
+    "wanted, amx, got",
+    [
+        ("fp16", False, "fp32"),
+        ("auto", False, "fp32"),
+        ("bf16", False, "bf16"),
+        ("fp16", True, "bf16"),
+        ("auto", True, "bf16"),
+        ("fp32", True, "fp32"),
+    ],
 )
-def test_precision_that_this_machine_can(wanted: str, cuda: bool, got: str) -> None:
-    precision, notice = usable_precision(wanted, cuda)
-    assert precision == got and (notice is None) == (wanted != "fp16")
+def test_precision_that_this_processor_can(wanted: str, amx: bool, got: str) -> None:
+    precision, notice = usable_precision(wanted, False, amx)
+    assert precision == got
+    assert f"computes in {got}" in notice if wanted == "fp16" else notice is None
+
+
+@pytest.mark.parametrize("wanted, bf16, got", [("auto", True, "bf16"), ("auto", False, "fp16")])
+def test_precision_that_this_gpu_can(
+    wanted: str, bf16: bool, got: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: bf16)
+    assert usable_precision(wanted, True, False) == (got, None)
+    assert usable_precision("fp16", True, False) == ("fp16", None)
+
+
+def test_amx_is_asked_for_where_torch_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert has_amx()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not has_amx()
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert not has_amx()
 
 
 def test_running_statistics_are_the_mean_over_processes() -> None:
@@ -220,7 +251,7 @@ def test_running_statistics_are_the_mean_over_processes() -> None:
         before = learner.model.bn1.running_mean.clone()
         alone = build.model(wanted, 10)
         alone(learner.prepare(raw, 0).images)  # in training mode: this rank's own statistics
-        take_step(learner, distributed, raw, 0, stop=False)
+        stepped(learner, distributed, raw, 0, stop=False)
         own = alone.bn1.running_mean
         distributed.close()
         return [own.tolist(), learner.model.bn1.running_mean.tolist(), before.tolist()]
@@ -232,9 +263,9 @@ def test_running_statistics_are_the_mean_over_processes() -> None:
 
 def test_agc_leaves_the_classifier_alone(alone: Distributed) -> None:
     free, raw = learner_and_batch(alone)
-    take_step(free, alone, raw, 0, stop=False)
+    stepped(free, alone, raw, 0, stop=False)
     clipped, _ = learner_and_batch(alone, "clip={agc: 1.0e-4}")
-    take_step(clipped, alone, raw, 0, stop=False)
+    stepped(clipped, alone, raw, 0, stop=False)
     heads = [learner.model.get_classifier().weight.grad for learner in (free, clipped)]
     assert torch.equal(*heads)
 

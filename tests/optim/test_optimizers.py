@@ -57,9 +57,34 @@ def test_every_optimizer_takes_a_step(name):
 )
 def test_the_weights_are_those_of_timms_factory(name):
     ours, theirs = network(), network()
-    expected = create_optimizer_v2(theirs, name, lr=0.01, weight_decay=1e-3)
-    for p, q in zip(trained(ours, built(name, ours), 3), trained(theirs, expected, 3), strict=True):
+    optimizer = built(name, ours)
+    fused = {"fused": True} if optimizer.defaults.get("fused") else {}
+    assert bool(fused) == (name in ("sgd", "momentum", "adamw", "nesterov"))
+    expected = create_optimizer_v2(theirs, name, lr=0.01, weight_decay=1e-3, **fused)
+    for p, q in zip(trained(ours, optimizer, 3), trained(theirs, expected, 3), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_fused_steps_are_those_of_the_plain_loop(name):
+    models = network(), network()
+    fused, plain = built(name, models[0]), built(name, models[1], fused=False)
+    assert fused.defaults["fused"] and not plain.defaults["fused"]
+    for step in range(3):
+        for model, optimizer in zip(models, (fused, plain), strict=True):
+            torch.manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+
+def test_only_parameters_that_torch_can_fuse_are_fused():
+    with torch.device("meta"):
+        model = network()
+    assert not built("sgd", model).defaults.get("fused")
+    assert not built("sgd", network(), foreach=True).defaults.get("fused")
 
 
 def test_names_mean_what_timm_means():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.counts import exact_sum, topk_hits, wide
+from ..core.counts import exact_sum, ranks, tally, wide
 from ..core.registry import tasks
 from ..core.task import Batch, Criterion, Parts
 
@@ -28,13 +28,13 @@ class Accuracy:
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch. output (B, C) logits; target ids (B,)."""
         output = output.float()
-        first = topk_hits(output, target, 1)
-        fifth = topk_hits(output, target, 5)
+        rank = ranks(output, target)
+        first, fifth = rank < 1, rank < 5
         entropy = exact_sum(F.cross_entropy(output, target, reduction="none"))
         classes = len(self.classes)
-        hits, items = (torch.bincount(t, minlength=classes) for t in (target[first], target))
+        hits, items = (tally(n, target, classes) for n in (first, torch.ones_like(first)))
         head = torch.stack([wide(first.sum()), wide(fifth.sum()), entropy])
-        counts = torch.cat([head, wide(hits), wide(items)])
+        counts = torch.cat([head, hits, items])
         self.state = self.state.to(counts.device) + counts
 
     def result(self, state: Tensor) -> dict[str, float]:

@@ -97,6 +97,11 @@ class Checkpoints:
         if self.failures >= PATIENCE:
             raise StorageError(self.reason) from error
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way; `wait` returns at once if not."""
+        return self._thread is not None and self._thread.is_alive()
+
     def finish(self) -> None:
         """Wait for the last save of a training; StorageError if it failed."""
         self.wait()

@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,9 +19,20 @@ from .terminal import Display
 from .tracking import Tracker
 
 
+class News(NamedTuple):
+    """What is told of an epoch once its checkpoint is on disk."""
+
+    row: dict[str, Any]
+    table: dict[str, list[Any]]  # of classes
+    is_best: bool
+
+
 @dataclass
 class Crew:
-    """Saves first, then tells: what was reported is on disk, unless the disk itself failed."""
+    """Saves first, then tells: what was reported is on disk, unless the disk itself failed.
+
+    A thread writes while the training goes on, so an epoch is told of some steps after its end.
+    """
 
     run: Path
     learner: Learner
@@ -32,9 +43,11 @@ class Crew:
     display: Display
     saved: float = field(default_factory=time.monotonic)
     is_best: bool = False
+    news: News | None = None  # of an epoch whose checkpoint is being written
 
     def save(self, progress: Progress, is_best: bool) -> None:
-        """Write a checkpoint, on a thread; `finished_epoch` waits for it."""
+        """Write a checkpoint, on a thread, when the one before is written and told of."""
+        self.catch_up()
         tensors, state = frozen(self.learner, self.distributed, progress)
         self.checkpoints.save(progress.step, tensors, state, is_best)
         self.saved, self.is_best = time.monotonic(), is_best
@@ -46,8 +59,10 @@ class Crew:
             return True
         return minutes is not None and time.monotonic() - self.saved > 60 * minutes
 
-    def stepped(self, progress: Progress, loss: float, lr: float, items: int) -> None:
-        """Move the bar."""
+    def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
+        """Move the bar; tell of the last epoch if its checkpoint is there by now."""
+        if self.news and not self.checkpoints.busy:
+            self.catch_up()
         self.display.step(progress.step, loss, lr, items)
 
     def evaluating(self, done: int, total: int) -> None:
@@ -55,14 +70,25 @@ class Crew:
         self.display.evaluating(done, total)
 
     def finished_epoch(self, progress: Progress) -> None:
-        """Once the checkpoint is on disk: metrics.jsonl, classes.json, tracker, display."""
+        """Have something to tell, as soon as the checkpoint is on disk."""
+        self.display.pause()
+        self.news = News(progress.rows[-1], progress.table, self.is_best)
+
+    def catch_up(self) -> None:
+        """Wait for the checkpoint; then metrics.jsonl, classes.json, tracker, display."""
         self.checkpoints.wait()
-        row = progress.rows[-1]
-        runs.append_row(self.run / "metrics.jsonl", row)
-        if self.is_best:
-            runs.write_json(self.run / "classes.json", progress.table)
-        self.tracker.log(row)
-        self.display.epoch(row, best=self.is_best)
+        news, self.news = self.news, None
+        if news:
+            runs.append_row(self.run / "metrics.jsonl", news.row)
+            if news.is_best:
+                runs.write_json(self.run / "classes.json", news.table)
+            self.tracker.log(news.row)
+            self.display.epoch(news.row, best=news.is_best)
+
+    def close(self) -> None:
+        """Wait for the last checkpoint and tell of it. StorageError if it could not be saved."""
+        self.catch_up()
+        self.checkpoints.finish()
 
 
 class NoCrew:
@@ -75,13 +101,16 @@ class NoCrew:
         """Never."""
         return False
 
-    def stepped(self, progress: Progress, loss: float, lr: float, items: int) -> None:
+    def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
         """Nothing."""
 
     def evaluating(self, done: int, total: int) -> None:
         """Nothing."""
 
     def finished_epoch(self, progress: Progress) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
         """Nothing."""
 
 

@@ -39,7 +39,9 @@ class Distributed:
         self.threads = threads or max(1, cores() // self.local_world)
         torch.set_num_threads(self.threads)
         on_cpu = not torch.cuda.is_available() and self.world > 1
-        self.precision, self.notice = usable_precision(precision, torch.cuda.is_available())
+        self.precision, self.notice = usable_precision(
+            precision, torch.cuda.is_available(), has_amx()
+        )
         if torch.cuda.is_available() and self.local_world > torch.cuda.device_count():
             raise UserError(
                 f"{self.local_world} processes for {torch.cuda.device_count()} GPUs; "
@@ -103,7 +105,7 @@ class Distributed:
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
-        return bool(self.sum(torch.tensor([float(flag)])).item() > 0)
+        return flag if self.world == 1 else self.sum(torch.tensor([float(flag)])).item() > 0
 
     def share(self, value: Any) -> Any:
         """The value that rank 0 holds."""
@@ -169,14 +171,16 @@ class Distributed:
             torch.distributed.broadcast(values, src=source)
         return values
 
-    def average_buffers(self, model: nn.Module) -> None:
-        """Make running statistics their mean over processes, so that all hold one model."""
-        floats = [b for b in model.buffers() if b.is_floating_point()]
-        if self.world == 1 or not floats:
-            return
-        mean = self.sum(torch.cat([b.detach().flatten() for b in floats])) / self.world
-        for buffer, part in zip(floats, mean.split([b.numel() for b in floats]), strict=True):
-            buffer.copy_(part.view_as(buffer))
+    def seed(self, number: int) -> None:
+        """Seed the generators that a network draws from, here and on the device.
+
+        torch.manual_seed does so for every kind of device there is, and notes a traceback for each.
+        """
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+        elif self.device.type != "cpu":
+            torch.manual_seed(number)
 
     @contextmanager
     def peers(self) -> Iterator[None]:
@@ -240,10 +244,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def usable_precision(wanted: str, cuda: bool) -> tuple[str, str | None]:
+def usable_precision(wanted: str, cuda: bool, amx: bool) -> tuple[str, str | None]:
     """What this machine can compute in, and what to say if it is not what was asked."""
+    half_here = "bf16" if amx else "fp32"
     if wanted == "auto":
-        wanted = ("bf16" if torch.cuda.is_bf16_supported(False) else "fp16") if cuda else "fp32"
+        return (half_on_gpu() if cuda else half_here), None
     if wanted == "fp16" and not cuda:
-        return "fp32", "precision: fp16 needs a GPU; this machine computes in fp32."
+        return half_here, f"precision: fp16 needs a GPU; this machine computes in {half_here}."
     return wanted, None
+
+
+def half_on_gpu() -> str:
+    """bf16 where the GPU has it in hardware, else fp16."""
+    return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies bf16 matrices in hardware; without, bf16 is slower."""
+    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(ask and ask())

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .distributed import Distributed
 from .infer import Evaluation, Interrupted
 from .signals import StopRequest
-from .step import Learner, Outcome, take_step
+from .step import Learner, Outcome, Reader, lag_of, take_step
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,30 @@ class Progress:
     skipped_in_row: int = 0
     seconds: float = 0.0
     seconds_data: float = 0.0
+    seconds_overhead: float = 0.0  # of saving and telling, since the last row
     table: dict[str, list[Any]] = field(default_factory=dict)  # of classes, at the best epoch
     total_seconds: float = 0.0
 
-    def add(self, outcome: Outcome, waited: float, took: float) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Count a step. The loss of a skipped step is no number and stays out of the mean."""
-        self.step += 1
-        self.seconds += took
-        self.seconds_data += waited
         self.skipped += outcome.skipped
         if not outcome.skipped:
             self.items += outcome.items
             for name, value in outcome.losses.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def spend(self, waited: float, took: float, total: float) -> None:
+        """Add the seconds of a step, of which it `waited` for data, and set those of the run."""
+        self.seconds += took
+        self.seconds_data += waited
+        self.total_seconds = total
+
+    @contextmanager
+    def overhead(self) -> Iterator[None]:
+        """What happens within it is not learning."""
+        began = time.perf_counter()
+        yield
+        self.seconds_overhead += time.perf_counter() - began
 
     def losses(self) -> dict[str, float]:
         """True means over all items of the epoch's steps, on all processes."""
@@ -63,7 +75,7 @@ class Progress:
     def start_epoch(self) -> None:
         """Empty the epoch's sums."""
         self.sums, self.items, self.skipped = {}, 0, 0
-        self.seconds = self.seconds_data = 0.0
+        self.seconds = self.seconds_data = self.seconds_overhead = 0.0
 
     def headlines(self, name: str) -> list[float | None]:
         """The headline metric of each epoch so far, None where it was not evaluated."""
@@ -79,14 +91,14 @@ class Duties(Protocol):
     def due(self, progress: Progress) -> bool:
         """Whether a checkpoint within the epoch is due."""
 
-    def stepped(self, progress: Progress, loss: float, lr: float, items: int) -> None:
-        """Show a step."""
+    def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
+        """Show a step of `items` pictures; the loss is that of the last step that was read."""
 
     def evaluating(self, done: int, total: int) -> None:
         """Show how far an evaluation is."""
 
     def finished_epoch(self, progress: Progress) -> None:
-        """Report the last of progress.rows; its checkpoint is safe already."""
+        """Report the last of progress.rows, at once or later: when its checkpoint is safe."""
 
 
 def fit(
@@ -99,27 +111,38 @@ def fit(
 ) -> bool:
     """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
     learner.skipped_in_row = progress.skipped_in_row
+    learner.lag = lag_of(learner, distributed)
     if pending(plan, progress) and not end_epoch(
         learner, plan, distributed, duties, progress, stop
     ):
         return False
     learner.model.train()
+    reader = Reader(learner, distributed.scaler, progress.add)
     began = time.perf_counter() - progress.total_seconds
     clock = time.perf_counter()
     for raw in plan.batches(progress.step, plan.steps):
         waited = time.perf_counter() - clock
         lr = plan.lr(progress.step, progress.headlines(f"val/{plan.headline}"))
-        outcome = take_step(learner, distributed, raw, progress.step, stop.asked(progress.step))
+        asked = stop.asked(progress.step)
+        reader.expect(take_step(learner, distributed, raw, progress.step, asked))
+        progress.step += 1
+        ended, due = pending(plan, progress), duties.due(progress)
+        reader.read(behind=0 if ended or due else learner.lag)
+        leaving = reader.stops(progress.step, ended) or stop.reached(progress.step)
+        if leaving:
+            reader.read(behind=0)
+        progress.skipped_in_row = learner.skipped_in_row
         now = time.perf_counter()
-        progress.add(outcome, waited, now - clock)
-        progress.skipped_in_row, progress.total_seconds = learner.skipped_in_row, now - began
-        duties.stepped(progress, outcome.losses["loss"] / outcome.items, lr, outcome.items)
-        if pending(plan, progress):
+        progress.spend(waited, now - clock, now - began)
+        with progress.overhead():
+            duties.stepped(progress, reader.loss, lr, len(raw) * distributed.world)
+        if ended:
             if not end_epoch(learner, plan, distributed, duties, progress, stop):
                 return False
-        elif outcome.stop or duties.due(progress):
-            duties.save(progress, is_best=False)
-        if outcome.stop and progress.step < plan.steps:
+        elif leaving or due:
+            with progress.overhead():
+                duties.save(progress, is_best=False)
+        if leaving and progress.step < plan.steps:
             return False
         clock = time.perf_counter()
     return True
@@ -153,8 +176,9 @@ def end_epoch(
         progress.table = evaluation.table
     progress.rows.append(row(plan, progress, evaluation, epoch))
     progress.start_epoch()
-    duties.save(progress, is_best=best)
-    duties.finished_epoch(progress)
+    with progress.overhead():
+        duties.save(progress, is_best=best)
+        duties.finished_epoch(progress)
     return True
 
 
@@ -173,6 +197,7 @@ def row(
         "seconds": round(progress.seconds, 3),
         "seconds_data": round(progress.seconds_data, 3),
         "seconds_eval": round(evaluation.seconds, 3) if evaluation else 0.0,
+        "seconds_overhead": round(progress.seconds_overhead, 3),
     }
 
 

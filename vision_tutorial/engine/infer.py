@@ -48,32 +48,34 @@ def evaluate(
     """
     began = time.perf_counter()
     meter = task.meter()
-    loss = torch.zeros(2, dtype=torch.float64)  # sum, items
+    loss, items = torch.zeros((), dtype=torch.float64), 0  # stays on the device, as the counts do
     with evaluating(model), torch.inference_mode():
         for done in range(rounds):
             batch = next(batches, None)
             if batch is not None:
                 output = forward(batch.images).float()
                 meter.update(output, batch.target)
-                loss += summed_loss(criterion, output, batch.target)
+                loss = summed_loss(criterion, output, batch.target) + loss
+                items += len(batch.target)
             if done % POLL == 0 and distributed.any(stop()):
                 raise Interrupted
             progress(done + 1, rounds)
-    return summary(meter, loss, distributed, time.perf_counter() - began)
+    counts = torch.cat([torch.tensor([loss, items], dtype=torch.float64), meter.state.cpu()])
+    return summary(meter, distributed.sum(counts), began)
 
 
 def summed_loss(criterion: Callable, output: Tensor, target: Tensor) -> Tensor:
-    """(loss x items, items), float64, on the CPU."""
-    mean = wide(criterion(output, target)[0])
-    return torch.stack([exact_sum(mean * len(target)), mean.new_tensor(len(target))]).cpu()
+    """loss x items, a float64 scalar."""
+    return exact_sum(wide(criterion(output, target)[0]) * len(target))
 
 
-def summary(meter: Meter, loss: Tensor, distributed: Distributed, seconds: float) -> Evaluation:
-    """Add the counts of all processes and say what they mean."""
-    state = distributed.sum(meter.state.cpu())
-    total, items = distributed.sum(loss).tolist()
+def summary(meter: Meter, counts: Tensor, began: float) -> Evaluation:
+    """What the counts of all processes mean: the sum of losses, items, and the meter's."""
+    total, items = counts[:2].tolist()
+    state = counts[2:]
     metrics = {"loss": total / max(items, 1), **meter.result(state)}
-    return Evaluation(metrics, meter.table(state), int(metrics.pop("images")), seconds)
+    images = int(metrics.pop("images"))
+    return Evaluation(metrics, meter.table(state), images, time.perf_counter() - began)
 
 
 @contextmanager

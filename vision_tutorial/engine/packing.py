@@ -77,6 +77,9 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], packe
     Raises UserError if the optimizer has other parameter groups.
     """
     saved = unpack(packed, tensors)
+    # How the step is computed is this machine's matter; where its counters lie depends on it.
+    for there, here in zip(saved["param_groups"], optimizer.param_groups, strict=False):
+        there |= {key: here[key] for key in ("fused", "foreach", "capturable") if key in here}
     try:
         optimizer.load_state_dict(saved)
     except (ValueError, KeyError) as error:

@@ -33,9 +33,11 @@ class StopRequest:
     def asked(self, step: int) -> bool:
         """Whether the step about to be taken (counted from 0) should be the last."""
         late = self.deadline is not None and time.monotonic() > self.deadline
-        return (
-            late or self.signalled() or (self.last_step is not None and step + 1 >= self.last_step)
-        )
+        return late or self.signalled() or self.reached(step + 1)
+
+    def reached(self, steps: int) -> bool:
+        """Whether `steps` steps are as many as were asked for; the same on all processes."""
+        return self.last_step is not None and steps >= self.last_step
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:

@@ -1,8 +1,10 @@
 """One optimizer step, plain (DDP) or strict (bit-equal for every number of processes)."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,10 +14,12 @@ from ..core.counts import wide
 from ..core.errors import MemoryExhausted, NonFiniteError
 from ..core.randomness import address
 from ..core.task import Batch, Task
+from .buffers import Buffers, flat, put
 from .distributed import Distributed
 from .ema import Ema, NoEma
 
 PATIENCE = 3  # non-finite steps in a row that are skipped before giving up
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 MIN_SCALE = 1.0  # below this loss scale, an overflow is no longer fp16's searching
 
 
@@ -29,73 +33,106 @@ class Learner:
     criteria: dict[str, Callable]
     optimizer: torch.optim.Optimizer
     prepare: Callable[[Any, int], Batch]
-    clip: Callable[[nn.Module], None]
+    clip: Callable[[nn.Module, Tensor], None]  # given the gradients' norm
     ema: Ema | NoEma
     decay: Callable[[int], float]  # of the ema, at a step counted from 1
     seed: int
     parts: int = 1  # micro-batches (or shards) a process takes a step
     shards: int | None = None  # strict: logical parts of the global batch
+    lag: int = 0  # steps that are under way before the result of one is read; see `lag_of`
+    stepped: bool = False  # whether the optimizer has its state
     skipped_in_row: int = 0
-    kept_buffers: list[Tensor] = field(default_factory=list)
 
-    def keep_buffers(self) -> None:
-        """Remember the running statistics of before a step."""
-        buffers = list(self.model.buffers())
-        if not self.kept_buffers:
-            self.kept_buffers = [b.clone() for b in buffers]
-        elif buffers:
-            torch._foreach_copy_(self.kept_buffers, buffers)
+    @cached_property
+    def buffers(self) -> Buffers:
+        """The running statistics."""
+        return Buffers(self.model)
 
-    @torch.no_grad()
-    def put_back_buffers(self) -> None:
-        """Undo what forward passes did to the running statistics."""
-        for buffer, kept in zip(self.model.buffers(), self.kept_buffers, strict=True):
-            buffer.copy_(kept)
-
-    @property
+    @cached_property
     def parameters(self) -> list[nn.Parameter]:
         """Those that learn."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Of those that the loss reached."""
+        return [p.grad for p in self.parameters if p.grad is not None]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """Of one step, over all processes: sums of loss x items by name, items, wish to stop."""
 
+    step: int
     losses: dict[str, float]
     items: int
     skipped: bool
     stop: bool
 
 
+class Report:
+    """What all processes say of one step, on its way from the device; reading it waits for it."""
+
+    def __init__(self, step: int, names: Sequence[str], values: Tensor):
+        """values: items, processes in trouble, processes that want to stop, losses by `names`."""
+        self.step, self.names = step, names
+        self.bad = values[1] > 0
+        self.values = values.to("cpu", non_blocking=values.is_cuda)
+        self.arrived = torch.cuda.Event() if values.is_cuda else None
+        if self.arrived:
+            self.arrived.record()
+
+    def read(self) -> Outcome:
+        """The report, once it has arrived."""
+        if self.arrived:
+            self.arrived.synchronize()
+        items, bad, stops, *sums = self.values.tolist()
+        losses = dict(zip(self.names, sums, strict=True))
+        return Outcome(self.step, losses, int(items), skipped=bad > 0, stop=stops > 0)
+
+
 def take_step(
     learner: Learner, distributed: Distributed, raw: Any, step: int, stop: bool
-) -> Outcome:
-    """Forward, backward, check, clip, step. NonFiniteError after PATIENCE bad steps in a row."""
+) -> Report:
+    """Forward, backward, check, clip, step: unless a loss or gradient is not finite anywhere."""
     learner.optimizer.zero_grad(set_to_none=True)
-    learner.keep_buffers()
+    learner.buffers.keep()
     gradients = strict_gradients if learner.shards else plain_gradients
     terms = gradients(learner, distributed, raw, step)
-    if not learner.shards:
-        distributed.average_buffers(learner.model)
-    scaler = distributed.scaler
-    if scaler:
-        scaler.unscale_(learner.optimizer)
-    grads = [p.grad for p in learner.parameters if p.grad is not None]
-    finite = math.isfinite(torch.nn.utils.get_total_norm(grads).item())
-    outcome = gathered(terms, len(raw), finite, stop, distributed)
-    if not outcome.skipped:
-        learner.clip(learner.model)
-        # some optimizers draw (kron): the same on all processes, whatever their dropout drew
-        torch.manual_seed(address(learner.seed, step, "optimizer"))
-        scaler.step(learner.optimizer) if scaler else learner.optimizer.step()
-        learner.ema.update(learner.model, learner.decay(step + 1))
+    if distributed.scaler:
+        distributed.scaler.unscale_(learner.optimizer)
+    norm = nn.utils.get_total_norm(learner.gradients)
+    report = reported(learner, distributed, terms, norm, (step, len(raw), stop))
+    if learner.lag and learner.stepped:
+        update_unless(report.bad, learner, distributed, norm, step)
+    elif report.read().skipped:
+        learner.buffers.put_back()
     else:
-        learner.put_back_buffers()
-    if scaler:
-        scaler.update()
-    count_skips(learner, outcome, scaler, step)
-    return outcome
+        update(learner, distributed, norm, step)
+        learner.stepped = True
+    learner.ema.update(learner.model, learner.decay(step + 1))
+    if distributed.scaler:
+        distributed.scaler.update()
+    return report
+
+
+def update(learner: Learner, distributed: Distributed, norm: Tensor, step: int) -> None:
+    """Clip, and let the optimizer step."""
+    learner.clip(learner.model, norm)
+    # some optimizers draw (kron): the same on all processes, whatever their dropout drew
+    distributed.seed(address(learner.seed, step, "optimizer"))
+    scaler = distributed.scaler
+    scaler.step(learner.optimizer) if scaler else learner.optimizer.step()
+
+
+def update_unless(
+    bad: Tensor, learner: Learner, distributed: Distributed, norm: Tensor, step: int
+) -> None:
+    """`update`, left out by the device itself where `bad` is true: nobody waits for the answer."""
+    learner.buffers.put_back(bad)
+    learner.optimizer.found_inf = bad.float()  # as GradScaler tells it to fused optimizers
+    update(learner, distributed, norm, step)
+    learner.optimizer.found_inf = None
 
 
 def plain_gradients(
@@ -117,19 +154,19 @@ def strict_gradients(
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
     mine = learner.parts
-    floats = [b for b in learner.model.buffers() if b.is_floating_point()]
     sums: dict[str, Tensor] = {}
     flats = []
     for i, shard in enumerate(raw.parts(mine)):
-        learner.put_back_buffers()
+        learner.buffers.put_back()
         index = distributed.rank * mine + i
         terms = forward_backward(learner, distributed, shard, step, index, learner.shards)
         add_terms(sums, terms, mine)
-        flats.append(torch.cat([t.flatten() for t in (*take_gradients(learner), *floats)]))
+        flats.append(flat([*take_gradients(learner), *learner.buffers.floats()]))
     whole = summed_in_order(flats, learner.shards, distributed)
-    put_flat(whole, [p.grad for p in learner.parameters if p.grad is not None])
-    count = sum(b.numel() for b in floats)
-    put_flat(whole[len(whole) - count :] / learner.shards, floats)
+    grads, floats = learner.gradients, learner.buffers.floats()
+    count = sum(grad.numel() for grad in grads)
+    put(whole[:count], grads)
+    put(whole[count:] / learner.shards, floats)
     return sums
 
 
@@ -137,7 +174,7 @@ def forward_backward(
     learner: Learner, distributed: Distributed, micro: Any, step: int, index: int, share: int
 ) -> dict[str, Tensor]:
     """Adds the gradient of loss / share. Dropout's draws are addressed by (seed, step, part)."""
-    torch.manual_seed(address(learner.seed, step, index, "model"))
+    distributed.seed(address(learner.seed, step, index, "model"))
     batch = learner.prepare(micro, step)
     total, terms = learner.task.loss(learner.replica, batch, learner.criteria)
     second = bool(getattr(learner.optimizer, "is_second_order", False))
@@ -171,36 +208,93 @@ def summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distribut
     return total
 
 
-def put_flat(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Write consecutive pieces of `flat` into `tensors`."""
-    start = 0
-    for tensor in tensors:
-        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
-        start += tensor.numel()
+def reported(
+    learner: Learner,
+    distributed: Distributed,
+    terms: dict[str, Tensor],
+    norm: Tensor,
+    said: tuple[int, int, bool],
+) -> Report:
+    """One sum over processes carries losses, items, trouble, the stop flag, running statistics.
+
+    said: the step, this process's items, whether it wants to stop.
+    """
+    step, n, stop = said
+    values = torch.stack([wide(value) for value in terms.values()])
+    bad = ~(values.isfinite().all() & wide(norm).isfinite())
+    # filled there: a number that comes from the host would make the device wait
+    head = [values.new_full((), n), bad.double(), values.new_full((), stop)]
+    mine = torch.cat([torch.stack(head), values * n])
+    floats = learner.buffers.floats() if distributed.world > 1 and not learner.shards else []
+    if not floats:
+        return Report(step, list(terms), distributed.sum(mine))
+    whole = distributed.sum(torch.cat([mine, *(wide(b).flatten() for b in floats)]))
+    put(whole[len(mine) :] / distributed.world, floats)
+    return Report(step, list(terms), whole[: len(mine)])
 
 
-def gathered(
-    terms: dict[str, Tensor], n: int, finite: bool, stop: bool, distributed: Distributed
-) -> Outcome:
-    """One small sum over processes carries losses, count, trouble and the stop flag."""
-    values = torch.stack([wide(v).cpu() for v in terms.values()])
-    finite = finite and bool(torch.isfinite(values).all())
-    head = torch.tensor([n, not finite, stop], dtype=torch.float64)
-    items, bad, stops, *sums = distributed.sum(torch.cat([head, values * n])).tolist()
-    losses = dict(zip(terms, sums, strict=True))
-    return Outcome(losses, int(items), skipped=bad > 0, stop=stops > 0)
+def settle(learner: Learner, scaler: Any, report: Report) -> Outcome:
+    """Read a report, and hold to the non-finite policy: skip a few, then stop.
 
-
-def count_skips(learner: Learner, outcome: Outcome, scaler: Any, step: int) -> None:
-    """The non-finite policy: skip a few, then stop; never step on, save or resume such weights."""
+    Such weights are never stepped to, saved or resumed. NonFiniteError after PATIENCE bad steps in
+    a row.
+    """
+    outcome = report.read()
     loss = outcome.losses["loss"] / max(outcome.items, 1)
     searching = scaler and math.isfinite(loss) and scaler.get_scale() > MIN_SCALE
-    learner.skipped_in_row = learner.skipped_in_row + 1 if outcome.skipped and not searching else 0
+    bad = outcome.skipped and not searching
+    learner.skipped_in_row = learner.skipped_in_row + 1 if bad else 0
     if learner.skipped_in_row > PATIENCE:
         raise NonFiniteError(
-            f"step {step + 1}: loss {loss:g} or its gradient is not finite, {PATIENCE + 1} times "
-            "in a row; the last checkpoint is good. Lower the lr, add warm-up, clip, or use fp32."
+            f"step {outcome.step + 1}: loss {loss:g} or its gradient is not finite, "
+            f"{PATIENCE + 1} times in a row; the last checkpoint is good. Lower the lr, add "
+            "warm-up, clip, or use fp32."
         )
+    return outcome
+
+
+class Reader:
+    """Reads the reports of steps in order; the newest `lag` of them later."""
+
+    def __init__(self, learner: Learner, scaler: Any, count: Callable[[Outcome], None]):
+        self.learner, self.scaler, self.count = learner, scaler, count
+        self.reports: deque[Report] = deque()
+        self.stop_at = math.inf  # steps
+        self.loss: float | None = None  # mean of the last step that was read
+
+    def expect(self, report: Report) -> None:
+        """A step is under way."""
+        self.reports.append(report)
+
+    def read(self, behind: int) -> None:
+        """Read, and count, all but the newest `behind` reports."""
+        while len(self.reports) > behind:
+            outcome = settle(self.learner, self.scaler, self.reports.popleft())
+            self.count(outcome)
+            self.loss = outcome.losses["loss"] / outcome.items
+            if outcome.stop:
+                self.stop_at = min(self.stop_at, outcome.step + 1 + self.learner.lag)
+
+    def stops(self, steps: int, all_read: bool) -> bool:
+        """Whether to stop after `steps` steps: the same answer on all processes.
+
+        Any of them may have read ahead to save, so a wish counts once `lag` is over, or where all
+        of them have read all.
+        """
+        return self.stop_at <= steps or (all_read and self.stop_at < math.inf)
+
+
+def lag_of(learner: Learner, distributed: Distributed) -> int:
+    """How many steps may be under way before the result of one is read.
+
+    One, where the device itself can leave out a bad step: the host then never makes it wait. The
+    CPU has nothing to wait for.
+    """
+    fused = isinstance(learner.optimizer, FUSED) and all(
+        group["fused"] for group in learner.optimizer.param_groups
+    )
+    plain = distributed.scaler is None and not learner.shards
+    return int(distributed.device.type == "cuda" and fused and plain)
 
 
 def fitting_parts(
@@ -213,7 +307,7 @@ def fitting_parts(
     """
     asked, replica = parts, learner.replica
     learner.replica = learner.model
-    learner.keep_buffers()
+    learner.buffers.keep()
     try:
         while distributed.any(not fits(learner, distributed, raw.parts(parts)[0])):
             if len(raw) % (4 * parts):  # halves must stay even, for mixing and for BatchNorm
@@ -225,7 +319,7 @@ def fitting_parts(
             parts *= 2
     finally:
         learner.replica = replica
-        learner.put_back_buffers()
+        learner.buffers.put_back()
         learner.optimizer.zero_grad(set_to_none=True)
     if parts == asked:
         return parts, None

@@ -39,8 +39,11 @@ class Display(Protocol):
     def evaluating(self, done: int, total: int) -> None:
         """`done` of `total` batches are evaluated."""
 
+    def pause(self) -> None:
+        """An epoch's steps are over: the time until the next step is not training."""
+
     def epoch(self, row: Mapping[str, Any], best: bool = False) -> None:
-        """An epoch is over; `row` is its line of metrics.jsonl (`epoch` counts from 1)."""
+        """What came of an epoch, its line of metrics.jsonl; the next may have begun already."""
 
     def say(self, message: str) -> None:
         """Show one line of notice; safe to call from any thread."""
@@ -61,6 +64,9 @@ class NoDisplay:
         """Do nothing."""
 
     def evaluating(self, done: int, total: int) -> None:
+        """Do nothing."""
+
+    def pause(self) -> None:
         """Do nothing."""
 
     def epoch(self, row: Mapping[str, Any], best: bool = False) -> None:
@@ -226,9 +232,12 @@ class LineDisplay:
         """Keep the time of the evaluation apart from that of the steps."""
         self._pace.pause()
 
+    def pause(self) -> None:
+        """Keep the time between two epochs apart from that of the steps."""
+        self._pace.pause()
+
     def epoch(self, row: Mapping[str, Any], best: bool = False) -> None:
         """Print the row."""
-        self._pace.pause()
         shown = cells(row, self._epochs)
         last = [f"{shown.pop('images/s')} images/s"] if "images/s" in shown else []
         last += [shown.pop("time")] if "time" in shown else []
@@ -300,9 +309,12 @@ class BarDisplay:
         if time.perf_counter() - self._drawn >= REDRAW_SECONDS or done >= total:
             self._draw(f"evaluating {done}/{total}")
 
+    def pause(self) -> None:
+        """Keep the time between two epochs apart from that of the steps."""
+        self._pace.pause()
+
     def epoch(self, row: Mapping[str, Any], best: bool = False) -> None:
         """Add a line to the table; the best so far has a star."""
-        self._pace.pause()
         shown = cells(row, self._epochs)
         header = columns(list(shown), self._console.width)
         if header != self._header:

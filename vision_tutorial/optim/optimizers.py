@@ -56,7 +56,18 @@ def timm_optimizer(
     # YAML knows no tuples; the optimizers compare, unpack and save their betas as such.
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     options = {"lr": lr, "weight_decay": weight_decay, **options}
+    groups = list(groups)
+    if "fused" in allowed and not {"fused", "foreach"} & options.keys() and can_fuse(groups):
+        options["fused"] = True  # one pass over the memory, where torch's own default makes several
     return _made(name, create_optimizer_v2, groups, opt=name, **options)
+
+
+def can_fuse(groups: Any) -> bool:
+    """Whether these are parameter groups, of parameters for which torch has fused steps."""
+    if not all(isinstance(group, dict) for group in groups):
+        return False
+    parameters = [p for group in groups for p in group["params"]]
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
 def _options(name: str) -> list[str]:

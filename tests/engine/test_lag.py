@@ -1,0 +1,139 @@
+"""Results that are read a step later are the same results: lag 0 and lag 1 side by side."""
+
+import importlib
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from forked import run_ranks
+
+from vision_tutorial import build
+from vision_tutorial import train as verb
+from vision_tutorial.core import runs
+from vision_tutorial.core.errors import ExitCode
+from vision_tutorial.engine.step import PATIENCE, lag_of
+
+FIT = importlib.import_module("vision_tutorial.engine.fit")  # the package's `fit` is the function
+SMALL = [
+    "dataset={shapes: {train: 128, test: 30, size: 16}}",
+    "batch_size=16",
+    "eval_batch_size=10",
+    "epochs=2",
+    "threads=1",
+]
+BAD = {0, 5, 11, 12}  # steps; 8 an epoch
+
+
+def trained(
+    folder: Path, lag: int, bad: set[int], *more: str, code: int = ExitCode.DONE
+) -> tuple[dict, list, str]:
+    """What a run leaves whose loss is NaN at the steps `bad`: tensors, rows, the last folder."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FIT, "lag_of", lambda *_: lag)
+        patched.setattr(build, "criteria", spoilt(build.criteria, bad))
+        words = ["recipes/debug.yaml", *SMALL, "--runs", str(folder), "--id", "run", "--quiet"]
+        assert verb.main([*words, *more]) == code
+    return left(folder / "debug" / "run")
+
+
+def spoilt(make, bad: set[int]):
+    """`build.criteria` whose loss is no number at the steps `bad`."""
+    calls = iter(range(10**6))
+
+    def made(recipe):
+        criterion = make(recipe)["loss"]
+
+        def spoiling(*given: torch.Tensor) -> tuple:
+            total, parts = criterion(*given)
+            return total * (math.nan if next(calls) in bad else 1.0), parts
+
+        return {"loss": spoiling}
+
+    return made
+
+
+def left(run: Path) -> tuple[dict, list, str]:
+    """The last checkpoint's files, the rows without what is measured in time, its folder's name."""
+    last = max((run / "ckpt").glob("step-*"))
+    files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+    timed = ("seconds", "seconds_data", "seconds_eval", "seconds_overhead", "images_per_second")
+    rows = runs.read_rows(run / "metrics.jsonl")
+    return files, [{k: v for k, v in row.items() if k not in timed} for row in rows], last.name
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "{sgd: {lr: 0.05, momentum: 0.9, weight_decay: 1.0e-4}}",
+        "{momentum: {lr: 0.05, momentum: 0.0}}",
+        "{adamw: {lr: 0.01}}",
+        "{adam: {lr: 0.01, amsgrad: true}}",
+    ],
+)
+@pytest.mark.parametrize("bad", [set(), BAD], ids=["good", "bad"])
+def test_rows_and_weights_do_not_depend_on_the_lag(
+    optimizer: str, bad: set[int], tmp_path: Path
+) -> None:
+    more = f"optimizer={optimizer}"
+    at_once = trained(tmp_path / "0", 0, bad, more)
+    assert [row["skipped_steps"] for row in at_once[1]] == [len(bad & {*range(8)}), len(bad) // 2]
+    assert trained(tmp_path / "1", 1, bad, more) == at_once
+
+
+@pytest.mark.parametrize("clip", ["{norm: 0.5}", "{value: 0.01}", "{agc: 0.01}"])
+def test_clipping_does_not_depend_on_the_lag(clip: str, tmp_path: Path) -> None:
+    more = ["epochs=1", f"clip={clip}"]
+    found = [trained(tmp_path / str(lag), lag, {3}, *more) for lag in (0, 1)]
+    assert found[0] == found[1]
+
+
+def test_pauses_saves_and_resumes_do_not_depend_on_the_lag(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "0", 0, set(), "checkpoint.every_steps=3")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FIT, "lag_of", lambda *_: 1)
+        words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path / "1"), "--id", "run"]
+        run = tmp_path / "1" / "debug" / "run"
+        assert verb.main([*words, "checkpoint.every_steps=3", "--quiet", "--steps", "1"]) == 0
+        assert left(run)[2] == "step-00000001"
+        assert verb.main([str(run), "--quiet", "--steps", "6"]) == 0
+        assert left(run)[2] == "step-00000007"
+        assert verb.main([str(run), "--quiet"]) == 0
+    assert left(run) == whole
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_too_many_bad_steps_end_the_training_and_nothing_of_them_is_saved(
+    lag: int, tmp_path: Path
+) -> None:
+    bad = {*range(10, 11 + PATIENCE)}
+    _, rows, last = trained(tmp_path, lag, bad, code=ExitCode.NON_FINITE)
+    assert last == "step-00000008" and len(rows) == 1
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_processes_with_a_lag_stop_at_the_same_step(lag: int, tmp_path: Path) -> None:
+    """Rank 1 alone wants to stop, while rank 0 reads ahead at every step, to save."""
+
+    def of_rank(rank: int) -> int:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(FIT, "lag_of", lambda *_: lag)
+            signals = importlib.import_module("vision_tutorial.engine.signals")
+            patched.setattr(signals.StopRequest, "asked", lambda self, step: rank == step == 1)
+            words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path), "--id", "run"]
+            return verb.main([*words, "checkpoint.every_steps=1", "--quiet"])
+
+    assert run_ranks(2, of_rank) == [0, 0]
+    assert left(tmp_path / "debug" / "run")[2] == f"step-0000000{2 + lag}"
+
+
+def test_only_a_gpu_with_a_fused_optimizer_lags() -> None:
+    def lag(kind: type, device: str = "cuda", **options) -> int:
+        weights = [torch.nn.Parameter(torch.zeros(2))]
+        optimizer = kind(weights, lr=0.1, **{"fused": True} | options)
+        learner = SimpleNamespace(optimizer=optimizer, shards=None)
+        return lag_of(learner, SimpleNamespace(device=torch.device(device), scaler=None))
+
+    assert lag(torch.optim.SGD) == lag(torch.optim.AdamW) == 1
+    assert lag(torch.optim.SGD, "cpu") == lag(torch.optim.SGD, fused=False) == 0
