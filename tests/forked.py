@@ -72,9 +72,9 @@ class Ranks:
         return found
 
 
-def run_ranks(world: int, function: Callable[[int], Any]) -> list[Any]:
+def run_ranks(world: int, function: Callable[[int], Any], timeout: float = 120) -> list[Any]:
     """What `function(rank)` returns on each of `world` ranks."""
-    return Ranks(world, function).results()
+    return Ranks(world, function).results(timeout)
 
 
 def _run(
