@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .core.timing import Pair, Sample, Side, drawn
 FAR = 10**9  # a step that no measurement reaches
 ENDLESS = ("epochs=1000000", f"eval_every={FAR}", "checkpoint.every_minutes=null")
 PASS = 5  # an evaluation lasts so many times --seconds, if there are pictures enough
+PEAKS = ("main memory", "GPU memory")
 Found = tuple[list[Pair], dict[str, Any]]  # what was measured, and what else came to light
 
 
@@ -86,12 +88,14 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     # asking whether there is a GPU must not start CUDA here: children could not share it
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     tell("importing torch and timm")
+    from . import build
+
     began = time.perf_counter()
     pairs: list[Pair] = []
     facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vision-tutorial-bench-") as folder:
         job = Job(*given, Path(folder), args.timm_train)
-        check(job)
+        build.check(here(job))  # and so import what children will need
         for name in wanted:
             found, more = STAGES[name][0](job)
             pairs += found
@@ -114,15 +118,6 @@ def wanted_stages(args: argparse.Namespace) -> list[str]:
     return [name for name in STAGES if name in asked]
 
 
-def check(job: Job) -> None:
-    """Import what children will need, and try to build the recipe."""
-    from . import build
-
-    loaded = job.load()
-    build.import_files(loaded.imports, job.trusted)
-    build.check(loaded.recipe)
-
-
 def here(job: Job, *more: str) -> Recipe:
     """The recipe with some values set, ready to be built in this process."""
     from . import build
@@ -138,14 +133,13 @@ def here(job: Job, *more: str) -> Recipe:
 def data(job: Job) -> Found:
     """On one core and on all."""
     every = usable_cores()
-    pairs, facts = [], {}
+    pairs = []
     for cores in [every[:1], every] if len(every) > 1 else [every]:
         (ours, *others), reason = in_child(data_rates, job, len(cores), cores=cores)
         about = {"cores": len(cores), "per_core": statistics.median(ours.values) / len(cores)}
         name = f"data, {len(cores)} core{'s' * (len(cores) > 1)}"
         pairs += [Pair(name, "images/s", ours, other, about) for other in others]
-        facts |= {"no_timm_loader": reason} if reason else {}
-    return pairs, facts
+    return pairs, {"no_timm_loader": reason}
 
 
 def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
@@ -212,17 +206,10 @@ class Workshop:
         """The real loop for some seconds."""
         return self.training.run(self.job.seconds, self.recipe.batch_size)
 
-    def bare(self) -> Callable[[], Sample]:
-        """The bare loop with a network and an optimizer of its own, on one batch."""
-        from . import build, engine
-
-        recipe, place = self.recipe, self.place
+    def batches(self) -> list[Any]:
+        """The prepared micro-batches of the first step."""
         (raw,) = self.plan.batches(0, 1)
-        batches = [self.pupil.prepare(part, 0) for part in raw.parts(self.pupil.parts)]
-        model = build.placed(recipe, build.model(recipe, len(self.both.train.classes)), place)
-        criterion, optimizer = build.criteria(recipe)["loss"], build.optimizer(recipe, model)
-        loop = engine.BareLoop(model, optimizer, criterion, batches, place)
-        return lambda: loop.run(self.job.seconds)
+        return [self.pupil.prepare(part, 0) for part in raw.parts(self.pupil.parts)]
 
     def evaluating(self, count: int) -> Callable[[], Any]:
         """The evaluation of so many pictures, or of all, as the loop does it after each epoch."""
@@ -236,17 +223,20 @@ class Workshop:
         return lambda: plan.evaluate(lambda: False, lambda done, total: None)
 
 
+def bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: Any) -> Any:
+    """The same network, optimizer and criterion as the trainer's, new."""
+    from . import build, engine
+
+    model = build.placed(recipe, build.model(recipe, classes), place)
+    criterion, optimizer = build.criteria(recipe)["loss"], build.optimizer(recipe, model)
+    return engine.BareLoop(model, optimizer, criterion, batches, place)
+
+
 def step(job: Job) -> Found:
-    """The trainer beside the bare loop."""
-    trainer, bare, facts = in_child(step_rates, job)
-    sides = Side.rates("trainer", trainer), Side.rates("bare loop", bare)
-    return [Pair("step", "images/s", *sides)], facts
-
-
-def step_rates(job: Job) -> tuple[list[Sample], list[Sample], dict[str, Any]]:
-    """Samples of both loops, and what an epoch needs beside its steps."""
+    """The trainer beside the bare loop, and what an epoch needs beside its steps."""
     shop = Workshop(job)
-    trainer, bare = job.in_turn("step", [shop.run, shop.bare()])
+    loop = bare_loop(shop.recipe, len(shop.both.train.classes), shop.batches(), shop.place)
+    trainer, bare = job.in_turn("step", [shop.run, lambda: loop.run(job.seconds)])
     tell("step: checkpoints and rows")
     found = shop.evaluating(shop.recipe.eval_batch_size)()
     ends = shop.training.ends_of_epochs(1 + job.rounds, found)
@@ -257,18 +247,12 @@ def step_rates(job: Job) -> tuple[list[Sample], list[Sample], dict[str, Any]]:
         "data_share_of_step": statistics.median(shop.training.data_shares[1:]),
         "epoch_end_seconds": statistics.median(ends[1:]),
     }
-    return trainer, bare, facts
+    sides = Side.rates("trainer", trainer), Side.rates("bare loop", bare)
+    return [Pair("step", "images/s", *sides)], facts
 
 
 def evaluation(job: Job) -> Found:
     """The evaluation of a split beside the bare forward pass over as many images."""
-    ours, bare = in_child(evaluation_rates, job)
-    sides = Side.rates("evaluation", ours), Side.rates("bare forward", bare)
-    return [Pair("evaluation", "images/s", *sides, {"images": ours[0].images})], {}
-
-
-def evaluation_rates(job: Job) -> tuple[list[Sample], list[Sample]]:
-    """Samples of both."""
     from . import engine
 
     shop = Workshop(job)
@@ -288,7 +272,8 @@ def evaluation_rates(job: Job) -> tuple[list[Sample], list[Sample]]:
 
     sides = [evaluated, lambda: engine.bare_forward(model, batches, shop.place)]
     ours, bare = job.in_turn("evaluation", sides)
-    return ours, bare
+    sides = Side.rates("evaluation", ours), Side.rates("bare forward", bare)
+    return [Pair("evaluation", "images/s", *sides, {"images": images})], {}
 
 
 # -- timm's train.py, start-up, memory, scaling ----------------------------------------------------
@@ -314,17 +299,9 @@ def timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     """The command of train.py for the recipe, the pictures of its steps; or why there is none."""
     shop = Workshop(job, plain)
     recipe, source, place = shop.recipe, shop.both.train, shop.place
+    given = (place.precision, place.device.type, len(usable_cores()), shop.pupil.parts)
     try:
-        words = yardstick.train_words(
-            recipe,
-            job.script,
-            classes=len(source.classes),
-            size=yardstick.source_size(recipe, source),
-            precision=place.precision,
-            device=place.device.type,
-            workers=len(usable_cores()),
-            parts=shop.pupil.parts,
-        )
+        words = yardstick.train_words(recipe, job.script, source, *given)
     except yardstick.Untranslatable as error:
         return [], 0, str(error)
     words += yardstick.data_words(recipe, source, job.folder / "pictures")
@@ -348,24 +325,48 @@ def reading(job: Job) -> float:
 def memory(job: Job) -> Found:
     """The trainer's peak beside the bare loop's and the pictures."""
     tell("memory: the trainer, the bare loop")
-    trainer, bare = in_child(peaks, job, False), in_child(peaks, job, True)
+    trainer, pictures, batches = in_child(trainer_peaks, job)
+    bare = in_child(bare_peaks, job, *batches)
     pairs = []
-    for name, at in {"main memory": 0, "GPU memory": 1}.items():
-        if trainer[at] and bare[at]:
-            pictures = bare[2] if at == 0 else 0
-            sides = Side("trainer", (trainer[at],)), Side("bare + data", (bare[at] + pictures,))
-            pairs.append(Pair(name, "bytes", *sides, {"data_bytes": pictures}))
+    for name, ours, other, more in zip(PEAKS, trainer, bare, (pictures, 0), strict=True):
+        if ours and other:
+            sides = Side("trainer", (ours,)), Side("bare loop + data", (other + more,))
+            pairs.append(Pair(name, "bytes", *sides, {"data_bytes": more}))
     return pairs, {}
 
 
-def peaks(job: Job, bare: bool) -> tuple[int | None, int, int]:
-    """Bytes at most of main memory and of the GPU, and those of the pictures."""
+def trainer_peaks(job: Job) -> tuple[tuple, int, tuple]:
+    """Its peaks; the pictures' bytes; classes and the batches of a step for the bare loop."""
+    shop = Workshop(job)
+    shop.run()
+    reached, train = peaks(), shop.both.train
+    batches = [(b.images.cpu().numpy(), b.target.cpu().numpy()) for b in shop.batches()]
+    return reached, yardstick.held((train, shop.both.val)), (len(train.classes), batches)
+
+
+def bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
+    """The peaks of the bare loop, where there is no data set."""
+    from torch import channels_last, contiguous_format, from_numpy
+
+    from . import engine
+    from .core.task import Batch
+
+    recipe = here(job)
+    place = engine.Distributed(recipe.precision, recipe.threads)
+    layout = {"memory_format": channels_last if recipe.channels_last else contiguous_format}
+    ready = [
+        Batch(from_numpy(images).to(place.device, **layout), from_numpy(target).to(place.device))
+        for images, target in batches
+    ]
+    bare_loop(recipe, classes, ready, place).run(job.seconds)
+    return peaks()
+
+
+def peaks() -> tuple[int | None, int]:
+    """Bytes at most of main memory and of the GPU in this process."""
     import torch
 
-    shop = Workshop(job)
-    (shop.bare() if bare else shop.run)()
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return peak_memory(), gpu, yardstick.held((shop.both.train, shop.both.val))
+    return peak_memory(), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
 def two(job: Job) -> Found:
@@ -386,8 +387,8 @@ def scale(job: Job) -> tuple[int, int, float]:
 
 STAGES: dict[str, tuple[Callable[[Job], Found], str]] = {
     "data": (data, "the data path beside timm's loader and beside our own picture by picture"),
-    "step": (step, "the trainer beside the bare loop"),
-    "eval": (evaluation, "an evaluation beside the bare forward pass"),
+    "step": (partial(in_child, step), "the trainer beside the bare loop"),
+    "eval": (partial(in_child, evaluation), "an evaluation beside the bare forward pass"),
     "timm": (timm, "the trainer beside timm's train.py (needs --timm-train)"),
     "startup": (start, "from the command to the first step, beside importing torch and timm"),
     "memory": (memory, "the peak beside the bare loop's and the data set"),

@@ -233,9 +233,7 @@ def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:
 def train_words(
     recipe: Recipe,
     script: Path,
-    *,
-    classes: int,
-    size: int,
+    source: Source,
     precision: str,
     device: str,
     workers: int,
@@ -243,8 +241,9 @@ def train_words(
 ) -> list[str]:
     """timm's train.py on the recipe's model, batch, optimizer, augmentation and precision.
 
-    parts: micro-batches a step. Raises Untranslatable.
+    source: the training pictures. parts: micro-batches a step. Raises Untranslatable.
     """
+    size, classes = source_size(recipe, source), len(source.classes)
     words = [
         sys.executable,
         str(script),
@@ -262,6 +261,7 @@ def train_words(
             words += [flag, str(recipe.optimizer.options[option])]
     words += ["--channels-last"] if recipe.channels_last else []
     words += ["--torchcompile"] if recipe.compile else []
+    words += ["--torchcompile-mode", recipe.compile] if isinstance(recipe.compile, str) else []
     if precision != "fp32":
         words += ["--amp", "--amp-dtype", {"bf16": "bfloat16", "fp16": "float16"}[precision]]
     if recipe.ema:
