@@ -470,8 +470,9 @@ def test_what_is_not_finite_is_never_saved(tmp_path, group, value):
     bad = tensors(2)
     next(iter(bad[group].values()))[1, 2] = value
     checkpoints = saved(tmp_path, 1)
+    checkpoints.save(2, bad, state(2))
     with pytest.raises(NonFiniteError, match=f"step 2: {group} '.*' holds NaN") as caught:
-        checkpoints.save(2, bad, state(2))
+        checkpoints.wait()
     assert caught.value.code == ExitCode.NON_FINITE
     assert names(tmp_path) == ["step-00000001"]
 

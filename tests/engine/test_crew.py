@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vision_tutorial.core import runs
-from vision_tutorial.core.errors import StorageError
+from vision_tutorial.core.errors import NonFiniteError, StorageError
 from vision_tutorial.core.recipe import CheckpointPolicy
 from vision_tutorial.engine import Checkpoints, Crew, NoEma, Progress
 from vision_tutorial.engine.terminal import NoDisplay
@@ -130,6 +130,20 @@ def test_after_three_failures_nothing_more_is_told(crew: Crew) -> None:
     crew.checkpoints.gate.set()
     for epoch in (1, 2, 3):
         end_epoch(crew, epoch)
-    with pytest.raises(StorageError, match="no space"):
-        crew.close()
+    crew.checkpoints._thread.join()
+    for tell in (lambda: crew.stepped(Progress(), 1.0, 0.1, 16), crew.close):
+        with pytest.raises(StorageError, match="no space"):
+            tell()
     assert rows(crew) == [1, 2]
+
+
+def test_weights_that_are_not_finite_end_the_training_untold(crew: Crew) -> None:
+    with torch.no_grad():
+        crew.learner.model.weight.fill_(torch.nan)
+    crew.checkpoints.gate.set()
+    progress = end_epoch(crew, 1)
+    crew.checkpoints._thread.join()
+    with pytest.raises(NonFiniteError):
+        crew.stepped(progress, 1.0, 0.1, 16)
+    crew.close()
+    assert rows(crew) == [] and not [*(crew.run / "ckpt").glob("step-*")]

@@ -69,19 +69,17 @@ class Checkpoints:
         self._error: Exception | None = None
 
     def save(self, step: int, tensors: Groups, state: Any, is_best: bool = False) -> None:
-        """Save `tensors` ({"model": {name: tensor}, …}) and `state` (JSON types and tuples).
-
-        Raises NonFiniteError if a tensor holds NaN or infinity, StorageError as the class says.
-        """
+        """Save `tensors` ({"model": {name: tensor}, …}) and `state` (JSON types and tuples)."""
         self.wait()
-        if bad := _non_finite(tensors):
-            raise NonFiniteError(f"step {step}: {bad} holds NaN or infinity, so it is not saved.")
         job = (step, snapshot(tensors), json.dumps(pack(state), allow_nan=False), is_best)
         self._thread = threading.Thread(target=self._run, args=job, name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when no save is under way; count and report a failed one."""
+        """Return when no save is under way; count and report a failed one.
+
+        Raises NonFiniteError if a tensor held NaN or infinity, StorageError as the class says.
+        """
         if self._thread is None:
             return
         self._thread.join()
@@ -127,6 +125,8 @@ class Checkpoints:
             self._error = error
 
     def _write(self, step: int, tensors: Groups, state: str, is_best: bool) -> None:
+        if bad := _non_finite(tensors):
+            raise NonFiniteError(f"step {step}: {bad} holds NaN or infinity, so it is not saved.")
         if not self.folder.is_dir():
             self.folder.mkdir()
             runs.sync_folder(self.folder.parent)
@@ -168,14 +168,20 @@ class NoCheckpoints:
 
 def snapshot(tensors: Groups) -> dict[str, dict[str, Tensor]]:
     """Contiguous copies on the CPU that share memory with nothing (safetensors asks for both)."""
-    plain = torch.contiguous_format
-    return {
-        group: {
-            name: tensor.detach().to("cpu", copy=True, memory_format=plain)
-            for name, tensor in named.items()
-        }
+    copies = {
+        group: {name: _copy(tensor.detach()) for name, tensor in named.items()}
         for group, named in tensors.items()
     }
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+    return copies
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU; of a GPU's tensor in pinned memory, on its way there."""
+    if tensor.is_cuda:  # all are sent off before anyone waits for one
+        return tensor.contiguous().to("cpu", non_blocking=True)
+    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _files(tensors: Groups, state: str) -> Iterable[tuple[str, bytes]]:

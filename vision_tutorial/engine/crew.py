@@ -76,8 +76,8 @@ class Crew:
 
     def catch_up(self) -> None:
         """Wait for the checkpoint; then metrics.jsonl, classes.json, tracker, display."""
+        news, self.news = self.news, None  # never told if the save ends the training
         self.checkpoints.wait()
-        news, self.news = self.news, None
         if news:
             runs.append_row(self.run / "metrics.jsonl", news.row)
             if news.is_best:

@@ -6,6 +6,7 @@ accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not 
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -82,10 +83,11 @@ class Distributed:
             if self.device.type != "cuda":
                 raise UserError("sync_bn: true needs GPUs; on CPU use shards, or sync_bn: false.")
             model = convert_sync_batchnorm(model)  # torch's own drops timm's activations
-        if not replicate:
-            self.accelerator.prepare_model(model, evaluation_mode=True)
-            return model
-        return self.accelerator.prepare_model(model)
+        with warnings.catch_warnings():
+            # torch 2.15 has another word for broadcast_buffers, which older ones do not know
+            warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+            prepared = self.accelerator.prepare_model(model, evaluation_mode=not replicate)
+        return prepared if replicate else model
 
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Gradients of `loss`, scaled where fp16 needs it."""
