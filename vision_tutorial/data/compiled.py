@@ -18,7 +18,7 @@ from numba import njit
 
 from ..core.randomness import address
 from . import kernels, kernels_colour, operations
-from .kernels import affine, compiled, resample, window
+from .kernels import affine, compiled, mirror, resample, window
 from .kernels_colour import color, look_up, sharpness
 from .operations import Op, Slot
 
@@ -109,16 +109,16 @@ def operate(
     rows: np.ndarray,
     columns: np.ndarray,
     old: np.ndarray,
+    mirrored: bool,
     new: np.ndarray,
-    work: np.ndarray,
 ) -> None:
-    """One operation on `old` (H, W, 3), written to `new` (h, w, 3). work: int32 scratch, flat."""
+    """One operation on `old` (H, W, 3), written to `new` (h, w, 3); RESAMPLE also `mirrored`."""
     if code == RESAMPLE:
-        resample(old, args, new, work)
+        resample(old, args, mirrored, new)
     elif code == WINDOW:
         window(old, int(args[0]), int(args[1]), fill, rows, columns, new)
     elif code == HFLIP:
-        new[:] = old[:, ::-1]
+        mirror(old, new)
     elif code == VFLIP:
         new[:] = old[::-1]
     elif code == AFFINE:
@@ -143,21 +143,24 @@ def runner(version: int) -> Callable:
             return
         height, width = sizes[:, 0].max(), sizes[:, 1].max()
         buffers = np.empty((2, height * width * 3), np.uint8)
-        work = np.empty(6 * (height + 2) * (width + 2), np.int32)
+        flat, results = images.reshape(len(images), -1), out.reshape(len(out), -1)
+        h0, w0 = sizes[0]
+        h1, w1 = sizes[-1]
         for i in range(first, last):
-            h, w = sizes[0]
-            old = buffers[0, : h * w * 3].reshape((h, w, 3))
-            old[:] = images[indices[i]]
+            start = buffers[0, : h0 * w0 * 3]
+            start[:] = flat[indices[i]]
+            old = start.reshape((h0, w0, 3))
             other = 1
             for s in range(len(codes)):
                 code = codes[s, i]
-                if code == 0:
-                    continue
+                if code == 0 or (code == HFLIP and s > 0 and codes[s - 1, i] == RESAMPLE):
+                    continue  # nothing to do, or done with the one before
+                mirrored = s + 1 < len(codes) and codes[s + 1, i] == HFLIP
                 h, w = sizes[s + 1]
                 new = buffers[other, : h * w * 3].reshape((h, w, 3))
-                operate(code, args[s, i], fills[s], lines[s, 0], lines[s, 1], old, new, work)
+                operate(code, args[s, i], fills[s], lines[s, 0], lines[s, 1], old, mirrored, new)
                 old, other = new, 1 - other
-            out[i] = old
+            results[i] = old.reshape(h1 * w1 * 3)
 
     return run
 

@@ -48,21 +48,23 @@ class Draws:
 class Patch:
     """At most one box a picture, and what it is filled with.
 
-    pictures, channels, rows, columns int64 (n,): which values are overwritten; values float32 (n,).
+    pictures, rows, columns int64 (n,): which pixels are overwritten; values float32 (n, C).
     """
 
     pictures: np.ndarray
-    channels: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
     values: np.ndarray
 
     def lay(self, images: Tensor) -> None:
         """Overwrite in images float (B, C, H, W)."""
-        place = (self.pictures, self.channels, self.rows, self.columns)
         device = images.device
-        where = tuple(torch.from_numpy(part).to(device, non_blocking=True) for part in place)
-        images[where] = torch.from_numpy(self.values).to(device, images.dtype, non_blocking=True)
+        where = tuple(
+            torch.from_numpy(part).to(device, non_blocking=True)
+            for part in (self.pictures, self.rows, self.columns)
+        )
+        values = torch.from_numpy(self.values).to(device, images.dtype, non_blocking=True)
+        images.permute(0, 2, 3, 1)[where] = values
 
 
 Drawer = Callable[[Draws, Size], list[Slot]]

@@ -13,6 +13,7 @@ import torch
 
 from .drawing import ATTEMPTS, Draws, Eraser, Patch, Size, batched, pick
 
+CHANNELS = 3
 TABLE_BITS = 16  # of a draw that becomes a normal number
 
 
@@ -26,7 +27,7 @@ def random_erasing(
         u = draws(2)
         counts = np.where(u[:, 0] < p, 1 + pick(u[:, 1], count), 0)
         return [
-            patch(draws, erased_boxes(draws, source, area, aspect, counts, box), mode, box)
+            patch(draws, source, erased_boxes(draws, source, area, aspect, counts, box), mode, box)
             for box in range(count)
             if (counts > box).any()
         ]
@@ -78,30 +79,32 @@ def cutout(*, holes: int, size: int) -> Eraser:
                 ends.append((first, last - first))
             (top, height), (left, width) = ends
             boxes = np.stack([top, left, height, width], 1)
-            patches.append(patch(draws, boxes, "const", hole))
+            patches.append(patch(draws, source, boxes, "const", hole))
         return patches
 
     return draw
 
 
-def patch(draws: Draws, boxes: np.ndarray, mode: str, number: int) -> Patch:
+def patch(draws: Draws, source: Size, boxes: np.ndarray, mode: str, number: int) -> Patch:
     """Boxes (B, 4) filled with zeros (const), a colour (rand) or noise (pixel), as timm's modes."""
-    top, left, height, width = boxes.T
-    sizes = 3 * height * width
-    pictures = np.repeat(np.arange(len(boxes)), sizes)
-    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    area, across = np.repeat(height * width, sizes), np.repeat(width, sizes)
-    channels, place = within // np.maximum(area, 1), within % np.maximum(area, 1)
-    rows = place // np.maximum(across, 1) + np.repeat(top, sizes)
-    columns = place % np.maximum(across, 1) + np.repeat(left, sizes)
+    touched = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
+    top, left, height, width = boxes[touched].T
+    inside = span(top, height, source[0])[:, :, None] & span(left, width, source[1])[:, None, :]
+    which, rows, columns = np.nonzero(inside)
+    some = draws.of(touched)
     if mode == "const":
-        values = np.zeros(len(pictures), np.float32)
+        values = np.zeros((len(which), CHANNELS), np.float32)
+    elif mode == "rand":
+        values = normals(some, number, np.full(len(touched), CHANNELS)).reshape(-1, CHANNELS)[which]
     else:
-        colours = np.where(sizes > 0, 3, 0)
-        noise = normals(draws, number, colours if mode == "rand" else sizes)
-        first = np.cumsum(colours) - colours
-        values = noise[np.repeat(first, sizes) + channels] if mode == "rand" else noise
-    return Patch(pictures, channels, rows, columns, values)
+        values = normals(some, number, CHANNELS * height * width).reshape(-1, CHANNELS)
+    return Patch(touched[which], rows, columns, values)
+
+
+def span(first: np.ndarray, length: np.ndarray, whole: int) -> np.ndarray:
+    """Which of `whole` places each stretch covers; bool (B, whole)."""
+    place = np.arange(whole)
+    return (place >= first[:, None]) & (place < (first + length)[:, None])
 
 
 def normals(draws: Draws, number: int, counts: np.ndarray) -> np.ndarray:

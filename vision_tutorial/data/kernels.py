@@ -15,6 +15,7 @@ from .operations import Filter
 Array = np.ndarray
 BITS = 22  # of a resampling weight
 HALF = 1 << (BITS - 1)
+EDGE = 2  # pixels beyond the border that a cubic looks at
 NEAREST, BILINEAR = int(Filter.NEAREST), int(Filter.BILINEAR)
 
 compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `compiled.run`
@@ -64,29 +65,28 @@ def weigh(
 
 
 @compiled
-def clipped(total: int) -> np.uint8:
-    """The grey level that a sum of weighted ones stands for."""
-    return np.uint8(min(max(total >> BITS, 0), 255))
+def resample(old: Array, args: Array, mirrored: bool, new: Array) -> None:
+    """Cut out top, left, height, width; resize to new's size in two passes, rounded in between.
 
-
-@compiled
-def resample(old: Array, args: Array, new: Array, work: Array) -> None:
-    """Cut out top, left, height, width; resize to new's size in two passes, rounded in between."""
+    mirrored: the result left and right exchanged, as a flip behind it would do.
+    """
     top, left, height, width = int(args[0]), int(args[1]), int(args[2]), int(args[3])
     if int(args[4]) == NEAREST:
         pick(old, top, left, height, width, new)
+        if mirrored:
+            mirror(new.copy(), new)
         return
     smooth = int(args[4]) != BILINEAR
     # As Pillow 13 has it: height first where it loses over twice as many pixels as width does.
     fewer_rows, fewer_columns = height - new.shape[0], width - new.shape[1]
     if fewer_rows > 0 and fewer_rows > 2 * fewer_columns:
         between = np.empty((new.shape[0], width, 3), np.uint8)
-        down(old, top, left, height, smooth, work, between)
-        across(between, 0, 0, width, smooth, work, new)
+        down(old, top, left, height, smooth, between)
+        across(between, 0, 0, width, smooth, mirrored, new)
     else:
         between = np.empty((height, new.shape[1], 3), np.uint8)
-        across(old, top, left, width, smooth, work, between)
-        down(between, 0, 0, height, smooth, work, new)
+        across(old, top, left, width, smooth, mirrored, between)
+        down(between, 0, 0, height, smooth, new)
 
 
 @compiled
@@ -101,56 +101,62 @@ def weights_for(length: int, size: int, smooth: bool) -> tuple[Array, Array, Arr
 
 @compiled
 def across(
-    old: Array, top: int, left: int, width: int, smooth: bool, work: Array, new: Array
+    old: Array, top: int, left: int, width: int, smooth: bool, mirrored: bool, new: Array
 ) -> None:
     """The crop of old from top, left, `width` wide and as high as new -> new (H, w, 3)."""
-    height = new.shape[0]
-    starts, counts, weights = weights_for(width, new.shape[1], smooth)
-    # Each column becomes a row, so that sums over inputs run along contiguous memory.
-    n = height * 3
-    turned, sums = work[: width * n].reshape((width, n)), work[width * n : (width + 1) * n]
+    height, size = new.shape[:2]
+    starts, counts, weights = weights_for(width, size, smooth)
+    # Each column becomes a row, so that the sums over inputs run along contiguous memory.
+    turned = np.empty((width, height * 3), np.uint8)
     for y in range(height):
         for x in range(width):
             for c in range(3):
                 turned[x, 3 * y + c] = old[top + y, left + x, c]
-    for i in range(new.shape[1]):
-        weighted(turned, starts[i], counts[i], weights[i], sums)
-        for y in range(height):
-            for c in range(3):
-                new[y, i, c] = clipped(sums[3 * y + c])
-
-
-@compiled
-def down(
-    old: Array, top: int, left: int, height: int, smooth: bool, work: Array, new: Array
-) -> None:
-    """The crop of old from top, left, `height` high and as wide as new -> new (h, W, 3)."""
-    width = new.shape[1]
-    starts, counts, weights = weights_for(height, new.shape[0], smooth)
-    n = width * 3
-    lines, sums = work[: height * n].reshape((height, n)), work[height * n : (height + 1) * n]
+    columns = np.empty((size, height * 3), np.uint8)
+    sums = np.empty(height * 3, np.int32)
+    for i in range(size):
+        weighted(turned, starts[i], counts[i], weights[i], sums, columns[i])
     for y in range(height):
-        for x in range(width):
+        for i in range(size):
+            place = size - 1 - i if mirrored else i
             for c in range(3):
-                lines[y, 3 * x + c] = old[top + y, left + x, c]
-    for i in range(new.shape[0]):
-        weighted(lines, starts[i], counts[i], weights[i], sums)
-        for x in range(width):
-            for c in range(3):
-                new[i, x, c] = clipped(sums[3 * x + c])
+                new[y, place, c] = columns[i, 3 * y + c]
 
 
 @compiled
-def weighted(rows: Array, first: int, count: int, weights: Array, sums: Array) -> None:
-    """sums = half a unit + the weighted rows first … first + count - 1."""
-    n = sums.shape[0]
+def down(old: Array, top: int, left: int, height: int, smooth: bool, new: Array) -> None:
+    """The crop of old from top, left, `height` high and as wide as new -> new (h, W, 3)."""
+    size, width = new.shape[:2]
+    starts, counts, weights = weights_for(height, size, smooth)
+    rows = old.reshape((old.shape[0], -1))[top : top + height, 3 * left : 3 * (left + width)]
+    lines, sums = new.reshape((size, width * 3)), np.empty(width * 3, np.int32)
+    for i in range(size):
+        weighted(rows, starts[i], counts[i], weights[i], sums, lines[i])
+
+
+@compiled
+def weighted(rows: Array, first: int, count: int, weights: Array, sums: Array, line: Array) -> None:
+    """line = the weighted sum of rows first … first + count - 1, rounded to grey levels."""
+    n = len(line)
+    row, weight = rows[first], weights[0]
     for r in range(n):
-        sums[r] = HALF
-    for k in range(count):
-        weight = weights[k]
-        row = rows[first + k]
+        sums[r] = HALF + weight * np.int32(row[r])
+    for k in range(1, count):
+        row, weight = rows[first + k], weights[k]
         for r in range(n):
-            sums[r] += weight * row[r]
+            sums[r] += weight * np.int32(row[r])
+    for r in range(n):
+        line[r] = min(max(sums[r] >> BITS, 0), 255)
+
+
+@compiled
+def mirror(old: Array, new: Array) -> None:
+    """Left and right exchanged."""
+    width = old.shape[1]
+    for i in range(old.shape[0]):
+        for j in range(width):
+            for c in range(3):
+                new[i, width - 1 - j, c] = old[i, j, c]
 
 
 @compiled
@@ -185,40 +191,110 @@ def window(
 
 @compiled
 def affine(old: Array, args: Array, fill: Array, new: Array) -> None:
-    """Output pixel centre (x, y) shows the input at (ax + by + c, dx + ey + f)."""
-    a, b, c, d, e, f = args[0], args[1], args[2], args[3], args[4], args[5]
+    """Output pixel centre (x, y) shows the input at (ax + by + c, dx + ey + f).
+
+    Row by row, and in each row step by step, so that every step runs in vector registers.
+    """
     if int(args[6]) == NEAREST:
         nearest(old, args, fill, new)
         return
     smooth = int(args[6]) != BILINEAR
     height, width = old.shape[:2]
+    edged, stride = with_edges(old), width + 2 * EDGE
+    near = np.empty((16 if smooth else 4, width), np.uint32)
+    inside, place = np.empty(width, np.bool_), np.empty(width, np.int64)
+    dx, dy = np.empty(width), np.empty(width)
+    found = np.empty((3, width), np.int32)
     for i in range(height):
-        for j in range(width):
-            across, down = j + 0.5, i + 0.5
-            x = a * across + b * down + c
-            y = d * across + e * down + f
-            if not (0.0 <= x < width and 0.0 <= y < height):
-                new[i, j, 0], new[i, j, 1], new[i, j, 2] = fill[0], fill[1], fill[2]
-            elif smooth:
-                bicubic(old, x - 0.5, y - 0.5, new[i, j])
+        locate(args, i, height, inside, place, dx, dy)
+        if smooth:
+            fetch_sixteen(edged, place, stride, near)
+        else:
+            fetch_four(edged, place, stride, near)
+        for k in range(3):
+            if smooth:
+                bicubic(near, k, dx, dy, found[k])
             else:
-                bilinear(old, x - 0.5, y - 0.5, new[i, j])
+                bilinear(near, k, dx, dy, found[k])
+        for j in range(width):
+            if inside[j]:
+                new[i, j, 0], new[i, j, 1], new[i, j, 2] = found[0, j], found[1, j], found[2, j]
+            else:
+                new[i, j, 0], new[i, j, 1], new[i, j, 2] = fill[0], fill[1], fill[2]
 
 
 @compiled
-def bilinear(old: Array, x: float, y: float, pixel: Array) -> None:
-    """Between four pixels; beyond an edge is the edge."""
+def locate(
+    args: Array, i: int, height: int, inside: Array, place: Array, dx: Array, dy: Array
+) -> None:
+    """Where row i of the result lies: inside or not, the index of the pixel above and left of it
+    in `with_edges`, and how far behind that pixel; each (W,)."""
+    a, b, c, d, e, f = args[0], args[1], args[2], args[3], args[4], args[5]
+    width = len(inside)
+    for j in range(width):
+        across, down = j + 0.5, i + 0.5
+        x = a * across + b * down + c
+        y = d * across + e * down + f
+        within = 0.0 <= x < width and 0.0 <= y < height
+        x, y = (x - 0.5 if within else 0.0), (y - 0.5 if within else 0.0)
+        column, row = floor(x), floor(y)
+        inside[j] = within
+        dx[j], dy[j] = x - column, y - row
+        place[j] = (int(row) + EDGE) * (width + 2 * EDGE) + int(column) + EDGE
+
+
+@compiled
+def with_edges(old: Array) -> Array:
+    """The pixels of old as one number each, flat, every edge repeated EDGE times beyond it."""
     height, width = old.shape[:2]
-    left, top = int(floor(x)), int(floor(y))
-    dx, dy = x - left, y - top
-    x0, x1 = max(left, 0), min(left + 1, width - 1)
-    y0, y1 = max(top, 0), min(top + 1, height - 1)
-    for c in range(3):
-        p, q = float(old[y0, x0, c]), float(old[y0, x1, c])
-        upper = p + (q - p) * dx
-        p, q = float(old[y1, x0, c]), float(old[y1, x1, c])
-        lower = p + (q - p) * dx
-        pixel[c] = np.uint8(upper + (lower - upper) * dy)
+    made = np.empty((height + 2 * EDGE, width + 2 * EDGE), np.uint32)
+    for i in range(height):
+        line = made[i + EDGE]
+        for j in range(width):
+            red, green, blue = old[i, j]
+            line[j + EDGE] = np.uint32(red) | np.uint32(green) << 8 | np.uint32(blue) << 16
+        line[:EDGE], line[width + EDGE :] = line[EDGE], line[width + EDGE - 1]
+    for i in range(EDGE):
+        made[i], made[height + EDGE + i] = made[EDGE], made[height + EDGE - 1]
+    return made.reshape(-1)
+
+
+@compiled
+def fetch_four(edged: Array, place: Array, stride: int, near: Array) -> None:
+    """near (4, W) = the square of pixels behind and below each place."""
+    for j in range(len(place)):
+        for r in range(2):
+            # Unsigned, or numba would ask of each index whether it counts from the end.
+            first = np.uint64(place[j] + r * stride)
+            for q in range(2):
+                near[2 * r + q, j] = edged[first + np.uint64(q)]
+
+
+@compiled
+def fetch_sixteen(edged: Array, place: Array, stride: int, near: Array) -> None:
+    """near (16, W) = the square of four by four pixels around each place."""
+    for j in range(len(place)):
+        for r in range(4):
+            first = np.uint64(place[j] - 1 + (r - 1) * stride)
+            for q in range(4):
+                near[4 * r + q, j] = edged[first + np.uint64(q)]
+
+
+@compiled
+def channel(pixel: np.uint32, k: int) -> float:
+    """Channel k of a pixel that is one number."""
+    return float(np.int32((pixel >> np.uint32(8 * k)) & np.uint32(255)))
+
+
+@compiled
+def bilinear(near: Array, k: int, dx: Array, dy: Array, found: Array) -> None:
+    """Channel k between the four pixels near (4, W) of each place -> found (W,)."""
+    for j in range(len(found)):
+        one, two = channel(near[0, j], k), channel(near[1, j], k)
+        upper = one + (two - one) * dx[j]
+        one, two = channel(near[2, j], k), channel(near[3, j], k)
+        lower = one + (two - one) * dx[j]
+        found[j] = np.int32(upper + (lower - upper) * dy[j])
 
 
 @compiled
@@ -232,26 +308,30 @@ def spline(v1: float, v2: float, v3: float, v4: float, d: float) -> float:
 
 
 @compiled
-def bicubic(old: Array, x: float, y: float, pixel: Array) -> None:
-    """Between sixteen pixels, across and then down; beyond an edge is the edge."""
-    height, width = old.shape[:2]
-    left, top = int(floor(x)), int(floor(y))
-    dx, dy = x - left, y - top
-    x0, x1 = max(left - 1, 0), max(left, 0)
-    x2, x3 = min(left + 1, width - 1), min(left + 2, width - 1)
-    for c in range(3):
-        v1 = v2 = v3 = v4 = 0.0
-        for k in range(4):
-            row = min(max(top - 1 + k, 0), height - 1)
-            value = spline(
-                float(old[row, x0, c]),
-                float(old[row, x1, c]),
-                float(old[row, x2, c]),
-                float(old[row, x3, c]),
-                dx,
-            )
-            v1, v2, v3, v4 = v2, v3, v4, value
-        pixel[c] = np.uint8(min(max(spline(v1, v2, v3, v4, dy), 0.0), 255.0))
+def line_through(near: Array, first: int, k: int, j: int, d: float) -> float:
+    """The cubic through four pixels of one line."""
+    return spline(
+        channel(near[first, j], k),
+        channel(near[first + 1, j], k),
+        channel(near[first + 2, j], k),
+        channel(near[first + 3, j], k),
+        d,
+    )
+
+
+@compiled
+def bicubic(near: Array, k: int, dx: Array, dy: Array, found: Array) -> None:
+    """Channel k between the sixteen pixels near (16, W) of each place -> found (W,)."""
+    for j in range(len(found)):
+        value = spline(
+            line_through(near, 0, k, j, dx[j]),
+            line_through(near, 4, k, j, dx[j]),
+            line_through(near, 8, k, j, dx[j]),
+            line_through(near, 12, k, j, dx[j]),
+            dy[j],
+        )
+        value = 0.0 if value < 0.0 else value
+        found[j] = np.int32(255.0 if value > 255.0 else value)
 
 
 @compiled

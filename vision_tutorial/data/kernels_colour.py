@@ -125,9 +125,14 @@ def equalized(histogram: Array, table: Array) -> None:
             kinds += 1
         total += histogram[v]
     step = (total - last) // 255
+    if kinds <= 1 or step == 0:
+        for v in range(256):
+            table[v] = v
+        return
     seen = step // 2
     for v in range(256):
-        table[v] = v if kinds <= 1 or step == 0 else min(seen // step, 255)
+        # Whole numbers far below 2**53: the quotient's whole part is exact, and faster than //.
+        table[v] = min(int(seen / step), 255)
         seen += histogram[v]
 
 

@@ -24,7 +24,7 @@ from .operations import Slot
 
 logger = logging.getLogger(__name__)
 
-TOGETHER = 4096  # pictures that a GPU augments at once, for some steps ahead
+TOGETHER = {False: 1024, True: 4096}  # pictures augmented at once, by whether on a GPU
 KEPT = 2**30  # bytes of finished pictures that an evaluation keeps for the next one
 
 
@@ -127,15 +127,16 @@ class Batched:
 
     def batches(self, order: TrainOrder | EvalOrder) -> Iterator[Raw]:
         """In order. On a GPU they are made ahead, beside the step that runs."""
-        if self.store.device.type != "cuda":
-            return (self.store(self.program, items) for items in order.items())
-        return ahead(self.by_the_dozen(order), self.store.device)
+        made = self.by_the_dozen(order)
+        return ahead(made, self.store.device) if self.store.device.type == "cuda" else made
 
     def by_the_dozen(self, order: TrainOrder | EvalOrder) -> Iterator[Raw]:
-        """Many batches augmented at once, so that a GPU has something to do."""
+        """Many batches augmented at once: drawing for many pictures costs little more than for few,
+        and a GPU has something to do."""
+        together = TOGETHER[self.store.device.type == "cuda"]
         remaining = order.items()
         while first := list(islice(remaining, 1)):
-            more = islice(remaining, max(TOGETHER // len(first[0]) - 1, 0))
+            more = islice(remaining, max(together // len(first[0]) - 1, 0))
             group = first + list(more)
             whole = self.store(self.program, np.concatenate(group))
             yield from whole.split([len(items) for items in group])
