@@ -18,7 +18,7 @@ from numba import njit
 
 from ..core.randomness import address
 from . import kernels, kernels_colour, operations
-from .kernels import affine, compiled, mirror, resample, window
+from .kernels import affine, compiled, mirror, remembering, resample, window
 from .kernels_colour import color, look_up, sharpness
 from .operations import Op, Slot
 
@@ -110,11 +110,12 @@ def operate(
     columns: np.ndarray,
     old: np.ndarray,
     mirrored: bool,
+    memory: tuple,
     new: np.ndarray,
 ) -> None:
     """One operation on `old` (H, W, 3), written to `new` (h, w, 3); RESAMPLE also `mirrored`."""
     if code == RESAMPLE:
-        resample(old, args, mirrored, new)
+        resample(old, args, mirrored, memory, new)
     elif code == WINDOW:
         window(old, int(args[0]), int(args[1]), fill, rows, columns, new)
     elif code == HFLIP:
@@ -144,21 +145,33 @@ def runner(version: int) -> Callable:
         height, width = sizes[:, 0].max(), sizes[:, 1].max()
         buffers = np.empty((2, height * width * 3), np.uint8)
         flat, results = images.reshape(len(images), -1), out.reshape(len(out), -1)
+        ready, starts, counts, weights = remembering(len(codes), height, width)
         h0, w0 = sizes[0]
         h1, w1 = sizes[-1]
         for i in range(first, last):
             start = buffers[0, : h0 * w0 * 3]
-            start[:] = flat[indices[i]]
             old = start.reshape((h0, w0, 3))
-            other = 1
-            for s in range(len(codes)):
+            other, skipped = 1, 0
+            if codes[0, i] == RESAMPLE:  # from where the picture lies: only the crop is read
+                h, w = sizes[1]
+                old = buffers[0, : h * w * 3].reshape((h, w, 3))
+                mirrored = len(codes) > 1 and codes[1, i] == HFLIP
+                memory = ready[0], starts[0], counts[0], weights[0]
+                resample(images[indices[i]], args[0, i], mirrored, memory, old)
+                skipped = 1
+            else:
+                start[:] = flat[indices[i]]
+            for s in range(skipped, len(codes)):
                 code = codes[s, i]
                 if code == 0 or (code == HFLIP and s > 0 and codes[s - 1, i] == RESAMPLE):
                     continue  # nothing to do, or done with the one before
                 mirrored = s + 1 < len(codes) and codes[s + 1, i] == HFLIP
                 h, w = sizes[s + 1]
                 new = buffers[other, : h * w * 3].reshape((h, w, 3))
-                operate(code, args[s, i], fills[s], lines[s, 0], lines[s, 1], old, mirrored, new)
+                memory = ready[s], starts[s], counts[s], weights[s]
+                operate(
+                    code, args[s, i], fills[s], lines[s, 0], lines[s, 1], old, mirrored, memory, new
+                )
                 old, other = new, 1 - other
             results[i] = old.reshape(h1 * w1 * 3)
 

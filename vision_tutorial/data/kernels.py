@@ -15,6 +15,8 @@ from .operations import Filter
 Array = np.ndarray
 BITS = 22  # of a resampling weight
 HALF = 1 << (BITS - 1)
+SHORT = 64  # pixels of a line whose weights are remembered
+BAND = 256  # pixels of an affine map that are worked on at once
 EDGE = 2  # pixels beyond the border that a cubic looks at
 NEAREST, BILINEAR = int(Filter.NEAREST), int(Filter.BILINEAR)
 
@@ -65,10 +67,11 @@ def weigh(
 
 
 @compiled
-def resample(old: Array, args: Array, mirrored: bool, new: Array) -> None:
+def resample(old: Array, args: Array, mirrored: bool, memory: tuple, new: Array) -> None:
     """Cut out top, left, height, width; resize to new's size in two passes, rounded in between.
 
-    mirrored: the result left and right exchanged, as a flip behind it would do.
+    mirrored: the result left and right exchanged, as a flip behind it would do. memory: what
+    `remembering` made for this size of new.
     """
     top, left, height, width = int(args[0]), int(args[1]), int(args[2]), int(args[3])
     if int(args[4]) == NEAREST:
@@ -81,31 +84,68 @@ def resample(old: Array, args: Array, mirrored: bool, new: Array) -> None:
     fewer_rows, fewer_columns = height - new.shape[0], width - new.shape[1]
     if fewer_rows > 0 and fewer_rows > 2 * fewer_columns:
         between = np.empty((new.shape[0], width, 3), np.uint8)
-        down(old, top, left, height, smooth, between)
-        across(between, 0, 0, width, smooth, mirrored, new)
+        down(old, top, left, height, smooth, memory, between)
+        across(between, 0, 0, width, smooth, mirrored, memory, new)
     else:
         between = np.empty((height, new.shape[1], 3), np.uint8)
-        across(old, top, left, width, smooth, mirrored, between)
-        down(between, 0, 0, height, smooth, new)
+        across(old, top, left, width, smooth, mirrored, memory, between)
+        down(between, 0, 0, height, smooth, memory, new)
 
 
 @compiled
-def weights_for(length: int, size: int, smooth: bool) -> tuple[Array, Array, Array]:
-    """Room for `weigh`, filled."""
-    most = 2 * int(ceil((2 if smooth else 1) * max(length / size, 1.0))) + 1
-    starts, counts = np.empty(size, np.int64), np.empty(size, np.int64)
-    weights = np.empty((size, most), np.int32)
-    weigh(length, size, smooth, starts, counts, weights)
-    return starts, counts, weights
+def remembering(slots: int, height: int, width: int) -> tuple[Array, Array, Array, Array]:
+    """Room for the weights of short lines, by slot, axis, filter and length: made once, used by
+    many pictures. Which are there; then starts, counts and weights, as `weigh` fills them."""
+    size = max(height, width)
+    shape = (slots, 2, 2, SHORT + 1)
+    most = taps(SHORT, min(height, width))
+    return (
+        np.zeros(shape, np.bool_),
+        np.empty((*shape, size), np.int64),
+        np.empty((*shape, size), np.int64),
+        np.empty((*shape, size, most), np.int32),
+    )
+
+
+@compiled
+def taps(length: int, size: int) -> int:
+    """The most inputs that one output can have."""
+    return 2 * int(ceil(2 * max(length / size, 1.0))) + 1
+
+
+@compiled
+def weights_for(
+    memory: tuple, axis: int, length: int, size: int, smooth: bool
+) -> tuple[Array, Array, Array]:
+    """starts, counts, weights of `size` outputs over `length` inputs, remembered if short."""
+    ready, starts, counts, weights = memory
+    kind = 1 if smooth else 0
+    if length > SHORT:
+        first, count = np.empty(size, np.int64), np.empty(size, np.int64)
+        values = np.empty((size, taps(length, size)), np.int32)
+        weigh(length, size, smooth, first, count, values)
+        return first, count, values
+    place = (axis, kind, length)
+    if not ready[place]:
+        weigh(length, size, smooth, starts[place], counts[place], weights[place])
+        ready[place] = True
+    return starts[place], counts[place], weights[place]
 
 
 @compiled
 def across(
-    old: Array, top: int, left: int, width: int, smooth: bool, mirrored: bool, new: Array
+    old: Array,
+    top: int,
+    left: int,
+    width: int,
+    smooth: bool,
+    mirrored: bool,
+    memory: tuple,
+    new: Array,
 ) -> None:
     """The crop of old from top, left, `width` wide and as high as new -> new (H, w, 3)."""
     height, size = new.shape[:2]
-    starts, counts, weights = weights_for(width, size, smooth)
+    starts, counts, weights = weights_for(memory, 1, width, size, smooth)
     # Each column becomes a row, so that the sums over inputs run along contiguous memory.
     turned = np.empty((width, height * 3), np.uint8)
     for y in range(height):
@@ -124,10 +164,12 @@ def across(
 
 
 @compiled
-def down(old: Array, top: int, left: int, height: int, smooth: bool, new: Array) -> None:
+def down(
+    old: Array, top: int, left: int, height: int, smooth: bool, memory: tuple, new: Array
+) -> None:
     """The crop of old from top, left, `height` high and as wide as new -> new (h, W, 3)."""
     size, width = new.shape[:2]
-    starts, counts, weights = weights_for(height, size, smooth)
+    starts, counts, weights = weights_for(memory, 0, height, size, smooth)
     rows = old.reshape((old.shape[0], -1))[top : top + height, 3 * left : 3 * (left + width)]
     lines, sums = new.reshape((size, width * 3)), np.empty(width * 3, np.int32)
     for i in range(size):
@@ -193,7 +235,7 @@ def window(
 def affine(old: Array, args: Array, fill: Array, new: Array) -> None:
     """Output pixel centre (x, y) shows the input at (ax + by + c, dx + ey + f).
 
-    Row by row, and in each row step by step, so that every step runs in vector registers.
+    Some rows at a time, and for them step by step, so that every step runs in vector registers.
     """
     if int(args[6]) == NEAREST:
         nearest(old, args, fill, new)
@@ -201,46 +243,59 @@ def affine(old: Array, args: Array, fill: Array, new: Array) -> None:
     smooth = int(args[6]) != BILINEAR
     height, width = old.shape[:2]
     edged, stride = with_edges(old), width + 2 * EDGE
-    near = np.empty((16 if smooth else 4, width), np.uint32)
-    inside, place = np.empty(width, np.bool_), np.empty(width, np.int64)
-    dx, dy = np.empty(width), np.empty(width)
-    found = np.empty((3, width), np.int32)
-    for i in range(height):
-        locate(args, i, height, inside, place, dx, dy)
+    band = max(BAND // width, 1)
+    near = np.empty((16 if smooth else 4, band * width), np.uint32)
+    inside, place = np.empty(band * width, np.bool_), np.empty(band * width, np.int64)
+    dx, dy = np.empty(band * width), np.empty(band * width)
+    found = np.empty((3, band * width), np.int32)
+    made = new.reshape((height * width, 3))
+    for top in range(0, height, band):
+        n = min(band, height - top) * width
+        locate(args, top, height, width, inside[:n], place[:n], dx[:n], dy[:n])
         if smooth:
-            fetch_sixteen(edged, place, stride, near)
+            fetch_sixteen(edged, place[:n], stride, near)
         else:
-            fetch_four(edged, place, stride, near)
+            fetch_four(edged, place[:n], stride, near)
         for k in range(3):
             if smooth:
-                bicubic(near, k, dx, dy, found[k])
+                bicubic(near, k, dx, dy, found[k, :n])
             else:
-                bilinear(near, k, dx, dy, found[k])
-        for j in range(width):
+                bilinear(near, k, dx, dy, found[k, :n])
+        some = made[top * width : top * width + n]
+        for j in range(n):
             if inside[j]:
-                new[i, j, 0], new[i, j, 1], new[i, j, 2] = found[0, j], found[1, j], found[2, j]
+                some[j, 0], some[j, 1], some[j, 2] = found[0, j], found[1, j], found[2, j]
             else:
-                new[i, j, 0], new[i, j, 1], new[i, j, 2] = fill[0], fill[1], fill[2]
+                some[j, 0], some[j, 1], some[j, 2] = fill[0], fill[1], fill[2]
 
 
 @compiled
 def locate(
-    args: Array, i: int, height: int, inside: Array, place: Array, dx: Array, dy: Array
+    args: Array,
+    top: int,
+    height: int,
+    width: int,
+    inside: Array,
+    place: Array,
+    dx: Array,
+    dy: Array,
 ) -> None:
-    """Where row i of the result lies: inside or not, the index of the pixel above and left of it
-    in `with_edges`, and how far behind that pixel; each (W,)."""
+    """Where the result's pixels from row `top` on lie: inside or not, the index of the pixel above
+    and left of it in `with_edges`, and how far behind that pixel; each (n,)."""
     a, b, c, d, e, f = args[0], args[1], args[2], args[3], args[4], args[5]
-    width = len(inside)
-    for j in range(width):
-        across, down = j + 0.5, i + 0.5
-        x = a * across + b * down + c
-        y = d * across + e * down + f
-        within = 0.0 <= x < width and 0.0 <= y < height
-        x, y = (x - 0.5 if within else 0.0), (y - 0.5 if within else 0.0)
-        column, row = floor(x), floor(y)
-        inside[j] = within
-        dx[j], dy[j] = x - column, y - row
-        place[j] = (int(row) + EDGE) * (width + 2 * EDGE) + int(column) + EDGE
+    for i in range(len(inside) // width):
+        first = i * width
+        down = top + i + 0.5
+        for j in range(width):
+            across = j + 0.5
+            x = a * across + b * down + c
+            y = d * across + e * down + f
+            within = 0.0 <= x < width and 0.0 <= y < height
+            x, y = (x - 0.5 if within else 0.0), (y - 0.5 if within else 0.0)
+            column, row = floor(x), floor(y)
+            inside[first + j] = within
+            dx[first + j], dy[first + j] = x - column, y - row
+            place[first + j] = (int(row) + EDGE) * (width + 2 * EDGE) + int(column) + EDGE
 
 
 @compiled
@@ -261,7 +316,7 @@ def with_edges(old: Array) -> Array:
 
 @compiled
 def fetch_four(edged: Array, place: Array, stride: int, near: Array) -> None:
-    """near (4, W) = the square of pixels behind and below each place."""
+    """near (4, …) = the square of pixels behind and below each place."""
     for j in range(len(place)):
         for r in range(2):
             # Unsigned, or numba would ask of each index whether it counts from the end.
@@ -272,7 +327,7 @@ def fetch_four(edged: Array, place: Array, stride: int, near: Array) -> None:
 
 @compiled
 def fetch_sixteen(edged: Array, place: Array, stride: int, near: Array) -> None:
-    """near (16, W) = the square of four by four pixels around each place."""
+    """near (16, …) = the square of four by four pixels around each place."""
     for j in range(len(place)):
         for r in range(4):
             first = np.uint64(place[j] - 1 + (r - 1) * stride)
@@ -288,7 +343,7 @@ def channel(pixel: np.uint32, k: int) -> float:
 
 @compiled
 def bilinear(near: Array, k: int, dx: Array, dy: Array, found: Array) -> None:
-    """Channel k between the four pixels near (4, W) of each place -> found (W,)."""
+    """Channel k between the four pixels near (4, …) of each place -> found (n,)."""
     for j in range(len(found)):
         one, two = channel(near[0, j], k), channel(near[1, j], k)
         upper = one + (two - one) * dx[j]
@@ -321,7 +376,7 @@ def line_through(near: Array, first: int, k: int, j: int, d: float) -> float:
 
 @compiled
 def bicubic(near: Array, k: int, dx: Array, dy: Array, found: Array) -> None:
-    """Channel k between the sixteen pixels near (16, W) of each place -> found (W,)."""
+    """Channel k between the sixteen pixels near (16, …) of each place -> found (n,)."""
     for j in range(len(found)):
         value = spline(
             line_through(near, 0, k, j, dx[j]),

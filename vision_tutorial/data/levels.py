@@ -82,10 +82,11 @@ TIMM_AFFINE: dict[str, Callable] = {
 def rotation(degrees: np.ndarray, height: int, width: int) -> tuple[np.ndarray, ...]:
     """Pillow's `rotate` about the middle, counter-clockwise: a, b, c, d, e, f, each (n,)."""
     # Python's cosine and its rounding to 15 digits, as in Pillow; NumPy's differ in the last bit.
-    angles = [-math.radians(angle) for angle in (degrees % 360.0).tolist()]
-    cosine = np.array([round(math.cos(angle), 15) for angle in angles])
-    sine = np.array([round(math.sin(angle), 15) for angle in angles])
-    minus = np.array([round(-math.sin(angle), 15) for angle in angles])
+    different, which = np.unique(degrees % 360.0, return_inverse=True)
+    angles = [-math.radians(angle) for angle in different.tolist()]
+    cosine = np.array([round(math.cos(angle), 15) for angle in angles])[which]
+    sine = np.array([round(math.sin(angle), 15) for angle in angles])[which]
+    minus = -sine
     x, y = width / 2, height / 2
     across = cosine * -x + sine * -y + 0.0 + x
     down = minus * -x + cosine * -y + 0.0 + y

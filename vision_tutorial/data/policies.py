@@ -113,14 +113,14 @@ class Layer:
 
     def draw(self, draws: Draws, block: int, which: np.ndarray, source: Size) -> Slot:
         """Operation number `which` (B,) for each picture. Takes two blocks of draws."""
-        happens, minus, filtering, first, second = draws(5, block).T
+        happens, minus, filtering, first, *more = draws(5 if self.spread else 4, block).T
         rows = np.flatnonzero(happens < self.chances[which])
         levels = self.levels[which]
         if self.spread == math.inf:
             levels = levels * first
         elif self.spread > 0:  # a normal, after Box and Muller
             size = np.sqrt(-2 * np.log1p(-first))
-            levels = levels + self.spread * (size * np.cos(2 * np.pi * second))
+            levels = levels + self.spread * (size * np.cos(2 * np.pi * more[0]))
         levels = np.clip(levels, 0.0, self.most)
         codes, args = np.zeros(len(which), np.int64), np.zeros((len(which), ARGUMENTS))
         kinds = self.kinds[which[rows]]
