@@ -89,11 +89,7 @@ def look_up(old: Array, code: int, value: float, new: Array) -> None:
     """Replace each value by its entry in the table of its channel."""
     table = np.empty((3, 256), np.uint8)
     if code == EQUALIZE or code == AUTOCONTRAST:
-        histogram = np.zeros((3, 256), np.int64)
-        for i in range(old.shape[0]):
-            for j in range(old.shape[1]):
-                for c in range(3):
-                    histogram[c, old[i, j, c]] += 1
+        histogram = histograms(old)
         for c in range(3):
             if code == EQUALIZE:
                 equalized(histogram[c], table[c])
@@ -107,6 +103,27 @@ def look_up(old: Array, code: int, value: float, new: Array) -> None:
         for j in range(old.shape[1]):
             for c in range(3):
                 new[i, j, c] = table[c, old[i, j, c]]
+
+
+@compiled
+def histograms(old: Array) -> Array:
+    """How often each value occurs in each channel: (3, 256).
+
+    Neighbours are mostly alike: counted in turn in four places, none waits for the one before.
+    """
+    pixels = old.reshape(-1, 3)
+    counts = np.zeros((4, 3, 256), np.int32)
+    n = len(pixels) // 4 * 4
+    for p in range(0, n, 4):
+        for k in range(4):
+            for c in range(3):
+                counts[k, c, pixels[p + k, c]] += 1
+    for p in range(n, len(pixels)):
+        for c in range(3):
+            counts[0, c, pixels[p, c]] += 1
+    for k in range(1, 4):
+        counts[0] += counts[k]
+    return counts[0]
 
 
 @compiled

@@ -24,7 +24,7 @@ from .operations import Slot
 
 logger = logging.getLogger(__name__)
 
-TOGETHER = {False: 1024, True: 4096}  # pictures augmented at once, by whether on a GPU
+TOGETHER = {False: 2048, True: 4096}  # pictures augmented at once, by whether on a GPU
 KEPT = 2**30  # bytes of finished pictures that an evaluation keeps for the next one
 
 
