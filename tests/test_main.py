@@ -18,7 +18,9 @@ def test_alone_it_lists_verbs_and_every_entry(
     assert program.main(words) == 0
     shown = capsys.readouterr().out
     assert all(verb in shown for verb in program.VERBS)
-    assert "focal(gamma=2.0, alpha=None)" in shown and "cutmix(alpha=1.0, p=1.0, mode=batch)" in shown
+    assert (
+        "focal(gamma=2.0, alpha=None)" in shown and "cutmix(alpha=1.0, p=1.0, mode=batch)" in shown
+    )
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 

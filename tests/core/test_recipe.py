@@ -202,7 +202,7 @@ COMPLAINTS = {
     "model: {resnet18: {pretrained: 3}}": "given 3; expected: a valid boolean or a valid string.",
     "dataset: {shapes: {size: 32.5}}": "dataset.shapes.size: given 32.5; expected: a valid integer",
     "dataset: {shapes: {sise: 32}}": "shapes.sise: no option of 'shapes' called 'sise'; did you me",
-    "dataset: shape": "no dataset called 'shape'; did you mean 'shapes'? Known: arrays, cifar10, cifar100,",
+    "dataset: shape": "no dataset called 'shape'; did you mean 'shapes'? Known: arrays,",
     "augment: hflip": 'augment: given "hflip"; a list of augments is expected, such as [a, b].',
     "augment: [hflip, {vflip: {p: [1]}}]": "r.yaml:11: augment.1.vflip.p: given [1]; expected: a v",
     "augment: [hflip, [vflip]]": 'augment.1: given ["vflip"]; expected: the augment',

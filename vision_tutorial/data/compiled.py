@@ -1,9 +1,9 @@
 """Slots carried out by numba on the CPU: one picture at a time, in the processor's cache.
 
-`kernels.py` and `kernels_colour.py` hold the arithmetic; this file lines up the operations of a
-picture and hands the pictures out to threads (numba lets go of Python's lock, so plain threads
-serve, and nothing is left behind that a fork would break). The first call on a machine compiles for
-some seconds; the result is kept beside the source, or in the user's cache.
+The kernels hold the arithmetic; this file lines up the operations of a picture and hands the
+pictures out to threads (numba lets go of Python's lock, so plain threads serve, and nothing is left
+behind that a fork would break). The first call on a machine compiles for some seconds; the result
+is kept beside the source, or in the user's cache.
 """
 
 import logging
@@ -17,8 +17,9 @@ import numpy as np
 from numba import njit
 
 from ..core.randomness import address
-from . import kernels, kernels_colour, operations
-from .kernels import affine, compiled, mirror, remembering, resample, window
+from . import kernels, kernels_affine, kernels_colour, operations
+from .kernels import compiled, mirror, remembering, resample, window
+from .kernels_affine import affine
 from .kernels_colour import color, look_up, sharpness
 from .operations import Op, Slot
 
@@ -28,7 +29,7 @@ SHARE = 32  # pictures that are worth a thread
 
 kept = njit(nogil=True, cache=True, error_model="numpy")
 # numba looks at a function's own file only to tell whether what it kept is stale.
-PARTS = (kernels, kernels_colour, operations)
+PARTS = (kernels, kernels_affine, kernels_colour, operations)
 VERSION = address(*(Path(module.__file__).read_text("utf-8") for module in PARTS))
 RESAMPLE, WINDOW, AFFINE = int(Op.RESAMPLE), int(Op.WINDOW), int(Op.AFFINE)
 HFLIP, VFLIP, COLOR = int(Op.HFLIP), int(Op.VFLIP), int(Op.COLOR)
