@@ -146,7 +146,7 @@ def runner(version: int) -> Callable:
         height, width = sizes[:, 0].max(), sizes[:, 1].max()
         buffers = np.empty((2, height * width * 3), np.uint8)
         flat, results = images.reshape(len(images), -1), out.reshape(len(out), -1)
-        ready, starts, counts, weights = remembering(len(codes), height, width)
+        ready, starts, counts, weights = remembering(sizes)
         h0, w0 = sizes[0]
         h1, w1 = sizes[-1]
         for i in range(first, last):

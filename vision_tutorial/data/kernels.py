@@ -91,12 +91,14 @@ def resample(old: Array, args: Array, mirrored: bool, memory: tuple, new: Array)
 
 
 @compiled
-def remembering(slots: int, height: int, width: int) -> tuple[Array, Array, Array, Array]:
+def remembering(sizes: Array) -> tuple[Array, Array, Array, Array]:
     """Room for the weights of short lines, by slot, axis, filter and length: made once, used by
-    many pictures. Which are there; then starts, counts and weights, as `weigh` fills them."""
-    size = max(height, width)
-    shape = (slots, 2, 2, SHORT + 1)
-    most = taps(SHORT, min(height, width))
+    many pictures. Which are there; then starts, counts and weights, as `weigh` fills them.
+
+    sizes (S + 1, 2): of the source, and of each slot's results.
+    """
+    size, most = sizes.max(), taps(SHORT, sizes.min())
+    shape = (len(sizes) - 1, 2, 2, SHORT + 1)
     return (
         np.zeros(shape, np.bool_),
         np.empty((*shape, size), np.int64),
