@@ -73,9 +73,7 @@ def resample(old: Array, args: Array, mirrored: bool, memory: tuple, new: Array)
     """
     top, left, height, width = int(args[0]), int(args[1]), int(args[2]), int(args[3])
     if int(args[4]) == NEAREST:
-        pick(old, top, left, height, width, new)
-        if mirrored:
-            mirror(new.copy(), new)
+        pick(old, top, left, height, width, mirrored, new)
         return
     smooth = int(args[4]) != BILINEAR
     # As Pillow 13 has it: height first where it loses over twice as many pixels as width does.
@@ -192,6 +190,13 @@ def weighted(rows: Array, first: int, count: int, weights: Array, sums: Array, l
 
 
 @compiled
+def copy(values: Array, line: Array) -> None:
+    """line = values; numba takes far longer to compile an assignment of whole arrays."""
+    for q in range(len(line)):
+        line[q] = values[q]
+
+
+@compiled
 def mirror(old: Array, new: Array) -> None:
     """Left and right exchanged."""
     width = old.shape[1]
@@ -202,13 +207,17 @@ def mirror(old: Array, new: Array) -> None:
 
 
 @compiled
-def pick(old: Array, top: int, left: int, height: int, width: int, new: Array) -> None:
+def pick(
+    old: Array, top: int, left: int, height: int, width: int, mirrored: bool, new: Array
+) -> None:
     """Nearest: positions grow by repeated addition, as Pillow's do."""
     y = (height / new.shape[0]) * 0.5
     for i in range(new.shape[0]):
         x = (width / new.shape[1]) * 0.5
         for j in range(new.shape[1]):
-            new[i, j] = old[top + int(y), left + int(x)]
+            place = new.shape[1] - 1 - j if mirrored else j
+            for c in range(3):
+                new[i, place, c] = old[top + int(y), left + int(x), c]
             x += width / new.shape[1]
         y += height / new.shape[0]
 
@@ -222,7 +231,5 @@ def window(
         y = rows[top + i]
         for j in range(new.shape[1]):
             x = columns[left + j]
-            if y < 0 or x < 0:
-                new[i, j] = fill
-            else:
-                new[i, j] = old[y, x]
+            for c in range(3):
+                new[i, j, c] = old[y, x, c] if y >= 0 and x >= 0 else fill[c]

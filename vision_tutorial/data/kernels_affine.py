@@ -9,6 +9,7 @@ from math import floor
 import numpy as np
 from numba import njit
 
+from .kernels import copy
 from .operations import Filter
 
 Array = np.ndarray
@@ -94,11 +95,13 @@ def with_edges(old: Array) -> Array:
     for i in range(height):
         line = made[i + EDGE]
         for j in range(width):
-            red, green, blue = old[i, j]
+            red, green, blue = old[i, j, 0], old[i, j, 1], old[i, j, 2]
             line[j + EDGE] = np.uint32(red) | np.uint32(green) << 8 | np.uint32(blue) << 16
-        line[:EDGE], line[width + EDGE :] = line[EDGE], line[width + EDGE - 1]
+        for j in range(EDGE):
+            line[j], line[width + EDGE + j] = line[EDGE], line[width + EDGE - 1]
     for i in range(EDGE):
-        made[i], made[height + EDGE + i] = made[EDGE], made[height + EDGE - 1]
+        copy(made[EDGE], made[i])
+        copy(made[height + EDGE - 1], made[height + EDGE + i])
     return made.reshape(-1)
 
 

@@ -7,6 +7,7 @@ As in `kernels.py`, Pillow's order and types. Sources: libImaging's Blend.c, Fil
 import numpy as np
 from numba import njit
 
+from .kernels import copy
 from .operations import Op
 
 Array = np.ndarray
@@ -56,9 +57,10 @@ def sharpness(old: Array, f: np.float32, new: Array) -> None:
     base, sums = np.empty(n, np.int32), np.empty(n, np.int32)
     lines, made = old.reshape((height, -1)), new.reshape((height, -1))
     for i in range(height):
-        made[i] = lines[i]
+        copy(lines[i], made[i])
     for i in range(1, height - 1):
-        sums[:] = THIRTEEN
+        for q in range(n):
+            sums[q] = THIRTEEN
         for k in range(i - 1, i + 2):
             add_three(lines[k], sums)
         here = lines[i, 3 : 3 + n]
@@ -98,7 +100,8 @@ def look_up(old: Array, code: int, value: float, new: Array) -> None:
     else:
         base = mean_grey(old) if code == CONTRAST else 0
         for v in range(256):
-            table[:, v] = entry(code, value, base, v)
+            made = entry(code, value, base, v)
+            table[0, v], table[1, v], table[2, v] = made, made, made
     for i in range(old.shape[0]):
         for j in range(old.shape[1]):
             for c in range(3):
@@ -121,8 +124,9 @@ def histograms(old: Array) -> Array:
     for p in range(n, len(pixels)):
         for c in range(3):
             counts[0, c, pixels[p, c]] += 1
-    for k in range(1, 4):
-        counts[0] += counts[k]
+    for c in range(3):
+        for v in range(256):
+            counts[0, c, v] += counts[1, c, v] + counts[2, c, v] + counts[3, c, v]
     return counts[0]
 
 
