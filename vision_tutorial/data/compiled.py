@@ -37,17 +37,19 @@ SHARPNESS, GRAYSCALE = int(Op.SHARPNESS), int(Op.GRAYSCALE)
 
 
 def apply(
-    images: np.ndarray, indices: np.ndarray, slots: Sequence[Slot], threads: int = 1
+    images: np.ndarray,
+    indices: np.ndarray,
+    slots: Sequence[Slot],
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The pictures `indices` (B,) of images uint8 (N, H, W, 3), after `slots`: (B, h, w, 3)."""
+    """The pictures `indices` (B,) of images uint8 (N, H, W, 3), after `slots`: out (B, h, w, 3)."""
     height, width = slots[-1].size if slots else images.shape[1:3]
-    out = np.empty((len(indices), height, width, 3), np.uint8)
+    out = np.empty((len(indices), height, width, 3), np.uint8) if out is None else out
     if slots:
         announce()
-        packed = pack(slots, images.shape[1:3])
         images = images.view()
         images.flags.writeable = False  # one type for numba, wherever the pixels lie
-        in_parts(len(indices), threads, lambda a, b: run(images, indices, a, b, out, *packed))
+        run(images, indices, 0, len(indices), out, *pack(slots, images.shape[1:3]))
     else:
         np.take(images, indices, axis=0, out=out)
     return out
