@@ -89,7 +89,7 @@ def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:
     ],
 )
 def test_wrong_use_is_one_line(more: dict[str, str], said: str, tmp_path: Path) -> None:
-    done = call(tmp_path, **more)
+    done = call(tmp_path, tmp_path, **more)  # a folder without parts
     lines = [line for line in done.stderr.splitlines() if not line.startswith("==")]
     assert done.returncode == 2 and len(lines) == 1, done.stderr
     assert lines[0].startswith("gpu.sh: ") and said in lines[0]

@@ -15,7 +15,7 @@ VERBS = {
     "evaluate": "a checkpoint's numbers on a split",
     "explain": "what a recipe means, before anything runs",
     "bench": "how fast a recipe runs here, and beside what",
-    "pack": "a data set as files that are mapped into memory, or carried in parts",
+    "pack": "a data set as mapped files, or as sprites in parts",
     "doctor": "is this machine ready?",
 }
 
