@@ -71,7 +71,7 @@ def compared(title: str, images: np.ndarray, slots: list[Slot]) -> str:
     wanted = by_pillow(images, slots)
     cells = [title, f"{len(images):,}"]
     for found in (
-        compiled.apply(images, np.arange(len(images)), slots),
+        compiled.apply(images, np.arange(len(images)), slots, 2),
         by_tensors(images, slots),
     ):
         apart = np.abs(found.astype(int) - wanted)

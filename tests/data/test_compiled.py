@@ -1,4 +1,4 @@
-"""The compiled executor, bit for bit what Pillow makes of each picture."""
+"""The compiled executor, bit for bit what Pillow makes of each picture; threads change nothing."""
 
 import pickle
 
@@ -18,10 +18,10 @@ def channels_last(images):
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
 
 
-def differing(images, slots):
+def differing(images, slots, threads=1):
     """Which pictures are not as Pillow has them."""
     before = images.copy()
-    found = compiled.apply(images, np.arange(len(images)), slots)
+    found = compiled.apply(images, np.arange(len(images)), slots, threads)
     assert np.array_equal(images, before)
     wrong = []
     for i, image in enumerate(images):
@@ -61,11 +61,12 @@ def test_order_of_the_two_passes_is_pillows(size):
     assert differing(images, [resize]) == []
 
 
-def test_chains():
+def test_chains_and_threads():
     rng = np.random.default_rng(0)
     images = channels_last(drawn(rng, 300, 17, 13))
     slots = chain(rng, 300, 17, 13)
-    assert differing(images, slots) == []
+    assert differing(images, slots, threads=1) == []
+    assert differing(images, slots, threads=3) == []
 
 
 def test_takes_pictures_by_index_from_a_mapped_file(tmp_path):

@@ -25,7 +25,7 @@ from .operations import Op, Slot
 
 logger = logging.getLogger(__name__)
 
-SHARE = 32  # pictures that are worth a thread
+SHARE = 128  # pictures that are worth a thread
 
 kept = njit(nogil=True, cache=True, error_model="numpy")
 # numba looks at a function's own file only to tell whether what it kept is stale.
@@ -37,19 +37,17 @@ SHARPNESS, GRAYSCALE = int(Op.SHARPNESS), int(Op.GRAYSCALE)
 
 
 def apply(
-    images: np.ndarray,
-    indices: np.ndarray,
-    slots: Sequence[Slot],
-    out: np.ndarray | None = None,
+    images: np.ndarray, indices: np.ndarray, slots: Sequence[Slot], threads: int = 1
 ) -> np.ndarray:
-    """The pictures `indices` (B,) of images uint8 (N, H, W, 3), after `slots`: out (B, h, w, 3)."""
+    """The pictures `indices` (B,) of images uint8 (N, H, W, 3), after `slots`: (B, h, w, 3)."""
     height, width = slots[-1].size if slots else images.shape[1:3]
-    out = np.empty((len(indices), height, width, 3), np.uint8) if out is None else out
+    out = np.empty((len(indices), height, width, 3), np.uint8)
     if slots:
         announce()
+        packed = pack(slots, images.shape[1:3])
         images = images.view()
         images.flags.writeable = False  # one type for numba, wherever the pixels lie
-        run(images, indices, 0, len(indices), out, *pack(slots, images.shape[1:3]))
+        in_parts(len(indices), threads, lambda a, b: run(images, indices, a, b, out, *packed))
     else:
         np.take(images, indices, axis=0, out=out)
     return out

@@ -6,9 +6,9 @@ the bits: `compiled.py` on the CPU, `tensors.py` on a GPU or where numba is miss
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..core.sources import ArraySource, Source, Subset
 from . import tensors
-from .drawing import Program, Size
+from .drawing import Program
 from .loader import EvalOrder, Item, Raw, TrainOrder
+from .operations import Slot
 
 logger = logging.getLogger(__name__)
 
@@ -38,31 +39,15 @@ def has_numba() -> bool:
     return True
 
 
-def carry_out(
-    program: Program, images: np.ndarray, rows: np.ndarray, items: np.ndarray, threads: int
-) -> Tensor:
-    """Pictures `rows` of images uint8 (N, H, W, 3) as their `items` have them, on the CPU: uint8
-    (B, 3, h, w). Each thread draws for its own share, too."""
-    size = images.shape[1:3]
-    if not has_numba():
-        chosen = torch.from_numpy(images[rows]).permute(0, 3, 1, 2)
-        return tensors.apply(chosen, program.slots(items, size))
-    from . import compiled
+def carry_out(images: np.ndarray, rows: np.ndarray, slots: Sequence[Slot], threads: int) -> Tensor:
+    """Pictures `rows` of images uint8 (N, H, W, 3) after `slots`, on the CPU: (B, 3, h, w)."""
+    if has_numba():
+        from . import compiled
 
-    out = np.empty((len(rows), *size_after(program, size), 3), np.uint8)
-
-    def work(a: int, b: int) -> None:
-        compiled.apply(images, rows[a:b], program.slots(items[a:b], size), out[a:b])
-
-    compiled.in_parts(len(rows), threads, work)
-    return torch.from_numpy(out).permute(0, 3, 1, 2)
-
-
-@lru_cache(maxsize=256)
-def size_after(program: Program, size: Size) -> Size:
-    """What a program makes of pictures of a size (height, width)."""
-    slots = program.slots(np.zeros((1, 2), np.int64), size)
-    return slots[-1].size if slots else size
+        made = torch.from_numpy(compiled.apply(images, rows, slots, threads))
+        return made.permute(0, 3, 1, 2)
+    chosen = torch.from_numpy(images[rows]).permute(0, 3, 1, 2)
+    return tensors.apply(chosen, slots)
 
 
 @dataclass(frozen=True)
@@ -74,8 +59,8 @@ class Together:
     def __call__(self, picture: Image.Image, item: Item) -> Tensor:
         """uint8 (3, h, w)."""
         pixels = np.asarray(picture)[None]
-        first = np.zeros(1, np.int64)
-        return carry_out(self.program, pixels, first, np.array([item]), threads=1)[0]
+        slots = self.program.slots(np.array([item]), pixels.shape[1:3])
+        return carry_out(pixels, np.zeros(1, np.int64), slots, threads=1)[0]
 
 
 class Store:
@@ -100,16 +85,15 @@ class Store:
     def __call__(self, program: Program, items: np.ndarray) -> Raw:
         """The pictures `items` int64 (B, 2), augmented, and their targets."""
         chosen = items[:, 1]
+        slots = program.slots(items, tuple(self.images.shape[1:3]))
         rows = chosen if self.rows is None else self.rows[chosen]
         indices = torch.from_numpy(chosen).to(self.targets.device)
-        images = self.pixels(program, rows, items)
-        return Raw(images, self.targets[indices], torch.from_numpy(items))
+        return Raw(self.pixels(rows, slots), self.targets[indices], torch.from_numpy(items))
 
-    def pixels(self, program: Program, rows: np.ndarray, items: np.ndarray) -> Tensor:
+    def pixels(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
         """uint8 (B, 3, h, w), on the device that will augment or read them."""
         if self.device.type != "cuda":
-            return carry_out(program, self.images, rows, items, self.threads)
-        slots = program.slots(items, tuple(self.images.shape[1:3]))
+            return carry_out(self.images, rows, slots, self.threads)
         if isinstance(self.images, Tensor):
             chosen = self.images[torch.from_numpy(rows).to(self.device)]
         else:
