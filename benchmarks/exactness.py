@@ -15,43 +15,20 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from data.oracle import expected, random_slot  # noqa: E402
+from data.oracle import ORIGINAL, by_pillow, random_slot  # noqa: E402
 
 from vision_tutorial import build  # noqa: E402, F401  (fills the shelves)
 from vision_tutorial.core import registry  # noqa: E402
 from vision_tutorial.core.loading import load  # noqa: E402
+from vision_tutorial.core.sources import base  # noqa: E402
 from vision_tutorial.data import compiled, feeding, tensors  # noqa: E402
 from vision_tutorial.data.operations import Op, Slot  # noqa: E402
-from vision_tutorial.data.pipeline import unfolded  # noqa: E402
 
 RECIPES = [ROOT / "recipes" / f"{name}.yaml" for name in ("r0", "r4-tuned", "r4")]
-TIMMS_ORIGINAL = {  # how often timm's policy has each operation happen to a picture
-    Op.EQUALIZE: 0.448,
-    Op.AFFINE: 0.168,
-    Op.COLOR: 0.152,
-    Op.SOLARIZE: 0.144,
-    Op.POSTERIZE: 0.112,
-    Op.CONTRAST: 0.080,
-    Op.INVERT: 0.072,
-    Op.AUTOCONTRAST: 0.048,
-    Op.SHARPNESS: 0.016,
-}
-
-
-def by_pillow(images: np.ndarray, slots: list[Slot]) -> np.ndarray:
-    """images uint8 (B, H, W, 3) after `slots`, one by one."""
-    made = []
-    for i, image in enumerate(images):
-        picture = Image.fromarray(image)
-        for slot in slots:
-            picture = expected(picture, slot.codes[i], slot.args[i], slot)
-        made.append(np.asarray(picture))
-    return np.stack(made)
 
 
 def by_tensors(images: np.ndarray, slots: list[Slot]) -> np.ndarray:
@@ -83,7 +60,7 @@ def rows(recipes: list[Path]) -> Iterator[str]:
     """The table, then the frequencies of timm's original policy."""
     first = load(recipes[0]).recipe
     make = registry.datasets.bind(first.dataset.name, **first.dataset.options)
-    test, train = (np.asarray(unfolded(make(split))[0].images) for split in ("test", "train"))
+    test, train = (np.asarray(base(make(split)).images) for split in ("test", "train"))
     versions = f"Pillow {PIL.__version__}, torch {torch.__version__}"
     yield f"Pictures of {first.dataset.name}; {versions}, NumPy {np.__version__}."
     yield ""
@@ -109,9 +86,9 @@ def chi2(name: str, slots: list[Slot]) -> str:
     """Counts of operations against timm's original policy, whose pairs are the last two slots."""
     count = len(slots[0].codes)
     found = Counter(np.concatenate([slot.codes for slot in slots]).tolist())
-    value = sum((found[op] - p * count) ** 2 / (p * count) for op, p in TIMMS_ORIGINAL.items())
-    shares = ", ".join(f"{op.name.lower()} {found[op] / count:.4f}" for op in TIMMS_ORIGINAL)
-    degrees = len(TIMMS_ORIGINAL)
+    value = sum((found[op] - p * count) ** 2 / (p * count) for op, p in ORIGINAL.items())
+    shares = ", ".join(f"{op.name.lower()} {found[op] / count:.4f}" for op in ORIGINAL)
+    degrees = len(ORIGINAL)
     return (
         f"Operations a picture of {name}'s first epoch: {shares}. Chi-square against timm's "
         f"policy: {value:.1f} with {degrees} degrees of freedom (mean {degrees}, 95 % below 16.9)."

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import statistics
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .core import runs, yardstick
+from .core.arguments import positive, positive_count
 from .core.errors import UserError, run_verb, unknown
 from .core.launches import Job, scaling, startup, tell, turns_with_timm
 from .core.processes import in_child, peak_memory, usable_cores
@@ -43,28 +43,15 @@ def parser() -> argparse.ArgumentParser:
     add("recipe", help="a recipe file; or the JSON of an earlier bench, to be shown again")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
     add("--only", metavar="LIST", help=f"some of {','.join(STAGES)} (default: all)")
-    add("--rounds", type=whole, default=5, metavar="N", help="pairs (default: %(default)s)")
+    add(
+        "--rounds", type=positive_count, default=5, metavar="N", help="pairs (default: %(default)s)"
+    )
     add("--seconds", type=positive, default=2.0, metavar="S", help="for each side (default: 2)")
     add("--timm-train", type=Path, metavar="PATH", help="timm's train.py, to measure beside it")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     add("--markdown", action="store_true", help="print the table as Markdown")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
-
-
-def whole(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"given {text}; a whole number above 0 is expected")
-    return int(text)
-
-
-def positive(text: str) -> float:
-    """A number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"given {text}; a number above 0 is expected")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

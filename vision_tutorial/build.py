@@ -308,8 +308,15 @@ def train_batches(
     recipe: Recipe, source: Source, distributed: Distributed, start: int, stop: int
 ) -> Iterator[Raw]:
     """This process's raw batches of the steps `start` to `stop`."""
+    return training_batches(recipe, source, distributed)(start, stop)
+
+
+def training_batches(
+    recipe: Recipe, source: Source, distributed: Distributed
+) -> Callable[[int, int], Iterator[Raw]]:
+    """`train_batches` as a function of the steps: the pictures are put in place once."""
     where = place(recipe, distributed)
-    return feeding.train(recipe, source, losses.copies(recipe.loss), where, start, stop)
+    return feeding.training(recipe, source, losses.copies(recipe.loss), where)
 
 
 def evaluation(
@@ -353,7 +360,7 @@ def plan(recipe: Recipe, both: Data, pupil: Learner, distributed: Distributed) -
         steps_per_epoch=steps,
         epochs=recipe.total_epochs,
         lr=learning_rate(recipe, pupil.optimizer, steps),
-        batches=lambda start, stop: train_batches(recipe, both.train, distributed, start, stop),
+        batches=training_batches(recipe, both.train, distributed),
         evaluate=evaluated,
         headline=meter.headline,
         higher_is_better=meter.higher_is_better,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .core import runs
+from .core.arguments import positive, positive_count
 from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_verb
 from .core.loading import Loaded, load
 from .core.recipe import changes, identity, to_plain, to_yaml
@@ -37,21 +38,6 @@ def parser() -> argparse.ArgumentParser:
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     add("--quiet", action="store_true", help="print no progress")
     return made
-
-
-def positive(text: str) -> float:
-    """A number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"given {text}; a number above 0 is expected")
-    return value
-
-
-def positive_count(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"given {text}; a whole number above 0 is expected")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,7 +51,7 @@ def test_a_gpu_makes_the_same_batches(memory):
     gpu = feeding.Place(torch.device("cuda"))
     wanted = recipe(f"data.memory={memory}")
     finish = feeding.finishing(wanted, gpu, erase=feeding.erasing(wanted))
-    for step, raw in enumerate(feeding.train(wanted, source(), 0, gpu, 0, 7)):
+    for step, raw in enumerate(feeding.training(wanted, source(), 0, gpu)(0, 7)):
         assert raw.images.is_cuda
         assert torch.equal(raw.images.cpu(), expected[step][0].images)
         assert torch.equal(finish(raw, step).images.cpu(), expected[step][1].images)

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from data.oracle import ORIGINAL
 from data.test_compiled import channels_last
 from data.test_levels import FILL
 from data.test_tensors import drawn
@@ -158,25 +159,11 @@ def test_random_crop_takes_every_place_equally():
         assert chi2_fits(np.bincount(slot.args[:, axis].astype(int), minlength=9), np.ones(9))
 
 
-# The spec's table: how often each operation happens to a picture under timm's `original`.
-FREQUENCIES = {
-    Op.EQUALIZE: 0.448,
-    Op.COLOR: 0.152,
-    Op.AFFINE: 0.144 + 0.024,
-    Op.SOLARIZE: 0.144,
-    Op.POSTERIZE: 0.112,
-    Op.CONTRAST: 0.080,
-    Op.INVERT: 0.072,
-    Op.AUTOCONTRAST: 0.048,
-    Op.SHARPNESS: 0.016,
-}
-
-
 def test_operations_of_the_original_policy_are_as_frequent_as_the_policy_says():
     slots = drawer("auto_augment")(draws(MANY), (32, 32))
     counts = Counter(np.concatenate([slot.codes for slot in slots]).tolist())
-    expected = {op: MANY * share for op, share in FREQUENCIES.items()}
-    assert set(counts) == set(map(int, FREQUENCIES)) | {Op.NONE}
+    expected = {op: MANY * share for op, share in ORIGINAL.items()}
+    assert set(counts) == set(map(int, ORIGINAL)) | {Op.NONE}
     chi2 = sum((counts[op] - n) ** 2 / n for op, n in expected.items())
     assert chi2 < 9 + 5 * math.sqrt(18)
     untouched = np.mean([(slot.codes == Op.NONE) for slot in slots], 0) == 1

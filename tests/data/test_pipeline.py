@@ -39,7 +39,7 @@ def place(**more):
 def batches(wanted, start=0, stop=6, pictures=None, **more):
     """Finished batches, all the way to what the network sees."""
     finish = feeding.finishing(wanted, place(**more), erase=feeding.erasing(wanted))
-    raws = feeding.train(wanted, pictures or source(), 0, place(**more), start, stop)
+    raws = feeding.training(wanted, pictures or source(), 0, place(**more))(start, stop)
     return [(raw, finish(raw, start + i)) for i, raw in enumerate(raws)]
 
 

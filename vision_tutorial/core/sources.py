@@ -149,6 +149,13 @@ class Subset:
         return digest.hexdigest()
 
 
+def base(source: Source) -> Source:
+    """What lies under any subsets."""
+    while isinstance(source, Subset):
+        source = source.source
+    return source
+
+
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
     """Split `source` in two, (the rest, `fraction` of it), each class in its share; by `seed`."""
     held = round(fraction * len(source)) if 0 < fraction < 1 else 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from .grammar import Term
 from .recipe import Recipe
-from .sources import Source, data_root
+from .sources import Source, base, data_root
 from .timing import Sample
 
 # Our options' names for timm's flags, where train.py has one for them.
@@ -201,9 +201,7 @@ def source_size(recipe: Recipe, source: Source) -> int:
 def held(sources: Sequence[Source]) -> int:
     """Bytes that the arrays under these sources take, each counted once; files take none."""
     arrays = {}
-    for source in sources:
-        while hasattr(source, "source"):  # a part of another
-            source = source.source
+    for source in map(base, sources):
         for name in ("images", "targets", "masks"):
             array = getattr(source, name, None)
             if array is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.randomness import address, uniforms
-from .operations import ARGUMENTS, Filter, Op, Slot, slot
+from .operations import Filter, Op, Slot, slot
 
 Size = tuple[int, int]  # height, width
 ATTEMPTS = 10  # of a random crop or box, as in timm
@@ -268,7 +268,7 @@ def chosen(code: int, p: float) -> Drawer:
 
     def draw(draws: Draws, source: Size) -> list[Slot]:
         codes = np.where(draws(1)[:, 0] < p, code, Op.NONE)
-        return [Slot(codes.astype(np.int64), np.zeros((len(draws), ARGUMENTS)), source)]
+        return [slot(len(draws), codes, source)]
 
     return draw
 
@@ -297,7 +297,12 @@ def color_jitter(*, strength: float | Sequence[float], p: float) -> Drawer | Non
         factors = low + (high - low) * u[:, 4 : 4 + len(used)]
         codes = np.array([code for code, _ in used])
         return [
-            slots_of(np.where(happens, codes[which], Op.NONE), source, take(factors, which))
+            slot(
+                len(draws),
+                np.where(happens, codes[which], Op.NONE),
+                source,
+                take(factors, which),
+            )
             for which in order.T
         ]
 
@@ -307,10 +312,3 @@ def color_jitter(*, strength: float | Sequence[float], p: float) -> Drawer | Non
 def take(table: np.ndarray, which: np.ndarray) -> np.ndarray:
     """table (B, n, …), which (B,) -> the chosen entry of each row."""
     return table[np.arange(len(which)), which]
-
-
-def slots_of(codes: np.ndarray, size: Size, first: np.ndarray) -> Slot:
-    """A slot with one argument a picture."""
-    args = np.zeros((len(codes), ARGUMENTS))
-    args[:, 0] = first
-    return Slot(codes, args, size)

@@ -21,7 +21,7 @@ from ..core.task import Batch
 from . import batch, pipeline
 from .augment import FRAMING
 from .drawing import Program
-from .drawing import program as batched
+from .drawing import program as drawn
 from .loader import EvalOrder, Pictures, Raw, Singly, TrainOrder, make_loader
 
 Feed = Callable[[], Iterator[Raw]]
@@ -54,27 +54,29 @@ def program(recipe: Recipe, copies: int = 0) -> Program | None:
 
     UserError where `data.path` insists on it and an entry has none.
     """
-    made = attempt(recipe, copies)
+    made = attempt(recipe, recipe.augment, copies)
     if isinstance(made, UserError) and recipe.data.path == "batched":
         raise made
     return made if isinstance(made, Program) else None
 
 
-def attempt(recipe: Recipe, copies: int) -> Program | UserError | None:
-    """The batched form, or why there is none; None where it is not wanted."""
+def attempt(
+    recipe: Recipe, choices: Sequence[Choice], copies: int = 0
+) -> Program | UserError | None:
+    """The batched form of a chain, or why there is none; None where it is not wanted."""
     if recipe.data.path == "timm":
         return None
     if copies:
         return UserError("loss: jsd needs copies of pictures; data.path=batched has none.")
     try:
-        return in_batches(recipe.augment, recipe.seed)
+        return in_batches(choices, recipe.seed)
     except UserError as error:
         return error
 
 
 def path(recipe: Recipe, copies: int = 0) -> str:
     """In words: which path training pictures take, and why not the faster one."""
-    made = attempt(recipe, copies)
+    made = attempt(recipe, recipe.augment, copies)
     if isinstance(made, Program):
         return "batched: whole batches at once, the pixels that Pillow would give"
     reason = "as data.path says" if made is None else str(made).partition(". ")[0].rstrip(".")
@@ -83,19 +85,24 @@ def path(recipe: Recipe, copies: int = 0) -> str:
 
 def in_batches(choices: Sequence[Choice], seed: int) -> Program:
     """A chain in batched form. UserError names an entry that has none."""
-    return batched([(choice.name, dict(choice.options)) for choice in choices], seed)
+    return drawn([(choice.name, dict(choice.options)) for choice in choices], seed)
 
 
-def train(
-    recipe: Recipe, source: Source, copies: int, place: Place, start: int, stop: int
-) -> Iterator[Raw]:
-    """The process's batches of the steps `start` to `stop`."""
-    n, size = len(source), recipe.batch_size
-    order = TrainOrder(n, size, recipe.seed, start, stop, place.rank, place.world)
+def training(
+    recipe: Recipe, source: Source, copies: int, place: Place
+) -> Callable[[int, int], Iterator[Raw]]:
+    """A function (start, stop) -> the process's batches of the steps from start to stop."""
     made = program(recipe, copies)
     if made is not None and pipeline.is_array(source):
-        return pipeline.Batched(store(recipe, source, place), made).batches(order)
-    return loaded(pictures(recipe, source, copies), order, place)
+        feed = pipeline.Batched(store(recipe, source, place), made).batches
+    else:
+        feed = partial(loaded, pictures(recipe, source, copies), place=place)
+
+    def batches(start: int, stop: int) -> Iterator[Raw]:
+        n, size = len(source), recipe.batch_size
+        return feed(TrainOrder(n, size, recipe.seed, start, stop, place.rank, place.world))
+
+    return batches
 
 
 def pictures(recipe: Recipe, source: Source, copies: int = 0) -> Pictures:
@@ -114,16 +121,12 @@ def pictures(recipe: Recipe, source: Source, copies: int = 0) -> Pictures:
 def evaluating(recipe: Recipe, source: Source, place: Place) -> Feed:
     """The process's share of a split, from the beginning at each call; it may remember pictures."""
     order = EvalOrder(len(source), recipe.eval_batch_size, place.rank, place.world)
-    made = None
-    if recipe.data.path != "timm":
-        try:
-            made = in_batches(recipe.eval_augment, recipe.seed)
-        except UserError:
-            pass  # an entry of the student's own, say: singly
-    if made is not None and pipeline.is_array(source):
+    made = attempt(recipe, recipe.eval_augment)
+    batched = isinstance(made, Program)  # not so with an entry of the student's own, say
+    if batched and pipeline.is_array(source):
         return partial(pipeline.Evaluated(store(recipe, source, place), made).batches, order)
     singly = Singly(chain(recipe.eval_augment)[0], recipe.seed)
-    augment = singly if made is None else pipeline.Together(made)
+    augment = pipeline.Together(made) if batched else singly
     return partial(loaded, Pictures(source, augment), order, place)
 
 

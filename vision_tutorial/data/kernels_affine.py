@@ -7,17 +7,11 @@ As in `kernels.py`, Pillow's order and types. Source: libImaging's Geometry.c. P
 from math import floor
 
 import numpy as np
-from numba import njit
 
-from .kernels import copy
-from .operations import Filter
+from .kernels import BILINEAR, NEAREST, Array, compiled, copy
 
-Array = np.ndarray
 BAND = 256  # pixels of an affine map that are worked on at once
 EDGE = 2  # pixels beyond the border that a cubic looks at
-NEAREST, BILINEAR = int(Filter.NEAREST), int(Filter.BILINEAR)
-
-compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `compiled.run`
 
 
 @compiled

@@ -5,12 +5,10 @@ As in `kernels.py`, Pillow's order and types. Sources: libImaging's Blend.c, Fil
 """
 
 import numpy as np
-from numba import njit
 
-from .kernels import copy
+from .kernels import Array, compiled, copy
 from .operations import Op
 
-Array = np.ndarray
 # Plain integers, so that numba compiles them in.
 POSTERIZE, SOLARIZE, SOLARIZE_ADD = int(Op.POSTERIZE), int(Op.SOLARIZE), int(Op.SOLARIZE_ADD)
 INVERT, BRIGHTNESS, CONTRAST = int(Op.INVERT), int(Op.BRIGHTNESS), int(Op.CONTRAST)
@@ -19,8 +17,6 @@ AUTOCONTRAST, EQUALIZE = int(Op.AUTOCONTRAST), int(Op.EQUALIZE)
 # 32 bits wide on purpose: beside a plain whole number, numba would go on in 64.
 GREY = tuple(np.int32(weight) for weight in (19595, 38470, 7471, 32768, 16))
 TWO, EIGHT, THIRTEEN, WHOLE = np.int32(2), np.int32(8), np.int32(13), np.int32(26)
-
-compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `compiled.run`
 
 
 @compiled

@@ -10,9 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from torchvision.transforms import functional as tv
 
-from .operations import ARGUMENTS, Op
-
-Rows = tuple[np.ndarray, np.ndarray]  # codes int64 (n,), args float64 (n, ARGUMENTS)
+from .operations import Op, Rows, rows
 
 PLAIN = {"AutoContrast": Op.AUTOCONTRAST, "Equalize": Op.EQUALIZE, "Invert": Op.INVERT}
 ENHANCING = {
@@ -22,14 +20,6 @@ ENHANCING = {
     "Sharpness": Op.SHARPNESS,
 }
 FULL = 10.0  # timm's levels go from 0 to this
-
-
-def rows(code: int, count: int, *columns: object) -> Rows:
-    """`count` rows of one operation; each column one number or an array (count,)."""
-    args = np.zeros((count, ARGUMENTS))
-    for column, values in enumerate(columns):
-        args[:, column] = values
-    return np.full(count, code, np.int64), args
 
 
 def timm_operation(
@@ -43,16 +33,16 @@ def timm_operation(
     sign = np.where(minus, -1.0, 1.0)
     base = name.removesuffix("Increasing").removesuffix("Original")
     if name in PLAIN:
-        return rows(PLAIN[name], n)
+        return rows(n, PLAIN[name])
     if base in ENHANCING:
         grows = name != base
         factor = np.maximum(0.1, 1.0 + sign * (part * 0.9)) if grows else part * 1.8 + 0.1
-        return rows(ENHANCING[base], n, factor)
+        return rows(n, ENHANCING[base], factor)
     if name in TIMM_TABLES:
         code, argument = TIMM_TABLES[name]
-        return rows(code, n, argument(part))
+        return rows(n, code, argument(part))
     if name in TIMM_AFFINE:
-        return rows(Op.AFFINE, n, *TIMM_AFFINE[name](part, sign, *size))
+        return rows(n, Op.AFFINE, *TIMM_AFFINE[name](part, sign, *size))
     return None
 
 
@@ -96,18 +86,18 @@ def rotation(degrees: np.ndarray, height: int, width: int) -> tuple[np.ndarray, 
 def torchvision_operation(name: str, magnitude: float, size: tuple[int, int]) -> Rows:
     """One row of torchvision's operation; `magnitude` has its sign."""
     if name == "Identity":
-        return rows(Op.NONE, 1)
+        return rows(1, Op.NONE)
     if name in PLAIN:
-        return rows(PLAIN[name], 1)
+        return rows(1, PLAIN[name])
     if name in ENHANCING:
-        return rows(ENHANCING[name], 1, 1.0 + magnitude)
+        return rows(1, ENHANCING[name], 1.0 + magnitude)
     if name == "Posterize":
-        return rows(Op.POSTERIZE, 1, int(magnitude))
+        return rows(1, Op.POSTERIZE, int(magnitude))
     if name == "Solarize":
-        return rows(Op.SOLARIZE, 1, magnitude)
+        return rows(1, Op.SOLARIZE, magnitude)
     if name == "Rotate":
-        return rows(Op.AFFINE, 1, *rotation(np.array([magnitude]), *size))
-    return rows(Op.AFFINE, 1, *torchvision_matrix(name, magnitude, size))
+        return rows(1, Op.AFFINE, *rotation(np.array([magnitude]), *size))
+    return rows(1, Op.AFFINE, *torchvision_matrix(name, magnitude, size))
 
 
 def torchvision_matrix(name: str, magnitude: float, size: tuple[int, int]) -> list[float]:

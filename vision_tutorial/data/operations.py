@@ -11,6 +11,7 @@ from enum import IntEnum
 import numpy as np
 
 ARGUMENTS = 8  # numbers a picture, at most
+Rows = tuple[np.ndarray, np.ndarray]  # codes int64 (n,), args float64 (n, ARGUMENTS)
 
 
 class Filter(IntEnum):
@@ -59,9 +60,16 @@ class Slot:
     columns: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-def slot(count: int, code: int, size: tuple[int, int], *args: object, **more: object) -> Slot:
-    """The same operation for `count` pictures; each argument one number or an array (count,)."""
+def rows(count: int, code: int | np.ndarray, *args: object) -> Rows:
+    """Operations for `count` pictures; the code and each argument one number or (count,)."""
     table = np.zeros((count, ARGUMENTS))
     for column, values in enumerate(args):
         table[:, column] = values
-    return Slot(np.full(count, code, np.int64), table, size, **more)
+    return np.full(count, code, np.int64), table
+
+
+def slot(
+    count: int, code: int | np.ndarray, size: tuple[int, int], *args: object, **more: object
+) -> Slot:
+    """`rows` as a slot whose results have `size`."""
+    return Slot(*rows(count, code, *args), size, **more)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.sources import ArraySource, Source, Subset
+from ..core.sources import ArraySource, Source, Subset, base
 from . import tensors
 from .drawing import Program
 from .loader import EvalOrder, Item, Raw, TrainOrder
@@ -68,11 +68,11 @@ class Store:
 
     def __init__(self, source: Source, device: torch.device, memory: str, threads: int):
         """memory: `device`, `host`, or `auto` for the first where the pictures fit."""
-        self.base, self.rows = unfolded(source)
+        arrays, self.rows = unfolded(source)
         self.device, self.threads = device, threads
         self.targets = torch.from_numpy(np.ascontiguousarray(source.targets))
         # a plain array over the same memory, whatever kind of mapping it was
-        self.images: np.ndarray | Tensor = np.asarray(self.base.images)
+        self.images: np.ndarray | Tensor = np.asarray(arrays.images)
         if device.type == "cuda" and (memory == "device" or memory == "auto" and self.fits()):
             self.images = torch.tensor(self.images, device=device)  # may be mapped read-only
             self.targets = self.targets.to(device)
@@ -104,18 +104,15 @@ class Store:
 
 def unfolded(source: Source) -> tuple[ArraySource, np.ndarray | None]:
     """The arrays under any subsets, and which of their rows the source has (None: all)."""
-    if isinstance(source, ArraySource):
+    if not isinstance(source, Subset):
         return source, None
-    assert isinstance(source, Subset), "asked of arrays only"
-    base, rows = unfolded(source.source)
-    return base, source.indices if rows is None else rows[source.indices]
+    arrays, rows = unfolded(source.source)
+    return arrays, source.indices if rows is None else rows[source.indices]
 
 
 def is_array(source: Source) -> bool:
     """Whether the pictures lie in arrays, under any subsets."""
-    while isinstance(source, Subset):
-        source = source.source
-    return isinstance(source, ArraySource)
+    return isinstance(base(source), ArraySource)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from timm.data import auto_augment as timm_policies
 from torchvision import transforms as tv
 
 from .drawing import Drawer, Draws, Size, batched, filters, pick
-from .levels import Rows, timm_operation, torchvision_operation
-from .operations import ARGUMENTS, Op, Slot
+from .levels import timm_operation, torchvision_operation
+from .operations import ARGUMENTS, Op, Rows, Slot, rows
 
 FILTER = 6  # the filter's place among the arguments of AFFINE
 
@@ -114,7 +114,7 @@ class Layer:
     def draw(self, draws: Draws, block: int, which: np.ndarray, source: Size) -> Slot:
         """Operation number `which` (B,) for each picture. Takes two blocks of draws."""
         happens, minus, filtering, first, *more = draws(5 if self.spread else 4, block).T
-        rows = np.flatnonzero(happens < self.chances[which])
+        happening = np.flatnonzero(happens < self.chances[which])
         levels = self.levels[which]
         if self.spread == math.inf:
             levels = levels * first
@@ -122,10 +122,10 @@ class Layer:
             size = np.sqrt(-2 * np.log1p(-first))
             levels = levels + self.spread * (size * np.cos(2 * np.pi * more[0]))
         levels = np.clip(levels, 0.0, self.most)
-        codes, args = np.zeros(len(which), np.int64), np.zeros((len(which), ARGUMENTS))
-        kinds = self.kinds[which[rows]]
+        codes, args = rows(len(which), Op.NONE)
+        kinds = self.kinds[which[happening]]
         for number, name in enumerate(self.names):
-            some = rows[kinds == number]
+            some = happening[kinds == number]
             if len(some):
                 made = timm_operation(name, levels[some], minus[some] < 0.5, source)
                 codes[some], args[some] = made
