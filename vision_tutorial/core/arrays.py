@@ -23,7 +23,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import StorageError, UserError, short
-from .runs import free_space, sync_folder, write_json
+from .files import free_space, sync_folder
+from .runs import write_json
 from .sources import ArraySource, Source
 
 MANIFEST = "arrays.json"
