@@ -26,7 +26,7 @@ from typing import Any, Literal
 import psutil
 
 from .errors import StorageError, UserError
-from .files import BINARY, storage, sync_folder, write_all, write_text
+from .writing import BINARY, storage, sync_folder, write_all, write_text
 
 Status = Literal["running", "done", "paused", "preempted", "failed"]
 TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the same twice

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import UserError
-from ..core.files import replacing
+from ..core.writing import replacing
 
 HEADER = ("image_id", "PredictionString")
 SIZE = 256  # pixels; 65,536 ids
