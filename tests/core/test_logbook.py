@@ -11,8 +11,9 @@ import pytest
 from run_folders import edit, make_run
 
 from vision_tutorial.core import document, logbook
+from vision_tutorial.core import run as run_of
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.logbook import Point
+from vision_tutorial.core.run import Point
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
@@ -55,6 +56,8 @@ def test_a_process_that_is_gone_was_killed(tmp_path: Path) -> None:
     edit(folder / "status.json", pid=gone.pid)
     assert logbook.read(folder).status == "killed"
     edit(folder / "status.json", pid=os.getpid())
+    assert logbook.read(folder).status == "running"
+    edit(folder / "status.json", pid=10**40)
     assert logbook.read(folder).status == "running"
     edit(folder / "status.json", pid=gone.pid)
     edit(folder / "fingerprint.json", host="another machine")
@@ -168,7 +171,7 @@ def test_a_summary_with_strange_values(tmp_path: Path, value: object) -> None:
 
 @pytest.mark.parametrize("value", [True, "1", None, float("nan"), float("inf"), 10**400, [1]])
 def test_what_is_no_number(value: object) -> None:
-    assert logbook.number(value) is None
+    assert run_of.number(value) is None
 
 
 def test_damaged_rows_are_left_out(tmp_path: Path) -> None:
@@ -191,7 +194,7 @@ def test_notes_are_kept_in_order(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     logbook.add_note(folder, "unstable | =1+1 <b>\x1b[31m\nsecond line")
     logbook.add_note(folder, "한글 메모, WANDB_API_KEY=0123456789abcdef")
-    (folder / logbook.NOTES).open("a").write('{"text": 3}\n{"te')
+    (folder / run_of.NOTES).open("a").write('{"text": 3}\n{"te')
     one, two = logbook.read(folder).notes
     assert one.text == "unstable | =1+1 <b>\x1b[31m\nsecond line" and one.time.startswith("20")
     assert two.text == "한글 메모, WANDB_API_KEY=[redacted]"
