@@ -1,0 +1,198 @@
+"""What augmentation does to one picture: a chain's entries, a policy's operations, the mixers.
+
+Everything is made by the code that training runs; only what is left to chance there (whether an
+operation happens at all, a spread around its magnitude) is fixed here, so that it can be seen.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import auto_augment as timm_policies
+from torch import Tensor
+from torchvision import transforms as tv
+
+from ..core.errors import UserError
+from ..core.grammar import Choice, Term
+from ..core.notation import scalar
+from ..core.randomness import address
+from ..core.recipe import Recipe
+from ..core.registry import augments
+from ..core.sources import Source
+from ..core.task import Batch
+from . import feeding, mix, pipeline
+from .loader import collate, seed_generators
+from .operations import Slot
+from .policies import signed
+
+EPOCHS = 8  # of the whole chain
+DRAWS = 4  # of one entry, or one mixer
+
+
+class Shot(NamedTuple):
+    """A picture and what was done to it; pixels uint8 (H, W, 3)."""
+
+    label: str
+    pixels: np.ndarray
+
+
+class Panel(NamedTuple):
+    """Shots that belong together."""
+
+    title: str
+    shots: list[Shot]
+
+
+def microscope(recipe: Recipe, source: Source) -> list[Panel]:
+    """One training picture under all of a recipe's augmentation.
+
+    In order: as it is; under the whole chain in the first epochs (the very pictures that training
+    sees); under each entry alone; under each part of a policy; under each mixer.
+    """
+    index = address(recipe.seed, "microscope") % len(source)
+    others = np.flatnonzero(source.targets != source.targets[index])
+    partner = int(others[0]) if len(others) else (index + 1) % len(source)
+    plain = recipe.model_copy(update={"mix": None, "channels_last": False})
+    framed = plain.model_copy(update={"augment": recipe.eval_augment})
+    start = first(seen(framed, source, [index], range(1)))
+    panels = [Panel("", [Shot(f"{source.name} {source.key(index)}", start)])]
+    if recipe.augment:
+        shots = named(seen(plain, source, [index], range(EPOCHS)), "epoch {}")
+        panels.append(Panel("augment", shots))
+    for choice in recipe.augment:
+        alone = plain.model_copy(update={"augment": (surely(choice),)})
+        shots = named(seen(alone, source, [index], range(DRAWS)), "draw {}")
+        panels.append(Panel(written(choice), different(shots)))
+        shots = apart(choice, start, recipe.seed)
+        if shots:
+            panels.append(Panel(choice.name, shots))
+    for term in recipe.mix or ():
+        mixing = framed.model_copy(update={"mix": (surely(replace(term, weight=1.0)),)})
+        batches = seen(mixing, source, [index, partner], range(DRAWS))
+        shots = [Shot(shares(batch, source.classes), pixels) for batch, pixels in batches]
+        panels.append(Panel(written(term), shots))
+    return panels
+
+
+def seen(
+    recipe: Recipe, source: Source, indices: Sequence[int], epochs: Iterable[int]
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """In each epoch, the batch of these pictures as training would make it, and its first picture
+    in uint8 (H, W, 3)."""
+    pictures = feeding.pictures(recipe, source)
+    where = feeding.Place(torch.device("cpu"))
+    finish = feeding.finishing(
+        recipe,
+        where,
+        mixing=mix.mix(recipe.mix),
+        erase=feeding.erasing(recipe),
+        classes=len(source.classes),
+    )
+    for epoch in epochs:
+        raw = collate([pictures[epoch, index] for index in indices])
+        if isinstance(raw, UserError):
+            raise raw
+        batch = finish(raw, epoch)
+        yield batch, visible(batch.images[0], feeding.colours(recipe))
+
+
+def visible(image: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> np.ndarray:
+    """A normalised picture (3, H, W) as people see it: uint8 (H, W, 3)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in colours)
+    pixels = (image * std + mean) * 255
+    return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def first(batches: Iterator[tuple[Batch, np.ndarray]]) -> np.ndarray:
+    """The first picture."""
+    return next(batches)[1]
+
+
+def named(batches: Iterator[tuple[Batch, np.ndarray]], label: str) -> list[Shot]:
+    """Shots that are numbered from 1."""
+    return [Shot(label.format(n), pixels) for n, (_, pixels) in enumerate(batches, start=1)]
+
+
+def surely(entry: Choice | Term) -> Choice | Term:
+    """The entry with probability 1, where it has one."""
+    options = entry.options
+    return replace(entry, options={**options, "p": 1.0}) if "p" in options else entry
+
+
+def different(shots: Sequence[Shot]) -> list[Shot]:
+    """Those that differ from all before them: a mirror image is the same each time."""
+    kept: dict[bytes, Shot] = {}
+    for shot in shots:
+        kept.setdefault(shot.pixels.tobytes(), shot)
+    return list(kept.values())
+
+
+def written(entry: Choice | Term) -> str:
+    """A choice or a term with its options."""
+    options = ", ".join(f"{name}={scalar(value)}" for name, value in entry.options.items())
+    return f"{entry.name}({options})" if options else entry.name
+
+
+def shares(batch: Batch, classes: Sequence[str]) -> str:
+    """What a mixed picture is called: "0.71 ship + 0.29 dog"."""
+    share = batch.target[0].flatten(1).mean(1) if batch.target.dim() > 2 else batch.target[0]
+    top = share.topk(min(2, len(classes)))
+    pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    return " + ".join(f"{value:.2f} {classes[index]}" for value, index in pairs if value > 0.005)
+
+
+# -- policies, taken apart -------------------------------------------------------------------------
+
+
+def apart(choice: Choice, pixels: np.ndarray, seed: int) -> list[Shot]:
+    """Pixels (H, W, 3) under each sub-policy or operation of an entry; [] if it has none.
+
+    Each happens surely and at its nominal magnitude; which way (left, right) is drawn by `seed`.
+    """
+    made = augments.bind(choice.name, **choice.options)()
+    made = made.transforms[0] if isinstance(made, tv.RandomChoice) else made
+    if isinstance(made, timm_policies.AutoAugment):
+        return [timms(pair, pixels, address(seed, n)) for n, pair in enumerate(made.policy)]
+    if isinstance(made, timm_policies.RandAugment | timm_policies.AugMixAugment):
+        return [timms([op], pixels, address(seed, n)) for n, op in enumerate(made.ops)]
+    if isinstance(made, tv.AutoAugment):
+        space = made._augmentation_space(10, pixels.shape[:2])
+        return [torchvisions(space, pair, pixels, made.fill) for pair in made.policies]
+    if isinstance(made, tv.TrivialAugmentWide):
+        space = made._augmentation_space(made.num_magnitude_bins)
+        top = made.num_magnitude_bins - 1
+        return [torchvisions(space, [(name, 1.0, top)], pixels, made.fill) for name in space]
+    return []
+
+
+def timms(ops: Sequence[timm_policies.AugmentOp], pixels: np.ndarray, seed: int) -> Shot:
+    """timm's operations, one after the other."""
+    seed_generators(seed)
+    picture = Image.fromarray(pixels)
+    for op in ops:
+        sure = copy(op)
+        sure.prob, sure.magnitude_std = 1.0, 0
+        picture = sure(picture)
+    label = " + ".join(f"{op.name} {op.magnitude:g}" for op in ops)
+    return Shot(label, np.asarray(picture))
+
+
+def torchvisions(
+    space: dict[str, tuple[Tensor, bool]],
+    ops: Sequence[tuple[str, float, int | None]],
+    pixels: np.ndarray,
+    fill: Sequence[int] | None,
+) -> Shot:
+    """torchvision's operations (name, probability, place among its magnitudes in `space`)."""
+    size, slots, names = pixels.shape[:2], [], []
+    for name, _, place in ops:
+        codes, args = signed(space, name, place, size)[0]
+        slots.append(Slot(codes, args, size, tuple(fill or (0, 0, 0))))
+        levels = space[name][0]
+        names.append(f"{name} {float(levels[place]):.3g}" if levels.ndim else name)
+    made = pipeline.carry_out(pixels[None], np.zeros(1, np.int64), slots, threads=1)
+    return Shot(" + ".join(names), made[0].permute(1, 2, 0).numpy())
