@@ -13,6 +13,7 @@ from .core.errors import UserError, run_verb, unknown
 VERBS = {
     "train": "train what a recipe says",
     "evaluate": "a checkpoint's numbers on a split",
+    "predict": "labels, masks, a submission, pseudo labels",
     "explain": "what a recipe means, before anything runs",
     "bench": "how fast a recipe runs here, and beside what",
     "pack": "a data set as mapped files, or as sprites in parts",

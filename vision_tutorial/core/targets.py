@@ -38,12 +38,12 @@ def from_masks(masks: Tensor) -> Tensor:
     return masks.long().masked_fill_(masks == VOID, IGNORE)
 
 
-def sampled(values: Tensor, size: int) -> Tensor:
-    """(…, H, W) -> (…, size, size) by nearest neighbours, pixel ⌊i·H/size⌋, as OpenCV and torch's
-    `interpolate` choose it; the same pixels of logits and of ids."""
+def sampled(values: Tensor, height: int, width: int) -> Tensor:
+    """(…, H, W) -> (…, height, width) by nearest neighbours, row ⌊i·H/height⌋, as OpenCV and
+    torch's `interpolate` choose it; the same pixels of logits and of ids."""
     rows, columns = (
-        (torch.arange(size, device=values.device) * side).div(size, rounding_mode="floor")
-        for side in values.shape[-2:]
+        (torch.arange(wanted, device=values.device) * side).div(wanted, rounding_mode="floor")
+        for side, wanted in zip(values.shape[-2:], (height, width), strict=True)
     )
     return values[..., rows[:, None], columns]
 
