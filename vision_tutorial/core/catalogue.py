@@ -31,6 +31,8 @@ FILES = (
     "classification/datasets.py",
     "classification/models.py",
     "classification/task.py",
+    "segmentation/coco.py",
+    "segmentation/datasets.py",
 )
 SHELVES = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
 REQUIRED = inspect.Parameter.empty
