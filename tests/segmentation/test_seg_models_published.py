@@ -175,9 +175,13 @@ def test_multi_scale_takes_the_largest_logit():
     size = (64, 48)
     expected = torch.full((1, 3, *size), -torch.inf)
     for scaled in ((32, 24), (48, 36), (64, 48)):
-        view = nn.functional.interpolate(images, scaled, mode="bilinear") if scaled != size else images
+        view = (
+            nn.functional.interpolate(images, scaled, mode="bilinear") if scaled != size else images
+        )
         padded = nn.functional.pad(view, (0, -scaled[1] % 8, 0, -scaled[0] % 8))
-        logits = nn.functional.interpolate(network.maps(padded)[0], padded.shape[2:], mode="bilinear")
+        logits = nn.functional.interpolate(
+            network.maps(padded)[0], padded.shape[2:], mode="bilinear"
+        )
         logits = logits[..., : scaled[0], : scaled[1]]
         if scaled != size:
             logits = nn.functional.interpolate(logits, size, mode="bilinear")

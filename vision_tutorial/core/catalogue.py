@@ -38,6 +38,8 @@ FILES = (
     "segmentation/models/fcn.py",
     "segmentation/models/smp.py",
     "segmentation/models/unet.py",
+    "segmentation/coco.py",
+    "segmentation/datasets.py",
 )
 SHELVES = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
 REQUIRED = inspect.Parameter.empty

@@ -7,9 +7,10 @@ one distribution over C classes per position; it is all zero where nothing count
 import torch
 from torch import Tensor
 
+from .files import VOID
+
 # Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
 IGNORE = -100
-VOID = 255  # where nothing counts in a mask uint8, as it lies in files
 
 
 def is_map(target: Tensor) -> bool:
