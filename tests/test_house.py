@@ -189,8 +189,10 @@ def test_the_catalogue_equals_the_registries():
         filled = getattr(registry, name)
         assert set(shelf.entries) == set(filled.entries), name
         assert (shelf.fallback is None) == (filled.fallback is None), name
+        assert set(shelf.prefixes) == set(filled.prefixes), name
         for entry, function in (
             *((entry, filled.entries[entry.name]) for entry in shelf.entries.values()),
+            *((entry, filled.prefixes[prefix]) for prefix, entry in shelf.prefixes.items()),
             *([(shelf.fallback, filled.fallback)] if shelf.fallback else []),
         ):
             assert facts(function) == (

@@ -303,11 +303,11 @@ def evaluation(
     def answer(batch: Batch) -> torch.Tensor:
         output = look(batch.images)
         output = refined(refine, output, batch.pixels) if refine else output
-        return output if size in (None, output.shape[-1]) else sampled(output, size)
+        return sampled(output, size, size) if size else output
 
     def batches() -> Iterator[Batch]:
         for batch in map(finish, feed()):
-            yield replace(batch, target=sampled(batch.target, size)) if size else batch
+            yield replace(batch, target=sampled(batch.target, size, size)) if size else batch
 
     return evaluate(
         answer,
