@@ -79,6 +79,7 @@ class Gallery(Frozen):
     classes: tuple[Text, ...]
     right: tuple[Answer, ...] = ()
     wrong: tuple[Answer, ...] = ()
+    worst: tuple[Mask, ...] = ()
     masks: tuple[Mask, ...] = ()
     palette: tuple[tuple[Text, Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]], ...] = ()
     confusion: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = ()
@@ -160,7 +161,7 @@ def pictures(gallery: Gallery) -> Iterable[Picture]:
     """Every picture of a gallery."""
     for answer in (*gallery.wrong, *gallery.right):
         yield answer.image
-    for mask in gallery.masks:
+    for mask in (*gallery.worst, *gallery.masks):
         yield from mask.images
     for group in gallery.microscope:
         yield from (tile.image for tile in group.tiles)

@@ -4,7 +4,7 @@ Everything is made by the code that training runs; only what is left to chance t
 operation happens at all, a spread around its magnitude) is fixed here, so that it can be seen.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from typing import NamedTuple
@@ -23,7 +23,6 @@ from ..core.randomness import address
 from ..core.recipe import Recipe
 from ..core.registry import augments
 from ..core.sources import Source
-from ..core.task import Batch
 from . import feeding, mix, pipeline
 from .loader import collate, seed_generators
 from .operations import Slot
@@ -34,10 +33,12 @@ DRAWS = 4  # of one entry, or one mixer
 
 
 class Shot(NamedTuple):
-    """A picture and what was done to it; pixels uint8 (H, W, 3)."""
+    """A picture and what was done to it. pixels uint8 (H, W, 3); mask uint8 (H, W), where it has
+    one that went along."""
 
     label: str
     pixels: np.ndarray
+    mask: np.ndarray | None = None
 
 
 class Panel(NamedTuple):
@@ -50,54 +51,57 @@ class Panel(NamedTuple):
 def microscope(recipe: Recipe, source: Source) -> list[Panel]:
     """One training picture under all of a recipe's augmentation.
 
-    In order: as it is; under the whole chain in the first epochs (the very pictures that training
-    sees); under each entry alone; under each part of a policy; under each mixer.
+    In order: as an evaluation sees it; under the whole chain in the first epochs (the very pictures
+    that training sees); under each entry alone, with each part of a policy; under each mixer.
     """
     index = address(recipe.seed, "microscope") % len(source)
     others = np.flatnonzero(source.targets != source.targets[index])
     partner = int(others[0]) if len(others) else (index + 1) % len(source)
     plain = recipe.model_copy(update={"mix": None, "channels_last": False})
     framed = plain.model_copy(update={"augment": recipe.eval_augment})
-    start = first(seen(framed, source, [index], range(1)))
-    panels = [Panel("", [Shot(f"{source.name} {source.key(index)}", start)])]
+    start = shots(framed, source, [index], 1, f"{source.name} {source.key(index)}")
+    panels = [Panel("", start)]
     if recipe.augment:
-        shots = named(seen(plain, source, [index], range(EPOCHS)), "epoch {}")
-        panels.append(Panel("augment", shots))
+        panels.append(Panel("augment", shots(plain, source, [index], EPOCHS, "epoch {}")))
     for choice in recipe.augment:
         alone = plain.model_copy(update={"augment": (surely(choice),)})
-        shots = named(seen(alone, source, [index], range(DRAWS)), "draw {}")
-        panels.append(Panel(written(choice), different(shots)))
-        shots = apart(choice, start, recipe.seed)
-        if shots:
-            panels.append(Panel(choice.name, shots))
+        panels.append(Panel(written(choice), shots(alone, source, [index], DRAWS, "draw {}")))
+        parts = apart(choice, start[0].pixels, recipe.seed)
+        panels += [Panel(choice.name, parts)] if parts else []
     for term in recipe.mix or ():
         mixing = framed.model_copy(update={"mix": (surely(replace(term, weight=1.0)),)})
-        batches = seen(mixing, source, [index, partner], range(DRAWS))
-        shots = [Shot(shares(batch, source.classes), pixels) for batch, pixels in batches]
-        panels.append(Panel(written(term), shots))
+        made = shots(mixing, source, [index, partner], DRAWS, "draw {}")
+        panels.append(Panel(written(term), made))
     return panels
 
 
-def seen(
-    recipe: Recipe, source: Source, indices: Sequence[int], epochs: Iterable[int]
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """In each epoch, the batch of these pictures as training would make it, and its first picture
-    in uint8 (H, W, 3)."""
+def shots(
+    recipe: Recipe, source: Source, indices: Sequence[int], epochs: int, label: str
+) -> list[Shot]:
+    """The first of these pictures as training sees it in each epoch, where it differs from before;
+    labelled by the epoch, counted from 1, and by what it is called, where pictures are mixed."""
     pictures = feeding.pictures(recipe, source)
-    where = feeding.Place(torch.device("cpu"))
     finish = feeding.finishing(
         recipe,
-        where,
+        feeding.Place(torch.device("cpu")),
         mixing=mix.mix(recipe.mix),
         erase=feeding.erasing(recipe),
         classes=len(source.classes),
     )
-    for epoch in epochs:
+    made: dict[bytes, Shot] = {}
+    for epoch in range(epochs):
         raw = collate([pictures[epoch, index] for index in indices])
         if isinstance(raw, UserError):
             raise raw
         batch = finish(raw, epoch)
-        yield batch, visible(batch.images[0], feeding.colours(recipe))
+        pixels, target = visible(batch.images[0], feeding.colours(recipe)), batch.target[0]
+        if source.dense:
+            ids = target.argmax(0) if target.dim() > 2 else target
+            shot = Shot(label.format(epoch + 1), pixels, ids.to(torch.uint8).numpy())
+        else:
+            shot = Shot(shares(target, source.classes) or label.format(epoch + 1), pixels)
+        made.setdefault(pixels.tobytes(), shot)
+    return list(made.values())
 
 
 def visible(image: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> np.ndarray:
@@ -107,14 +111,13 @@ def visible(image: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> 
     return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
-def first(batches: Iterator[tuple[Batch, np.ndarray]]) -> np.ndarray:
-    """The first picture."""
-    return next(batches)[1]
-
-
-def named(batches: Iterator[tuple[Batch, np.ndarray]], label: str) -> list[Shot]:
-    """Shots that are numbered from 1."""
-    return [Shot(label.format(n), pixels) for n, (_, pixels) in enumerate(batches, start=1)]
+def shares(target: Tensor, classes: Sequence[str]) -> str:
+    """What a mixed picture is called, of a class map (C,): "0.71 ship + 0.29 dog"; "" of an id."""
+    if not target.dim():
+        return ""
+    top = target.topk(min(2, len(classes)))
+    pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    return " + ".join(f"{value:.2f} {classes[index]}" for value, index in pairs if value > 0.005)
 
 
 def surely(entry: Choice | Term) -> Choice | Term:
@@ -123,26 +126,10 @@ def surely(entry: Choice | Term) -> Choice | Term:
     return replace(entry, options={**options, "p": 1.0}) if "p" in options else entry
 
 
-def different(shots: Sequence[Shot]) -> list[Shot]:
-    """Those that differ from all before them: a mirror image is the same each time."""
-    kept: dict[bytes, Shot] = {}
-    for shot in shots:
-        kept.setdefault(shot.pixels.tobytes(), shot)
-    return list(kept.values())
-
-
 def written(entry: Choice | Term) -> str:
     """A choice or a term with its options."""
     options = ", ".join(f"{name}={scalar(value)}" for name, value in entry.options.items())
     return f"{entry.name}({options})" if options else entry.name
-
-
-def shares(batch: Batch, classes: Sequence[str]) -> str:
-    """What a mixed picture is called: "0.71 ship + 0.29 dog"."""
-    share = batch.target[0].flatten(1).mean(1) if batch.target.dim() > 2 else batch.target[0]
-    top = share.topk(min(2, len(classes)))
-    pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
-    return " + ".join(f"{value:.2f} {classes[index]}" for value, index in pairs if value > 0.005)
 
 
 # -- policies, taken apart -------------------------------------------------------------------------
