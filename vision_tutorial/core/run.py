@@ -16,9 +16,8 @@ from .recipe import RESUMABLE
 NOTES = "notes.jsonl"
 HEADLINES = ("val/top1", "val/miou")  # of runs that have no summary yet
 LOWER_IS_BETTER = re.compile(r"(loss|cross_entropy|error)$")
-# Keys of a recipe that change nothing of what is learnt. (`epochs` does, though a run that is
-# continued may have more of them.)
-UNESSENTIAL = RESUMABLE - {"epochs"}
+# Keys that make no other experiment of a recipe. These do, though they may change at a resume.
+UNESSENTIAL = RESUMABLE - {"epochs", "early_stopping", "refine"}
 
 
 class Point(NamedTuple):
