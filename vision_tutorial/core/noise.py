@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 # 97.5 % quantiles of Student's t at 1 … 30 degrees of freedom: 95 % lie within ± of it.
@@ -24,12 +25,12 @@ class Sample:
         """How many runs."""
         return len(self.values)
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """The mean; of one run, its value."""
         return statistics.fmean(self.values)
 
-    @property
+    @cached_property
     def spread(self) -> float | None:
         """The sample standard deviation (n - 1); None of a single run."""
         return statistics.stdev(self.values) if self.n > 1 else None
