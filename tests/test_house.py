@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "vision_tutorial"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = sorted((PACKAGE.parent / "recipes").glob("*.yaml"))
 PILLARS = {"losses", "optim", "data", "classification", "segmentation", "engine"}
-WITHOUT_TORCH = {"compare", "report", "sweep", "rerun"}
+WITHOUT_TORCH = {"compare", "note", "report", "sweep", "rerun"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 
 
