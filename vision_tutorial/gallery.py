@@ -134,9 +134,14 @@ def labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
         "right": [right[place] for place in lot],
         "wrong": sorted(wrong, key=lambda a: -a[2][0][1])[:WRONG],
     }
-    kept = {name: tuple(kept_answer(a, source, writer) for a in some) for name, some in chosen.items()}
     small = classes <= galleries.MOST_CLASSES
-    return kept | {"confusion": tuple(map(tuple, matrix.tolist())) if small else ()}
+    return {
+        "confusion": tuple(map(tuple, matrix.tolist())) if small else (),
+        **{
+            name: tuple(kept_answer(a, source, writer) for a in some)
+            for name, some in chosen.items()
+        },
+    }
 
 
 def kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> Answer:

@@ -121,7 +121,8 @@ def answers(
     pixels: the pictures too, as the network saw them.
     """
     where = build.place(recipe, distributed)
-    finish = feeding.finishing(recipe, where, pixels=pixels or refine is not None)
+    wanted = {"pixels": True} if pixels or refine else {}
+    finish = feeding.finishing(recipe, where, **wanted)
     with torch.inference_mode():
         for raw in feeding.evaluating(recipe, source, where)():
             batch = finish(raw)

@@ -11,10 +11,11 @@ from ..columns import View
 from ..comparison import lines
 from ..errors import UserError, short
 from ..galleries import Gallery, Picture
+from ..labels import state_word
 from ..layouts import generic
 from ..noise import Sample
-from ..notation import FORMS, Notation, changed, duration, leaves, scalar
-from ..run import Point, Run, as_text, number
+from ..notation import FORMS, Notation, changed, duration, leaf, leaves, scalar
+from ..run import Point, Run, number
 from .words import words
 
 MOST_POINTS = 2000  # of a curve; of more epochs, every second one, or third, …
@@ -30,13 +31,12 @@ def contents(
     runs: Sequence[Run], complaints: Sequence[str], language: str, most_bytes: int
 ) -> dict[str, Any]:
     """Everything on the page but its title and age. most_bytes: of all embedded pictures."""
-    said = words(language)
     wall = Wall(most_bytes)
     names = labels(runs)
-    shown = [described(run, label, said, wall) for run, label in zip(runs, names, strict=True)]
+    shown = [described(run, label, language, wall) for run, label in zip(runs, names, strict=True)]
     return {
         "lang": language,
-        "words": said,
+        "words": words(language),
         "runs": shown,
         "comparison": comparison(runs, language),
         "complaints": [cut(line) for line in (*complaints, *wall.complaints)],
@@ -80,13 +80,14 @@ def sortable(value: Any) -> Any:
 # -- one run ---------------------------------------------------------------------------------------
 
 
-def described(run: Run, label: str, said: Words, wall: "Wall") -> dict[str, Any]:
+def described(run: Run, label: str, language: str, wall: "Wall") -> dict[str, Any]:
     """All of one run."""
+    said = words(language)
     gallery = wall.hang(run, said)
     return {
         "label": label,
         "headline": run.metric,
-        "facts": [[name, cut(value)] for name, value in facts(run, said) if value],
+        "facts": [[name, cut(value)] for name, value in facts(run, said, language) if value],
         "notes": [[cut(note.time), cut(note.text)] for note in run.notes],
         "link": run.link,
         "series": series(run),
@@ -99,14 +100,14 @@ def described(run: Run, label: str, said: Words, wall: "Wall") -> dict[str, Any]
     }
 
 
-def facts(run: Run, said: Words) -> Iterator[tuple[str, str | None]]:
+def facts(run: Run, said: Words, language: str) -> Iterator[tuple[str, str | None]]:
     """What a person wants to know first."""
 
     def point(found: Point | None) -> str | None:
         value = found and f"{found.value:.4g}"
         return found and said["point"].format(value=value, epoch=found.epoch)
 
-    yield said["status"], run.status
+    yield said["status"], state_word(run.status, language)
     yield f"{said['best']} {run.metric or ''}", point(run.best)
     yield f"{said['last']} {run.metric or ''}", point(run.last)
     claims = (f"{name} {scalar(value)}" for name, value in run.expects.items())
@@ -182,12 +183,13 @@ def recipe(values: dict[str, Any]) -> dict[str, str]:
     """Every key of a recipe in words; of a chain, a line for each entry."""
     written = Notation([], everything=True)
 
-    def cell(key: str, value: Any) -> str:
+    def cell(key: str) -> str:
+        value = leaf(values, key)
         if FORMS.get(key) == "chain" and isinstance(value, list):
             return "\n".join(written.words(key, [item]) for item in value)
-        return str(scalar(written.cell(values, key)))
+        return scalar(written.cell(values, key))
 
-    return {cut(key): cut(cell(key, value)) for key, value in leaves(values).items()}
+    return {cut(key): cut(cell(key)) for key in leaves(values)}
 
 
 def base(run: Run) -> dict[str, Any] | None:
@@ -264,7 +266,7 @@ class Wall:
 def shown_gallery(gallery: Gallery, said: Words) -> dict[str, Any]:
     """A gallery as the page's script takes it."""
     shown = gallery.model_dump(
-        include={"right", "wrong", "masks", "palette", "microscope"}, mode="json"
+        include={"right", "wrong", "worst", "masks", "palette", "microscope"}, mode="json"
     )
     values = {"images": f"{gallery.images:,}", "split": gallery.split, "weights": gallery.weights}
     return shown | {"about": said["about_gallery"].format(**values)}

@@ -82,7 +82,8 @@ function showPictures(gallery) {
   fill("pictures", words.pictures, make("p", { class: "quiet" }, gallery.about),
     ...part(words.wrong, gallery.wrong.map(answer), ""),
     ...part(words.right, gallery.right.map(answer), ""),
-    gallery.masks.length ? palette(gallery.palette) : null,
+    gallery.palette.length ? palette(gallery.palette) : null,
+    ...part(words.worst, gallery.worst.map(triple), " wide"),
     ...part(words.masks, gallery.masks.map(triple), " wide"));
 }
 

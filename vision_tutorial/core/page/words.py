@@ -4,7 +4,10 @@ from ..labels import LANGUAGES
 
 WORDS = {
     "title": ("Runs", "실험 보고서"),
-    "made": ("{0} runs · made {1} · vision-tutorial {2}", "실험 {0}개 · {1} 작성 · vision-tutorial {2}"),
+    "made": (
+        "{0} runs · made {1} · vision-tutorial {2}",
+        "실험 {0}개 · {1} 작성 · vision-tutorial {2}",
+    ),
     "sections": ("Sections", "목차"),
     "runs": ("Runs", "실험"),
     "run": ("run", "실험"),
@@ -26,7 +29,10 @@ WORDS = {
     "all": ("all", "모두"),
     "none": ("none", "모두 끄기"),
     "loss": ("loss", "손실"),
-    "thin_is_train": ("thin: train/loss · thick: val/loss", "가는 선: train/loss · 굵은 선: val/loss"),
+    "thin_is_train": (
+        "thin: train/loss · thick: val/loss",
+        "가는 선: train/loss · 굵은 선: val/loss",
+    ),
     "any_metric": ("Another metric", "다른 지표"),
     "epoch": ("epoch", "에폭"),
     "at_epoch": ("epoch {0}", "에폭 {0}"),
@@ -73,7 +79,8 @@ WORDS = {
     "picture_of": ("{0}, picture {1}", "{0}, 이미지 {1}"),
     "wrong": ("Most confidently wrong", "자신 있게 틀린 것"),
     "right": ("Right (drawn by lot)", "맞힌 것 (무작위)"),
-    "masks": ("Masks: picture, truth, prediction", "마스크: 이미지, 정답, 예측"),
+    "worst": ("Masks with the lowest IoU", "IoU가 가장 낮은 마스크"),
+    "masks": ("Masks drawn by lot", "무작위로 고른 마스크"),
     "no_gallery": (
         "No pictures: this run has no gallery yet. Make one: vision-tutorial gallery RUN, "
         "or report --galleries.",
