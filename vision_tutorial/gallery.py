@@ -2,6 +2,7 @@
 
 import argparse
 import heapq
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) 
     panels = build.microscope(recipe, build.split(recipe, "train", distributed))
     return writer.finish(
         Gallery(
-            weights=short(str(weights), 300),
+            weights=short(os.path.relpath(weights, run), 300),
             split=args.split,
             images=len(looked_at),
             classes=tuple(short(name, 80) for name in source.classes),

@@ -67,7 +67,7 @@ def microscope(recipe: Recipe, source: Source) -> list[Panel]:
         alone = plain.model_copy(update={"augment": (surely(choice),)})
         panels.append(Panel(written(choice), shots(alone, source, [index], DRAWS, "draw {}")))
         parts = apart(choice, start[0].pixels, recipe.seed)
-        panels += [Panel(choice.name, parts)] if parts else []
+        panels += [Panel(f"{choice.name}, its parts", parts)] if parts else []
     for term in recipe.mix or ():
         mixing = framed.model_copy(update={"mix": (surely(replace(term, weight=1.0)),)})
         made = shots(mixing, source, [index, partner], DRAWS, "draw {}")
@@ -128,7 +128,8 @@ def surely(entry: Choice | Term) -> Choice | Term:
 
 def written(entry: Choice | Term) -> str:
     """A choice or a term with its options."""
-    options = ", ".join(f"{name}={scalar(value)}" for name, value in entry.options.items())
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in entry.options.items()}
+    options = ", ".join(f"{name}={scalar(value)}" for name, value in values.items())
     return f"{entry.name}({options})" if options else entry.name
 
 

@@ -1,7 +1,7 @@
 // Lines over epochs in SVG, with a cursor for mouse, finger and keyboard, and the numbers as a table.
 
 const HEIGHT = 260;
-const EDGE = { left: 58, right: 12, top: 10, bottom: 30 };
+const EDGE = { left: 58, right: 12, top: 10, bottom: 24 };
 const MOST_READ = 12; // lines that the cursor tells of
 
 /**
@@ -144,7 +144,7 @@ function axes({ width, x, y, levels, times }) {
     make("svg:text", { x: x(epoch), y: below + 16, "text-anchor": "middle" }, text(epoch));
   return [
     ...levels.flatMap(level), ...times.map(time),
-    make("svg:text", { x: width - EDGE.right, y: HEIGHT - 1, "text-anchor": "end" }, words.epoch),
+    make("svg:text", { x: EDGE.left - 14, y: below + 16, "text-anchor": "end" }, words.epoch),
   ];
 }
 

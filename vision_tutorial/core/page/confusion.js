@@ -14,18 +14,19 @@ function confusion(names, matrix, unit) {
   function draw() {
     const room = Math.min(holder.clientWidth || 480, 720);
     const named = names.length <= MOST_NAMED;
-    gutter = named ? Math.min(130, Math.round(room * 0.27)) : 0;
-    size = Math.max(2, Math.min(46, Math.floor((room - gutter) / names.length)));
-    const [wide, high] = [gutter + size * names.length, size * names.length + gutter];
-    const dense = window.devicePixelRatio || 1;
-    Object.assign(canvas, { width: wide * dense, height: high * dense });
-    canvas.style.width = `${wide}px`;
     const draws = canvas.getContext("2d");
-    const ink = getComputedStyle(document.body).color;
+    const font = `${Math.max(9, Math.min(13, room / names.length - 8))}px system-ui, sans-serif`;
+    draws.font = font;
+    const longest = Math.max(...names.map((name) => draws.measureText(name).width));
+    gutter = named ? Math.ceil(Math.min(130, room * 0.27, longest + 8)) : 0;
+    size = Math.max(2, Math.min(46, Math.floor((room - gutter) / names.length)));
+    const side = gutter + size * names.length;
+    const dense = window.devicePixelRatio || 1;
+    Object.assign(canvas, { width: side * dense, height: side * dense }); // this clears it
+    canvas.style.width = `${side}px`;
+    Object.assign(draws, { font, textBaseline: "middle" });
     draws.scale(dense, dense);
-    const letters = Math.max(9, Math.min(13, size - 2));
-    draws.font = `${letters}px system-ui, sans-serif`;
-    draws.textBaseline = "middle";
+    const ink = getComputedStyle(document.body).color;
     matrix.forEach((row, i) => row.forEach((value, j) => {
       draws.globalAlpha = 0.04 + 0.96 * Math.sqrt(share(i, j));
       draws.fillStyle = getComputedStyle(canvas).color;
@@ -80,5 +81,6 @@ function worst(names, matrix, sums, unit) {
     { title: words.truth }, { title: words.given }, { title: unit, number: true },
     { title: words.share_of_class, number: true, most: 100 },
   ];
-  return table(columns, wrong, { caption: words.worst_pairs });
+  return make("div", {}, make("h4", {}, words.worst_pairs),
+    table(columns, wrong, { label: words.worst_pairs }));
 }

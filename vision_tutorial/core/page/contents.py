@@ -23,6 +23,7 @@ MOST_LETTERS = 2000  # of any text
 MOST_CLASSES = 1000
 PER_CENT = ("top1", "iou", "accuracy", "precision", "boundary_iou")
 NO_CURVE = ("epoch", "step")
+ELSEWHERE = ("created", "recipe")  # of the fingerprint: shown with the run
 
 Words = dict[str, str]
 
@@ -204,7 +205,7 @@ def base(run: Run) -> dict[str, Any] | None:
 
 def environment(run: Run) -> dict[str, str]:
     """The fingerprint, flat: {"versions.torch": "2.15.0", …}."""
-    facts = {key: value for key, value in run.fingerprint.items() if key != "recipe"}
+    facts = {key: value for key, value in run.fingerprint.items() if key not in ELSEWHERE}
     return {cut(key): cut(scalar(value)) for key, value in flat(facts) if value is not None}
 
 

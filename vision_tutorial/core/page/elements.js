@@ -28,8 +28,8 @@ function text(value) {
   return size >= 1e-3 && size < 1e6 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
 }
 
-/** Words with {0}, {1}, … filled in. */
-const say = (words, ...values) => words.replace(/\{(\d)\}/g, (_, place) => text(values[place]));
+/** A sentence with {0}, {1}, … filled in. */
+const say = (sentence, ...values) => sentence.replace(/\{(\d)\}/g, (_, place) => text(values[place]));
 
 /** How the lines of a run look: six colours, then the same ones dashed. */
 const DASHES = ["", "8 4", "2 3", "10 3 2 3"];

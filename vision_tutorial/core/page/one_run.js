@@ -68,7 +68,7 @@ function showConfusion(run) {
 // -- pictures -------------------------------------------------------------------------------------
 
 const picture = (image, alt) => {
-  const made = make("img", { src: page.images[image.name], alt, width: image.width, height: image.height, loading: "lazy" });
+  const made = make("img", { src: page.images[image.name], alt, width: image.width, height: image.height });
   if (image.width <= 96) made.className = "small"; // pixels are to be seen as such
   return made;
 };
@@ -133,17 +133,21 @@ function redraw() {
   if (matrix) matrix.draw();
 }
 
+/** The button names the theme that a click brings. */
+const system = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
+const nameTheme = () => { byId("theme").textContent = isDark() ? words.light : words.dark; };
+
 byId("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const now = root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-  root.dataset.theme = now === "dark" ? "light" : "dark";
-  byId("theme").textContent = now === "dark" ? words.dark : words.light;
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  nameTheme();
   redraw();
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+system.addEventListener("change", () => { nameTheme(); redraw(); });
 let width = window.innerWidth;
 window.addEventListener("resize", () => {
   if (window.innerWidth !== width) redraw(); // a phone's address bar changes the height alone
   width = window.innerWidth;
 });
+nameTheme();
 start();

@@ -17,7 +17,7 @@ function showComparison() {
   // The first column names the runs of a row: one, or those that differ in their seed alone.
   const named = (cell, runs) => ({
     ...cell,
-    node: () => make("span", {}, swatch(runs[0]), " ",
+    node: () => make("span", { class: "named" }, swatch(runs[0]),
       make("button", { type: "button", class: "link", onclick: () => goTo(runs[0]) }, cell.text)),
   });
   const filled = rows.map(({ runs, cells: [first, ...others] }) => [named(first, runs), ...others]);

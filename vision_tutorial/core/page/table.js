@@ -3,7 +3,8 @@
 /**
  * columns: [{title, number, most}]; most: what fills a whole bar behind the number.
  * rows: arrays of cells: a text, a number, null, or {text, value, node} (value: what is sorted by).
- * options: filter (a search box), caption, onfilter(rows that are left).
+ * options: label, for those who cannot see it; filter (a search box), what stands beside that, and
+ * onfilter(places of the rows that are left).
  */
 function table(columns, rows, options = {}) {
   const kept = rows.map((row) => row.map((cell) => whole(cell)));
@@ -47,12 +48,9 @@ function table(columns, rows, options = {}) {
     make("label", {}, words.filter,
       make("input", { type: "search", oninput: (event) => filter(event.target.value) })),
     count, options.beside);
-  const grid = make("table", {},
-    options.caption && make("caption", { class: "quiet" }, options.caption),
-    make("thead", {}, make("tr", {}, titles)), body);
-  const label = options.label || options.caption;
-  const scroll = make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, grid);
-  return make("div", {}, search || null, scroll);
+  const grid = make("table", {}, make("thead", {}, make("tr", {}, titles)), body);
+  const scroll = { class: "scroll", tabindex: 0, role: "region", "aria-label": options.label };
+  return make("div", {}, search, make("div", scroll, grid));
 }
 
 function whole(cell) {

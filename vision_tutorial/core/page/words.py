@@ -49,7 +49,6 @@ WORDS = {
     "value": ("value", "값"),
     "all_runs": ("all", "모두"),
     "notes": ("Notes", "메모"),
-    "note": ("note", "메모"),
     "classes": ("Classes", "클래스별 결과"),
     "class": ("class", "클래스"),
     "images": ("pictures", "이미지 수"),
