@@ -65,6 +65,10 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     feeding.program(recipe, losses.copies(recipe.loss))
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
+    if any(term.name == "jsd" for term in recipe.aux_loss or ()):
+        raise UserError("aux_loss: jsd is a loss of the main head; choose another one here.")
+    if recipe.aux_loss and recipe.task.name == "classification":
+        raise UserError("aux_loss: a classifier has no auxiliary head; take the key out.")
     if losses.copies(recipe.loss) and recipe.mix:
         raise UserError("loss: jsd compares copies of one picture; take `mix` out of the recipe.")
     with torch.device("meta"):
@@ -107,9 +111,12 @@ def split(recipe: Recipe, name: str, distributed: Distributed | None = None) -> 
     return both.train if name == "train" else both.val
 
 
-def criteria(recipe: Recipe) -> dict[str, Callable]:
-    """The criterion of each head."""
-    return {"loss": losses.blend(recipe.loss)}
+def criteria(recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Callable]:
+    """The criterion of each head; the auxiliary head's has its share of the total in it."""
+    found = {"loss": losses.blend(recipe.loss, recipe.balancing)}
+    if recipe.aux_loss:
+        found["aux_loss"] = losses.blend(recipe.aux_loss, recipe.balancing, recipe.aux_weight)
+    return {name: criterion.to(device) for name, criterion in found.items()}
 
 
 def model(recipe: Recipe, classes: int, weights: bool = True) -> nn.Module:
@@ -201,7 +208,7 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner
         model=network,
         replica=replica,
         task=task(recipe, source.classes),
-        criteria=criteria(recipe),
+        criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
         prepare=feeding.finishing(
             recipe,

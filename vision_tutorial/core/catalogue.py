@@ -22,6 +22,7 @@ from .errors import UserError
 
 FILES = (
     "losses/pixel.py",
+    "losses/region.py",
     "optim/optimizers.py",
     "optim/schedules.py",
     "data/arrays.py",
