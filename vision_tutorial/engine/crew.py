@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import runs
 from ..core.errors import UserError
 from ..core.recipe import CheckpointPolicy
+from ..core.timeuse import shares
 from .checkpoint import Checkpoints, NoCheckpoints
 from .distributed import Distributed
 from .fit import Plan, Progress
@@ -180,5 +181,6 @@ def summarise(
         "last": point(rows[-1] if rows else None),
         "epochs": len(progress.rows),
         "wall_seconds": round(progress.total_seconds, 3),
+        "time": {name: round(part, 4) for name, part in shares(progress.rows).items()},
         "expects": expects,
     }
