@@ -91,8 +91,11 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
     if any(term.name == "jsd" for term in recipe.aux_loss or ()):
         raise UserError("aux_loss: jsd is a loss of the main head; choose another one here.")
-    if recipe.aux_loss and recipe.task.name == "classification":
-        raise UserError("aux_loss: a classifier has no auxiliary head; take the key out.")
+    if bool(recipe.aux_loss) != bool(recipe.model.options.get("auxiliary")):
+        raise UserError(
+            f"aux_loss: it and an auxiliary head of model {recipe.model.name} need each other; set "
+            f"both (aux_loss, model.{recipe.model.name}.auxiliary: true where it has one) or none."
+        )
     if losses.copies(recipe.loss) and recipe.mix:
         raise UserError("loss: jsd compares copies of one picture; take `mix` out of the recipe.")
     with torch.device("meta"):
