@@ -10,15 +10,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
 
 from .errors import UserError
+from .files import read_picture
 from .randomness import generator
-
-MAX_PIXELS = 64_000_000  # a larger picture is a mistake or an attack
 
 
 class Source(Protocol):
@@ -26,12 +25,17 @@ class Source(Protocol):
 
     name: str
     classes: tuple[str, ...]
-    targets: np.ndarray
+    targets: np.ndarray  # int64 (N,): the classes that a hold-out keeps in their shares
+    dense: bool  # whether the target of a picture is a mask
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        """The RGB picture and its target: a class id, or a mask (H, W) of class ids."""
+        """The RGB picture and its target: a class id, or a mask uint8 (H, W), `files.VOID` where
+        nothing counts."""
+
+    def key(self, index: int) -> str:
+        """What the picture is called: its file's name, or its number."""
 
     def digest(self) -> str:
         """A hash of the data itself (or of names and sizes, for files), for the fingerprint."""
@@ -61,7 +65,8 @@ class _Map:
 @dataclass(frozen=True)
 class ArraySource:
     """Pictures in memory, or mapped into it. images uint8 (N, H, W, 3); targets int64 (N,); masks
-    uint8 (N, H, W). `known_digest` spares reading a mapped set through: its manifest has it."""
+    uint8 (N, H, W), which are the targets of a `dense` set. `known_digest` spares reading a mapped
+    set through: its manifest has it. keys: what the pictures are called, where not by number."""
 
     name: str
     images: np.ndarray
@@ -69,6 +74,8 @@ class ArraySource:
     classes: tuple[str, ...]
     masks: np.ndarray | None = field(default=None, repr=False)
     known_digest: str | None = field(default=None, repr=False)
+    dense: bool = False
+    keys: Sequence[str] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # a loader process that is not forked would otherwise be sent all pictures by value
@@ -81,8 +88,12 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]), int(self.targets[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        target = self.masks[index] if self.dense else int(self.targets[index])
+        return Image.fromarray(self.images[index]), target
+
+    def key(self, index: int) -> str:
+        return self.keys[index] if self.keys else str(index)
 
     def digest(self) -> str:
         if self.known_digest:
@@ -103,9 +114,13 @@ class FileSource:
     paths: Sequence[Path]
     targets: np.ndarray
     classes: tuple[str, ...]
+    dense: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def key(self, index: int) -> str:
+        return self.paths[index].name
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return read_picture(self.paths[index]), int(self.targets[index])
@@ -136,6 +151,13 @@ class Subset:
     @property
     def targets(self) -> np.ndarray:
         return self.source.targets[self.indices]
+
+    @property
+    def dense(self) -> bool:
+        return self.source.dense
+
+    def key(self, index: int) -> str:
+        return self.source.key(int(self.indices[index]))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -202,25 +224,13 @@ def data_root(root: str | None = None) -> Path:
     return Path(cache).expanduser() / "vision_tutorial"
 
 
+def data_folder(root: str) -> Path:
+    """The folder `root` if there is one, else the folder of that name among the data sets."""
+    path = Path(root).expanduser()
+    return path if path.is_dir() else data_root() / path  # which is an absolute path itself
+
+
 def check_split(split: str) -> None:
     """Refuse any split but "train" and "test"."""
     if split not in ("train", "test"):
         raise UserError(f"no split called '{split}'; a data set has 'train' and 'test'.")
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Decode the whole file to RGB (Pillow's `verify()` would pass half a JPEG)."""
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(
-                    f"{path}: {picture.width}x{picture.height} pixels; at most {MAX_PIXELS:,} "
-                    "are read. Make the picture smaller."
-                )
-            return picture.convert("RGB")
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
-        raise UserError(
-            f"{path}: not a readable picture ({error}). Replace or remove it."
-        ) from error

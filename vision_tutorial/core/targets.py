@@ -7,6 +7,8 @@ one distribution over C classes per position; it is all zero where nothing count
 import torch
 from torch import Tensor
 
+from .files import VOID
+
 # Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
 IGNORE = -100
 
@@ -32,9 +34,32 @@ def to_ids(target: Tensor) -> Tensor:
     return target.argmax(1).where(valid(target), IGNORE)
 
 
+def from_masks(masks: Tensor) -> Tensor:
+    """Masks uint8 (B, H, W) as they lie in files -> class ids int64, IGNORE where they are VOID."""
+    return masks.long().masked_fill_(masks == VOID, IGNORE)
+
+
+def sampled(values: Tensor, height: int, width: int) -> Tensor:
+    """(…, H, W) -> (…, height, width) by nearest neighbours, row ⌊i·H/height⌋, as OpenCV and
+    torch's `interpolate` choose it; the same pixels of logits and of ids."""
+    rows, columns = (
+        (torch.arange(wanted, device=values.device) * side).div(wanted, rounding_mode="floor")
+        for side, wanted in zip(values.shape[-2:], (height, width), strict=True)
+    )
+    return values[..., rows[:, None], columns]
+
+
 def valid(target: Tensor) -> Tensor:
     """Which positions count; bool (B, *S) for both forms."""
     return (target != 0).any(1) if is_map(target) else target != IGNORE
+
+
+def paste(target: Tensor, partner: Tensor, keep: Tensor) -> Tensor:
+    """`target` where `keep` is true and `partner` elsewhere; both ids (B, *S) or both maps.
+
+    keep: bool, broadcasts against *S, e.g. (1, H, W).
+    """
+    return target.where(keep.unsqueeze(1) if is_map(target) else keep, partner)
 
 
 def mix(target: Tensor, partner: Tensor, share: Tensor | float, classes: int) -> Tensor:
