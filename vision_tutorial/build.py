@@ -69,8 +69,8 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         raise UserError("aux_loss: jsd is a loss of the main head; choose another one here.")
     if bool(recipe.aux_loss) != bool(recipe.model.options.get("auxiliary")):
         raise UserError(
-            "aux_loss and a model with `auxiliary: true` go together; "
-            f"add the {'head' if recipe.aux_loss else 'loss'}, or leave out both."
+            f"aux_loss: it and an auxiliary head of model {recipe.model.name} need each other; set "
+            f"both (aux_loss, model.{recipe.model.name}.auxiliary: true where it has one) or none."
         )
     if losses.copies(recipe.loss) and recipe.mix:
         raise UserError("loss: jsd compares copies of one picture; take `mix` out of the recipe.")

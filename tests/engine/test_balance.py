@@ -12,6 +12,7 @@ from vision_tutorial import build
 from vision_tutorial import train as verb
 from vision_tutorial.core import runs
 from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.grammar import Choice
 from vision_tutorial.core.loading import load
 from vision_tutorial.core.sources import ArraySource
 from vision_tutorial.engine import Distributed, Learner
@@ -194,7 +195,11 @@ def test_two_heads_have_a_state_each() -> None:
     assert total.item() == pytest.approx(0.4 * (parts["focal"] + parts["dice"]).item())
 
 
-def test_a_classifier_has_no_auxiliary_head() -> None:
-    for words in ("aux_loss=dice", "aux_loss=jsd"):
-        with pytest.raises(UserError, match="aux_loss: "):
-            build.check(load("recipes/debug.yaml", [words]).recipe)
+def test_an_auxiliary_head_and_its_loss_need_each_other() -> None:
+    recipe = load("recipes/debug.yaml", ["aux_loss=dice"]).recipe
+    headed = Choice("test_resnet", {**recipe.model.options, "auxiliary": True})
+    for update in ({}, {"aux_loss": None, "model": headed}):
+        with pytest.raises(UserError, match="aux_loss: it and an auxiliary head of model test_res"):
+            build.check(recipe.model_copy(update=update))
+    with pytest.raises(UserError, match="aux_loss: jsd is a loss of the main head"):
+        build.check(load("recipes/debug.yaml", ["aux_loss=jsd"]).recipe)
