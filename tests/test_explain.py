@@ -175,6 +175,14 @@ def test_pictures_known_without_data_are_the_true_ones(tiny, data_root):
         assert known.side == source[0][0].width == 32
 
 
+def test_shapes_to_segment_have_a_class_more(tiny):
+    for masks in (False, True):
+        recipe = load(tiny, [f"dataset={{shapes: {{train: 40, test: 20, masks: {masks}}}}}"]).recipe
+        known, source = facts(recipe), build.data(recipe).train
+        assert known.classes == len(source.classes) == 10 + masks
+        assert known.pictures == len(source)
+
+
 def test_data_that_is_not_here_is_one_note_and_no_error(tiny, tmp_path):
     words = [tiny, f"dataset={{image_folder: {{root: {tmp_path}/none}}}}"]
     text = run(*words)
