@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import classification, losses, optim  # noqa: F401  (importing fills the shelves)
+from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the shelves)
 from .core import registry
 from .core.dealing import batch_parts, steps_per_epoch
 from .core.errors import UserError

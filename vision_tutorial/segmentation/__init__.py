@@ -1,1 +1,3 @@
 """Segmentation track: datasets, networks, task, refiners."""
+
+from . import refine  # noqa: F401  (importing fills the shelves)
