@@ -1,7 +1,7 @@
 """The dense CRF against exact sums over all pairs, a lattice written as loops, and pydensecrf2.
 
-pydensecrf2 is compared where it is there: `uv pip install pydensecrf2==1.1` (builds with a C++
-compiler on Python 3.11 and 3.12).
+pydensecrf2 is compared where it is there: `uv pip install --no-deps pydensecrf2==1.1` (built from
+source: a C++ compiler, Python 3.11 or 3.12).
 """
 
 import numpy as np
@@ -262,6 +262,14 @@ def test_halves_arrays_and_graphs_are_taken():
     assert not dense_crf(picture, probabilities.clone().requires_grad_()).requires_grad
     picture.flags.writeable = False
     assert dense_crf(picture, probabilities).isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_same():
+    picture, probabilities, _ = example()
+    found = dense_crf(picture, probabilities.cuda())
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), dense_crf(picture, probabilities), rtol=0, atol=1e-3)
 
 
 def test_it_is_on_the_shelf():

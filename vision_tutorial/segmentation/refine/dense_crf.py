@@ -36,7 +36,8 @@ def dense_crf(
     authors' code.
 
     picture uint8 RGB (H, W, 3), not normalised; probabilities (C, H, W) on any device, clipped at
-    1e-5. Returns probabilities float32 (C, H, W) there. UserError if these do not fit.
+    1e-5. Returns probabilities float32 (C, H, W) there. UserError if these do not fit. On a CPU,
+    512x512 pixels and 12 classes take 0.26 GB of memory (measured by benchmarks/crf.py).
     """
     _from_zero(iterations=iterations)
     _from_zero(gaussian_weight=gaussian_weight, bilateral_weight=bilateral_weight)

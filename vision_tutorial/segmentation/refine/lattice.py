@@ -2,8 +2,8 @@
 
 Adams, Baek, Davis 2010, "Fast high-dimensional filtering using the permutohedral lattice". Points
 give their values to the vertices of the simplex around them (splat), neighbouring vertices are
-blurred along every axis (½, 1, ½), the points read the result back (slice). All three are products
-with sparse matrices, which torch's `embedding_bag` computes on any device.
+blurred along every axis (½, 1, ½), and the points read the result back (slice). All three are
+products with sparse matrices, for which torch's `embedding_bag` is fast and knows every device.
 """
 
 from dataclasses import dataclass
@@ -51,16 +51,16 @@ class Lattice:
         """weight · D^-½ K D^-½ where D holds the row sums of K; the constant drops out."""
         ones = torch.ones_like(self.slice.entries[:, :1])
         scale = self.filter(ones).rsqrt()
-        splat = self.splat.entries * scale.squeeze(1)[self.splat.columns]
-        slice = self.slice.entries * (weight * scale)
+        given = self.splat.entries * scale.squeeze(1)[self.splat.columns]
+        taken = self.slice.entries * (weight * scale)
         return Lattice(
-            self.splat._replace(entries=splat), self.blurs, self.slice._replace(entries=slice)
+            self.splat._replace(entries=given), self.blurs, self.slice._replace(entries=taken)
         )
 
 
 def lattice(features: Tensor) -> Lattice:
     """The filter with k(f, g) ≈ exp(-|f - g|² / 2) over the points float32 (d, N), where 1 is a
-    standard deviation. UserError if they lie too far apart to number the vertices between them.
+    standard deviation. UserError if they lie too far apart for the vertices to be numbered.
     """
     d = len(features)
     height = _embedded(features)
@@ -93,9 +93,9 @@ def _embedded(features: Tensor) -> Tensor:
 
 
 def _radix(height: Tensor) -> Tensor:
-    """int64 (d + 1, 1): a vertex and its neighbours differ in the sum of coordinate · radix.
+    """int64 (d + 1, 1): Σ coordinate · radix is another number for each vertex and neighbour.
 
-    The last coordinate follows from the others, so its radix is 0.
+    The last coordinate follows from the others, so its radix is 0. UserError if they are too many.
     """
     d = len(height) - 1
     low, high = height.amin(1).tolist(), height.amax(1).tolist()
