@@ -41,6 +41,7 @@ FILES = (
     "segmentation/models/unet.py",
     "segmentation/coco.py",
     "segmentation/datasets.py",
+    "segmentation/refine/dense_crf.py",
 )
 SHELVES = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
 REQUIRED = inspect.Parameter.empty
