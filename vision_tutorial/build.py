@@ -22,7 +22,7 @@ from .core.recipe import Clip, Recipe
 from .core.recipe import Ema as EmaOptions
 from .core.sources import Source, hold_out, take
 from .core.task import Task
-from .data import augment, feeding, mix
+from .data import feeding, mix
 from .data.loader import Raw
 from .engine import (
     Distributed,
@@ -78,7 +78,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     Returns the network on the meta device.
     """
     feeding.chain(recipe.augment)
-    random = {c.name for c in recipe.eval_augment if c.name in augment.RANDOM}
+    random = {c.name for c in recipe.eval_augment if feeding.is_random(c)}
     if random:
         names = ", ".join(sorted(random))
         raise UserError(

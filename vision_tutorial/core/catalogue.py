@@ -28,6 +28,7 @@ FILES = (
     "data/augment.py",
     "data/mix.py",
     "data/shapes.py",
+    "data/tone.py",
     "classification/datasets.py",
     "classification/models.py",
     "classification/task.py",
