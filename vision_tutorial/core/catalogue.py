@@ -29,6 +29,7 @@ FILES = (
     "data/augment.py",
     "data/mix.py",
     "data/shapes.py",
+    "data/tone.py",
     "classification/datasets.py",
     "classification/models.py",
     "classification/task.py",
