@@ -22,12 +22,14 @@ from .errors import UserError
 
 FILES = (
     "losses/pixel.py",
+    "losses/region.py",
     "optim/optimizers.py",
     "optim/schedules.py",
     "data/arrays.py",
     "data/augment.py",
     "data/mix.py",
     "data/shapes.py",
+    "data/tone.py",
     "classification/datasets.py",
     "classification/models.py",
     "classification/task.py",
@@ -40,6 +42,7 @@ FILES = (
     "segmentation/models/unet.py",
     "segmentation/coco.py",
     "segmentation/datasets.py",
+    "segmentation/refine/dense_crf.py",
 )
 SHELVES = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
 REQUIRED = inspect.Parameter.empty

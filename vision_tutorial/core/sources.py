@@ -10,13 +10,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from .errors import UserError
-from .files import read_picture
+from .files import VOID, read_picture
 from .randomness import generator
 
 
@@ -108,13 +108,14 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Pictures in files, decoded when asked for. targets int64 (N,)."""
+    """Pictures in files, decoded when asked for. targets int64 (N,); dense: masks in which nothing
+    counts instead, since there are none."""
 
     name: str
     paths: Sequence[Path]
     targets: np.ndarray
     classes: tuple[str, ...]
-    dense: ClassVar[bool] = False
+    dense: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -122,8 +123,11 @@ class FileSource:
     def key(self, index: int) -> str:
         return self.paths[index].name
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_picture(self.paths[index]), int(self.targets[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        picture = read_picture(self.paths[index])
+        if self.dense:
+            return picture, np.full((picture.height, picture.width), VOID, np.uint8)
+        return picture, int(self.targets[index])
 
     def digest(self) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(self.targets))

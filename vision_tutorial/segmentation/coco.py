@@ -1,26 +1,22 @@
-"""COCO annotations as masks: polygons and run lengths, drawn by pycocotools, which defines them.
+"""Pictures with COCO annotations.
 
 Every annotation is drawn when the data set is built, so that a bad one is met at once, and is kept
 as run lengths: a few hundred bytes that travel cheaply to the loader's workers.
 """
 
-import hashlib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from pycocotools import mask as runs
 from pydantic import BaseModel, Field, ValidationError
 
 from ..core.errors import UserError, short, shown
-from ..core.files import MAX_PIXELS, VOID, stay_inside
+from ..core.files import MAX_PIXELS, stay_inside
 from ..core.registry import datasets
 from ..core.sources import Source, check_split, data_folder
 from .decoding import decoded
 from .files import DenseFiles
+from .regions import Drawn, Region, region
 
 BACKGROUND = "Background"  # what no annotation covers; class 0
 
@@ -61,41 +57,11 @@ class Contents(BaseModel):
     categories: Annotated[list[Category], Field(min_length=1)]
 
 
-class Region(NamedTuple):
-    """The pixels of one annotation: its class, how many, and the run lengths as pycocotools'."""
-
-    label: int
-    area: int
-    counts: bytes
-
-
 ORDERS: dict[str, Callable[[Region], int]] = {  # what is drawn first; the last covers the others
-    "max_label": lambda region: region.label,
-    "area": lambda region: -region.area,
-    "order": lambda region: 0,
+    "max_label": lambda one: one.label,
+    "area": lambda one: -one.area,
+    "order": lambda one: 0,
 }
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Masks as regions in the order in which they are drawn; None where nothing is known."""
-
-    sizes: tuple[tuple[int, int], ...]  # (height, width) of each picture
-    regions: tuple[tuple[Region, ...], ...] | None
-    paths: ClassVar[tuple[Path, ...]] = ()
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        size = self.sizes[index]
-        if self.regions is None:
-            return np.full(size, VOID, np.uint8)
-        mask = np.zeros(size, np.uint8, order="F")  # as run lengths run
-        for region in self.regions[index]:
-            covered = runs.decode({"size": size, "counts": region.counts})
-            np.copyto(mask, region.label, where=covered.view(bool))
-        return np.ascontiguousarray(mask)
-
-    def digest(self) -> str:
-        return hashlib.sha256(repr((self.sizes, self.regions)).encode()).hexdigest()
 
 
 @datasets.register
@@ -262,10 +228,10 @@ def _regions(
             )
         place, picture = pictures[annotation.image_id]
         try:
-            counts, area = drawn(annotation.segmentation, picture.height, picture.width)
+            label, shape = labels[annotation.category_id], annotation.segmentation
+            found[place].append(region(label, shape, picture.height, picture.width))
         except UserError as error:
             raise UserError(f"{where}: {error} Correct or remove it.") from error
-        found[place].append(Region(labels[annotation.category_id], area, counts))
     return tuple(tuple(sorted(regions, key=order)) for regions in found)
 
 
@@ -273,73 +239,3 @@ def _other_kind(key: Id, known: dict[Id, Any]) -> str:
     """A hint where the id is there as text and was asked for as a number, or the other way."""
     other = next((k for k in known if str(k) == str(key)), None)
     return f", but one has {shown(other)} (text is not a number)" if other is not None else ""
-
-
-# -- one annotation --------------------------------------------------------------------------------
-
-
-def drawn(segmentation: Any, height: int, width: int) -> tuple[bytes, int]:
-    """A COCO segmentation as pycocotools' run lengths, and how many pixels it covers."""
-    if isinstance(segmentation, dict):
-        coded = _run_lengths(segmentation, height, width)
-    elif isinstance(segmentation, list) and segmentation:
-        polygons = [_polygon(polygon, height, width) for polygon in segmentation]
-        coded = runs.merge(runs.frPyObjects(polygons, height, width))
-    else:
-        raise UserError(
-            f"its segmentation is {shown(segmentation)}; polygons [[x, y, …], …] or run lengths "
-            "{size, counts} are expected."
-        )
-    return coded["counts"], int(runs.area(coded))
-
-
-def _polygon(polygon: Any, height: int, width: int) -> list[float]:
-    """One polygon, checked: pycocotools would take four numbers for a box, and all of any size."""
-    numbers = isinstance(polygon, list) and all(
-        isinstance(value, int | float) and math.isfinite(value) for value in polygon
-    )
-    if not numbers:
-        raise UserError(f"a polygon is {shown(polygon)}; a list [x, y, …] of numbers is expected.")
-    if len(polygon) < 6 or len(polygon) % 2:
-        raise UserError(f"a polygon has {len(polygon)} numbers; at least 3 points x, y are needed.")
-    most = max(height, width)
-    low, high = min(polygon), max(polygon)
-    if low < -most or high > 2 * most:
-        raise UserError(
-            f"a polygon reaches from {low:g} to {high:g}, far outside the picture of "
-            f"{width}x{height} pixels."
-        )
-    return polygon
-
-
-def _run_lengths(coded: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Run lengths in pycocotools' own form, down the columns; they must cover the whole picture."""
-    size, counts = coded.get("size"), coded.get("counts")
-    if size != [height, width]:
-        raise UserError(
-            f"its run lengths have the size {shown(size)}; the picture's [height, width] is "
-            f"[{height}, {width}]."
-        )
-    if isinstance(counts, list):
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise UserError(f"its run lengths are {shown(counts)}; numbers from 0 up are expected.")
-        if sum(counts) != height * width:
-            raise UserError(
-                f"its run lengths cover {sum(counts):,} pixels; the picture has {height * width:,}."
-            )
-        return runs.frPyObjects(coded, height, width)
-    if not isinstance(counts, str):
-        raise UserError(f"its counts are {shown(counts)}; a list of numbers or text is expected.")
-    made = {"size": size, "counts": counts.encode()}
-    # pycocotools refuses what covers more than the size, and fills up what covers less
-    if _fits(made, height * width - 1) or not _fits(made, height * width):
-        raise UserError(f"its run lengths do not cover {height * width:,} pixels: damaged text.")
-    return made
-
-
-def _fits(coded: dict[str, Any], pixels: int) -> bool:
-    try:
-        runs.decode({"size": [pixels, 1], "counts": coded["counts"]})
-    except ValueError:
-        return False
-    return True
