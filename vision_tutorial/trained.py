@@ -121,8 +121,7 @@ def answers(
     pixels: the pictures too, as the network saw them.
     """
     where = build.place(recipe, distributed)
-    wanted = {"pixels": True} if pixels or refine else {}
-    finish = feeding.finishing(recipe, where, **wanted)
+    finish = feeding.finishing(recipe, where, pixels=pixels or refine is not None)
     with torch.inference_mode():
         for raw in feeding.evaluating(recipe, source, where)():
             batch = finish(raw)
