@@ -29,9 +29,9 @@ class Encoder(nn.Module):
         self.channels_last = getattr(net, "output_fmt", None) == "NHWC"
         if dropout:
             dropped(dropout)  # which checks the rate
-            for name in self.taps():
-                hook = partial(_drop_out, dropout)
-                net.get_submodule(name).register_forward_hook(hook, prepend=True)
+            for stage in map(net.get_submodule, self.taps()):
+                if not isinstance(stage, nn.MaxPool2d):  # VGG's last, on what was dropped already
+                    stage.register_forward_hook(partial(_drop_out, dropout), prepend=True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> one (B, channels[i], H / strides[i], W / strides[i]) a stage."""
@@ -109,6 +109,10 @@ def encoder(
 def _create(name: str, options: dict[str, Any], pretrained: bool | str) -> nn.Module:
     """timm's network of features. Weights are drawn, from timm, or from a file checked by us."""
     given = dict(options)
+    if name.startswith("vgg") and not pretrained:
+        given["mlp_ratio"] = (
+            1 / 4096
+        )  # its 119 M weights of a classifier would be drawn for nothing
     if pretrained is True:
         weights.prepare_hub(name)
     elif pretrained:

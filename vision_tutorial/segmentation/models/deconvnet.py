@@ -48,14 +48,18 @@ def deconvnet(
 class DeconvNet(Segmenter):
     """A Segmenter whose decoder needs the places of the maxima."""
 
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """images (B, 3, H, W) that divide by 32; one map of logits. UserError below 224 pixels."""
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W); logits of that size. UserError below 224 pixels."""
         height, width = images.shape[-2:]
         if min(height, width) < LEAST:
             raise UserError(
                 f"deconvnet needs pictures of {LEAST} px or more, not {width}x{height}; resize or "
                 "crop to that, or choose deeplabv3 or unet."
             )
+        return super().forward(images)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W) that divide by 32; one map of logits."""
         features, places = images, []
         for layer in self.encoder.net.values():
             if isinstance(layer, nn.MaxPool2d):
