@@ -155,7 +155,7 @@ PARTS = {
 
 def word(key: str, language: str, **values: str) -> str:
     """One of WORDS, with its {values} filled in."""
-    return WORDS[key][LANGUAGES.index(language)].format(**values)
+    return WORDS[key][LANGUAGES.index(language)].format(**values).strip()
 
 
 def state_word(status: str, language: str) -> str:

@@ -116,7 +116,8 @@ def arguments(view: View, line: Line) -> str:
     recipe = line.run.recipe
     said = {key: PLAIN.cell(recipe, key) for key in ARGUMENTS}
     said["optimizer"] = Notation([], everything=True).cell(recipe, "optimizer")
-    said |= {key: PLAIN.cell(recipe, key) for key in view.notation.columns if key not in said}
+    others = (key for key in view.notation.columns if key not in said)
+    said |= {key: view.notation.cell(recipe, key) for key in others}
     return ", ".join(f"{key}={scalar(value)}" for key, value in said.items() if key != "model")
 
 
