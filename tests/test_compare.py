@@ -83,7 +83,13 @@ def test_formats_by_name_and_by_ending(report: Path, capsys: pytest.CaptureFixtu
     rows = list(csv.DictReader(io.StringIO(shown(capsys, "runs", "--format", "csv"))))
     assert [row["best top1"] for row in rows] == [str(best) for best, _ in REPORT.values()]
     assert [float(row["time (s)"]) for row in rows] == [s for _, s in REPORT.values()]
-    starts = {"md": "| run |", "csv": "run,", "html": "<!doctype", "json": "{", "tex": "% Noise"}
+    starts = {
+        "md": "| run |",
+        "csv": "\ufeffrun,",
+        "html": "<!doctype",
+        "json": "{",
+        "tex": "% Noise",
+    }
     for ending, start in {**starts, "txt": "run "}.items():
         file = Path(f"out.{ending}")
         assert shown(capsys, "runs", "-o", str(file)) == ""
@@ -126,7 +132,7 @@ def test_each_and_sort_and_all(report: Path, capsys: pytest.CaptureFixture) -> N
 
 def test_korean(report: Path, capsys: pytest.CaptureFixture) -> None:
     text = shown(capsys, "runs", "--layout", "week3", "--lang", "ko", "--spread", "0.4")
-    assert "최고 top1 (CIFAR-100)" in text and "오차 범위 안" in text
+    assert "최고 top1 (CIFAR-100)" in text and "잡음 범위 안" in text
     assert "표준편차 s = 0.40" in text
 
 

@@ -93,7 +93,7 @@ def remarks(line: Line) -> str | None:
 def runlog(view: View) -> Table:
     """Date, run name, model, arguments, link and notes: all from the resolved recipe."""
     fields = [
-        view.field("date", lambda line: (line.run.created or "")[:10]),
+        view.field("date", lambda line: (line.run.created or "")[:10] or None),
         view.field("run_name", lambda line: line.label),
         view.field("model_name", model_name),
         view.field("arguments", partial(arguments, view)),
