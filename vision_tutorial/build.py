@@ -21,7 +21,7 @@ from .core.recipe import Recipe
 from .core.sources import Source, hold_out, take
 from .core.targets import sampled
 from .core.task import Batch, Task
-from .data import augment, feeding, mix
+from .data import feeding, mix
 from .data.loader import Raw
 from .engine import (
     Distributed,
@@ -54,7 +54,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     Returns the network on the meta device.
     """
     feeding.chain(recipe.augment)
-    random = {c.name for c in recipe.eval_augment if c.name in augment.RANDOM}
+    random = {c.name for c in recipe.eval_augment if feeding.is_random(c)}
     if random:
         names = ", ".join(sorted(random))
         raise UserError(
@@ -307,7 +307,7 @@ def evaluation(
     """
     where = place(recipe, distributed)
     feed = feed or feeding.evaluating(recipe, source, where)
-    finish = feeding.finishing(recipe, where, **({"pixels": True} if refine else {}))
+    finish = feeding.finishing(recipe, where, pixels=refine is not None)
     look = forward or network
 
     def answer(batch: Batch) -> torch.Tensor:
