@@ -256,7 +256,8 @@ def finish_records(
     if summary["status"] == "done" and progress.table:
         table = progress.table
         tracker.table("classes", list(table), list(zip(*table.values(), strict=True)))
-    flat = {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
+    flat = {key: summary[key] for key in ("status", "metric", "chosen_on")}
+    flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     runs.set_status(run, summary["status"], exit_code=code)
     tell(sentence(summary, run))

@@ -246,6 +246,14 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
+def plain_default(key: str) -> Any:
+    """What `to_plain` gives for a key that is not set; None if it must be."""
+    declared = Recipe.model_fields[key]
+    value = None if declared.is_required() else declared.get_default(call_default_factory=True)
+    value = value.model_dump() if isinstance(value, BaseModel) else grammar.plain(value)
+    return json.loads(json.dumps(value))
+
+
 def to_yaml(values: dict[str, Any], compact: bool = False) -> str:
     """Plain values as YAML text that `load` reads back to the same; `compact` for a screen."""
     style = {"default_flow_style": None, "width": 62} if compact else {"width": 100}
