@@ -81,7 +81,8 @@ def predict(args: argparse.Namespace) -> int:
         refine = None if args.no_refine else trained.refining(recipe)
         task = build.task(recipe, source.classes)
         said = trained.answers(recipe, source, task, forward, distributed, refine)
-        bar = track(said, "predicting", len(source), Console(stderr=True), disable=args.json)
+        console = Console(stderr=True)
+        bar = track(said, "predicting", len(source), console=console, disable=args.json)
         write = masks if source.dense else labels
         told = write(bar, source, recipe, args)
     finally:
