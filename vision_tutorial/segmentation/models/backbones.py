@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...core import weights
 from ...core.errors import UserError, short
-from .layers import dropped
+from .layers import dropout_layer
 
 
 class Encoder(nn.Module):
@@ -28,7 +28,7 @@ class Encoder(nn.Module):
         self.strides = list(strides)
         self.channels_last = getattr(net, "output_fmt", None) == "NHWC"
         if dropout:
-            dropped(dropout)  # which checks the rate
+            dropout_layer(dropout)  # which checks the rate
             for stage in map(net.get_submodule, self.taps()):
                 if not isinstance(stage, nn.MaxPool2d):  # VGG's last, on what was dropped already
                     stage.register_forward_hook(partial(_drop_out, dropout), prepend=True)
