@@ -342,6 +342,7 @@ def test_a_stage_of_the_encoder_is_a_layer():
         (deeplabv3, {"backbone": "test_vit", "output_stride": 32}, "ends at stride 16, not at 32"),
         (deeplabv3, {"backbone": TINY, "rates": [1, 0]}, "rates is 0"),
         (deeplabv3, {"backbone": TINY, "multi_grid": [1, 2, 4]}, "3 rates for the 1 blocks"),
+        (deeplabv3, {"backbone": TINY, "multi_grid": [0]}, "multi_grid is 0"),
         (deeplabv3, {"backbone": "test_efficientnet", "multi_grid": [1]}, "and take a ResNet"),
         (deeplabv3, {"backbone": TINY, "dropout_projection": 0.3}, "there is no projection"),
         (deeplabv3, {"backbone": TINY, "dropout_encoder": 1.0}, "a dropout is 1;"),
