@@ -7,7 +7,7 @@ from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import encoder
 from .frame import Segmenter
-from .layers import BatchNorm, at_least, dropped
+from .layers import BatchNorm, at_least, dropout_layer
 
 LEAST = 224  # pixels: five halvings leave 7x7, which is fc6's kernel
 MIRROR = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
@@ -100,4 +100,4 @@ class Mirror(nn.Module):
 def _normed(layer: nn.Conv2d | nn.ConvTranspose2d, dropout: float) -> list[nn.Module]:
     """The layer with BatchNorm, ReLU and, if asked for, dropout behind it."""
     layers = [layer, BatchNorm(layer.out_channels), nn.ReLU()]
-    return [*layers, dropped(dropout)] if dropout else layers
+    return [*layers, dropout_layer(dropout)] if dropout else layers
