@@ -127,7 +127,7 @@ def lovasz(
     if reduce == "batch":
         p, g = (mass.transpose(0, 1).flatten(1).unsqueeze(0) for mass in (p, g))
     worst, order = (p - g).abs().sort(-1, descending=True)
-    values = (worst * _growth(g.gather(-1, order) > 0, p.dtype)).sum(-1)
+    values = (worst * _growth((g > 0).gather(-1, order), p.dtype)).sum(-1)
     mass = g.sum(-1)
     # one position that is taken for an absent class makes the whole loss: the largest error
     return _mean(values.where(mass > 0, worst[..., 0]), mass, classes)
