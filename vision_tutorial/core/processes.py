@@ -113,6 +113,12 @@ def run_command(
     return Ended(child.returncode, seconds, seen)
 
 
+def last_line(log: Path) -> str:
+    """The last line of a log that says anything."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
+
+
 def _end(child: subprocess.Popen) -> None:
     """End a command that still runs, and all that it started."""
     if child.poll() is None:

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Set
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -185,8 +186,10 @@ SHELVED: dict[str, On] = {
     for mark in declared.metadata
     if isinstance(mark, On)
 }
+# A run that differs in these alone has the same numbers, but for the rounding of `threads`.
+PASSING = {"name", "expects", "workers", "threads", "wandb", "checkpoint", "imports"}
 # A resumed run may differ in these and still be the same run.
-RESUMABLE = {"name", "expects", "epochs", "workers", "threads", "wandb", "checkpoint", "imports"}
+RESUMABLE = PASSING | {"epochs"}
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
@@ -197,6 +200,12 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
         for k in Recipe.model_fields
     }
     return json.loads(json.dumps(values))
+
+
+def written(value: Any) -> str:
+    """A plain value on one line, as it is written behind `key=` on a command line."""
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, width=10**9, sort_keys=False)
+    return text.strip()[1:-1]
 
 
 def to_yaml(values: dict[str, Any], compact: bool = False) -> str:
@@ -234,6 +243,14 @@ def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def identity(recipe: Recipe) -> str:
     """A hash of all that must be equal for a checkpoint to be continued."""
-    values = {k: v for k, v in to_plain(recipe).items() if k not in RESUMABLE}
-    del values["data"]["memory"]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(to_plain(recipe))
+
+
+def digest(values: Mapping[str, Any], without: Set[str] = frozenset(RESUMABLE)) -> str:
+    """A hash of a recipe's plain values, as `to_plain` gives them or recipe.yaml holds them.
+
+    Of recipe.yaml it stays the same when a later version has more keys, as a recipe's does not.
+    """
+    kept = {key: value for key, value in values.items() if key not in without}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

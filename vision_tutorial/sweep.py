@@ -1,0 +1,199 @@
+"""Many points of a recipe, each trained once: a grid, a list, or greedy stages of them."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+from .core import children, runs
+from .core.arguments import positive_count
+from .core.children import Seat, Stop
+from .core.errors import ExitCode, UserError, run_verb, unknown
+from .core.launches import last_line
+from .core.sweeping import Trial, read_sweep
+from .core.trials import Board, Result, Standing
+
+TICK = 0.25  # seconds between two looks at the children
+STOPPED = (ExitCode.PREEMPTED, -15)
+FAILED = 1  # the exit code where some trial is not done
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial sweep",
+        description="Train every point of a sweep file once. Start it again after any end: what is "
+        "done is skipped, what is unfinished goes on.",
+        epilog="Exit codes: 0 all done, 1 some failed, 2 bad sweep file, 143 stopped (start it "
+        "again). The runs are ordinary ones: `compare runs/<sweep>`.",
+    )
+    add = made.add_argument
+    add("sweep", help="a sweep file, such as recipes/sweeps/quickstart-lr.yaml")
+    add("overrides", nargs="*", metavar="key.sub=value", help="set one value for all points")
+    add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
+    add(
+        "--jobs",
+        type=positive_count,
+        metavar="N",
+        help="trainings at a time (default: one a GPU, or one)",
+    )
+    add("--nproc", type=positive_count, default=1, metavar="N", help="processes a training")
+    add("--retry-failed", action="store_true", help="try those that failed again, once")
+    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    instead = made.add_mutually_exclusive_group()
+    add = instead.add_argument
+    add("--dry-run", action="store_true", help="show the points and their cost, start nothing")
+    add("--print-commands", action="store_true", help="a shell command for each point to run")
+    add("--wandb", action="store_true", help="create a wandb sweep of the points to run")
+    add("--point", metavar="ID", help="train this one point, in this process")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial sweep`."""
+    args = parser().parse_intermixed_args(argv)
+    return run_verb(lambda: sweep(args))
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Check every point, say what it will cost, and train what is not done."""
+    board = Board(read_sweep(args.sweep, args.overrides), args.runs)
+    if not (args.dry_run or args.print_commands or args.wandb or args.point):
+        return run(board, args)
+    while board.advance():
+        pass
+    if args.point:
+        return become(board, args)
+    if args.print_commands:
+        for trial in wanted(board, args.retry_failed):
+            print(command_line(board, trial, args))
+        say_what_follows(board)
+    elif args.wandb:
+        create_at_wandb(board, args)
+    else:
+        show_plan(board, args)
+    return 0
+
+
+def wanted(board: Board, retry: bool) -> list[Trial]:
+    """The trials of the open stage that are to be run."""
+    skipped = ("done",) if retry else ("done", "failed")
+    return [trial for trial in board.trials() if board.standings[trial.id].state not in skipped]
+
+
+def arguments(board: Board, trial: Trial, args: argparse.Namespace) -> list[str]:
+    """The words after `train`: they start the trial, or continue it."""
+    trust = ["--trust-imports"] * args.trust_imports
+    where = ["--runs", args.runs, "--id", trial.id, "--resume"]
+    return [str(board.sweep.recipe), *trial.overrides, *where, *trust]
+
+
+# -- instead of running ----------------------------------------------------------------------------
+
+
+def command_line(board: Board, trial: Trial, args: argparse.Namespace) -> str:
+    """The command that trains a trial, for a shell or a scheduler's script."""
+    words = ["vision-tutorial", "train"]
+    if args.nproc > 1:
+        words = ["torchrun", "--nproc", str(args.nproc), "-m", "vision_tutorial.train"]
+    return shlex.join([*words, *arguments(board, trial, args)])
+
+
+def say_what_follows(board: Board) -> None:
+    """That a later stage has to wait."""
+    if later := len(board.later()):
+        print(
+            f"{later} runs of later stages stand on the best of these: ask again when these are "
+            "done.",
+            file=sys.stderr,
+        )
+
+
+def become(board: Board, args: argparse.Namespace) -> int:
+    """Train one trial in this process."""
+    known = {trial.id: trial for trial in trials_so_far(board)}
+    if args.point not in known:
+        raise UserError(f"--point: {unknown('point', args.point, known)}")
+    command = children.training(arguments(board, known[args.point], args), args.nproc)
+    os.execv(command[0], command)
+
+
+def create_at_wandb(board: Board, args: argparse.Namespace) -> None:
+    """A wandb sweep with one parameter, the point; its agents run `sweep --point=…`."""
+    trials = wanted(board, args.retry_failed)
+    if not trials:
+        raise UserError(f"{board.sweep.path}: nothing is left to run.")
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        raise UserError(
+            "--wandb: WANDB_MODE says offline, and a wandb sweep lives on the server. Unset it, or "
+            "use --print-commands."
+        )
+    own = [str(board.sweep.path), *args.overrides, "--runs", args.runs, "--nproc", str(args.nproc)]
+    words = ["${env}", "${interpreter}", "-m", "vision_tutorial.sweep", *own, "${args}"]
+    metric = next((s.metric for s in board.standings.values() if s.metric), board.sweep.metric)
+    config: dict[str, Any] = {
+        "name": board.sweep.name,
+        "method": "grid",
+        "parameters": {"point": {"values": [trial.id for trial in trials]}},
+        "command": words + ["--trust-imports"] * args.trust_imports,
+    }
+    if metric:
+        goal = "maximize" if board.sweep.more_is_better else "minimize"
+        config["metric"] = {"name": metric, "goal": goal}
+    project = trials[0].point.recipe.wandb.project
+    try:
+        import wandb
+
+        made = wandb.sweep(config, project=project)
+    except Exception as error:  # whatever wandb raises: no key, no network, no permission
+        raise UserError(
+            f"--wandb: no sweep was created ({error}). `wandb login` stores a key; without a "
+            "network use --print-commands."
+        ) from error
+    print(f"{len(trials)} points. On every machine that shares {args.runs}, or on one:")
+    print(f"wandb agent {made if '/' in made else f'{project}/{made}'}")
+    say_what_follows(board)
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def run(board: Board, args: argparse.Namespace) -> int:
+    """Stage after stage, each at the best of the one before; then the ranking."""
+    seats = children.seats(args.jobs, args.nproc)
+    with runs.storage(board.own):
+        board.own.mkdir(parents=True, exist_ok=True)
+    with runs.lock(board.own), Stop().listening() as stop:
+        shift = Shift(board, seats, lambda trial: training(board, trial, args), stop)
+        while not stop.asked and board.advance():
+            say_plan(board, shift, args)
+            shift.run(wanted(board, args.retry_failed))
+    say_results(board)
+    if stop.asked:
+        print(f"stopped; go on with the same command: {shlex.join(sys.orig_argv)}")
+        return ExitCode.PREEMPTED
+    states = {standing.state for standing in board.standings.values()}
+    return ExitCode.DONE if states == {"done"} else FAILED
+
+
+# -- what it says ----------------------------------------------------------------------------------
+
+
+def say_plan(board: Board, shift: Shift, args: argparse.Namespace) -> None:
+    """What is about to run, and what it will cost."""
+    sweep, states = board.sweep, Counter(board.standings[t.id].state for t in board.trials())
+    stage = f", stage {board.stage + 1} of {len(sweep.stages)}" if len(sweep.stages) > 1 else ""
+    seeds = f" x {len(sweep.seeds)} seeds" if sweep.seeds else ""
+    print(f"{sweep.name}{stage}: {counted(len(board.points), 'point')}{seeds} in {board.folder}")
+    if board.points and board.stage:
+        shared = set.intersection(*({s.text for s in p.settings} for p in board.points))
+        print(f"  at the best so far: {' '.join(sorted(shared))}")
+
+
+def say_results(board: Board) -> None:
+    """Every point with its mean and spread over seeds, best first; and how to see more."""
