@@ -171,7 +171,7 @@ def run(board: Board, args: argparse.Namespace) -> int:
     with runs.lock(board.own), Stop().listening() as stop:
         shift = Shift(board, seats, lambda trial: training(board, trial, args), stop)
         while not stop.asked and board.advance():
-            say_plan(board, shift, args)
+            say_plan(board, args, len(seats))
             shift.run(wanted(board, args.retry_failed))
     say_results(board)
     if stop.asked:
@@ -184,15 +184,29 @@ def run(board: Board, args: argparse.Namespace) -> int:
 # -- what it says ----------------------------------------------------------------------------------
 
 
-def say_plan(board: Board, shift: Shift, args: argparse.Namespace) -> None:
-    """What is about to run, and what it will cost."""
+def say_plan(board: Board, args: argparse.Namespace, jobs: int) -> None:
+    """What is about to run in the open stage, and what all that is left will cost."""
     sweep, states = board.sweep, Counter(board.standings[t.id].state for t in board.trials())
-    stage = f", stage {board.stage + 1} of {len(sweep.stages)}" if len(sweep.stages) > 1 else ""
+    stage = f" ({board.sweep.stages[board.stage].name})" if len(sweep.stages) > 1 else ""
     seeds = f" x {len(sweep.seeds)} seeds" if sweep.seeds else ""
     print(f"{sweep.name}{stage}: {counted(len(board.points), 'point')}{seeds} in {board.folder}")
-    if board.points and board.stage:
-        shared = set.intersection(*({s.text for s in p.settings} for p in board.points))
-        print(f"  at the best so far: {' '.join(sorted(shared))}")
+    if hidden := len(sweep.stages[board.stage].choices) - len(board.points):
+        print(f"  {counted(hidden, 'point')} more resolve to the same recipe as another")
+    print("  " + ", ".join(f"{n} {state}" for state, n in states.items()), end="")
+    print(": --retry-failed tries again" if states["failed"] and not args.retry_failed else "")
+    left, later = wanted(board, args.retry_failed), board.later()
+    epochs = board.epochs_left(left) + board.epochs_left(later)
+    print(f"  to do: {counted(len(left), 'run')}, {counted(len(later), 'run')} in later stages, ", end="")
+    pace = board.seconds_an_epoch()
+    cost = "cost unknown until the first epoch is done"
+    if pace:
+        cost = f"about {clock(epochs * pace[0] / jobs)} ({pace[0]:.2g} s an epoch, {pace[1]})"
+    print(f"{counted(epochs, 'epoch')}, {counted(jobs, 'job')}: {cost}", flush=True)
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def say_results(board: Board) -> None:

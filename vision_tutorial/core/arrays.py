@@ -58,6 +58,7 @@ class Split(Facts):
     images: Stored
     targets: Stored
     masks: Stored | None = None
+    keys: tuple[str, ...] | None = None
     digest: Digest
 
     @model_validator(mode="after")
@@ -83,6 +84,7 @@ class Manifest(Facts):
     format: Literal["vision_tutorial.arrays/1"] = "vision_tutorial.arrays/1"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=1_000_000)]
+    dense: bool = False
     splits: Annotated[dict[Literal["train", "test"], Split], Field(min_length=1)]
 
 
@@ -116,6 +118,8 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
         manifest.classes,
         mapped.get("masks"),
         known_digest=facts.digest,
+        dense=manifest.dense,
+        keys=facts.keys,
     )
 
 

@@ -5,7 +5,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -186,10 +186,8 @@ SHELVED: dict[str, On] = {
     for mark in declared.metadata
     if isinstance(mark, On)
 }
-# A run that differs in these alone has the same numbers, but for the rounding of `threads`.
-PASSING = {"name", "expects", "workers", "threads", "wandb", "checkpoint", "imports"}
 # A resumed run may differ in these and still be the same run.
-RESUMABLE = PASSING | {"epochs"}
+RESUMABLE = {"name", "expects", "epochs", "workers", "threads", "wandb", "checkpoint", "imports"}
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
@@ -206,6 +204,14 @@ def written(value: Any) -> str:
     """A plain value on one line, as it is written behind `key=` on a command line."""
     text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, width=10**9, sort_keys=False)
     return text.strip()[1:-1]
+
+
+def plain_default(key: str) -> Any:
+    """What `to_plain` gives for a key that is not set; None if it must be."""
+    declared = Recipe.model_fields[key]
+    value = None if declared.is_required() else declared.get_default(call_default_factory=True)
+    value = value.model_dump() if isinstance(value, BaseModel) else grammar.plain(value)
+    return json.loads(json.dumps(value))
 
 
 def to_yaml(values: dict[str, Any], compact: bool = False) -> str:
@@ -246,11 +252,11 @@ def identity(recipe: Recipe) -> str:
     return digest(to_plain(recipe))
 
 
-def digest(values: Mapping[str, Any], without: Set[str] = frozenset(RESUMABLE)) -> str:
-    """A hash of a recipe's plain values, as `to_plain` gives them or recipe.yaml holds them.
+def digest(values: Mapping[str, Any]) -> str:
+    """The `identity` of a recipe's plain values, as `to_plain` gives them or recipe.yaml holds them.
 
     Of recipe.yaml it stays the same when a later version has more keys, as a recipe's does not.
     """
-    kept = {key: value for key, value in values.items() if key not in without}
+    kept = {key: value for key, value in values.items() if key not in RESUMABLE}
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ leaves nothing behind. Sets that lie in files anyway (pictures, arrays folders) 
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,8 @@ class Offer:
     classes: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
     known_digest: str | None
+    dense: bool
+    keys: Sequence[str] | None
 
 
 class Desk:
@@ -63,7 +65,8 @@ class Desk:
             )
             return None
         shapes = {name: array.shape for name, array in arrays.items()}
-        return Offer(self.folder, source.name, source.classes, shapes, source.known_digest)
+        facts = (source.known_digest, source.dense, source.keys)
+        return Offer(self.folder, source.name, source.classes, shapes, *facts)
 
 
 def take_up(offer: Offer | None) -> ArraySource | None:
@@ -84,4 +87,6 @@ def take_up(offer: Offer | None) -> ArraySource | None:
         offer.classes,
         mapped.get("masks"),
         offer.known_digest,
+        offer.dense,
+        offer.keys,
     )

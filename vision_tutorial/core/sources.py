@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
@@ -26,12 +26,17 @@ class Source(Protocol):
 
     name: str
     classes: tuple[str, ...]
-    targets: np.ndarray
+    targets: np.ndarray  # int64 (N,): the classes that a hold-out keeps in their shares
+    dense: bool  # whether the target of a picture is a mask
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        """The RGB picture and its target: a class id, or a mask (H, W) of class ids."""
+        """The RGB picture and its target: a class id, or a mask uint8 (H, W), `targets.VOID` where
+        nothing counts."""
+
+    def key(self, index: int) -> str:
+        """What the picture is called: its file's name, or its number."""
 
     def digest(self) -> str:
         """A hash of the data itself (or of names and sizes, for files), for the fingerprint."""
@@ -61,7 +66,8 @@ class _Map:
 @dataclass(frozen=True)
 class ArraySource:
     """Pictures in memory, or mapped into it. images uint8 (N, H, W, 3); targets int64 (N,); masks
-    uint8 (N, H, W). `known_digest` spares reading a mapped set through: its manifest has it."""
+    uint8 (N, H, W), which are the targets of a `dense` set. `known_digest` spares reading a mapped
+    set through: its manifest has it. keys: what the pictures are called, where not by number."""
 
     name: str
     images: np.ndarray
@@ -69,6 +75,8 @@ class ArraySource:
     classes: tuple[str, ...]
     masks: np.ndarray | None = field(default=None, repr=False)
     known_digest: str | None = field(default=None, repr=False)
+    dense: bool = False
+    keys: Sequence[str] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # a loader process that is not forked would otherwise be sent all pictures by value
@@ -81,8 +89,12 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]), int(self.targets[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        target = self.masks[index] if self.dense else int(self.targets[index])
+        return Image.fromarray(self.images[index]), target
+
+    def key(self, index: int) -> str:
+        return self.keys[index] if self.keys else str(index)
 
     def digest(self) -> str:
         if self.known_digest:
@@ -103,9 +115,13 @@ class FileSource:
     paths: Sequence[Path]
     targets: np.ndarray
     classes: tuple[str, ...]
+    dense: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def key(self, index: int) -> str:
+        return self.paths[index].name
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return read_picture(self.paths[index]), int(self.targets[index])
@@ -136,6 +152,13 @@ class Subset:
     @property
     def targets(self) -> np.ndarray:
         return self.source.targets[self.indices]
+
+    @property
+    def dense(self) -> bool:
+        return self.source.dense
+
+    def key(self, index: int) -> str:
+        return self.source.key(int(self.indices[index]))
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -26,11 +26,12 @@ from . import runs
 from .document import Document, Key, read_document
 from .errors import UserError, short, shown, unknown
 from .loading import COMMAND_LINE, Loaded, load
-from .recipe import PASSING, Recipe, digest, to_plain, written
+from .recipe import Recipe, to_plain, written
+from .run import recipe_key
 
 KEYS = ("recipe", "set", "grid", "points", "stages", "seeds", "metric", "direction")
 FORMS = ("grid", "points", "stages")
-MOST_POINTS = 10_000
+MOST_POINTS = 1000
 
 
 class Setting(NamedTuple):
@@ -140,8 +141,8 @@ def _load(recipe: Path, settings: Sequence[Setting]) -> Loaded:
 
 def _id(loaded: Loaded) -> str:
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.imports]
-    values = to_plain(loaded.recipe) | {"imports": files}
-    return digest(values, PASSING - {"imports"} | {"seed"})[:10]
+    everything = " ".join([recipe_key(to_plain(loaded.recipe)), *files])
+    return hashlib.sha256(everything.encode()).hexdigest()[:10]
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import Tensor
 
 # Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
 IGNORE = -100
+VOID = 255  # where nothing counts in a mask uint8, as it lies in files
 
 
 def is_map(target: Tensor) -> bool:
@@ -32,9 +33,22 @@ def to_ids(target: Tensor) -> Tensor:
     return target.argmax(1).where(valid(target), IGNORE)
 
 
+def from_masks(masks: Tensor) -> Tensor:
+    """Masks uint8 (B, H, W) as they lie in files -> class ids int64, IGNORE where they are VOID."""
+    return masks.long().masked_fill_(masks == VOID, IGNORE)
+
+
 def valid(target: Tensor) -> Tensor:
     """Which positions count; bool (B, *S) for both forms."""
     return (target != 0).any(1) if is_map(target) else target != IGNORE
+
+
+def paste(target: Tensor, partner: Tensor, keep: Tensor) -> Tensor:
+    """`target` where `keep` is true and `partner` elsewhere; both ids (B, *S) or both maps.
+
+    keep: bool, broadcasts against *S, e.g. (1, H, W).
+    """
+    return target.where(keep.unsqueeze(1) if is_map(target) else keep, partner)
 
 
 def mix(target: Tensor, partner: Tensor, share: Tensor | float, classes: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from . import logbook, runs
 from .errors import StorageError, UserError, unknown
 from .loading import load
+from .run import Run, number
 from .sweeping import Point, Setting, Sweep, Trial, points_of, trials_of
 
 State = Literal["new", "unfinished", "done", "failed"]
@@ -55,9 +56,9 @@ def standing(run: Path, sweep: Sweep) -> Standing:
     return _valued(found, kept, sweep) if kept.status == "done" else found
 
 
-def _valued(found: Standing, kept: logbook.Run, sweep: Sweep) -> Standing:
+def _valued(found: Standing, kept: Run, sweep: Sweep) -> Standing:
     name = sweep.metric or kept.metric or "no metric"
-    values = [v for row in kept.rows if (v := logbook.number(row.get(name))) is not None]
+    values = [v for row in kept.rows if (v := number(row.get(name))) is not None]
     if not values:
         columns = {column for row in kept.rows for column in row}
         raise UserError(f"{sweep.path}: metric: {unknown('column', name, columns)}")
