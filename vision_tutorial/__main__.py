@@ -14,6 +14,7 @@ VERBS = {
     "train": "train what a recipe says",
     "evaluate": "a checkpoint's numbers on a split",
     "explain": "what a recipe means, before anything runs",
+    "sweep": "many points of a recipe, each once: grid, list, greedy stages",
     "bench": "how fast a recipe runs here, and beside what",
     "pack": "a data set as mapped files, or as sprites in parts",
     "doctor": "is this machine ready?",

@@ -3,23 +3,25 @@
 import argparse
 import os
 import shlex
-import subprocess
+import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from .core import children, runs
 from .core.arguments import positive_count
-from .core.children import Seat, Stop
+from .core.children import Stop
 from .core.errors import ExitCode, UserError, run_verb, unknown
-from .core.launches import last_line
-from .core.sweeping import Trial, read_sweep
-from .core.trials import Board, Result, Standing
+from .core.running import Shift, clock
+from .core.sweeping import Trial, read_sweep, trials_of
+from .core.trials import Board
 
-TICK = 0.25  # seconds between two looks at the children
-STOPPED = (ExitCode.PREEMPTED, -15)
 FAILED = 1  # the exit code where some trial is not done
 
 
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "again). The runs are ordinary ones: `compare runs/<sweep>`.",
     )
     add = made.add_argument
-    add("sweep", help="a sweep file, such as recipes/sweeps/quickstart-lr.yaml")
+    add("sweep", help="a sweep file, such as recipes/sweeps/quickstart-sweep.yaml")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value for all points")
     add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
     add(
@@ -76,7 +78,10 @@ def sweep(args: argparse.Namespace) -> int:
     elif args.wandb:
         create_at_wandb(board, args)
     else:
-        show_plan(board, args)
+        for trial in opened(board):
+            state = board.standings[trial.id].state
+            print(f"{state:<10} {trial.id}  {trial.point.words}  seed {trial.seed}")
+        say_plan(board, args, len(children.seats(args.jobs, args.nproc)))
     return 0
 
 
@@ -91,6 +96,16 @@ def arguments(board: Board, trial: Trial, args: argparse.Namespace) -> list[str]
     trust = ["--trust-imports"] * args.trust_imports
     where = ["--runs", args.runs, "--id", trial.id, "--resume"]
     return [str(board.sweep.recipe), *trial.overrides, *where, *trust]
+
+
+def command(board: Board, args: argparse.Namespace, trial: Trial) -> list[str]:
+    """What trains a trial, to be started here."""
+    return children.training(arguments(board, trial, args), args.nproc)
+
+
+def opened(board: Board) -> list[Trial]:
+    """The trials of all stages that are open or settled."""
+    return trials_of(board.sweep, list(board.every.values()))
 
 
 # -- instead of running ----------------------------------------------------------------------------
@@ -116,11 +131,11 @@ def say_what_follows(board: Board) -> None:
 
 def become(board: Board, args: argparse.Namespace) -> int:
     """Train one trial in this process."""
-    known = {trial.id: trial for trial in trials_so_far(board)}
+    known = {trial.id: trial for trial in opened(board)}
     if args.point not in known:
         raise UserError(f"--point: {unknown('point', args.point, known)}")
-    command = children.training(arguments(board, known[args.point], args), args.nproc)
-    os.execv(command[0], command)
+    words = command(board, args, known[args.point])
+    os.execv(words[0], words)
 
 
 def create_at_wandb(board: Board, args: argparse.Namespace) -> None:
@@ -169,13 +184,13 @@ def run(board: Board, args: argparse.Namespace) -> int:
     with runs.storage(board.own):
         board.own.mkdir(parents=True, exist_ok=True)
     with runs.lock(board.own), Stop().listening() as stop:
-        shift = Shift(board, seats, lambda trial: training(board, trial, args), stop)
+        shift = Shift(board, seats, partial(command, board, args), stop)
         while not stop.asked and board.advance():
             say_plan(board, args, len(seats))
             shift.run(wanted(board, args.retry_failed))
     say_results(board)
     if stop.asked:
-        print(f"stopped; go on with the same command: {shlex.join(sys.orig_argv)}")
+        print("stopped; the same command goes on from here")
         return ExitCode.PREEMPTED
     states = {standing.state for standing in board.standings.values()}
     return ExitCode.DONE if states == {"done"} else FAILED
@@ -186,22 +201,23 @@ def run(board: Board, args: argparse.Namespace) -> int:
 
 def say_plan(board: Board, args: argparse.Namespace, jobs: int) -> None:
     """What is about to run in the open stage, and what all that is left will cost."""
-    sweep, states = board.sweep, Counter(board.standings[t.id].state for t in board.trials())
-    stage = f" ({board.sweep.stages[board.stage].name})" if len(sweep.stages) > 1 else ""
-    seeds = f" x {len(sweep.seeds)} seeds" if sweep.seeds else ""
-    print(f"{sweep.name}{stage}: {counted(len(board.points), 'point')}{seeds} in {board.folder}")
-    if hidden := len(sweep.stages[board.stage].choices) - len(board.points):
-        print(f"  {counted(hidden, 'point')} more resolve to the same recipe as another")
-    print("  " + ", ".join(f"{n} {state}" for state, n in states.items()), end="")
-    print(": --retry-failed tries again" if states["failed"] and not args.retry_failed else "")
+    stage, points = board.sweep.stages[board.stage], board.points
+    name = f", {stage.name}" if len(board.sweep.stages) > 1 else ""
+    seeds = f" x {counted(len(board.sweep.seeds), 'seed')}" if board.sweep.seeds else ""
+    print(f"{board.sweep.name}{name}: {counted(len(points), 'point')}{seeds} in {board.folder}")
+    if same := len(stage.choices) - len(points):
+        print(f"  left out {counted(same, 'point')} that resolve to the same recipe as another")
+    states = Counter(board.standings[trial.id].state for trial in board.trials())
+    retry = " (--retry-failed tries again)" * bool(states["failed"] and not args.retry_failed)
+    print("  now: " + ", ".join(f"{n} {state}" for state, n in states.items() if n) + retry)
     left, later = wanted(board, args.retry_failed), board.later()
-    epochs = board.epochs_left(left) + board.epochs_left(later)
-    print(f"  to do: {counted(len(left), 'run')}, {counted(len(later), 'run')} in later stages, ", end="")
-    pace = board.seconds_an_epoch()
-    cost = "cost unknown until the first epoch is done"
-    if pace:
+    epochs = board.epochs_left([*left, *later])
+    more = f" and {len(later)} in later stages" if later else ""
+    cost = "time unknown until an epoch is done"
+    if pace := board.seconds_an_epoch():
         cost = f"about {clock(epochs * pace[0] / jobs)} ({pace[0]:.2g} s an epoch, {pace[1]})"
-    print(f"{counted(epochs, 'epoch')}, {counted(jobs, 'job')}: {cost}", flush=True)
+    work = f"{counted(len(left), 'run')}{more}, {counted(epochs, 'epoch')}"
+    print(f"  to do: {work}, {jobs} at a time: {cost}", flush=True)
 
 
 def counted(number: int, what: str) -> str:
@@ -211,3 +227,31 @@ def counted(number: int, what: str) -> str:
 
 def say_results(board: Board) -> None:
     """Every point with its mean and spread over seeds, best first; and how to see more."""
+    for id, standing in board.standings.items():
+        if standing.state == "failed":
+            print(f"failed     {id}  {standing.error}  (log: {board.own / id}.log)")
+    ranked = board.ranked(board.every.values())
+    if ranked:
+        metric = next(s.metric for s in board.standings.values() if s.metric)
+        table = Table(box=None, pad_edge=False)
+        for name in ("", f"best {metric}", "last", "seeds", "point"):
+            table.add_column(name, no_wrap=True, justify="left" if name == "point" else "right")
+        for place, result in enumerate(ranked, start=1):
+            lacking = f" of {len(result.best) + result.missing}" if result.missing else ""
+            seeds = f"{len(result.best)}{lacking}"
+            values = spread(result.best), spread(result.last)
+            table.add_row(str(place), *values, seeds, Text(result.point.words))
+        Console(highlight=False, soft_wrap=True).print(table)
+        print(f"vision-tutorial compare {shlex.quote(str(board.folder))}")
+    if later := board.sweep.stages[board.stage + 1 :]:
+        print(f"not begun: {', '.join(stage.name for stage in later)}")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and the sample standard deviation where there is one."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

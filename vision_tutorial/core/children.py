@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
-from . import runs
 from .errors import ExitCode, UserError
 from .processes import environment, usable_cores
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+Child = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,20 @@ def training(arguments: Sequence[str], processes: int = 1) -> list[str]:
     return [sys.executable, launcher, "--nproc", str(processes), *module]
 
 
-def start(command: Sequence[str], log: Path, seat: Seat = Seat()) -> subprocess.Popen:
-    """Start a command on a seat; what it prints is added to `log`."""
-    made = environment(log.parent)
+def start(command: Sequence[str], seat: Seat = Seat(), output: BinaryIO | None = None) -> Child:
+    """Start a command on a seat; what it prints goes to `output`, or stands among our own."""
+    made = environment()
     if seat.gpus:
         made["CUDA_VISIBLE_DEVICES"] = ",".join(seat.gpus)
-    with runs.storage(log), log.open("ab") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=made,
-            start_new_session=True,
-            preexec_fn=_seated(seat) if os.name == "posix" else None,
-        )
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output and subprocess.STDOUT,
+        env=made,
+        start_new_session=True,
+        preexec_fn=_seated(seat) if os.name == "posix" else None,
+    )
 
 
 def _seated(seat: Seat) -> Callable[[], None]:
@@ -114,9 +114,9 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
-        self.children: list[subprocess.Popen] = []
+        self.children: list[Child] = []
 
-    def watch(self, child: subprocess.Popen) -> None:
+    def watch(self, child: Child) -> None:
         """Ask this child too; at once, if we were asked while it was started."""
         self.children = [other for other in self.children if other.returncode is None]
         self.children.append(child)

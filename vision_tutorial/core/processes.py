@@ -131,8 +131,8 @@ def _end(child: subprocess.Popen) -> None:
     child.wait()
 
 
-def environment(scratch: Path) -> dict[str, str]:
-    """Ours, with this package importable wherever the command runs, and with bytecode kept.
+def environment(scratch: Path | None = None) -> dict[str, str]:
+    """Ours, with this package importable wherever the command runs; with `scratch`, bytecode kept.
 
     Some containers forbid Python to keep bytecode; a start-up there would be mostly compilation, of
     which the first run of any ordinary machine is the last. Kept in `scratch`, it lives as long.
@@ -140,7 +140,7 @@ def environment(scratch: Path) -> dict[str, str]:
     here = str(Path(__file__).parents[2])
     old = os.environ.get("PYTHONPATH")
     made = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{old}" if old else here}
-    if made.pop("PYTHONDONTWRITEBYTECODE", None):
+    if scratch and made.pop("PYTHONDONTWRITEBYTECODE", None):
         made["PYTHONPYCACHEPREFIX"] = str(scratch / "bytecode")
     return made
 

@@ -253,7 +253,7 @@ def identity(recipe: Recipe) -> str:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """The `identity` of a recipe's plain values, as `to_plain` gives them or recipe.yaml holds them.
+    """The `identity` of a recipe's plain values, from `to_plain` or from recipe.yaml.
 
     Of recipe.yaml it stays the same when a later version has more keys, as a recipe's does not.
     """

@@ -14,6 +14,7 @@ from . import children
 from .children import Seat, Stop
 from .errors import ExitCode
 from .processes import last_line
+from .runs import storage
 from .sweeping import Trial
 from .trials import Board, Standing, busy
 
@@ -78,7 +79,9 @@ class Shift:
         if before.state == "done":
             return
         seat = self.free.pop(0)
-        process = children.start(self.command(trial), self.board.log(trial), seat)
+        log = self.board.log(trial)
+        with storage(log), log.open("ab") as output:
+            process = children.start(self.command(trial), seat, output)
         self.running.append(Running(trial, seat, process, time.monotonic(), before))
         self.stop.watch(process)
         at = f" at epoch {before.epochs}" if before.epochs else ""

@@ -157,7 +157,7 @@ def read_sweep(path: Path | str, overrides: Iterable[str] = ()) -> Sweep:
     if not path.is_file():
         raise UserError(
             f"{short(str(path), 200)}: no such sweep; give the path of a .yaml file, such as "
-            "recipes/sweeps/quickstart-lr.yaml."
+            "recipes/sweeps/quickstart-sweep.yaml."
         )
     document = read_document(path)
     values = document.values
@@ -301,7 +301,9 @@ def _metric(document: Document) -> tuple[str | None, str]:
     metric = document.values.get("metric")
     if metric is not None and not isinstance(metric, str):
         raise UserError(f"{_at(document, 'metric')}given {shown(metric)}; name a column, val/top1.")
-    direction = document.values.get("direction", "min" if (metric or "").endswith("loss") else "max")
+    direction = document.values.get(
+        "direction", "min" if (metric or "").endswith("loss") else "max"
+    )
     if direction not in ("min", "max"):
         raise UserError(f"{_at(document, 'direction')}given {shown(direction)}; min or max.")
     return metric, direction

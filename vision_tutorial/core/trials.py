@@ -132,7 +132,7 @@ class Board:
         return ended and (not states or "done" in states)
 
     def ranked(self, points: Iterable[Point]) -> list[Result]:
-        """The points of which some seed is done, best mean first; those that lack seeds come last."""
+        """The points of which a seed is done, best mean first; those that lack seeds come last."""
         results = []
         for point in points:
             own = [self.standings[trial.id] for trial in trials_of(self.sweep, [point])]
@@ -147,8 +147,8 @@ class Board:
         """The trials of stages not open yet, as if each first choice turned out best."""
         best: tuple[Setting, ...] = self.points[0].settings if self.points else ()
         found: list[Trial] = []
-        for number in range(self.stage + 1, len(self.sweep.stages)):
-            points = points_of(self.sweep, number, best)
+        for stage in range(self.stage + 1, len(self.sweep.stages)):
+            points = points_of(self.sweep, stage, best)
             found += trials_of(self.sweep, points)
             best = points[0].settings
         return found
