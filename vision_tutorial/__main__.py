@@ -16,6 +16,8 @@ VERBS = {
     "explain": "what a recipe means, before anything runs",
     "sweep": "many points of a recipe, each once: grid, list, greedy stages",
     "bench": "how fast a recipe runs here, and beside what",
+    "compare": "many runs as one table, honest about noise",
+    "note": "a remark about a run, kept in its folder",
     "pack": "a data set as mapped files, or as sprites in parts",
     "doctor": "is this machine ready?",
 }

@@ -3,25 +3,24 @@
 Importing the pillars' faces here is what fills the shelves.
 """
 
-import hashlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import classification, losses, optim  # noqa: F401  (importing fills the shelves)
+from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the shelves)
 from .core import registry
 from .core.dealing import batch_parts, steps_per_epoch
 from .core.errors import UserError
+from .core.plugins import import_files as import_files
 from .core.randomness import address
-from .core.recipe import Clip, Recipe
 from .core.recipe import Ema as EmaOptions
+from .core.recipe import Recipe
 from .core.sources import Source, hold_out, take
-from .core.task import Task
+from .core.targets import sampled
+from .core.task import Batch, Task
 from .data import augment, feeding, mix
 from .data.loader import Raw
 from .engine import (
@@ -36,9 +35,8 @@ from .engine import (
     rounds_of,
 )
 from .engine.distributed import cores
-from .engine.infer import VIEWS, Evaluation, answer_to_blank
-
-IMPORTED: set[str] = set()  # digests of the plug-ins that have run in this process
+from .engine.fit import converged
+from .engine.infer import Evaluation, answer_to_blank, refined
 
 
 @dataclass(frozen=True)
@@ -48,28 +46,6 @@ class Data:
     train: Source
     val: Source
     chosen_on: str
-
-
-def import_files(paths: Sequence[Path], trusted: bool) -> None:
-    """Run the recipe's `imports`: a student's own entries. They are code, so they need trust."""
-    for path in paths:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest in IMPORTED:  # several runs of one recipe, or a second training in a notebook
-            continue
-        if not trusted:
-            raise UserError(
-                f"the recipe imports {path}, which is code that would run on this machine. "
-                "Read it, then add --trust-imports."
-            )
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{path}: failed to import: {type(error).__name__}: {error}") from error
-        IMPORTED.add(digest)
 
 
 def check(recipe: Recipe, classes: int = 10) -> nn.Module:
@@ -113,7 +89,14 @@ def data(recipe: Recipe, distributed: Distributed | None = None) -> Data:
 def whole(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
     """All of the data set's train or test; of several processes on a machine, one reads it."""
     make = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)
-    return distributed.local_share(lambda: make(name)) if distributed else make(name)
+    made = distributed.local_share(lambda: make(name)) if distributed else make(name)
+    if made.dense != task(recipe, made.classes).dense:
+        has, other = ("masks", "segmentation") if made.dense else ("no masks", "classification")
+        raise UserError(
+            f"task {recipe.task.name} and data set {recipe.dataset.name} do not fit: it has {has}. "
+            f"Set task: {other}, or choose another data set."
+        )
+    return made
 
 
 def split(recipe: Recipe, name: str, distributed: Distributed | None = None) -> Source:
@@ -196,31 +179,6 @@ def learning_rate(
     return set_rate
 
 
-def clipping(clip: Clip | None) -> Callable[[nn.Module, torch.Tensor], None]:
-    """What is done to the gradients, of known norm, before the step; nothing without `clip`."""
-    if clip is None:
-        return lambda network, norm: None
-    if clip.norm is not None:
-        known = nn.utils.clip_grads_with_norm_
-        return lambda network, norm: known(network.parameters(), clip.norm, norm)
-    if clip.value is not None:
-        return lambda network, norm: nn.utils.clip_grad_value_(network.parameters(), clip.value)
-    from timm.utils.agc import adaptive_clip_grad
-
-    def clip_all_but_the_head(
-        network: nn.Module, norm: torch.Tensor
-    ) -> None:  # as in the paper and in timm
-        head = {id(p) for p in classifier(network).parameters()}
-        adaptive_clip_grad([p for p in network.parameters() if id(p) not in head], clip.agc)
-
-    return clip_all_but_the_head
-
-
-def classifier(network: nn.Module) -> nn.Module:
-    """The last layer, where the network says which it is."""
-    return network.get_classifier() if hasattr(network, "get_classifier") else nn.Identity()
-
-
 def averaging(ema: EmaOptions | None) -> Callable[[int], float]:
     """The average's decay as a function of the step, counted from 1."""
     return lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0
@@ -252,7 +210,7 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner
             erase=feeding.erasing(recipe, losses.copies(recipe.loss)),
             classes=len(source.classes),
         ),
-        clip=clipping(recipe.clip),
+        clip=optim.clipping(recipe.clip),
         ema=Ema(network) if recipe.ema else NoEma(),
         decay=averaging(recipe.ema),
         seed=recipe.seed,
@@ -268,7 +226,7 @@ def try_out(recipe: Recipe, source: Source, pupil: Learner) -> None:
         raise sample
     height, width = sample[0].shape[-2:]
     said = answer_to_blank(pupil.model, height, width)
-    if said != f"{(1, len(source.classes))}":
+    if said != f"{(1, len(source.classes), *((height, width) if source.dense else ()))}":
         raise UserError(
             f"model {recipe.model.name} does not fit pictures of {width}x{height} and "
             f"{len(source.classes)} classes: {said}. Change the size that `augment` crops to, or "
@@ -325,18 +283,36 @@ def evaluation(
     network: nn.Module,
     task: Task,
     distributed: Distributed,
-    views: str = "none",
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
     feed: feeding.Feed | None = None,
+    refine: Callable | None = None,
+    size: int | None = None,
     **callbacks: Any,
 ) -> Evaluation:
-    """All metrics of `network` on `source`. feed: `feeding.evaluating` of before, to use again."""
+    """All metrics of `network` on `source`.
+
+    forward: what is called instead of the network (it seen several times, say). feed:
+    `feeding.evaluating` of before, to use again. refine: `refining`'s, for the probabilities.
+    size: masks are compared at size x size pixels, as those of a submission are.
+    """
     where = place(recipe, distributed)
     feed = feed or feeding.evaluating(recipe, source, where)
-    finish = feeding.finishing(recipe, where)
+    finish = feeding.finishing(recipe, where, **({"pixels": True} if refine else {}))
+    look = forward or network
+
+    def answer(batch: Batch) -> torch.Tensor:
+        output = look(batch.images)
+        output = refined(refine, output, batch.pixels) if refine else output
+        return output if size in (None, output.shape[-1]) else sampled(output, size)
+
+    def batches() -> Iterator[Batch]:
+        for batch in map(finish, feed()):
+            yield replace(batch, target=sampled(batch.target, size)) if size else batch
+
     return evaluate(
-        VIEWS[views](network),
+        answer,
         network,
-        (finish(raw) for raw in feed()),
+        batches(),
         rounds_of(len(source), recipe.eval_batch_size, distributed.world),
         task,
         losses.blend(losses.without_copies(recipe.loss)),
@@ -365,4 +341,5 @@ def plan(recipe: Recipe, both: Data, pupil: Learner, distributed: Distributed) -
         headline=meter.headline,
         higher_is_better=meter.higher_is_better,
         eval_every=recipe.eval_every,
+        converged=converged(recipe.early_stopping, meter),
     )

@@ -218,7 +218,7 @@ COMPLAINTS = {
     "optimizer: sgd": "optimizer.sgd: 'sgd' needs a value for 'lr'. Its options: (lr, weight_decay",
     "optimizer: {sdg: {lr: 1}}": "no optimizer called 'sdg'; did you mean 'sgd'?",
     "schedule: {multistep: {milestones: [1, two]}}": 'milestones: given [1, "two"]; expected: a va',
-    "task: segment": "task.segment: no task called 'segment'. Known: classification",
+    "task: segment": "task.segment: no task called 'segment'. Known: classification, segmentation",
     "epochs: 1e3": "r.yaml:11: epochs: given 1000.0; expected: a valid integer.",
     "epochs: true": "epochs: given true; expected: a valid integer.",
     "epochs: '3'": 'epochs: given "3"; expected: a valid integer.',
@@ -598,6 +598,8 @@ OTHER = {
     "threads": 1,
     "eval_every": 2,
     "eval_batch_size": 10,
+    "refine": ["dense_crf"],
+    "early_stopping": {"patience": 3},
     "checkpoint": {"keep": 3},
     "wandb": {"project": "x"},
 }

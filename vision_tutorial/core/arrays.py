@@ -23,8 +23,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import StorageError, UserError, short
-from .runs import free_space, sync_folder, write_json
+from .runs import write_json
 from .sources import ArraySource, Source
+from .writing import free_space, sync_folder
 
 MANIFEST = "arrays.json"
 MOST_MANIFEST = 64 << 20  # bytes

@@ -31,6 +31,7 @@ FILES = (
     "classification/datasets.py",
     "classification/models.py",
     "classification/task.py",
+    "segmentation/task.py",
 )
 SHELVES = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
 REQUIRED = inspect.Parameter.empty

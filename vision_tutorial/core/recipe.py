@@ -90,6 +90,17 @@ class DataPath(Frozen):
     memory: Literal["auto", "device", "host"] = "auto"
 
 
+class EarlyStopping(Frozen):
+    """End when `metric` has not got better by more than `min_delta` for `patience` evaluations.
+
+    metric: `headline` is the task's own (top1, miou); `loss` the validation loss.
+    """
+
+    patience: Positive
+    metric: Literal["headline", "loss"] = "headline"
+    min_delta: NotNegative = 0.0
+
+
 class CheckpointPolicy(Frozen):
     """How often training can be resumed from, beside every end of an epoch."""
 
@@ -170,6 +181,10 @@ class Recipe(Frozen):
     )
     eval_every: Positive = Field(1, description="Epochs between evaluations.")
     eval_batch_size: Positive = 250
+    refine: Annotated[tuple[Choice, ...], On("refiners", "chain")] = Field(
+        (), description="What `evaluate` and `predict` do to probabilities, such as dense_crf."
+    )
+    early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     wandb: Wandb = Wandb()
 
@@ -188,6 +203,7 @@ SHELVED: dict[str, On] = {
 }
 # A resumed run may differ in these and still be the same run.
 RESUMABLE = {"name", "expects", "epochs", "workers", "threads", "wandb", "checkpoint", "imports"}
+RESUMABLE |= {"early_stopping", "refine"}
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from .recipe import RESUMABLE
 NOTES = "notes.jsonl"
 HEADLINES = ("val/top1", "val/miou")  # of runs that have no summary yet
 LOWER_IS_BETTER = re.compile(r"(loss|cross_entropy|error)$")
-# Keys of a recipe that change nothing of what is learnt. (`epochs` does, though a run that is
-# continued may have more of them.)
-UNESSENTIAL = RESUMABLE - {"epochs"}
+# Keys that make no other experiment of a recipe. These do, though they may change at a resume.
+UNESSENTIAL = RESUMABLE - {"epochs", "early_stopping", "refine"}
 
 
 class Point(NamedTuple):
@@ -77,7 +76,7 @@ class Run:
         texts = (row for row in rows if isinstance(row.get("text"), str))
         return tuple(Note(str(row.get("time", "")), row["text"]) for row in texts)
 
-    @property
+    @cached_property
     def metric(self) -> str | None:
         """The headline metric's name in `rows`, such as val/top1."""
         named = self.summary.get("metric")
@@ -97,7 +96,7 @@ class Run:
         pairs = ((number(row.get("epoch")), number(row.get(self.metric))) for row in self.rows)
         return [Point(int(epoch), v) for epoch, v in pairs if epoch is not None and v is not None]
 
-    @property
+    @cached_property
     def best(self) -> Point | None:
         """The best evaluated epoch so far."""
         if self._summed_up:
@@ -105,7 +104,7 @@ class Run:
         pick = max if self.higher_is_better else min
         return pick(self.points, key=lambda point: point.value, default=None)
 
-    @property
+    @cached_property
     def last(self) -> Point | None:
         """The last evaluated epoch so far."""
         if self._summed_up:
@@ -149,6 +148,11 @@ class Run:
         return as_text(self.fingerprint.get("created"))
 
     @property
+    def file(self) -> str | None:
+        """The recipe file that it was trained from, such as r4.yaml."""
+        return as_text(self._origin.get("file"))
+
+    @property
     def base(self) -> str | None:
         """The file that the recipe extends, such as r3.yaml."""
         return as_text(self._origin.get("base"))
@@ -171,9 +175,14 @@ class Run:
         return self.recipe.get("seed")
 
     @cached_property
+    def key(self) -> str:
+        """`recipe_key` of its recipe."""
+        return recipe_key(self.recipe)
+
+    @property
     def experiment(self) -> str:
-        """A hash, equal for runs that differ in their seed alone: one recipe, the same data."""
-        return f"{recipe_key(self.recipe)}-{self.fingerprint.get('data')}"
+        """Equal for runs that differ in their seed alone: one recipe, the same data."""
+        return f"{self.key}-{self.fingerprint.get('data')}"
 
 
 def recipe_key(recipe: dict[str, Any]) -> str:

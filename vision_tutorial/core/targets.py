@@ -38,6 +38,16 @@ def from_masks(masks: Tensor) -> Tensor:
     return masks.long().masked_fill_(masks == VOID, IGNORE)
 
 
+def sampled(values: Tensor, size: int) -> Tensor:
+    """(…, H, W) -> (…, size, size) by nearest neighbours, pixel ⌊i·H/size⌋, as OpenCV and torch's
+    `interpolate` choose it; the same pixels of logits and of ids."""
+    rows, columns = (
+        (torch.arange(size, device=values.device) * side).div(size, rounding_mode="floor")
+        for side in values.shape[-2:]
+    )
+    return values[..., rows[:, None], columns]
+
+
 def valid(target: Tensor) -> Tensor:
     """Which positions count; bool (B, *S) for both forms."""
     return (target != 0).any(1) if is_map(target) else target != IGNORE

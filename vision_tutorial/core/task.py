@@ -12,10 +12,12 @@ Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Parts]]
 
 @dataclass
 class Batch:
-    """Ready for the model. images float (B, 3, H, W); target ids (B, *S) or map (B, C, *S)."""
+    """Ready for the model. images float (B, 3, H, W); target ids (B, *S) or map (B, C, *S); pixels
+    uint8 (B, 3, H, W), the images before they were normalised, where somebody wants them."""
 
     images: Tensor
     target: Tensor
+    pixels: Tensor | None = None
 
 
 class Meter(Protocol):
@@ -36,7 +38,12 @@ class Meter(Protocol):
 
 
 class Task(Protocol):
-    """What a track adds to the engine; three methods, and no fourth."""
+    """What a track adds to the engine; three methods, and no fourth.
+
+    dense: whether targets have a place in the picture, (B, H, W) instead of (B,).
+    """
+
+    dense: bool
 
     def loss(
         self, model: nn.Module, batch: Batch, criteria: Mapping[str, Criterion]

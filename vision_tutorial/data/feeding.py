@@ -118,9 +118,14 @@ def pictures(recipe: Recipe, source: Source, copies: int = 0) -> Pictures:
     return Pictures(source, several)
 
 
+def eval_order(recipe: Recipe, source: Source, place: Place) -> EvalOrder:
+    """Which pictures of a split the process sees in an evaluation, batch by batch."""
+    return EvalOrder(len(source), recipe.eval_batch_size, place.rank, place.world)
+
+
 def evaluating(recipe: Recipe, source: Source, place: Place) -> Feed:
     """The process's share of a split, from the beginning at each call; it may remember pictures."""
-    order = EvalOrder(len(source), recipe.eval_batch_size, place.rank, place.world)
+    order = eval_order(recipe, source, place)
     made = attempt(recipe, recipe.eval_augment)
     batched = isinstance(made, Program)  # not so with an entry of the student's own, say
     if batched and pipeline.is_array(source):

@@ -10,13 +10,13 @@ from torch import Tensor
 from ..core import runs
 from ..core.errors import UserError
 from ..core.recipe import CheckpointPolicy
+from ..core.tracking import Tracker
 from .checkpoint import Checkpoints, NoCheckpoints
 from .distributed import Distributed
 from .fit import Plan, Progress
 from .packing import flatten_optimizer, restore_optimizer
 from .step import Learner
 from .terminal import Display
-from .tracking import Tracker
 
 
 class News(NamedTuple):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.recipe import CheckpointPolicy
 from ..core.task import Batch
 from ..core.timing import Sample
+from ..core.tracking import NoTracker
 from .checkpoint import Checkpoints
 from .crew import Crew
 from .distributed import Distributed
@@ -21,7 +22,6 @@ from .infer import Evaluation, evaluating
 from .signals import StopRequest
 from .step import Learner
 from .terminal import make_display
-from .tracking import NoTracker
 
 SKIP = 1  # steps after a start that nobody counts: the loader starts, caches fill
 
