@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vision_tutorial import rerun, sweep, train
@@ -17,7 +17,7 @@ from vision_tutorial.core import children, runs
 from vision_tutorial.core.errors import run_verb
 from vision_tutorial.core.recipe import Recipe, identity
 
-EPOCH_SECONDS = 0.05
+EPOCH_SECONDS = float(os.environ.get("COUNTING_SECONDS", 0.05))
 real_start, real_seated = children.start, children._seated
 
 
@@ -26,8 +26,10 @@ def count_instead() -> None:
     children.start = start
 
 
-def start(command: Sequence[str], *args: Any) -> Any:
-    """As `children.start`, but what follows the fork is `count`, not the command."""
+def start(
+    command: Sequence[str], *args: Any, verb: Callable[[list[str]], int] | None = None
+) -> Any:
+    """As `children.start`, but what follows the fork is `count` (or a verb), not the command."""
 
     def seated(seat: children.Seat) -> Any:
         sit = real_seated(seat)
@@ -36,7 +38,7 @@ def start(command: Sequence[str], *args: Any) -> Any:
             sit()
             os.closerange(3, 1024)  # Popen waits until this pipe is closed
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            code = run_verb(lambda: count(words))
+            code = run_verb(lambda: (verb or count)(words))
             sys.stderr.flush()
             os._exit(code)
 

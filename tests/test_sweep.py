@@ -336,7 +336,7 @@ def test_a_greedy_stage_stands_on_the_best_of_the_one_before(place: Path, swept:
     assert ended.code == 0, ended.out + ended.err
     assert len(done(place)) == 12 and set(done(place).values()) == {1}, "2 of 14 are the same"
     table = ended.out[ended.out.index("best val/top1") :].splitlines()
-    assert "optimizer.sgd.lr=0.01 loss=focal" in table[1] and " ± " in table[1]
+    assert "optimizer.sgd.lr=0.01 loss=focal" in table[2] and " ± " in table[2]
     assert table[-1] == f"vision-tutorial compare {place / 'runs' / 's'}"
     recipes = [load(path).recipe for path in (place / "runs" / "s").glob("*/recipe.yaml")]
     at = Counter((r.loss[0].name, len(r.loss), r.optimizer.options["lr"]) for r in recipes)
@@ -346,7 +346,7 @@ def test_a_greedy_stage_stands_on_the_best_of_the_one_before(place: Path, swept:
 def test_a_metric_may_be_chosen_and_a_wrong_one_is_answered(place: Path, swept: Any) -> None:
     points = f"grid: {{{LRS}}}\nset: {{epochs: 1}}\n"
     ended = swept(write(place, points + "metric: val/top1\ndirection: min"), "--jobs", "4")
-    first = ended.out[ended.out.index("best val/top1") :].splitlines()[1]
+    first = ended.out[ended.out.index("best val/top1") :].splitlines()[2]
     assert "optimizer.sgd.lr=0.3" in first, "the worst by top-1"
     ended = swept(write(place, points + "metric: val/top"))
     assert ended.code == 2 and "did you mean 'val/top1'?" in ended.err

@@ -3,24 +3,22 @@
 import argparse
 import os
 import shlex
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from .core import children, runs
 from .core.arguments import positive_count
 from .core.children import Stop
 from .core.errors import ExitCode, UserError, run_verb, unknown
-from .core.running import Shift, clock
+from .core.noise import margin, pooled
+from .core.notation import duration
+from .core.running import Shift
 from .core.sweeping import Trial, read_sweep, trials_of
-from .core.trials import Board
+from .core.table import Column, Table, terminal
+from .core.trials import Board, Result
 
 FAILED = 1  # the exit code where some trial is not done
 
@@ -215,7 +213,7 @@ def say_plan(board: Board, args: argparse.Namespace, jobs: int) -> None:
     more = f" and {len(later)} in later stages" if later else ""
     cost = "time unknown until an epoch is done"
     if pace := board.seconds_an_epoch():
-        cost = f"about {clock(epochs * pace[0] / jobs)} ({pace[0]:.2g} s an epoch, {pace[1]})"
+        cost = f"about {duration(epochs * pace[0] / jobs)} ({pace[0]:.2g} s an epoch, {pace[1]})"
     work = f"{counted(len(left), 'run')}{more}, {counted(epochs, 'epoch')}"
     print(f"  to do: {work}, {jobs} at a time: {cost}", flush=True)
 
@@ -230,27 +228,36 @@ def say_results(board: Board) -> None:
     for id, standing in board.standings.items():
         if standing.state == "failed":
             print(f"failed     {id}  {standing.error}  (log: {board.own / id}.log)")
-    ranked = board.ranked(board.every.values())
-    if ranked:
+    if ranked := board.ranked(board.every.values()):
         metric = next(s.metric for s in board.standings.values() if s.metric)
-        table = Table(box=None, pad_edge=False)
-        for name in ("", f"best {metric}", "last", "seeds", "point"):
-            table.add_column(name, no_wrap=True, justify="left" if name == "point" else "right")
-        for place, result in enumerate(ranked, start=1):
-            lacking = f" of {len(result.best) + result.missing}" if result.missing else ""
-            seeds = f"{len(result.best)}{lacking}"
-            values = spread(result.best), spread(result.last)
-            table.add_row(str(place), *values, seeds, Text(result.point.words))
-        Console(highlight=False, soft_wrap=True).print(table)
+        terminal(ranking(ranked, metric), sys.stdout)
         print(f"vision-tutorial compare {shlex.quote(str(board.folder))}")
     if later := board.sweep.stages[board.stage + 1 :]:
         print(f"not begun: {', '.join(stage.name for stage in later)}")
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean, and the sample standard deviation where there is one."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{deviation}"
+def ranking(results: Sequence[Result], metric: str) -> Table:
+    """The points, best mean first, and how far each lies behind the first."""
+    usual = pooled(result.best for result in results)
+    first = results[0].best
+    rows = []
+    for place, result in enumerate(results, start=1):
+        behind = result.best.mean - first.mean if place > 1 else None
+        widest = margin(first, result.best, usual)
+        noise = "" if place == 1 or widest is None or abs(behind) > widest else "within noise"
+        lacking = f" ({counted(result.missing, 'seed')} missing)" if result.missing else ""
+        words = f"{result.point.words}{lacking}"
+        rows.append((place, result.best, result.last, behind, noise, words))
+    columns = (
+        Column("place", "#", "number"),
+        Column("best", f"best {metric}", "number"),
+        Column("last", "last", "number"),
+        Column("behind", "Δ", "signed"),
+        Column("noise", ""),
+        Column("point", "point"),
+    )
+    notes = () if usual else ("Without seeds nobody knows which differences are noise.",)
+    return Table(columns, tuple(rows), notes)
 
 
 if __name__ == "__main__":

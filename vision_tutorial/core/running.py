@@ -13,10 +13,11 @@ from rich.text import Text
 from . import children
 from .children import Seat, Stop
 from .errors import ExitCode
+from .notation import duration
 from .processes import last_line
-from .runs import storage
 from .sweeping import Trial
 from .trials import Board, Standing, busy
+from .writing import storage
 
 TICK = 0.25  # seconds between two looks at the children
 STOPPED = (ExitCode.PREEMPTED, -15)  # asked to stop; before it could listen
@@ -134,11 +135,7 @@ def outcome(standing: Standing) -> str:
 
 def clock(seconds: float | None) -> str:
     """A duration as a person says it."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return "unknown" if seconds is None else duration(seconds)
 
 
 class Screen:
@@ -179,5 +176,5 @@ class Screen:
             words = f"{one.trial.point.words}  seed {one.trial.seed}"
             table.add_row("running", progress, spent, Text(words))
         for result in board.ranked(board.every.values())[:BEST_SHOWN]:
-            table.add_row("best", f"{result.mean:.2f}", "", Text(result.point.words))
+            table.add_row("best", f"{result.best.mean:.2f}", "", Text(result.point.words))
         return table

@@ -1,6 +1,5 @@
 """Where the trials of a sweep stand, read from their run folders, and which point is best."""
 
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -8,6 +7,7 @@ from typing import Literal, NamedTuple
 from . import logbook, runs
 from .errors import StorageError, UserError, unknown
 from .loading import load
+from .noise import Sample
 from .run import Run, number
 from .sweeping import Point, Setting, Sweep, Trial, points_of, trials_of
 
@@ -27,17 +27,12 @@ class Standing(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of a point: a value for each seed that is done. `missing` seeds are not."""
+    """What came of a point over the seeds that are done; `missing` seeds are not."""
 
     point: Point
-    best: tuple[float, ...]
-    last: tuple[float, ...]
+    best: Sample
+    last: Sample
     missing: int
-
-    @property
-    def mean(self) -> float:
-        """Of the best values."""
-        return statistics.fmean(self.best)
 
 
 def standing(run: Path, sweep: Sweep) -> Standing:
@@ -138,10 +133,10 @@ class Board:
             own = [self.standings[trial.id] for trial in trials_of(self.sweep, [point])]
             done = [standing for standing in own if standing.state == "done"]
             if done:
-                best, last = tuple(s.best for s in done), tuple(s.last for s in done)
+                best, last = (Sample(tuple(getattr(s, x) for s in done)) for x in ("best", "last"))
                 results.append(Result(point, best, last, len(own) - len(done)))
         sign = -1 if self.sweep.more_is_better else 1
-        return sorted(results, key=lambda result: (result.missing > 0, sign * result.mean))
+        return sorted(results, key=lambda result: (result.missing > 0, sign * result.best.mean))
 
     def later(self) -> list[Trial]:
         """The trials of stages not open yet, as if each first choice turned out best."""

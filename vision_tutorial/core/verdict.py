@@ -23,8 +23,8 @@ from .errors import UserError
 from .noise import Sample, Spread, margin, pooled
 from .recipe import digest
 from .run import Run, mapping
+from .runs import TIMED
 
-TIMING = re.compile(r"seconds|images_per_second")  # at the beginning of a column's name
 # Facts of a fingerprint that change no number, or that others say better (threads, GPUs, data).
 HARMLESS = re.compile(
     r"created|command|host|memory_bytes|recipe\b|versions\.wandb"
@@ -127,7 +127,7 @@ def first_difference(there: Run, here: Run, epochs: int) -> str | None:
         one, other = there.rows[number], here.rows[number]
         for column, value in one.items():
             found = other.get(column, ABSENT)
-            if not TIMING.match(column) and not _same(value, found):
+            if column not in TIMED and not _same(value, found):
                 return f"epoch {number + 1}: {column} is {value} there, {_said(found)} here"
     return None
 
