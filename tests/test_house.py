@@ -10,7 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vision_tutorial"
 FILES = sorted(PACKAGE.rglob("*.py"))
-RECIPES = sorted((PACKAGE.parent / "recipes").glob("*.yaml"))
+RECIPES = sorted(
+    path for path in (PACKAGE.parent / "recipes").rglob("*.yaml") if path.parent.name != "sweeps"
+)
 PILLARS = {"losses", "optim", "data", "classification", "segmentation", "engine"}
 WITHOUT_TORCH = {"compare", "note", "report", "sweep", "rerun"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
@@ -189,8 +191,10 @@ def test_the_catalogue_equals_the_registries():
         filled = getattr(registry, name)
         assert set(shelf.entries) == set(filled.entries), name
         assert (shelf.fallback is None) == (filled.fallback is None), name
+        assert set(shelf.prefixes) == set(filled.prefixes), name
         for entry, function in (
             *((entry, filled.entries[entry.name]) for entry in shelf.entries.values()),
+            *((entry, filled.prefixes[prefix]) for prefix, entry in shelf.prefixes.items()),
             *([(shelf.fallback, filled.fallback)] if shelf.fallback else []),
         ):
             assert facts(function) == (

@@ -215,7 +215,8 @@ def bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: Any) 
     from . import build, engine
 
     model = build.placed(recipe, build.model(recipe, classes), place)
-    criterion, optimizer = build.criteria(recipe)["loss"], build.optimizer(recipe, model)
+    criterion = build.criteria(recipe, place.device)["loss"]
+    optimizer = build.optimizer(recipe, model)
     return engine.BareLoop(model, optimizer, criterion, batches, place)
 
 

@@ -21,7 +21,7 @@ from .core.recipe import Recipe
 from .core.sources import Source, hold_out, take
 from .core.targets import sampled
 from .core.task import Batch, Task
-from .data import augment, feeding, mix
+from .data import feeding, mix
 from .data.loader import Raw
 from .engine import (
     Distributed,
@@ -54,7 +54,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     Returns the network on the meta device.
     """
     feeding.chain(recipe.augment)
-    random = {c.name for c in recipe.eval_augment if c.name in augment.RANDOM}
+    random = {c.name for c in recipe.eval_augment if feeding.is_random(c)}
     if random:
         names = ", ".join(sorted(random))
         raise UserError(
@@ -65,6 +65,13 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     feeding.program(recipe, losses.copies(recipe.loss))
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
+    if any(term.name == "jsd" for term in recipe.aux_loss or ()):
+        raise UserError("aux_loss: jsd is a loss of the main head; choose another one here.")
+    if bool(recipe.aux_loss) != bool(recipe.model.options.get("auxiliary")):
+        raise UserError(
+            f"aux_loss: it and an auxiliary head of model {recipe.model.name} need each other; set "
+            f"both (aux_loss, model.{recipe.model.name}.auxiliary: true where it has one) or none."
+        )
     if losses.copies(recipe.loss) and recipe.mix:
         raise UserError("loss: jsd compares copies of one picture; take `mix` out of the recipe.")
     with torch.device("meta"):
@@ -107,9 +114,12 @@ def split(recipe: Recipe, name: str, distributed: Distributed | None = None) -> 
     return both.train if name == "train" else both.val
 
 
-def criteria(recipe: Recipe) -> dict[str, Callable]:
-    """The criterion of each head."""
-    return {"loss": losses.blend(recipe.loss)}
+def criteria(recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Callable]:
+    """The criterion of each head; the auxiliary head's has its share of the total in it."""
+    found = {"loss": losses.blend(recipe.loss, recipe.balancing)}
+    if recipe.aux_loss:
+        found["aux_loss"] = losses.blend(recipe.aux_loss, recipe.balancing, recipe.aux_weight)
+    return {name: criterion.to(device) for name, criterion in found.items()}
 
 
 def model(recipe: Recipe, classes: int, weights: bool = True) -> nn.Module:
@@ -201,7 +211,7 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner
         model=network,
         replica=replica,
         task=task(recipe, source.classes),
-        criteria=criteria(recipe),
+        criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
         prepare=feeding.finishing(
             recipe,
@@ -297,17 +307,17 @@ def evaluation(
     """
     where = place(recipe, distributed)
     feed = feed or feeding.evaluating(recipe, source, where)
-    finish = feeding.finishing(recipe, where, **({"pixels": True} if refine else {}))
+    finish = feeding.finishing(recipe, where, pixels=refine is not None)
     look = forward or network
 
     def answer(batch: Batch) -> torch.Tensor:
         output = look(batch.images)
         output = refined(refine, output, batch.pixels) if refine else output
-        return output if size in (None, output.shape[-1]) else sampled(output, size)
+        return sampled(output, size, size) if size else output
 
     def batches() -> Iterator[Batch]:
         for batch in map(finish, feed()):
-            yield replace(batch, target=sampled(batch.target, size)) if size else batch
+            yield replace(batch, target=sampled(batch.target, size, size)) if size else batch
 
     return evaluate(
         answer,

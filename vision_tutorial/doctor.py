@@ -181,10 +181,14 @@ def data() -> Iterator[Check]:
     from .core.sources import data_root
 
     root = data_root()
-    for name, folder in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
-        remedy = (
-            f"set VISION_TUTORIAL_DATA to the folder of {folder}, or dataset.{name}.download=true"
-        )
+    for name, folder, downloads in (
+        ("cifar10", "cifar-10-batches-py", True),
+        ("cifar100", "cifar-100-python", True),
+        ("camvid", "camvid", False),
+        ("voc", "VOCdevkit", False),
+    ):
+        remedy = f"set VISION_TUTORIAL_DATA to the folder of {folder}"
+        remedy += f", or dataset.{name}.download=true" if downloads else "; it is not downloaded"
         there = (root / folder).is_dir()
         found = f"{root / folder}" if there else f"no {folder} in {root}"
         yield Check(name, "ok" if there else "warn", found, remedy)

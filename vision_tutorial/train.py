@@ -15,6 +15,10 @@ from .core.arguments import positive, positive_count
 from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_verb
 from .core.loading import Loaded, load
 from .core.recipe import changes, identity, to_plain, to_yaml
+from .core.timeuse import shares
+from .core.timeuse import verdict as verdict_of
+
+PROFILED = 10  # steps
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +42,11 @@ def parser() -> argparse.ArgumentParser:
     add("--minutes", type=positive, help="stop after so many minutes, saved, to be continued")
     add(
         "--steps", type=positive_count, help="stop after so many more steps, saved, to be continued"
+    )
+    add(
+        "--profile",
+        action="store_true",
+        help="take a few steps (--steps, 10), say what takes their time, and stop, saved",
     )
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     add("--quiet", action="store_true", help="print no progress")
@@ -177,10 +186,12 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         display.say(line)
     build.try_out(recipe, both.train, learner)
     build.fit_memory(learner, plan, distributed, display.say)
-    stop = engine.StopRequest(args.minutes, args.steps, progress.step)
+    few = PROFILED if args.profile and not args.steps else args.steps
+    stop = engine.StopRequest(args.minutes, few, progress.step)
     display.start(plan.steps, plan.steps_per_epoch, plan.epochs, progress.step)
     with closing(display), stop.listening(), closing(crew):
-        done = engine.fit(learner, plan, distributed, crew, progress, stop)
+        with engine.profiled(args.profile and main) as lines:
+            done = engine.fit(learner, plan, distributed, crew, progress, stop)
     status, code = verdict(done, stop.signalled())
     last = progress.rows[-1].get("val/loss") if progress.rows else None
     if done and last is not None and not math.isfinite(last):
@@ -190,6 +201,8 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
         finish_records(run, summary, crew.tracker, progress, code)
+        for line in [*time_use(progress), *lines]:
+            tell(line)
     return code
 
 
@@ -255,6 +268,15 @@ def finish_records(
     tracker.finish(flat, code)
     runs.set_status(run, summary["status"], exit_code=code)
     tell(sentence(summary, run))
+
+
+def time_use(progress: Any) -> Iterator[str]:
+    """What limits this training; of an epoch that is under way, its steps so far."""
+    now = {"seconds_data": progress.seconds_data}
+    now["seconds_device"] = progress.seconds - progress.seconds_data
+    found = shares([*progress.rows, now])
+    if found:
+        yield verdict_of(found)
 
 
 def sentence(summary: dict[str, Any], run: Path) -> str:

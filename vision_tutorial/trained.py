@@ -1,6 +1,7 @@
 """Runs -> networks with their weights -> answers: what `evaluate` and `predict` share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ from .core import registry
 from .core.errors import UserError
 from .core.loading import Loaded
 from .core.recipe import Recipe
-from .core.sources import Source
+from .core.runs import read_json
+from .core.sources import FileSource, Source
+from .core.targets import sampled
+from .core.task import Task
 from .data import feeding
 from .engine import Distributed, Evaluation, load_weights
+from .engine.infer import refined
 from .engine.restored import put, weights_path
-from .segmentation import submission
+from .segmentation import painting, submission  # noqa: F401  (for the verbs)
 
 
 def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
@@ -86,3 +91,63 @@ def scored(
     for name in ("loss", "cross_entropy"):  # a mask says nothing of how sure it is
         del found.metrics[name]
     return found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said of one picture: probabilities (C,) or (C, h, w), at the evaluation's size."""
+
+    index: int
+    key: str
+    probabilities: torch.Tensor
+
+
+def answers(
+    recipe: Recipe,
+    source: Source,
+    task: Task,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    distributed: Distributed,
+    refine: Callable | None = None,
+) -> Iterator[Answer]:
+    """What the task's prediction says of every picture of `source`, in order; one process."""
+    where = build.place(recipe, distributed)
+    finish = feeding.finishing(recipe, where, pixels=refine is not None)
+    with torch.inference_mode():
+        for raw in feeding.evaluating(recipe, source, where)():
+            batch = finish(raw)
+            said = task.predict(forward, batch.images)
+            if refine:
+                said = refined(refine, said.log(), batch.pixels).exp()
+            for index, probabilities in zip(raw.items[:, 1].tolist(), said, strict=True):
+                yield Answer(index, source.key(index), probabilities)
+
+
+def classes_of(run: Path, recipe: Recipe) -> tuple[str, ...]:
+    """The classes of a run, from its table of them, or else from the data set."""
+    if (run / "classes.json").is_file():
+        table = read_json(run / "classes.json")
+        names = table.get("class") if isinstance(table, dict) else None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return build.split(recipe, "val").classes
+
+
+def pictures(paths: Sequence[Path], classes: Sequence[str], dense: bool) -> FileSource:
+    """Picture files without targets, as a source; nothing counts in the masks of a dense one."""
+    nothing = np.zeros(len(paths), np.int64)
+    return FileSource("pictures", paths, nothing, tuple(classes), dense=dense)
+
+
+def mask_of(probabilities: torch.Tensor, size: tuple[int, int] | None, smooth: bool) -> np.ndarray:
+    """Class ids uint8 (H, W) of probabilities (C, h, w), at `size` (height, width) or as they are.
+
+    smooth: resize probabilities, bilinear, and then decide; else decide, and resize by nearest.
+    """
+    if size and smooth:
+        options = {"mode": "bilinear", "align_corners": False}
+        probabilities = nn.functional.interpolate(probabilities[None], size, **options)[0]
+    ids = probabilities.argmax(0)
+    if size and not smooth:
+        ids = sampled(ids, *size)
+    return ids.byte().cpu().numpy()

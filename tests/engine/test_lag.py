@@ -42,8 +42,8 @@ def spoilt(make, bad: set[int]):
     """`build.criteria` whose loss is no number at the steps `bad`."""
     calls = iter(range(10**6))
 
-    def made(recipe):
-        criterion = make(recipe)["loss"]
+    def made(*given):
+        criterion = make(*given)["loss"]
 
         def spoiling(*given: torch.Tensor) -> tuple:
             total, parts = criterion(*given)

@@ -12,6 +12,14 @@ def positive(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"given {text}; a number from 0 to 1 is expected")
+    return value
+
+
 def positive_count(text: str) -> int:
     """A whole number above 0."""
     if not text.isdecimal() or not int(text):

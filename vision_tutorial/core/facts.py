@@ -40,7 +40,7 @@ def facts(recipe: Recipe, reference: Recipe | None = None, world: int | None = N
     if name in CIFAR:
         whole, classes, side = 50_000, CIFAR[name], 32
     elif name == "shapes":
-        whole, classes, side = options["train"], 10, options["size"]
+        whole, classes, side = options["train"], 10 + options["masks"], options["size"]
     pictures = None if whole is None else used(recipe, whole)
     return Facts(
         epochs=recipe.total_epochs,
@@ -61,10 +61,13 @@ def used(recipe: Recipe, whole: int) -> int:
 
 
 def side_after(chain: tuple[Choice, ...], side: int | None) -> int | None:
-    """The side of a picture in pixels after a chain of transforms."""
+    """The side of a picture, or its shorter one, in pixels after a chain of transforms."""
     for choice in chain:
         if choice.name in RESIZING:
-            side = choice.options["size"]
+            size = choice.options["size"]
+            side = size if isinstance(size, int) else min(size)
+        elif choice.name == "random_scale":
+            side = None
     return side
 
 

@@ -81,8 +81,9 @@ def sizes_open(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
         ("augment", facts.side, recipe.augment),
         ("eval_augment", facts.eval_side, recipe.eval_augment),
     ):
-        last = [c.name for c in chain if c.name.endswith(("crop", "resize"))][-1:]
-        if (side is None or last == ["resize"]) and recipe.dataset.name == "image_folder":
+        last = [c for c in chain if c.name.endswith(("crop", "resize"))][-1:]
+        by_one_side = last and last[0].name == "resize" and isinstance(last[0].options["size"], int)
+        if (side is None or by_one_side) and recipe.dataset.name == "image_folder":
             yield Advice(
                 key,
                 "nothing crops the pictures to one size",
@@ -173,19 +174,6 @@ def one_seed(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
             "on CIFAR-100 seeds spread by about 0.4 points: r3 to r5 (+0.37) is noise",
             "for a claim, train seed=43, seed=44, … too and compare means",
         )
-
-
-@lint
-def focal_without_focus(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
-    """Focal loss that is cross-entropy."""
-    for term in recipe.loss:
-        if term.name == "focal" and term.options["gamma"] == 0 and term.options["alpha"] is None:
-            yield Advice(
-                "loss.focal.gamma",
-                "focal loss with gamma 0",
-                "it is cross-entropy to the last digit",
-                "loss=cross_entropy, or gamma 2 as in the paper",
-            )
 
 
 @lint

@@ -71,6 +71,25 @@ class Ema(Frozen):
     warmup: bool = True
 
 
+class Balance(Frozen):
+    """The mean size of a term, which divides its weight: over so many first steps, or running.
+
+    One of the two. `calibrate`: steps, after which the weights are frozen; `ema`: the decay.
+    """
+
+    calibrate: Positive | None = None
+    ema: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Balance":
+        if (self.calibrate is None) == (self.ema is None):
+            raise ValueError("exactly one of calibrate, ema")
+        return self
+
+
+BALANCES = {"fixed": None, "calibrate": Balance(calibrate=100), "ema": Balance(ema=0.99)}
+
+
 class Colours(Frozen):
     """What is subtracted from and divides pixels in 0 … 1, per channel."""
 
@@ -149,6 +168,13 @@ class Recipe(Frozen):
 
     model: Annotated[Choice, On("models")]
     loss: Annotated[tuple[Term, ...], On("losses", "blend")] = (Term("cross_entropy"),)
+    aux_loss: Annotated[tuple[Term, ...] | None, On("losses", "blend")] = Field(
+        None, description="Of the auxiliary head; null: none."
+    )
+    aux_weight: NotNegative = Field(0.4, description="Of aux_loss in the total.")
+    balance: Literal["fixed", "calibrate", "ema"] | Balance = Field(
+        "fixed", description="Whether weights of a blend are divided by their terms' size."
+    )
 
     epochs: Annotated[int, Field(ge=1, le=10**6)]
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = Field(
@@ -187,6 +213,11 @@ class Recipe(Frozen):
     early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     wandb: Wandb = Wandb()
+
+    @property
+    def balancing(self) -> Balance | None:
+        """What `balance` means; None where weights stay as they are given."""
+        return BALANCES[self.balance] if isinstance(self.balance, str) else self.balance
 
     @property
     def total_epochs(self) -> int:

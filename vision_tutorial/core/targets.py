@@ -7,14 +7,20 @@ one distribution over C classes per position; it is all zero where nothing count
 import torch
 from torch import Tensor
 
+from .files import VOID
+
 # Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
 IGNORE = -100
-VOID = 255  # where nothing counts in a mask uint8, as it lies in files
 
 
 def is_map(target: Tensor) -> bool:
     """Whether `target` is a class map (floating point) rather than class ids."""
     return target.is_floating_point()
+
+
+def is_spatial(target: Tensor) -> bool:
+    """Whether there is a class for each position, and not one for the whole picture."""
+    return target.ndim > (2 if is_map(target) else 1)
 
 
 def to_map(target: Tensor, classes: int) -> Tensor:
@@ -38,12 +44,12 @@ def from_masks(masks: Tensor) -> Tensor:
     return masks.long().masked_fill_(masks == VOID, IGNORE)
 
 
-def sampled(values: Tensor, size: int) -> Tensor:
-    """(…, H, W) -> (…, size, size) by nearest neighbours, pixel ⌊i·H/size⌋, as OpenCV and torch's
-    `interpolate` choose it; the same pixels of logits and of ids."""
+def sampled(values: Tensor, height: int, width: int) -> Tensor:
+    """(…, H, W) -> (…, height, width) by nearest neighbours, row ⌊i·H/height⌋, as OpenCV and
+    torch's `interpolate` choose it; the same pixels of logits and of ids."""
     rows, columns = (
-        (torch.arange(size, device=values.device) * side).div(size, rounding_mode="floor")
-        for side in values.shape[-2:]
+        (torch.arange(wanted, device=values.device) * side).div(wanted, rounding_mode="floor")
+        for side, wanted in zip(values.shape[-2:], (height, width), strict=True)
     )
     return values[..., rows[:, None], columns]
 

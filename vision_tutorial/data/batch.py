@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..core import targets
 from ..core.randomness import address
 from ..core.task import Batch
 from .loader import Raw, seed_generators
@@ -67,11 +68,13 @@ def finisher(
     threads: int = 0,
     classes: int = 0,
     seed: int = 0,
+    pixels: bool = False,
 ) -> Callable[[Raw, int], Batch]:
     """A function (raw batch, step) -> Batch on `device`; no mixing and no erasing evaluates.
 
-    A batch (B, V, 3, H, W) of V versions becomes (V·B, 3, H, W), all first versions first.
-    threads: for compiled code on the CPU; 0 does without it.
+    A batch (B, V, 3, H, W) of V versions becomes (V·B, 3, H, W), all first versions first. Masks
+    become class ids. threads: for compiled code on the CPU; 0 does without it. pixels: whether the
+    batch also keeps its pictures as they were before normalising.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     scale = compiled_normalize(colours, channels_last, threads) if threads else None
@@ -80,13 +83,16 @@ def finisher(
         images = raw.images.to(device, non_blocking=True)
         target = raw.target.to(device, non_blocking=True)
         items = raw.items
+        if target.dtype == torch.uint8:
+            target = targets.from_masks(target)
         if images.dim() == 5:
             versions = images.shape[1]
             images = images.transpose(0, 1).flatten(0, 1)
             target = target.repeat(versions)
             items = torch.cat([items + items.new_tensor([0, v << 40]) for v in range(versions)])
         images, target = mixing(images, target, classes, seed, step, items)
-        images = scale(images) if scale else normalize(images, colours)
-        return Batch(erase(images, items).contiguous(memory_format=layout), target)
+        made = scale(images) if scale else normalize(images, colours)
+        made = erase(made, items).contiguous(memory_format=layout)
+        return Batch(made, target, images if pixels else None)
 
     return finish

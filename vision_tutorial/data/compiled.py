@@ -133,7 +133,7 @@ def operate(
     elif code == GRAYSCALE:
         color(old, np.float32(0), new)
     else:
-        look_up(old, code, args[0], new)
+        look_up(old, code, args, new)
 
 
 def runner(version: int) -> Callable:

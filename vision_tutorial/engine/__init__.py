@@ -7,6 +7,7 @@ from .distributed import Distributed
 from .ema import Ema, NoEma, decay_at
 from .fit import Plan, Progress, fit
 from .infer import Evaluation, Timed, evaluate, rounds_of
+from .profiling import profiled
 from .signals import StopRequest
 from .step import Learner, fitting_parts
 from .stopwatch import BareLoop, TimedTraining, bare_forward, seen_by, settler
@@ -39,6 +40,7 @@ __all__ = [
     "looking",
     "make_display",
     "make_tracker",
+    "profiled",
     "restore",
     "rounds_of",
     "seen_by",

@@ -46,7 +46,12 @@ class Learner:
     @cached_property
     def buffers(self) -> Buffers:
         """The running statistics."""
-        return Buffers(self.model)
+        return Buffers(self.model, self.blends)
+
+    @property
+    def blends(self) -> nn.ModuleDict:
+        """The criteria that may have a state, which is part of the training's."""
+        return nn.ModuleDict({k: c for k, c in self.criteria.items() if isinstance(c, nn.Module)})
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -96,6 +101,8 @@ def take_step(
 ) -> Report:
     """Forward, backward, check, clip, step: unless a loss or gradient is not finite anywhere."""
     learner.optimizer.zero_grad(set_to_none=True)
+    for criterion in learner.blends.values():
+        criterion.begin_step()
     learner.buffers.keep()
     gradients = strict_gradients if learner.shards else plain_gradients
     terms = gradients(learner, distributed, raw, step)

@@ -1,3 +1,3 @@
-"""Segmentation track: datasets, networks, task, refinement."""
+"""Segmentation track: datasets, networks, task, refiners."""
 
-from . import task  # noqa: F401  (importing it fills its shelf)
+from . import coco, datasets, models, refine, task  # noqa: F401  (importing them fills their shelves)
