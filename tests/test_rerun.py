@@ -20,6 +20,7 @@ from vision_tutorial.core import children, runs
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["dataset={shapes: {train: 64, test: 30, size: 16}}", "batch_size=16", "threads=1"]
+SMALL += ["data.path=timm"]  # so that nothing is compiled
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .core.run import Run
 from .core.verdict import Verdict, differences, edited, first_difference, judge
 
 NOT_REPRODUCED = 1  # the exit code
+STOPPED = (ExitCode.PREEMPTED, -15)
 LOOK = 0.25  # seconds between two looks at what the second run has done
 
 
@@ -26,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train a run once more from its folder, say first what differs here, and at "
         "the end whether it came out bit-identical, within noise, or was not reproduced.",
         epilog="Exit codes: 0 bit-identical or within noise, 1 not reproduced, 2 no such run, 143 "
-        "stopped; else what `train` exited with.",
+        "stopped; what `train` exits with, where it did not begin.",
     )
     add = made.add_argument
     add("run", type=Path, help="the run folder to reproduce")
@@ -56,23 +57,30 @@ def rerun(args: argparse.Namespace) -> int:
     epochs = min(args.first or len(there.rows), len(there.rows))
     if not epochs:
         raise UserError(f"{args.run}: no epoch of it is finished, so there is nothing to compare.")
-    print(f"{args.run}: {there.status}; comparing {epochs} of {len(there.rows)} epochs")
-    if said := edited(there):  # another recipe would be trained
-        return tell(Verdict("not reproduced", said))
+    say(f"{args.run}: {there.status}; comparing {epochs} of {len(there.rows)} epochs")
+    if found := edited(there):  # another recipe would be trained
+        return tell(Verdict("not reproduced", found))
+    told = Told(there, epochs)
     if args.against:
         here = read(args.against)
-        say_differences(there, here.fingerprint)
+        told.surroundings(here.fingerprint)
         return tell(judge(there, here, epochs, args.spread))
-    say_differences(there, runs.fingerprint())
+    world = args.nproc or processes(there)
+    told.surroundings(expected(world))
     with Stop().listening() as stop:
-        folder, code = train(there, epochs, args, stop)
-    if stop.asked:
-        print(f"stopped. Go on with: vision-tutorial train {folder}")
-        print(f"Then: vision-tutorial rerun {args.run} --against {folder}")
+        folder, code = train(told, world, args, stop)
+    if stop.asked or code in STOPPED:
+        say(f"stopped. Go on with: vision-tutorial train {folder}")
+        say(f"Then: vision-tutorial rerun {args.run} --against {folder}")
         return ExitCode.PREEMPTED
     if not (folder / "recipe.yaml").is_file():
         return code
     return tell(judge(there, read(folder), epochs, args.spread))
+
+
+def say(line: str) -> None:
+    """One line, at once: the training prints beside us."""
+    print(line, flush=True)
 
 
 def read(folder: Path) -> Run:
@@ -85,21 +93,27 @@ def read(folder: Path) -> Run:
 
 def tell(verdict: Verdict) -> int:
     """Print the verdict; the exit code."""
-    print(f"{verdict.word}: {verdict.why}")
+    say(f"{verdict.word}: {verdict.why}")
     return ExitCode.DONE if verdict.reproduced else NOT_REPRODUCED
 
 
-def say_differences(there: Run, here: dict[str, Any]) -> None:
-    """What around the run is not as it was."""
-    found = differences(there.fingerprint, here)
-    for difference in found:
-        print(f"differs    {difference}")
-    if not found:
-        print("nothing that is known by now differs: versions, hardware, settings, code")
+def processes(run: Run) -> int:
+    """On how many it was trained."""
+    world = str((run.fingerprint.get("environment") or {}).get("WORLD_SIZE", 1))
+    return int(world) if world.isdecimal() else 1
 
 
-def train(there: Run, epochs: int, args: argparse.Namespace, stop: Stop) -> tuple[Path, int]:
-    """Train again to the end of `epochs`, as many processes and threads; the folder, the code."""
+def expected(world: int) -> dict[str, Any]:
+    """The fingerprint that a training here will have, as far as it is known before."""
+    facts = runs.fingerprint()
+    if world > 1:
+        facts["environment"] |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    return facts
+
+
+def train(told: "Told", world: int, args: argparse.Namespace, stop: Stop) -> tuple[Path, int]:
+    """Train again, as many epochs as are compared; the run folder and the exit code."""
+    there, epochs = told.there, told.epochs
     root = Path(args.runs) if args.runs else there.folder.absolute().parents[1]
     folder = fresh(root / there.name, there.id)
     words = [str(there.folder / "recipe.yaml"), "--quiet", "--runs", str(root), "--id", folder.name]
@@ -110,10 +124,8 @@ def train(there: Run, epochs: int, args: argparse.Namespace, stop: Stop) -> tupl
         words += ["--steps", str(there.rows[epochs - 1]["step"])]
     if args.trust_imports:
         words.append("--trust-imports")
-    world = (there.fingerprint.get("environment") or {}).get("WORLD_SIZE", "1")
-    child = children.start(children.training(words, args.nproc or int(world)))
+    child = children.start(children.training(words, world))
     stop.watch(child)
-    told = Told(there, epochs)
     while child.poll() is None:
         time.sleep(LOOK)
         told.look(folder)
@@ -128,28 +140,40 @@ def fresh(parent: Path, id: str) -> Path:
 
 
 class Told:
-    """What has been said of the second run while it trains: its data, and epoch after epoch."""
+    """What is said of the second run while it trains: what differs around it, epoch after epoch."""
 
     def __init__(self, there: Run, epochs: int):
         self.there, self.epochs = there, epochs
-        self.known = False
+        self.said: set[str] = set()
+        self.started = False
         self.rows = 0
 
+    def surroundings(self, fingerprint: Mapping[str, Any]) -> None:
+        """Say what around the run is not as it was, and has not been said."""
+        found = differences(self.there.fingerprint, fingerprint)
+        for difference in found:
+            if difference.fact not in self.said:
+                say(f"differs    {difference}")
+        self.said.update(difference.fact for difference in found)
+        known = "versions, hardware, settings, code"
+        known += (
+            ", data, threads" if fingerprint.get("data") else "; data and threads not known yet"
+        )
+        if not found:
+            say(f"the same   {known}")
+
     def look(self, folder: Path) -> None:
-        """Say what is new."""
+        """Say what is new in the second run's folder."""
         if not (folder / "fingerprint.json").is_file():
             return
         there, here = self.there, read(folder)
-        if not self.known:  # only the training knows its data, threads and GPU
-            self.known = True
-            now = {part: here.fingerprint.get(part) for part in ("data", "torch")}
-            say_differences(there, there.fingerprint | now)
+        if not self.started:  # only the training knows its data, threads and GPU
+            self.started = True
+            self.surroundings(here.fingerprint)
         for number in range(self.rows, min(len(here.rows), self.epochs)):
             value = here.rows[number].get(there.metric or "")
             differs = first_difference(there, here, number + 1) or "same bits"
-            print(
-                f"epoch {number + 1}/{self.epochs}  {there.metric} {value}  {differs}", flush=True
-            )
+            say(f"epoch {number + 1}/{self.epochs}  {there.metric} {value}  {differs}")
         self.rows = len(here.rows)
 
 

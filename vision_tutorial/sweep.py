@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from .core import children, runs
 from .core.arguments import positive_count
@@ -19,6 +19,7 @@ from .core.running import Shift
 from .core.sweeping import Trial, read_sweep, trials_of
 from .core.table import Column, Table, terminal
 from .core.trials import Board, Result
+from .core.writing import storage
 
 FAILED = 1  # the exit code where some trial is not done
 
@@ -68,9 +69,9 @@ def sweep(args: argparse.Namespace) -> int:
     while board.advance():
         pass
     if args.point:
-        return become(board, args)
-    if args.print_commands:
-        for trial in wanted(board, args.retry_failed):
+        become(board, args)
+    elif args.print_commands:
+        for trial in wanted(board, opened(board), args.retry_failed):
             print(command_line(board, trial, args))
         say_what_follows(board)
     elif args.wandb:
@@ -83,10 +84,10 @@ def sweep(args: argparse.Namespace) -> int:
     return 0
 
 
-def wanted(board: Board, retry: bool) -> list[Trial]:
-    """The trials of the open stage that are to be run."""
+def wanted(board: Board, trials: Sequence[Trial], retry: bool) -> list[Trial]:
+    """Those of the trials that are to be run."""
     skipped = ("done",) if retry else ("done", "failed")
-    return [trial for trial in board.trials() if board.standings[trial.id].state not in skipped]
+    return [trial for trial in trials if board.standings[trial.id].state not in skipped]
 
 
 def arguments(board: Board, trial: Trial, args: argparse.Namespace) -> list[str]:
@@ -127,7 +128,7 @@ def say_what_follows(board: Board) -> None:
         )
 
 
-def become(board: Board, args: argparse.Namespace) -> int:
+def become(board: Board, args: argparse.Namespace) -> NoReturn:
     """Train one trial in this process."""
     known = {trial.id: trial for trial in opened(board)}
     if args.point not in known:
@@ -138,7 +139,7 @@ def become(board: Board, args: argparse.Namespace) -> int:
 
 def create_at_wandb(board: Board, args: argparse.Namespace) -> None:
     """A wandb sweep with one parameter, the point; its agents run `sweep --point=…`."""
-    trials = wanted(board, args.retry_failed)
+    trials = wanted(board, opened(board), args.retry_failed)
     if not trials:
         raise UserError(f"{board.sweep.path}: nothing is left to run.")
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
@@ -179,18 +180,19 @@ def create_at_wandb(board: Board, args: argparse.Namespace) -> None:
 def run(board: Board, args: argparse.Namespace) -> int:
     """Stage after stage, each at the best of the one before; then the ranking."""
     seats = children.seats(args.jobs, args.nproc)
-    with runs.storage(board.own):
+    with storage(board.own):
         board.own.mkdir(parents=True, exist_ok=True)
     with runs.lock(board.own), Stop().listening() as stop:
         shift = Shift(board, seats, partial(command, board, args), stop)
         while not stop.asked and board.advance():
             say_plan(board, args, len(seats))
-            shift.run(wanted(board, args.retry_failed))
+            shift.run(wanted(board, board.trials(), args.retry_failed))
     say_results(board)
-    if stop.asked:
-        print("stopped; the same command goes on from here")
-        return ExitCode.PREEMPTED
     states = {standing.state for standing in board.standings.values()}
+    if states & {"new", "unfinished"}:
+        print("not all have ended: the same command goes on from here")
+    if stop.asked:
+        return ExitCode.PREEMPTED
     return ExitCode.DONE if states == {"done"} else FAILED
 
 
@@ -208,7 +210,7 @@ def say_plan(board: Board, args: argparse.Namespace, jobs: int) -> None:
     states = Counter(board.standings[trial.id].state for trial in board.trials())
     retry = " (--retry-failed tries again)" * bool(states["failed"] and not args.retry_failed)
     print("  now: " + ", ".join(f"{n} {state}" for state, n in states.items() if n) + retry)
-    left, later = wanted(board, args.retry_failed), board.later()
+    left, later = wanted(board, board.trials(), args.retry_failed), board.later()
     epochs = board.epochs_left([*left, *later])
     more = f" and {len(later)} in later stages" if later else ""
     cost = "time unknown until an epoch is done"

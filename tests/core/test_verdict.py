@@ -51,7 +51,7 @@ def test_equal_but_for_the_clock_is_bit_identical(tmp_path: Path) -> None:
 def test_rows_that_are_missing_or_lack_a_column_differ(tmp_path: Path) -> None:
     one, short = made(tmp_path, "1"), made(tmp_path, "2", values=[50.0, 60.0])
     assert first_difference(one, short, 3) == "epoch 3 is missing"
-    assert judge(one, short, 3) == ("not reproduced", "it ended after 2 epochs of 3")
+    assert judge(one, short, 3) == ("not reproduced", "done after 2 epochs of 3")
     bare = made(tmp_path, "3")
     rows = [{k: v for k, v in row.items() if k != "lr"} for row in bare.rows]
     runs.write_rows(bare.folder / "metrics.jsonl", rows)

@@ -45,6 +45,7 @@ class Shift:
         self.waiting: list[Trial] = []
         self.running: list[Running] = []
         self.starts: list[float] = []  # seconds of each ended trial beside its epochs
+        self.patient = False  # we said that we wait for others
         self.screen = Screen(self)
 
     def run(self, trials: Sequence[Trial]) -> None:
@@ -72,6 +73,9 @@ class Shift:
         found = next((t for t in self.waiting if not busy(self.board.run(t))), None)
         if found:
             self.waiting.remove(found)
+        elif self.waiting and not self.running and not self.patient:
+            self.patient = True
+            self.screen.say(f"waiting    {len(self.waiting)} are trained by other processes")
         return found
 
     def start(self, trial: Trial) -> None:

@@ -194,7 +194,9 @@ def judge(there: Run, here: Run, epochs: int, spread: float | None = None) -> Ve
         return Verdict("bit-identical", f"all metrics of {_epochs(epochs)}{also}")
     differs = differs or f"the weights differ at {next(n for n, same in held.items() if not same)}"
     if len(here.rows) < epochs:
-        return Verdict("not reproduced", f"it ended after {_epochs(len(here.rows))} of {epochs}")
+        return Verdict(
+            "not reproduced", f"{here.status} after {_epochs(len(here.rows))} of {epochs}"
+        )
     because = explained(there.fingerprint, here.fingerprint)
     if because is None:
         return Verdict("not reproduced", f"{differs}; and nothing around it differs")
