@@ -23,6 +23,7 @@ from .core.targets import sampled
 from .core.task import Batch, Task
 from .data import feeding, mix
 from .data.loader import Raw
+from .data.microscope import microscope as microscope
 from .engine import (
     Distributed,
     Ema,

@@ -96,11 +96,16 @@ def scored(
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said of one picture: probabilities (C,) or (C, h, w), at the evaluation's size."""
+    """What was said of one picture: probabilities (C,) or (C, h, w), at the evaluation's size.
+
+    target: its class id, or ids (h, w). pixels uint8 (3, h, w), where they were asked for.
+    """
 
     index: int
     key: str
     probabilities: torch.Tensor
+    target: torch.Tensor
+    pixels: torch.Tensor | None = None
 
 
 def answers(
@@ -110,18 +115,24 @@ def answers(
     forward: Callable[[torch.Tensor], torch.Tensor],
     distributed: Distributed,
     refine: Callable | None = None,
+    pixels: bool = False,
 ) -> Iterator[Answer]:
-    """What the task's prediction says of every picture of `source`, in order; one process."""
+    """What the task's prediction says of every picture of `source`, in order; one process.
+
+    pixels: the pictures too, as the network saw them.
+    """
     where = build.place(recipe, distributed)
-    finish = feeding.finishing(recipe, where, pixels=refine is not None)
+    finish = feeding.finishing(recipe, where, pixels=pixels or refine is not None)
     with torch.inference_mode():
         for raw in feeding.evaluating(recipe, source, where)():
             batch = finish(raw)
             said = task.predict(forward, batch.images)
             if refine:
                 said = refined(refine, said.log(), batch.pixels).exp()
-            for index, probabilities in zip(raw.items[:, 1].tolist(), said, strict=True):
-                yield Answer(index, source.key(index), probabilities)
+            seen = batch.pixels if pixels else [None] * len(said)
+            rows = zip(raw.items[:, 1].tolist(), said, batch.target, seen, strict=True)
+            for index, probabilities, target, picture in rows:
+                yield Answer(index, source.key(index), probabilities, target, picture)
 
 
 def classes_of(run: Path, recipe: Recipe) -> tuple[str, ...]:

@@ -164,14 +164,18 @@ def loaded(made: Pictures, order: TrainOrder | EvalOrder, place: Place) -> Itera
     return make_loader(made, order, place.workers, pin=place.device.type == "cuda")
 
 
+def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of each channel, of pixels in 0 … 1."""
+    given = recipe.normalize
+    return (given.mean, given.std) if isinstance(given, Colours) else batch.COLOURS[given]
+
+
 def finishing(recipe: Recipe, place: Place, **more: Any) -> Callable[[Raw, int], Batch]:
     """(raw batch, step) -> Batch: colours, layout, and what `batch.finisher` takes beside."""
-    given = recipe.normalize
-    colours = (given.mean, given.std) if isinstance(given, Colours) else batch.COLOURS[given]
     compiled = place.device.type == "cpu" and pipeline.has_numba() and recipe.data.path != "timm"
     return batch.finisher(
         device=place.device,
-        colours=colours,
+        colours=colours(recipe),
         channels_last=recipe.channels_last,
         threads=place.threads if compiled else 0,
         seed=recipe.seed,
