@@ -21,8 +21,9 @@ from .core.recipe import Recipe
 from .core.sources import Source, hold_out, take
 from .core.targets import sampled
 from .core.task import Batch, Task
-from .data import augment, feeding, mix
+from .data import feeding, mix
 from .data.loader import Raw
+from .data.microscope import microscope as microscope
 from .engine import (
     Distributed,
     Ema,
@@ -54,7 +55,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     Returns the network on the meta device.
     """
     feeding.chain(recipe.augment)
-    random = {c.name for c in recipe.eval_augment if c.name in augment.RANDOM}
+    random = {c.name for c in recipe.eval_augment if feeding.is_random(c)}
     if random:
         names = ", ".join(sorted(random))
         raise UserError(
@@ -269,7 +270,8 @@ def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
 
 def data_path(recipe: Recipe) -> str:
     """Which path the training pictures take, in words."""
-    return feeding.path(recipe, losses.copies(recipe.loss))
+    dense = task(recipe, ()).dense
+    return feeding.path(recipe, losses.copies(recipe.loss), dense)
 
 
 def train_batches(
@@ -307,7 +309,7 @@ def evaluation(
     """
     where = place(recipe, distributed)
     feed = feed or feeding.evaluating(recipe, source, where)
-    finish = feeding.finishing(recipe, where, **({"pixels": True} if refine else {}))
+    finish = feeding.finishing(recipe, where, pixels=refine is not None)
     look = forward or network
 
     def answer(batch: Batch) -> torch.Tensor:

@@ -291,7 +291,7 @@ def gpu(index: int) -> Check:
 
 def wandb() -> Iterator[Check]:
     """Whether a run would go online: a key, and a server that answers in time. No key is shown."""
-    from .engine.tracking import answers, has_key
+    from .core.tracking import answers, has_key
 
     url = os.environ.get("WANDB_BASE_URL", WANDB_SERVER)
     mode = os.environ.get("WANDB_MODE", "")

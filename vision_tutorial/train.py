@@ -1,6 +1,7 @@
 """Train what a recipe says, on one process or many: build, then fit."""
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -32,7 +33,11 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("recipe", help="a recipe file, or a run folder to continue")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
-    add("--resume", action="store_true", help="continue this recipe's newest run, if there is one")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue this recipe's newest run, or with --id that run, if there is one",
+    )
     add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
     add("--id", help="name of the run folder (default: the time)")
     add("--minutes", type=positive, help="stop after so many minutes, saved, to be continued")
@@ -45,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
         help="take a few steps (--steps, 10), say what takes their time, and stop, saved",
     )
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    add(
+        "--no-pretrained",
+        action="store_true",
+        help="random weights where the recipe asks for pretrained ones (no network, a rehearsal)",
+    )
     add("--quiet", action="store_true", help="print no progress")
     return made
 
@@ -88,6 +98,14 @@ def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
     if target.is_dir():
         return target, load(target / "recipe.yaml", args.overrides)
     loaded = load(target, args.overrides)
+    model = loaded.recipe.model
+    if args.no_pretrained and model.options.get("pretrained"):
+        blank = {model.name: {**model.options, "pretrained": False}}
+        loaded = load(target, [*args.overrides, f"model={json.dumps(blank)}"])
+        print("random weights in the place of pretrained ones, as asked for", file=sys.stderr)
+    if args.resume and args.id:
+        run = Path(args.runs) / loaded.recipe.name / runs.check_name("run", args.id)
+        return (run if run.is_dir() else None), loaded
     if args.resume:
         return newest_run(Path(args.runs) / loaded.recipe.name, loaded), loaded
     return None, loaded
@@ -111,14 +129,15 @@ def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
     if len(set(names)) < len(names):
         raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
     run = runs.new_run(args.runs, loaded.recipe.name, args.id)
-    for path in loaded.imports:
-        shutil.copy(path, run / path.name)
     write_recipe(run, loaded)
     return run
 
 
 def write_recipe(run: Path, loaded: Loaded) -> None:
     """The resolved recipe, beside the files it imports."""
+    for path in loaded.imports:
+        if path.parent.absolute() != run.absolute():
+            shutil.copy(path, run / path.name)
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
     values["wandb"] = runs.redact(values["wandb"])  # the one place for free text
     runs.write_text(run / "recipe.yaml", to_yaml(values))
@@ -234,7 +253,7 @@ def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None
             )
     else:
         facts = runs.fingerprint(digest)
-        facts["recipe"] = {"file": loaded.path.name}
+        facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
             facts["recipe"] |= {
                 "base": loaded.base_path.name,
@@ -256,7 +275,8 @@ def finish_records(
     if summary["status"] == "done" and progress.table:
         table = progress.table
         tracker.table("classes", list(table), list(zip(*table.values(), strict=True)))
-    flat = {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
+    flat = {key: summary[key] for key in ("status", "metric", "chosen_on")}
+    flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     runs.set_status(run, summary["status"], exit_code=code)
     tell(sentence(summary, run))

@@ -77,7 +77,7 @@ KNOWN = [
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
 def test_philox_gives_the_published_words(counter, key, words):
     counters = np.array(counter, np.uint64)[:, None].repeat(3, 1)
-    assert philox(counters, key).T.tolist() == [words] * 3
+    assert np.array(philox(counters, key)).T.tolist() == [words] * 3
 
 
 def test_a_pictures_draws_depend_on_its_item_alone():
@@ -89,6 +89,8 @@ def test_a_pictures_draws_depend_on_its_item_alone():
     assert np.array_equal(uniforms(7, items, 3, block=2), whole[:, 8:])
     later = uniforms(7, items, 4, block=np.array([1, 0, 1, 0]))
     assert np.array_equal(later[0], whole[0, 4:8]) and np.array_equal(later[1], whole[1, :4])
+    alone = uniforms(7, items[:1], 4, block=np.array([1]))
+    assert np.array_equal(alone[0], whole[0, 4:8]) and alone.dtype == whole.dtype
     assert not np.array_equal(uniforms(8, items, 11), whole)
 
 

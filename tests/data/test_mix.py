@@ -11,6 +11,7 @@ from timm.data import mixup as timm_mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch.nn import functional as F
 
+from vision_tutorial.core import targets
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.grammar import Term
 from vision_tutorial.core.randomness import generator
@@ -214,7 +215,7 @@ def test_cutmix_box_is_uniform_and_sized_by_beta():
     images = torch.zeros(2, 1, side, side, dtype=torch.uint8)
     for i in range(n):
         _, share = cutmix(images, generator(i), alpha=1.0)
-        areas.append(share.mean().item())
+        areas.append(share.float().mean().item())
     # E[area] from the rule itself: λ and both centres on a fine grid
     grid = (np.arange(400) + 0.5) / 400
     half = (side * np.sqrt(1 - grid)).astype(int)[:, None] // 2
@@ -306,16 +307,56 @@ def test_masks_are_cut_along_the_box():
     masks = images[:, 0].long() % CLASSES
     masks[:, :4] = -100
     for step in range(10):
-        mixed, class_map = mix([Term("cutmix")])(images, masks, CLASSES, 0, step)
-        assert class_map.shape == (8, CLASSES, 32, 32)
+        mixed, target = mix([Term("cutmix")])(images, masks, CLASSES, 0, step)
+        assert target.shape == (8, 32, 32) and target.dtype == torch.int64
         own = mixed[:, 1:] == images[:, 1:]
         for i in range(8):
             for y, x in [(0, 5), (7, 7), (16, 3), (20, 20), (31, 31)]:
                 source = i if own[i, :, y, x].all() else 7 - i
-                expected = torch.zeros(CLASSES)
-                if masks[source, y, x] >= 0:
-                    expected[masks[source, y, x]] = 1
-                assert torch.equal(class_map[i, :, y, x], expected)
+                assert target[i, y, x] == masks[source, y, x]
+
+
+@pytest.mark.parametrize("form", ["ids", "map"])
+def test_masks_are_as_one_way_of_pasting_says(form):
+    """Ids and maps, pasted: the same as the mean of two one-hot maps that the box weighs."""
+    images, _ = batch()
+    masks = images[:, 0].long() % CLASSES
+    masks[2:5, 10:] = -100
+    target = targets.to_map(masks, CLASSES) if form == "map" else masks
+    for step in range(5):
+        mixed, found = mix([Term("cutmix")])(images, target, CLASSES, 7, step)
+        _, kept = cutmix(images, generator_of(step))
+        blend = targets.mix(masks, masks.flip(0), kept.float(), CLASSES)
+        assert torch.equal(targets.to_map(found, CLASSES), blend)
+        assert targets.is_map(found) == (form == "map")
+
+
+def generator_of(step):
+    """What `mix` with one mixer hands to it."""
+    rng = generator(7, step, "mix")
+    rng.choice(1, p=[1.0])
+    return rng
+
+
+@pytest.mark.parametrize("name", ["cutmix", "mixup"])
+def test_masks_of_an_unmixed_batch_stay_what_they_are(name):
+    images, _ = batch()
+    masks = images[:, 0].long() % CLASSES
+    mixed = [mix([Term(name, 1.0, {"p": 0.3})])(images, masks, CLASSES, 0, i) for i in range(200)]
+    untouched = [target is masks for _, target in mixed]
+    assert abs(np.mean(untouched) - 0.7) < 4 * sqrt(0.21 / 200)
+    assert untouched == [pixels is images for pixels, _ in mixed]
+
+
+def test_void_under_mixup_leaves_the_share_of_the_other():
+    images, _ = batch(2, 4)
+    masks = torch.zeros(2, 4, 4, dtype=torch.int64)
+    masks[0, 0], masks[:, 1] = -100, -100
+    _, class_map = mix([Term("mixup")])(images, masks, CLASSES, 0, 0)
+    total = class_map.sum(1)
+    assert (total[:, 1] == 0).all() and torch.allclose(total[:, 2:], torch.ones(2, 2, 4))
+    assert torch.allclose(total[0, 0] + total[1, 0], torch.ones(4))
+    assert (0 < total[0, 0]).all() and (total[0, 0] < 1).all()
 
 
 def test_masks_are_blended_by_mixup():

@@ -95,14 +95,30 @@ def test_each_mixer_gets_its_share_of_the_pictures():
     assert abs(blended - 0.75) < 0.03  # a blend that rounds to one of the two is rare
 
 
-def test_masks_are_mixed_where_the_pixels_are():
+@pytest.mark.parametrize("mode", ["elem", "pair"])
+def test_masks_are_mixed_where_the_pixels_are(mode):
     images, _, items = batch()
     masks = torch.randint(0, CLASSES, (8, 32, 32), generator=torch.Generator().manual_seed(1))
-    mixed, class_map = mix(terms("elem", cutmix=1.0))(images, masks, CLASSES, 2, 0, items)
+    masks[:, 5] = -100
+    mixed, target = mix(terms(mode, cutmix=1.0))(images, masks, CLASSES, 2, 0, items)
     mirror = (mixed == images.flip(0)).all(1) & (mixed != images).any(1)
-    assert torch.equal(class_map.argmax(1)[mirror], masks.flip(0)[mirror])
     own = (mixed == images).all(1) & (mixed != images.flip(0)).any(1)
-    assert torch.equal(class_map.argmax(1)[own], masks[own])
+    assert mirror.any() and own.any() and target.dtype == torch.int64
+    assert torch.equal(target[mirror], masks.flip(0)[mirror])
+    assert torch.equal(target[own], masks[own])
+
+
+def test_masks_become_maps_beside_mixup():
+    images, _, items = batch()
+    masks = torch.randint(0, CLASSES, (8, 32, 32), generator=torch.Generator().manual_seed(1))
+    mixed, class_map = mix(terms("elem", cutmix=1.0, mixup=1.0))(
+        images, masks, CLASSES, 2, 0, items
+    )
+    assert class_map.shape == (8, CLASSES, 32, 32)
+    assert torch.allclose(class_map.sum(1), torch.ones(8, 32, 32))
+    mirror = (mixed == images.flip(0)).all(1) & (mixed != images).any(1)
+    cut = mirror & (class_map.amax(1) == 1) & (class_map.argmax(1) != masks)
+    assert cut.any() and torch.equal(class_map.argmax(1)[cut], masks.flip(0)[cut])
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 3.0])

@@ -29,6 +29,7 @@ FILES = (
     "data/augment.py",
     "data/mix.py",
     "data/shapes.py",
+    "data/tone.py",
     "classification/datasets.py",
     "classification/models.py",
     "classification/task.py",
@@ -41,6 +42,7 @@ FILES = (
     "segmentation/models/unet.py",
     "segmentation/coco.py",
     "segmentation/datasets.py",
+    "segmentation/refine/dense_crf.py",
 )
 SHELVES = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
 REQUIRED = inspect.Parameter.empty

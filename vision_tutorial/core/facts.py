@@ -61,10 +61,13 @@ def used(recipe: Recipe, whole: int) -> int:
 
 
 def side_after(chain: tuple[Choice, ...], side: int | None) -> int | None:
-    """The side of a picture in pixels after a chain of transforms."""
+    """The side of a picture, or its shorter one, in pixels after a chain of transforms."""
     for choice in chain:
         if choice.name in RESIZING:
-            side = choice.options["size"]
+            size = choice.options["size"]
+            side = size if isinstance(size, int) else min(size)
+        elif choice.name == "random_scale":
+            side = None
     return side
 
 

@@ -81,8 +81,9 @@ def sizes_open(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
         ("augment", facts.side, recipe.augment),
         ("eval_augment", facts.eval_side, recipe.eval_augment),
     ):
-        last = [c.name for c in chain if c.name.endswith(("crop", "resize"))][-1:]
-        if (side is None or last == ["resize"]) and recipe.dataset.name == "image_folder":
+        last = [c for c in chain if c.name.endswith(("crop", "resize"))][-1:]
+        by_one_side = last and last[0].name == "resize" and isinstance(last[0].options["size"], int)
+        if (side is None or by_one_side) and recipe.dataset.name == "image_folder":
             yield Advice(
                 key,
                 "nothing crops the pictures to one size",

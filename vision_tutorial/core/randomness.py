@@ -6,8 +6,11 @@ carried from one draw to the next.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+
+Word = int | np.ndarray
 
 
 def address(*parts: int | str) -> int:
@@ -35,28 +38,31 @@ def uniforms(key: int, items: np.ndarray, count: int, block: int | np.ndarray = 
     Philox4x32-10 (Salmon et al. 2011).
     """
     blocks = -(-count // 4)
+    if len(items) == 1:  # in Python's own numbers, ten times as fast as arrays of one
+        ((epoch, index),) = items.tolist()
+        first, index = int(np.ravel(block)[0]), (index & WORD, index >> 32)
+        words = [philox((first + i, *index, epoch), key) for i in range(blocks)]
+        return np.array(words).reshape(1, -1)[:, :count] * 2.0**-32
     epoch, index = items.astype(np.uint64).T
     counters = np.empty((4, len(items), blocks), np.uint64)
     counters[0] = np.asarray(block).reshape(-1, 1) + np.arange(blocks)
     counters[1] = (index & WORD)[:, None]
-    counters[2] = (index >> np.uint64(32))[:, None]
+    counters[2] = (index >> 32)[:, None]
     counters[3] = epoch[:, None]
-    words = philox(counters, key)
+    words = np.stack(philox(counters, key))
     return words.transpose(1, 2, 0).reshape(len(items), -1)[:, :count] * 2.0**-32
 
 
-WORD = np.uint64(0xFFFFFFFF)
+WORD = 0xFFFFFFFF
 
 
-def philox(counters: np.ndarray, key: int) -> np.ndarray:
-    """Philox4x32-10 of each counter. counters uint64 (4, …), 32 bits in each -> words likewise."""
+def philox(counters: Sequence[Word], key: int) -> tuple[Word, Word, Word, Word]:
+    """Philox4x32-10 of each counter: four whole numbers of 32 bits, or arrays uint64 of them."""
     a, b, c, d = counters
-    first, second = key & 0xFFFFFFFF, key >> 32
-    half = np.uint64(32)
+    first, second = key & WORD, key >> 32
     for _ in range(10):
-        left, right = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a = (right >> half) ^ b ^ np.uint64(first)
-        c = (left >> half) ^ d ^ np.uint64(second)
+        left, right = a * 0xD2511F53, c * 0xCD9E8D57
+        a, c = (right >> 32) ^ b ^ first, (left >> 32) ^ d ^ second
         b, d = right & WORD, left & WORD
-        first, second = (first + 0x9E3779B9) & 0xFFFFFFFF, (second + 0xBB67AE85) & 0xFFFFFFFF
-    return np.stack([a, b, c, d])
+        first, second = (first + 0x9E3779B9) & WORD, (second + 0xBB67AE85) & WORD
+    return a, b, c, d

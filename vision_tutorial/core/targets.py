@@ -18,6 +18,11 @@ def is_map(target: Tensor) -> bool:
     return target.is_floating_point()
 
 
+def is_spatial(target: Tensor) -> bool:
+    """Whether there is a class for each position, and not one for the whole picture."""
+    return target.ndim > (2 if is_map(target) else 1)
+
+
 def to_map(target: Tensor, classes: int) -> Tensor:
     """Class ids (B, *S) -> one-hot class map float32 (B, classes, *S); a map passes through."""
     if is_map(target):

@@ -12,8 +12,10 @@ Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Parts]]
 
 @dataclass
 class Batch:
-    """Ready for the model. images float (B, 3, H, W); target ids (B, *S) or map (B, C, *S); pixels
-    uint8 (B, 3, H, W), the images before they were normalised, where somebody wants them."""
+    """Ready for the model. images float (B, 3, H, W); target ids (B, *S) or map (B, C, *S).
+
+    pixels: the pictures before they were normalised, uint8 (B, 3, H, W), where they were asked for.
+    """
 
     images: Tensor
     target: Tensor

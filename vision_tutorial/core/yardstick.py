@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .facts import side_after
 from .grammar import Term
 from .recipe import Recipe
 from .sources import Source, base, data_root
@@ -194,8 +195,7 @@ def timm_batches(
 
 def source_size(recipe: Recipe, source: Source) -> int:
     """The side of a training picture."""
-    sizes = [choice.options["size"] for choice in recipe.augment if "size" in choice.options]
-    return sizes[-1] if sizes else source[0][0].width
+    return side_after(recipe.augment, None) or source[0][0].width
 
 
 def held(sources: Sequence[Source]) -> int:

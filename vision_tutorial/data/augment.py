@@ -2,12 +2,14 @@
 
 A transform takes an RGB picture and returns one; it draws from the global generators of Python,
 NumPy and torch, which the loader seeds for each sample, and remembers nothing between two calls.
-One with `stage = "tensor"` takes the normalised float tensor (C, H, W) instead, and writes into it.
+One with `stage = "colour"` leaves every pixel in its place, so that a mask need not follow; one
+with `stage = "tensor"` takes the normalised float tensor (C, H, W) instead, and writes into it.
 A recipe's chain is applied in its order and nothing is skipped silently (timm drops colour jitter
 next to AutoAugment; here one leaves it out).
 """
 # ruff: noqa: B006 - an option's default must be the literal a recipe would hold; none is written to
 
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -23,15 +25,18 @@ from timm.data.transforms import (
 )
 from torch import Tensor
 from torchvision import transforms as tv
+from torchvision.transforms import InterpolationMode
 
-from ..core.errors import UserError, unknown
+from ..core.errors import UserError
 from ..core.registry import augments
+from .limits import MOST_PIXELS, check, check_colour, check_name, check_size, check_span
 
 # Entries that place and cut a picture; AugMix's copies (the jsd loss) share what these did.
-FRAMING = {"random_resized_crop", "random_crop", "hflip", "vflip", "resize", "center_crop"}
+FRAMING = {"random_resized_crop", "random_crop", "hflip", "vflip", "resize", "center_crop"} | {
+    "random_scale"
+}
 Transform = Callable[[Any], Any]
 
-MOST_PIXELS = 8192  # along one side of a result
 RESAMPLING = ("random", "nearest", "bilinear", "bicubic")
 TIMM_POLICIES = ("original", "originalr", "v0", "v0r", "3a")
 
@@ -89,6 +94,45 @@ def vflip(*, p: float = 0.5) -> Transform:
 
 
 @augments.register
+def rotate(
+    *,
+    limit: float = 30.0,
+    p: float = 0.5,
+    fill: list[int] = [124, 116, 104],
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear",
+) -> Transform:
+    """Turn about the middle by -limit to limit degrees, with probability p; the size stays.
+
+    fill: the colour that moves in from outside; the default is ImageNet's mean.
+    """
+    check("rotate", "limit", limit, 0, 180)
+    check("rotate", "p", p, 0, 1)
+    check_name("interpolation", interpolation, RESAMPLING[1:])
+    colour, mode = check_colour("rotate", fill), str_to_interp_mode(interpolation)
+    return tv.RandomApply([tv.RandomRotation((-limit, limit), mode, fill=colour)], p)
+
+
+@augments.register
+def random_scale(
+    *,
+    scale: list[float] = [0.5, 2.0],
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear",
+) -> Transform:
+    """Resize both sides by one random factor of `scale`, antialiased; crop to one size after it."""
+    check_span("random_scale", "scale", scale, 10.0)
+    check_name("interpolation", interpolation, RESAMPLING[1:])
+    mode = str_to_interp_mode(interpolation)
+    return partial(rescale, scale=tuple(scale), mode=mode)
+
+
+def rescale(picture: Image.Image, scale: tuple[float, float], mode: InterpolationMode) -> Any:
+    """The picture, both sides times one factor from scale[0] to scale[1], each at least a pixel."""
+    factor = random.uniform(*scale)
+    size = [max(1, round(factor * side)) for side in (picture.height, picture.width)]
+    return tv.functional.resize(picture, size, mode)
+
+
+@augments.register
 def color_jitter(*, strength: float | list[float] = 0.4, p: float = 1.0) -> Transform:
     """Brightness, contrast and saturation by factors in 1 ± strength, in random order (timm).
 
@@ -103,7 +147,7 @@ def color_jitter(*, strength: float | list[float] = 0.4, p: float = 1.0) -> Tran
         check("color_jitter", "strength", part, 0, limit)
     jitter = tv.ColorJitter(*parts)
     # As in timm, where p = 1 makes no draw.
-    return jitter if p == 1 else tv.RandomApply([jitter], p)
+    return coloured(jitter if p == 1 else tv.RandomApply([jitter], p))
 
 
 @augments.register
@@ -214,7 +258,7 @@ def trivial_augment(
 def grayscale(*, p: float = 0.1) -> Transform:
     """Take the colour away with probability p; still three channels."""
     check("grayscale", "p", p, 0, 1)
-    return tv.RandomGrayscale(p)
+    return coloured(tv.RandomGrayscale(p))
 
 
 @augments.register
@@ -227,15 +271,20 @@ def gaussian_blur(
     if kernel % 2 == 0:
         raise UserError(f"gaussian_blur: kernel is {kernel}; use an odd number of pixels.")
     check_span("gaussian_blur", "sigma", sigma, 100.0)
-    return tv.RandomApply([tv.GaussianBlur(kernel, tuple(sigma))], p)
+    return coloured(tv.RandomApply([tv.GaussianBlur(kernel, tuple(sigma))], p))
 
 
 @augments.register
 def resize(
-    *, size: int = 36, interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    *,
+    size: int | list[int] = 36,
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic",
 ) -> Transform:
-    """Make the shorter side `size` pixels, antialiased; the aspect ratio stays."""
-    check("resize", "size", size, 1, MOST_PIXELS)
+    """Make the shorter side `size` pixels, antialiased, or the picture [height, width].
+
+    With one number the aspect ratio stays.
+    """
+    check_size("resize", size)
     check_name("interpolation", interpolation, RESAMPLING[1:])
     return tv.Resize(size, str_to_interp_mode(interpolation))
 
@@ -272,14 +321,18 @@ def random_erasing(
 
 
 @augments.register
-def cutout(*, holes: int = 1, size: int = 16) -> Transform:
+def cutout(*, holes: int = 1, size: int = 16, p: float = 1.0) -> Transform:
     """Set square holes of the normalised picture to zero, its mean colour (DeVries & Taylor 2017).
 
-    A hole's centre is any pixel, so it may reach over the border.
+    A hole's centre is any pixel, so it may reach over the border. p: how often there are any. A
+    mask keeps its labels under a hole, as in mmsegmentation and albumentations.
     """
     check("cutout", "holes", holes, 1, 100)
     check("cutout", "size", size, 1, MOST_PIXELS)
-    return on_tensor(partial(cut_holes, holes=holes, size=size))
+    check("cutout", "p", p, 0, 1)
+    cut = partial(cut_holes, holes=holes, size=size)
+    # At p = 1 nothing is drawn for it, so that the holes lie where they lay before there was a p.
+    return on_tensor(cut if p == 1 else tv.RandomApply([cut], p))
 
 
 def cut_holes(image: Tensor, holes: int, size: int) -> Tensor:
@@ -295,6 +348,12 @@ def cut_holes(image: Tensor, holes: int, size: int) -> Tensor:
 def on_tensor(transform: Transform) -> Transform:
     """Mark a transform as one that takes the normalised tensor."""
     transform.stage = "tensor"
+    return transform
+
+
+def coloured(transform: Transform) -> Transform:
+    """Mark a transform as one that leaves every pixel in its place."""
+    transform.stage = "colour"
     return transform
 
 
@@ -327,33 +386,6 @@ def posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
     if bits > 0:
         return timm_policies.posterize(image, bits, **options)
     return Image.new(image.mode, image.size)
-
-
-def check(entry: str, option: str, value: float, low: float, high: float) -> None:
-    """UserError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise UserError(f"{entry}: {option} is {value}; use {low} to {high}.")
-
-
-def check_span(entry: str, option: str, value: Sequence[float], high: float) -> None:
-    """UserError unless value is [smallest, largest], above 0 and up to `high`."""
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= high:
-        raise UserError(
-            f"{entry}: {option} is {value}; use [smallest, largest], above 0 and up to {high:g}."
-        )
-
-
-def check_name(kind: str, name: str, known: Sequence[str]) -> None:
-    """UserError with the nearest name unless `name` is known."""
-    if name not in known:
-        raise UserError(unknown(kind, name, known))
-
-
-def check_colour(entry: str, fill: Sequence[int]) -> tuple[int, ...]:
-    """Red, green, blue from 0 to 255 as a tuple."""
-    if len(fill) != 3 or not all(0 <= value <= 255 for value in fill):
-        raise UserError(f"{entry}: fill is {fill}; use [red, green, blue], each 0 to 255.")
-    return tuple(fill)
 
 
 RANDOM = set(augments) - {"resize", "center_crop"}  # of the entries above

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.randomness import address, uniforms
+from .levels import rotation
 from .operations import Filter, Op, Slot, slot
 
 Size = tuple[int, int]  # height, width
@@ -216,13 +217,16 @@ def padded(length: int, size: int, padding: int, mode: str) -> np.ndarray:
 
 
 @batched
-def resize(*, size: int, interpolation: str) -> Drawer:
-    """torchvision's Resize: the shorter side becomes `size`."""
+def resize(*, size: int | Sequence[int], interpolation: str) -> Drawer:
+    """torchvision's Resize: the shorter side becomes `size`, or the picture [height, width]."""
 
     def draw(draws: Draws, source: Size) -> list[Slot]:
         height, width = source
-        short = min(source)
-        target = (int(size * height / short), int(size * width / short))
+        if isinstance(size, int):
+            short = min(source)
+            target = (int(size * height / short), int(size * width / short))
+        else:
+            target = tuple(size)
         kind = int(FILTERS[interpolation])
         return [slot(len(draws), Op.RESAMPLE, target, 0, 0, height, width, kind)]
 
@@ -255,6 +259,25 @@ def hflip(*, p: float) -> Drawer:
 def vflip(*, p: float) -> Drawer:
     """Mirrored top and bottom with probability p."""
     return chosen(Op.VFLIP, p)
+
+
+@batched
+def rotate(*, limit: float, p: float, fill: Sequence[int], interpolation: str) -> Drawer:
+    """Turned by up to `limit` degrees with probability p."""
+
+    def draw(draws: Draws, source: Size) -> list[Slot]:
+        u = draws(2)
+        codes = np.where(u[:, 0] < p, Op.AFFINE, Op.NONE)
+        matrix = rotation(around(0, limit, u[:, 1]), *source)
+        kind = int(FILTERS[interpolation])
+        return [slot(len(draws), codes, source, *matrix, kind, fill=tuple(fill))]
+
+    return draw
+
+
+def around(centre: float, reach: float, numbers: np.ndarray) -> np.ndarray:
+    """Uniform numbers -> uniform ones in centre ± reach."""
+    return centre + reach * (2 * numbers - 1)
 
 
 @batched
@@ -305,6 +328,19 @@ def color_jitter(*, strength: float | Sequence[float], p: float) -> Drawer | Non
             )
             for which in order.T
         ]
+
+    return draw
+
+
+@batched
+def brightness_contrast(*, limit: float, p: float) -> Drawer:
+    """Values times 1 ± limit, plus 255 times ± limit, with probability p."""
+
+    def draw(draws: Draws, source: Size) -> list[Slot]:
+        happens, contrast, brightness = draws(3).T
+        codes = np.where(happens < p, Op.LINEAR, Op.NONE)
+        factor, shift = around(1, limit, contrast), 255 * around(0, limit, brightness)
+        return [slot(len(draws), codes, source, factor, shift)]
 
     return draw
 

@@ -27,7 +27,7 @@ def random_erasing(
         u = draws(2)
         counts = np.where(u[:, 0] < p, 1 + pick(u[:, 1], count), 0)
         return [
-            patch(draws, source, erased_boxes(draws, source, area, aspect, counts, box), mode, box)
+            patch(draws, erased_boxes(draws, source, area, aspect, counts, box), mode, box)
             for box in range(count)
             if (counts > box).any()
         ]
@@ -64,47 +64,45 @@ def erased_boxes(
 
 
 @batched
-def cutout(*, holes: int, size: int) -> Eraser:
-    """`holes` squares of zeros around any pixels, cut off at the border."""
+def cutout(*, holes: int, size: int, p: float) -> Eraser:
+    """`holes` squares of zeros around any pixels, cut off at the border, with probability p."""
     half = size // 2
 
     def draw(draws: Draws, source: Size) -> list[Patch]:
-        numbers = draws(2 * holes)
+        numbers = draws(2 * holes + 1)
+        happens = numbers[:, -1] < p
         patches = []
         for hole in range(holes):
             ends = []
             for u, length in zip(numbers[:, 2 * hole : 2 * hole + 2].T, source, strict=True):
                 centre = pick(u, length)
                 first, last = np.maximum(centre - half, 0), np.minimum(centre + half, length)
-                ends.append((first, last - first))
+                ends.append((first, (last - first) * happens))
             (top, height), (left, width) = ends
             boxes = np.stack([top, left, height, width], 1)
-            patches.append(patch(draws, source, boxes, "const", hole))
+            patches.append(patch(draws, boxes, "const", hole))
         return patches
 
     return draw
 
 
-def patch(draws: Draws, source: Size, boxes: np.ndarray, mode: str, number: int) -> Patch:
+def patch(draws: Draws, boxes: np.ndarray, mode: str, number: int) -> Patch:
     """Boxes (B, 4) filled with zeros (const), a colour (rand) or noise (pixel), as timm's modes."""
     touched = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
     top, left, height, width = boxes[touched].T
-    inside = span(top, height, source[0])[:, :, None] & span(left, width, source[1])[:, None, :]
-    which, rows, columns = np.nonzero(inside)
+    counts = height * width
+    which = np.repeat(np.arange(len(touched)), counts)
+    # Of all pixels of a box, row by row, the number of each.
+    place = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows, columns = top[which] + place // width[which], left[which] + place % width[which]
     some = draws.of(touched)
     if mode == "const":
         values = np.zeros((len(which), CHANNELS), np.float32)
     elif mode == "rand":
         values = normals(some, number, np.full(len(touched), CHANNELS)).reshape(-1, CHANNELS)[which]
     else:
-        values = normals(some, number, CHANNELS * height * width).reshape(-1, CHANNELS)
+        values = normals(some, number, CHANNELS * counts).reshape(-1, CHANNELS)
     return Patch(touched[which], rows, columns, values)
-
-
-def span(first: np.ndarray, length: np.ndarray, whole: int) -> np.ndarray:
-    """Which of `whole` places each stretch covers; bool (B, whole)."""
-    place = np.arange(whole)
-    return (place >= first[:, None]) & (place < (first + length)[:, None])
 
 
 def normals(draws: Draws, number: int, counts: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Recipe -> what feeds a training or an evaluation: which path pictures take, and where they end.
 
 `copies` is how many extra versions of a picture the loss wants to see (jsd); the batched path has
-none of these, nor entries without a batched form.
+none of these, nor entries without a batched form. A dense source's masks go along on the batched
+path, and on the joint path where that one is not taken.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,11 @@ from ..core.grammar import Choice
 from ..core.recipe import Colours, Recipe
 from ..core.registry import augments
 from ..core.sources import Source
-from ..core.task import Batch
 from . import batch, pipeline
-from .augment import FRAMING
+from .augment import FRAMING, RANDOM
 from .drawing import Program
 from .drawing import program as drawn
+from .joint import joint
 from .loader import EvalOrder, Pictures, Raw, Singly, TrainOrder, make_loader
 
 Feed = Callable[[], Iterator[Raw]]
@@ -49,6 +50,13 @@ def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
     return made[: len(made) - len(late)], late
 
 
+def is_random(choice: Choice) -> bool:
+    """Whether an entry of the package may treat a picture in more ways than one."""
+    if choice.name in ("clahe", "equalize_luma"):
+        return choice.options["p"] < 1 or len({*choice.options.get("clip", (1,))}) > 1
+    return choice.name in RANDOM or choice.name == "brightness_contrast"
+
+
 def program(recipe: Recipe, copies: int = 0) -> Program | None:
     """The batched form of the training pictures' augmentation; None where they go singly.
 
@@ -74,13 +82,14 @@ def attempt(
         return error
 
 
-def path(recipe: Recipe, copies: int = 0) -> str:
+def path(recipe: Recipe, copies: int = 0, dense: bool = False) -> str:
     """In words: which path training pictures take, and why not the faster one."""
     made = attempt(recipe, recipe.augment, copies)
     if isinstance(made, Program):
         return "batched: whole batches at once, the pixels that Pillow would give"
     reason = "as data.path says" if made is None else str(made).partition(". ")[0].rstrip(".")
-    return f"timm: one picture at a time ({reason})"
+    singly = "joint: one picture and its mask" if dense else "timm: one picture"
+    return f"{singly} at a time ({reason})"
 
 
 def in_batches(choices: Sequence[Choice], seed: int) -> Program:
@@ -107,6 +116,10 @@ def training(
 
 def pictures(recipe: Recipe, source: Source, copies: int = 0) -> Pictures:
     """Augmented training pictures by (epoch, index), one at a time."""
+    if source.dense:
+        if copies:
+            raise UserError("loss: jsd compares copies of pictures; there are none with masks.")
+        return Pictures(source, joint(recipe.augment, recipe.seed))
     made = program(recipe, copies)
     if made is not None:
         return Pictures(source, pipeline.Together(made))
@@ -129,7 +142,12 @@ def evaluating(recipe: Recipe, source: Source, place: Place) -> Feed:
     made = attempt(recipe, recipe.eval_augment)
     batched = isinstance(made, Program)  # not so with an entry of the student's own, say
     if batched and pipeline.is_array(source):
-        return partial(pipeline.Evaluated(store(recipe, source, place), made).batches, order)
+        feed = pipeline.Batched(store(recipe, source, place), made).batches
+        # Where nothing is done to the pictures they are in memory already.
+        return partial(pipeline.Evaluated(feed).batches if made.drawers else feed, order)
+    if source.dense:
+        shown = Pictures(source, joint(recipe.eval_augment, recipe.seed))
+        return partial(pipeline.Evaluated(partial(loaded, shown, place=place)).batches, order)
     singly = Singly(chain(recipe.eval_augment)[0], recipe.seed)
     augment = pipeline.Together(made) if batched else singly
     return partial(loaded, Pictures(source, augment), order, place)
@@ -145,14 +163,18 @@ def loaded(made: Pictures, order: TrainOrder | EvalOrder, place: Place) -> Itera
     return make_loader(made, order, place.workers, pin=place.device.type == "cuda")
 
 
-def finishing(recipe: Recipe, place: Place, **more: Any) -> Callable[[Raw, int], Batch]:
-    """(raw batch, step) -> Batch: colours, layout, and what `batch.finisher` takes beside."""
+def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of each channel, of pixels in 0 … 1."""
     given = recipe.normalize
-    colours = (given.mean, given.std) if isinstance(given, Colours) else batch.COLOURS[given]
+    return (given.mean, given.std) if isinstance(given, Colours) else batch.COLOURS[given]
+
+
+def finishing(recipe: Recipe, place: Place, **more: Any) -> batch.Finisher:
+    """(raw batch, step) -> Batch: colours, layout, and what `batch.Finisher` takes beside."""
     compiled = place.device.type == "cpu" and pipeline.has_numba() and recipe.data.path != "timm"
-    return batch.finisher(
+    return batch.Finisher(
         device=place.device,
-        colours=colours,
+        colours=colours(recipe),
         channels_last=recipe.channels_last,
         threads=place.threads if compiled else 0,
         seed=recipe.seed,

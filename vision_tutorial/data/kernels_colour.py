@@ -4,6 +4,8 @@ As in `kernels.py`, Pillow's order and types. Sources: libImaging's Blend.c, Fil
 (grey), and ImageOps' look-up tables.
 """
 
+from math import floor
+
 import numpy as np
 
 from .kernels import Array, compiled, copy
@@ -12,7 +14,7 @@ from .operations import Op
 # Plain integers, so that numba compiles them in.
 POSTERIZE, SOLARIZE, SOLARIZE_ADD = int(Op.POSTERIZE), int(Op.SOLARIZE), int(Op.SOLARIZE_ADD)
 INVERT, BRIGHTNESS, CONTRAST = int(Op.INVERT), int(Op.BRIGHTNESS), int(Op.CONTRAST)
-AUTOCONTRAST, EQUALIZE = int(Op.AUTOCONTRAST), int(Op.EQUALIZE)
+AUTOCONTRAST, EQUALIZE, LINEAR = int(Op.AUTOCONTRAST), int(Op.EQUALIZE), int(Op.LINEAR)
 
 # 32 bits wide on purpose: beside a plain whole number, numba would go on in 64.
 GREY = tuple(np.int32(weight) for weight in (19595, 38470, 7471, 32768, 16))
@@ -83,7 +85,7 @@ def blend_line(base: Array, values: Array, f: np.float32, new: Array) -> None:
 
 
 @compiled
-def look_up(old: Array, code: int, value: float, new: Array) -> None:
+def look_up(old: Array, code: int, args: Array, new: Array) -> None:
     """Replace each value by its entry in the table of its channel."""
     table = np.empty((3, 256), np.uint8)
     if code == EQUALIZE or code == AUTOCONTRAST:
@@ -96,7 +98,7 @@ def look_up(old: Array, code: int, value: float, new: Array) -> None:
     else:
         base = mean_grey(old) if code == CONTRAST else 0
         for v in range(256):
-            made = entry(code, value, base, v)
+            made = entry(code, args[0], args[1], base, v)
             table[0, v], table[1, v], table[2, v] = made, made, made
     for i in range(old.shape[0]):
         for j in range(old.shape[1]):
@@ -127,7 +129,7 @@ def histograms(old: Array) -> Array:
 
 
 @compiled
-def entry(code: int, value: float, base: int, v: int) -> int:
+def entry(code: int, value: float, shift: float, base: int, v: int) -> int:
     """What value v becomes, whatever else is in the picture."""
     if code == BRIGHTNESS or code == CONTRAST:
         return int(blend(base, v, np.float32(value)))
@@ -140,6 +142,8 @@ def entry(code: int, value: float, base: int, v: int) -> int:
         return min(255, v + int(value)) if v < 128 else v
     if code == INVERT:
         return 255 - v
+    if code == LINEAR:
+        return int(min(max(floor(value * v + shift + 0.5), 0), 255))
     return v
 
 

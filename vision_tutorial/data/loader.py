@@ -32,7 +32,7 @@ Item = tuple[int, int]  # (epoch, index)
 @dataclass
 class Raw:
     """A batch as it leaves the loader: images uint8 (B, 3, H, W), or (B, V, 3, H, W) in V versions;
-    target (B, …); items (B, 2), (epoch, index) of each, on the CPU."""
+    target ids (B,) or masks uint8 (B, H, W); items (B, 2), (epoch, index) of each, on the CPU."""
 
     images: Tensor
     target: Tensor
@@ -62,9 +62,11 @@ class Raw:
         return [Raw(*piece) for piece in zip(*pieces, strict=True)]
 
 
-def chosen(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Some rows of a tensor (B, …). Pictures that lie as (B, H, W, 3) are copied as whole blocks,
-    twenty times faster than by index."""
+def chosen(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    """Some rows of a tensor (B, …), or all of them. Pictures that lie as (B, H, W, 3) are copied as
+    whole blocks, twenty times faster than by index."""
+    if rows is None:
+        return tensor
     rows = rows.to(tensor.device)
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
@@ -168,9 +170,12 @@ class Singly:
 
 
 class Pictures(Dataset):
-    """(epoch, index) -> picture tensor, target; every draw is addressed, nothing is remembered."""
+    """(epoch, index) -> picture tensor, target; every draw is addressed, nothing is remembered.
 
-    def __init__(self, source: Source, augment: Callable[[Image.Image, Item], Tensor]):
+    `augment` takes (picture, item); for a dense source (picture, mask, item), and returns both.
+    """
+
+    def __init__(self, source: Source, augment: Callable):
         self.source, self.augment = source, augment
 
     def __len__(self) -> int:
@@ -183,7 +188,15 @@ class Pictures(Dataset):
         except UserError as error:
             # raised here, a worker would wrap it in a page of traceback
             return UserError(f"{self.source.name}, picture {index}: {error}")
-        return self.augment(picture, item), target, item
+        if not self.source.dense:
+            return self.augment(picture, item), target, item
+        if target.shape != (picture.height, picture.width):
+            height, width = target.shape
+            return UserError(
+                f"{self.source.name}, {self.source.key(index)}: {picture.width}x{picture.height} "
+                f"pixels, but its mask has {width}x{height}; they must be alike."
+            )
+        return *self.augment(picture, target, item), item
 
 
 def applied(transforms: Sequence[Transform], picture: Image.Image) -> Image.Image:
@@ -218,7 +231,9 @@ def collate(samples: list[Any]) -> Raw | UserError:
             f"pictures of different sizes in one batch ({shown}, …); end `augment` and "
             "`eval_augment` with a crop or resize to one size."
         )
-    return Raw(torch.stack(images), torch.as_tensor(np.array(targets)), torch.tensor(items))
+    # They lie as (H, W, 3), and stay so: whole blocks are copied then.
+    batch = torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
+    return Raw(batch, torch.as_tensor(np.array(targets)), torch.tensor(items))
 
 
 def make_loader(

@@ -47,8 +47,8 @@ def cutmix(
 ) -> tuple[Tensor, Share]:
     """Paste one box of the mirror picture into every picture (Yun et al. 2019).
 
-    images (B, C, H, W) of any type -> images, and the share that each pixel keeps: 1.0, or zeros
-    and ones (1, 1, H, W). The box has H·√(1-λ) x W·√(1-λ) pixels, λ ~ Beta(alpha, alpha), around a
+    images (B, C, H, W) of any type -> images, and 1.0, or which pixels are kept: bool (1, 1, H, W).
+    The box has H·√(1-λ) x W·√(1-λ) pixels, λ ~ Beta(alpha, alpha), around a
     uniform centre, clipped; p is the probability that a batch is mixed at all. mode: one λ and box
     for the batch, for each mirror pair, or for each picture. UserError for an option out of range.
     """
@@ -58,9 +58,9 @@ def cutmix(
     rows, columns = draw_box(*images.shape[-2:], rng.beta(alpha, alpha), rng)
     mixed = images.clone()
     mixed[..., rows, columns] = images[..., rows, columns].flip(0)
-    share = torch.ones(1, 1, *images.shape[-2:], device=images.device)
-    share[..., rows, columns] = 0
-    return mixed, share
+    kept = torch.ones(1, 1, *images.shape[-2:], dtype=torch.bool, device=images.device)
+    kept[..., rows, columns] = False
+    return mixed, kept
 
 
 @mixers.register
@@ -157,11 +157,18 @@ def mix_batch(
     step: int,
     items: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """images uint8 (B, C, H, W), target ids or map -> mixed images, class map (B, classes, *S)."""
+    """images uint8 (B, C, H, W), target ids or map -> mixed images, class map (B, classes, *S).
+
+    Masks are pasted as pixels are, and stay class ids, unless two labels are blended.
+    """
     rng = generator(seed, step, "mix")
     mixer = choices[rng.choice(len(choices), p=probabilities)]
     images, share = mixer(images, rng)
-    spatial = target.ndim > (2 if targets.is_map(target) else 1)
-    if isinstance(share, Tensor) and not spatial:
-        share = share.mean((-2, -1))  # one label for the picture: by area
+    if targets.is_spatial(target):
+        if not isinstance(share, Tensor) and share == 1:
+            return images, target
+        if isinstance(share, Tensor) and share.dtype == torch.bool:
+            return images, targets.paste(target, target.flip(0), share[:, 0])
+    elif isinstance(share, Tensor):
+        share = share.float().mean((-2, -1))  # one label for the picture: by area
     return images, targets.mix(target, target.flip(0), share, classes)

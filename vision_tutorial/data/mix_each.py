@@ -37,6 +37,7 @@ def mix_each(
     """images uint8 (B, C, H, W), target ids or map -> mixed images, class map (B, classes, *S).
 
     items int64 (B, 2): the address of each picture's draws. in_pairs: mirrors share their draws.
+    Masks stay class ids if CutMix is all there is.
     """
     draws = Draws(owners(items.numpy(), in_pairs), address(seed, "mix"))
     u = draws(4)
@@ -50,9 +51,11 @@ def mix_each(
     part = torch.from_numpy(share.astype(np.float32)).to(images.device)[blended, None, None, None]
     one, other = images[blended].float(), images.flip(0)[blended].float()
     mixed[blended] = (one * part + other * (1 - part)).round_().to(images.dtype)
+    if targets.is_spatial(target) and all(term.name == "cutmix" for term in terms):
+        return mixed, targets.paste(target, target.flip(0), ~inside[:, 0])
     kept = 1 - inside.float()
     kept[blended] = part
-    if target.ndim == (2 if targets.is_map(target) else 1):
+    if not targets.is_spatial(target):
         kept = kept.mean((-2, -1))  # one label for the picture: by area
     return mixed, targets.mix(target, target.flip(0), kept, classes)
 

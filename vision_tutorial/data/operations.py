@@ -36,12 +36,13 @@ class Op(IntEnum):
     SOLARIZE_ADD = 8  # what is added to values below 128, clipped at 255
     INVERT = 9
     BRIGHTNESS = 10  # f, away from black
-    CONTRAST = 11  # f, away from the mean grey
-    AUTOCONTRAST = 12
-    EQUALIZE = 13
-    COLOR = 14  # f, away from grey
-    SHARPNESS = 15  # f, away from the smoothed picture
-    GRAYSCALE = 16
+    LINEAR = 11  # f, shift: each value times f, plus shift, rounded (half goes up)
+    CONTRAST = 12  # f, away from the mean grey
+    AUTOCONTRAST = 13
+    EQUALIZE = 14
+    COLOR = 15  # f, away from grey
+    SHARPNESS = 16  # f, away from the smoothed picture
+    GRAYSCALE = 17
 
 
 @dataclass(frozen=True)

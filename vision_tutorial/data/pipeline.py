@@ -6,7 +6,7 @@ the bits: `compiled.py` on the CPU, `tensors.py` on a GPU or where numba is miss
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -17,14 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.sources import ArraySource, Source, Subset, base
-from . import tensors
+from . import masks, tensors
 from .drawing import Program
 from .loader import EvalOrder, Item, Raw, TrainOrder
 from .operations import Slot
 
 logger = logging.getLogger(__name__)
 
-TOGETHER = {False: 2048, True: 4096}  # pictures augmented at once, by whether on a GPU
+TOGETHER = {False: 2048, True: 4096}  # pictures augmented at once, by whether on a GPU,
+ROOM = 2**26  # if they have no more bytes than this
 KEPT = 2**30  # bytes of finished pictures that an evaluation keeps for the next one
 
 
@@ -64,7 +65,7 @@ class Together:
 
 
 class Store:
-    """The pixels and targets of a source that lie in memory, or in a mapped file."""
+    """The pixels and targets (masks, if it is dense) of a source in memory, or in a mapped file."""
 
     def __init__(self, source: Source, device: torch.device, memory: str, threads: int):
         """memory: `device`, `host`, or `auto` for the first where the pictures fit."""
@@ -73,33 +74,46 @@ class Store:
         self.targets = torch.from_numpy(np.ascontiguousarray(source.targets))
         # a plain array over the same memory, whatever kind of mapping it was
         self.images: np.ndarray | Tensor = np.asarray(arrays.images)
+        self.masks = np.asarray(arrays.masks) if source.dense else None
         if device.type == "cuda" and (memory == "device" or memory == "auto" and self.fits()):
             self.images = torch.tensor(self.images, device=device)  # may be mapped read-only
             self.targets = self.targets.to(device)
+            self.masks = None if self.masks is None else torch.tensor(self.masks, device=device)
 
     def fits(self) -> bool:
-        """Whether the pictures take less than a quarter of the GPU's free memory."""
+        """Whether pictures and masks take less than a quarter of the GPU's free memory."""
         free, _ = torch.cuda.mem_get_info(self.device)
-        return self.images.nbytes < free / 4
+        return self.images.nbytes + (0 if self.masks is None else self.masks.nbytes) < free / 4
 
     def __call__(self, program: Program, items: np.ndarray) -> Raw:
         """The pictures `items` int64 (B, 2), augmented, and their targets."""
         chosen = items[:, 1]
         slots = program.slots(items, tuple(self.images.shape[1:3]))
         rows = chosen if self.rows is None else self.rows[chosen]
-        indices = torch.from_numpy(chosen).to(self.targets.device)
-        return Raw(self.pixels(rows, slots), self.targets[indices], torch.from_numpy(items))
+        if self.masks is None:
+            target = self.targets[torch.from_numpy(chosen).to(self.targets.device)]
+        else:
+            target = self.moved(rows, masks.of_masks(slots))
+        return Raw(self.pixels(rows, slots), target, torch.from_numpy(items))
 
     def pixels(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
         """uint8 (B, 3, h, w), on the device that will augment or read them."""
         if self.device.type != "cuda":
             return carry_out(self.images, rows, slots, self.threads)
-        if isinstance(self.images, Tensor):
-            chosen = self.images[torch.from_numpy(rows).to(self.device)]
-        else:
-            pinned = torch.from_numpy(self.images[rows]).pin_memory()
-            chosen = pinned.to(self.device, non_blocking=True)
-        return tensors.apply(chosen.permute(0, 3, 1, 2), slots)
+        return tensors.apply(self.on_gpu(self.images, rows).permute(0, 3, 1, 2), slots)
+
+    def moved(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
+        """Masks uint8 (B, h, w), likewise."""
+        if self.device.type != "cuda":
+            return torch.from_numpy(masks.carried_out(self.masks, rows, slots))
+        return tensors.apply(self.on_gpu(self.masks, rows)[:, None], slots)[:, 0]
+
+    def on_gpu(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
+        """Some rows of the pictures or masks."""
+        if isinstance(values, Tensor):
+            return values[torch.from_numpy(rows).to(self.device)]
+        pinned = torch.from_numpy(values[rows]).pin_memory()
+        return pinned.to(self.device, non_blocking=True)
 
 
 def unfolded(source: Source) -> tuple[ArraySource, np.ndarray | None]:
@@ -130,7 +144,8 @@ class Batched:
     def by_the_dozen(self, order: TrainOrder | EvalOrder) -> Iterator[Raw]:
         """Many batches augmented at once: drawing for many pictures costs little more than for few,
         and a GPU has something to do."""
-        together = TOGETHER[self.store.device.type == "cuda"]
+        most = ROOM // max(self.store.images[0].nbytes, 1)
+        together = min(TOGETHER[self.store.device.type == "cuda"], most)
         remaining = order.items()
         while first := list(islice(remaining, 1)):
             more = islice(remaining, max(together // len(first[0]) - 1, 0))
@@ -142,8 +157,8 @@ class Batched:
 class Evaluated:
     """What feeds evaluations: nothing in it is random, so what was made once is kept if it fits."""
 
-    def __init__(self, store: Store, program: Program):
-        self.feed = Batched(store, program)
+    def __init__(self, feed: Callable[[EvalOrder], Iterator[Raw]]):
+        self.feed = feed
         self.kept: dict[EvalOrder, list[Raw]] = {}
 
     def batches(self, order: EvalOrder) -> Iterator[Raw]:
@@ -155,12 +170,12 @@ class Evaluated:
     def made(self, order: EvalOrder) -> Iterator[Raw]:
         """Make them, and keep them once all were made."""
         found, size = [], 0
-        for raw in self.feed.batches(order):
-            size += raw.images.nbytes
+        for raw in self.feed(order):
+            size += raw.images.nbytes + raw.target.nbytes
             if size <= KEPT:
                 found.append(raw)
             yield raw
-        if size <= KEPT and self.feed.program.drawers:
+        if size <= KEPT:
             self.kept[order] = found
 
 

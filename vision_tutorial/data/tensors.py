@@ -222,16 +222,16 @@ def colour(slot: Slot) -> np.ndarray:
 
 
 def moved(pictures: Tensor, rows: Tensor, columns: Tensor, fill: Tensor) -> Tensor:
-    """pictures (n, 3, H, W) at int64 rows (n, 1, h, 1 or w) and columns (n, 1, 1 or h, w).
+    """pictures (n, C, H, W) at int64 rows (n, 1, h, 1 or w) and columns (n, 1, 1 or h, w).
 
-    -> (n, 3, h, w); fill (1, 3, 1, 1) where the picture has no such row or column.
+    -> (n, C, h, w); fill (1, 3, 1, 1) where the picture has no such row or column. C is 3 or 1.
     """
-    height, width = pictures.shape[-2:]
+    channels, height, width = pictures.shape[1:]
     picture = torch.arange(len(pictures), device=rows.device)[:, None, None, None]
-    channel = torch.arange(3, device=rows.device)[:, None, None]
+    channel = torch.arange(channels, device=rows.device)[:, None, None]
     row, column = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    inside = (row == rows) & (column == columns)
-    return torch.where(inside, pictures[picture, channel, row, column], fill.to(torch.uint8))
+    inside, fill = (row == rows) & (column == columns), fill[:, :channels].to(torch.uint8)
+    return torch.where(inside, pictures[picture, channel, row, column], fill)
 
 
 def affine_fixed(pictures: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
@@ -291,20 +291,21 @@ def cubic_blend(taps: Sequence[Tensor], share: Tensor) -> Tensor:
 def plan_tables(slot: Slot, rows: np.ndarray) -> list[Job]:
     """One job for all: tables of known numbers come along, the others are made on the device."""
     rows = rows[np.argsort(slot.codes[rows], kind="stable")]  # by op, in the order of `Op`
-    codes, numbers = slot.codes[rows], slot.args[rows, :1]
-    known = [table(numbers[codes == op]) for op, table in KNOWN_TABLES.items()]
+    codes, (numbers, shifts) = slot.codes[rows], slot.args[rows, :2].T[..., None]
+    known = [table(numbers[codes == op], shifts[codes == op]) for op, table in KNOWN_TABLES.items()]
     counts = [np.count_nonzero(codes == op) for op in (Op.CONTRAST, Op.AUTOCONTRAST, Op.EQUALIZE)]
     cargo = (np.concatenate(known).astype(np.uint8), numbers[codes == Op.CONTRAST])
     return [Job(partial(tabulated, counts=counts), rows, cargo)]
 
 
 VALUES = np.arange(256.0)
-KNOWN_TABLES = {  # argument (n, 1) -> what each value becomes, (n, 256) below 256; in `Op`'s order
-    Op.POSTERIZE: lambda bits: VALUES - VALUES % 2.0 ** (8 - bits.clip(0, 8)),
-    Op.SOLARIZE: lambda threshold: np.where(VALUES < threshold, VALUES, 255 - VALUES),
-    Op.SOLARIZE_ADD: lambda add: np.where(VALUES < 128, (VALUES + add).clip(0, 255), VALUES),
-    Op.INVERT: lambda unused: np.repeat(255 - VALUES[None], len(unused), axis=0),
-    Op.BRIGHTNESS: lambda f: (np.float32(f) * np.float32(VALUES)).clip(0, 255),
+KNOWN_TABLES = {  # arguments (n, 1) -> what each value becomes, (n, 256) below 256; in `Op`'s order
+    Op.POSTERIZE: lambda bits, _: VALUES - VALUES % 2.0 ** (8 - bits.clip(0, 8)),
+    Op.SOLARIZE: lambda threshold, _: np.where(VALUES < threshold, VALUES, 255 - VALUES),
+    Op.SOLARIZE_ADD: lambda add, _: np.where(VALUES < 128, (VALUES + add).clip(0, 255), VALUES),
+    Op.INVERT: lambda unused, _: np.repeat(255 - VALUES[None], len(unused), axis=0),
+    Op.BRIGHTNESS: lambda f, _: (np.float32(f) * np.float32(VALUES)).clip(0, 255),
+    Op.LINEAR: lambda f, shift: np.floor(f * VALUES + shift + 0.5).clip(0, 255),
 }
 
 

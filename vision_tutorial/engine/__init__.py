@@ -1,5 +1,6 @@
 """The loop and what surrounds it: processes, checkpoints, tracking, display."""
 
+from ..core.tracking import NoTracker, make_tracker
 from .checkpoint import Checkpoints, NoCheckpoints, load_weights
 from .crew import Crew, NoCrew, restore, summarise
 from .distributed import Distributed
@@ -11,7 +12,6 @@ from .signals import StopRequest
 from .step import Learner, fitting_parts
 from .stopwatch import BareLoop, TimedTraining, bare_forward, seen_by, settler
 from .terminal import make_display
-from .tracking import NoTracker, make_tracker
 from .views import looking
 
 __all__ = [

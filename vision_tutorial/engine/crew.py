@@ -12,13 +12,13 @@ from ..core import runs
 from ..core.errors import UserError
 from ..core.recipe import CheckpointPolicy
 from ..core.timeuse import shares
+from ..core.tracking import Tracker
 from .checkpoint import Checkpoints, NoCheckpoints
 from .distributed import Distributed
 from .fit import Plan, Progress
 from .packing import flatten_optimizer, restore_optimizer
 from .step import Learner
 from .terminal import Display
-from .tracking import Tracker
 
 
 class News(NamedTuple):

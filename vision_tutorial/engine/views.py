@@ -119,9 +119,13 @@ def windowed(forward: Forward, size: int, stride: int | None = None) -> Forward:
     """`forward` of windows of size x size pixels, `stride` apart (two thirds of a window), whose
     probabilities are averaged where they overlap; for networks that answer for every pixel.
 
-    A picture smaller than a window is seen whole.
+    A picture smaller than a window is seen whole. UserError for a stride that leaves gaps.
     """
     step = stride or max(1, 2 * size // 3)
+    if step > size:
+        raise UserError(
+            f"--stride: {step} leaves gaps between windows of {size}; use {size} at most."
+        )
 
     def slide(images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
