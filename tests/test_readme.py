@@ -85,6 +85,8 @@ def test_commands_of_the_program(line: str, small_run: Path, capfd: Any, tmp_pat
     if words[:1] == ["train"]:
         more = [] if any(folders) else [*SHRINK, "--runs", str(small_run.parent.parent)]
         words += more
+    if words[:1] == ["predict"]:
+        words[-1] = str(tmp_path / words[-1])
     if words[:1] == ["sweep"]:
         words += ["--dry-run"]
     if words[:1] == ["rerun"]:

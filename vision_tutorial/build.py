@@ -23,6 +23,7 @@ from .core.targets import sampled
 from .core.task import Batch, Task
 from .data import feeding, mix
 from .data.loader import Raw
+from .data.microscope import microscope as microscope
 from .engine import (
     Distributed,
     Ema,
@@ -269,7 +270,8 @@ def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
 
 def data_path(recipe: Recipe) -> str:
     """Which path the training pictures take, in words."""
-    return feeding.path(recipe, losses.copies(recipe.loss))
+    dense = task(recipe, ()).dense
+    return feeding.path(recipe, losses.copies(recipe.loss), dense)
 
 
 def train_batches(

@@ -71,7 +71,9 @@ def compare(args: argparse.Namespace) -> int:
     as_columns = (args.layout == "week3") != args.transpose
     shown = made.transposed() if as_columns and form != "json" else made
     if args.output:
-        write_text(args.output, FORMATS[form](shown))
+        text = FORMATS[form](shown)
+        # without the mark, Excel takes Korean in UTF-8 for another code
+        write_text(args.output, "\ufeff" * (form == "csv" and not text.isascii()) + text)
     elif form == "terminal":
         table.terminal(shown, sys.stdout)
     else:
@@ -83,18 +85,16 @@ def compare(args: argparse.Namespace) -> int:
 
 def found(words: Sequence[str]) -> list[Run]:
     """The runs that the words name. A line on stderr for each folder that is left out."""
-    runs: list[Run] = []
-    for word in words:
-        if word.startswith(PREFIX):
-            runs += project_runs(word)
-    folders, complaints = collect(word for word in words if not word.startswith(PREFIX))
+    projects = [word for word in words if word.startswith(PREFIX)]
+    runs, complaints = collect(word for word in words if word not in projects)
     for line in complaints:
         print(line, file=sys.stderr)
-    if not runs + folders:
+    runs += [run for word in projects for run in project_runs(word)]
+    if not runs:
         raise UserError(
             f"no run in {' '.join(words)}. Name run folders that `train` made, or what holds them."
         )
-    return runs + folders
+    return runs
 
 
 def log(made: Table, runs: Sequence[Run]) -> None:

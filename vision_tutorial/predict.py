@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -80,9 +81,10 @@ def predict(args: argparse.Namespace) -> int:
         refine = None if args.no_refine else trained.refining(recipe)
         task = build.task(recipe, source.classes)
         said = trained.answers(recipe, source, task, forward, distributed, refine)
-        bar = track(said, "predicting", len(source), Console(stderr=True), disable=args.json)
+        console = Console(stderr=True)
+        bar = track(said, "predicting", len(source), console=console, disable=args.json)
         write = masks if source.dense else labels
-        told = write(bar, source, args)
+        told = write(bar, source, recipe, args)
     finally:
         distributed.close()
     print(json.dumps(told, indent=2) if args.json else told["said"])
@@ -124,7 +126,9 @@ def one_by_one(recipe: Any, source: Any) -> Any:
     return recipe.model_copy(update={"eval_batch_size": 1}) if source.dense else recipe
 
 
-def labels(answers: Iterable[Any], source: Any, args: argparse.Namespace) -> dict[str, Any]:
+def labels(
+    answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
+) -> dict[str, Any]:
     """Write predictions.csv: each picture's likeliest classes."""
     for option in ("overlays", "submission", "smooth", "pseudo_labels", "size"):
         if getattr(args, option):
@@ -146,12 +150,14 @@ def labels(answers: Iterable[Any], source: Any, args: argparse.Namespace) -> dic
     return {"pictures": count, "predictions": str(path), "said": f"{count} pictures: {path}"}
 
 
-def masks(answers: Iterable[Any], source: Any, args: argparse.Namespace) -> dict[str, Any]:
+def masks(
+    answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
+) -> dict[str, Any]:
     """Write masks as palette PNGs, and what else was asked for."""
     from . import trained
 
     if args.pseudo_labels:
-        return pseudo_labels(answers, source, args)
+        return pseudo_labels(answers, source, recipe, args)
     folder, told = folder_of(args), {"masks": str(folder_of(args) / "masks")}
     if args.overlays:
         told["overlays"] = str(folder / "overlays")
@@ -165,7 +171,7 @@ def masks(answers: Iterable[Any], source: Any, args: argparse.Namespace) -> dict
             trained.painting.save(trained.painting.picture_of(mask), folder / "masks" / name)
             if args.overlays:
                 shown = picture.resize(mask.shape[::-1])
-                laid = trained.painting.overlay(trained.painting.pixels(shown), mask)
+                laid = trained.painting.overlay(np.asarray(shown), mask)
                 trained.painting.save(laid, folder / "overlays" / name)
             yield answer.key, answer.probabilities
 
@@ -183,7 +189,9 @@ def masks(answers: Iterable[Any], source: Any, args: argparse.Namespace) -> dict
     return {"pictures": count, **told, "said": f"{count} pictures: {places}"}
 
 
-def pseudo_labels(answers: Iterable[Any], source: Any, args: argparse.Namespace) -> dict[str, Any]:
+def pseudo_labels(
+    answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
+) -> dict[str, Any]:
     """Make the output folder a data set of the pictures whose answers are sure enough."""
     from . import trained
 
@@ -192,12 +200,12 @@ def pseudo_labels(answers: Iterable[Any], source: Any, args: argparse.Namespace)
             "--pseudo-labels looks at unlabelled pictures (--on) at their own size; leave out "
             "--split, --size, --submission and --overlays."
         )
-    told = trained.write_pseudo_labels(
-        Path(args.output), answers, source, args.runs, args.min_confidence, args.pixel_threshold
-    )
-    for line in told["warnings"]:
-        print(line, file=sys.stderr)
-    return told
+    rule = trained.refine.Rule(args.min_confidence, args.pixel_threshold)
+    ledger = trained.refine.Ledger(source.classes, rule, args.runs)
+    folder = Path(args.output)
+    said = trained.write_pseudo_labels(folder, answers, source.paths, recipe, ledger)
+    facts = {name: value for name, value in ledger.plain().items() if name != "pictures"}
+    return {"folder": str(folder), **facts, "said": "\n".join([*said, f"pseudo labels: {folder}"])}
 
 
 def folder_of(args: argparse.Namespace) -> Path:

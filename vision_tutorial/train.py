@@ -1,6 +1,7 @@
 """Train what a recipe says, on one process or many: build, then fit."""
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -49,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
         help="take a few steps (--steps, 10), say what takes their time, and stop, saved",
     )
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    add(
+        "--no-pretrained",
+        action="store_true",
+        help="random weights where the recipe asks for pretrained ones (no network, a rehearsal)",
+    )
     add("--quiet", action="store_true", help="print no progress")
     return made
 
@@ -92,6 +98,11 @@ def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
     if target.is_dir():
         return target, load(target / "recipe.yaml", args.overrides)
     loaded = load(target, args.overrides)
+    model = loaded.recipe.model
+    if args.no_pretrained and model.options.get("pretrained"):
+        blank = {model.name: {**model.options, "pretrained": False}}
+        loaded = load(target, [*args.overrides, f"model={json.dumps(blank)}"])
+        print("random weights in the place of pretrained ones, as asked for", file=sys.stderr)
     if args.resume and args.id:
         run = Path(args.runs) / loaded.recipe.name / runs.check_name("run", args.id)
         return (run if run.is_dir() else None), loaded
@@ -264,7 +275,8 @@ def finish_records(
     if summary["status"] == "done" and progress.table:
         table = progress.table
         tracker.table("classes", list(table), list(zip(*table.values(), strict=True)))
-    flat = {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
+    flat = {key: summary[key] for key in ("status", "metric", "chosen_on")}
+    flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     runs.set_status(run, summary["status"], exit_code=code)
     tell(sentence(summary, run))

@@ -1,6 +1,6 @@
 """Runs -> networks with their weights -> answers: what `evaluate` and `predict` share."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import nn
 from . import build
 from .core import registry
 from .core.errors import UserError
+from .core.files import picture_size, read_picture
 from .core.loading import Loaded
 from .core.recipe import Recipe
 from .core.runs import read_json
@@ -21,7 +22,7 @@ from .data import feeding
 from .engine import Distributed, Evaluation, load_weights
 from .engine.infer import refined
 from .engine.restored import put, weights_path
-from .segmentation import painting, submission  # noqa: F401  (for the verbs)
+from .segmentation import painting, refine, submission  # noqa: F401  (for the verbs)
 
 
 def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
@@ -95,11 +96,16 @@ def scored(
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said of one picture: probabilities (C,) or (C, h, w), at the evaluation's size."""
+    """What was said of one picture: probabilities (C,) or (C, h, w), at the evaluation's size.
+
+    target: its class id, or ids (h, w). pixels uint8 (3, h, w), where they were asked for.
+    """
 
     index: int
     key: str
     probabilities: torch.Tensor
+    target: torch.Tensor
+    pixels: torch.Tensor | None = None
 
 
 def answers(
@@ -109,18 +115,24 @@ def answers(
     forward: Callable[[torch.Tensor], torch.Tensor],
     distributed: Distributed,
     refine: Callable | None = None,
+    pixels: bool = False,
 ) -> Iterator[Answer]:
-    """What the task's prediction says of every picture of `source`, in order; one process."""
+    """What the task's prediction says of every picture of `source`, in order; one process.
+
+    pixels: the pictures too, as the network saw them.
+    """
     where = build.place(recipe, distributed)
-    finish = feeding.finishing(recipe, where, pixels=refine is not None)
+    finish = feeding.finishing(recipe, where, pixels=pixels or refine is not None)
     with torch.inference_mode():
         for raw in feeding.evaluating(recipe, source, where)():
             batch = finish(raw)
             said = task.predict(forward, batch.images)
             if refine:
                 said = refined(refine, said.log(), batch.pixels).exp()
-            for index, probabilities in zip(raw.items[:, 1].tolist(), said, strict=True):
-                yield Answer(index, source.key(index), probabilities)
+            seen = batch.pixels if pixels else [None] * len(said)
+            rows = zip(raw.items[:, 1].tolist(), said, batch.target, seen, strict=True)
+            for index, probabilities, target, picture in rows:
+                yield Answer(index, source.key(index), probabilities, target, picture)
 
 
 def classes_of(run: Path, recipe: Recipe) -> tuple[str, ...]:
@@ -145,9 +157,46 @@ def mask_of(probabilities: torch.Tensor, size: tuple[int, int] | None, smooth: b
     smooth: resize probabilities, bilinear, and then decide; else decide, and resize by nearest.
     """
     if size and smooth:
-        options = {"mode": "bilinear", "align_corners": False}
-        probabilities = nn.functional.interpolate(probabilities[None], size, **options)[0]
+        probabilities = at_size(probabilities, size)
     ids = probabilities.argmax(0)
     if size and not smooth:
         ids = sampled(ids, *size)
     return ids.byte().cpu().numpy()
+
+
+def write_pseudo_labels(
+    folder: Path,
+    answers: Iterable[Answer],
+    paths: Sequence[Path],
+    recipe: Recipe,
+    ledger: refine.Ledger,
+) -> list[str]:
+    """Make `folder` a data set of the pictures whose answers are sure enough; what to tell.
+
+    Evaluation pictures among them are entered in the ledger, and told.
+    """
+    both = build.data(recipe)
+    ledger.labelled = refine.class_pixels((m for _, m in items(both.train)), len(ledger.classes))
+    shown = ((path.name, np.asarray(read_picture(path))) for path in paths)
+    known = ((both.val.key(i), np.asarray(p)) for i, (p, _) in enumerate(items(both.val)))
+    ledger.twins = refine.twins(shown, known)
+    said = (
+        (
+            paths[answer.index],
+            at_size(answer.probabilities, picture_size(paths[answer.index])[::-1]),
+        )
+        for answer in answers
+    )
+    refine.write_folder(folder, said, ledger)
+    return [ledger.summary(), *filter(None, [refine.about_twins(ledger.twins)])]
+
+
+def items(source: Source) -> Iterator[tuple]:
+    """All pictures of a source, with their targets."""
+    return (source[index] for index in range(len(source)))
+
+
+def at_size(probabilities: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Probabilities (C, h, w) at `size` (height, width), bilinear."""
+    options = {"mode": "bilinear", "align_corners": False}
+    return nn.functional.interpolate(probabilities[None], size, **options)[0]

@@ -55,11 +55,10 @@ def test_the_pooled_spread() -> None:
     assert pooled([Sample((1.0,))]) is None and pooled([]) is None
 
 
-def test_noise_is_called_noise_in_95_of_100() -> None:
+def test_noise_is_called_noise() -> None:
     draws = np.random.default_rng(0).normal(80, 0.4, (4000, 2, 3))
     pairs = [(Sample(tuple(a)), Sample(tuple(b))) for a, b in draws.tolist()]
-    called = np.mean([abs(a.mean - b.mean) <= margin(a, b) for a, b in pairs])
-    assert 0.94 < called < 0.985, "two standard errors would say it in 85 of 100"
-    two = [math.sqrt(sum(x.spread**2 / x.n for x in pair)) * 2 for pair in pairs]
-    naive = np.mean([abs(a.mean - b.mean) <= t for (a, b), t in zip(pairs, two, strict=True)])
-    assert naive < 0.9
+    deltas = np.array([abs(a.mean - b.mean) for a, b in pairs])
+    assert 0.02 < np.mean(deltas > [margin(a, b) for a, b in pairs]) < 0.05
+    two = [2 * math.sqrt((a.spread**2 + b.spread**2) / 3) for a, b in pairs]
+    assert np.mean(deltas > two) == pytest.approx(0.116, abs=0.015), "P(|T| > 2), 4 degrees"

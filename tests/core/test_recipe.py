@@ -189,7 +189,7 @@ def test_a_missing_recipe_names_the_nearest(write):
 
 # what stands in the place of a key of BASE (or is added) -> what is said
 COMPLAINTS = {
-    "modle: resnet18": "r.yaml:11: modle: no key called 'modle'; did you mean 'model'? Known: augm",
+    "modle: resnet18": "r.yaml:11: modle: no key called 'modle'; did you mean 'model'? Known: mod",
     "model: resnet5": "r.yaml:11: model.resnet5: no model called 'resnet5'; did you mean 'resnet50",
     "model: {resnet18: {stam: 1}, resnet34: }": "model: given 2 names (resnet18, resnet34); choose",
     "model: {}": "r.yaml:11: model: given 0 names (none); choose exactly one model.",

@@ -57,6 +57,7 @@ class Pupil:
         self.model = nn.Linear(2, 2)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
         self.ema = NoEma()
+        self.blends = nn.ModuleDict()
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ WORDS = {
     "changed": ("what changed", "바꾼 것"),
     "over": ("over", "비교 대상"),
     "delta": ("Δ", "Δ"),
-    "noise": ("noise", "오차 판정"),
-    "within": ("within noise", "오차 범위 안"),
-    "beyond": ("beyond noise", "오차 범위 밖"),
+    "noise": ("noise", "잡음 판정"),
+    "within": ("within noise", "잡음 범위 안"),
+    "beyond": ("beyond noise", "잡음 범위 밖"),
     "unknown": ("unknown", "알 수 없음"),
     "date": ("Date", "날짜"),
     "run_name": ("Run Name", "실험 이름"),
@@ -45,7 +45,7 @@ WORDS = {
     "best_of": ("best {metric} ({data})", "최고 {metric} ({data})"),
     "rule": (
         "Noise: |Δ| ≤ t·√(s₁²/n₁ + s₂²/n₂) at 95 % (Welch), of the best over seeds.",
-        "오차 판정: 시드별 최고값으로 |Δ| ≤ t·√(s₁²/n₁ + s₂²/n₂)이면 오차 범위 안 (Welch, 95 %).",
+        "잡음 판정: 시드별 최고값으로 |Δ| ≤ t·√(s₁²/n₁ + s₂²/n₂)이면 잡음 범위 안 (Welch, 95 %).",
     ),
     "borrowed": (
         "A single run is given the spread of the other seeds here, s = {spread}.",
@@ -57,7 +57,7 @@ WORDS = {
     ),
     "no_seeds": (
         "Unknown: too few runs differ in their seed alone to tell a difference from noise.",
-        "알 수 없음: 시드만 다른 실험이 모자라서 차이와 오차를 구별할 수 없습니다.",
+        "알 수 없음: 시드만 다른 실험이 모자라서 차이와 잡음을 구별할 수 없습니다.",
     ),
     "mean": (
         "±: sample standard deviation over n seeds.",
@@ -96,6 +96,7 @@ KEYS = {
     "workers": "로더 프로세스",
     "model": "모델",
     "loss": "손실 함수",
+    "aux_loss": "보조 손실",
     "aux_weight": "보조 손실 가중치",
     "balance": "손실 균형",
     "epochs": "에폭",
@@ -155,7 +156,7 @@ PARTS = {
 
 def word(key: str, language: str, **values: str) -> str:
     """One of WORDS, with its {values} filled in."""
-    return WORDS[key][LANGUAGES.index(language)].format(**values)
+    return WORDS[key][LANGUAGES.index(language)].format(**values).strip()
 
 
 def state_word(status: str, language: str) -> str:

@@ -93,7 +93,7 @@ def remarks(line: Line) -> str | None:
 def runlog(view: View) -> Table:
     """Date, run name, model, arguments, link and notes: all from the resolved recipe."""
     fields = [
-        view.field("date", lambda line: (line.run.created or "")[:10]),
+        view.field("date", lambda line: (line.run.created or "")[:10] or None),
         view.field("run_name", lambda line: line.label),
         view.field("model_name", model_name),
         view.field("arguments", partial(arguments, view)),
@@ -116,7 +116,8 @@ def arguments(view: View, line: Line) -> str:
     recipe = line.run.recipe
     said = {key: PLAIN.cell(recipe, key) for key in ARGUMENTS}
     said["optimizer"] = Notation([], everything=True).cell(recipe, "optimizer")
-    said |= {key: PLAIN.cell(recipe, key) for key in view.notation.columns if key not in said}
+    others = (key for key in view.notation.columns if key not in said)
+    said |= {key: view.notation.cell(recipe, key) for key in others}
     return ", ".join(f"{key}={scalar(value)}" for key, value in said.items() if key != "model")
 
 

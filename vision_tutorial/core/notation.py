@@ -16,7 +16,7 @@ NONE = "–"
 SHORT = {"cross_entropy": "CE"}
 LEADING = "lr"  # the option that is written without its name
 HEADS = "‖"  # decoder ‖ auxiliary
-FORMS = {"aux_loss": "blend"} | {key: mark.form for key, mark in SHELVED.items()}
+FORMS = {key: mark.form for key, mark in SHELVED.items()}
 
 
 class Entry(NamedTuple):

@@ -1,9 +1,10 @@
 """Runs that wandb keeps, read through its public API."""
 
+import inspect
 from typing import Any
 
 from .errors import UserError
-from .run import Run, number
+from .run import Run, as_text
 from .tracking import settle_mode
 
 PREFIX = "wandb:"
@@ -31,33 +32,25 @@ def project_runs(word: str) -> list[Run]:
 
 def from_api(api: Any, path: str) -> list[Run]:
     """The runs that an `Api` of wandb's lists under entity/project."""
-    return [_run(found) for found in api.runs(path, order="+created_at")]
+    # without it newer versions fetch each run by itself
+    whole = {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
+    return [_run(found) for found in api.runs(path, order="+created_at", **whole)]
 
 
 def _run(found: Any) -> Run:
-    recipe, summary = dict(found.config), dict(found.summary)
+    recipe, kept = dict(found.config), dict(found.summary)
     status = STATES.get(found.state, found.state)
-    points = {
-        which: {part: number(summary.get(f"{which}/{part}")) for part in ("epoch", "value")}
-        for which in ("best", "last")
-    }
+    if status == "done":  # also of a run that was paused
+        status = as_text(kept.get("status")) or status
+    summary = {key: kept.get(key) for key in ("metric", "chosen_on")}
+    for which in ("best", "last"):
+        summary[which] = {part: kept.get(f"{which}/{part}") for part in ("epoch", "value")}
     return Run(
         name=str(recipe.get("name") or found.name),
         id=found.id,
         recipe=recipe,
         status=status,
-        summary={
-            "status": status,
-            "metric": _metric(summary, points["last"]["value"]),
-            "wall_seconds": number(summary.get("_runtime")),
-            **points,
-        },
+        summary=summary | {"status": status, "wall_seconds": kept.get("_runtime")},
         fingerprint={"created": found.created_at},
         link=found.url,
     )
-
-
-def _metric(summary: dict[str, Any], last: float | None) -> str | None:
-    """The headline's name, which the run does not tell: its last value is `last/value`."""
-    names = [name for name in summary if name.startswith("val/")]
-    return next((name for name in names if summary[name] == last), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import StorageError
 
-BINARY = getattr(os, "OBINARY", 0)  # Windows would write \r\n
+BINARY = getattr(os, "O_BINARY", 0)  # Windows would write \r\n
 
 
 @contextmanager

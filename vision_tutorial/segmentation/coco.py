@@ -50,11 +50,11 @@ class Category(BaseModel):
 
 
 class Contents(BaseModel):
-    """A COCO file; a test set may come without annotations."""
+    """A COCO file; a test set may come without annotations, and then without categories."""
 
     images: Annotated[list[Picture], Field(min_length=1)]
     annotations: list[Annotation] = []
-    categories: Annotated[list[Category], Field(min_length=1)]
+    categories: list[Category] = []
 
 
 ORDERS: dict[str, Callable[[Region], int]] = {  # what is drawn first; the last covers the others
@@ -94,7 +94,8 @@ def coco(
     if split == "test":
         file = base / test
         contents = read(file)
-        _same(base / train, categories, file, contents.categories)
+        if contents.categories or contents.annotations:
+            _same(base / train, categories, file, contents.categories)
     elif not contents.annotations:
         raise UserError(f"{file}: no annotations to learn from. Name another file with `train`.")
     folder = base / (train_pictures if split == "train" else test_pictures)
@@ -134,6 +135,8 @@ def read(path: Path) -> Contents:
 
 def _classes(file: Path, categories: Sequence[Category]) -> tuple[str, ...]:
     """Background, and the file's categories in its order."""
+    if not categories:
+        raise UserError(f"{file}: no categories, which say what there is to learn.")
     names = [category.name for category in categories]
     for kind, values in (("id", [category.id for category in categories]), ("name", names)):
         twice = _first_twice(values)

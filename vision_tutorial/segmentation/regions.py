@@ -1,7 +1,7 @@
 """Regions of a picture as COCO defines them: polygons and run lengths, and masks made of them.
 
-pycocotools' rules to the pixel, in integers and so on every machine (the tests compare). Not the
-package itself: its C code writes beyond its memory on damaged text, and a data set is a stranger's.
+pycocotools' rules to the pixel (the tests compare), and not the package itself: its C code brings
+the process down on damaged text (2.0.11), and a data set is a stranger's.
 """
 
 import hashlib
@@ -144,8 +144,8 @@ def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
         counts = text_counts(counts)
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
         raise UserError(
-            f"its run lengths are {shown(coded['counts'] if 'counts' in coded else None)}; a list "
-            "of numbers from 0 up, or COCO's text for one, is expected."
+            f"its run lengths are {shown(coded.get('counts'))}; a list of numbers from 0 up, or "
+            "COCO's text for one, is expected."
         )
     if sum(counts) != height * width:
         raise UserError(

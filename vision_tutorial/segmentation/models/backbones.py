@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...core import weights
 from ...core.errors import UserError, short
-from .layers import dropped
+from .layers import at_least, dropout_layer
 
 
 class Encoder(nn.Module):
@@ -28,10 +28,10 @@ class Encoder(nn.Module):
         self.strides = list(strides)
         self.channels_last = getattr(net, "output_fmt", None) == "NHWC"
         if dropout:
-            dropped(dropout)  # which checks the rate
-            for name in self.taps():
-                hook = partial(_drop_out, dropout)
-                net.get_submodule(name).register_forward_hook(hook, prepend=True)
+            dropout_layer(dropout)  # which checks the rate
+            for stage in map(net.get_submodule, self.taps()):
+                if not isinstance(stage, nn.MaxPool2d):  # VGG's last, on what was dropped already
+                    stage.register_forward_hook(partial(_drop_out, dropout), prepend=True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> one (B, channels[i], H / strides[i], W / strides[i]) a stage."""
@@ -109,6 +109,9 @@ def encoder(
 def _create(name: str, options: dict[str, Any], pretrained: bool | str) -> nn.Module:
     """timm's network of features. Weights are drawn, from timm, or from a file checked by us."""
     given = dict(options)
+    if name.startswith("vgg") and not pretrained:
+        # a classifier of 119 M weights would be drawn, and dropped: make it one channel wide
+        given["mlp_ratio"] = 1 / 4096
     if pretrained is True:
         weights.prepare_hub(name)
     elif pretrained:
@@ -150,6 +153,7 @@ def _dilate_vgg(net: nn.Module, output_stride: int) -> list[int]:
 
 def _widen(net: nn.Module, name: str, grid: Sequence[int], rate: int) -> None:
     """Multi-grid (DeepLabV3, 1706.05587): block i of the last stage has dilation rate·grid[i]."""
+    at_least(1, multi_grid=min(grid))
     blocks = getattr(net, "layer4", ())
     if len(blocks) != len(grid):
         raise UserError(

@@ -7,7 +7,7 @@ from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import encoder
 from .frame import Segmenter
-from .layers import BatchNorm, at_least, dropped
+from .layers import BatchNorm, at_least, dropout_layer
 
 LEAST = 224  # pixels: five halvings leave 7x7, which is fc6's kernel
 MIRROR = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
@@ -48,14 +48,18 @@ def deconvnet(
 class DeconvNet(Segmenter):
     """A Segmenter whose decoder needs the places of the maxima."""
 
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """images (B, 3, H, W) that divide by 32; one map of logits. UserError below 224 pixels."""
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W); logits of that size. UserError below 224 pixels."""
         height, width = images.shape[-2:]
         if min(height, width) < LEAST:
             raise UserError(
                 f"deconvnet needs pictures of {LEAST} px or more, not {width}x{height}; resize or "
                 "crop to that, or choose deeplabv3 or unet."
             )
+        return super().forward(images)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W) that divide by 32; one map of logits."""
         features, places = images, []
         for layer in self.encoder.net.values():
             if isinstance(layer, nn.MaxPool2d):
@@ -96,4 +100,4 @@ class Mirror(nn.Module):
 def _normed(layer: nn.Conv2d | nn.ConvTranspose2d, dropout: float) -> list[nn.Module]:
     """The layer with BatchNorm, ReLU and, if asked for, dropout behind it."""
     layers = [layer, BatchNorm(layer.out_channels), nn.ReLU()]
-    return [*layers, dropped(dropout)] if dropout else layers
+    return [*layers, dropout_layer(dropout)] if dropout else layers

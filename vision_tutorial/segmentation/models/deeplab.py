@@ -26,7 +26,7 @@ from ...core.errors import UserError
 from ...core.registry import models
 from .aspp import ASPP, rates_for
 from .backbones import Encoder, encoder
-from .frame import Segmenter, fcn_head
+from .frame import Segmenter, auxiliary_head
 from .layers import Last, at_least, convolution, resize
 
 
@@ -84,7 +84,7 @@ def deeplabv3(
         nn.Conv2d(aspp_channels, num_classes, 1),
         stride=output_stride,
         dropout=dropout,
-        auxiliary=_auxiliary(features, auxiliary, auxiliary_channels, num_classes),
+        auxiliary=auxiliary_head(auxiliary, features, auxiliary_channels, num_classes),
     )
 
 
@@ -143,7 +143,7 @@ def deeplabv3plus(
         nn.Conv2d(decoder_channels, num_classes, 1),
         stride=output_stride,
         dropout=dropout,
-        auxiliary=_auxiliary(features, auxiliary, auxiliary_channels, num_classes),
+        auxiliary=auxiliary_head(auxiliary, features, auxiliary_channels, num_classes),
     )
 
 
@@ -189,9 +189,3 @@ def _pyramid(
     at_least(1, projection=projection)
     front = convolution(inputs, projection, 1, dropout=dropout_projection)
     return Last(front, ASPP(projection, **options))
-
-
-def _auxiliary(
-    features: Encoder, wanted: bool, channels: int, num_classes: int
-) -> nn.Sequential | None:
-    return fcn_head(features.channels[-2], channels, num_classes) if wanted else None

@@ -9,7 +9,7 @@ from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import encoder
 from .frame import Segmenter
-from .layers import Last, Together, at_least, dropped, resize
+from .layers import Last, Summed, at_least, dropout_layer, resize
 
 RATES = {"large": (6, 12, 18, 24), "small": (2, 4, 8, 12)}
 SCALES = (0.5, 0.75, 1.0)
@@ -37,7 +37,12 @@ def deeplabv1(
         drawn, where the authors took every so many of ImageNet's.
     Raises UserError for a backbone that is no VGG.
     """
-    _check_vgg("deeplabv1", backbone)
+    if not backbone.startswith("vgg"):
+        raise UserError(
+            f"deeplabv1 is made of a VGG, not of '{backbone}'; choose vgg16 or vgg16_bn, or take "
+            "deeplabv2 or deeplabv3."
+        )
+    at_least(1, hidden=hidden, rate=rate)
     features = encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
     decoder = Last(
         nn.AvgPool2d(3, stride=1, padding=1),
@@ -73,20 +78,23 @@ def deeplabv2(
     Raises UserError for a backbone that has no output stride 8.
     """
     features = encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
-    inputs = features.channels[-1]
-    branches = [
-        _vgg_branch(inputs, hidden, rate, dropout, num_classes)
-        if backbone.startswith("vgg")
-        else nn.Sequential(nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate))
-        for rate in rates or RATES[field_of_view]
-    ]
-    return DeepLabV2(features, Together(branches), SCALES if multi_scale else (1.0,))
+    rates = rates or list(RATES[field_of_view])
+    at_least(1, rates=min(rates), hidden=hidden)
+    branches, inputs = Summed(), features.channels[-1]
+    for rate in rates:
+        if backbone.startswith("vgg"):
+            layers = _fc6_fc7(inputs, hidden, rate, dropout)
+            branches.append(nn.Sequential(*layers, nn.Conv2d(hidden, num_classes, 1)))
+        else:
+            scores = nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate)
+            branches.append(nn.Sequential(scores))
+    return DeepLabV2(features, branches, SCALES if multi_scale else (1.0,))
 
 
 class DeepLabV2(Segmenter):
     """Several branches that end in classes and are summed; several scales, of which the largest."""
 
-    def __init__(self, features: nn.Module, branches: Together, scales: tuple[float, ...]):
+    def __init__(self, features: nn.Module, branches: Summed, scales: tuple[float, ...]):
         super().__init__(features, Last(), branches, stride=8)
         self.scales = scales
 
@@ -97,34 +105,18 @@ class DeepLabV2(Segmenter):
         logits = [resize(super(DeepLabV2, self).forward(view), size) for view in seen]
         return torch.stack(logits).amax(0) if len(logits) > 1 else logits[0]
 
-    def get_classifier(self) -> nn.ModuleList:
+    def last_layers(self) -> list[nn.Module]:
         """The last layer of each branch."""
-        return nn.ModuleList([branch[-1] for branch in self.classifier])
+        return [branch[-1] for branch in self.classifier]
 
 
 def _fc6_fc7(inputs: int, hidden: int, rate: int, dropout: float) -> list[nn.Module]:
     """What is left of VGG's fully connected layers: a 3x3 with holes and a 1x1."""
-    at_least(1, hidden=hidden, rate=rate)
     return [
         nn.Conv2d(inputs, hidden, 3, padding=rate, dilation=rate),
         nn.ReLU(),
-        dropped(dropout),
+        dropout_layer(dropout),
         nn.Conv2d(hidden, hidden, 1),
         nn.ReLU(),
-        dropped(dropout),
+        dropout_layer(dropout),
     ]
-
-
-def _vgg_branch(
-    inputs: int, hidden: int, rate: int, dropout: float, num_classes: int
-) -> nn.Sequential:
-    layers = _fc6_fc7(inputs, hidden, rate, dropout)
-    return nn.Sequential(*layers, nn.Conv2d(hidden, num_classes, 1))
-
-
-def _check_vgg(model: str, backbone: str) -> None:
-    if not backbone.startswith("vgg"):
-        raise UserError(
-            f"{model} is made of a VGG, not of '{backbone}'; choose vgg16 or vgg16_bn, or take "
-            "deeplabv2 or deeplabv3."
-        )

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import Encoder, encoder
-from .frame import Segmenter, fcn_head
-from .layers import at_least, dropped
+from .frame import Segmenter, auxiliary_head, fcn_head
+from .layers import at_least, dropout_layer
 
 
 @models.register
@@ -49,31 +49,28 @@ def fcn(
     features = encoder(
         backbone, output_stride=output_stride, dropout=dropout_encoder, pretrained=pretrained
     )
-    inputs = features.channels[-1]
-    if backbone.startswith("vgg"):
-        head = _fc6_fc7(inputs, hidden or 4096, num_classes, 0.5 if dropout is None else dropout)
-    else:
-        rate = 0.1 if dropout is None else dropout
-        head = fcn_head(inputs, hidden or inputs // 4, num_classes, rate)
+    inputs, vgg = features.channels[-1], backbone.startswith("vgg")
+    if hidden is None:
+        hidden = 4096 if vgg else inputs // 4
+    if dropout is None:
+        dropout = 0.5 if vgg else 0.1
+    head = (_fc6_fc7 if vgg else fcn_head)(inputs, hidden, num_classes, dropout)
     finer = [s for s in (16, 8) if stride <= s < output_stride]
     return FCN(
         features,
-        Scores(features, head, finer, num_classes, pools=backbone.startswith("vgg")),
+        Scores(features, head, finer, num_classes, pools=vgg),
         nn.Identity(),
         stride=output_stride,
-        auxiliary=fcn_head(features.channels[-2], auxiliary_channels, num_classes)
-        if auxiliary
-        else None,
+        auxiliary=auxiliary_head(auxiliary, features, auxiliary_channels, num_classes),
     )
 
 
 class FCN(Segmenter):
     """A Segmenter whose decoder ends in classes."""
 
-    def get_classifier(self) -> nn.ModuleList:
-        """The layers that give class scores, one a stage, and the auxiliary head's."""
-        last = [self.decoder.head[-1], *self.decoder.scores]
-        return nn.ModuleList(last + ([self.auxiliary[-1]] if self.auxiliary is not None else []))
+    def last_layers(self) -> list[nn.Module]:
+        """The layers that give class scores, one a stage."""
+        return [self.decoder.head[-1], *self.decoder.scores]
 
 
 class Scores(nn.Module):
@@ -122,9 +119,9 @@ def _fc6_fc7(inputs: int, hidden: int, num_classes: int, dropout: float) -> nn.S
     return nn.Sequential(
         nn.Conv2d(inputs, hidden, 7, padding=3),
         nn.ReLU(),
-        dropped(dropout),
+        dropout_layer(dropout),
         nn.Conv2d(hidden, hidden, 1),
         nn.ReLU(),
-        dropped(dropout),
+        dropout_layer(dropout),
         nn.Conv2d(hidden, num_classes, 1),
     )

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from .layers import at_least, convolution, dropped, padded, resize
+from .backbones import Encoder
+from .layers import at_least, convolution, dropout_layer, padded, resize
 
 
 class Segmenter(nn.Module):
@@ -28,7 +30,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.dropout = dropped(dropout)
+        self.dropout = dropout_layer(dropout)
         self.classifier = classifier
         self.auxiliary = auxiliary
         self.stride = stride
@@ -37,7 +39,9 @@ class Segmenter(nn.Module):
         """images (B, 3, H, W) of any size; logits, or (logits, auxiliary logits), of that size."""
         height, width = images.shape[-2:]
         whole = padded(images, self.stride)
-        maps = [resize(m, whole.shape[-2:])[..., :height, :width] for m in self.maps(whole)]
+        # float32 even under autocast: the loss wants that anyway, and between pixels it matters
+        maps = [m.to(torch.promote_types(m.dtype, torch.float32)) for m in self.maps(whole)]
+        maps = [resize(m, whole.shape[-2:])[..., :height, :width] for m in maps]
         return tuple(maps) if len(maps) > 1 else maps[0]
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -50,9 +54,12 @@ class Segmenter(nn.Module):
 
     def get_classifier(self) -> nn.ModuleList:
         """The layers that give the logits; adaptive clipping leaves them alone."""
-        return nn.ModuleList(
-            [self.classifier, *([self.auxiliary[-1]] if self.auxiliary is not None else [])]
-        )
+        auxiliary = [] if self.auxiliary is None else [self.auxiliary[-1]]
+        return nn.ModuleList([*self.last_layers(), *auxiliary])
+
+    def last_layers(self) -> list[nn.Module]:
+        """Those of the main head."""
+        return [self.classifier]
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """For layer_decay: a parameter's layer. Each stage of the encoder is one; the rest is last.
@@ -64,8 +71,16 @@ class Segmenter(nn.Module):
         return lambda name: stages.get(name, last)
 
 
-def fcn_head(inputs: int, channels: int, num_classes: int, dropout: float = 0.1) -> nn.Sequential:
-    """3x3 convolution, dropout, 1x1 convolution to classes: the usual auxiliary head."""
+def fcn_head(inputs: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """3x3 convolution with BatchNorm and ReLU, dropout, 1x1 convolution to classes."""
+    at_least(1, hidden=hidden)
+    layers = convolution(inputs, hidden, dropout=dropout)
+    return nn.Sequential(*layers, nn.Conv2d(hidden, num_classes, 1))
+
+
+def auxiliary_head(
+    wanted: bool, features: Encoder, channels: int, num_classes: int
+) -> nn.Sequential | None:
+    """fcn_head with dropout .1 on the encoder's last map but one, if wanted."""
     at_least(1, auxiliary_channels=channels)
-    layers = convolution(inputs, channels, dropout=dropout)
-    return nn.Sequential(*layers, nn.Conv2d(channels, num_classes, 1))
+    return fcn_head(features.channels[-2], channels, num_classes, 0.1) if wanted else None

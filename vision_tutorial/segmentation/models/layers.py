@@ -31,7 +31,7 @@ class Last(nn.Sequential):
         return super().forward(features[-1])
 
 
-class Together(nn.ModuleList):
+class Summed(nn.ModuleList):
     """Branches that see the same features; their outputs are summed."""
 
     def forward(self, features: Tensor) -> Tensor:
@@ -58,10 +58,10 @@ def convolution(
         layers = [*depthwise, *_convolution(inputs, outputs, 1)]
     else:
         layers = _convolution(inputs, outputs, kernel, dilation)
-    return nn.Sequential(*layers, *([dropped(dropout)] if dropout else []))
+    return nn.Sequential(*layers, *([dropout_layer(dropout)] if dropout else []))
 
 
-def dropped(rate: float) -> nn.Dropout:
+def dropout_layer(rate: float) -> nn.Dropout:
     """Dropout of single values. UserError unless the rate is from 0 to below 1."""
     if not 0 <= rate < 1:
         raise UserError(f"model: a dropout is {rate:g}; a rate from 0 to below 1 is expected.")

@@ -1,6 +1,7 @@
 """The networks of segmentation_models_pytorch (smp), where it is installed: `smp/<Arch>`."""
 
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +10,11 @@ from ...core import weights
 from ...core.errors import UserError, unknown
 from ...core.registry import models
 from .layers import padded
+
+NOT_OPTIONS = {
+    *("self", "kwargs", "in_channels", "classes", "aux_params"),
+    *("encoder_name", "encoder_weights"),  # here: encoder, pretrained
+}
 
 
 @models.open_for("smp/")
@@ -42,9 +48,10 @@ def smp(
         raise UserError(unknown("model", name, [f"smp/{known}" for known in kinds]))
     if not encoder.startswith("tu-") and encoder not in library.encoders.encoders:
         raise UserError(unknown("encoder of smp", encoder, library.encoders.encoders))
-    for ours in ("encoder_name", "encoder_weights", "classes", "in_channels", "aux_params"):
-        if ours in options:
-            raise UserError(f"model {name}: {ours} is not an option; encoder and pretrained are.")
+    known = set(signature(kinds[kind].__init__).parameters) - NOT_OPTIONS
+    for option in options:
+        if option not in known:
+            raise UserError(unknown(f"option of {name}", option, known))
     if pretrained:
         weights.look_for_hub()
     chosen = "imagenet" if pretrained is True else pretrained or None

@@ -10,7 +10,7 @@ from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import Encoder, encoder
 from .frame import Segmenter
-from .layers import at_least, convolution, dropped, resize
+from .layers import at_least, convolution, dropout_layer, resize
 
 WIDTHS, WIDTHS_ON_BACKBONE = (64, 128, 256, 512, 1024), (16, 32, 64, 128, 256)
 
@@ -43,7 +43,7 @@ def unet(
     """
     widths = tuple(channels or (WIDTHS_ON_BACKBONE if backbone else WIDTHS))
     at_least(1, channels=min(widths))
-    if len(widths) != 5 if backbone else len(widths) < 2:
+    if (len(widths) != 5) if backbone else (len(widths) < 2):
         many = "5, for strides 1 to 16, go with a backbone" if backbone else "at least 2 are needed"
         raise UserError(f"unet: {len(widths)} channels {list(widths)}; {many}.")
     if backbone:
@@ -70,7 +70,7 @@ class Levels(nn.Module):
         self.strides = [2**level for level in range(len(channels))]
         widths = zip([3, *channels], channels, strict=False)
         self.net = nn.ModuleList(_twice(a, b, norm, 0.0) for a, b in widths)
-        self.dropout = dropped(dropout)
+        self.dropout = dropout_layer(dropout)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> one (B, channels[i], H / 2^i, W / 2^i) a level."""
@@ -124,5 +124,5 @@ def _twice(inputs: int, outputs: int, norm: bool, dropout: float) -> nn.Sequenti
         )
     layers: list[nn.Module] = []
     for width in (inputs, outputs):
-        layers += [nn.Conv2d(width, outputs, 3, padding=1), nn.ReLU(), dropped(dropout)]
+        layers += [nn.Conv2d(width, outputs, 3, padding=1), nn.ReLU(), dropout_layer(dropout)]
     return nn.Sequential(*layers)
