@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from .errors import UserError, short
 from .recipe import Frozen
-from .writing import replacing, write_bytes, write_text
+from .writing import replacing, storage, write_bytes, write_text
 
 FOLDER, FILE = "gallery", "gallery.json"
 MOST_BYTES = 8 * 2**20  # of gallery.json
@@ -126,7 +126,8 @@ class Writer:
 
     def __init__(self, run: Path):
         self.folder = run / FOLDER
-        self.folder.mkdir(exist_ok=True)
+        with storage(self.folder):
+            self.folder.mkdir(exist_ok=True)
         self.names: set[str] = set()
 
     def keep(self, pixels: Any, most: int = 256) -> Picture:
