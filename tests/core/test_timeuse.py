@@ -23,7 +23,12 @@ def test_shares_are_of_all_epochs():
 
 @pytest.mark.parametrize(
     ("data", "device", "word"),
-    [(61, 39, "data-bound"), (30, 70, "slowed by data"), (10, 90, "device-bound"), (0, 1, "device")],
+    [
+        (61, 39, "data-bound"),
+        (30, 70, "slowed by data"),
+        (10, 90, "device-bound"),
+        (0, 1, "device"),
+    ],
 )
 def test_the_verdict_is_about_steps(data, device, word):
     said = verdict(shares([row(data, device, evaluation=100)]))
