@@ -1,4 +1,4 @@
-"""One `loss:` block, two tracks: the words mean the same for class ids of pictures and of pixels."""
+"""One `loss:` block, two tracks: the same words for class ids of pictures and of pixels."""
 
 from pathlib import Path
 
