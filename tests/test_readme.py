@@ -87,6 +87,10 @@ def test_commands_of_the_program(line: str, small_run: Path, capfd: Any, tmp_pat
         words += more
     if words[:1] == ["predict"]:
         words[-1] = str(tmp_path / words[-1])
+    if words[:1] == ["sweep"]:
+        words += ["--dry-run"]
+    if words[:1] == ["rerun"]:
+        words += ["--against", str(small_run)]
     if words[:1] == ["pack"]:
         words[-1:] = [str(tmp_path / words[-1]), SHRINK[0]]
     if words[:1] == ["report"]:

@@ -17,6 +17,8 @@ VERBS = {
     "explain": "what a recipe means, before anything runs",
     "bench": "how fast a recipe runs here, and beside what",
     "compare": "many runs as one table, honest about noise",
+    "sweep": "many points of a recipe, each once: grid, list, greedy stages",
+    "rerun": "a run once more, and whether it came out the same",
     "report": "runs as one HTML page",
     "gallery": "a run's pictures, right and wrong, for its report",
     "note": "a remark about a run, kept in its folder",

@@ -33,7 +33,11 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("recipe", help="a recipe file, or a run folder to continue")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
-    add("--resume", action="store_true", help="continue this recipe's newest run, if there is one")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue this recipe's newest run, or with --id that run, if there is one",
+    )
     add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
     add("--id", help="name of the run folder (default: the time)")
     add("--minutes", type=positive, help="stop after so many minutes, saved, to be continued")
@@ -99,6 +103,9 @@ def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
         blank = {model.name: {**model.options, "pretrained": False}}
         loaded = load(target, [*args.overrides, f"model={json.dumps(blank)}"])
         print("random weights in the place of pretrained ones, as asked for", file=sys.stderr)
+    if args.resume and args.id:
+        run = Path(args.runs) / loaded.recipe.name / runs.check_name("run", args.id)
+        return (run if run.is_dir() else None), loaded
     if args.resume:
         return newest_run(Path(args.runs) / loaded.recipe.name, loaded), loaded
     return None, loaded
@@ -122,14 +129,15 @@ def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
     if len(set(names)) < len(names):
         raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
     run = runs.new_run(args.runs, loaded.recipe.name, args.id)
-    for path in loaded.imports:
-        shutil.copy(path, run / path.name)
     write_recipe(run, loaded)
     return run
 
 
 def write_recipe(run: Path, loaded: Loaded) -> None:
     """The resolved recipe, beside the files it imports."""
+    for path in loaded.imports:
+        if path.parent.absolute() != run.absolute():
+            shutil.copy(path, run / path.name)
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
     values["wandb"] = runs.redact(values["wandb"])  # the one place for free text
     runs.write_text(run / "recipe.yaml", to_yaml(values))
@@ -245,7 +253,7 @@ def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None
             )
     else:
         facts = runs.fingerprint(digest)
-        facts["recipe"] = {"file": loaded.path.name}
+        facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
             facts["recipe"] |= {
                 "base": loaded.base_path.name,

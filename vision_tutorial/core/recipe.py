@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -246,6 +247,12 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
+def written(value: Any) -> str:
+    """A plain value on one line, as it is written behind `key=` on a command line."""
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, width=10**9, sort_keys=False)
+    return text.strip()[1:-1]
+
+
 def plain_default(key: str) -> Any:
     """What `to_plain` gives for a key that is not set; None if it must be."""
     declared = Recipe.model_fields[key]
@@ -289,6 +296,14 @@ def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def identity(recipe: Recipe) -> str:
     """A hash of all that must be equal for a checkpoint to be continued."""
-    values = {k: v for k, v in to_plain(recipe).items() if k not in RESUMABLE}
-    del values["data"]["memory"]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(to_plain(recipe))
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """The `identity` of a recipe's plain values, from `to_plain` or from recipe.yaml.
+
+    Of recipe.yaml it stays the same when a later version has more keys, as a recipe's does not.
+    """
+    kept = {key: value for key, value in values.items() if key not in RESUMABLE}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
