@@ -17,6 +17,7 @@ from vision_tutorial.core import galleries
 from vision_tutorial.core.loading import load
 from vision_tutorial.core.logbook import read
 from vision_tutorial.core.page.contents import Wall, described
+from vision_tutorial.data import compiled  # noqa: F401  (numba, before the fork)
 from vision_tutorial.data.shapes import shapes
 
 SMALL = ["threads=1", "epochs=2", "batch_size=16", "mix={cutmix: 0.5, mixup: 0.5}"]
@@ -29,7 +30,7 @@ MASKS += ["augment=[{random_crop: {size: 16}}, hflip]"]
 
 def forked(main: Callable[[Sequence[str]], int], *words: object) -> int:
     """The exit code of a verb in a process of its own."""
-    return Ranks(1, lambda rank: main([str(word) for word in words])).join()[0]
+    return Ranks(1, lambda rank: main([str(word) for word in words])).join(timeout=300)[0]
 
 
 def train_one(root: Path, repository: Path, *overrides: str) -> Path:
