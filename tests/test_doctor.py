@@ -200,6 +200,7 @@ def test_data(monkeypatch, tmp_path):
     checks = {c.name: c for c in doctor.data()}
     assert (checks["cifar10"].state, checks["cifar100"].state) == ("warn", "ok")
     assert "dataset.cifar10.download=true" in checks["cifar10"].remedy
+    assert checks["camvid"].remedy.endswith("to the folder of camvid; it is not downloaded")
 
 
 # -- GPUs ------------------------------------------------------------------------------------------

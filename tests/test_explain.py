@@ -175,6 +175,14 @@ def test_pictures_known_without_data_are_the_true_ones(tiny, data_root):
         assert known.side == source[0][0].width == 32
 
 
+def test_shapes_to_segment_have_a_class_more(tiny):
+    for masks in (False, True):
+        recipe = load(tiny, [f"dataset={{shapes: {{train: 40, test: 20, masks: {masks}}}}}"]).recipe
+        known, source = facts(recipe), build.data(recipe).train
+        assert known.classes == len(source.classes) == 10 + masks
+        assert known.pictures == len(source)
+
+
 def test_data_that_is_not_here_is_one_note_and_no_error(tiny, tmp_path):
     words = [tiny, f"dataset={{image_folder: {{root: {tmp_path}/none}}}}"]
     text = run(*words)
@@ -294,6 +302,13 @@ SPEAK = {
     "one_seed": (["seed=1"], []),
     "focal_without_focus": (["loss={focal: {gamma: 0}}"], ["loss={focal: {gamma: 1}}"]),
     "copies_cost": (["loss=jsd"], ["loss=bce"]),
+    "one_cross_entropy": (
+        ["loss={cross_entropy: 1, focal: {gamma: 0}}"],
+        ["loss={cross_entropy: 1, focal: 1}"],
+    ),
+    "tanimoto_is_jaccard": (["aux_loss=tanimoto"], ["aux_loss={tanimoto: {gamma: 2}}"]),
+    "tversky_by_its_name": (["loss={tversky: {alpha: 1, beta: 1}}"], ["loss=tversky"]),
+    "nothing_to_balance": (["balance=ema"], ["balance=ema", "loss={bce: 1, focal: 1}"]),
     "more_batch_than_data": (["subset=255"], ["subset=256"]),
     "lr_of_another_batch": (["batch_size=512"], ["batch_size=512", "optimizer.sgd.lr=0.2"]),
     "unusual_lr": (["optimizer.sgd.lr=10"], ["optimizer.sgd.lr=0.5"]),
@@ -454,6 +469,11 @@ WRONG = [
     "holdout=1",
     "precision=fp8",
     "compile=on",
+    "balance=on",
+    "balance={calibrate: 0}",
+    "balance={ema: 1}",
+    "aux_loss=focl",
+    "aux_weight=-1",
     "warmup={epoch: 3}",
     "warmup=3",
     "normalize=cifar",
@@ -474,6 +494,13 @@ RIGHT = [
     "loss={focal: {gamma: 2}, bce: null}",
     "clip=null",
     "clip={norm: 1}",
+    "balance=calibrate",
+    "balance={calibrate: 30}",
+    "balance={ema: 0.9}",
+    "aux_loss=null",
+    "aux_loss={focal: 0.75, dice: {weight: 0.25, squared: true}}",
+    "aux_weight=1",
+    "loss={lovasz: {reduce: image}}",
     "augment=[]",
     "schedule={multistep: {milestones: [1, 2]}}",
     "normalize={mean: [0, 0, 0], std: [1, 1, 1]}",

@@ -10,9 +10,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vision_tutorial"
 FILES = sorted(PACKAGE.rglob("*.py"))
-RECIPES = sorted((PACKAGE.parent / "recipes").glob("*.yaml"))
+RECIPES = sorted(
+    path for path in (PACKAGE.parent / "recipes").rglob("*.yaml") if path.parent.name != "sweeps"
+)
 PILLARS = {"losses", "optim", "data", "classification", "segmentation", "engine"}
-WITHOUT_TORCH = {"compare", "report", "sweep", "rerun"}
+WITHOUT_TORCH = {"compare", "note", "report", "sweep", "rerun"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 
 
@@ -70,14 +72,15 @@ def rooms(path: Path) -> set[str]:
 def test_floors(path):
     room, entered = module_of(path).partition(".")[0], rooms(path)
     if path.parent == PACKAGE:
-        verbs = {p.stem for p in PACKAGE.glob("*.py")} - {"build", "__init__"}
+        verbs = {p.stem for p in PACKAGE.glob("*.py")} - {"build", "trained", "__init__"}
         assert not entered & verbs, "verbs do not import verbs, save build"
         allowed = {
             "": set(),
             "build": PILLARS | {"core"},
+            "trained": PILLARS | {"core", "build"},
             "launch": set(),
             **dict.fromkeys(WITHOUT_TORCH | {"__main__"}, {"core"}),
-        }.get(room, {"core", "build", "engine"})
+        }.get(room, {"core", "build", "trained", "engine"})
     else:
         allowed = {"core"} if room in PILLARS else set()
         assert room in PILLARS | {"core"}
@@ -188,8 +191,10 @@ def test_the_catalogue_equals_the_registries():
         filled = getattr(registry, name)
         assert set(shelf.entries) == set(filled.entries), name
         assert (shelf.fallback is None) == (filled.fallback is None), name
+        assert set(shelf.prefixes) == set(filled.prefixes), name
         for entry, function in (
             *((entry, filled.entries[entry.name]) for entry in shelf.entries.values()),
+            *((entry, filled.prefixes[prefix]) for prefix, entry in shelf.prefixes.items()),
             *([(shelf.fallback, filled.fallback)] if shelf.fallback else []),
         ):
             assert facts(function) == (

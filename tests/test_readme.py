@@ -85,8 +85,16 @@ def test_commands_of_the_program(line: str, small_run: Path, capfd: Any, tmp_pat
     if words[:1] == ["train"]:
         more = [] if any(folders) else [*SHRINK, "--runs", str(small_run.parent.parent)]
         words += more
+    if words[:1] == ["predict"]:
+        words[-1] = str(tmp_path / words[-1])
+    if words[:1] == ["sweep"]:
+        words += ["--dry-run"]
+    if words[:1] == ["rerun"]:
+        words += ["--against", str(small_run)]
     if words[:1] == ["pack"]:
         words[-1:] = [str(tmp_path / words[-1]), SHRINK[0]]
+    if words[:1] == ["report"]:
+        words[-1] = str(tmp_path / words[-1])
     if words[:1] == ["bench"]:
         words += [*SHRINK, "--only", "step", "--rounds", "1", "--seconds", "0.05"]
     code = Ranks(1, lambda rank: program.main(words)).join(timeout=300)

@@ -13,8 +13,15 @@ from .core.errors import UserError, run_verb, unknown
 VERBS = {
     "train": "train what a recipe says",
     "evaluate": "a checkpoint's numbers on a split",
+    "predict": "labels, masks, a submission, pseudo labels",
     "explain": "what a recipe means, before anything runs",
     "bench": "how fast a recipe runs here, and beside what",
+    "compare": "many runs as one table, honest about noise",
+    "sweep": "many points of a recipe, each once: grid, list, greedy stages",
+    "rerun": "a run once more, and whether it came out the same",
+    "report": "runs as one HTML page",
+    "gallery": "a run's pictures, right and wrong, for its report",
+    "note": "a remark about a run, kept in its folder",
     "pack": "a data set as mapped files, or as sprites in parts",
     "doctor": "is this machine ready?",
 }
@@ -46,10 +53,12 @@ def overview() -> str:
     lines = [f"vision-tutorial {__version__}", "", "usage: vision-tutorial VERB …   (VERB --help)"]
     lines += ["", *(f"  {verb:<10} {words}" for verb, words in VERBS.items())]
     for name, shelf in catalogue().items():
-        if shelf.entries or shelf.fallback:
+        if shelf.entries or shelf.prefixes or shelf.fallback:
             lines += ["", name]
         for entry in shelf.entries.values():
             lines += described(f"{entry.name}{entry.signature()}", entry.doc)
+        for prefix, entry in shelf.prefixes.items():
+            lines += described(f"{prefix}<name>{entry.signature()}", entry.doc)
         if shelf.fallback:
             count = f"{len(shelf.outside)} names" if shelf.outside else "any name"
             title = f"<{count} of timm>{shelf.fallback.signature()}"

@@ -3,27 +3,27 @@
 Importing the pillars' faces here is what fills the shelves.
 """
 
-import hashlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import classification, losses, optim  # noqa: F401  (importing fills the shelves)
+from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the shelves)
 from .core import registry
 from .core.dealing import batch_parts, steps_per_epoch
 from .core.errors import UserError
+from .core.plugins import import_files as import_files
 from .core.randomness import address
-from .core.recipe import Clip, Recipe
 from .core.recipe import Ema as EmaOptions
+from .core.recipe import Recipe
 from .core.sources import Source, hold_out, take
-from .core.task import Task
+from .core.targets import sampled
+from .core.task import Batch, Task
 from .data import feeding, mix
 from .data.loader import Raw
+from .data.microscope import microscope as microscope
 from .engine import (
     Distributed,
     Ema,
@@ -36,9 +36,8 @@ from .engine import (
     rounds_of,
 )
 from .engine.distributed import cores
-from .engine.infer import VIEWS, Evaluation, answer_to_blank
-
-IMPORTED: set[str] = set()  # digests of the plug-ins that have run in this process
+from .engine.fit import converged
+from .engine.infer import Evaluation, answer_to_blank, refined
 
 
 @dataclass(frozen=True)
@@ -48,28 +47,6 @@ class Data:
     train: Source
     val: Source
     chosen_on: str
-
-
-def import_files(paths: Sequence[Path], trusted: bool) -> None:
-    """Run the recipe's `imports`: a student's own entries. They are code, so they need trust."""
-    for path in paths:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest in IMPORTED:  # several runs of one recipe, or a second training in a notebook
-            continue
-        if not trusted:
-            raise UserError(
-                f"the recipe imports {path}, which is code that would run on this machine. "
-                "Read it, then add --trust-imports."
-            )
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{path}: failed to import: {type(error).__name__}: {error}") from error
-        IMPORTED.add(digest)
 
 
 def check(recipe: Recipe, classes: int = 10) -> nn.Module:
@@ -89,6 +66,15 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     feeding.program(recipe, losses.copies(recipe.loss))
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
+    if recipe.refine and not task(recipe, ()).dense:
+        raise UserError("refine: there are no masks to refine in classification; take it out.")
+    if any(term.name == "jsd" for term in recipe.aux_loss or ()):
+        raise UserError("aux_loss: jsd is a loss of the main head; choose another one here.")
+    if bool(recipe.aux_loss) != bool(recipe.model.options.get("auxiliary")):
+        raise UserError(
+            f"aux_loss: it and an auxiliary head of model {recipe.model.name} need each other; set "
+            f"both (aux_loss, model.{recipe.model.name}.auxiliary: true where it has one) or none."
+        )
     if losses.copies(recipe.loss) and recipe.mix:
         raise UserError("loss: jsd compares copies of one picture; take `mix` out of the recipe.")
     with torch.device("meta"):
@@ -113,7 +99,14 @@ def data(recipe: Recipe, distributed: Distributed | None = None) -> Data:
 def whole(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
     """All of the data set's train or test; of several processes on a machine, one reads it."""
     make = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)
-    return distributed.local_share(lambda: make(name)) if distributed else make(name)
+    made = distributed.local_share(lambda: make(name)) if distributed else make(name)
+    if made.dense != task(recipe, made.classes).dense:
+        has, other = ("masks", "segmentation") if made.dense else ("no masks", "classification")
+        raise UserError(
+            f"task {recipe.task.name} and data set {recipe.dataset.name} do not fit: it has {has}. "
+            f"Set task: {other}, or choose another data set."
+        )
+    return made
 
 
 def split(recipe: Recipe, name: str, distributed: Distributed | None = None) -> Source:
@@ -124,9 +117,12 @@ def split(recipe: Recipe, name: str, distributed: Distributed | None = None) -> 
     return both.train if name == "train" else both.val
 
 
-def criteria(recipe: Recipe) -> dict[str, Callable]:
-    """The criterion of each head."""
-    return {"loss": losses.blend(recipe.loss)}
+def criteria(recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Callable]:
+    """The criterion of each head; the auxiliary head's has its share of the total in it."""
+    found = {"loss": losses.blend(recipe.loss, recipe.balancing)}
+    if recipe.aux_loss:
+        found["aux_loss"] = losses.blend(recipe.aux_loss, recipe.balancing, recipe.aux_weight)
+    return {name: criterion.to(device) for name, criterion in found.items()}
 
 
 def model(recipe: Recipe, classes: int, weights: bool = True) -> nn.Module:
@@ -196,31 +192,6 @@ def learning_rate(
     return set_rate
 
 
-def clipping(clip: Clip | None) -> Callable[[nn.Module, torch.Tensor], None]:
-    """What is done to the gradients, of known norm, before the step; nothing without `clip`."""
-    if clip is None:
-        return lambda network, norm: None
-    if clip.norm is not None:
-        known = nn.utils.clip_grads_with_norm_
-        return lambda network, norm: known(network.parameters(), clip.norm, norm)
-    if clip.value is not None:
-        return lambda network, norm: nn.utils.clip_grad_value_(network.parameters(), clip.value)
-    from timm.utils.agc import adaptive_clip_grad
-
-    def clip_all_but_the_head(
-        network: nn.Module, norm: torch.Tensor
-    ) -> None:  # as in the paper and in timm
-        head = {id(p) for p in classifier(network).parameters()}
-        adaptive_clip_grad([p for p in network.parameters() if id(p) not in head], clip.agc)
-
-    return clip_all_but_the_head
-
-
-def classifier(network: nn.Module) -> nn.Module:
-    """The last layer, where the network says which it is."""
-    return network.get_classifier() if hasattr(network, "get_classifier") else nn.Identity()
-
-
 def averaging(ema: EmaOptions | None) -> Callable[[int], float]:
     """The average's decay as a function of the step, counted from 1."""
     return lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0
@@ -243,7 +214,7 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner
         model=network,
         replica=replica,
         task=task(recipe, source.classes),
-        criteria=criteria(recipe),
+        criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
         prepare=feeding.finishing(
             recipe,
@@ -252,7 +223,7 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner
             erase=feeding.erasing(recipe, losses.copies(recipe.loss)),
             classes=len(source.classes),
         ),
-        clip=clipping(recipe.clip),
+        clip=optim.clipping(recipe.clip),
         ema=Ema(network) if recipe.ema else NoEma(),
         decay=averaging(recipe.ema),
         seed=recipe.seed,
@@ -268,7 +239,7 @@ def try_out(recipe: Recipe, source: Source, pupil: Learner) -> None:
         raise sample
     height, width = sample[0].shape[-2:]
     said = answer_to_blank(pupil.model, height, width)
-    if said != f"{(1, len(source.classes))}":
+    if said != f"{(1, len(source.classes), *((height, width) if source.dense else ()))}":
         raise UserError(
             f"model {recipe.model.name} does not fit pictures of {width}x{height} and "
             f"{len(source.classes)} classes: {said}. Change the size that `augment` crops to, or "
@@ -301,7 +272,8 @@ def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
 
 def data_path(recipe: Recipe) -> str:
     """Which path the training pictures take, in words."""
-    return feeding.path(recipe, losses.copies(recipe.loss))
+    dense = task(recipe, ()).dense
+    return feeding.path(recipe, losses.copies(recipe.loss), dense)
 
 
 def train_batches(
@@ -325,18 +297,36 @@ def evaluation(
     network: nn.Module,
     task: Task,
     distributed: Distributed,
-    views: str = "none",
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
     feed: feeding.Feed | None = None,
+    refine: Callable | None = None,
+    size: int | None = None,
     **callbacks: Any,
 ) -> Evaluation:
-    """All metrics of `network` on `source`. feed: `feeding.evaluating` of before, to use again."""
+    """All metrics of `network` on `source`.
+
+    forward: what is called instead of the network (it seen several times, say). feed:
+    `feeding.evaluating` of before, to use again. refine: `refining`'s, for the probabilities.
+    size: masks are compared at size x size pixels, as those of a submission are.
+    """
     where = place(recipe, distributed)
     feed = feed or feeding.evaluating(recipe, source, where)
-    finish = feeding.finishing(recipe, where)
+    finish = feeding.finishing(recipe, where, pixels=refine is not None)
+    look = forward or network
+
+    def answer(batch: Batch) -> torch.Tensor:
+        output = look(batch.images)
+        output = refined(refine, output, batch.pixels) if refine else output
+        return sampled(output, size, size) if size else output
+
+    def batches() -> Iterator[Batch]:
+        for batch in map(finish, feed()):
+            yield replace(batch, target=sampled(batch.target, size, size)) if size else batch
+
     return evaluate(
-        VIEWS[views](network),
+        answer,
         network,
-        (finish(raw) for raw in feed()),
+        batches(),
         rounds_of(len(source), recipe.eval_batch_size, distributed.world),
         task,
         losses.blend(losses.without_copies(recipe.loss)),
@@ -365,4 +355,5 @@ def plan(recipe: Recipe, both: Data, pupil: Learner, distributed: Distributed) -
         headline=meter.headline,
         higher_is_better=meter.higher_is_better,
         eval_every=recipe.eval_every,
+        converged=converged(recipe.early_stopping, meter),
     )

@@ -181,10 +181,14 @@ def data() -> Iterator[Check]:
     from .core.sources import data_root
 
     root = data_root()
-    for name, folder in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
-        remedy = (
-            f"set VISION_TUTORIAL_DATA to the folder of {folder}, or dataset.{name}.download=true"
-        )
+    for name, folder, downloads in (
+        ("cifar10", "cifar-10-batches-py", True),
+        ("cifar100", "cifar-100-python", True),
+        ("camvid", "camvid", False),
+        ("voc", "VOCdevkit", False),
+    ):
+        remedy = f"set VISION_TUTORIAL_DATA to the folder of {folder}"
+        remedy += f", or dataset.{name}.download=true" if downloads else "; it is not downloaded"
         there = (root / folder).is_dir()
         found = f"{root / folder}" if there else f"no {folder} in {root}"
         yield Check(name, "ok" if there else "warn", found, remedy)
@@ -287,7 +291,7 @@ def gpu(index: int) -> Check:
 
 def wandb() -> Iterator[Check]:
     """Whether a run would go online: a key, and a server that answers in time. No key is shown."""
-    from .engine.tracking import answers, has_key
+    from .core.tracking import answers, has_key
 
     url = os.environ.get("WANDB_BASE_URL", WANDB_SERVER)
     mode = os.environ.get("WANDB_MODE", "")

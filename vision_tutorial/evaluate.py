@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .core import runs
+from .core.arguments import add_looks
 from .core.errors import UserError, run_verb
-from .core.loading import load
+from .core.loading import Loaded, load
 from .core.recipe import identity
 
 
@@ -21,10 +22,10 @@ def parser() -> argparse.ArgumentParser:
         description="Metrics of one run's weights; of several runs (seeds), mean and spread too.",
     )
     add = made.add_argument
-    add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
+    add("runs", nargs="+", metavar="RUN", help="a run folder (or a recipe, with --submission)")
     add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
-    add("--weights", default="best", metavar="best|last|FILE", help="default: %(default)s")
-    add("--tta", choices=("none", "hflip"), default="none", help="average over mirror images too")
+    add_looks(made)
+    add("--submission", metavar="FILE", help="score this CSV instead of a network: a leaderboard")
     add("--set", action="append", default=[], metavar="key.sub=value", help="change the recipe")
     add("--classes", action="store_true", help="print the table of classes")
     add("--json", action="store_true", help="print one JSON object and nothing else")
@@ -39,15 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Evaluate each run and print; of several, those without a checkpoint are left out."""
-    paths = list({Path(run).resolve(): Path(run) for run in args.runs}.values())
-    if len(paths) > 1:
-        for path in [path for path in paths if not any(path.glob("ckpt/step-*"))]:
-            print(f"left out {path}: it holds no checkpoint", file=sys.stderr)
-            paths.remove(path)
-    if not paths:
-        raise UserError("none of these runs holds a checkpoint yet. Train one first.")
-    found = [(path, load(recipe_of(path), args.set)) for path in paths]
+    """Evaluate each run, or all together, and print."""
+    found = [(path, load(recipe_of(path, args), args.set)) for path in wanted(args)]
     first = found[0][1].recipe
     for run, loaded in found:
         if (loaded.recipe.precision, loaded.recipe.threads) != (first.precision, first.threads):
@@ -59,7 +53,7 @@ def evaluate(args: argparse.Namespace) -> int:
     distributed = engine.Distributed(first.precision, first.threads)
     try:
         with distributed.peers():
-            results = [evaluate_run(run, loaded, args, distributed) for run, loaded in found]
+            results = results_of(found, args, distributed)
     finally:
         distributed.close()
     if distributed.main:
@@ -69,35 +63,83 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def recipe_of(run: Path) -> Path:
+def wanted(args: argparse.Namespace) -> list[Path]:
+    """The runs, each once; of several, those without a checkpoint are left out."""
+    paths = list({Path(run).resolve(): Path(run) for run in args.runs}.values())
+    if args.submission:
+        if len(paths) > 1:
+            raise UserError("--submission is scored once; name one run, or one recipe.")
+        return paths
+    if len(paths) > 1:
+        for path in [path for path in paths if not any(path.glob("ckpt/step-*"))]:
+            print(f"left out {path}: it holds no checkpoint", file=sys.stderr)
+            paths.remove(path)
+    if not paths:
+        raise UserError("none of these runs holds a checkpoint yet. Train one first.")
+    return paths
+
+
+def recipe_of(run: Path, args: argparse.Namespace) -> Path:
     """The recipe of a run folder."""
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(
-            f"{run}: no run folder; give one that `train` made (it ends with `run: …`)."
-        )
-    return run / "recipe.yaml"
+    if args.submission and run.is_file():
+        return run
+    return runs.recipe_file(run)
 
 
-def evaluate_run(run: Path, loaded: Any, args: argparse.Namespace, distributed: Any) -> dict:
-    """The metrics and the table of classes of one run."""
-    from . import build, engine
+def results_of(
+    found: Sequence[tuple[Path, Loaded]], args: argparse.Namespace, distributed: Any
+) -> list[dict[str, Any]]:
+    """The numbers of each run, of all of them as one, or of a submission."""
+    from . import build
 
-    recipe = loaded.recipe
-    build.import_files(loaded.imports, args.trust_imports)
-    build.check(recipe)
+    for _, loaded in found:
+        build.import_files(loaded.imports, args.trust_imports)
+        build.check(loaded.recipe)
+    if args.submission:
+        return [score(*found[0], args, distributed)]
+    groups = [found] if args.ensemble else [[one] for one in found]
+    return [evaluate_runs(group, args, distributed) for group in groups]
+
+
+def evaluate_runs(
+    found: Sequence[tuple[Path, Loaded]], args: argparse.Namespace, distributed: Any
+) -> dict[str, Any]:
+    """The metrics and the table of classes of one run, or of several as an ensemble."""
+    from . import build, engine, trained
+
+    recipe = trained.common_recipe([loaded.recipe for _, loaded in found])
     source = build.split(recipe, args.split, distributed)
-    network = build.model(recipe, len(source.classes), weights=False)
-    path = weights_path(run, args.weights)
-    put(network, engine.load_weights(path, "ema" if recipe.ema else "model"), path)
-    network = build.placed(recipe, network, distributed)
-    distributed.wrap(network, replicate=False)
+    network, paths = trained.networks(found, len(source.classes), args.weights, distributed)
     task = build.task(recipe, source.classes)
-    found = build.evaluation(recipe, source, network, task, distributed, args.tta)
-    return {
-        "run": str(run),
-        "weights": str(path),
+    trained.check_looks(task, args)
+    looks = {"tta": args.tta, "window": args.window, "stride": args.stride}
+    common = {"forward": engine.looking(network, **looks, ensemble=args.ensemble or "soft")}
+    common["size"] = args.size
+    plain = build.evaluation(recipe, source, network, task, distributed, **common)
+    result = {
+        "run": ", ".join(str(run) for run, _ in found),
+        "weights": ", ".join(map(str, paths)),
         "split": args.split,
-        "tta": args.tta,
+        **looks,
+        "ensemble": args.ensemble,
+        "size": args.size,
+        **numbers(plain),
+    }
+    refine = None if args.no_refine else trained.refining(recipe)
+    if refine:
+        timed = engine.Timed(refine)
+        finer = build.evaluation(recipe, source, network, task, distributed, refine=timed, **common)
+        result["refined"] = {
+            "by": [choice.name for choice in recipe.refine],
+            "seconds_a_picture": timed.mean,
+            **numbers(finer),
+        }
+    return result
+
+
+def numbers(found: Any) -> dict[str, Any]:
+    """An evaluation as plain values."""
+    return {
         "images": found.images,
         "metrics": found.metrics,
         "classes": found.table,
@@ -105,26 +147,15 @@ def evaluate_run(run: Path, loaded: Any, args: argparse.Namespace, distributed: 
     }
 
 
-def weights_path(run: Path, which: str) -> Path:
-    """What `load_weights` is to read: the run (its best), its newest checkpoint, or a file."""
-    from .engine.checkpoint import best
-    from .engine.folders import candidates
+def score(path: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> dict[str, Any]:
+    """The numbers of a submission's masks."""
+    from . import build, trained
 
-    if which not in ("best", "last"):
-        return Path(which)
-    found = best(run) if which == "best" else next(iter(candidates(run / "ckpt")), None)
-    if found is None:
-        raise UserError(f"{run}: holds no checkpoint yet. Train it first, or name --weights FILE.")
-    return found
-
-
-def put(network: Any, tensors: dict, path: Path) -> None:
-    """Load weights whose names and shapes must be the network's."""
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: not the weights of this recipe's model: {reason}") from error
+    recipe, file = loaded.recipe, Path(args.submission)
+    source = build.split(recipe, args.split, distributed)
+    trained.check_looks(build.task(recipe, source.classes), args)
+    found = trained.scored(recipe, source, file, args.size, distributed)
+    return {"run": str(path), "weights": str(file), "split": args.split, **numbers(found)}
 
 
 def report(results: list[dict[str, Any]], alike: bool) -> dict[str, Any]:
@@ -148,17 +179,39 @@ def text(shown: dict[str, Any], classes: bool) -> str:
     for result in shown["runs"]:
         lines.append(f"{result['run']}  {result['split']}, {result['images']:,} pictures")
         lines.append(f"  weights {result['weights']}")
-        lines += [f"  {name:<16}{value:10.4f}" for name, value in result["metrics"].items()]
+        finer = result.get("refined")
+        if finer:
+            lines.append(
+                f"  refined by {', '.join(finer['by'])}: {finer['seconds_a_picture']:.2f} s a "
+                "picture; plain, refined, difference"
+            )
+        for name, value in result["metrics"].items():
+            lines.append(f"  {name:<16}" + beside(value, finer and finer["metrics"][name]))
         if classes:
-            names = list(result["classes"])
-            lines.append("  " + "".join(f"{name:>16}" for name in names))
-            lines += [
-                "  " + "".join(f"{cell(value):>16}" for value in row)
-                for row in zip(*result["classes"].values(), strict=True)
-            ]
+            lines += table(result["classes"], finer and finer["classes"])
     for name, over in shown.get("over_runs", {}).items():
         lines.append(f"{name:<18}{over['mean']:.4f} ± {over['stdev']:.4f} over {over['n']} runs")
     return "\n".join(lines)
+
+
+def beside(value: float, finer: float | None) -> str:
+    """A number, and what refinement made of it."""
+    more = "" if finer is None else f"{finer:10.4f}{finer - value:+10.4f}"
+    return f"{value:10.4f}{more}"
+
+
+def table(columns: dict[str, list], finer: dict[str, list] | None) -> list[str]:
+    """The table of classes; with the difference that refinement made to the IoU."""
+    columns = {name: cells for name, cells in columns.items() if name != "confusion"}
+    if finer:
+        pairs = zip(columns["iou"], finer["iou"], strict=True)
+        columns["Δ iou"] = [None if None in pair else pair[1] - pair[0] for pair in pairs]
+    width = max(len(str(name)) for name in columns["class"]) + 2
+    first, *others = columns
+    lines = [f"  {first:<{width}}" + "".join(f"{name:>14}" for name in others)]
+    for name, *values in zip(*columns.values(), strict=True):
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell(value):>14}" for value in values))
+    return lines
 
 
 def cell(value: Any) -> str:

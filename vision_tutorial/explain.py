@@ -10,6 +10,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+from .core import lint_losses  # noqa: F401  (puts its lints on the list)
 from .core.catalogue import catalogue
 from .core.errors import UserError, run_verb, short, shown
 from .core.facts import Facts, facts, used

@@ -1,6 +1,7 @@
 """Train what a recipe says, on one process or many: build, then fit."""
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -15,6 +16,10 @@ from .core.arguments import positive, positive_count
 from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_verb
 from .core.loading import Loaded, load
 from .core.recipe import changes, identity, to_plain, to_yaml
+from .core.timeuse import shares
+from .core.timeuse import verdict as verdict_of
+
+PROFILED = 10  # steps
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,14 +33,28 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("recipe", help="a recipe file, or a run folder to continue")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
-    add("--resume", action="store_true", help="continue this recipe's newest run, if there is one")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue this recipe's newest run, or with --id that run, if there is one",
+    )
     add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
     add("--id", help="name of the run folder (default: the time)")
     add("--minutes", type=positive, help="stop after so many minutes, saved, to be continued")
     add(
         "--steps", type=positive_count, help="stop after so many more steps, saved, to be continued"
     )
+    add(
+        "--profile",
+        action="store_true",
+        help="take a few steps (--steps, 10), say what takes their time, and stop, saved",
+    )
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    add(
+        "--no-pretrained",
+        action="store_true",
+        help="random weights where the recipe asks for pretrained ones (no network, a rehearsal)",
+    )
     add("--quiet", action="store_true", help="print no progress")
     return made
 
@@ -79,6 +98,14 @@ def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
     if target.is_dir():
         return target, load(target / "recipe.yaml", args.overrides)
     loaded = load(target, args.overrides)
+    model = loaded.recipe.model
+    if args.no_pretrained and model.options.get("pretrained"):
+        blank = {model.name: {**model.options, "pretrained": False}}
+        loaded = load(target, [*args.overrides, f"model={json.dumps(blank)}"])
+        print("random weights in the place of pretrained ones, as asked for", file=sys.stderr)
+    if args.resume and args.id:
+        run = Path(args.runs) / loaded.recipe.name / runs.check_name("run", args.id)
+        return (run if run.is_dir() else None), loaded
     if args.resume:
         return newest_run(Path(args.runs) / loaded.recipe.name, loaded), loaded
     return None, loaded
@@ -102,14 +129,15 @@ def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
     if len(set(names)) < len(names):
         raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
     run = runs.new_run(args.runs, loaded.recipe.name, args.id)
-    for path in loaded.imports:
-        shutil.copy(path, run / path.name)
     write_recipe(run, loaded)
     return run
 
 
 def write_recipe(run: Path, loaded: Loaded) -> None:
     """The resolved recipe, beside the files it imports."""
+    for path in loaded.imports:
+        if path.parent.absolute() != run.absolute():
+            shutil.copy(path, run / path.name)
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
     values["wandb"] = runs.redact(values["wandb"])  # the one place for free text
     runs.write_text(run / "recipe.yaml", to_yaml(values))
@@ -169,10 +197,12 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         display.say(line)
     build.try_out(recipe, both.train, learner)
     build.fit_memory(learner, plan, distributed, display.say)
-    stop = engine.StopRequest(args.minutes, args.steps, progress.step)
+    few = PROFILED if args.profile and not args.steps else args.steps
+    stop = engine.StopRequest(args.minutes, few, progress.step)
     display.start(plan.steps, plan.steps_per_epoch, plan.epochs, progress.step)
     with closing(display), stop.listening(), closing(crew):
-        done = engine.fit(learner, plan, distributed, crew, progress, stop)
+        with engine.profiled(args.profile and main) as lines:
+            done = engine.fit(learner, plan, distributed, crew, progress, stop)
     status, code = verdict(done, stop.signalled())
     last = progress.rows[-1].get("val/loss") if progress.rows else None
     if done and last is not None and not math.isfinite(last):
@@ -182,6 +212,8 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
         finish_records(run, summary, crew.tracker, progress, code)
+        for line in [*time_use(progress), *lines]:
+            tell(line)
     return code
 
 
@@ -221,7 +253,7 @@ def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None
             )
     else:
         facts = runs.fingerprint(digest)
-        facts["recipe"] = {"file": loaded.path.name}
+        facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
             facts["recipe"] |= {
                 "base": loaded.base_path.name,
@@ -243,10 +275,20 @@ def finish_records(
     if summary["status"] == "done" and progress.table:
         table = progress.table
         tracker.table("classes", list(table), list(zip(*table.values(), strict=True)))
-    flat = {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
+    flat = {key: summary[key] for key in ("status", "metric", "chosen_on")}
+    flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     runs.set_status(run, summary["status"], exit_code=code)
     tell(sentence(summary, run))
+
+
+def time_use(progress: Any) -> Iterator[str]:
+    """What limits this training; of an epoch that is under way, its steps so far."""
+    now = {"seconds_data": progress.seconds_data}
+    now["seconds_device"] = progress.seconds - progress.seconds_data
+    found = shares([*progress.rows, now])
+    if found:
+        yield verdict_of(found)
 
 
 def sentence(summary: dict[str, Any], run: Path) -> str:

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
-from vision_tutorial.classification import weights
 from vision_tutorial.classification.models import FAMILIES, timm_model
+from vision_tutorial.core import weights
 from vision_tutorial.core.cost import cost
 from vision_tutorial.core.errors import UserError
 

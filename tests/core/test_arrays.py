@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,109 @@ def test_subsets_give_the_same_pictures(folder: Path):
         a, b = cut(plain), cut(mapped)
         assert a.digest() == b.digest() and a.targets.tolist() == b.targets.tolist()
         assert np.asarray(a[3][0]).tobytes() == np.asarray(b[3][0]).tobytes()
+
+
+# -- masks as targets ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A dense source that is no array, as data sets in files are."""
+
+    images: np.ndarray
+    masks: np.ndarray
+    name = "lazy"
+    classes = ("ground", "thing")
+    dense = True
+
+    @property
+    def targets(self) -> np.ndarray:
+        return np.zeros(len(self.images), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple:
+        return Image.fromarray(self.images[index]), self.masks[index]
+
+    def key(self, index: int) -> str:
+        return f"batch/{index:04}.jpg"
+
+    def digest(self) -> str:
+        return "0" * 64
+
+
+def lazy() -> Lazy:
+    rng = np.random.default_rng(0)
+    masks = rng.choice(np.array([0, 1, 255], np.uint8), (7, 4, 5))
+    return Lazy(rng.integers(0, 256, (7, 4, 5, 3), np.uint8), masks)
+
+
+@pytest.mark.parametrize("rows", [None, [4, 1]])
+def test_a_dense_source_comes_back_dense(tmp_path: Path, rows):
+    source = lazy() if rows is None else Subset(lazy(), np.array(rows))
+    module.write(tmp_path / "set", "lazy", {"train": source, "test": source})
+    found = arrays("test", root=str(tmp_path / "set"))
+    assert found.dense and found.classes == source.classes and len(found) == len(source)
+    for index in range(len(source)):
+        picture, mask = source[index]
+        got, got_mask = found[index]
+        assert np.asarray(got).tobytes() == np.asarray(picture).tobytes()
+        np.testing.assert_array_equal(got_mask, mask)
+        assert found.key(index) == source.key(index)
+    module.write(tmp_path / "again", "lazy", {"train": found})
+    again = arrays("train", root=str(tmp_path / "again"))
+    assert (again.digest(), again.keys, again.dense) == (found.digest(), found.keys, True)
+
+
+def test_masks_beside_class_ids_are_not_the_targets(folder: Path):
+    found = arrays("train", root=str(folder))
+    assert not found.dense and found.masks is not None and found.keys is None
+    assert "keys" not in json.loads((folder / module.MANIFEST).read_text())["splits"]["train"]
+
+
+def test_numbers_are_no_names(tmp_path: Path):
+    source = datasets.bind("shapes", size=16, train=20, test=10, masks=True)("train")
+    module.write(tmp_path / "set", "shapes", {"train": source})
+    found = arrays("train", root=str(tmp_path / "set"))
+    assert found.dense and found.keys is None and found.key(3) == "3"
+    assert len(found.classes) == 11 and found.digest() == source.digest()
+
+
+def test_a_mask_with_a_strange_id_is_not_packed(tmp_path: Path):
+    source = lazy()
+    source.masks[5, 1, 2] = 2
+    with pytest.raises(UserError, match="lazy, mask 5: class id 2, but there are 2 classes"):
+        module.write(tmp_path / "set", "lazy", {"train": source})
+    assert not list(tmp_path.iterdir())
+
+
+def test_fewer_classes_than_the_masks_have(tmp_path: Path):
+    module.write(tmp_path / "set", "lazy", {"train": lazy()})
+    change(tmp_path / "set", lambda values: values["classes"].pop())
+    assert "masks.npy, mask 0: class id 1, but there are 1 classes" in refused(tmp_path / "set")
+
+
+def test_a_dense_manifest_needs_masks_and_a_name_for_each_picture(tmp_path: Path, folder: Path):
+    change(folder, lambda values: [s.pop("masks") for s in values["splits"].values()])
+    change(folder, lambda values: values.update(dense=True))
+    assert "masks are missing" in refused(folder)
+    module.write(tmp_path / "lazy", "lazy", {"train": lazy()})
+    change(tmp_path / "lazy", lambda values: values["splits"]["train"]["keys"].pop())
+    assert "splits.train: Value error, 6 keys for 7 images" in refused(tmp_path / "lazy")
+
+
+def test_pictures_are_read_in_order_with_a_bar_only_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(module, "SOON", -1)
+    source, images = lazy(), np.empty((7, 4, 5, 3), np.uint8)
+    masks = np.empty((7, 4, 5), np.uint8)
+    module.fill(source, images, masks)
+    assert (images == source.images).all() and (masks == source.masks).all()
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    module.fill(source, images)
+    out, err = capsys.readouterr()
+    assert out == "" and "reading lazy" in err
 
 
 # -- faults ----------------------------------------------------------------------------------------

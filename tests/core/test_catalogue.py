@@ -145,7 +145,9 @@ def test_every_shelf_is_there_and_every_file_declares_something():
     assert list(shelves) == list(SHELVES)
     assert len(SHELVES) == 9
     files = {
-        entry.where.rpartition(":")[0] for s in shelves.values() for entry in s.entries.values()
+        entry.where.rpartition(":")[0]
+        for s in shelves.values()
+        for entry in (*s.entries.values(), *s.prefixes.values())
     }
     files |= {s.fallback.where.rpartition(":")[0] for s in shelves.values() if s.fallback}
     assert all(any(file.endswith(name) for file in files) for name in FILES)

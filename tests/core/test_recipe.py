@@ -65,7 +65,9 @@ def complaint(path, *overrides) -> str:
 def test_the_three_forms_with_their_defaults(write):
     recipe = load(write()).recipe
     assert recipe.name == "r"
-    assert recipe.dataset == Choice("shapes", {"size": 32, "train": 4000, "test": 1000, "seed": 0})
+    assert recipe.dataset == Choice(
+        "shapes", {"size": 32, "train": 4000, "test": 1000, "seed": 0, "masks": False}
+    )
     assert [c.name for c in recipe.augment] == ["random_crop", "hflip"]
     assert recipe.augment[0].options["padding"] == 2
     assert recipe.augment[0].options["mode"] == "constant"  # the entry's default, filled in
@@ -189,7 +191,7 @@ def test_a_missing_recipe_names_the_nearest(write):
 
 # what stands in the place of a key of BASE (or is added) -> what is said
 COMPLAINTS = {
-    "modle: resnet18": "r.yaml:11: modle: no key called 'modle'; did you mean 'model'? Known: augm",
+    "modle: resnet18": "r.yaml:11: modle: no key called 'modle'; did you mean 'model'? Known: mod",
     "model: resnet5": "r.yaml:11: model.resnet5: no model called 'resnet5'; did you mean 'resnet50",
     "model: {resnet18: {stam: 1}, resnet34: }": "model: given 2 names (resnet18, resnet34); choose",
     "model: {}": "r.yaml:11: model: given 0 names (none); choose exactly one model.",
@@ -218,7 +220,7 @@ COMPLAINTS = {
     "optimizer: sgd": "optimizer.sgd: 'sgd' needs a value for 'lr'. Its options: (lr, weight_decay",
     "optimizer: {sdg: {lr: 1}}": "no optimizer called 'sdg'; did you mean 'sgd'?",
     "schedule: {multistep: {milestones: [1, two]}}": 'milestones: given [1, "two"]; expected: a va',
-    "task: segment": "task.segment: no task called 'segment'. Known: classification",
+    "task: segment": "task.segment: no task called 'segment'; did you mean 'segmentation'?",
     "epochs: 1e3": "r.yaml:11: epochs: given 1000.0; expected: a valid integer.",
     "epochs: true": "epochs: given true; expected: a valid integer.",
     "epochs: '3'": 'epochs: given "3"; expected: a valid integer.',
@@ -578,6 +580,9 @@ OTHER = {
     "workers": 1,
     "model": "resnet18",
     "loss": "bce",
+    "aux_loss": "bce",
+    "aux_weight": 1,
+    "balance": {"ema": 0.5},
     "epochs": 4,
     "batch_size": 64,
     "micro_batch": 8,
@@ -598,6 +603,8 @@ OTHER = {
     "threads": 1,
     "eval_every": 2,
     "eval_batch_size": 10,
+    "refine": ["dense_crf"],
+    "early_stopping": {"patience": 3},
     "checkpoint": {"keep": 3},
     "wandb": {"project": "x"},
 }

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vision_tutorial.core import sources
+from vision_tutorial.core import files, sources
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset, hold_out, take
 
@@ -84,9 +84,9 @@ def test_missing_empty_and_foreign_files_are_refused_by_name(tmp_path: Path, con
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch):
     path = tmp_path / "huge.png"
     Image.new("RGB", (50, 21)).save(path)
-    monkeypatch.setattr(sources, "MAX_PIXELS", 1050)
+    monkeypatch.setattr(files, "MAX_PIXELS", 1050)
     assert sources.read_picture(path).size == (50, 21)
-    monkeypatch.setattr(sources, "MAX_PIXELS", 1049)
+    monkeypatch.setattr(files, "MAX_PIXELS", 1049)
     with pytest.raises(UserError, match=r"huge\.png: 50x21 pixels; at most 1,049"):
         sources.read_picture(path)
 

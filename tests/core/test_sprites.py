@@ -36,6 +36,22 @@ def packed(tmp_path_factory) -> Path:
     return root
 
 
+def test_masks_stay_the_targets(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 9, 8, 3), np.uint8)
+    masks = rng.choice(np.array([0, 1, 255], np.uint8), (6, 9, 8))
+    keys = tuple(f"batch/{i}.jpg" for i in range(6))
+    source = ArraySource(
+        "d", images, np.zeros(6, np.int64), ("a", "b"), masks, dense=True, keys=keys
+    )
+    arrays.write(tmp_path / "set", "d", {"train": source})
+    ((part, _),) = sprites.pack(tmp_path / "set", tmp_path / "out", BUDGET, 1)
+    sprites.unpack([part], tmp_path / "again", 1)
+    found = arrays.load(tmp_path / "again", "train")
+    assert (found.dense, found.keys) == (True, keys) and (found.masks == masks).all()
+    assert (found.images == images).all()
+
+
 def parts_of(packed: Path) -> list[Path]:
     return sorted((packed / "out").iterdir())
 

@@ -71,6 +71,16 @@ def test_masks_carry_the_class_and_nothing_else(train):
         assert set(np.unique(mask)) == {0, target + 1}
 
 
+def test_masks_as_targets(train):
+    dense = shapes("train", train=50, masks=True)
+    assert dense.dense and dense.classes == ("background", *OUTLINES)
+    np.testing.assert_array_equal(dense.images, train.images[:50])
+    picture, mask = dense[13]
+    np.testing.assert_array_equal(mask, train.masks[13])
+    assert set(np.unique(mask)) == {0, dense.targets[13]} == {0, train.targets[13] + 1}
+    assert not train.dense and train[13][1] == train.targets[13]
+
+
 def test_no_shape_is_cut_off_by_more_than_its_corners(train):
     """Each mask has the area of its outline, drawn alone on a fine grid."""
     grid = (np.arange(400) + 0.5) / 160 - 1.25

@@ -10,9 +10,9 @@ from torch import nn
 from vision_tutorial.core import runs
 from vision_tutorial.core.errors import NonFiniteError, StorageError
 from vision_tutorial.core.recipe import CheckpointPolicy
+from vision_tutorial.core.tracking import NoTracker
 from vision_tutorial.engine import Checkpoints, Crew, NoEma, Progress
 from vision_tutorial.engine.terminal import NoDisplay
-from vision_tutorial.engine.tracking import NoTracker
 
 
 class Told(NoTracker, NoDisplay):
@@ -57,6 +57,7 @@ class Pupil:
         self.model = nn.Linear(2, 2)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
         self.ema = NoEma()
+        self.blends = nn.ModuleDict()
 
 
 @pytest.fixture

@@ -42,8 +42,8 @@ def spoilt(make, bad: set[int]):
     """`build.criteria` whose loss is no number at the steps `bad`."""
     calls = iter(range(10**6))
 
-    def made(recipe):
-        criterion = make(recipe)["loss"]
+    def made(*given):
+        criterion = make(*given)["loss"]
 
         def spoiling(*given: torch.Tensor) -> tuple:
             total, parts = criterion(*given)
@@ -58,9 +58,8 @@ def left(run: Path) -> tuple[dict, list, str]:
     """The last checkpoint's files, the rows without what is measured in time, its folder's name."""
     last = max((run / "ckpt").glob("step-*"))
     files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
-    timed = ("seconds", "seconds_data", "seconds_eval", "seconds_overhead", "images_per_second")
     rows = runs.read_rows(run / "metrics.jsonl")
-    return files, [{k: v for k, v in row.items() if k not in timed} for row in rows], last.name
+    return files, [{k: v for k, v in row.items() if k not in runs.TIMED} for row in rows], last.name
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def np_ones() -> Any:
     import torch
 
     return torch.ones(1)
+
+
+def test_masks_stay_the_targets() -> None:
+    def rank_of(rank: int) -> tuple:
+        source = replace(toy(), dense=True, keys=tuple(f"{i}.jpg" for i in range(50)))
+        distributed = Distributed()
+        mine = distributed.local_share(lambda: source)
+        picture, mask = mine[7]
+        distributed.sum(np_ones())
+        return mine.dense, mine.key(7), mask.tobytes(), mapping(mine.masks)
+
+    one, two = run_ranks(2, rank_of)
+    assert one == two and one[:2] == (True, "7.jpg")
 
 
 def test_one_process_keeps_its_arrays() -> None:

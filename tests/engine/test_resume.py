@@ -20,13 +20,7 @@ from vision_tutorial.core import runs
 from vision_tutorial.core.errors import ExitCode
 
 KILLS = int(os.environ.get("VISION_TUTORIAL_KILLS", 4))
-TIMES = {
-    "seconds",
-    "seconds_data",
-    "seconds_eval",
-    "seconds_overhead",
-    "images_per_second",
-}
+TIMES = set(runs.TIMED)
 SMALL = [
     "dataset={shapes: {train: 128, test: 30, size: 16}}",
     "batch_size=16",

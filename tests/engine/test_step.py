@@ -284,12 +284,12 @@ def test_synchronised_batchnorm_keeps_the_activations() -> None:
 
 
 def test_the_mean_of_mirror_images_survives_sure_networks() -> None:
-    from vision_tutorial.engine.infer import flipped_too
+    from vision_tutorial.engine.views import test_time_augmentation as augmented
 
     logits = torch.tensor([[200.0, 0.0, 0.0]])
-    found = flipped_too(lambda images: logits)(torch.zeros(1, 3, 2, 2))
+    found = augmented(lambda images: logits, "hflip")(torch.zeros(1, 3, 2, 2))
     torch.testing.assert_close(found, logits.log_softmax(1))
     rows = torch.randn(2, 4, 3)
     views = iter(rows)
-    found = flipped_too(lambda images: next(views))(torch.zeros(4, 3, 2, 2))
+    found = augmented(lambda images: next(views), "hflip")(torch.zeros(4, 3, 2, 2))
     torch.testing.assert_close(found.exp(), rows.softmax(2).mean(0))

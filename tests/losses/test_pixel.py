@@ -6,6 +6,7 @@ import pytest
 import timm.loss
 import torch
 import torchvision
+from loss_examples import example, rows, soft
 from torch.nn import functional as F
 
 from vision_tutorial.core.errors import UserError
@@ -13,148 +14,7 @@ from vision_tutorial.core.registry import losses as shelf
 from vision_tutorial.core.targets import IGNORE, to_map
 from vision_tutorial.losses import pixel
 
-SHAPES = [(6, 5), (6, 5, 7), (6, 5, 4, 3), (3, 2, 2, 3, 2)]
-DEFAULTS = {"jsd": {"num_splits": 3}}
-# Options that take another path through the code.
-VARIANTS = [(name, DEFAULTS.get(name, {})) for name in shelf] + [
-    ("cross_entropy", {"label_smoothing": 0.1, "class_weights": [0.5, 2.0, 1.0, 0.1, 3.0]}),
-    ("focal", {"gamma": 0.5, "alpha": [0.5, 2.0, 1.0, 0.1, 3.0]}),
-    ("focal_ovr", {"gamma": 0.0, "alpha": None}),
-    ("bce", {"smoothing": 0.1, "sum_classes": True, "class_weights": [1.0] * 5}),
-    ("jsd", {"num_splits": 2, "smoothing": 0.1}),
-]
-IDS = [f"{name}-{'-'.join(options)}" for name, options in VARIANTS]
-
-
-def example(shape=(6, 5, 4, 3), dtype=torch.float32, ignored=True):
-    """Logits of `shape` and class ids, a third of them ignored."""
-    generator = torch.Generator().manual_seed(sum(shape))
-    logits = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    positions = (shape[0], *shape[2:])
-    ids = torch.randint(shape[1], positions, generator=generator)
-    if ignored:
-        ids[torch.rand(positions, generator=generator) < 0.3] = IGNORE
-        ids.view(-1)[0] = 1
-    return logits.to(dtype).requires_grad_(), ids
-
-
-def soft(shape=(6, 5, 4, 3), dtype=torch.float32):
-    """A class map with a distribution at each position, one of them ignored."""
-    generator = torch.Generator().manual_seed(1)
-    shares = torch.rand(shape, generator=generator, dtype=torch.float64).softmax(1).to(dtype)
-    shares[0, :, *[0] * (len(shape) - 2)] = 0
-    return shares
-
-
-def rows(tensor, keep):
-    return tensor.movedim(1, -1)[keep]
-
-
-# Every entry of the shelf ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", ["ids", "map"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", list(shelf))
-def test_every_loss_takes_any_number_of_axes_and_both_forms(name, shape, form):
-    logits, ids = example(shape)
-    target = ids if form == "ids" else soft(shape)
-    loss = shelf.bind(name, **DEFAULTS.get(name, {}))(logits, target)
-    loss.backward()
-    assert loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() and loss > 0
-    assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("form", ["ids", "map"])
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_nothing_counts_gives_zero_and_zero_gradient(name, options, form):
-    logits, ids = example()
-    target = torch.full_like(ids, IGNORE) if form == "ids" else torch.zeros_like(logits)
-    loss = shelf.bind(name, **options)(logits, target)
-    loss.backward()
-    assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
-
-
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_ignored_positions_are_as_if_absent(name, options):
-    """The loss over what counts equals the loss of a batch that never held the rest."""
-    logits, ids = example(dtype=torch.float64)
-    splits = options.get("num_splits", 1)
-    ids = ids[: len(ids) // splits].repeat(splits, 1, 1)  # the versions of a picture share its mask
-    loss = shelf.bind(name, **options)
-    keep = ids != IGNORE
-    alone = rows(logits, keep).detach().requires_grad_()
-    given, expected = loss(logits, ids), loss(alone, ids[keep])
-    given.backward()
-    expected.backward()
-    torch.testing.assert_close(given, expected)
-    torch.testing.assert_close(rows(logits.grad, keep), alone.grad)
-    assert not rows(logits.grad, ~keep).any()
-
-
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_bad_logits_at_ignored_positions_do_no_harm(name, options, poison):
-    logits, ids = example()
-    splits = options.get("num_splits", 1)
-    ids = ids[: len(ids) // splits].repeat(splits, 1, 1)
-    poisoned = logits.detach().masked_fill((ids == IGNORE).unsqueeze(1), poison).requires_grad_()
-    loss = shelf.bind(name, **options)
-    loss(poisoned, ids).backward()
-    assert loss(poisoned, ids).item() == loss(logits, ids).item()
-    assert poisoned.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_class_ids_and_their_class_map_agree(name, options):
-    logits, ids = example(dtype=torch.float64)
-    loss = shelf.bind(name, **options)
-    torch.testing.assert_close(loss(logits, ids), loss(logits, to_map(ids, 5)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_half_precision_is_computed_in_float32(name, options, dtype):
-    logits, ids = example(dtype=dtype)
-    loss = shelf.bind(name, **options)
-    exact = loss(logits.float(), ids)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside, mapped = loss(logits, ids), loss(logits, to_map(ids, 5).to(dtype))
-    assert exact.dtype == inside.dtype == torch.float32
-    assert loss(logits, ids).item() == inside.item() == exact.item()
-    torch.testing.assert_close(mapped, exact)
-    inside.backward()
-    assert logits.grad.dtype == dtype and logits.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("form", ["ids", "map"])
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_gradients_are_right(name, options, form):
-    shape = (6, 5, 2)
-    logits, ids = example(shape, torch.float64)
-    target = ids if form == "ids" else soft(shape, torch.float64)
-    loss = shelf.bind(name, **options)
-    assert torch.autograd.gradcheck(lambda z: loss(z, target), logits)
-
-
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_extreme_logits_stay_finite(name, options):
-    logits = torch.zeros(6, 5)
-    logits[:, 0], logits[:, 1] = 6e4, -6e4
-    for label in (0, 1):
-        z = logits.clone().requires_grad_()
-        loss = shelf.bind(name, **options)(z, torch.full((6,), label))
-        loss.backward()
-        assert loss.isfinite() and z.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("name", [n for n in shelf if n != "jsd"])
-def test_one_position_and_one_class(name):
-    loss = shelf.bind(name)
-    assert loss(torch.tensor([[2.0, -1.0]]), torch.tensor([1])) > 0
-    alone = loss(torch.full((2, 1, 3), 0.3), torch.zeros(2, 3, dtype=torch.int64))
-    softmax = name in ("cross_entropy", "label_smoothing", "focal")
-    assert alone.item() == 0 if softmax else alone > 0
+SHAPES = [(6, 5), (6, 5, 7), (6, 5, 4, 3)]
 
 
 def test_mean_is_over_positions_not_over_images():
@@ -168,7 +28,7 @@ def test_mean_is_over_positions_not_over_images():
 # Oracles -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_cross_entropy_is_torchs(shape, smoothing, weighted):
@@ -330,6 +190,44 @@ def test_jsd_of_equal_versions_is_cross_entropy():
     torch.testing.assert_close(given, pixel.cross_entropy(logits, ids, label_smoothing=0.1))
 
 
+@pytest.mark.parametrize("form", ["ids", "map"])
+@pytest.mark.parametrize(
+    ("threshold", "min_kept"),
+    [(0.7, 1), (0.7, 40), (0.05, 1), (0.05, 7), (0.0, 5), (0.0, 1), (1.0, 1), (0.3, 10**6)],
+)
+def test_ohem_is_its_definition(threshold, min_kept, form):
+    """p_y < max(threshold, p of rank min_kept), as a loop over the sorted positions."""
+    logits, ids = example(dtype=torch.float64)
+    target = ids if form == "ids" else soft(dtype=torch.float64)
+    shares = to_map(target, 5).movedim(1, -1).reshape(-1, 5).double()
+    entropies = [
+        sum(-g * torch.log(p) for g, p in zip(share, z.softmax(0), strict=True))
+        for z, share in zip(logits.movedim(1, -1).reshape(-1, 5), shares, strict=True)
+        if share.any()
+    ]
+    entropies.sort(reverse=True)
+    kept = [
+        entropy
+        for rank, entropy in enumerate(entropies)
+        if rank < min_kept or math.exp(-entropy.item()) < threshold
+    ]
+    given = pixel.ohem(logits, target, threshold=threshold, min_kept=min_kept)
+    torch.testing.assert_close(given, sum(kept) / len(kept))
+    (gradient,) = torch.autograd.grad(given, logits)
+    assert gradient.abs().sum(1).count_nonzero() == len(kept)
+
+
+def test_ohem_of_few_positions_is_cross_entropy():
+    logits, ids = example()
+    torch.testing.assert_close(pixel.ohem(logits, ids), pixel.cross_entropy(logits, ids))
+
+
+def test_ohem_keeps_ties():
+    logits, ids = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
+    given = pixel.ohem(logits, ids, threshold=0.1, min_kept=1)
+    assert given.item() == pytest.approx(math.log(2))
+
+
 # Errors ------------------------------------------------------------------------------------------
 
 
@@ -346,6 +244,8 @@ def test_jsd_of_equal_versions_is_cross_entropy():
         ("focal_ovr", {"alpha": 1.5}, "0 to 1"),
         ("bce", {"smoothing": 2.0}, "smoothing is 2.0"),
         ("bce", {"class_weights": []}, "for 5 classes"),
+        ("ohem", {"threshold": 1.1}, "from 0 to 1"),
+        ("ohem", {"min_kept": 0}, "from 1 to inf"),
         ("jsd", {"num_splits": 4}, "4 versions"),
         ("jsd", {"num_splits": 1}, "at least 2"),
     ],
@@ -355,10 +255,3 @@ def test_bad_options_are_told(name, options, words):
     with pytest.raises(UserError, match=words) as caught:
         shelf.bind(name, **options)(logits, ids)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("target", [torch.zeros(6, 4, dtype=torch.int64), torch.zeros(6, 4, 4, 3)])
-def test_shapes_that_do_not_fit_are_told(target):
-    logits, _ = example()
-    with pytest.raises(UserError, match=r"class ids are \(6, 4, 3\) here, a class map is \(6, 5"):
-        pixel.cross_entropy(logits, target)

@@ -11,7 +11,6 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -23,10 +22,10 @@ from rich.progress import wrap_file
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ..core.errors import StorageError, UserError
+from ..core.files import EXTENSIONS, pictures_in, stay_inside, visible
 from ..core.registry import datasets
 from ..core.sources import ArraySource, FileSource, check_split, data_root
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PATIENCE = 30  # seconds without a byte before a download gives up
 ELSEWHERE = "set `root` or VISION_TUTORIAL_DATA to the folder that has it"
 
@@ -64,7 +63,7 @@ def image_folder(split: str, *, root: str, train: str = "train", test: str = "va
     paths: list[Path] = []
     targets: list[int] = []
     for folder in folders:
-        pictures = sorted(_pictures(folder, base.resolve()))
+        pictures = sorted(pictures_in(folder, base, "image_folder"))
         if split == "train" and not pictures:
             raise _no_pictures(folder)
         paths += pictures
@@ -204,36 +203,11 @@ def _class_folders(base: Path, name: str) -> list[Path]:
             f"image_folder: no folder {folder}; `root` needs '{name}' with one sub-folder of "
             "pictures per class (the options `train` and `test` name the two folders)."
         )
-    _stay_inside(folder, base.resolve())
-    folders = sorted(entry for entry in folder.iterdir() if _shown(entry.name) and entry.is_dir())
+    stay_inside(folder, base, "image_folder")
+    folders = sorted(entry for entry in folder.iterdir() if visible(entry.name) and entry.is_dir())
     if not folders:
         raise UserError(f"image_folder: {folder} has no sub-folders; it needs one per class.")
     return folders
-
-
-def _pictures(folder: Path, base: Path) -> Iterator[Path]:
-    """The picture files under `folder`. A link may lead to a file inside `base`, no further."""
-    _stay_inside(folder, base)
-    for parent, folders, files in os.walk(folder):  # links to folders are not followed
-        folders[:] = filter(_shown, folders)
-        for name in files:
-            path = Path(parent, name)
-            if _shown(name) and path.suffix.lower() in EXTENSIONS:
-                if path.is_symlink():
-                    _stay_inside(path, base)
-                if path.is_file():  # no pipes, no links to nowhere
-                    yield path
-
-
-def _shown(name: str) -> bool:
-    return not name.startswith(".")  # such as .ipynb_checkpoints, or macOS's ._picture.jpg
-
-
-def _stay_inside(path: Path, base: Path) -> None:
-    if not path.resolve().is_relative_to(base):
-        raise UserError(
-            f"image_folder: {path} leads outside {base}, to {path.resolve()}; put it inside."
-        )
 
 
 def _no_pictures(folder: Path) -> UserError:

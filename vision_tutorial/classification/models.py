@@ -15,9 +15,9 @@ import torch
 from timm.layers import BlurPool2d
 from torch import nn
 
+from ..core import weights
 from ..core.errors import UserError, unknown
 from ..core.registry import models
-from . import weights
 
 # timm's class -> (what holds the convolutions before the first stage, where the last stage is).
 # ResNet covers ResNeXt, Wide, SE-, ECA- and SK-ResNet, Res2Net, ResNeSt, and the -c -d -s -t stems.
@@ -67,7 +67,7 @@ def timm_model(
         .pt file, whose classifier is left out where its class count differs.
     Raises UserError for an unknown name or option, and where an option makes no sense for a model.
     """
-    _check_name(name)
+    weights.check_name(name)
     for option, rate in (("drop_path", drop_path), ("dropout", dropout)):
         if not 0 <= rate < 1:
             raise UserError(f"model: {option} is {rate:g}; a rate from 0 to below 1 is expected.")
@@ -90,15 +90,6 @@ def timm_model(
     if isinstance(pretrained, str):
         weights.load(model, Path(pretrained).expanduser(), num_classes)
     return model
-
-
-def _check_name(name: str) -> None:
-    base, _, tag = name.partition(".")
-    if not timm.is_model(base):
-        raise UserError(unknown("model", name, timm.list_models()))
-    tagged = [known for known in timm.list_pretrained() if known.startswith(f"{base}.")]
-    if tag and name not in tagged:
-        raise UserError(unknown("model", name, [base, *tagged]))
 
 
 def _check_options(name: str, wanted: dict[str, Any]) -> None:

@@ -58,6 +58,8 @@ class Accuracy:
 class Classification:
     """Task: one class per picture."""
 
+    dense = False
+
     def __init__(self, classes: Sequence[str]):
         self.classes = tuple(classes)
 

@@ -2,7 +2,7 @@
 
     root/arrays.json    name, classes, and of each split the shape and SHA-256 of its arrays
     root/train/         images.npy uint8 (N, H, W, 3)   targets.npy int64 (N,)
-    root/test/          masks.npy uint8 (N, H, W), if there are masks
+    root/test/          masks.npy uint8 (N, H, W), if there are masks: the targets of a dense set
 
 Larger sets than the memory stream, and several processes share the pages of one. Nothing in such a
 folder can execute code: files that hold Python objects are refused.
@@ -13,7 +13,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOSPC, EOPNOTSUPP
 from pathlib import Path
@@ -21,14 +23,20 @@ from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.console import Console
+from rich.progress import Progress
 
 from .errors import StorageError, UserError, short
-from .runs import free_space, sync_folder, write_json
+from .files import VOID
+from .processes import usable_cores
+from .runs import write_json
 from .sources import ArraySource, Source
+from .writing import free_space, sync_folder
 
 MANIFEST = "arrays.json"
 MOST_MANIFEST = 64 << 20  # bytes
 SMALL = 512 << 20  # bytes that are hashed in about a second
+SOON = 2.0  # seconds without a word
 DTYPES = {"images": np.dtype(np.uint8), "targets": np.dtype("<i8"), "masks": np.dtype(np.uint8)}
 AGAIN = "copy it again, or pack it again (vision-tutorial pack)"
 
@@ -43,6 +51,7 @@ class Facts(BaseModel):
 
 
 Kind = TypeVar("Kind", bound=Facts)
+Item = TypeVar("Item")
 
 
 class Stored(Facts):
@@ -70,6 +79,8 @@ class Split(Facts):
             stored = getattr(self, name)
             if stored and stored.shape != wanted:
                 raise ValueError(f"{name} have the shape {stored.shape}; the images need {wanted}")
+        if self.keys is not None and len(self.keys) != n:
+            raise ValueError(f"{len(self.keys)} keys for {n} images")
         return self
 
     def arrays(self) -> dict[str, Stored]:
@@ -86,6 +97,12 @@ class Manifest(Facts):
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=1_000_000)]
     dense: bool = False
     splits: Annotated[dict[Literal["train", "test"], Split], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _dense_has_masks(self) -> "Manifest":
+        if self.dense and not all(split.masks for split in self.splits.values()):
+            raise ValueError("masks are missing")
+        return self
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -104,6 +121,8 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
     if verify is True or (verify == "auto" and sum(a.nbytes for a in mapped.values()) <= SMALL):
         for name, array in mapped.items():
             verified(root / split / f"{name}.npy", array, facts.arrays()[name])
+        if manifest.dense:
+            check_ids(mapped["masks"], len(manifest.classes), str(root / split / "masks.npy"))
     targets = np.array(mapped["targets"])  # few and often asked for
     least, most = int(targets.min()), int(targets.max())
     if least < 0 or most >= len(manifest.classes):
@@ -176,6 +195,17 @@ def verified(path: Path, array: np.ndarray, stored: Stored) -> None:
         )
 
 
+def check_ids(masks: np.ndarray, classes: int, where: str) -> None:
+    """Refuse masks uint8 (N, H, W) with an id that is neither a class's nor VOID."""
+    for index, mask in enumerate(masks):  # of a mapped array, one at a time
+        strange = mask[(mask >= classes) & (mask != VOID)]
+        if strange.size:
+            raise UserError(
+                f"{where}, mask {index}: class id {strange[0]}, but there are {classes} classes "
+                f"(and {VOID} where nothing counts). Correct the data set, and pack it again."
+            )
+
+
 def digest_of(array: np.ndarray) -> str:
     """SHA-256 of the numbers; not of the file, since NumPy's versions differ in their headers."""
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
@@ -186,43 +216,80 @@ def digest_of(array: np.ndarray) -> str:
 
 def write(root: Path, name: str, splits: Mapping[str, Source]) -> Manifest:
     """Write sources as an arrays folder, all of it or nothing. Pictures must be of one size."""
-    classes = next(iter(splits.values())).classes
+    first = next(iter(splits.values()))
     with new_folder(root) as work:
         found = {split: _write_split(work / split, source) for split, source in splits.items()}
-        manifest = Manifest(name=name, classes=classes, splits=found)
+        manifest = Manifest(name=name, classes=first.classes, dense=first.dense, splits=found)
         write_json(work / MANIFEST, manifest.model_dump(exclude_none=True))
     return manifest
 
 
 def _write_split(folder: Path, source: Source) -> Split:
     folder.mkdir()
-    n, first = len(source), np.asarray(source[0][0])
-    images = new_array(folder / "images.npy", "images", (n, *first.shape))
-    targets = new_array(folder / "targets.npy", "targets", (n,))
-    targets[:] = source.targets
-    masks = source.masks if isinstance(source, ArraySource) else None
-    if isinstance(source, ArraySource):
-        images[:] = source.images
+    in_memory = isinstance(source, ArraySource)
+    n, (width, height) = len(source), source[0][0].size
+    has_masks = source.dense or in_memory and source.masks is not None
+    shapes = {"images": (n, height, width, 3), "targets": (n,)}
+    shapes |= {"masks": (n, height, width)} if has_masks else {}
+    arrays = {name: new_array(folder / f"{name}.npy", name, shapes[name]) for name in shapes}
+    if in_memory:
+        for name, array in arrays.items():
+            array[:] = getattr(source, name)
     else:
-        for index in range(n):
-            picture = np.asarray(source[index][0])
-            if picture.shape != first.shape:
-                raise UserError(
-                    f"{source.name}, picture {index}: {picture.shape[1]}x{picture.shape[0]} "
-                    f"pixels, the first has {first.shape[1]}x{first.shape[0]}; an arrays folder "
-                    "needs one size. Resize them first."
-                )
-            images[index] = picture
-    arrays = {"images": images, "targets": targets}
-    if masks is not None:
-        arrays["masks"] = new_array(folder / "masks.npy", "masks", masks.shape)
-        arrays["masks"][:] = masks
+        arrays["targets"][:] = source.targets
+        fill(source, arrays["images"], arrays.get("masks"))
+    if source.dense:
+        check_ids(arrays["masks"], len(source.classes), source.name)
     for array in arrays.values():
         array.flush()
     sync_folder(folder)
-    made = ArraySource(source.name, images, targets, source.classes, arrays.get("masks"))
+    made = ArraySource(source.name, **arrays, classes=source.classes)
     stored = {key: Stored(shape=a.shape, sha256=digest_of(a)) for key, a in arrays.items()}
-    return Split(**stored, digest=made.digest())
+    return Split(**stored, keys=names_of(source) if source.dense else None, digest=made.digest())
+
+
+def names_of(source: Source) -> tuple[str, ...] | None:
+    """What the pictures are called; None where only by number. Names need not be UTF-8."""
+    keys = (source.key(index).encode(errors="replace").decode() for index in range(len(source)))
+    named = tuple(keys)
+    return None if named == tuple(map(str, range(len(source)))) else named
+
+
+def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) -> None:
+    """Decode every picture into images uint8 (N, H, W, 3), and every mask, on all cores."""
+    height, width = images.shape[1:3]
+
+    def decode(index: int) -> None:
+        picture, target = source[index]
+        if picture.size != (width, height):
+            raise UserError(
+                f"{source.name}, picture {index}: {picture.width}x{picture.height} pixels, the "
+                f"first has {width}x{height}; an arrays folder needs one size. Resize them first."
+            )
+        images[index] = np.asarray(picture)
+        if masks is not None:
+            masks[index] = target
+
+    with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
+        made = pool.map(decode, range(len(source)))
+        for _ in told(made, len(source), f"reading {source.name}"):
+            pass
+
+
+def told(work: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """`work`, with a bar on a terminal's stderr once it has taken longer than people like."""
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(what, total=total)
+    begun = time.monotonic()
+    try:
+        for item in work:
+            if time.monotonic() - begun > SOON:
+                bar.start()
+            bar.advance(task)
+            yield item
+    finally:
+        bar.stop()
 
 
 def new_array(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:

@@ -22,6 +22,7 @@ from .errors import UserError
 
 FILES = (
     "losses/pixel.py",
+    "losses/region.py",
     "optim/optimizers.py",
     "optim/schedules.py",
     "data/arrays.py",
@@ -32,6 +33,16 @@ FILES = (
     "classification/datasets.py",
     "classification/models.py",
     "classification/task.py",
+    "segmentation/task.py",
+    "segmentation/models/deconvnet.py",
+    "segmentation/models/deeplab.py",
+    "segmentation/models/deeplab_early.py",
+    "segmentation/models/fcn.py",
+    "segmentation/models/smp.py",
+    "segmentation/models/unet.py",
+    "segmentation/coco.py",
+    "segmentation/datasets.py",
+    "segmentation/refine/dense_crf.py",
 )
 SHELVES = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
 REQUIRED = inspect.Parameter.empty
@@ -65,7 +76,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One function on a shelf. `open` answers for outside names, `forwards` takes any option."""
+    """One function on a shelf. `open` answers for outside names, `forwards` takes any option.
+
+    prefix: the names that an open entry answers for, such as `smp/`; "" for those nobody has.
+    """
 
     shelf: str
     name: str
@@ -74,6 +88,7 @@ class Entry:
     where: str
     open: bool = False
     forwards: bool = False
+    prefix: str = ""
 
     def signature(self) -> str:
         """The options as a student would write them."""
@@ -83,24 +98,31 @@ class Entry:
 
 @dataclass
 class Shelf:
-    """The entries of one shelf; `outside` are the names its open entry answers for, if known."""
+    """The entries of one shelf; `outside` are the names its open entry answers for, if known.
+
+    prefixes: the open entries that answer for all names that begin so.
+    """
 
     kind: str
     entries: dict[str, Entry] = field(default_factory=dict)
     fallback: Entry | None = None
     outside: frozenset[str] | None = frozenset()
+    prefixes: dict[str, Entry] = field(default_factory=dict)
 
     def find(self, name: str) -> Entry | None:
         """The entry that answers for `name`, or None where surely nobody does."""
         if name in self.entries:
             return self.entries[name]
+        for prefix, entry in self.prefixes.items():
+            if name.startswith(prefix):
+                return entry
         # timm's names may carry a tag (resnet50.a1_in1k) and a wrapper (lookahead_sgd)
         base = name.partition(".")[0].removeprefix("lookahead_")
         return self.fallback if self.outside is None or base in self.outside else None
 
     def names(self) -> list[str]:
         """Every name known without importing anything."""
-        return [*self.entries, *(self.outside or ())]
+        return [*self.entries, *(f"{prefix}…" for prefix in self.prefixes), *(self.outside or ())]
 
 
 def catalogue(extra: Iterable[Path] = ()) -> dict[str, Shelf]:
@@ -108,13 +130,18 @@ def catalogue(extra: Iterable[Path] = ()) -> dict[str, Shelf]:
     shelves = {name: Shelf(getattr(registry, name).kind) for name in SHELVES}
     for entry in (*_packaged(), *(e for path in extra for e in read(path))):
         shelf = shelves[entry.shelf]
-        other = shelf.fallback if entry.open else shelf.entries.get(entry.name)
+        if entry.prefix:
+            other = shelf.prefixes.get(entry.prefix)
+        else:
+            other = shelf.fallback if entry.open else shelf.entries.get(entry.name)
         if other:
             raise UserError(
                 f"{entry.where}: {shelf.kind} '{entry.name}' exists already ({other.where}); "
                 "choose another name."
             )
-        if entry.open:
+        if entry.prefix:
+            shelf.prefixes[entry.prefix] = entry
+        elif entry.open:
             shelf.fallback, shelf.outside = entry, timm_names(entry.shelf)
         else:
             shelf.entries[entry.name] = entry
@@ -139,15 +166,25 @@ def read(path: Path) -> list[Entry]:
 
 def _entry(node: ast.FunctionDef, path: Path) -> Entry | None:
     for decorator in node.decorator_list:
-        shelf, _, act = ast.unparse(decorator).rpartition(".")
-        if shelf in SHELVES and act in ("register", "open"):
+        call = isinstance(decorator, ast.Call)
+        shelf, _, act = ast.unparse(decorator.func if call else decorator).rpartition(".")
+        if shelf in SHELVES and act in (("open_for",) if call else ("register", "open")):
             where = f"{path}:{node.lineno}"
+            prefix = _prefix(decorator, where) if call else ""
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             options = tuple(_option(argument, default, where) for argument, default in pairs)
             doc = (ast.get_docstring(node) or "").partition("\n")[0]
             forwards = node.args.kwarg is not None
-            return Entry(shelf, node.name, options, doc, where, act == "open", forwards)
+            opens = act != "register"
+            return Entry(shelf, node.name, options, doc, where, opens, forwards, prefix)
     return None
+
+
+def _prefix(decorator: ast.Call, where: str) -> str:
+    match decorator.args:
+        case [ast.Constant(value=str(prefix))] if prefix:
+            return prefix
+    raise UserError(f"{where}: open_for needs the names' beginning as a text, such as 'smp/'.")
 
 
 def _option(argument: ast.arg, default: ast.expr | None, where: str) -> Option:

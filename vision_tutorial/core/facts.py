@@ -40,7 +40,7 @@ def facts(recipe: Recipe, reference: Recipe | None = None, world: int | None = N
     if name in CIFAR:
         whole, classes, side = 50_000, CIFAR[name], 32
     elif name == "shapes":
-        whole, classes, side = options["train"], 10, options["size"]
+        whole, classes, side = options["train"], 10 + options["masks"], options["size"]
     pictures = None if whole is None else used(recipe, whole)
     return Facts(
         epochs=recipe.total_epochs,

@@ -9,7 +9,7 @@ from pathlib import Path
 from . import runs
 from .errors import UserError
 from .loading import Loaded, load
-from .processes import Ended, run_command
+from .processes import Ended, last_line, run_command
 from .timing import Pair, Sample, Side, in_turn
 from .yardstick import rate_of_log
 
@@ -62,12 +62,6 @@ class Job:
 def tell(line: str) -> None:
     """To whoever waits; standard output holds the answer alone."""
     print(f"bench: {line}", file=sys.stderr, flush=True)
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that says anything."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
 
 
 def turns_with_timm(

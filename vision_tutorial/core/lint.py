@@ -177,19 +177,6 @@ def one_seed(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def focal_without_focus(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
-    """Focal loss that is cross-entropy."""
-    for term in recipe.loss:
-        if term.name == "focal" and term.options["gamma"] == 0 and term.options["alpha"] is None:
-            yield Advice(
-                "loss.focal.gamma",
-                "focal loss with gamma 0",
-                "it is cross-entropy to the last digit",
-                "loss=cross_entropy, or gamma 2 as in the paper",
-            )
-
-
-@lint
 def copies_cost(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
     """A loss that looks at several versions of each picture."""
     for term in recipe.loss:

@@ -113,6 +113,12 @@ def run_command(
     return Ended(child.returncode, seconds, seen)
 
 
+def last_line(log: Path) -> str:
+    """The last line of a log that says anything."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
+
+
 def _end(child: subprocess.Popen) -> None:
     """End a command that still runs, and all that it started."""
     if child.poll() is None:
@@ -125,8 +131,8 @@ def _end(child: subprocess.Popen) -> None:
     child.wait()
 
 
-def environment(scratch: Path) -> dict[str, str]:
-    """Ours, with this package importable wherever the command runs, and with bytecode kept.
+def environment(scratch: Path | None = None) -> dict[str, str]:
+    """Ours, with this package importable wherever the command runs; with `scratch`, bytecode kept.
 
     Some containers forbid Python to keep bytecode; a start-up there would be mostly compilation, of
     which the first run of any ordinary machine is the last. Kept in `scratch`, it lives as long.
@@ -134,7 +140,7 @@ def environment(scratch: Path) -> dict[str, str]:
     here = str(Path(__file__).parents[2])
     old = os.environ.get("PYTHONPATH")
     made = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{old}" if old else here}
-    if made.pop("PYTHONDONTWRITEBYTECODE", None):
+    if scratch and made.pop("PYTHONDONTWRITEBYTECODE", None):
         made["PYTHONPYCACHEPREFIX"] = str(scratch / "bytecode")
     return made
 

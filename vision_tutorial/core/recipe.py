@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -70,6 +71,25 @@ class Ema(Frozen):
     warmup: bool = True
 
 
+class Balance(Frozen):
+    """The mean size of a term, which divides its weight: over so many first steps, or running.
+
+    One of the two. `calibrate`: steps, after which the weights are frozen; `ema`: the decay.
+    """
+
+    calibrate: Positive | None = None
+    ema: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Balance":
+        if (self.calibrate is None) == (self.ema is None):
+            raise ValueError("exactly one of calibrate, ema")
+        return self
+
+
+BALANCES = {"fixed": None, "calibrate": Balance(calibrate=100), "ema": Balance(ema=0.99)}
+
+
 class Colours(Frozen):
     """What is subtracted from and divides pixels in 0 … 1, per channel."""
 
@@ -87,6 +107,17 @@ class DataPath(Frozen):
 
     path: Literal["auto", "batched", "timm"] = "auto"
     memory: Literal["auto", "device", "host"] = "auto"
+
+
+class EarlyStopping(Frozen):
+    """End when `metric` has not got better by more than `min_delta` for `patience` evaluations.
+
+    metric: `headline` is the task's own (top1, miou); `loss` the validation loss.
+    """
+
+    patience: Positive
+    metric: Literal["headline", "loss"] = "headline"
+    min_delta: NotNegative = 0.0
 
 
 class CheckpointPolicy(Frozen):
@@ -137,6 +168,13 @@ class Recipe(Frozen):
 
     model: Annotated[Choice, On("models")]
     loss: Annotated[tuple[Term, ...], On("losses", "blend")] = (Term("cross_entropy"),)
+    aux_loss: Annotated[tuple[Term, ...] | None, On("losses", "blend")] = Field(
+        None, description="Of the auxiliary head; null: none."
+    )
+    aux_weight: NotNegative = Field(0.4, description="Of aux_loss in the total.")
+    balance: Literal["fixed", "calibrate", "ema"] | Balance = Field(
+        "fixed", description="Whether weights of a blend are divided by their terms' size."
+    )
 
     epochs: Annotated[int, Field(ge=1, le=10**6)]
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = Field(
@@ -169,8 +207,17 @@ class Recipe(Frozen):
     )
     eval_every: Positive = Field(1, description="Epochs between evaluations.")
     eval_batch_size: Positive = 250
+    refine: Annotated[tuple[Choice, ...], On("refiners", "chain")] = Field(
+        (), description="What `evaluate` and `predict` do to probabilities, such as dense_crf."
+    )
+    early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     wandb: Wandb = Wandb()
+
+    @property
+    def balancing(self) -> Balance | None:
+        """What `balance` means; None where weights stay as they are given."""
+        return BALANCES[self.balance] if isinstance(self.balance, str) else self.balance
 
     @property
     def total_epochs(self) -> int:
@@ -187,6 +234,7 @@ SHELVED: dict[str, On] = {
 }
 # A resumed run may differ in these and still be the same run.
 RESUMABLE = {"name", "expects", "epochs", "workers", "threads", "wandb", "checkpoint", "imports"}
+RESUMABLE |= {"early_stopping", "refine"}
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
@@ -197,6 +245,20 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
         for k in Recipe.model_fields
     }
     return json.loads(json.dumps(values))
+
+
+def written(value: Any) -> str:
+    """A plain value on one line, as it is written behind `key=` on a command line."""
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, width=10**9, sort_keys=False)
+    return text.strip()[1:-1]
+
+
+def plain_default(key: str) -> Any:
+    """What `to_plain` gives for a key that is not set; None if it must be."""
+    declared = Recipe.model_fields[key]
+    value = None if declared.is_required() else declared.get_default(call_default_factory=True)
+    value = value.model_dump() if isinstance(value, BaseModel) else grammar.plain(value)
+    return json.loads(json.dumps(value))
 
 
 def to_yaml(values: dict[str, Any], compact: bool = False) -> str:
@@ -234,6 +296,14 @@ def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def identity(recipe: Recipe) -> str:
     """A hash of all that must be equal for a checkpoint to be continued."""
-    values = {k: v for k, v in to_plain(recipe).items() if k not in RESUMABLE}
-    del values["data"]["memory"]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(to_plain(recipe))
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """The `identity` of a recipe's plain values, from `to_plain` or from recipe.yaml.
+
+    Of recipe.yaml it stays the same when a later version has more keys, as a recipe's does not.
+    """
+    kept = {key: value for key, value in values.items() if key not in RESUMABLE}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ class Registry:
         self.kind = kind
         self.entries: dict[str, Callable] = {}
         self.fallback: Callable | None = None
+        self.prefixes: dict[str, Callable] = {}
 
     def register(self, function: Callable) -> Callable:
         """Put `function` on the shelf under its own name; refuse a name that is taken."""
@@ -35,10 +36,23 @@ class Registry:
         self.fallback = function
         return function
 
+    def open_for(self, prefix: str) -> Callable[[Callable], Callable]:
+        """Let the decorated `function(name, …)` answer for every name with this prefix."""
+
+        def open_for_prefix(function: Callable) -> Callable:
+            assert prefix not in self.prefixes, f"{prefix} is answered for already"
+            self.prefixes[prefix] = function
+            return function
+
+        return open_for_prefix
+
     def bind(self, name: str, /, **options: Any) -> Callable:
         """The entry `name` with its options bound; what remains is the shelf's own call."""
         if name in self.entries:
             return partial(self.entries[name], **options)
+        for prefix, function in self.prefixes.items():
+            if name.startswith(prefix):
+                return partial(function, name, **options)
         if self.fallback is not None:
             return partial(self.fallback, name, **options)
         raise UserError(unknown(self.kind, name, self.entries))

@@ -15,7 +15,6 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import warnings
@@ -27,78 +26,21 @@ from typing import Any, Literal
 import psutil
 
 from .errors import StorageError, UserError
+from .writing import BINARY, storage, sync_folder, write_all, write_text
 
 Status = Literal["running", "done", "paused", "preempted", "failed"]
+TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the same twice
+    "images_per_second",
+    "seconds",
+    "seconds_data",
+    "seconds_device",
+    "seconds_eval",
+    "seconds_overhead",
+)
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows would write \r\n
 
 
 # -- writing ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def storage(path: Path) -> Iterator[None]:
-    """Turn a failed write into a StorageError that names the file, the reason and the room left."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"cannot write {path}: {reason} ({free_space(path) / 2**30:.1f} GiB free there). "
-            "Make room, or choose another folder for the runs."
-        ) from error
-
-
-def free_space(path: Path) -> float:
-    """Bytes free on the disk of `path` or of its nearest existing parent; NaN if nobody knows."""
-    path = next((p for p in (path, *path.absolute().parents) if p.is_dir()), Path.cwd())
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return math.nan
-
-
-def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk (Windows has no such call and needs none)."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a new file and bring it to the disk; not atomic. Raises OSError."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
-    try:
-        _write_all(handle, data)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:  # the system may take less than it was given, and takes at most 2 GiB
-        rest = rest[os.write(handle, rest) :]
-
-
-def write_text(path: Path | str, text: str) -> None:
-    """Replace a file as a whole: readers see the old text or the new, also after a crash."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with storage(path):
-        try:
-            temporary.unlink(missing_ok=True)  # left by a process that died here
-            write_bytes(temporary, text.encode())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -134,10 +76,10 @@ def append_row(path: Path | str, row: Mapping[str, Any]) -> None:
     """Add one line to metrics.jsonl, on the disk when this returns; all of it or nothing."""
     path = Path(path)
     with storage(path):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         before = os.fstat(handle).st_size
         try:
-            _write_all(handle, _line(row).encode())
+            write_all(handle, _line(row).encode())
             os.fsync(handle)
         except OSError:
             os.ftruncate(handle, before)  # half a line would spoil the next one
@@ -202,6 +144,15 @@ def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
                 raise
             if id:
                 raise UserError(f"there is a run {run} already. Name another id.") from error
+
+
+def recipe_file(run: Path) -> Path:
+    """The recipe of a run folder."""
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(
+            f"{run}: no run folder; give one that `train` made (it ends with `run: …`)."
+        )
+    return run / "recipe.yaml"
 
 
 def set_status(run: Path, status: Status, **facts: Any) -> None:

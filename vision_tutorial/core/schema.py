@@ -48,6 +48,8 @@ def _definitions(name: str, form: str, shelf: Shelf) -> dict[str, Schema]:
     made: dict[str, Schema] = {}
     for entry in shelf.entries.values():
         made[f"{name}.{entry.name}"] = _options(entry)
+    for entry in shelf.prefixes.values():
+        made[f"{name}.{entry.name}"] = _options(entry)
     if shelf.fallback:
         made[f"{name}.other"] = _options(shelf.fallback)
         made[f"{name}.names"] = _outside(shelf)
@@ -71,11 +73,17 @@ def _choice(name: str, shelf: Shelf, blend: bool) -> Schema:
     spelled: Schema = {"type": "object", "minProperties": 1, "properties": properties}
     if not blend:
         spelled["maxProperties"] = 1
+    prefixed: list[Schema] = []
+    for prefix, entry in shelf.prefixes.items():
+        prefixed.append({"type": "string", "pattern": f"^{prefix}"})
+        value = _value(f"{name}.{entry.name}", entry, blend)
+        spelled.setdefault("patternProperties", {})[f"^{prefix}"] = value
+    alone += prefixed
     if shelf.fallback:
         names = {"$ref": f"#/$defs/{name}.names"}
         if not _needs(shelf.fallback):
             alone.append(names)
-        spelled["propertyNames"] = {"anyOf": [{"enum": list(properties)}, names]}
+        spelled["propertyNames"] = {"anyOf": [{"enum": list(properties)}, *prefixed, names]}
         spelled["additionalProperties"] = _value(f"{name}.other", shelf.fallback, blend)
     else:
         spelled["additionalProperties"] = False

@@ -10,15 +10,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from .errors import UserError
+from .files import VOID, read_picture
 from .randomness import generator
-
-MAX_PIXELS = 64_000_000  # a larger picture is a mistake or an attack
 
 
 class Source(Protocol):
@@ -32,8 +31,8 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        """The RGB picture and its target: a class id, or a mask uint8 (H, W), `targets.VOID` where
-        nothing counts."""
+        """The RGB picture and its target: a class id, or a mask uint8 (H, W), `files.VOID` where
+        nothing counts. Several threads may ask at once."""
 
     def key(self, index: int) -> str:
         """What the picture is called: its file's name, or its number."""
@@ -109,13 +108,14 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Pictures in files, decoded when asked for. targets int64 (N,)."""
+    """Pictures in files, decoded when asked for. targets int64 (N,); dense: masks in which nothing
+    counts instead, since there are none."""
 
     name: str
     paths: Sequence[Path]
     targets: np.ndarray
     classes: tuple[str, ...]
-    dense: ClassVar[bool] = False
+    dense: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -123,8 +123,11 @@ class FileSource:
     def key(self, index: int) -> str:
         return self.paths[index].name
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_picture(self.paths[index]), int(self.targets[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        picture = read_picture(self.paths[index])
+        if self.dense:
+            return picture, np.full((picture.height, picture.width), VOID, np.uint8)
+        return picture, int(self.targets[index])
 
     def digest(self) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(self.targets))
@@ -225,25 +228,13 @@ def data_root(root: str | None = None) -> Path:
     return Path(cache).expanduser() / "vision_tutorial"
 
 
+def data_folder(root: str) -> Path:
+    """The folder `root` if there is one, else the folder of that name among the data sets."""
+    path = Path(root).expanduser()
+    return path if path.is_dir() else data_root() / path  # which is an absolute path itself
+
+
 def check_split(split: str) -> None:
     """Refuse any split but "train" and "test"."""
     if split not in ("train", "test"):
         raise UserError(f"no split called '{split}'; a data set has 'train' and 'test'.")
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Decode the whole file to RGB (Pillow's `verify()` would pass half a JPEG)."""
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(
-                    f"{path}: {picture.width}x{picture.height} pixels; at most {MAX_PIXELS:,} "
-                    "are read. Make the picture smaller."
-                )
-            return picture.convert("RGB")
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
-        raise UserError(
-            f"{path}: not a readable picture ({error}). Replace or remove it."
-        ) from error

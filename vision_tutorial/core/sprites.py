@@ -35,7 +35,8 @@ from .arrays import (
     verified,
 )
 from .errors import StorageError, UserError, short
-from .runs import sync_folder, write_bytes, write_json, write_text
+from .runs import write_json
+from .writing import sync_folder, write_bytes, write_text
 
 PART = "part.json"
 PICTURES, COLUMNS = 1000, 25  # on one sheet

@@ -7,9 +7,10 @@ one distribution over C classes per position; it is all zero where nothing count
 import torch
 from torch import Tensor
 
+from .files import VOID
+
 # Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
 IGNORE = -100
-VOID = 255  # where nothing counts in a mask uint8, as it lies in files
 
 
 def is_map(target: Tensor) -> bool:
@@ -41,6 +42,16 @@ def to_ids(target: Tensor) -> Tensor:
 def from_masks(masks: Tensor) -> Tensor:
     """Masks uint8 (B, H, W) as they lie in files -> class ids int64, IGNORE where they are VOID."""
     return masks.long().masked_fill_(masks == VOID, IGNORE)
+
+
+def sampled(values: Tensor, height: int, width: int) -> Tensor:
+    """(…, H, W) -> (…, height, width) by nearest neighbours, row ⌊i·H/height⌋, as OpenCV and
+    torch's `interpolate` choose it; the same pixels of logits and of ids."""
+    rows, columns = (
+        (torch.arange(wanted, device=values.device) * side).div(wanted, rounding_mode="floor")
+        for side, wanted in zip(values.shape[-2:], (height, width), strict=True)
+    )
+    return values[..., rows[:, None], columns]
 
 
 def valid(target: Tensor) -> Tensor:

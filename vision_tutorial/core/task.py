@@ -40,7 +40,12 @@ class Meter(Protocol):
 
 
 class Task(Protocol):
-    """What a track adds to the engine; three methods, and no fourth."""
+    """What a track adds to the engine; three methods, and no fourth.
+
+    dense: whether targets have a place in the picture, (B, H, W) instead of (B,).
+    """
+
+    dense: bool
 
     def loss(
         self, model: nn.Module, batch: Batch, criteria: Mapping[str, Criterion]

@@ -56,15 +56,16 @@ def apply(
 
 
 def normalize(
-    images: np.ndarray, table: np.ndarray, channels_last: bool, threads: int = 1
+    images: np.ndarray, rows: np.ndarray, table: np.ndarray, channels_last: bool, threads: int = 1
 ) -> np.ndarray:
-    """uint8 (B, H, W, 3) -> float32 by table (3, 256): (B, H, W, 3), or (B, 3, H, W)."""
-    count, height, width, _ = images.shape
+    """Pictures `rows` (B,) of uint8 (N, H, W, 3) -> float32 by table (3, 256): (B, H, W, 3), or
+    (B, 3, H, W)."""
+    count, (height, width) = len(rows), images.shape[1:3]
     shape = (count, height, width, 3) if channels_last else (count, 3, height, width)
     out = np.empty(shape, np.float32)
     fill = look_up_last if channels_last else look_up_first
     pixels = height * width
-    in_parts(count, pixels, threads, lambda a, b: fill(images[a:b], table, out[a:b]))
+    in_parts(count, pixels, threads, lambda a, b: fill(images, rows[a:b], table, out[a:b]))
     return out
 
 
@@ -187,19 +188,21 @@ run = runner(VERSION)
 
 
 @kept
-def look_up_last(images: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    """out (B, H, W, 3) = table (3, 256) at images (B, H, W, 3)."""
-    values, found = images.reshape(-1, 3), out.reshape(-1, 3)
-    for p in range(len(values)):
-        for c in range(3):
-            found[p, c] = table[c, values[p, c]]
+def look_up_last(images: np.ndarray, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """out (B, H, W, 3) = table (3, 256) at pictures `rows` (B,) of images (N, H, W, 3)."""
+    for i in range(len(rows)):
+        values, found = images[rows[i]].reshape(-1, 3), out[i].reshape(-1, 3)
+        for p in range(len(values)):
+            for c in range(3):
+                found[p, c] = table[c, values[p, c]]
 
 
 @kept
-def look_up_first(images: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    """out (B, 3, H, W) = table (3, 256) at images (B, H, W, 3)."""
-    for i in range(len(images)):
+def look_up_first(images: np.ndarray, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """out (B, 3, H, W) = table (3, 256) at pictures `rows` (B,) of images (N, H, W, 3)."""
+    for i in range(len(rows)):
+        picture = images[rows[i]]
         for c in range(3):
             for y in range(images.shape[1]):
                 for x in range(images.shape[2]):
-                    out[i, c, y, x] = table[c, images[i, y, x, c]]
+                    out[i, c, y, x] = table[c, picture[y, x, c]]

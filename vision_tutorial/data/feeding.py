@@ -18,7 +18,6 @@ from ..core.grammar import Choice
 from ..core.recipe import Colours, Recipe
 from ..core.registry import augments
 from ..core.sources import Source
-from ..core.task import Batch
 from . import batch, pipeline
 from .augment import FRAMING, RANDOM
 from .drawing import Program
@@ -132,9 +131,14 @@ def pictures(recipe: Recipe, source: Source, copies: int = 0) -> Pictures:
     return Pictures(source, several)
 
 
+def eval_order(recipe: Recipe, source: Source, place: Place) -> EvalOrder:
+    """Which pictures of a split the process sees in an evaluation, batch by batch."""
+    return EvalOrder(len(source), recipe.eval_batch_size, place.rank, place.world)
+
+
 def evaluating(recipe: Recipe, source: Source, place: Place) -> Feed:
     """The process's share of a split, from the beginning at each call; it may remember pictures."""
-    order = EvalOrder(len(source), recipe.eval_batch_size, place.rank, place.world)
+    order = eval_order(recipe, source, place)
     made = attempt(recipe, recipe.eval_augment)
     batched = isinstance(made, Program)  # not so with an entry of the student's own, say
     if batched and pipeline.is_array(source):
@@ -159,14 +163,18 @@ def loaded(made: Pictures, order: TrainOrder | EvalOrder, place: Place) -> Itera
     return make_loader(made, order, place.workers, pin=place.device.type == "cuda")
 
 
-def finishing(recipe: Recipe, place: Place, **more: Any) -> Callable[[Raw, int], Batch]:
-    """(raw batch, step) -> Batch: colours, layout, and what `batch.finisher` takes beside."""
+def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of each channel, of pixels in 0 … 1."""
     given = recipe.normalize
-    colours = (given.mean, given.std) if isinstance(given, Colours) else batch.COLOURS[given]
+    return (given.mean, given.std) if isinstance(given, Colours) else batch.COLOURS[given]
+
+
+def finishing(recipe: Recipe, place: Place, **more: Any) -> batch.Finisher:
+    """(raw batch, step) -> Batch: colours, layout, and what `batch.Finisher` takes beside."""
     compiled = place.device.type == "cpu" and pipeline.has_numba() and recipe.data.path != "timm"
-    return batch.finisher(
+    return batch.Finisher(
         device=place.device,
-        colours=colours,
+        colours=colours(recipe),
         channels_last=recipe.channels_last,
         threads=place.threads if compiled else 0,
         seed=recipe.seed,

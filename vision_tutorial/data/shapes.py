@@ -34,9 +34,15 @@ Outline = Callable[[Array, Array], Array]
 
 @datasets.register
 def shapes(
-    split: str, *, size: int = 32, train: int = 4000, test: int = 1000, seed: int = 0
+    split: str,
+    *,
+    size: int = 32,
+    train: int = 4000,
+    test: int = 1000,
+    seed: int = 0,
+    masks: bool = False,
 ) -> ArraySource:
-    """Ten shapes on textured ground, drawn by the package: no download; masks included."""
+    """Ten shapes on textured ground, drawn by the package: no download; `masks` to segment them."""
     check_split(split)
     if not SMALLEST <= size <= LARGEST:
         raise UserError(f"shapes: size is {size}; use {SMALLEST} to {LARGEST} pixels.")
@@ -44,15 +50,18 @@ def shapes(
     if count < 1:
         raise UserError(f"shapes: {split} is {count}; use at least 1 picture.")
     images = np.empty((count, size, size, 3), np.uint8)
-    masks = np.empty((count, size, size), np.uint8)
+    drawn = np.empty((count, size, size), np.uint8)
     for label, outline in enumerate(OUTLINES.values()):
         indices = np.arange(label, count, len(OUTLINES))
         # A few hundred at a time, so that the arrays stay in the processor's cache.
         for some in np.array_split(indices, 1 + len(indices) * size**2 // 2**17):
             images[some], inside = _draw(outline, seed, split, some, size)
-            masks[some] = (label + 1) * inside
+            drawn[some] = (label + 1) * inside
     targets = np.arange(count, dtype=np.int64) % len(OUTLINES)
-    return ArraySource("shapes", images, targets, tuple(OUTLINES), masks)
+    if masks:
+        classes = ("background", *OUTLINES)
+        return ArraySource("shapes", images, targets + 1, classes, drawn, dense=True)
+    return ArraySource("shapes", images, targets, tuple(OUTLINES), drawn)
 
 
 def _draw(

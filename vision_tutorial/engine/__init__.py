@@ -1,16 +1,18 @@
 """The loop and what surrounds it: processes, checkpoints, tracking, display."""
 
+from ..core.tracking import NoTracker, make_tracker
 from .checkpoint import Checkpoints, NoCheckpoints, load_weights
 from .crew import Crew, NoCrew, restore, summarise
 from .distributed import Distributed
 from .ema import Ema, NoEma, decay_at
 from .fit import Plan, Progress, fit
-from .infer import Evaluation, evaluate, rounds_of
+from .infer import Evaluation, Timed, evaluate, rounds_of
+from .profiling import profiled
 from .signals import StopRequest
 from .step import Learner, fitting_parts
 from .stopwatch import BareLoop, TimedTraining, bare_forward, seen_by, settler
 from .terminal import make_display
-from .tracking import NoTracker, make_tracker
+from .views import looking
 
 __all__ = [
     "BareLoop",
@@ -27,6 +29,7 @@ __all__ = [
     "Plan",
     "Progress",
     "StopRequest",
+    "Timed",
     "TimedTraining",
     "bare_forward",
     "decay_at",
@@ -34,8 +37,10 @@ __all__ = [
     "fit",
     "fitting_parts",
     "load_weights",
+    "looking",
     "make_display",
     "make_tracker",
+    "profiled",
     "restore",
     "rounds_of",
     "seen_by",

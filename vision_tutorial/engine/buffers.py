@@ -1,6 +1,7 @@
-"""A model's buffers (running statistics): kept before a step, averaged, put back if it was bad."""
+"""Buffers (running statistics): kept before a step, averaged, put back if it was bad."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,24 @@ class Buffers:
     They are looked up each time, since a network may put a new tensor in the place of an old one.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, *modules: nn.Module):
+        self.modules = modules
         self.kept: list[Tensor] = []  # one flat copy for each type
+
+    def all(self) -> Iterator[Tensor]:
+        """Those of each module."""
+        return chain.from_iterable(module.buffers() for module in self.modules)
 
     def groups(self) -> list[list[Tensor]]:
         """The buffers, those of one type together."""
         found: dict[tuple, list[Tensor]] = {}
-        for buffer in self.model.buffers():
+        for buffer in self.all():
             found.setdefault((buffer.dtype, buffer.device), []).append(buffer)
         return list(found.values())
 
     def floats(self) -> list[Tensor]:
         """Those that can be averaged."""
-        return [b for b in self.model.buffers() if b.is_floating_point()]
+        return [buffer for buffer in self.all() if buffer.is_floating_point()]
 
     @torch.no_grad()
     def keep(self) -> None:

@@ -1,6 +1,7 @@
 """Rank 0's duties beside learning: checkpoints, the run folder, the tracker, the display."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,14 @@ from torch import Tensor
 from ..core import runs
 from ..core.errors import UserError
 from ..core.recipe import CheckpointPolicy
+from ..core.timeuse import shares
+from ..core.tracking import Tracker
 from .checkpoint import Checkpoints, NoCheckpoints
 from .distributed import Distributed
 from .fit import Plan, Progress
 from .packing import flatten_optimizer, restore_optimizer
 from .step import Learner
 from .terminal import Display
-from .tracking import Tracker
 
 
 class News(NamedTuple):
@@ -119,7 +121,7 @@ def frozen(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """All that training depends on from here: tensors by file, and JSON."""
     optimizer, packed = flatten_optimizer(learner.optimizer.state_dict())
-    tensors = {"model": learner.model.state_dict(), "ema": learner.ema.tensors, "optim": optimizer}
+    tensors = named(learner) | {"optim": optimizer}
     state = {
         "progress": asdict(progress),
         "optimizer": packed,
@@ -128,12 +130,20 @@ def frozen(
     return {name: group for name, group in tensors.items() if group}, state
 
 
+def named(learner: Learner) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors whose names and shapes the recipe gives, by file."""
+    return {
+        "model": learner.model.state_dict(),
+        "ema": learner.ema.tensors,
+        "criteria": learner.blends.state_dict(),
+    }
+
+
 def restore(
     learner: Learner, distributed: Distributed, checkpoints: Checkpoints | NoCheckpoints
 ) -> Progress | None:
     """Put the newest whole checkpoint into `learner`; None where there never was one."""
-    like = {"model": learner.model.state_dict(), "ema": learner.ema.tensors}
-    loaded = checkpoints.load({name: group for name, group in like.items() if group})
+    loaded = checkpoints.load({name: group for name, group in named(learner).items() if group})
     step = -1 if loaded is None else loaded.step
     if distributed.any(step != distributed.share(step)):
         raise UserError(
@@ -144,6 +154,7 @@ def restore(
         return None
     learner.model.load_state_dict(loaded.tensors["model"])
     learner.ema.load(loaded.tensors.get("ema", {}))
+    learner.blends.load_state_dict(loaded.tensors.get("criteria", {}))
     restore_optimizer(learner.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"])
     if distributed.scaler and loaded.state["scaler"]:
         distributed.scaler.load_state_dict(loaded.state["scaler"])
@@ -170,5 +181,6 @@ def summarise(
         "last": point(rows[-1] if rows else None),
         "epochs": len(progress.rows),
         "wall_seconds": round(progress.total_seconds, 3),
+        "time": {name: round(part, 4) for name, part in shares(progress.rows).items()},
         "expects": expects,
     }

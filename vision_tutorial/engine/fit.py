@@ -1,11 +1,13 @@
 """The loop. It reads aloud: one call for each thing that happens, and it never asks which track."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..core.task import Meter
 from .distributed import Distributed
 from .infer import Evaluation, Interrupted
 from .signals import StopRequest
@@ -24,6 +26,7 @@ class Plan:
     headline: str
     higher_is_better: bool
     eval_every: int = 1
+    converged: Callable[[list[dict[str, Any]]], bool] = lambda rows: False  # of the epochs so far
 
     @property
     def steps(self) -> int:
@@ -116,6 +119,8 @@ def fit(
         learner, plan, distributed, duties, progress, stop
     ):
         return False
+    if plan.converged(progress.rows):  # before it was interrupted
+        return True
     learner.model.train()
     reader = Reader(learner, distributed.scaler, progress.add)
     began = time.perf_counter() - progress.total_seconds
@@ -139,6 +144,8 @@ def fit(
         if ended:
             if not end_epoch(learner, plan, distributed, duties, progress, stop):
                 return False
+            if plan.converged(progress.rows):
+                return True
         elif leaving or due:
             with progress.overhead():
                 duties.save(progress, is_best=False)
@@ -146,6 +153,24 @@ def fit(
             return False
         clock = time.perf_counter()
     return True
+
+
+def converged(rule: Any, meter: Meter) -> Callable[[list[dict[str, Any]]], bool]:
+    """Whether the rows so far have stopped getting better by `rule`, a recipe's `early_stopping`;
+    never without one."""
+    if rule is None:
+        return lambda rows: False
+    of_loss = rule.metric == "loss"
+    name = "val/loss" if of_loss else f"val/{meter.headline}"
+    sign = 1 if meter.higher_is_better and not of_loss else -1
+
+    def stalled(rows: list[dict[str, Any]]) -> bool:
+        best, since = -math.inf, 0
+        for value in (sign * row[name] for row in rows if row.get(name) is not None):
+            best, since = (value, 0) if value > best + rule.min_delta else (best, since + 1)
+        return since >= rule.patience
+
+    return stalled
 
 
 def pending(plan: Plan, progress: Progress) -> bool:
@@ -196,6 +221,7 @@ def row(
         "images_per_second": round(progress.items / max(progress.seconds, 1e-9), 1),
         "seconds": round(progress.seconds, 3),
         "seconds_data": round(progress.seconds_data, 3),
+        "seconds_device": round(progress.seconds - progress.seconds_data, 3),
         "seconds_eval": round(evaluation.seconds, 3) if evaluation else 0.0,
         "seconds_overhead": round(progress.seconds_overhead, 3),
     }

@@ -22,7 +22,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.runs import sync_folder, write_bytes
+from ..core.writing import sync_folder, write_bytes
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"

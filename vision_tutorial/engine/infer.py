@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ class Evaluation:
 
 
 def evaluate(
-    forward: Callable[[Tensor], Tensor],
+    forward: Callable[[Batch], Tensor],
     model: nn.Module,
     batches: Iterator[Batch],
     rounds: int,
@@ -42,7 +42,7 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Metrics of `forward(images) -> logits` over all processes, and the criterion's mean.
+    """Metrics of `forward(batch) -> logits` over all processes, and the criterion's mean.
 
     rounds: the largest number of batches of any process, so that all meet equally often.
     """
@@ -53,7 +53,7 @@ def evaluate(
         for done in range(rounds):
             batch = next(batches, None)
             if batch is not None:
-                output = forward(batch.images).float()
+                output = forward(batch).float()
                 meter.update(output, batch.target)
                 loss = summed_loss(criterion, output, batch.target) + loss
                 items += len(batch.target)
@@ -89,6 +89,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(before)
 
 
+class Timed:
+    """A function of pictures, and how long it took on average."""
+
+    def __init__(self, function: Callable):
+        self.function, self.seconds, self.calls = function, 0.0, 0
+
+    def __call__(self, *given: Any) -> Any:
+        began = time.perf_counter()
+        made = self.function(*given)
+        self.seconds += time.perf_counter() - began
+        self.calls += 1
+        return made
+
+    @property
+    def mean(self) -> float:
+        """Seconds a call."""
+        return self.seconds / max(self.calls, 1)
+
+
+def refined(refine: Callable, output: Tensor, pixels: Tensor) -> Tensor:
+    """Logits (B, C, H, W) after `refine(picture, probabilities)` of each picture, as logarithms;
+    pixels uint8 (B, 3, H, W), as the pictures are."""
+    pictures = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    pairs = zip(pictures, output.float().softmax(1).cpu(), strict=True)
+    made = torch.stack([torch.as_tensor(refine(*pair)) for pair in pairs])
+    return made.clamp(min=torch.finfo(made.dtype).tiny).log().to(output.device)
+
+
 @torch.inference_mode()
 def answer_to_blank(model: nn.Module, height: int, width: int) -> str:
     """The shape of what the model says of one blank picture, or what it complains of; no trace."""
@@ -103,16 +131,3 @@ def answer_to_blank(model: nn.Module, height: int, width: int) -> str:
 def rounds_of(n: int, batch_size: int, world: int) -> int:
     """How many batches the busiest of `world` processes has."""
     return math.ceil(math.ceil(n / batch_size) / world)
-
-
-def flipped_too(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Test-time augmentation: the mean probability of a picture and its mirror image, as logits."""
-
-    def both(images: Tensor) -> Tensor:
-        one, other = (forward(v).float().log_softmax(1) for v in (images, images.flip(-1)))
-        return torch.logaddexp(one, other) - math.log(2)
-
-    return both
-
-
-VIEWS: Mapping[str, Callable] = {"none": lambda forward: forward, "hflip": flipped_too}

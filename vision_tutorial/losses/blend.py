@@ -1,39 +1,109 @@
-"""Weighted sums of losses that keep their parts."""
+"""Weighted sums of losses that keep their parts, and may balance them."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.grammar import Options, Term
+from ..core.recipe import Balance
 from ..core.registry import losses
 
-Criterion = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
-
-def blend(terms: Sequence[Term]) -> Criterion:
+class Blend(nn.Module):
     """The criterion (logits, target) -> (total, parts) that `terms` describe.
 
-    total is the weighted sum, a scalar to differentiate. parts holds each term's raw value,
-    unweighted and detached, under its name (`dice`, and `dice#2` for a second one); it is empty for
-    a single term, whose value is the total's. UserError for no terms or a name nobody has.
+    total is `scale` times the weighted sum, a scalar to differentiate. parts holds, detached, each
+    term's raw value under its name (`dice`, and `dice#2` for a second one), and what it adds to the
+    total under `dice/weighted`; it is empty for a single term, which is the total. UserError for no
+    terms or a name nobody has.
     """
-    if not terms:
-        raise UserError("a blend of no losses; name at least one, such as cross_entropy.")
-    if not any(term.weight for term in terms):
-        raise UserError("loss: every weight is 0, so nothing would be learned; raise one.")
-    names = _names(terms)
-    weights = [term.weight for term in terms]
-    bound = [losses.bind(term.name, **term.options) for term in terms]
 
-    def criterion(logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        values = [loss(logits, target) for loss in bound]
-        total = sum(weight * value for weight, value in zip(weights, values, strict=True))
-        parts = {name: value.detach() for name, value in zip(names, values, strict=True)}
-        return total, parts if len(values) > 1 else {}
+    def __init__(self, terms: Sequence[Term], scale: float = 1.0):
+        super().__init__()
+        if not terms:
+            raise UserError("a blend of no losses; name at least one, such as cross_entropy.")
+        if not any(term.weight for term in terms):
+            names = ", ".join(term.name for term in terms)
+            raise UserError(f"{names}: every weight is 0, so nothing would be learned; raise one.")
+        self.names = _names(terms)
+        self.given = [term.weight for term in terms]
+        self.scale = scale
+        self.losses = [losses.bind(term.name, **term.options) for term in terms]
 
-    return criterion
+    def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """logits (B, C, *S); target ids (B, *S) or class map (B, C, *S)."""
+        values = [loss(logits, target) for loss in self.losses]
+        self.watch(values)
+        shares = [self.scale * w * v for w, v in zip(self.weights(), values, strict=True)]
+        parts: dict[str, Tensor] = {}
+        for name, value, share in zip(self.names, values, shares, strict=True):
+            parts |= {name: value.detach(), f"{name}/weighted": share.detach()}
+        return sum(shares), parts if len(values) > 1 else {}
+
+    def weights(self) -> Sequence[float] | Tensor:
+        """Of the terms, in this step."""
+        return self.given
+
+    def watch(self, values: Sequence[Tensor]) -> None:
+        """Nothing: the weights stay as they are."""
+
+    def begin_step(self) -> None:
+        """Nothing; the engine says so before each step."""
+
+
+class Balanced(Blend):
+    """A blend whose weights are divided by the mean size of their terms, |value|.
+
+    They keep the sum of the given weights, so terms of equal weight add equally much to the total.
+    A step's weights follow from the steps before it, so that they are the same for all its
+    micro-batches and processes, and a step that is skipped is not counted. The first steps have the
+    given weights: those of a calibration, and as long as a term has never been other than 0.
+    """
+
+    def __init__(self, terms: Sequence[Term], balance: Balance, scale: float = 1.0):
+        super().__init__(terms, scale)
+        self.balance = balance
+        # of this step, sums over forward passes: sizes, and 1. The engine treats it as any running
+        # statistic: the mean over processes, put back if the step is bad
+        self.register_buffer("seen", torch.zeros(len(terms) + 1))
+        # of the steps before, equal on all processes; saved, as parameters are
+        self.mean = nn.Parameter(torch.zeros(len(terms)), requires_grad=False)
+        self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def weights(self) -> Tensor:
+        """Of the terms, in this step; float32 (terms,)."""
+        given = torch.stack([torch.full_like(self.steps, weight) for weight in self.given])
+        inverse = given / self.mean
+        balanced = inverse * (given.sum() / inverse.sum())
+        known = (self.steps >= (self.balance.calibrate or 1)) & (self.mean > 0).all()
+        return balanced.where(known, given)
+
+    @torch.no_grad()
+    def watch(self, values: Sequence[Tensor]) -> None:
+        """Count the sizes of the terms, and a forward pass."""
+        self.seen += torch.stack([*(value.abs() for value in values), torch.ones_like(values[0])])
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Add what the last step saw, if anything, to the mean."""
+        sizes, passes = self.seen[:-1], self.seen[-1]
+        counts = passes > 0
+        rate = 1 / (self.steps + 1)
+        if self.balance.calibrate is not None:
+            counts &= self.steps < self.balance.calibrate
+        else:
+            rate = rate.clamp(min=1 - self.balance.ema)
+        self.mean.lerp_(sizes / passes.clamp(min=1), rate * counts)
+        self.steps += counts
+        self.seen.zero_()
+
+
+def blend(terms: Sequence[Term], balance: Balance | None = None, scale: float = 1.0) -> Blend:
+    """The criterion that `terms` describe, with weights as given, or balanced where two meet."""
+    return Balanced(terms, balance, scale) if balance and len(terms) > 1 else Blend(terms, scale)
 
 
 def copies(terms: Sequence[Term]) -> int:

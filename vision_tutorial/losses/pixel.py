@@ -1,10 +1,6 @@
 """Losses that look at one position at a time and take the mean: cross-entropy, focal, their kin.
 
-All share one contract. logits (B, C, *S) with any number of spatial axes, none for classification;
-target class ids (B, *S) or class map (B, C, *S). Positions that `core.targets` calls ignored are
-dropped before everything, even where their logits are not finite; the mean is over the others. With
-none left the loss is zero and so is its gradient. Half precision is computed in float32, inside
-autocast or out of it. UserError where shapes or options do not fit.
+`contract` says what all of them hold to.
 """
 
 import torch
@@ -13,7 +9,8 @@ from torch.nn import functional as F
 
 from ..core.errors import UserError
 from ..core.registry import losses
-from ..core.targets import is_map, to_map, valid
+from ..core.targets import is_map, to_map
+from .contract import counted, within
 
 
 @losses.register
@@ -29,7 +26,7 @@ def cross_entropy(
     Σ_V w_y (−log p_y) / Σ_V w_y; a class map weighs every class by its share. logits (B, C, *S);
     target ids (B, *S) or class map (B, C, *S); one weight per class.
     """
-    _within("cross_entropy", "label_smoothing", label_smoothing, 1)
+    within("cross_entropy", "label_smoothing", label_smoothing, 1)
     logits, target, keep = counted(logits, target)
     weights = _per_class(class_weights, logits)
     values = F.cross_entropy(
@@ -46,7 +43,7 @@ def label_smoothing(logits: Tensor, target: Tensor, *, epsilon: float = 0.1) -> 
 
     logits (B, C, *S); target ids (B, *S) or class map (B, C, *S).
     """
-    _within("label_smoothing", "epsilon", epsilon, 1)
+    within("label_smoothing", "epsilon", epsilon, 1)
     return cross_entropy(logits, target, label_smoothing=epsilon)
 
 
@@ -60,7 +57,7 @@ def focal(
     mean is over the positions, not over alpha. logits (B, C, *S); target ids (B, *S) or class map
     (B, C, *S); one alpha per class.
     """
-    _within("focal", "gamma", gamma)
+    within("focal", "gamma", gamma)
     logits, target, keep = counted(logits, target)
     log_p = F.log_softmax(logits, 1)
     if not is_map(target):
@@ -69,6 +66,27 @@ def focal(
     doubt = (-log_p.expm1()).clamp(min=torch.finfo(log_p.dtype).tiny)
     shares = _shares(target, _per_class(alpha, logits), logits)
     return _mean(-(shares * doubt**gamma * log_p).sum(1), keep)
+
+
+@losses.register
+def ohem(
+    logits: Tensor, target: Tensor, *, threshold: float = 0.7, min_kept: int = 100_000
+) -> Tensor:
+    """Cross-entropy over the hardest positions (online hard example mining, 1604.03540).
+
+    Those of p_y < threshold, and at least the `min_kept` of least p_y: the mean of −log p_y over
+    them. Under a class map p_y is exp(−cross-entropy). logits (B, C, *S); target ids (B, *S) or
+    class map (B, C, *S). The hardest are those of this process's batch: per rank under DDP.
+    """
+    within("ohem", "threshold", threshold, 1)
+    within("ohem", "min_kept", min_kept, low=1)
+    logits, target, keep = counted(logits, target)
+    values = F.cross_entropy(logits, target, reduction="none")
+    known = values.detach()
+    ranked = known.where(keep, -torch.inf).flatten()
+    least = ranked.kthvalue(max(ranked.numel() - min_kept + 1, 1)).values  # that must be kept
+    easy = ((-known).exp() >= threshold) & (known < least)  # never so where the loss is NaN
+    return _mean(values, keep & ~easy)
 
 
 @losses.register
@@ -81,8 +99,8 @@ def focal_ovr(
     and 1 − alpha the rest; the mean is over positions and classes. logits (B, C, *S); target ids
     (B, *S) or class map (B, C, *S), which may name several classes at once.
     """
-    _within("focal_ovr", "gamma", gamma)
-    _within("focal_ovr", "alpha", alpha or 0.0, 1)
+    within("focal_ovr", "gamma", gamma)
+    within("focal_ovr", "alpha", alpha or 0.0, 1)
     logits, target, keep = counted(logits, target)
     share = to_map(target, logits.shape[1]).to(logits.dtype)
     log_p, log_rest = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -110,7 +128,7 @@ def bce(
     classes. logits (B, C, *S); target ids (B, *S) or class map (B, C, *S), which may name several
     classes at once.
     """
-    _within("bce", "smoothing", smoothing, 1)
+    within("bce", "smoothing", smoothing, 1)
     logits, target, keep = counted(logits, target)
     classes = logits.shape[1]
     share = to_map(target, classes).to(logits.dtype) * (1 - smoothing) + smoothing / classes
@@ -156,30 +174,6 @@ def jsd(
     return hit + alpha * _mean(divergence, keep)
 
 
-def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits, target, keep): at least float32, and harmless wherever `keep` (B, *S) is False.
-
-    There logits are 0 (so nothing flows back, and no NaN survives), ids are 0 and maps are 0.
-    Masking instead of selecting spares the GPU a wait for the number of positions.
-    logits (B, C, *S); target ids (B, *S) or class map (B, C, *S). UserError if these do not fit.
-    """
-    _fit(logits, target)
-    keep = valid(target)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    target = target.to(logits.dtype) if is_map(target) else target.where(keep, 0)
-    return logits.where(keep.unsqueeze(1), 0), target, keep
-
-
-def _fit(logits: Tensor, target: Tensor) -> None:
-    ids = (logits.shape[0], *logits.shape[2:])
-    if tuple(target.shape) != (tuple(logits.shape) if is_map(target) else ids):
-        kind = "a class map" if is_map(target) else "class ids"
-        raise UserError(
-            f"{kind} of shape {tuple(target.shape)} for logits of shape {tuple(logits.shape)}; "
-            f"class ids are {ids} here, a class map is {tuple(logits.shape)}."
-        )
-
-
 def _mean(values: Tensor, keep: Tensor, weights: Tensor | None = None) -> Tensor:
     """Σ values / Σ weights over the positions in `keep`, all (B, *S); 0 where nothing counts."""
     total = (keep if weights is None else weights.where(keep, 0)).sum()
@@ -208,8 +202,3 @@ def _per_class(values: list[float] | None, logits: Tensor) -> Tensor | None:
             f"weights {values} for {logits.shape[1]} classes; give each a number from 0 up."
         )
     return logits.new_tensor(values)
-
-
-def _within(loss: str, option: str, value: float, high: float = float("inf")) -> None:
-    if not 0 <= value <= high:
-        raise UserError(f"{loss}: {option} is {value}; a number from 0 to {high:g} is expected.")

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from wandb_file import history, items, read
 
+from vision_tutorial.core import tracking
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.engine import tracking
-from vision_tutorial.engine.tracking import NoTracker, make_tracker
+from vision_tutorial.core.tracking import NoTracker, make_tracker
 
 KEY = "fakekey0" * 5
 ROWS = [
@@ -179,26 +179,23 @@ def test_a_damaged_bookmark_is_no_bookmark(tmp_path, text):
 
 
 TRAINING = """
-import sys, time, types
+import sys, time
 import psutil
-engine = types.ModuleType("vision_tutorial.engine")  # the package imports torch
-engine.__path__ = [sys.argv[1]]
-sys.modules["vision_tutorial.engine"] = engine
 from pathlib import Path
-from vision_tutorial.engine import tracking
+from vision_tutorial.core import tracking
 tracker = tracking.make_tracker("offline", project="vision", name="r4", id="r4-1", config={},
-                                folder=Path(sys.argv[2]), say=lambda line: None)
+                                folder=Path(sys.argv[1]), say=lambda line: None)
 for step in range(100_000):
     tracker.log({"step": step, "epoch": 0, "train/loss": 1.0 / (step + 1)})
     time.sleep(0.002)
     if step == 10:
-        exec(sys.argv[3])
+        exec(sys.argv[2])
 """
 
 
 def start_training(folder, at_step_ten=""):
     """A training in a process of its own."""
-    command = [sys.executable, "-c", TRAINING, str(Path(tracking.__file__).parent), str(folder)]
+    command = [sys.executable, "-c", TRAINING, str(folder)]
     return subprocess.Popen(
         [*command, at_step_ten],
         cwd=Path(tracking.__file__).parents[2],
@@ -634,8 +631,55 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert "off from here" in said[-1]
 
 
+# Reports
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_report(tmp_path, monkeypatch, fake, works):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    fake.run.offline, fake.run.entity, fake.run.project = False, "school", "vision"
+    pages, said = [], []
+
+    class Report(SimpleNamespace):
+        url = "https://wandb.ai/report"
+
+        def save(self):
+            pages.append(self) if works else boom()
+
+    module = ModuleType("wandb_workspaces.reports.v2")
+    module.Report, module.MarkdownBlock = Report, lambda text: text
+    for name in ("wandb_workspaces", "wandb_workspaces.reports", "wandb_workspaces.reports.v2"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", module)
+    sys.modules["wandb_workspaces.reports"].v2 = module
+    tracker = track(tmp_path, "online", said)
+    tracker.report("a title", "| a |")
+    tracker.log(ROWS[0])  # whatever became of the report
+    tracker.finish({})
+    expected = dict(project="vision", entity="school", title="a title", blocks=["| a |"])
+    assert [vars(page) for page in pages] == [expected] * works
+    assert said[-1] == "wandb: " + ("report " + Report.url if works else FAILED)
+    assert fake.run.rows == ROWS[:1]
+    assert (tmp_path / "wandb" / "url").read_text() == f"{fake.run.url}\n"
+
+
+FAILED = "no report (the server is on fire)"
+
+
+@pytest.mark.parametrize(("offline", "reason"), [(True, "(offline)"), (False, "pip install")])
+def test_why_there_is_no_report(tmp_path, monkeypatch, fake, offline, reason):
+    fake.run.offline = offline
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    said = []
+    tracker = track(tmp_path, "offline", said)
+    tracker.report("a title", "| a |")
+    tracker.finish({})
+    assert len(said) == 2 and said[-1].startswith("wandb: no report") and reason in said[-1]
+    assert not (tmp_path / "wandb" / "url").exists()
+
+
 def test_the_interface_of_the_twins_is_one():
     names = [name for name in vars(tracking.Tracker) if not name.startswith("_")]
-    assert names == ["log", "table", "finish"]
+    assert names == ["log", "table", "report", "finish"]
     for twin in (NoTracker, tracking.WandbTracker):
         assert all(callable(getattr(twin, name)) for name in names)

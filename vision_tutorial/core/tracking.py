@@ -27,7 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import psutil
 
-from ..core.errors import UserError, unknown
+from .errors import UserError, unknown
 
 MODES = ("auto", "online", "offline", "disabled")
 QUEUE_ROWS = 10_000
@@ -61,6 +61,9 @@ class Tracker(Protocol):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Send a table, say of every class and its accuracy."""
 
+    def report(self, title: str, markdown: str) -> None:
+        """Make a Report of wandb's, a page for people, where there is a server that takes it."""
+
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
         """Send the summary and wait, for a bounded time, until everything has arrived."""
 
@@ -72,6 +75,9 @@ class NoTracker:
         """Do nothing."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Do nothing."""
+
+    def report(self, title: str, markdown: str) -> None:
         """Do nothing."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
@@ -177,6 +183,10 @@ class WandbTracker:
         """Send a table."""
         self._put(partial(self._table, name, list(columns), [list(row) for row in rows]))
 
+    def report(self, title: str, markdown: str) -> None:
+        """Make a Report, or say why there is none: that needs a package and a server."""
+        self._put(partial(self._report, title, markdown))
+
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
         """Send the summary and wait until all has arrived, half a minute at most."""
         atexit.unregister(self.finish)
@@ -232,6 +242,7 @@ class WandbTracker:
             folder = shlex.quote(str(Path(run.dir).parent))
             self._upload = f"wandb sync --include-online {folder}"
             self._say(f"wandb: {run.url}")
+            (self._folder / "url").write_text(f"{run.url}\n")  # for tables of runs
         else:
             self._upload = f"wandb sync {shlex.quote(str(self._folder))}/offline-run-*"
             self._say(f"wandb: offline ({why}); `{self._upload}` uploads it")
@@ -248,6 +259,23 @@ class WandbTracker:
 
     def _table(self, name: str, columns: list[str], rows: list[list[Any]], run: Any) -> None:
         run.log({name: self._wandb.Table(columns=columns, data=rows)})
+
+    def _report(self, title: str, markdown: str, run: Any) -> None:
+        if run.offline:
+            return self._say("wandb: no report (offline)")
+        try:
+            import wandb_workspaces.reports.v2 as reports
+
+            blocks = [reports.MarkdownBlock(text=markdown)]
+            page = reports.Report(
+                project=run.project, entity=run.entity, title=title, blocks=blocks
+            )
+            page.save()
+            self._say(f"wandb: report {page.url}")
+        except ImportError:
+            self._say("wandb: no report; `pip install wandb-workspaces` makes it possible")
+        except Exception as error:  # what was logged before it goes on to its server
+            self._say(f"wandb: no report ({' '.join(str(error).split())[:300]})")
 
     def _finish(self, summary: dict[str, Any], exit_code: int, run: Any) -> None:
         run.summary.update(summary)

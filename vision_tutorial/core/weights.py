@@ -1,4 +1,7 @@
-"""Pretrained weights: from the hub or its cache, or from a file, and never by running a pickle."""
+"""Pretrained weights: from the hub or its cache, or from a file, and never by running a pickle.
+
+Here and not in a track: classifiers and the backbones of segmentation start from the same files.
+"""
 
 import logging
 from pathlib import Path
@@ -10,17 +13,32 @@ from huggingface_hub.utils import get_session
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..core.errors import UserError
+from .errors import UserError, unknown
 
 MEND = "Set pretrained to a local .safetensors or .pt file"
 
 logger = logging.getLogger(__name__)
 
 
+def check_name(name: str, kind: str = "model") -> None:
+    """Refuse a model, or a tag behind its dot, that timm does not have; name the nearest."""
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        raise UserError(unknown(kind, name, timm.list_models()))
+    tagged = [known for known in timm.list_pretrained() if known.startswith(f"{base}.")]
+    if tag and name not in tagged:
+        raise UserError(unknown(kind, name, [base, *tagged]))
+
+
 def prepare_hub(name: str) -> None:
-    """Refuse a model without weights; ask only the cache when the hub does not answer at once."""
+    """Refuse a model without weights; then look for the hub."""
     if not timm.models.is_model_pretrained(name):
         raise UserError(f"timm has no pretrained weights for '{name}'. {MEND}, or to false.")
+    look_for_hub()
+
+
+def look_for_hub() -> None:
+    """Ask only the cache from now on, if the hub does not answer at once."""
     try:
         get_session().head(constants.ENDPOINT, timeout=3)
     except Exception:  # offline; the hub's client would retry for a minute and more
@@ -41,19 +59,29 @@ def load(model: nn.Module, path: Path, num_classes: int) -> None:
     A classifier for another number of classes is left as initialised, with a note. UserError names
     the file and what is wrong with it.
     """
+    model.load_state_dict(fitting(model, path, num_classes), strict=False)
+
+
+def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, Tensor]:
+    """The weights in `path` that `load` would put into `model`, which may be on the meta device.
+
+    num_classes: null leaves the classifier out, whatever the file has: a backbone needs none.
+    """
     found = _clean(_read(path), path)
     own = model.state_dict()
     head = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{h}." for h in ([head] if isinstance(head, str) else head))
     other = {k for k in own.keys() & found.keys() if own[k].shape != found[k].shape}
-    if other and all(k.startswith(heads) for k in other):
+    if num_classes is not None and other and all(k.startswith(heads) for k in other):
         classes = len(found[min(other)])
         logger.warning(
             "%s has %d classes, not %d: its classifier is left out.", path, classes, num_classes
         )
+        num_classes = None
+    if num_classes is None:
         found = {k: v for k, v in found.items() if not k.startswith(heads)}
         own = {k: v for k, v in own.items() if not k.startswith(heads)}
-        other = set()
+        other = {k for k in other if not k.startswith(heads)}
     for what, names in (
         ("lacks", own.keys() - found.keys()),
         ("has, unknown to the model,", found.keys() - own.keys()),
@@ -62,7 +90,7 @@ def load(model: nn.Module, path: Path, num_classes: int) -> None:
         if names:
             shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
             raise UserError(f"{path} {what} {shown} ({len(names)} in all); is it another model's?")
-    model.load_state_dict(found, strict=False)
+    return found
 
 
 def _read(path: Path) -> object:

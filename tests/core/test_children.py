@@ -1,0 +1,50 @@
+"""Children: which GPUs and cores they get, and how they are asked to stop."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from vision_tutorial.core import children
+from vision_tutorial.core.children import Stop
+from vision_tutorial.core.errors import UserError
+
+
+def test_seats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "usable_cores", lambda: [0, 1, 2, 3, 4])
+    monkeypatch.setattr(children, "gpu_names", list)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert children.seats(None) == [children.Seat((), (0, 1, 2, 3, 4))]
+    assert [seat.cores for seat in children.seats(2)] == [(0, 1), (2, 3, 4)]
+    assert len(children.seats(7)) == 7 and all(seat.cores for seat in children.seats(7))
+    monkeypatch.setattr(children, "gpu_names", lambda: ["H100"] * 4)
+    assert [seat.gpus for seat in children.seats(None)] == [("0",), ("1",), ("2",), ("3",)]
+    assert [seat.gpus for seat in children.seats(None, 2)] == [("0", "1"), ("2", "3")]
+    assert [seat.gpus for seat in children.seats(6)][4:] == [("0",), ("1",)]
+    with pytest.raises(UserError, match="there are 4 GPUs"):
+        children.seats(None, 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-77")
+    assert [seat.gpus for seat in children.seats(None)] == [("3",), ("GPU-77",)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [seat.gpus for seat in children.seats(None)] == [()]
+
+
+def test_a_training_on_several_processes_starts_through_the_launcher() -> None:
+    one, two = (children.training(["r.yaml"], processes) for processes in (1, 2))
+    assert one[1:] == ["-m", "vision_tutorial.train", "r.yaml"]
+    assert Path(two[1]).name == "launch.py" and Path(two[1]).is_file()
+    assert two[2:] == ["--nproc", "2", *one[1:]]
+
+
+def test_a_signal_asks_each_child_once_also_one_that_is_just_starting() -> None:
+    stop = Stop()
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with stop.listening():
+        first = children.start(sleep)
+        stop.watch(first)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        late = children.start(sleep)
+        stop.watch(late)
+        assert stop.asked and [first.wait(), late.wait()] == [-signal.SIGTERM] * 2

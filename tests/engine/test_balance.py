@@ -1,0 +1,208 @@
+"""Balanced weights are a state of the training: saved, equal everywhere, undone with a bad step."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from forked import run_ranks
+from torch import nn
+
+from vision_tutorial import build
+from vision_tutorial import train as verb
+from vision_tutorial.core import runs
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.grammar import Choice
+from vision_tutorial.core.loading import load
+from vision_tutorial.core.sources import ArraySource
+from vision_tutorial.engine import Distributed, Learner
+from vision_tutorial.engine.step import settle, take_step
+
+LOSS = "loss={cross_entropy: 0.75, dice: 0.25}"
+SMALL = [
+    "dataset={shapes: {train: 64, test: 20, size: 16}}",
+    "batch_size=16",
+    "eval_batch_size=10",
+    "epochs=3",
+    "threads=1",
+    LOSS,
+]
+TIMES = ("seconds", "images_per_second")
+BALANCES = ["balance={calibrate: 5}", "balance={ema: 0.7}"]
+
+
+def train(folder: Path, *more: str) -> Path:
+    """Train in this process, or go on; the run folder."""
+    run = folder / "debug" / "run"
+    new = ["recipes/debug.yaml", *SMALL, "--runs", str(folder), "--id", "run"]
+    words = [str(run)] if run.exists() else new
+    assert verb.main([*words, *more, "--quiet"]) == 0
+    return run
+
+
+def left(run: Path) -> tuple[dict[str, bytes], list[dict]]:
+    """The last checkpoint's tensors, and the rows without what is measured in time."""
+    last = max((run / "ckpt").glob("step-*"))
+    files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+    rows = runs.read_rows(run / "metrics.jsonl")
+    return files, [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_paused_anywhere_and_resumed_a_run_ends_the_same(balance: str, tmp_path: Path) -> None:
+    whole = left(train(tmp_path / "whole", balance))
+    assert "criteria.safetensors" in whole[0]
+    for steps in (3, 3, 3, 3):  # 12 in all, 4 an epoch; the calibration ends within a part
+        run = train(tmp_path / "parts", *[balance] * (steps == 3), "--steps", str(steps))
+    assert left(run) == whole
+
+
+def test_rows_have_every_term_raw_and_weighted(tmp_path: Path) -> None:
+    row = left(train(tmp_path, "balance=ema"))[1][-1]
+    parts = {name: value for name, value in row.items() if name.startswith("train/loss/")}
+    terms = ("cross_entropy", "dice")
+    assert set(parts) == {f"train/loss/{t}{w}" for t in terms for w in ("", "/weighted")}
+    weighted = sum(value for name, value in parts.items() if name.endswith("/weighted"))
+    assert weighted == pytest.approx(row["train/loss"], rel=1e-6)
+
+
+def test_evaluation_has_the_recipes_own_weights(tmp_path: Path) -> None:
+    recipe = load("recipes/debug.yaml", [*SMALL, "balance=ema"]).recipe
+    source = build.data(recipe).val
+    alone = Distributed(threads=1)
+    network = build.model(recipe, 10)
+    found = build.evaluation(recipe, source, network, build.task(recipe, source.classes), alone)
+    plain = load("recipes/debug.yaml", SMALL).recipe
+    again = build.evaluation(plain, source, network, build.task(plain, source.classes), alone)
+    assert found.metrics == again.metrics
+
+
+def test_a_run_without_balance_has_no_such_state(tmp_path: Path) -> None:
+    assert "criteria.safetensors" not in left(train(tmp_path, "--steps", "1"))[0]
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def pictures() -> ArraySource:
+    return build.registry.datasets.bind("shapes", size=16, train=64, test=10)("train")
+
+
+def learner_and_steps(distributed: Distributed, *more: str) -> tuple[Learner, list]:
+    wanted = load("recipes/debug.yaml", [*SMALL, "model={test_vit: {img_size: 16}}", *more]).recipe
+    learner = build.learner(wanted, pictures(), distributed)
+    return learner, list(build.train_batches(wanted, pictures(), distributed, 0, 4))
+
+
+def take(learner: Learner, distributed: Distributed, raw: object, step: int) -> bool:
+    report = take_step(learner, distributed, raw, step, stop=False)
+    return settle(learner, distributed.scaler, report).skipped
+
+
+class Poisoned(nn.Module):
+    """A criterion whose total is no number while `bad`."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner, self.bad = inner, False
+
+    def forward(self, *given: torch.Tensor) -> tuple:
+        total, parts = self.inner(*given)
+        return total * (math.nan if self.bad else 1.0), parts
+
+    def begin_step(self) -> None:
+        self.inner.begin_step()
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_a_skipped_step_leaves_no_trace(balance: str) -> None:
+    alone = Distributed(threads=1)
+
+    def after(bad: bool) -> dict[str, torch.Tensor]:
+        learner, steps = learner_and_steps(alone, balance)
+        poisoned = learner.criteria["loss"] = Poisoned(learner.criteria["loss"])
+        for step, raw in enumerate(steps[:3]):
+            if step == 1 and not bad:
+                continue
+            poisoned.bad = step == 1
+            assert take(learner, alone, raw, step) == poisoned.bad
+        poisoned.begin_step()
+        return learner.blends.state_dict()
+
+    with_it, without = after(True), after(False)
+    assert with_it["loss.inner.steps"] == 2
+    assert all(torch.equal(value, without[name]) for name, value in with_it.items())
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_the_state_is_that_of_the_whole_batch_on_every_rank(balance: str) -> None:
+    """Over processes and micro-batches alike; cross-entropy's mean is the mean of its parts'."""
+
+    def of_rank(rank: int) -> list:
+        distributed = Distributed(threads=1)
+        learner, steps = learner_and_steps(distributed, balance, "micro_batch=4")
+        for step, raw in enumerate(steps):
+            take(learner, distributed, raw, step)
+        learner.criteria["loss"].begin_step()
+        distributed.close()
+        state = learner.blends.state_dict()
+        return [state["loss.mean"].tolist(), state["loss.steps"].item()]
+
+    one, two = run_ranks(2, of_rank)
+    assert one == two and one[1] == 4
+    (alone,) = run_ranks(1, of_rank)
+    # dice is of four pictures either way, so the runs differ by the order of additions alone
+    assert one[0] == pytest.approx(alone[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_strict_shards_are_bit_equal_on_any_number_of_processes(balance: str) -> None:
+    def of_rank(rank: int) -> list:
+        distributed = Distributed(threads=1)
+        learner, steps = learner_and_steps(distributed, balance, "shards=4")
+        for step, raw in enumerate(steps):
+            take(learner, distributed, raw, step)
+        learner.criteria["loss"].begin_step()
+        distributed.close()
+        return [value.tolist() for value in learner.blends.state_dict().values()]
+
+    (alone,) = run_ranks(1, of_rank)
+    assert run_ranks(2, of_rank) == [alone, alone]
+
+
+def test_frozen_weights_stay_frozen_in_strict_shards_of_three() -> None:
+    """Were the mean averaged over shards, as what was seen is, it would drift by a bit a step."""
+    alone = Distributed(threads=1)
+    more = ["balance={calibrate: 1}", "shards=3", "batch_size=12"]
+    learner, steps = learner_and_steps(alone, *more)
+    criterion = learner.criteria["loss"]
+    assert criterion.weights().tolist() == [0.75, 0.25]
+    for step, raw in enumerate(steps[:2]):
+        take(learner, alone, raw, step)
+    assert criterion.weights().tolist() != [0.75, 0.25]
+    drifting = [x for x in torch.linspace(1, 2, 50) if (x + x + x) / 3 != x][:2]
+    with torch.no_grad():
+        criterion.mean.copy_(torch.stack(drifting))
+    take(learner, alone, steps[2], 2)
+    assert criterion.mean.tolist() == torch.stack(drifting).tolist()
+
+
+def test_two_heads_have_a_state_each() -> None:
+    words = [*SMALL, "aux_loss={focal: 1, dice: 1}", BALANCES[0]]
+    made = build.criteria(load("recipes/debug.yaml", words).recipe)
+    assert list(made) == ["loss", "aux_loss"]
+    state = nn.ModuleDict(made).state_dict()
+    assert {name.partition(".")[0] for name in state} == {"loss", "aux_loss"}
+    logits, ids = torch.randn(4, 10), torch.arange(4)
+    total, parts = made["aux_loss"](logits, ids)
+    assert total.item() == pytest.approx(0.4 * (parts["focal"] + parts["dice"]).item())
+
+
+def test_an_auxiliary_head_and_its_loss_need_each_other() -> None:
+    recipe = load("recipes/debug.yaml", ["aux_loss=dice"]).recipe
+    headed = Choice("test_resnet", {**recipe.model.options, "auxiliary": True})
+    for update in ({}, {"aux_loss": None, "model": headed}):
+        with pytest.raises(UserError, match="aux_loss: it and an auxiliary head of model test_res"):
+            build.check(recipe.model_copy(update=update))
+    with pytest.raises(UserError, match="aux_loss: jsd is a loss of the main head"):
+        build.check(load("recipes/debug.yaml", ["aux_loss=jsd"]).recipe)

@@ -1,0 +1,182 @@
+"""What every loss on the shelf holds to: shapes, ignored positions, both forms, precision."""
+
+import math
+
+import pytest
+import torch
+from loss_examples import example, rows, soft
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.registry import losses as shelf
+from vision_tutorial.core.targets import IGNORE, to_map
+from vision_tutorial.losses import pixel  # importing fills the shelf
+
+SHAPES = [(6, 5), (6, 5, 7), (6, 5, 4, 3), (3, 2, 2, 3, 2)]
+DEFAULTS = {"jsd": {"num_splits": 3}}
+# Options that take another path through the code.
+VARIANTS = [(name, DEFAULTS.get(name, {})) for name in shelf] + [
+    ("cross_entropy", {"label_smoothing": 0.1, "class_weights": [0.5, 2.0, 1.0, 0.1, 3.0]}),
+    ("focal", {"gamma": 0.5, "alpha": [0.5, 2.0, 1.0, 0.1, 3.0]}),
+    ("focal_ovr", {"gamma": 0.0, "alpha": None}),
+    ("bce", {"smoothing": 0.1, "sum_classes": True, "class_weights": [1.0] * 5}),
+    ("jsd", {"num_splits": 2, "smoothing": 0.1}),
+    ("ohem", {"threshold": 0.3, "min_kept": 4}),
+    ("dice", {"squared": True, "smooth": 0.0}),
+    ("jaccard", {"classes": "all", "smooth": 0.0}),
+    ("tversky", {"gamma": 0.75, "classes": "all"}),
+    ("tanimoto", {"gamma": 2.0}),
+    ("lovasz", {"classes": "all"}),
+]
+IDS = [f"{name}-{'-'.join(options)}" for name, options in VARIANTS]
+PERFECT = {"cross_entropy", "label_smoothing", "focal", "ohem"}  # 0 where there is one class only
+PERFECT |= {"dice", "jaccard", "tversky", "tanimoto", "lovasz"}
+
+
+def target_of(name, form, ids, shape, dtype=torch.float32):
+    """The target in a form that the loss takes; lovasz takes no shares."""
+    if form == "ids":
+        return ids
+    return to_map(ids, shape[1]).to(dtype) if name == "lovasz" else soft(shape, dtype)
+
+
+@pytest.mark.parametrize("form", ["ids", "map"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", list(shelf))
+def test_every_loss_takes_any_number_of_axes_and_both_forms(name, shape, form):
+    logits, ids = example(shape)
+    target = target_of(name, form, ids, shape)
+    loss = shelf.bind(name, **DEFAULTS.get(name, {}))(logits, target)
+    loss.backward()
+    assert loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() and loss > 0
+    assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("form", ["ids", "map"])
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+def test_nothing_counts_gives_zero_and_zero_gradient(name, options, form):
+    logits, ids = example()
+    target = torch.full_like(ids, IGNORE) if form == "ids" else torch.zeros_like(logits)
+    loss = shelf.bind(name, **options)(logits, target)
+    loss.backward()
+    assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+def test_ignored_positions_are_as_if_absent(name, options):
+    """The loss over what counts equals the loss of a batch that never held the rest."""
+    logits, ids = example(dtype=torch.float64)
+    splits = options.get("num_splits", 1)
+    ids = ids[: len(ids) // splits].repeat(splits, 1, 1)  # the versions of a picture share its mask
+    loss = shelf.bind(name, **options)
+    keep = ids != IGNORE
+    alone = rows(logits, keep).detach().requires_grad_()
+    given, expected = loss(logits, ids), loss(alone, ids[keep])
+    given.backward()
+    expected.backward()
+    torch.testing.assert_close(given, expected)
+    torch.testing.assert_close(rows(logits.grad, keep), alone.grad)
+    assert not rows(logits.grad, ~keep).any()
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+def test_bad_logits_at_ignored_positions_do_no_harm(name, options, poison):
+    logits, ids = example()
+    splits = options.get("num_splits", 1)
+    ids = ids[: len(ids) // splits].repeat(splits, 1, 1)
+    poisoned = logits.detach().masked_fill((ids == IGNORE).unsqueeze(1), poison).requires_grad_()
+    loss = shelf.bind(name, **options)
+    loss(poisoned, ids).backward()
+    assert loss(poisoned, ids).item() == loss(logits, ids).item()
+    assert poisoned.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+def test_class_ids_and_their_class_map_agree(name, options):
+    logits, ids = example(dtype=torch.float64)
+    loss = shelf.bind(name, **options)
+    torch.testing.assert_close(loss(logits, ids), loss(logits, to_map(ids, 5)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+def test_half_precision_is_computed_in_float32(name, options, dtype):
+    logits, ids = example(dtype=dtype)
+    loss = shelf.bind(name, **options)
+    exact = loss(logits.float(), ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, mapped = loss(logits, ids), loss(logits, to_map(ids, 5).to(dtype))
+    assert exact.dtype == inside.dtype == torch.float32
+    assert loss(logits, ids).item() == inside.item() == exact.item()
+    torch.testing.assert_close(mapped, exact)
+    inside.backward()
+    assert logits.grad.dtype == dtype and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["ids", "map"])
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+def test_gradients_are_right(name, options, form):
+    shape = (6, 5, 2)
+    logits, ids = example(shape, torch.float64)
+    target = target_of(name, form, ids, shape, torch.float64)
+    loss = shelf.bind(name, **options)
+    assert torch.autograd.gradcheck(lambda z: loss(z, target), logits)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+def test_extreme_logits_stay_finite(name, options):
+    logits = torch.zeros(6, 5)
+    logits[:, 0], logits[:, 1] = 6e4, -6e4
+    for label in (0, 1):
+        z = logits.clone().requires_grad_()
+        loss = shelf.bind(name, **options)(z, torch.full((6,), label))
+        loss.backward()
+        assert loss.isfinite() and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [n for n in shelf if n != "jsd"])
+def test_one_position_and_one_class(name):
+    loss = shelf.bind(name)
+    assert loss(torch.tensor([[2.0, -1.0]]), torch.tensor([1])) > 0
+    alone = loss(torch.full((2, 1, 3), 0.3), torch.zeros(2, 3, dtype=torch.int64))
+    assert alone.item() == 0 if name in PERFECT else alone > 0
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+def test_the_order_of_positions_does_not_matter(name, options):
+    logits, ids = example(dtype=torch.float64)
+    loss = shelf.bind(name, **options)
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(0))
+    shuffled = loss(logits[:, :, order], ids[:, order])
+    torch.testing.assert_close(shuffled, loss(logits, ids))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [v for v in VARIANTS if not {"alpha", "class_weights"} & v[1].keys()]
+)
+def test_the_order_of_classes_does_not_matter(name, options):
+    logits, ids = example(dtype=torch.float64)
+    loss = shelf.bind(name, **options)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    place = order.argsort()
+    renamed = torch.where(ids == IGNORE, IGNORE, place[ids.clamp(min=0)])
+    torch.testing.assert_close(loss(logits[:, order], renamed), loss(logits, ids))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+def test_a_number_that_is_none_is_not_hidden(name, options):
+    logits, ids = example(ignored=False)
+    poisoned = logits.detach().index_fill(2, torch.tensor([1]), math.nan)
+    assert shelf.bind(name, **options)(poisoned, ids).isnan()
+
+
+@pytest.mark.parametrize("target", [torch.zeros(6, 4, dtype=torch.int64), torch.zeros(6, 4, 4, 3)])
+@pytest.mark.parametrize("name", [n for n in shelf if n != "jsd"])
+def test_shapes_that_do_not_fit_are_told(name, target):
+    logits, _ = example()
+    with pytest.raises(UserError, match=r"class ids are \(6, 4, 3\) here, a class map is \(6, 5"):
+        shelf.bind(name)(logits, target)
+
+
+def test_the_shelf_is_not_empty():
+    assert {"ohem", "lovasz"} <= set(shelf) and pixel

@@ -1,0 +1,289 @@
+"""Region losses against their definitions in float64 loops and against segmentation_models_pytorch.
+
+With smp 0.6 these coincide, for class ids and reduce=batch where every class occurs: Jaccard and
+Tversky (gamma 1) at equal `smooth`, Dice at half of ours; Lovász with per_image = (reduce == image)
+where no picture is ignored whole. Elsewhere smp differs: it divides by all classes and puts 0 for
+absent ones, takes Tversky's exponent of the mean over classes, and Σ min(p, g) for Σ pg.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from loss_examples import example, soft
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.registry import losses as shelf
+from vision_tutorial.core.targets import IGNORE, to_map
+from vision_tutorial.losses import pixel, region
+
+REGIONS = ["dice", "jaccard", "tversky", "tanimoto", "lovasz"]
+REDUCE = ["batch", "image"]
+CLASSES = ["present", "all"]
+OPTIONS = [
+    ("dice", {}),
+    ("dice", {"smooth": 0.0}),
+    ("dice", {"squared": True, "smooth": 0.5}),
+    ("jaccard", {"smooth": 0.0}),
+    ("jaccard", {"smooth": 2.0}),
+    ("tversky", {}),
+    ("tversky", {"alpha": 0.2, "beta": 1.5, "smooth": 0.0, "gamma": 0.75}),
+    ("tanimoto", {"gamma": 2.0}),
+    ("lovasz", {}),
+]
+
+
+def uneven(dtype=torch.float64):
+    """Five classes of which one is nowhere, one in one picture only; a picture ignored whole."""
+    logits, ids = example((4, 5, 3, 4), dtype)
+    ids[ids == 4] = 1
+    ids[0][ids[0] == 3] = 0
+    ids[1][ids[1] == 3] = 2
+    ids[3] = IGNORE
+    return logits, ids
+
+
+# By definition -----------------------------------------------------------------------------------
+
+
+def regions(logits, target, reduce):
+    """[[(p, g) of each counted position of each class], …] for the batch or each picture."""
+    share = to_map(target, logits.shape[1]).double()
+    found = []
+    for z, g in zip(logits, share, strict=True):
+        p = z.softmax(0).flatten(1)
+        g = g.flatten(1)
+        keep = [n for n in range(g.shape[1]) if g[:, n].any()]
+        found.append([[(p[c, n], g[c, n]) for n in keep] for c in range(len(p))])
+    if reduce == "batch":
+        found = [[list(itertools.chain(*own)) for own in zip(*found, strict=True)]]
+    return [one for one in found if one[0]]
+
+
+def of_class(name, pairs, smooth=1.0, squared=False, alpha=0.3, beta=0.7, gamma=1.0):
+    """The loss of one class in one region, as the spec writes it."""
+    if name == "lovasz":
+        return lovasz_extension(pairs)
+    hit = sum(p * g for p, g in pairs)
+    if name == "dice":
+        power = 2 if squared else 1
+        below = sum(p**power + g**power for p, g in pairs) + smooth
+        return 1 - (2 * hit + smooth) / below
+    false, missed = (sum(p * (1 - g) for p, g in pairs), sum((1 - p) * g for p, g in pairs))
+    if name in ("jaccard", "tanimoto"):
+        alpha = beta = 1.0
+    score = (hit + smooth) / (hit + alpha * false + beta * missed + smooth)
+    return (1 - score) ** gamma
+
+
+def lovasz_extension(pairs):
+    """Σ m_(k) [Δ({1 … k}) − Δ({1 … k−1})], with Δ the Jaccard loss of a set of mistakes."""
+    errors = sorted(((abs(g - p), bool(g)) for p, g in pairs), key=lambda e: -e[0])
+    size = sum(own for _, own in errors)
+
+    def jaccard_loss(mistakes):
+        lost = sum(own for _, own in mistakes)
+        taken = len(mistakes) - lost
+        return 1 - (size - lost) / (size + taken) if mistakes else 0.0
+
+    steps = [jaccard_loss(errors[: k + 1]) - jaccard_loss(errors[:k]) for k in range(len(errors))]
+    return sum(error * step for (error, _), step in zip(errors, steps, strict=True))
+
+
+def defined(name, logits, target, reduce, classes, **options):
+    means = []
+    for one in regions(logits, target, reduce):
+        counted = [pairs for pairs in one if classes == "all" or any(g for _, g in pairs)]
+        means.append(sum(of_class(name, pairs, **options) for pairs in counted) / len(counted))
+    return sum(means) / len(means)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("reduce", REDUCE)
+@pytest.mark.parametrize(
+    ("name", "options", "form"),
+    [(*given, form) for given in OPTIONS for form in ("ids", "map")[: 1 + (given[0] != "lovasz")]],
+    ids=str,
+)
+def test_each_is_its_definition(name, options, reduce, classes, form):
+    logits, target = uneven()
+    if form == "map":
+        target, gone = soft((4, 5, 3, 4), torch.float64), target == IGNORE
+        target[:, 4] = 0
+        target[:2, 3] = 0
+        target.masked_fill_(gone.unsqueeze(1), 0)
+    expected = defined(name, logits, target, reduce, classes, **options)
+    expected_gradient = torch.autograd.grad(expected, logits)[0]
+    given = shelf.bind(name, reduce=reduce, classes=classes, **options)(logits, target)
+    torch.testing.assert_close(given, expected)
+    torch.testing.assert_close(torch.autograd.grad(given, logits)[0], expected_gradient)
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_by_image_is_the_mean_over_pictures_in_which_anything_counts(name):
+    logits, ids = uneven()
+    loss = shelf.bind(name)
+    one_by_one = [loss(logits[i : i + 1], ids[i : i + 1]) for i in range(3)]
+    by_image = shelf.bind(name, reduce="image")(logits, ids)
+    torch.testing.assert_close(by_image, sum(one_by_one) / 3)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("name", REGIONS)
+def test_by_image_without_spatial_axes_a_picture_is_a_position(name, classes):
+    logits, ids = example((6, 5), torch.float64)
+    loss = shelf.bind(name, reduce="image", classes=classes)
+    torch.testing.assert_close(loss(logits, ids), loss(logits[..., None], ids[..., None]))
+
+
+# What they mean ----------------------------------------------------------------------------------
+
+
+def test_names_of_the_same():
+    for target in (uneven()[1], soft((4, 5, 3, 4), torch.float64)):
+        logits = uneven()[0]
+        close = torch.testing.assert_close
+        close(region.tanimoto(logits, target, smooth=2.0), region.jaccard(logits, target, smooth=2))
+        halves = region.tversky(logits, target, alpha=0.5, beta=0.5, smooth=0.5)
+        close(halves, region.dice(logits, target))
+        ones = region.tversky(logits, target, alpha=1.0, beta=1.0, gamma=0.75)
+        close(ones, region.tanimoto(logits, target, gamma=0.75))
+
+
+@pytest.mark.parametrize("smooth", [0.0, 1.0])
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("name", REGIONS)
+def test_a_sure_and_right_network_has_no_loss_and_a_wrong_one_all(name, classes, smooth):
+    options = {} if name == "lovasz" else {"smooth": smooth}
+    loss = shelf.bind(name, classes=classes, **options)
+    ids = torch.tensor([[0, 1, 1], [2, 1, IGNORE]])
+    sure = 1e4 * to_map(ids, 4).requires_grad_()
+    right = loss(sure, ids)
+    assert right.item() == 0 and torch.autograd.grad(right, sure)[0].isfinite().all()
+    wrong = loss(sure.roll(1, 1), ids)
+    assert wrong.item() == pytest.approx(1) if not smooth or name == "lovasz" else 0.4 < wrong < 1
+    assert torch.autograd.grad(wrong, sure)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_an_absent_class_counts_only_among_all(name):
+    logits = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ids = torch.randint(2, (2, 8), generator=torch.Generator().manual_seed(0))
+    present, everything = (shelf.bind(name, classes=c)(logits, ids) for c in CLASSES)
+    (own,) = torch.autograd.grad(everything * 3 - present * 2, logits)
+    p = logits.detach().softmax(1)[:, 2]
+    alone = {"lovasz": p.max(), "tversky": 0.3 * p.sum() / (0.3 * p.sum() + 1)}
+    expected = alone.get(name, p.sum() / (p.sum() + 1))
+    assert (everything * 3 - present * 2).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (own[:, 2] >= -1e-7).all() and own[:, 2].max() > 1e-4  # it is pushed down
+
+
+def test_only_the_squared_dice_is_zero_at_the_shares_themselves():
+    shares = soft((6, 5, 4, 3), torch.float64)
+    logits = shares.clamp(min=1e-30).log()
+    assert region.dice(logits, shares, squared=True).item() == pytest.approx(0, abs=1e-12)
+    assert region.dice(logits, shares) > 0.1 and region.jaccard(logits, shares) > 0.1
+
+
+def test_of_batches_the_mean_of_ratios_is_not_the_ratio():
+    """What two processes see is not what one sees, for these alone."""
+    logits, ids = uneven()
+    halves = [region.dice(logits[i : i + 1], ids[i : i + 1]) for i in (0, 1)]
+    assert abs(sum(halves) / 2 - region.dice(logits[:2], ids[:2])) > 1e-3
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_many_positions_lose_no_digits(name):
+    """float32 beside float64 where a position's share is 4e-6; Berman's differences keep two."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 2**18, generator=generator, dtype=torch.float64)
+    ids = torch.randint(3, (1, 2**18), generator=generator)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        z = logits.clone().to(dtype).requires_grad_()
+        loss = shelf.bind(name)(z, ids)
+        loss.backward()
+        found.append((loss.item(), z.grad.double()))
+    (exact, slope), (value, gradient) = found
+    assert value == pytest.approx(exact, rel=1e-5)
+    assert (gradient - slope).norm() < 1e-4 * slope.norm()
+
+
+def test_lovasz_takes_one_hot_maps_and_refuses_shares():
+    logits, ids = example()
+    hot = to_map(ids, 5)
+    assert region.lovasz(logits, hot) == region.lovasz(logits, ids)
+    assert region.lovasz(logits, hot.half()) == region.lovasz(logits, ids)
+    mixed = 0.5 * hot + 0.5 * hot.flip(0)
+    for bad in (mixed, hot + to_map(ids.roll(1, 0), 5)):
+        with pytest.raises(UserError, match="lovasz: needs one class .* Use jaccard"):
+            region.lovasz(logits, bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("dice", {"smooth": -1.0}, "dice: smooth is -1.0"),
+        ("jaccard", {"smooth": math.nan}, "jaccard: smooth is nan"),
+        ("tversky", {"alpha": -0.1}, "tversky: alpha is -0.1"),
+        ("tversky", {"beta": -0.1}, "tversky: beta is -0.1"),
+        ("tversky", {"gamma": -1.0}, "tversky: gamma is -1.0"),
+        ("tanimoto", {"smooth": -1.0}, "tanimoto: smooth is -1.0"),
+    ],
+)
+def test_bad_options_are_told(name, options, words):
+    with pytest.raises(UserError, match=words):
+        shelf.bind(name, **options)(*example())
+
+
+def test_each_finds_a_mask():
+    """Descent on the logits alone, with a little cross-entropy beside it."""
+    ids = torch.zeros(1, 8, 8, dtype=torch.int64)
+    ids[:, 2:6, 2:6] = 1
+    for name in REGIONS:
+        logits = torch.zeros(1, 2, 8, 8, requires_grad=True)
+        optimizer = torch.optim.Adam([logits], lr=0.3)
+        for _ in range(40):
+            optimizer.zero_grad()
+            (shelf.bind(name)(logits, ids) + 0.01 * pixel.cross_entropy(logits, ids)).backward()
+            optimizer.step()
+        assert torch.equal(logits.argmax(1), ids)
+
+
+# Libraries ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smp():
+    return pytest.importorskip("segmentation_models_pytorch").losses
+
+
+@pytest.mark.parametrize("smooth", [0.0, 1.0])
+def test_dice_and_tversky_are_smps_where_every_class_occurs(smp, smooth):
+    logits, ids = example()
+    theirs = {"mode": "multiclass", "smooth": smooth, "ignore_index": IGNORE}
+    for classes in CLASSES:
+        dice = region.dice(logits, ids, smooth=2 * smooth, classes=classes)
+        torch.testing.assert_close(dice, smp.DiceLoss(**theirs)(logits, ids))
+        tversky = region.tversky(logits, ids, smooth=smooth, classes=classes)
+        expected = smp.TverskyLoss(alpha=0.3, beta=0.7, **theirs)(logits, ids)
+        torch.testing.assert_close(tversky, expected)
+
+
+@pytest.mark.parametrize("smooth", [0.0, 1.0])
+def test_jaccard_is_smps_where_every_class_occurs(smp, smooth):
+    logits, ids = example(ignored=False)
+    expected = smp.JaccardLoss("multiclass", smooth=smooth)(logits, ids)
+    torch.testing.assert_close(region.jaccard(logits, ids, smooth=smooth), expected)
+
+
+@pytest.mark.parametrize("reduce", REDUCE)
+def test_lovasz_is_smps_which_is_bermans(smp, reduce):
+    logits, ids = uneven(torch.float32)
+    logits, ids = logits[:3].detach().requires_grad_(), ids[:3]
+    theirs = smp.LovaszLoss("multiclass", per_image=reduce == "image", ignore_index=IGNORE)
+    given, expected = region.lovasz(logits, ids, reduce=reduce), theirs(logits, ids)
+    torch.testing.assert_close(given, expected)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (given, expected)]
+    torch.testing.assert_close(*gradients)

@@ -1,0 +1,263 @@
+"""Pseudo labels: what is kept, what the ledger says of it, what lands on the disk."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.segmentation.refine import (
+    Ledger,
+    Rule,
+    about_twins,
+    class_pixels,
+    pseudo_label,
+    twins,
+    write_folder,
+)
+from vision_tutorial.segmentation.refine.pseudo_labels import total_variation
+
+CLASSES = ("background", "paper", "glass")
+
+
+def sure_of(ids, confidences):
+    """Probabilities (3, H, W) whose likeliest class is `ids`, as sure as said."""
+    ids, confidences = np.array(ids), np.array(confidences, np.float32)
+    rest = (1 - confidences) / 2
+    return torch.tensor(np.where(np.arange(3)[:, None, None] == ids, confidences, rest))
+
+
+EXAMPLE = sure_of([[0, 1], [2, 1]], [[0.9, 0.8], [0.5, 0.4]])  # 0.65 on average
+
+
+# One picture --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "mask", "dropped"),
+    [
+        (Rule(), [[0, 1], [2, 1]], None),
+        (Rule(min_confidence=0.64), [[0, 1], [2, 1]], None),
+        (Rule(min_confidence=0.66), [[0, 1], [2, 1]], "mean confidence below min_confidence"),
+        (Rule(pixel_threshold=0.5), [[0, 1], [2, 255]], None),  # a pixel on it is kept
+        (Rule(pixel_threshold=0.51), [[0, 1], [255, 255]], None),
+        (Rule(0.6, 0.85), [[0, 255], [255, 255]], None),
+        (Rule(0, 0.95), [[255, 255], [255, 255]], "no pixel reaches pixel_threshold"),
+    ],
+)
+def test_a_rule_keeps_pictures_and_pixels(rule, mask, dropped):
+    made = pseudo_label(EXAMPLE, rule)
+    assert made.mask.dtype == made.predicted.dtype == np.uint8
+    assert made.mask.tolist() == mask and made.dropped == dropped
+    assert made.predicted.tolist() == [[0, 1], [2, 1]]
+    assert made.confidence == pytest.approx(0.65)
+
+
+def test_as_many_classes_as_a_mask_holds():
+    probabilities = torch.zeros(255, 1, 1)
+    probabilities[254] = 1
+    assert pseudo_label(probabilities, Rule()).mask == 254
+    with pytest.raises(UserError, match="256 classes"):
+        pseudo_label(torch.full((256, 1, 1), 1 / 256), Rule())
+
+
+@pytest.mark.parametrize(
+    "options", [{"min_confidence": 1.5}, {"pixel_threshold": -0.1}, {"min_confidence": np.nan}]
+)
+def test_thresholds_are_probabilities(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        Rule(**options)
+
+
+# Counts -------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_counted_without_the_ignored():
+    masks = [np.array([[0, 1], [255, 1]], np.uint8), np.array([[2]], np.uint8)]
+    assert class_pixels(masks, 4).tolist() == [1, 2, 1, 0]
+    assert class_pixels([], 2).tolist() == [0, 0]
+    with pytest.raises(UserError, match="class id 2 in a mask; there are only 2"):
+        class_pixels(masks, 2)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "others", "wanted"),
+    [
+        ([1, 1], [5, 5], 0),
+        ([1, 0], [0, 9], 1),
+        ([3, 1, 0], [1, 1, 2], 0.5),
+        ([0, 0], [1, 1], None),
+        ([1, 1], [0, 0], None),
+    ],
+)
+def test_total_variation(pixels, others, wanted):
+    assert total_variation(pixels, others) == wanted
+
+
+# The folder ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """Three pictures and their predictions: sure, half sure, unsure."""
+    rng = np.random.default_rng(0)
+    made = []
+    for name, confidences in (
+        ("a.png", [[1.0, 0.9], [0.9, 0.8]]),
+        ("b.jpg", [[0.9, 0.9], [0.4, 0.4]]),
+        ("c.png", [[0.4, 0.4], [0.4, 0.4]]),
+    ):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)).save(path)
+        made.append((path, sure_of([[0, 1], [2, 2]], confidences)))
+    return made
+
+
+def listed(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_folder_of_pseudo_labels(tmp_path, unlabelled):
+    target = tmp_path / "pseudo"
+    ledger = Ledger(CLASSES, Rule(0.5, 0.85), ["runs/r1/x"], labelled=[10, 10, 0])
+    write_folder(target, iter(unlabelled), ledger)
+    assert listed(target) == [
+        "images/a.png",
+        "images/b.jpg",
+        "masks/a.png",
+        "masks/b.png",
+        "pseudo_labels.json",
+    ]
+    assert np.array(Image.open(target / "masks/a.png")).tolist() == [[0, 1], [2, 255]]
+    assert np.array(Image.open(target / "masks/b.png")).tolist() == [[0, 1], [255, 255]]
+    assert (target / "images/b.jpg").read_bytes() == unlabelled[1][0].read_bytes()
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+    found = json.loads((target / "pseudo_labels.json").read_text())
+    assert found["runs"] == ["runs/r1/x"]
+    assert found["rule"] == {"min_confidence": 0.5, "pixel_threshold": 0.85}
+    assert (found["unlabelled"], found["kept"]) == (3, 2)
+    assert found["dropped"] == {"mean confidence below min_confidence": 1}
+    assert found["confidence"] == pytest.approx((0.9 + 0.65 + 0.4) / 3)
+    assert found["confidence_kept"] == pytest.approx((0.9 + 0.65) / 2)
+    assert found["ignored_kept"] == pytest.approx((0.25 + 0.5) / 2)
+    assert found["classes"] == list(CLASSES)
+    assert found["pixels"] == {"before": [3, 3, 6], "after": [2, 2, 1], "labelled": [10, 10, 0]}
+    assert found["shift"] == {"before": pytest.approx(0.3), "labelled": pytest.approx(0.2)}
+    assert [p["name"] for p in found["pictures"]] == ["a.png", "b.jpg", "c.png"]
+    assert [p["dropped"] is None for p in found["pictures"]] == [True, True, False]
+    assert found["twins"] == []
+
+
+def test_the_summary_is_one_line(tmp_path, unlabelled):
+    ledger = Ledger(CLASSES, Rule(0.5, 0.85), [], labelled=[10, 10, 0])
+    write_folder(tmp_path / "pseudo", unlabelled, ledger)
+    assert ledger.summary() == (
+        "2 of 3 pictures kept; 1 dropped: mean confidence below min_confidence; "
+        "class shares 30.0 % off all predictions (total variation); "
+        "class shares 20.0 % off the labelled set (total variation)"
+    )
+
+
+def test_without_a_labelled_set_nothing_is_said_of_it(tmp_path, unlabelled):
+    ledger = Ledger(CLASSES, Rule(), [])
+    write_folder(tmp_path / "pseudo", unlabelled, ledger)
+    assert ledger.plain()["shift"] == {"before": 0}
+    assert "labelled" not in ledger.plain()["pixels"]
+
+
+def refused(target, predictions, rule=None):
+    """What is said; nothing may be left behind."""
+    before = listed(target.parent)
+    with pytest.raises(UserError) as error:
+        write_folder(target, predictions, Ledger(CLASSES, rule or Rule(), []))
+    assert listed(target.parent) == before and not target.exists()
+    return str(error.value)
+
+
+def test_nothing_kept_is_an_error_that_says_how_near_it_was(tmp_path, unlabelled):
+    said = refused(tmp_path / "pseudo", unlabelled, Rule(min_confidence=0.95))
+    assert "0 of 3 pictures kept" in said and "highest mean confidence is 0.9;" in said
+    assert "0 of 0 pictures" in refused(tmp_path / "pseudo", [])
+
+
+def test_a_prediction_has_the_size_of_its_picture(tmp_path, unlabelled):
+    path, probabilities = unlabelled[0]
+    said = refused(tmp_path / "pseudo", [unlabelled[1], (path, probabilities[:, :1])])
+    assert "a.png is 2x2, its prediction 2x1; resize" in said
+
+
+def test_two_pictures_cannot_share_a_mask(tmp_path, unlabelled):
+    path, probabilities = unlabelled[0]
+    again = path.with_suffix(".bmp")
+    Image.open(path).save(again)
+    said = refused(tmp_path / "pseudo", [unlabelled[0], (again, probabilities)])
+    assert "a second picture called a" in said
+
+
+def test_what_is_there_already_is_left_alone(tmp_path, unlabelled):
+    target = tmp_path / "pseudo"
+    write_folder(target, unlabelled, Ledger(CLASSES, Rule(), []))
+    before = {name: (target / name).read_bytes() for name in listed(target)}
+    with pytest.raises(UserError, match="already"):
+        write_folder(target, unlabelled, Ledger(CLASSES, Rule(0.5), []))
+    assert {name: (target / name).read_bytes() for name in listed(target)} == before
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path, unlabelled):
+    def failing():
+        yield unlabelled[0]
+        raise RuntimeError("the network stopped")
+
+    target = tmp_path / "pseudo"
+    with pytest.raises(RuntimeError):
+        write_folder(target, failing(), Ledger(CLASSES, Rule(), []))
+    assert [p.name for p in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_a_damaged_picture_is_named(tmp_path, unlabelled):
+    unlabelled[0][0].write_bytes(b"no picture")
+    assert "a.png: not a readable picture" in refused(tmp_path / "pseudo", unlabelled)
+
+
+# Twins --------------------------------------------------------------------------------------------
+
+
+def picture(seed, size=(4, 5)):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def test_twins_are_found_by_pixels_and_by_name():
+    evaluation = [("val/x.jpg", picture(0)), ("val/y.jpg", picture(1))]
+    unlabelled = [
+        ("renamed.png", picture(1)),
+        ("other/x.png", picture(2)),
+        ("y.png", picture(1)),
+        ("new.jpg", picture(3)),
+        ("turned.jpg", picture(0).reshape(5, 4, 3)),  # the same bytes, another picture
+    ]
+    found = twins(iter(unlabelled), iter(evaluation))
+    assert [tuple(twin) for twin in found] == [
+        ("renamed.png", "val/y.jpg", "pixels"),
+        ("other/x.png", "val/x.jpg", "name"),
+        ("y.png", "val/y.jpg", "pixels"),
+    ]
+    said = about_twins(found)
+    assert "3 of the unlabelled pictures" in said and "2 by their pixels, 1 by name only" in said
+    assert "\n" not in said
+    ledger = Ledger(CLASSES, Rule(), [], twins=found)
+    wanted = {"name": "renamed.png", "evaluation": "val/y.jpg", "same": "pixels"}
+    assert ledger.plain()["twins"][0] == wanted
+
+
+def test_no_twins_no_word():
+    assert twins([("a.png", picture(0))], [("b.png", picture(1))]) == []
+    assert about_twins([]) is None
+
+
+def test_pixels_in_another_order_of_memory_are_the_same():
+    turned = np.asfortranarray(picture(0))
+    assert [twin.same for twin in twins([("a", turned)], [("b", picture(0))])] == ["pixels"]

@@ -1,0 +1,459 @@
+"""CamVid, VOC, folders of masks, pseudo-labels: what they read, keep and refuse."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from forked import run_ranks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vision_tutorial.core import arrays
+from vision_tutorial.core.errors import StorageError, UserError
+from vision_tutorial.core.registry import datasets
+from vision_tutorial.core.sources import ArraySource, FileSource, Source, Subset, hold_out
+from vision_tutorial.data import shapes  # noqa: F401  (fills the shelf)
+from vision_tutorial.segmentation import decoding
+from vision_tutorial.segmentation.datasets import (
+    CAMVID,
+    VOC,
+    camvid,
+    mask_folder,
+    shared_rows,
+    voc,
+    with_pseudo_labels,
+)
+from vision_tutorial.segmentation.files import DenseFiles
+
+SIZE = (6, 4)  # width, height
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vision_tutorial" / "decoded"
+
+
+def drawn(folder: Path, masks: Path, name: str, ids: list[int], size=SIZE, seed: int = 0) -> None:
+    """A picture of noise, losslessly, and its mask of these ids."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    for parent in ((folder / name).parent, (masks / name).parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(folder / name)
+    mask = rng.choice(np.array(ids, np.uint8), size[::-1])
+    mask.flat[: len(ids)] = ids
+    Image.fromarray(mask).save((masks / name).with_suffix(".png"))
+
+
+def same(one: Source, other: Source) -> None:
+    """Equal pictures, masks, names, digest."""
+    assert len(one) == len(other) and one.digest() == other.digest()
+    assert (one.name, one.classes, one.dense) == (other.name, other.classes, other.dense)
+    assert one.targets.tolist() == other.targets.tolist()
+    for index in range(len(one)):
+        (picture, mask), (picture_, mask_) = one[index], other[index]
+        assert picture.mode == picture_.mode == "RGB" and mask.dtype == mask_.dtype == np.uint8
+        assert picture.tobytes() == picture_.tobytes() and one.key(index) == other.key(index)
+        np.testing.assert_array_equal(mask, mask_)
+
+
+def refused(entry, split: str = "train", **options) -> str:
+    """The one line that the entry answers with."""
+    with pytest.raises(UserError) as caught:
+        entry(split, **options)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 600
+    return message
+
+
+# -- CamVid ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    """A tiny set in CamVid's layout; its root."""
+    base = tmp_path / "data" / "camvid"
+    for part, count in (("train", 5), ("val", 3), ("test", 2)):
+        for i in range(count):
+            drawn(base / part, base / f"{part}_masks", f"{part}_{i}.png", [0, 5, 10, 11])
+    return tmp_path / "data"
+
+
+def test_camvid(street: Path):
+    for split, options, names in (
+        ("train", {}, ["train"] * 5),
+        ("test", {}, ["val"] * 3),
+        ("train", {"train": "trainval"}, ["train"] * 5 + ["val"] * 3),
+        ("test", {"test": "test"}, ["test"] * 2),
+    ):
+        source = camvid(split, root=str(street), **options)
+        assert source.dense and source.classes == CAMVID and len(CAMVID) == 11
+        assert [source.key(i).partition("_")[0] for i in range(len(source))] == names
+        assert source.targets.tolist() == [0] * len(names) and source.targets.dtype == np.int64
+        for index, name in enumerate(names):
+            folder = street / "camvid" / name
+            picture, mask = source[index]
+            assert picture.tobytes() == Image.open(folder / source.key(index)).tobytes()
+            stored = np.asarray(Image.open(f"{folder}_masks/{source.key(index)}"))
+            np.testing.assert_array_equal(mask, np.where(stored == 11, 255, stored))
+    rest, held = hold_out(camvid("train", root=str(street)), 0.4, 0)
+    assert (len(rest), len(held)) == (3, 2) and held.dense
+
+
+def test_camvid_as_segnet_lays_it_out(street: Path, monkeypatch: pytest.MonkeyPatch):
+    before = camvid("train", root=str(street))
+    (street / "camvid" / "train_masks").rename(street / "camvid" / "trainannot")
+    monkeypatch.setenv("VISION_TUTORIAL_DATA", str(street))
+    same(camvid("train"), before)
+
+
+def test_camvid_that_is_not_there(tmp_path: Path):
+    said = refused(camvid, root=str(tmp_path))
+    assert f"no folder {tmp_path}/camvid/train; it is not downloaded: copy the set to" in said
+    assert "VISION_TUTORIAL_DATA" in said
+    assert "no split called 'val'" in refused(camvid, "val", root=str(tmp_path))
+
+
+def real(name: str) -> Path:
+    folder = Path(os.environ.get("VISION_TUTORIAL_DATA", "")) / name
+    if not os.environ.get("VISION_TUTORIAL_DATA") or not folder.is_dir():
+        pytest.skip(f"no {name} here")
+    return folder
+
+
+def test_the_real_camvid():
+    root = str(real("camvid").parent)
+    splits = [("train", {}), ("test", {}), ("test", {"test": "test"})]
+    sources = [camvid(s, root=root, cache="none", **options) for s, options in splits]
+    assert [len(source) for source in sources] == [367, 101, 233]
+    names = {source.key(i) for source in sources for i in range(len(source))}
+    assert len(names) == 701
+    counts = np.zeros(256, np.int64)
+    for index in range(367):
+        counts += np.bincount(sources[0].masks[index].ravel(), minlength=256)
+    assert counts[11:255].sum() == 0 and counts[255] > 0
+    shares = 100 * counts[:11] / counts[:11].sum()
+    wanted = [17.5, 24.2, 1.0, 33.0, 4.7, 10.1, 1.2, 1.2, 6.1, 0.67, 0.30]
+    np.testing.assert_allclose(shares, wanted, atol=0.05)
+    picture, mask = sources[0][0]
+    assert picture.size == (480, 360) and mask.shape == (360, 480)
+
+
+# -- VOC -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def devkit(tmp_path: Path) -> Path:
+    """A tiny VOCdevkit; its VOC2012."""
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    lists = base / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name, ids in (("train", "2007_01 2007_02"), ("val", "2007_03"), ("trainval", "")):
+        (lists / f"{name}.txt").write_text(ids.replace(" ", "\n") + "\n")
+        for i in ids.split():
+            drawn(base / "JPEGImages", base / "SegmentationClass", f"{i}.png", [0, 20, 255])
+            Image.open(base / "JPEGImages" / f"{i}.png").save(base / "JPEGImages" / f"{i}.jpg")
+    return base
+
+
+def test_voc(devkit: Path):
+    root = str(devkit.parent.parent)
+    train, val = (voc(split, root=root) for split in ("train", "test"))
+    assert train.classes == VOC and len(VOC) == 21 and VOC[15] == "person"
+    assert [train.key(i) for i in range(2)] == ["2007_01.jpg", "2007_02.jpg"]
+    picture, mask = val[0]
+    stored = Image.open(devkit / "SegmentationClass" / "2007_03.png")
+    np.testing.assert_array_equal(mask, np.asarray(stored))
+    assert picture.tobytes() == Image.open(devkit / "JPEGImages" / "2007_03.jpg").tobytes()
+    assert len(voc("test", root=root, test="train")) == 2
+
+
+def test_voc_that_is_not_whole(devkit: Path):
+    root = str(devkit.parent.parent)
+    lists = devkit / "ImageSets" / "Segmentation"
+    assert "cannot read" in refused(voc, root=root, year=2007)
+    assert "trainval.txt names no pictures" in refused(voc, root=root, train="trainval")
+    (devkit / "SegmentationClass" / "2007_02.png").unlink()
+    assert "SegmentationClass/2007_02.png, which" in refused(voc, root=root)
+    (lists / "val.txt").write_text("../../../secret\n")
+    assert "leads outside" in refused(voc, "test", root=root)
+
+
+# -- folders of masks ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """root/train and root/val with masks of the ids 0 … 2, 255; one picture deeper than others."""
+    root = tmp_path / "pets"
+    for part in ("train", "val"):
+        for name in ("b.png", "a.png", "deep/a.png"):
+            drawn(root / part, root / f"{part}_masks", name, [0, 1, 2, 255])
+    return root
+
+
+def test_mask_folder(pets: Path, monkeypatch: pytest.MonkeyPatch):
+    train, val = (mask_folder(split, root=str(pets)) for split in ("train", "test"))
+    assert train.classes == val.classes == ("0", "1", "2"), "255 is no class"
+    assert [train.key(i) for i in range(3)] == ["a.png", "b.png", "deep/a.png"]
+    for index in range(3):
+        stored = Image.open(pets / "val_masks" / val.key(index))
+        np.testing.assert_array_equal(val[index][1], np.asarray(stored))
+    (pets / "classes.txt").write_text("ground\n cat \n\ndog\n")
+    assert mask_folder("test", root=str(pets)).classes == ("ground", "cat", "dog")
+    given = mask_folder("train", root=str(pets), classes=["x", "y"], void=2)
+    assert given.classes == ("x", "y") and set(np.unique(given[0][1])) == {0, 1, 255}
+    assert mask_folder("train", root=str(pets), classes=["x"] * 0, void=2).classes[0] == "ground"
+    monkeypatch.setenv("VISION_TUTORIAL_DATA", str(pets.parent))
+    same(mask_folder("train", root=pets.name), mask_folder("train", root=str(pets)))
+
+
+def test_other_names_of_folders(pets: Path):
+    before = mask_folder("test", root=str(pets))
+    (pets / "labels").mkdir()
+    (pets / "val").rename(pets / "validation")
+    (pets / "val_masks").rename(pets / "labels" / "val")
+    options = {"test": "validation", "test_masks": "labels/val"}
+    same(mask_folder("test", root=str(pets), **options), before)
+    said = refused(mask_folder, "test", root=str(pets), test="validation")
+    assert f"no folder {pets}/validation_masks; pictures lie in one folder, their masks" in said
+
+
+def test_what_a_mask_folder_refuses(pets: Path):
+    def said(split: str = "train", **options) -> str:
+        return refused(mask_folder, split, root=str(pets), **options)
+
+    assert f"no folder {pets}/nowhere" in said(train="nowhere")
+    assert "two classes called 'x'" in said(classes=["x", "y", "x"])
+    assert "class id 2 in" in said(classes=["x", "y"])
+    many = [str(i) for i in range(256)]
+    assert "256 classes; masks of 8 bits hold 1 to 255" in said(classes=many)
+    (pets / "classes.txt").write_bytes(b"\xff")
+    assert "classes.txt" in said() and "one class a line" in said()
+    (pets / "classes.txt").unlink()
+    (pets / "train_masks" / "deep" / "a.png").unlink()
+    assert f"no mask {pets}/train_masks/deep/a.png (1 of 3 pictures" in said()
+    (pets / "val" / "a.png").write_bytes(b"no picture")
+    (pets / "train_masks" / "deep" / "a.png").write_bytes(b"no picture")
+    assert "train_masks/deep/a.png: not a readable picture" in said()
+    (pets / "empty").mkdir()
+    (pets / "empty_masks").mkdir()
+    assert f"no pictures in {pets}/empty; looked for .bmp" in said(train="empty")
+
+
+@pytest.mark.parametrize("link", ["train/b.png", "train_masks/b.png", "train", "train_masks"])
+def test_links_lead_no_further_than_the_root(pets: Path, link: str):
+    secret = pets.parent / "secret"
+    path = pets / link
+    path.rename(secret)
+    path.symlink_to(secret)
+    assert f"{path} leads outside {pets}" in refused(mask_folder, root=str(pets))
+
+
+def test_a_mask_of_another_size(pets: Path):
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(pets / "train_masks" / "b.png")
+    for cache in ("none", "memory"):
+        with pytest.raises(UserError, match="b.png: 6x4 pixels, its mask or annotation has 6x5"):
+            source = mask_folder("train", root=str(pets), cache=cache)
+            [source[i] for i in range(3)]
+
+
+# -- decoded once ----------------------------------------------------------------------------------
+
+
+def test_every_cache_gives_the_same(pets: Path, cache: Path):
+    plain = mask_folder("train", root=str(pets), cache="none")
+    assert isinstance(plain, DenseFiles)
+    for kind, stored in (("auto", np.ndarray), ("memory", np.ndarray), ("disk", np.memmap)):
+        found = mask_folder("train", root=str(pets), cache=kind)
+        assert isinstance(found, ArraySource) and type(found.images) is stored
+        same(found, plain)
+        same(pickle.loads(pickle.dumps(found)), plain)
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+    assert len(pickle.dumps(plain)) < 2000
+    assert len(pickle.dumps(mask_folder("train", root=str(pets), cache="disk"))) < 2000
+
+
+def test_what_does_not_fit_goes_to_the_disk(pets: Path, monkeypatch: pytest.MonkeyPatch):
+    needed = 3 * 6 * 4 * 4
+    for free, stored in ((4 * needed, np.ndarray), (4 * needed - 1, np.memmap)):
+        monkeypatch.setattr(decoding, "available", lambda free=free: free)
+        assert type(mask_folder("train", root=str(pets)).images) is stored
+
+
+def test_the_disk_is_used_again_until_a_file_changes(pets: Path, monkeypatch, cache: Path):
+    first = mask_folder("train", root=str(pets), cache="disk")
+    monkeypatch.setattr(arrays, "fill", lambda *_: pytest.fail("decoded again"))
+    same(mask_folder("train", root=str(pets), cache="disk"), first)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent.parent))
+    changed = pets / "train_masks" / "b.png"
+    size = changed.stat().st_size
+    Image.fromarray(np.full((4, 6), 1, np.uint8)).save(changed)
+    with changed.open("ab") as file:  # as many bytes as before
+        file.write(bytes(size - changed.stat().st_size))
+    os.utime(changed, ns=(1, 1))
+    assert changed.stat().st_size == size
+    again = mask_folder("train", root=str(pets), cache="disk")
+    assert again.digest() == first.digest() and (again[1][1] == 1).all()
+
+
+def test_a_cache_that_cannot_be_written(pets: Path, cache: Path):
+    cache.parent.mkdir(parents=True)
+    cache.write_text("in the way")
+    with pytest.raises(StorageError, match="XDG_CACHE_HOME to a folder that has room, or cache:"):
+        mask_folder("train", root=str(pets), cache="disk")
+
+
+def test_pictures_of_several_sizes_stay_files(pets: Path):
+    drawn(pets / "train", pets / "train_masks", "c.png", [0, 1], size=(9, 3))
+    source = mask_folder("train", root=str(pets))
+    assert isinstance(source, DenseFiles)
+    picture, mask = source[2]
+    assert source.key(2) == "c.png" and picture.size == (9, 3) and mask.shape == (3, 9)
+    for kind in ("memory", "disk"):
+        said = refused(mask_folder, root=str(pets), cache=kind)
+        assert f"cache is {kind}, which needs pictures of one size; there are 6x4 and 9x3" in said
+
+
+def test_the_digest_sees_what_matters(pets: Path):
+    def digest(**options) -> str:
+        return mask_folder("train", root=str(pets), cache="none", **options).digest()
+
+    classes = ["x", "y", "z"]
+    found = [digest(classes=classes), digest(classes=classes, void=1), digest(classes=classes[:2])]
+    drawn(pets / "train", pets / "train_masks", "c.png", [0, 1])
+    found.append(digest(classes=classes))
+    assert len(set(found)) == 4
+
+
+def test_processes_hold_one_copy(pets: Path):
+    from vision_tutorial.engine import Distributed
+
+    def rank_of(rank: int) -> tuple:
+        source = Distributed().local_share(lambda: mask_folder("train", root=str(pets)))
+        kind = type(source.images).__name__
+        return kind, source.digest(), source.key(2), source[2][1].tobytes()
+
+    one, two = run_ranks(2, rank_of)
+    assert one == two and one[0] == "memmap"
+
+
+# -- pseudo-labels ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guessed(pets: Path) -> Path:
+    """A folder of two pseudo-labelled pictures."""
+    folder = pets / "guessed"
+    for name in ("p.png", "q.png"):
+        drawn(folder / "images", folder / "masks", name, [0, 2, 255], seed=1)
+    (folder / "ledger.json").write_text(json.dumps({"classes": ["0", "1", "2"], "kept": 2}))
+    return folder
+
+
+def mixed(pets: Path, split: str = "train", **options) -> Source:
+    given = {"dataset": "mask_folder", "options": {"root": str(pets)}}
+    return with_pseudo_labels(split, **{**given, "folder": str(pets / "guessed"), **options})
+
+
+def test_pseudo_labels_beside_a_labelled_set(pets: Path, guessed: Path):
+    source = mixed(pets)
+    assert isinstance(source, ArraySource) and source.classes == ("0", "1", "2") and source.dense
+    names = ["a.png", "b.png", "deep/a.png", "p.png", "q.png"]
+    assert [source.key(i) for i in range(len(source))] == names
+    labelled = mask_folder("train", root=str(pets))
+    for index in range(3):
+        np.testing.assert_array_equal(source[index][1], labelled[index][1])
+    stored = Image.open(guessed / "masks" / "q.png")
+    np.testing.assert_array_equal(source[4][1], np.asarray(stored))
+    same(mixed(pets, cache="none"), source)
+    same(mixed(pets, cache="disk"), source)
+    same(mixed(pets, "test"), mask_folder("test", root=str(pets)))
+
+
+def test_pseudo_labels_of_another_size_stay_files(pets: Path, guessed: Path):
+    drawn(guessed / "images", guessed / "masks", "r.png", [0, 1], size=(9, 3))
+    source = mixed(pets)
+    assert isinstance(source, Subset) and len(source) == 6 and source.dense
+    assert source[5][1].shape == (3, 9) and source[0][1].shape == (4, 6)
+    assert source.digest() == pickle.loads(pickle.dumps(source)).digest()
+
+
+def test_pseudo_labels_beside_pictures_in_memory(guessed: Path):
+    shape = {"size": 16, "train": 20, "test": 10, "masks": True}
+    (guessed / "ledger.json").write_text("{}")
+    made = with_pseudo_labels("train", dataset="shapes", options=shape, folder=str(guessed))
+    assert len(made) == 22 and made[0][1].shape == (16, 16) and made[21][1].shape == (4, 6)
+    assert made.targets.tolist()[:3] == [1, 2, 3]
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.none() | st.floats(0, 0.95),
+    st.integers(0, 5),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_share_of_pseudo_labels(labelled: int, extra: int, ratio: float | None, seed: int):
+    rows = shared_rows(labelled, extra, ratio, seed)
+    assert rows.dtype == np.int64
+    assert (rows == shared_rows(labelled, extra, ratio, seed)).all()
+    assert rows[:labelled].tolist() == list(range(labelled)), "each labelled picture, once"
+    counts = np.bincount(rows[labelled:] - labelled, minlength=extra)
+    assert len(counts) == extra and np.ptp(counts) <= 1
+    if ratio is None:
+        assert (counts == 1).all()
+    else:  # no other whole number of pictures comes nearer
+        wanted = ratio / (1 - ratio) * labelled
+        assert abs(counts.sum() - wanted) <= 0.5 + 1e-9
+
+
+def test_the_seed_says_which_pseudo_labels():
+    one, other = (shared_rows(10, 40, 0.5, seed) for seed in (0, 1))
+    assert len(one) == 20 and one.tolist() != other.tolist()
+
+
+def test_what_pseudo_labels_refuse(pets: Path, guessed: Path):
+    def said(**options) -> str:
+        with pytest.raises(UserError) as caught:
+            mixed(pets, **options)
+        return str(caught.value)
+
+    assert "no dataset called 'mask_foldr'; did you mean 'mask_folder'?" in said(
+        dataset="mask_foldr"
+    )
+    assert "'mask_folder' needs a value for 'root'" in said(options=None)
+    assert "no option of 'mask_folder' called 'rot'" in said(options={"root": "x", "rot": 1})
+    assert "shapes has no masks" in said(dataset="shapes", options={"train": 20})
+    assert "ratio is 1; a share from 0 to below 1" in said(ratio=1.0)
+    (guessed / "ledger.json").write_text('{"classes": ["0", "1", "cat"]}')
+    assert 'are for the classes ["0", "1", "cat"]' in said()
+    (guessed / "ledger.json").write_text("{")
+    assert "ledger.json" in said()
+    (guessed / "ledger.json").unlink()
+    assert "ledger.json; name a folder that pseudo-labelling wrote" in said()
+
+
+def test_an_entry_of_a_students_own(guessed: Path, monkeypatch: pytest.MonkeyPatch):
+    def mine(split: str) -> Source:
+        return shapes.shapes(split, size=16, train=20, test=10, masks=True)
+
+    monkeypatch.setitem(datasets.entries, "mine", mine)
+    (guessed / "ledger.json").write_text("{}")
+    assert len(with_pseudo_labels("train", dataset="mine", folder=str(guessed))) == 22
+
+
+def test_a_set_without_masks_packs_as_before(tmp_path: Path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (3, 2)).save(path)
+    source = FileSource("plain", [path], np.zeros(1, np.int64), ("x",))
+    arrays.write(tmp_path / "set", "plain", {"train": source})
+    found = arrays.load(tmp_path / "set", "train")
+    assert not found.dense and found.masks is None

@@ -1,0 +1,149 @@
+"""The networks of segmentation_models_pytorch behind `smp/`: without it a line, with it itself."""
+
+import sys
+from importlib.util import find_spec
+
+import jsonschema
+import pytest
+import torch
+
+from vision_tutorial.core.catalogue import catalogue, read
+from vision_tutorial.core.cost import cost
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.grammar import parse
+from vision_tutorial.core.registry import Registry, models
+from vision_tutorial.core.schema import schema
+from vision_tutorial.optim.groups import parameter_groups
+from vision_tutorial.segmentation.models import smp as entry
+
+installed = pytest.mark.skipif(
+    not find_spec("segmentation_models_pytorch"), reason="segmentation_models_pytorch is optional"
+)
+
+
+def built(name: str, num_classes: int = 3, **options):
+    torch.manual_seed(0)
+    return models.bind(name, **options)(num_classes)
+
+
+# -- names with a prefix ---------------------------------------------------------------------------
+
+
+def test_a_prefix_is_answered_for_by_its_entry():
+    shelf = Registry("thing")
+
+    @shelf.open
+    def anything(name, n, *, a=1):
+        return ("open", name, n, a)
+
+    @shelf.open_for("some/")
+    def something(name, n, *, a=1):
+        return ("some", name, n, a)
+
+    assert shelf.bind("some/one", a=2)(3) == ("some", "some/one", 3, 2)
+    assert shelf.bind("someone")(3) == ("open", "someone", 3, 1)
+
+
+def test_the_catalogue_knows_the_prefix_without_importing():
+    shelf = catalogue()["models"]
+    assert shelf.find("smp/Unet") is shelf.prefixes["smp/"]
+    assert shelf.find("smp/Unet").forwards
+    assert shelf.find("smp") is None and shelf.find("snp/Unet") is None
+    choice = parse({"smp/FPN": {"encoder": "resnet18", "decoder_dropout": 0.1}}, shelf, "choice")
+    assert choice.name == "smp/FPN"
+    assert choice.options == {"encoder": "resnet18", "pretrained": False, "decoder_dropout": 0.1}
+
+
+@pytest.mark.parametrize("argument", ["", "name", "'a/', 'b/'", "1", "''"])
+def test_a_prefix_is_one_text(tmp_path, argument):
+    path = tmp_path / "mine.py"
+    path.write_text(f"@models.open_for({argument})\ndef mine(name, n, /): ...")
+    with pytest.raises(UserError, match="mine.py:2: open_for needs the names' beginning as a text"):
+        read(path)
+
+
+def test_a_prefix_is_taken_once(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("@models.open_for('smp/')\ndef mine(name, n, /): ...")
+    with pytest.raises(UserError, match="'mine' exists already"):
+        catalogue([path])
+    path.write_text("@models.open_for('my/')\ndef mine(name, n, /): ...")
+    assert catalogue([path])["models"].find("my/own").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("model", "valid"),
+    [
+        ("smp/Unet", True),
+        ({"smp/Unet": {"encoder": "resnet18", "anything": 1}}, True),
+        ({"smp/Unet": {"encoder": 3}}, False),
+        ("snp/Unet", False),
+    ],
+)
+def test_editors_know_the_prefix(model, valid):
+    made = schema(catalogue())
+    alone = {"$ref": "#/$defs/models.choice", "$defs": made["$defs"]}
+    assert jsonschema.Draft202012Validator(alone).is_valid(model) == valid
+
+
+# -- with and without the library ------------------------------------------------------------------
+
+
+def test_without_the_library_the_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(entry, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install segmentation-models-pytorch") as caught:
+        built("smp/Unet")
+    assert "\n" not in str(caught.value)
+    assert "segmentation_models_pytorch" not in sys.modules or find_spec(
+        "segmentation_models_pytorch"
+    )
+
+
+@installed
+def test_it_is_the_librarys_own_network():
+    import segmentation_models_pytorch as library
+
+    ours = built("smp/Unet", 3, encoder="resnet18", decoder_channels=[32, 16, 8, 8, 8]).eval()
+    torch.manual_seed(0)
+    options = {"encoder_weights": None, "classes": 3, "decoder_channels": [32, 16, 8, 8, 8]}
+    theirs = library.Unet("resnet18", **options).eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(images))
+        assert ours(images[..., :50, :70]).shape == (1, 3, 50, 70)
+
+
+@installed
+@pytest.mark.parametrize("name", ["DeepLabV3Plus", "FPN", "UPerNet"])
+def test_it_trains_and_is_counted(name):
+    network = built(f"smp/{name}", encoder="resnet18").train()
+    network(torch.randn(2, 3, 64, 64)).mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    with torch.device("meta"):
+        twin = models.bind(f"smp/{name}", encoder="resnet18")(3)
+    assert cost(twin, 64) == cost(network, 64)
+    own = {id(p) for p in network.parameters()}
+    last = [p for p in network.get_classifier().parameters()]
+    assert last and all(id(p) in own for p in last)
+    with pytest.raises(UserError, match="does not tell its layers apart"):
+        parameter_groups(network, weight_decay=0.1, layer_decay=0.5)
+
+
+@installed
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("smp/Unett", {}, "no model called 'smp/Unett'; did you mean 'smp/Unet'?"),
+        ("smp/Unet", {"encoder": "resnet19"}, "did you mean 'resnet18'?"),
+        ("smp/Unet", {"encoder": "tu-nobody"}, "smp cannot build Unet on tu-nobody"),
+        ("smp/Unet", {"classes": 3}, "no option of smp/Unet called 'classes'"),
+        ("smp/Unet", {"decoder_chanels": [1]}, "did you mean 'decoder_channels'?"),
+        ("smp/Unet", {"decoder_channels": [1]}, "smp cannot build Unet on resnet34"),
+        ("smp/Unet", {"pretrained": "noisy"}, "Wrong pretrained weights `noisy`"),
+    ],
+)
+def test_complaints_of_smp_are_one_line(name, options, said, monkeypatch):
+    monkeypatch.setattr(entry.weights, "look_for_hub", lambda: None)
+    with pytest.raises(UserError) as caught:
+        built(name, **options)
+    assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,97 @@
+"""Picture files: which there are in a folder, and what is in one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .errors import UserError
+
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 64_000_000  # a larger picture is a mistake or an attack
+SPREAD = ("L;2", "L;4")  # Pillow spreads the grey levels of these over 0 … 255
+VOID = 255  # where nothing counts in a mask uint8, as it lies in files
+
+
+def pictures_in(folder: Path, base: Path, who: str) -> Iterator[Path]:
+    """The picture files at or below `folder`. A link may lead to a file inside `base`, no further.
+
+    `who` asks: the data set that the error names.
+    """
+    stay_inside(folder, base, who)
+    for parent, folders, files in os.walk(folder):  # links to folders are not followed
+        folders[:] = filter(visible, folders)
+        for name in files:
+            path = Path(parent, name)
+            if visible(name) and path.suffix.lower() in EXTENSIONS:
+                if path.is_symlink():
+                    stay_inside(path, base, who)
+                if path.is_file():  # no pipes, no links to nowhere
+                    yield path
+
+
+def visible(name: str) -> bool:
+    """Whether a file or folder is meant to be seen."""
+    return not name.startswith(".")  # such as .ipynb_checkpoints, or macOS's ._picture.jpg
+
+
+def stay_inside(path: Path, base: Path, who: str) -> None:
+    """Refuse a path that leads out of the folder `base`, by `..` or by a link."""
+    if not path.resolve().is_relative_to(base.resolve()):
+        raise UserError(f"{who}: {path} leads outside {base}, to {path.resolve()}; put it inside.")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture file whose header was read; whatever is wrong with it is one line."""
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UserError(
+                    f"{path}: {picture.width}x{picture.height} pixels; at most {MAX_PIXELS:,} "
+                    "are read. Make the picture smaller."
+                )
+            yield picture
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
+        raise UserError(
+            f"{path}: not a readable picture ({error}). Replace or remove it."
+        ) from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels, as the file's head says; nothing is decoded."""
+    with opened(path) as picture:
+        return picture.size
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Decode the whole file to RGB (Pillow's `verify()` would pass half a JPEG)."""
+    with opened(path) as picture:
+        return picture.convert("RGB")
+
+
+def read_mask(path: Path, classes: int, void: int | None = None) -> np.ndarray:
+    """The class ids in a PNG, uint8 (H, W), below `classes` or VOID; `void` becomes VOID, too."""
+    with opened(path) as picture:
+        spread = any(tile[3] in SPREAD for tile in picture.tile)
+        if picture.format != "PNG" or picture.mode not in ("L", "P") or spread:
+            raise UserError(
+                f"{path}: {picture.format}, {picture.mode}; a mask is a PNG whose pixels are class "
+                "ids: a palette, or grey with 8 bits. Convert it, without resampling."
+            )
+        mask = np.array(picture)
+    if void is not None:
+        mask[mask == void] = VOID
+    strange = mask[(mask >= classes) & (mask != VOID)]
+    if strange.size:
+        raise UserError(
+            f"{path}: class id {strange[0]} in {strange.size:,} pixels; there are {classes} "
+            f"classes, 0 to {classes - 1}, and {VOID} where nothing counts. Correct the mask, the "
+            "list of classes, or the id that is void."
+        )
+    return mask

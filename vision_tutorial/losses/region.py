@@ -1,0 +1,211 @@
+"""Losses that look at whole regions: how well what was predicted overlaps with what is there.
+
+`contract` says what all of them hold to. p is the softmax of the logits and g the class map of the
+target. Per class over the counted positions: TP = Σ pg, FP = Σ p(1−g), FN = Σ (1−p)g.
+
+reduce  `batch`: one region of a class over all pictures; `image`: one in each, then the mean over
+        the pictures in which anything counts. With no spatial axes, a picture is one position.
+classes `present`: the mean over the classes that occur there in the target; `all`: over all, which
+        also tells a network of an absent class that it should not be there.
+
+A batch is what one process passes forward at once: under DDP these losses are per rank, and with
+accumulation per micro-batch, as BatchNorm is. The mean of ratios is not the ratio of means.
+
+With soft targets (mixing, smoothing) the definitions hold as they stand, though of them only the
+squared dice is 0 at p = g; lovasz has no meaning there and refuses.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.registry import losses
+from ..core.targets import is_map, to_ids, to_map
+from .contract import counted, fit, within
+
+
+@losses.register
+def dice(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    smooth: float = 1.0,
+    squared: bool = False,
+    reduce: Literal["batch", "image"] = "batch",
+    classes: Literal["present", "all"] = "present",
+) -> Tensor:
+    """1 − (2 Σpg + s)/(Σp + Σg + s); `squared`: Σp² + Σg² below (V-Net, 1606.04797).
+
+    Over the batch it is per rank under DDP. logits (B, C, *S); target ids (B, *S) or class map
+    (B, C, *S).
+    """
+    within("dice", "smooth", smooth)
+    p, g = _masses(logits, target)
+    both = p * g
+    miss = (p - g).square() if squared else (p - both) + (g - both)
+    return _mean(_missed(2 * both, miss, smooth, reduce), _summed(g, reduce), classes)
+
+
+@losses.register
+def jaccard(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    smooth: float = 1.0,
+    reduce: Literal["batch", "image"] = "batch",
+    classes: Literal["present", "all"] = "present",
+) -> Tensor:
+    """1 − (Σpg + s)/(Σp + Σg − Σpg + s): intersection over union, softly (Rahman & Wang 2016).
+
+    Over the batch it is per rank under DDP. logits (B, C, *S); target ids (B, *S) or class map
+    (B, C, *S).
+    """
+    within("jaccard", "smooth", smooth)
+    return _overlap(logits, target, 1.0, 1.0, smooth, 1.0, reduce, classes)
+
+
+@losses.register
+def tversky(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth: float = 1.0,
+    gamma: float = 1.0,
+    reduce: Literal["batch", "image"] = "batch",
+    classes: Literal["present", "all"] = "present",
+) -> Tensor:
+    """(1 − (TP + s)/(TP + α FP + β FN + s))^γ (Tversky loss, 1706.05721; focal, 1810.07842).
+
+    alpha weighs what is wrongly there, beta what is missed: ½, ½ is dice, 1, 1 is jaccard. The
+    exponent is per class; the focal paper writes 1/γ, so its 4/3 is 0.75 here. Over the batch it is
+    per rank under DDP. logits (B, C, *S); target ids (B, *S) or class map (B, C, *S).
+    """
+    for option, value in (("alpha", alpha), ("beta", beta), ("smooth", smooth), ("gamma", gamma)):
+        within("tversky", option, value)
+    return _overlap(logits, target, alpha, beta, smooth, gamma, reduce, classes)
+
+
+@losses.register
+def tanimoto(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    smooth: float = 1.0,
+    gamma: float = 1.0,
+    reduce: Literal["batch", "image"] = "batch",
+    classes: Literal["present", "all"] = "present",
+) -> Tensor:
+    """Tversky's with α = β = 1, which is jaccard^γ per class; the name in the students' diary.
+
+    Over the batch it is per rank under DDP. logits (B, C, *S); target ids (B, *S) or class map
+    (B, C, *S).
+    """
+    for option, value in (("smooth", smooth), ("gamma", gamma)):
+        within("tanimoto", option, value)
+    return _overlap(logits, target, 1.0, 1.0, smooth, gamma, reduce, classes)
+
+
+@losses.register
+def lovasz(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    reduce: Literal["batch", "image"] = "batch",
+    classes: Literal["present", "all"] = "present",
+) -> Tensor:
+    """Lovász-softmax: the Jaccard loss of sets, extended to errors |g − p| (1705.08790).
+
+    Over the batch it is per rank under DDP. logits (B, C, *S); target ids (B, *S), or a class map
+    (B, C, *S) that is one-hot: errors of shares are no sets, so UserError for a mixed one.
+    """
+    fit(logits, target)
+    p, g = _masses(logits, _unmixed(target))
+    if reduce == "batch":
+        p, g = (mass.transpose(0, 1).flatten(1).unsqueeze(0) for mass in (p, g))
+    worst, order = (p - g).abs().sort(-1, descending=True)
+    values = (worst * _growth((g > 0).gather(-1, order), p.dtype)).sum(-1)
+    mass = g.sum(-1)
+    # one position that is taken for an absent class makes the whole loss: the largest error
+    return _mean(values.where(mass > 0, worst[..., 0]), mass, classes)
+
+
+def _overlap(
+    logits: Tensor,
+    target: Tensor,
+    alpha: float,
+    beta: float,
+    smooth: float,
+    gamma: float,
+    reduce: str,
+    classes: str,
+) -> Tensor:
+    """The loss of Tversky's index."""
+    p, g = _masses(logits, target)
+    both = p * g
+    values = _missed(both, alpha * (p - both) + beta * (g - both), smooth, reduce)
+    if gamma != 1:  # at 0, γ < 1 has no slope
+        values = values.clamp(min=torch.finfo(values.dtype).tiny) ** gamma
+    return _mean(values, _summed(g, reduce), classes)
+
+
+def _growth(own: Tensor, dtype: torch.dtype) -> Tensor:
+    """How much the Jaccard loss grows with each position that is got wrong, worst first.
+
+    own: whether the position is of the class, bool (…, N). 1 − I/U is not subtracted from the one
+    before, which would leave few digits: I or U change by one, so the difference is 1/U, or
+    I/(U (U−1)). Algorithm 1 of 1705.08790.
+    """
+    lost = own.cumsum(-1, dtype=torch.int32)  # exact, where float32 ends at 2^24
+    size = lost[..., -1:]
+    rank = torch.arange(1, own.shape[-1] + 1, dtype=torch.int32, device=own.device)
+    union = (size + rank - lost).to(dtype)
+    return torch.where(own, 1.0, (size - lost) / (union - 1).clamp(min=1)) / union
+
+
+def _unmixed(target: Tensor) -> Tensor:
+    """Class ids (B, *S) of ids, or of a one-hot class map (B, C, *S)."""
+    ids = to_ids(target)
+    if is_map(target) and not torch.equal(to_map(ids, target.shape[1]).to(target.dtype), target):
+        raise UserError(
+            "lovasz: needs one class at each position, and these targets are mixed. Use jaccard, "
+            "which takes shares, or leave mixup out of the recipe."
+        )
+    return ids
+
+
+def _masses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What is predicted and what is there, (B, C, N); both 0 where nothing counts."""
+    logits, target, keep = counted(logits, target)
+    there = to_map(target, logits.shape[1]).to(logits.dtype)
+    masses = (mass.where(keep.unsqueeze(1), 0) for mass in (logits.softmax(1), there))
+    p, g = (mass.reshape(*logits.shape[:2], -1) for mass in masses)
+    return p, g
+
+
+def _summed(values: Tensor, reduce: str) -> Tensor:
+    """Sums over the positions of (B, C, N), and over the batch unless it is by `image`: (G, C)."""
+    sums = values.sum(2)
+    return sums if reduce == "image" else sums.sum(0, keepdim=True)
+
+
+def _missed(hit: Tensor, miss: Tensor, smooth: float, reduce: str) -> Tensor:
+    """1 − (hit + s)/(hit + miss + s) of sums, without the subtraction; 0 where there is nothing.
+
+    hit, miss (B, C, N) -> (G, C).
+    """
+    hit, miss = _summed(hit, reduce), _summed(miss, reduce)
+    whole = hit + miss + smooth
+    return miss / whole.where(whole > 0, 1)
+
+
+def _mean(values: Tensor, mass: Tensor, classes: str) -> Tensor:
+    """Over the classes of each group, then over groups in which anything counts; of (G, C)."""
+    counts = mass > 0
+    if classes == "all":
+        counts = counts.any(1, keepdim=True).expand_as(counts)
+    means = values.where(counts, 0).sum(1) / counts.sum(1).clamp(min=1)
+    return means.sum() / counts.any(1).sum().clamp(min=1)

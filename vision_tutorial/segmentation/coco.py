@@ -1,0 +1,244 @@
+"""Pictures with COCO annotations.
+
+Every annotation is drawn when the data set is built, so that a bad one is met at once, and is kept
+as run lengths: a few hundred bytes that travel cheaply to the loader's workers.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ..core.errors import UserError, short, shown
+from ..core.files import MAX_PIXELS, stay_inside
+from ..core.registry import datasets
+from ..core.sources import Source, check_split, data_folder
+from .decoding import decoded
+from .files import DenseFiles
+from .regions import Drawn, Region, region
+
+BACKGROUND = "Background"  # what no annotation covers; class 0
+
+Id = int | str
+Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+
+
+class Picture(BaseModel):
+    """What a file says of one picture."""
+
+    id: Id
+    file_name: Annotated[str, Field(min_length=1)]
+    width: Side
+    height: Side
+
+
+class Annotation(BaseModel):
+    """What it says of one object: polygons [[x, y, …], …], or run lengths {size, counts}."""
+
+    id: Id | None = None
+    image_id: Id
+    category_id: Id
+    segmentation: Any
+
+
+class Category(BaseModel):
+    """What it says of one class."""
+
+    id: Id
+    name: Annotated[str, Field(min_length=1)]
+
+
+class Contents(BaseModel):
+    """A COCO file; a test set may come without annotations, and then without categories."""
+
+    images: Annotated[list[Picture], Field(min_length=1)]
+    annotations: list[Annotation] = []
+    categories: list[Category] = []
+
+
+ORDERS: dict[str, Callable[[Region], int]] = {  # what is drawn first; the last covers the others
+    "max_label": lambda one: one.label,
+    "area": lambda one: -one.area,
+    "order": lambda one: 0,
+}
+
+
+@datasets.register
+def coco(
+    split: str,
+    *,
+    root: str,
+    train: str = "train.json",
+    test: str = "val.json",
+    train_pictures: str = ".",
+    test_pictures: str = ".",
+    overlap: Literal["max_label", "area", "order"] = "max_label",
+    cache: Literal["auto", "memory", "disk", "none"] = "auto",
+) -> Source:
+    """Pictures with COCO annotations; what none covers is Background, class 0.
+
+    root: a folder, or the name of one below VISION_TUTORIAL_DATA. train, test: annotation files.
+    train_pictures, test_pictures: the folder below `root` that the files' `file_name`s start from.
+    overlap: which annotation is on top, the one of the highest class, the smallest, or the last of
+    the file. A test file without annotations gives masks of nothing but VOID: to predict, not to
+    score. Crowd regions count as their class.
+    """
+    check_split(split)
+    base = data_folder(root)
+    file = base / train
+    learned = read(file)
+    categories = {category.id: category.name for category in learned.categories}
+    classes = _classes(file, learned.categories)
+    contents = learned
+    if split == "test":
+        file = base / test
+        contents = read(file)
+        if contents.categories or contents.annotations:
+            _same(base / train, categories, file, contents.categories)
+    elif not contents.annotations:
+        raise UserError(f"{file}: no annotations to learn from. Name another file with `train`.")
+    folder = base / (train_pictures if split == "train" else test_pictures)
+    labels = {key: place for place, key in enumerate(categories, start=1)}
+    pictures = _pictures(file, contents.images)
+    regions = _regions(file, contents.annotations, pictures, labels, ORDERS[overlap])
+    source = DenseFiles(
+        "coco",
+        _paths(file, contents.images, folder, base, f"{split}_pictures"),
+        tuple(picture.file_name for picture in contents.images),
+        classes,
+        Drawn(tuple((p.height, p.width) for p in contents.images), regions),
+    )
+    return decoded(source, cache)
+
+
+def read(path: Path) -> Contents:
+    """A COCO file; one line says what is wrong with it."""
+    try:
+        return Contents.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"coco: no {path}; `root` names the folder (itself, or below VISION_TUTORIAL_DATA), "
+            "`train` and `test` its annotation files."
+        ) from error
+    except OSError as error:
+        raise UserError(f"coco: cannot read {path} ({error.strerror}).") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        words = short(f"{where}: {first['msg']}" if where else first["msg"], 200)
+        raise UserError(
+            f"{path}: {words}. A COCO file has images {{id, file_name, width, height}}, "
+            "annotations {image_id, category_id, segmentation} and categories {id, name}."
+        ) from error
+
+
+def _classes(file: Path, categories: Sequence[Category]) -> tuple[str, ...]:
+    """Background, and the file's categories in its order."""
+    if not categories:
+        raise UserError(f"{file}: no categories, which say what there is to learn.")
+    names = [category.name for category in categories]
+    for kind, values in (("id", [category.id for category in categories]), ("name", names)):
+        twice = _first_twice(values)
+        if twice is not None:
+            raise UserError(
+                f"{file}: two categories of the {kind} {shown(twice)}. Give each one of its own."
+            )
+    taken = next((name for name in names if name.casefold() == BACKGROUND.casefold()), None)
+    if taken:
+        raise UserError(
+            f"{file}: a category called '{taken}', which is the name of what no annotation covers. "
+            "Rename it, or remove it and its annotations."
+        )
+    return (BACKGROUND, *names)
+
+
+def _same(train: Path, known: dict[Id, str], test: Path, categories: Sequence[Category]) -> None:
+    """Refuse a test file whose categories are not those that were learned, whatever their order."""
+    found = {category.id: category.name for category in categories}
+    if found != known:
+        odd = next(key for key in (*known, *found) if known.get(key) != found.get(key))
+        raise UserError(
+            f"{test}: category {shown(odd)} is {shown(found.get(odd))}, in {train} it is "
+            f"{shown(known.get(odd))}. Both files need the same categories."
+        )
+
+
+def _pictures(file: Path, pictures: Sequence[Picture]) -> dict[Id, tuple[int, Picture]]:
+    """Place and facts of each picture by its id."""
+    for kind in ("id", "file_name"):
+        twice = _first_twice([getattr(picture, kind) for picture in pictures])
+        if twice is not None:
+            raise UserError(f"{file}: two images of the {kind} {shown(twice)}. Remove one.")
+    large = next((p for p in pictures if p.width * p.height > MAX_PIXELS), None)
+    if large:
+        raise UserError(
+            f"{file}: {large.file_name} has {large.width}x{large.height} pixels; at most "
+            f"{MAX_PIXELS:,} are read. Make the picture smaller."
+        )
+    return {picture.id: (place, picture) for place, picture in enumerate(pictures)}
+
+
+def _first_twice(values: Sequence[Any]) -> Any:
+    """The first value that was there before, or None."""
+    seen: set[Any] = set()
+    return next((value for value in values if value in seen or seen.add(value)), None)
+
+
+def _paths(
+    file: Path, pictures: Sequence[Picture], folder: Path, base: Path, option: str
+) -> tuple[Path, ...]:
+    """Where the pictures are; all of them must be there, and below `base`."""
+    paths = tuple(folder / picture.file_name for picture in pictures)
+    for parent in {path.parent for path in paths}:
+        stay_inside(parent, base, "coco")
+    for path in paths:
+        if path.is_symlink():
+            stay_inside(path, base, "coco")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"coco: no picture {missing[0]}, which {file} names ({len(missing):,} of "
+            f"{len(paths):,} are missing); `{option}` is the folder that its file names start from."
+        )
+    return paths
+
+
+def _regions(
+    file: Path,
+    annotations: Sequence[Annotation],
+    pictures: dict[Id, tuple[int, Picture]],
+    labels: dict[Id, int],
+    order: Callable[[Region], int],
+) -> tuple[tuple[Region, ...], ...] | None:
+    """The regions of each picture in the order in which they are drawn; None without any at all."""
+    if not annotations:
+        return None
+    found: list[list[Region]] = [[] for _ in pictures]
+    for number, annotation in enumerate(annotations):
+        name = shown(annotation.id if annotation.id is not None else number)
+        where = f"{file}: annotation {name}"
+        if annotation.image_id not in pictures:
+            raise UserError(
+                f"{where}: no image has the id {shown(annotation.image_id)}"
+                f"{_other_kind(annotation.image_id, pictures)}. Correct its image_id or remove it."
+            )
+        if annotation.category_id not in labels:
+            raise UserError(
+                f"{where}: no category has the id {shown(annotation.category_id)}"
+                f"{_other_kind(annotation.category_id, labels)}. Correct its category_id or "
+                "remove it."
+            )
+        place, picture = pictures[annotation.image_id]
+        try:
+            label, shape = labels[annotation.category_id], annotation.segmentation
+            found[place].append(region(label, shape, picture.height, picture.width))
+        except UserError as error:
+            raise UserError(f"{where}: {error} Correct or remove it.") from error
+    return tuple(tuple(sorted(regions, key=order)) for regions in found)
+
+
+def _other_kind(key: Id, known: dict[Id, Any]) -> str:
+    """A hint where the id is there as text and was asked for as a number, or the other way."""
+    other = next((k for k in known if str(k) == str(key)), None)
+    return f", but one has {shown(other)} (text is not a number)" if other is not None else ""

@@ -1,0 +1,275 @@
+"""Data sets of segmentation whose masks are files: CamVid, VOC, your own; and pseudo-labels beside
+any of them. Those with COCO annotations are in coco.py."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..core.catalogue import catalogue
+from ..core.errors import UserError, shown
+from ..core.files import EXTENSIONS, VOID, pictures_in, read_mask, stay_inside
+from ..core.grammar import parse
+from ..core.randomness import generator
+from ..core.registry import datasets
+from ..core.runs import read_json
+from ..core.sources import Source, Subset, check_split, data_folder, data_root
+from .decoding import decoded
+from .files import DenseFiles, Joined, MaskFiles
+
+CAMVID = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
+    *("pedestrian", "bicyclist"),
+)
+VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
+    *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+Pair = tuple[Path, Path]  # a picture, and its mask
+
+
+@datasets.register
+def camvid(
+    split: str,
+    *,
+    root: str | None = None,
+    train: Literal["train", "trainval"] = "train",
+    test: Literal["val", "test"] = "val",
+    cache: Literal["auto", "memory", "disk", "none"] = "auto",
+) -> Source:
+    """CamVid: 367 + 101 + 233 street scenes of 480x360, 11 classes (Brostow et al. 2008).
+
+    root/camvid/ has train/, val/, test/ of pictures, and train_masks/ … (or SegNet's trainannot/ …)
+    of class ids, 11 where nothing counts. test: what stands for the test split, `val` to choose on.
+    """
+    check_split(split)
+    base = data_root(root) / "camvid"
+    chosen = {"train": train, "test": test}[split]
+    parts = ("train", "val") if chosen == "trainval" else (chosen,)
+    if not (base / parts[0]).is_dir():
+        raise UserError(
+            f"camvid: no folder {base / parts[0]}; it is not downloaded: copy the set to {base} "
+            "(train, train_masks, val, …), or set `root` or VISION_TUTORIAL_DATA to the folder "
+            "that has it."
+        )
+    pairs = [
+        pair
+        for part in parts
+        for pair in _pairs("camvid", base, base / part, _first_of(base, part, "_masks", "annot"))
+    ]
+    keys = [picture.name for picture, _ in pairs]
+    return decoded(_source("camvid", pairs, keys, CAMVID, void=11), cache)
+
+
+@datasets.register
+def voc(
+    split: str,
+    *,
+    root: str | None = None,
+    year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012,
+    train: str = "train",
+    test: str = "val",
+    masks: str = "SegmentationClass",
+    cache: Literal["auto", "memory", "disk", "none"] = "auto",
+) -> Source:
+    """PASCAL VOC: 20 classes and background; 1,464 + 1,449 pictures in 2012 (Everingham et al.).
+
+    root/VOCdevkit/VOC2012/ has JPEGImages/, `masks`/, and ImageSets/Segmentation/NAME.txt, of which
+    `train` and `test` are the names, such as trainval.
+    """
+    check_split(split)
+    base = data_root(root) / "VOCdevkit" / f"VOC{year}"
+    listed = base / "ImageSets" / "Segmentation" / f"{train if split == 'train' else test}.txt"
+    try:
+        names = listed.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"voc: cannot read {listed} ({error}). It is not downloaded: unpack VOCdevkit below "
+            f"{data_root(root)}, or set `root` or VISION_TUTORIAL_DATA to the folder that has it."
+        ) from error
+    if not names:
+        raise UserError(f"voc: {listed} names no pictures.")
+    pairs = [(base / "JPEGImages" / f"{n}.jpg", base / masks / f"{n}.png") for n in names]
+    for path in (path for pair in pairs for path in pair):
+        stay_inside(path, base, "voc")
+        if not path.is_file():
+            raise UserError(f"voc: no {path}, which {listed} names. Unpack the set again.")
+    return decoded(_source("voc", pairs, [picture.name for picture, _ in pairs], VOC), cache)
+
+
+@datasets.register
+def mask_folder(
+    split: str,
+    *,
+    root: str,
+    train: str = "train",
+    test: str = "val",
+    train_masks: str | None = None,
+    test_masks: str | None = None,
+    classes: list[str] | None = None,
+    void: int | None = None,
+    cache: Literal["auto", "memory", "disk", "none"] = "auto",
+) -> Source:
+    """Your own pictures and masks: root/train/*.jpg, root/train_masks/*.png, val, val_masks.
+
+    root: a folder, or the name of one below VISION_TUTORIAL_DATA. A mask has its picture's name,
+    and class ids as pixels; `void` and 255 do not count. classes: their names in the order of the
+    ids; else the lines of root/classes.txt; else numbers up to the highest in the training masks.
+    """
+    check_split(split)
+    base = data_folder(root)
+    learned = _masked("mask_folder", base, train, train_masks)
+    names = classes or _listed(base / "classes.txt") or _counted([m for _, m in learned], void)
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise UserError(f"mask_folder: two classes called '{twice}'; rename one.")
+    folder, pairs = base / train, learned
+    if split == "test":
+        folder, pairs = base / test, _masked("mask_folder", base, test, test_masks)
+    keys = [picture.relative_to(folder).as_posix() for picture, _ in pairs]
+    return decoded(_source("mask_folder", pairs, keys, tuple(names), void), cache)
+
+
+@datasets.register
+def with_pseudo_labels(
+    split: str,
+    *,
+    dataset: str,
+    folder: str,
+    options: dict | None = None,
+    ratio: float | None = None,
+    seed: int = 0,
+    cache: Literal["auto", "memory", "disk", "none"] = "auto",
+) -> Source:
+    """A labelled set, and to train on a folder of pseudo-labelled pictures, too.
+
+    dataset, options: as they would be chosen alone; its test split is the test split here. folder:
+    images/, masks/*.png and ledger.json, as pseudo-labelling writes them. ratio: the share of
+    pseudo-labelled pictures in an epoch, some left out or repeated to reach it, by `seed`; None
+    takes each once. A hold-out would be drawn from both kinds: choose on the test split instead.
+    """
+    check_split(split)
+    labelled = _chosen(dataset, options or {}, "none" if split == "train" else cache)(split)
+    if not labelled.dense:
+        raise UserError(f"with_pseudo_labels: {dataset} has no masks; name a set that has.")
+    if split == "test":
+        return labelled
+    extra = _pseudo_labelled(Path(folder).expanduser(), labelled.classes)
+    rows = shared_rows(len(labelled), len(extra), ratio, seed)
+    return decoded(Subset(Joined("with_pseudo_labels", labelled, extra), rows), cache)
+
+
+def shared_rows(labelled: int, extra: int, ratio: float | None, seed: int) -> np.ndarray:
+    """Rows of (labelled, extra) pictures, one behind the other, with `ratio` of the second kind:
+    all of the first, and of the second each as often as another, give or take one; int64."""
+    if ratio is not None and not 0 <= ratio < 1:
+        raise UserError(f"with_pseudo_labels: ratio is {ratio:g}; a share from 0 to below 1.")
+    wanted = extra if ratio is None else round(labelled * ratio / (1 - ratio))
+    rounds, rest = divmod(wanted, extra)
+    some = np.sort(generator(seed, "pseudo-labels").permutation(extra)[:rest])
+    taken = np.concatenate([np.tile(np.arange(extra), rounds), some])
+    return np.concatenate([np.arange(labelled), labelled + taken]).astype(np.int64)
+
+
+def _chosen(name: str, options: dict[str, Any], cache: str) -> Callable[[str], Source]:
+    """The entry `name` of the shelf, its options checked; `cache` where it has and is not told."""
+    shelf = catalogue()["datasets"]
+    if name in datasets and name not in shelf.entries:  # a student's own
+        return datasets.bind(name, **options)
+    entry = shelf.find(name)
+    if entry and "cache" in {option.name for option in entry.options}:
+        options = {"cache": cache, **options}
+    try:
+        choice = parse({name: options}, shelf, "choice")
+    except UserError as error:
+        raise UserError(f"with_pseudo_labels: {error}") from error
+    return datasets.bind(choice.name, **choice.options)
+
+
+def _pseudo_labelled(folder: Path, classes: tuple[str, ...]) -> DenseFiles:
+    ledger = folder / "ledger.json"
+    if not ledger.is_file():
+        raise UserError(
+            f"with_pseudo_labels: no {ledger}; name a folder that pseudo-labelling wrote."
+        )
+    facts = read_json(ledger)
+    known = facts.get("classes") if isinstance(facts, dict) else None
+    if known is not None and tuple(known) != classes:
+        raise UserError(
+            f"with_pseudo_labels: the labels in {folder} are for the classes {shown(known)}, the "
+            f"data set has {shown(classes)}. Make them with a model of this data set."
+        )
+    pairs = _pairs("with_pseudo_labels", folder, folder / "images", folder / "masks")
+    keys = [picture.relative_to(folder / "images").as_posix() for picture, _ in pairs]
+    return _source("with_pseudo_labels", pairs, keys, classes)
+
+
+# -- pictures and masks in folders -----------------------------------------------------------------
+
+
+def _source(
+    name: str,
+    pairs: Sequence[Pair],
+    keys: Sequence[str],
+    classes: tuple[str, ...],
+    void: int | None = None,
+) -> DenseFiles:
+    pictures, masks = zip(*pairs, strict=True)
+    return DenseFiles(name, pictures, tuple(keys), classes, MaskFiles(masks, len(classes), void))
+
+
+def _masked(who: str, base: Path, folder: str, masks: str | None) -> list[Pair]:
+    return _pairs(who, base, base / folder, base / (masks or f"{folder}_masks"))
+
+
+def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[Pair]:
+    """Every picture at or below `folder`, in the order of their names, and its mask."""
+    for needed in (folder, masks):
+        if not needed.is_dir():
+            raise UserError(
+                f"{who}: no folder {needed}; pictures lie in one folder, their masks under the "
+                "same names as .png in another, and the options say which."
+            )
+        stay_inside(needed, base, who)
+    pictures = sorted(pictures_in(folder, base, who))
+    if not pictures:
+        raise UserError(f"{who}: no pictures in {folder}; looked for {', '.join(EXTENSIONS)}.")
+    pairs = [(p, (masks / p.relative_to(folder)).with_suffix(".png")) for p in pictures]
+    missing = [mask for _, mask in pairs if not mask.is_file()]
+    if missing:
+        raise UserError(
+            f"{who}: no mask {missing[0]} ({len(missing):,} of {len(pairs):,} pictures in {folder} "
+            "have none). Add it, or move the picture away."
+        )
+    for _, mask in pairs:
+        if mask.is_symlink():
+            stay_inside(mask, base, who)
+    return pairs
+
+
+def _first_of(base: Path, part: str, *endings: str) -> Path:
+    """The first of the folders part + ending that there is, or the first one."""
+    folders = [base / f"{part}{ending}" for ending in endings]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def _listed(path: Path) -> list[str] | None:
+    """The lines of a text file; None if there is none."""
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({error}). Write one class a line.") from error
+
+
+def _counted(masks: Sequence[Path], void: int | None) -> list[str]:
+    """As many classes as the masks have ids, named by number."""
+    most = 0
+    for path in masks:
+        mask = read_mask(path, VOID, void)
+        most = max(most, int(np.where(mask == VOID, 0, mask).max()))
+    return [str(label) for label in range(most + 1)]

@@ -1,0 +1,116 @@
+"""Pictures decoded once: into memory where they fit, else into files that are mapped.
+
+An epoch would decode all of them again. What is kept is what was read, bit for bit, and has the
+digest of the files: a run may go on with either form.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+from filelock import FileLock
+
+from ..core import arrays
+from ..core.errors import StorageError, UserError
+from ..core.files import picture_size
+from ..core.sources import ArraySource, Source, Subset
+from .files import DenseFiles, Joined
+
+Cache = Literal["auto", "memory", "disk", "none"]
+
+
+def decoded(source: Source, cache: Cache) -> Source:
+    """`source` in arrays, if its pictures are of one size; `none`, or `auto` if they are not: as
+    it is. `auto` keeps up to a quarter of the available memory there, and more on the disk."""
+    if cache == "none":
+        return source
+    sizes = (size for leaf in _leaves(source) for size in _sizes(leaf))
+    width, height = next(sizes)
+    other = next((size for size in sizes if size != (width, height)), None)
+    if other:
+        if cache == "auto":
+            return source
+        raise UserError(
+            f"{source.name}: cache is {cache}, which needs pictures of one size; there are "
+            f"{width}x{height} and {other[0]}x{other[1]}. Use cache: none, or resize the files."
+        )
+    needed = len(source) * width * height * 4  # three channels, and the mask
+    if cache == "memory" or cache == "auto" and needed <= available() / 4:
+        return in_memory(source, width, height)
+    return on_disk(source)
+
+
+def in_memory(source: Source, width: int, height: int) -> ArraySource:
+    """Every picture and mask of a dense source, all of one size in pixels."""
+    images = np.empty((len(source), height, width, 3), np.uint8)
+    masks = np.empty((len(source), height, width), np.uint8)
+    arrays.fill(source, images, masks)
+    return ArraySource(
+        source.name,
+        images,
+        source.targets,
+        source.classes,
+        masks,
+        known_digest=source.digest(),
+        dense=True,
+        keys=arrays.names_of(source),
+    )
+
+
+def on_disk(source: Source) -> ArraySource:
+    """The same in the cache folder, written at first and mapped from then on."""
+    digest = source.digest()
+    stamp = hashlib.sha256(digest.encode())
+    for leaf in _leaves(source):
+        for path in _files(leaf):  # a file may change and keep its size
+            stamp.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
+    folder = cache_folder() / f"{source.name}-{stamp.hexdigest()[:16]}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # of several processes one writes, the others wait
+            if not (folder / arrays.MANIFEST).exists():
+                arrays.write(folder, source.name, {"train": source})
+    except (OSError, StorageError) as error:
+        raise StorageError(
+            f"{source.name}: decoded pictures cannot be kept ({error}). Set XDG_CACHE_HOME to a "
+            "folder that has room, or cache: none."
+        ) from error
+    return replace(arrays.load(folder, "train"), known_digest=digest)
+
+
+def cache_folder() -> Path:
+    """Where decoded pictures are kept; whatever is in it may be removed."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "vision_tutorial" / "decoded"
+
+
+def available() -> int:
+    """Bytes of main memory that are free."""
+    return psutil.virtual_memory().available
+
+
+def _leaves(source: Source) -> list[Source]:
+    """What lies under subsets and joints."""
+    if isinstance(source, Subset):
+        return _leaves(source.source)
+    if isinstance(source, Joined):
+        return [*_leaves(source.first), *_leaves(source.second)]
+    return [source]
+
+
+def _files(leaf: Source) -> list[Path]:
+    return [*leaf.paths, *leaf.masks.paths] if isinstance(leaf, DenseFiles) else []
+
+
+def _sizes(leaf: Source) -> Iterator[tuple[int, int]]:
+    """(width, height) of the pictures."""
+    if isinstance(leaf, DenseFiles):
+        return map(picture_size, leaf.paths)
+    if isinstance(leaf, ArraySource):
+        return iter([leaf.images.shape[2:0:-1]])
+    return (leaf[index][0].size for index in range(len(leaf)))

@@ -1,0 +1,162 @@
+"""Overlap of predicted and true masks, as sums that are exact in any order.
+
+All comes from one confusion matrix, summed over batches and processes. Beside it stand the means
+over images and over batches, which logs tend to mix up with it, and the overlap along boundaries.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core.counts import exact_sum, tally, wide
+from ..core.targets import IGNORE
+
+BAND = 0.02  # width of a boundary, in diagonals of the picture (Cheng et al. 2021)
+OUTSIDE = -1.0  # a class id of its own beyond the border
+SUMS = ("images", "counted", "batches", "iou_of_images", "iou_of_batches", "entropy")
+
+
+class Overlap:
+    """Mean IoU over the data set, per-class IoU, pixel accuracy, boundary IoU, confusion matrix.
+
+    state float64 (6 + C² + 2C,): SUMS; pixels of class i that were called j, at i·C + j; per class
+    pixels in which the boundaries agree, then those of either.
+    """
+
+    headline = "miou"
+    higher_is_better = True
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = tuple(classes)
+        n = len(classes)
+        self.state = torch.zeros(len(SUMS) + n * n + 2 * n, dtype=torch.float64)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add a batch. output (B, C, H, W) logits; target ids (B, H, W), IGNORE where void."""
+        output = output.float()
+        counts = target != IGNORE
+        predicted = output.argmax(1)
+        entropy = F.cross_entropy(output, target, ignore_index=IGNORE, reduction="none")
+        matrices = confusion(predicted, target, len(self.classes))  # (B, C, C)
+        of_images = mean_iou(matrices)
+        some = counts.flatten(1).any(1)
+        of_batch = mean_iou(matrices.sum(0))
+        sums = [
+            wide(torch.tensor(float(len(target)), device=output.device)),
+            wide(some.sum()),
+            wide(some.any().float()),
+            exact_sum(of_images.where(some.to(of_images.device), 0)),
+            exact_sum(of_batch),
+            exact_sum(entropy.where(counts, 0)),
+        ]
+        agreed, either = boundaries(predicted, target, len(self.classes))
+        mine = torch.cat([torch.stack(sums), matrices.sum(0).flatten(), agreed, either])
+        self.state = self.state.to(mine.device) + mine
+
+    def result(self, state: Tensor) -> dict[str, float]:
+        """In per cent: miou (over the data set), miou_images, miou_batches, boundary_iou,
+        pixel_accuracy, mean_accuracy (of classes). cross_entropy in nats a pixel; classes_found,
+        how many classes the means are over; `images` counted."""
+        sums, matrix, agreed, either = self.parts(state)
+        pixels, hits = matrix.sum().item(), matrix.diagonal()
+        union, truth = unions(matrix), matrix.sum(1)
+        return {
+            "miou": 100 * mean_where(hits / union, union > 0),
+            "miou_images": 100 * sums["iou_of_images"] / max(sums["counted"], 1),
+            "miou_batches": 100 * sums["iou_of_batches"] / max(sums["batches"], 1),
+            "boundary_iou": 100 * mean_where(agreed / either, either > 0),
+            "pixel_accuracy": 100 * hits.sum().item() / max(pixels, 1),
+            "mean_accuracy": 100 * mean_where(hits / truth, truth > 0),
+            "cross_entropy": sums["entropy"] / max(pixels, 1),
+            "classes_found": int((union > 0).sum()),
+            "images": sums["images"],
+        }
+
+    def table(self, state: Tensor) -> dict[str, list[Any]]:
+        """Per class: name, true pixels; IoU, accuracy (recall), precision and boundary IoU in per
+        cent, None where they are 0/0; `confusion`, its pixels by the class they were given."""
+        _, matrix, agreed, either = self.parts(state)
+        hits = matrix.diagonal()
+        return {
+            "class": list(self.classes),
+            "pixels": [int(n) for n in matrix.sum(1).tolist()],
+            "iou": percent(hits, unions(matrix)),
+            "accuracy": percent(hits, matrix.sum(1)),
+            "precision": percent(hits, matrix.sum(0)),
+            "boundary_iou": percent(agreed, either),
+            "confusion": [[int(n) for n in row] for row in matrix.tolist()],
+        }
+
+    def parts(self, state: Tensor) -> tuple[dict[str, float], Tensor, Tensor, Tensor]:
+        """SUMS by name, the confusion matrix (C, C), pixels of agreed and of either boundary."""
+        n = len(self.classes)
+        sums, matrix, agreed, either = state.cpu().split([len(SUMS), n * n, n, n])
+        return dict(zip(SUMS, sums.tolist(), strict=True)), matrix.view(n, n), agreed, either
+
+
+def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Pixels by (true class, predicted class), each picture's own; ids (B, H, W), the target's
+    IGNORE left out -> float64 (B, C, C)."""
+    b = len(target)
+    image = torch.arange(b, device=target.device).view(b, 1, 1)
+    cells = (image * classes + target.clamp(min=0)) * classes + predicted
+    found = tally((target != IGNORE).flatten(), cells.flatten(), b * classes * classes)
+    return found.view(b, classes, classes)
+
+
+def unions(matrix: Tensor) -> Tensor:
+    """Pixels that are or were called each class, of a confusion matrix (…, C, C) -> (…, C)."""
+    return matrix.sum(-1) + matrix.sum(-2) - matrix.diagonal(dim1=-2, dim2=-1)
+
+
+def mean_iou(matrix: Tensor) -> Tensor:
+    """Mean IoU over the classes with a union, of confusion matrices (…, C, C); 0 without any."""
+    union = unions(matrix)
+    iou = matrix.diagonal(dim1=-2, dim2=-1) / union.clamp(min=1)
+    return iou.sum(-1) / (union > 0).sum(-1).clamp(min=1)
+
+
+def boundaries(predicted: Tensor, target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Per class, pixels in both boundaries and pixels in either (Cheng et al. 2021, 2103.16562).
+
+    A boundary is the pixels of a class that are within BAND diagonals (at least a pixel) of
+    another class or the border, by square neighbourhoods. Void pixels are void in the prediction
+    too, and are not counted. ids (B, H, W) -> float64 (C,), (C,).
+    """
+    void = target == IGNORE
+    predicted = predicted.masked_fill(void, IGNORE)
+    reach = max(1, round(BAND * float(torch.tensor(target.shape[1:]).double().norm())))
+    truth, said = (edge(ids, reach) & ~void for ids in (target, predicted))
+    same = target == predicted
+
+    def count(where: Tensor, ids: Tensor) -> Tensor:
+        return tally(where.flatten(), ids.clamp(min=0).flatten(), classes)
+
+    agreed = count(truth & said & same, target)
+    return agreed, count(truth, target) + count(said, predicted) - agreed
+
+
+def edge(ids: Tensor, reach: int) -> Tensor:
+    """Whether another class, or the border, is within `reach` pixels along both axes; ids (B, H, W)
+    -> bool. A class has no boundary of its own kind, so one pass serves all classes."""
+    values = F.pad(ids.float()[:, None], [reach] * 4, value=OUTSIDE)
+    width = 2 * reach + 1
+
+    def highest(x: Tensor) -> Tensor:
+        return F.max_pool2d(F.max_pool2d(x, (1, width), 1), (width, 1), 1)[:, 0]
+
+    return (highest(values) != ids) | (-highest(-values) != ids)
+
+
+def mean_where(values: Tensor, where: Tensor) -> float:
+    """The mean of some of `values` (C,); 0 where there are none."""
+    return values[where].mean().item() if where.any() else 0.0
+
+
+def percent(part: Tensor, whole: Tensor) -> list[float | None]:
+    """100 part / whole, None for 0/0; (C,) each."""
+    pairs = zip(part.tolist(), whole.tolist(), strict=True)
+    return [100 * a / b if b else None for a, b in pairs]

@@ -1,0 +1,3 @@
+"""Networks that map pictures (B, 3, H, W) to logits (B, C, H, W). Importing fills their shelf."""
+
+from . import deconvnet, deeplab, deeplab_early, fcn, smp, unet  # noqa: F401

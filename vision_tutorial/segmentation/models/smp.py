@@ -1,0 +1,83 @@
+"""The networks of segmentation_models_pytorch (smp), where it is installed: `smp/<Arch>`."""
+
+from importlib.util import find_spec
+from inspect import signature
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...core import weights
+from ...core.errors import UserError, unknown
+from ...core.registry import models
+from .layers import padded
+
+NOT_OPTIONS = {
+    *("self", "kwargs", "in_channels", "classes", "aux_params"),
+    *("encoder_name", "encoder_weights"),  # here: encoder, pretrained
+}
+
+
+@models.open_for("smp/")
+def smp(
+    name: str,
+    num_classes: int,
+    /,
+    *,
+    encoder: str = "resnet34",
+    pretrained: bool | str = False,
+    **options: Any,
+) -> nn.Module:
+    """Any network of segmentation_models_pytorch, by its class's name (Iakubovskii 2019).
+
+    encoder: smp's name; `tu-` before any name of timm. Further options go to smp's own class.
+    pretrained: true is the encoder's ImageNet weights; a text is another set that smp has for it,
+        such as noisy-student.
+    (B, 3, H, W) -> (B, C, H, W), padded inside to multiples of 32. UserError where smp is not
+    installed, and for what it does not know.
+    """
+    if not find_spec("segmentation_models_pytorch"):
+        raise UserError(
+            f"model {name} needs segmentation_models_pytorch, which is not installed; "
+            "pip install segmentation-models-pytorch, or choose unet or deeplabv3plus."
+        )
+    import segmentation_models_pytorch as library
+
+    kinds = {kind.__name__: kind for kind in library.MODEL_ARCHITECTURES_MAPPING.values()}
+    kind = name.removeprefix("smp/")
+    if kind not in kinds:
+        raise UserError(unknown("model", name, [f"smp/{known}" for known in kinds]))
+    if not encoder.startswith("tu-") and encoder not in library.encoders.encoders:
+        raise UserError(unknown("encoder of smp", encoder, library.encoders.encoders))
+    known = set(signature(kinds[kind].__init__).parameters) - NOT_OPTIONS
+    for option in options:
+        if option not in known:
+            raise UserError(unknown(f"option of {name}", option, known))
+    if pretrained:
+        weights.look_for_hub()
+    chosen = "imagenet" if pretrained is True else pretrained or None
+    given = {"encoder_weights": chosen, **options}
+    try:
+        return Padded(kinds[kind](encoder, classes=num_classes, **given))
+    except Exception as error:  # the hub and smp's classes raise whatever they like
+        words = ", ".join(f"{key} {value}" for key, value in given.items())
+        raise UserError(
+            f"smp cannot build {kind} on {encoder} with {words} ({error!r:.200}); see "
+            "its own pages for what it takes."
+        ) from error
+
+
+class Padded(nn.Module):
+    """smp's network for pictures of any size."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) of any size; logits of that size."""
+        height, width = images.shape[-2:]
+        return self.network(padded(images, 32))[..., :height, :width]
+
+    def get_classifier(self) -> nn.Module:
+        """The layers that give the logits; adaptive clipping leaves them alone."""
+        return self.network.segmentation_head

@@ -1,0 +1,200 @@
+"""Pseudo labels: predictions on unlabelled pictures that become masks to learn from (Lee 2013).
+
+A picture is kept if the network is confident on average, a pixel if it is confident there. The
+ledger says what was kept, what was not and why, and how the classes have shifted: pseudo labels
+repeat what the network believes already, so rare classes tend to get rarer.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ...core.arrays import new_folder
+from ...core.errors import UserError
+from ...core.files import VOID, read_picture
+from ...core.runs import write_json
+from ...core.writing import sync_folder, write_bytes
+from .maps import checked
+from .twins import Twin
+
+LEDGER = "ledger.json"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is kept. Confidence is the probability of the likeliest class."""
+
+    min_confidence: float = 0.0  # the mean over a picture
+    pixel_threshold: float = 0.0  # a pixel below it is ignored
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} is {value}; a number from 0 to 1 is expected.")
+
+
+class PseudoLabel(NamedTuple):
+    """A pseudo label: class ids uint8 (H, W) before the rule (`predicted`) and after (`mask`)."""
+
+    predicted: np.ndarray
+    mask: np.ndarray
+    confidence: float  # mean over the picture
+    dropped: str | None  # why the picture is not kept
+
+
+def pseudo_label(probabilities: Tensor, rule: Rule) -> PseudoLabel:
+    """What `rule` makes of probabilities (C, H, W). UserError if a mask cannot hold the classes."""
+    probabilities = checked(probabilities)
+    if len(probabilities) > VOID:
+        raise UserError(f"{len(probabilities)} classes; a mask's file holds {VOID} at most.")
+    confidences, ids = probabilities.max(0)
+    predicted = ids.byte().cpu().numpy()
+    sure = (confidences >= rule.pixel_threshold).cpu().numpy()
+    confidence = confidences.double().mean().item()
+    dropped = None
+    if confidence < rule.min_confidence:
+        dropped = "mean confidence below min_confidence"
+    elif not sure.any():
+        dropped = "no pixel reaches pixel_threshold"
+    return PseudoLabel(predicted, np.where(sure, predicted, np.uint8(VOID)), confidence, dropped)
+
+
+def class_pixels(masks: Iterable[np.ndarray], classes: int) -> np.ndarray:
+    """Pixels of each class over masks uint8 (H, W), int64 (classes,), without the ignored ones."""
+    counts = sum((np.bincount(mask.ravel(), minlength=256) for mask in masks), np.zeros(256, int))
+    strange = np.flatnonzero(counts[classes:VOID]) + classes
+    if strange.size:
+        raise UserError(f"class id {strange[0]} in a mask; there are only {classes} classes.")
+    return counts[:classes]
+
+
+def total_variation(pixels: Sequence[int], others: Sequence[int]) -> float | None:
+    """½ Σ |p − q| over the shares of the classes: 0 the same, 1 disjoint; None if one is empty."""
+    p, q = np.asarray(pixels, float), np.asarray(others, float)
+    return float(abs(p / p.sum() - q / q.sum()).sum() / 2) if p.any() and q.any() else None
+
+
+@dataclass
+class Ledger:
+    """Account of what was kept. `runs` predicted; `labelled` are the pixels of each class in the
+    labelled set, if known."""
+
+    classes: Sequence[str]
+    rule: Rule
+    runs: Sequence[str]
+    labelled: Sequence[int] | None = None
+    twins: Sequence[Twin] = ()
+    pictures: list[dict[str, Any]] = field(default_factory=list, init=False)
+
+    def __post_init__(self):
+        self.before, self.after = np.zeros((2, len(self.classes)), np.int64)
+
+    def enter(self, name: str, made: PseudoLabel) -> None:
+        """Take account of the picture `name`."""
+        self.before += class_pixels([made.predicted], len(self.classes))
+        if not made.dropped:
+            self.after += class_pixels([made.mask], len(self.classes))
+        ignored = float((made.mask == VOID).mean())
+        entry = {"name": name, "confidence": made.confidence, "ignored": ignored}
+        self.pictures.append(entry | {"dropped": made.dropped})
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON. Pixels of each class: `before` the rule in all pictures, `after` it in those
+        kept; `shift` of the latter against the others, as `total_variation`."""
+        kept = [picture for picture in self.pictures if not picture["dropped"]]
+        pixels = {"before": self.before.tolist(), "after": self.after.tolist()}
+        if self.labelled is not None:
+            pixels["labelled"] = [int(n) for n in self.labelled]
+        return {
+            "runs": list(self.runs),
+            "rule": asdict(self.rule),
+            "unlabelled": len(self.pictures),
+            "kept": len(kept),
+            "dropped": Counter(p["dropped"] for p in self.pictures if p["dropped"]),
+            "confidence": _mean(self.pictures, "confidence"),
+            "confidence_kept": _mean(kept, "confidence"),
+            "ignored_kept": _mean(kept, "ignored"),
+            "classes": list(self.classes),
+            "pixels": pixels,
+            "shift": {
+                name: total_variation(self.after, others)
+                for name, others in pixels.items()
+                if name != "after"
+            },
+            "twins": [twin._asdict() for twin in self.twins],
+            "pictures": self.pictures,
+        }
+
+    def summary(self) -> str:
+        """One line: how many were kept, why the others were not, how far the classes shifted."""
+        facts = self.plain()
+        against = {"before": "all predictions", "labelled": "the labelled set"}
+        return "; ".join(
+            [
+                f"{facts['kept']} of {facts['unlabelled']} pictures kept",
+                *(f"{count} dropped: {reason}" for reason, count in facts["dropped"].items()),
+                *(
+                    f"class shares {100 * shift:.1f} % off {against[name]} (total variation)"
+                    for name, shift in facts["shift"].items()
+                    if shift is not None
+                ),
+            ]
+        )
+
+
+def _mean(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+    return sum(row[name] for row in rows) / len(rows) if rows else None
+
+
+def write_folder(target: Path, predictions: Iterable[tuple[Path, Tensor]], ledger: Ledger) -> None:
+    """Make the folder `target`: images/, masks/*.png and the ledger; whole or not at all.
+
+    predictions: each unlabelled picture and its probabilities (C, H, W), at the picture's size.
+    Each is judged by the ledger's rule and entered. UserError if a size differs, if two pictures
+    would share a mask, or if nothing is kept.
+    """
+    names = set()
+    with new_folder(target) as folder:
+        (folder / "images").mkdir()
+        (folder / "masks").mkdir()
+        for path, probabilities in predictions:
+            made = pseudo_label(probabilities, ledger.rule)
+            _check_size(path, made.mask)
+            if path.stem in names:
+                raise UserError(f"{path}: a second picture called {path.stem}; rename one.")
+            names.add(path.stem)
+            ledger.enter(path.name, made)
+            if not made.dropped:
+                write_bytes(folder / "images" / path.name, path.read_bytes())
+                write_bytes(folder / "masks" / f"{path.stem}.png", _png(made.mask))
+        if not ledger.after.any():
+            most = max((picture["confidence"] for picture in ledger.pictures), default=0)
+            raise UserError(
+                f"no pseudo label is kept: {ledger.summary()}. The highest mean confidence is "
+                f"{most:.4g}; choose lower thresholds ({asdict(ledger.rule)})."
+            )
+        for name in ("images", "masks"):
+            sync_folder(folder / name)
+        write_json(folder / LEDGER, ledger.plain())
+
+
+def _check_size(path: Path, mask: np.ndarray) -> None:
+    width, height = read_picture(path).size
+    if mask.shape != (height, width):
+        raise UserError(
+            f"{path} is {width}x{height}, its prediction {mask.shape[1]}x{mask.shape[0]}; resize "
+            "the probabilities to the picture."
+        )
+
+
+def _png(mask: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return file.getvalue()

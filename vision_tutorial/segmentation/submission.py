@@ -1,0 +1,89 @@
+"""The contest's CSV: a row a picture, `image_id,PredictionString`, the class ids of its mask.
+
+The ids are those of the mask at SIZE x SIZE pixels, row by row, separated by spaces.
+"""
+
+import csv
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import UserError
+from ..core.writing import replacing
+
+HEADER = ("image_id", "PredictionString")
+SIZE = 256  # pixels; 65,536 ids
+
+
+def write(path: Path, masks: Iterable[tuple[str, np.ndarray]]) -> int:
+    """Write (name, mask uint8 (S, S)) as they come, the file whole or not at all. How many."""
+    words = np.array([str(i) for i in range(256)])
+    count = 0
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(HEADER)
+        for name, mask in masks:
+            rows.writerow((name, " ".join(words[mask.ravel()])))
+            count += 1
+    return count
+
+
+def read(path: Path, classes: int, size: int = SIZE) -> dict[str, np.ndarray]:
+    """Masks uint8 (size, size) by picture. UserError names the line that is not as it should be."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    found: dict[str, np.ndarray] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            if tuple(word.strip() for word in header) != HEADER:
+                given = ",".join(header)[:80]
+                raise UserError(f"{path}: its first line is '{given}'; write {','.join(HEADER)}.")
+            for row in rows:
+                if row:
+                    _read_row(found, row, f"{path}, line {rows.line_num}", classes, size)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path} as a submission ({error}).") from error
+    return found
+
+
+def _read_row(
+    found: dict[str, np.ndarray], row: list[str], where: str, classes: int, size: int
+) -> None:
+    if len(row) != 2:
+        raise UserError(f"{where}: {len(row)} cells; a name and the ids of its mask are expected.")
+    name, text = row
+    if name in found:
+        raise UserError(f"{where}: '{name}' comes a second time; keep one row a picture.")
+    try:
+        ids = np.array(text.split(), dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{where}: '{name}': not whole numbers apart by spaces.") from error
+    if len(ids) != size * size:
+        raise UserError(
+            f"{where}: '{name}' has {len(ids):,} ids; {size}x{size} = {size * size:,} are expected "
+            "(--size says another size)."
+        )
+    if ids.min() < 0 or ids.max() >= classes:
+        raise UserError(
+            f"{where}: '{name}' has the ids {ids.min()} to {ids.max()}; there are {classes} "
+            f"classes, 0 to {classes - 1}."
+        )
+    found[name] = ids.astype(np.uint8).reshape(size, size)
+
+
+def check_names(path: Path, found: Mapping[str, np.ndarray], wanted: Iterable[str]) -> None:
+    """UserError unless the submission has exactly the pictures that are to be scored."""
+    wanted = set(wanted)
+    for what, names in (
+        ("lacks", wanted - set(found)),
+        ("has, unknown here,", set(found) - wanted),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+            raise UserError(
+                f"{path} {what} {shown} ({len(names)} of {len(wanted)} pictures). Is it of another "
+                "split or data set?"
+            )
