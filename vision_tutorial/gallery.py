@@ -185,10 +185,14 @@ def masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[s
 def seen(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Picture (H, W, 3), and its true and predicted class ids (H, W), all uint8."""
     from . import trained
+    from .core.targets import to_masks
 
     picture = answer.pixels.permute(1, 2, 0).cpu().numpy()
-    truth = answer.target.cpu().numpy().astype(np.uint8)
-    return picture, truth, trained.mask_of(answer.probabilities, None, smooth=False)
+    return (
+        picture,
+        to_masks(answer.target).cpu().numpy(),
+        trained.mask_of(answer.probabilities, None, smooth=False),
+    )
 
 
 def kept_mask(shown: tuple, writer: Writer) -> Mask:
