@@ -112,7 +112,7 @@ def few_batches() -> Block:
     images, target = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1])
     all_batches, few = [], []
     steps = 50_000 // made.batch_size
-    for epoch in range(30):
+    for epoch in range(20):
         floors = []
         for step in range(epoch * steps, (epoch + 1) * steps):
             _, shares = stir(images, target, 100, made.seed, step)
@@ -121,8 +121,8 @@ def few_batches() -> Block:
         all_batches.append(sum(floors) / steps)
         few.append(sum(floors[:: steps // 3][:3]) / 3)
     lines = [
-        Line("mean over 3 batches", range(30), few),
-        Line("mean over all 97 batches", range(30), all_batches),
+        Line("mean over 3 batches", range(20), few),
+        Line("mean over all 97 batches", range(20), all_batches),
     ]
     title = "r3's CutMix and label smoothing, a network that is always right"
     return chart(title, "epoch", "training loss", lines, y_range=(0.9, 1.6))
@@ -253,7 +253,7 @@ def balance() -> Block:
         ("ema: 0.99", Balance(ema=0.99)),
     ):
         criterion, found = blend(terms, how), []
-        for step in range(200):
+        for step in range(120):
             criterion.begin_step()
             sureness = 1.5 * (1 - math.exp(-step / 40))
             total, parts = criterion(sureness * towards, target)
@@ -262,8 +262,8 @@ def balance() -> Block:
                 for term, values in raw.items():
                     values.append(parts[term].item())
         shares[name] = found
-    first = [Line(name, range(200), values) for name, values in raw.items()]
-    second = [Line(name, range(200), values) for name, values in shares.items()]
+    first = [Line(name, range(120), values) for name, values in raw.items()]
+    second = [Line(name, range(120), values) for name, values in shares.items()]
     return beside(
         chart("raw terms", "step", "loss", first, y_range=(0, 0.6)),
         chart("share of 0.5 focal in the total", "step", "%", second, y_range=(0, 100)),

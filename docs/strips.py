@@ -162,30 +162,36 @@ def stem() -> Block:
     with torch.device("meta"):
         usual = registry.models.bind("resnet50")(100)
         small = registry.models.bind("resnet50", stem="cifar")(100)
-        middle = registry.models.bind("resnet50", stem="cifar")(100)
-    middle.maxpool = usual.maxpool
-    rows = []
-    for name, network in (
-        ("ImageNet stem: 7x7, stride 2, max-pool", usual),
-        ("3x3, stride 1, max-pool", middle),
-        ("CIFAR stem: 3x3, stride 1, no max-pool", small),
-    ):
-        _, macs = cost.cost(network, 32)
-        parts, x = [words(0, 11, f"{name}: {macs / 1e9:.2f} billion multiply-adds")], 0.0
-        for side, label in zip(sides(network), ("picture", "stem", *"1234"), strict=True):
-            parts.append(box(x, 20, 3 * side, 3 * side, COLOURS[1 if label == "picture" else 0]))
-            text = label if len(label) > 1 else f"stage {label}"
-            parts.append(words(x, 132, text))
-            parts.append(words(x, 146, f"{side} x {side}", colour=GREY))
-            x += 108
-        rows.append(Block(x, 156, "\n".join(parts)))
-    return stack(*rows)
+    rows = [
+        maps("ImageNet stem: 7x7, stride 2, max-pool", usual),
+        maps("CIFAR stem: 3x3, stride 1, no max-pool", small),
+    ]
+    small.maxpool = usual.maxpool
+    return stack(rows[0], maps("3x3, stride 1, max-pool", small), rows[1])
+
+
+def maps(name: str, network: torch.nn.Module) -> Block:
+    """A picture, and the maps that the stem and each stage make of it."""
+    _, macs = cost.cost(network, 32)
+    parts, x = [words(0, 11, f"{name}: {macs / 1e9:.2f} billion multiply-adds")], 0.0
+    names = ("picture", "stem", "stage 1", "stage 2", "stage 3", "stage 4")
+    for side, text in zip(sides(network), names, strict=True):
+        parts.append(box(x, 20, 3 * side, 3 * side, COLOURS[text == "picture"]))
+        parts.append(words(x, 132, text))
+        parts.append(words(x, 146, f"{side} x {side}", colour=GREY))
+        x += 108
+    return Block(x, 156, "\n".join(parts))
 
 
 def sides(network: torch.nn.Module) -> list[int]:
     """Of a picture of 32 x 32, the maps behind the stem, and behind each stage."""
     found = [32]
-    for part in (network.maxpool, *(getattr(network, f"layer{n}") for n in (1, 2, 3, 4))):
-        part.register_forward_hook(lambda module, given, maps: found.append(maps.shape[-1]))
+    parts = [network.maxpool, network.layer1, network.layer2, network.layer3, network.layer4]
+    hooks = [
+        part.register_forward_hook(lambda module, given, made: found.append(made.shape[-1]))
+        for part in parts
+    ]
     network.eval()(torch.zeros(1, 3, 32, 32, device="meta"))
+    for hook in hooks:
+        hook.remove()
     return found
