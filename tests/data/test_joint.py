@@ -160,6 +160,14 @@ def test_colours_do_not_touch_the_mask(name):
         assert image.shape == (37, 53, 3) and not np.array_equal(image, painted(mask))
 
 
+def test_colour_entries_draw_for_each_picture_and_place():
+    mask, plain = blocks(3, 16, 16), choice("equalize_luma", p=0.5)
+    unlike = [not np.array_equal(made([plain], mask, i)[0], painted(mask)) for i in range(200)]
+    assert abs(np.mean(unlike) - 0.5) < 5 * np.sqrt(0.25 / 200)
+    twice = [not np.array_equal(made([plain] * 2, mask, i)[0], painted(mask)) for i in range(200)]
+    assert abs(np.mean(twice) - 0.75) < 5 * np.sqrt(0.1875 / 200)
+
+
 @pytest.mark.parametrize("name", ["random_erasing", "cutout"])
 def test_what_acts_on_the_normalised_picture_is_left_to_it(name):
     mask = blocks(3, 37, 53)
@@ -223,9 +231,10 @@ def test_masks_move_as_pillow_and_torch_move_them(op, size):
     rng = np.random.default_rng([op, *size])
     for _ in range(3):
         masks = rng.choice(LABELS, (20, *size))
-        slots = of_masks([random_slot(op, rng, 20, *size)])
+        whole = [random_slot(op, rng, 20, *size)]
+        slots = of_masks(whole)
         assert bool(slots) == (op in MOVING)
-        found = carried_out(masks, np.arange(20), slots)
+        found = carried_out(masks, np.arange(20), whole)
         assert np.array_equal(found, by_pillow(masks[..., None].repeat(3, -1), slots)[..., 0])
         assert np.array_equal(found, tensors.apply(torch.from_numpy(masks)[:, None], slots)[:, 0])
 
@@ -257,7 +266,7 @@ def test_resized_masks_are_torchs_nearest_exact(size):
 
 def test_a_mask_takes_the_nearest_pixel_and_void_from_outside():
     shift = slot(1, Op.AFFINE, (2, 3), 1, 0, 1, 0, 1, 0, int(Filter.BICUBIC), fill=(9, 9, 9))
-    found = carried_out(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), [0], of_masks([shift]))
+    found = carried_out(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), [0], [shift])
     assert found.tolist() == [[[2, 3, VOID], [5, 6, VOID]]]
 
 
