@@ -34,7 +34,7 @@ def test_the_verdict_is_about_steps(data, device, word):
     said = verdict(shares([row(data, device, evaluation=100)]))
     assert said.startswith(word)
     assert f"{100 * data / (data + device):.0f} % of a step waits" in said
-    assert len(said) < 80
+    assert len(said) <= 84
 
 
 def test_an_evaluation_alone_has_a_verdict():
