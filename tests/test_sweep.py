@@ -142,7 +142,7 @@ def test_a_second_sweep_is_refused_and_a_signal_can_be_resumed(
     place: Path, swept: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COUNTING_STOPPED", "1")  # torchrun's, whatever its processes say
-    file = write(place, "points: [{epochs: 1000}, {epochs: 2}]")
+    file = write(place, "points: [{epochs: 100000}, {epochs: 2}]")
     sweep = beside(place, file, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: any(line.startswith("epoch") for line in diary(place)))
     second = swept(file)
