@@ -58,6 +58,7 @@ data() {
 # The batched path's pictures on this device are those on a CPU, which are Pillow's and timm's.
 parity() {
     (cd "$here" && VISION_TUTORIAL_ARRAYS="$set" timeout "$(within 120)" "$python" -m pytest \
+        -o addopts="-q --import-mode=importlib" \
         tests/data/test_device.py -p no:cacheprovider >"$work/parity.txt" 2>&1)
     local code=$?
     tail -n 3 "$work/parity.txt" >&2

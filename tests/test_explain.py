@@ -177,7 +177,8 @@ def test_pictures_known_without_data_are_the_true_ones(tiny, data_root):
 
 def test_shapes_to_segment_have_a_class_more(tiny):
     for masks in (False, True):
-        recipe = load(tiny, [f"dataset={{shapes: {{train: 40, test: 20, masks: {masks}}}}}"]).recipe
+        words = [f"dataset={{shapes: {{train: 40, test: 20, masks: {masks}}}}}"]
+        recipe = load(tiny, [*words, *["task=segmentation"] * masks]).recipe
         known, source = facts(recipe), build.data(recipe).train
         assert known.classes == len(source.classes) == 10 + masks
         assert known.pictures == len(source)

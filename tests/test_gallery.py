@@ -1,4 +1,4 @@
-"""The gallery verb on tiny runs: pictures, answers, counts are those of the data set and the run."""
+"""The gallery verb on tiny runs: pictures, answers, counts are those of data set and run."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,13 +10,14 @@ import pytest
 from forked import Ranks
 from PIL import Image
 
-from vision_tutorial import build, trained  # noqa: F401  (imported before the fork)
+from vision_tutorial import build, trained
 from vision_tutorial import gallery as verb
 from vision_tutorial import train as training
 from vision_tutorial.core import galleries
 from vision_tutorial.core.loading import load
 from vision_tutorial.core.logbook import read
 from vision_tutorial.core.page.contents import Wall, described
+from vision_tutorial.data import compiled  # noqa: F401  (numba, before the fork)
 from vision_tutorial.data.shapes import shapes
 
 SMALL = ["threads=1", "epochs=2", "batch_size=16", "mix={cutmix: 0.5, mixup: 0.5}"]
@@ -29,10 +30,10 @@ MASKS += ["augment=[{random_crop: {size: 16}}, hflip]"]
 
 def forked(main: Callable[[Sequence[str]], int], *words: object) -> int:
     """The exit code of a verb in a process of its own."""
-    return Ranks(1, lambda rank: main([str(word) for word in words])).join()[0]
+    return Ranks(1, lambda rank: main([str(word) for word in words])).join(timeout=300)[0]
 
 
-def trained(root: Path, repository: Path, *overrides: str) -> Path:
+def train_one(root: Path, repository: Path, *overrides: str) -> Path:
     recipe = repository / "recipes" / "debug.yaml"
     words = [recipe, *SMALL, *overrides, "--runs", root, "--id", "1", "--quiet"]
     assert forked(training.main, *words) == 0
@@ -42,7 +43,7 @@ def trained(root: Path, repository: Path, *overrides: str) -> Path:
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A run that names classes, with its gallery."""
-    run = trained(tmp_path_factory.mktemp("labels"), repository, *LABELS)
+    run = train_one(tmp_path_factory.mktemp("labels"), repository, *LABELS)
     assert forked(verb.main, run) == 0
     return run
 
@@ -50,7 +51,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A run that segments, with its gallery."""
-    run = trained(tmp_path_factory.mktemp("masks"), repository, *MASKS)
+    run = train_one(tmp_path_factory.mktemp("masks"), repository, *MASKS)
     assert forked(verb.main, run) == 0
     return run
 
@@ -127,7 +128,7 @@ def test_the_lowest_iou_is_the_lowest_there_is(masked: Path, repository: Path) -
     """By hand, from the network's own answers."""
 
     def lowest(rank: int) -> float:
-        from vision_tutorial import engine, trained
+        from vision_tutorial import engine
 
         loaded = load(masked / "recipe.yaml")
         distributed = engine.Distributed("fp32", 1)

@@ -294,14 +294,20 @@ def test_classes_beside_another_run(browser: Any, file: Path) -> None:
     with opened(browser, file) as watched:
         page = watched.page
         page.locator("#classes select").select_option(FOCAL_RUN)
-        assert texts(page, "#classes tbody tr:first-child td") == ["cat", "10", "1", "30", "-29"]
+        assert texts(page, "#classes tbody tr:first-child td") == [
+            "cat",
+            "10",
+            "1.00",
+            "30.00",
+            "-29.00",
+        ]
 
 
 def test_the_confusion_matrix_and_its_worst_pairs(browser: Any, file: Path) -> None:
     with opened(browser, file) as watched:
         page = watched.page
         rows = [texts(page, f"#confusion tbody tr:nth-child({n}) td") for n in (1, 2)]
-        assert rows == [["dog", "cat", "4", "40"], ["cat", "dog", "3", "30"]]
+        assert rows == [["dog", "cat", "4", "40.0"], ["cat", "dog", "3", "30.0"]]
         cells = page.evaluate(
             """() => {
               const canvas = document.querySelector("#confusion canvas");
@@ -325,7 +331,7 @@ def test_masks_have_their_own_columns_and_unit(browser: Any, file: Path) -> None
         page = watched.page
         page.select_option("#focus", MASKED_RUN)
         assert texts(page, "#classes thead th")[:3] == ["class", "pixels", "IoU %"]
-        assert texts(page, "#confusion tbody tr:first-child td") == ["sky", "road", "4", "40"]
+        assert texts(page, "#confusion tbody tr:first-child td") == ["sky", "road", "4", "40.0"]
 
 
 def test_answers_say_right_and_wrong_in_more_than_colour(browser: Any, file: Path) -> None:

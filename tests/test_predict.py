@@ -213,6 +213,11 @@ def test_what_does_not_go_together_is_said(capsys, dense, plain, other, tmp_path
     assert "--overlays is for masks" in complaint(
         capsys, verb.main, plain, "--split", "val", "-o", out, "--overlays"
     )
+    for option, value in (("--size", "16"), ("--window", "16"), ("--submission", "x.csv")):
+        assert f"{option} is for masks" in complaint(capsys, evaluation.main, plain, option, value)
+    assert "no masks to refine" in complaint(
+        capsys, evaluation.main, plain, "--set", "refine=[dense_crf]"
+    )
     assert "add --ensemble" in complaint(
         capsys, verb.main, dense, other, "--split", "val", "-o", out
     )

@@ -94,6 +94,8 @@ def test_commands_of_the_program(line: str, small_run: Path, capfd: Any, tmp_pat
         words += ["--against", str(small_run)]
     if words[:1] == ["pack"]:
         words[-1:] = [str(tmp_path / words[-1]), SHRINK[0]]
+    if words[:1] == ["report"]:
+        words[-1] = str(tmp_path / words[-1])
     if words[:1] == ["bench"]:
         words += [*SHRINK, "--only", "step", "--rounds", "1", "--seconds", "0.05"]
     code = Ranks(1, lambda rank: program.main(words)).join(timeout=300)

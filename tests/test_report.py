@@ -329,6 +329,7 @@ def test_pictures_stop_at_the_cap_with_a_line(tmp_path: Path, capsys: Any) -> No
         lambda folder: [p.unlink() for p in folder.glob("*.png")],
         lambda folder: [p.write_bytes(b"<svg onload=alert(1)>") for p in folder.glob("*.png")],
         lambda folder: [p.write_bytes(p.read_bytes() + bytes(2**20)) for p in folder.glob("*.png")],
+        lambda folder: [p.write_bytes(p.read_bytes() + b"x") for p in folder.glob("*.png")],
     ],
 )
 def test_a_damaged_gallery_is_a_line_and_no_more(tmp_path: Path, damage: Any, capsys: Any) -> None:

@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -164,8 +165,7 @@ def prepared(recipe: Recipe, source: Any, pupil: Any, distributed: Any) -> Itera
     from . import build
 
     for step, raw in enumerate(build.train_batches(recipe, source, distributed, 0, FAR)):
-        for part in raw.parts(pupil.parts):
-            pupil.prepare(part, step)
+        deque(pupil.prepare.parts(raw, step, pupil.parts), maxlen=0)
         yield len(raw)
 
 
@@ -196,7 +196,7 @@ class Workshop:
     def batches(self) -> list[Any]:
         """The prepared micro-batches of the first step."""
         (raw,) = self.plan.batches(0, 1)
-        return [self.pupil.prepare(part, 0) for part in raw.parts(self.pupil.parts)]
+        return list(self.pupil.prepare.parts(raw, 0, self.pupil.parts))
 
     def evaluating(self, count: int) -> Callable[[], Any]:
         """The evaluation of so many pictures, or of all, as the loop does it after each epoch."""

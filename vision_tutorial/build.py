@@ -66,6 +66,8 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     feeding.program(recipe, losses.copies(recipe.loss))
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
+    if recipe.refine and not task(recipe, ()).dense:
+        raise UserError("refine: there are no masks to refine in classification; take it out.")
     if any(term.name == "jsd" for term in recipe.aux_loss or ()):
         raise UserError("aux_loss: jsd is a loss of the main head; choose another one here.")
     if bool(recipe.aux_loss) != bool(recipe.model.options.get("auxiliary")):

@@ -111,6 +111,7 @@ def evaluate_runs(
     source = build.split(recipe, args.split, distributed)
     network, paths = trained.networks(found, len(source.classes), args.weights, distributed)
     task = build.task(recipe, source.classes)
+    trained.check_looks(task, args)
     looks = {"tta": args.tta, "window": args.window, "stride": args.stride}
     common = {"forward": engine.looking(network, **looks, ensemble=args.ensemble or "soft")}
     common["size"] = args.size
@@ -152,6 +153,7 @@ def score(path: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any
 
     recipe, file = loaded.recipe, Path(args.submission)
     source = build.split(recipe, args.split, distributed)
+    trained.check_looks(build.task(recipe, source.classes), args)
     found = trained.scored(recipe, source, file, args.size, distributed)
     return {"run": str(path), "weights": str(file), "split": args.split, **numbers(found)}
 

@@ -78,24 +78,28 @@ def make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) 
     build.import_files(loaded.imports, args.trust_imports)
     build.check(loaded.recipe)
     recipe = loaded.recipe
-    source = build.split(recipe, args.split, distributed)
+    both = build.data(recipe, distributed)
+    if args.split == "test":
+        source = build.split(recipe, "test", distributed)
+    else:
+        source = both.train if args.split == "train" else both.val
+    if args.most and args.most < len(source):
+        source = take(source, args.most, recipe.seed)
     network, (weights,) = trained.networks(
         [(run, loaded)], len(source.classes), args.weights, distributed
     )
     network.eval()
-    looked_at = take(source, min(args.most or len(source), len(source)), recipe.seed)
     task = build.task(recipe, source.classes)
-    said = trained.answers(
-        recipe, looked_at, task, engine.looking(network), distributed, pixels=task.dense
-    )
+    forward = engine.looking(network)
+    said = trained.answers(recipe, source, task, forward, distributed, pixels=task.dense)
     writer = Writer(run)
-    parts = (masks if task.dense else labels)(said, looked_at, task, writer)
-    panels = build.microscope(recipe, build.split(recipe, "train", distributed))
+    parts = (masks if task.dense else labels)(said, source, task, writer)
+    panels = build.microscope(recipe, both.train)
     return writer.finish(
         Gallery(
             weights=short(os.path.relpath(weights, run), 300),
             split=args.split,
-            images=len(looked_at),
+            images=len(source),
             classes=tuple(short(name, 80) for name in source.classes),
             microscope=tuple(panel(one, writer) for one in panels),
             **parts,
@@ -123,7 +127,7 @@ def labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
     matrix = np.zeros((classes, classes), np.int64)
     answers = []  # (index, truth, [(class, probability), …])
     for answer in said:
-        shares, ids = answer.probabilities.float().topk(min(NAMED, classes))
+        shares, ids = answer.probabilities.float().nan_to_num(0).topk(min(NAMED, classes))
         pairs = list(zip(ids.tolist(), shares.tolist(), strict=True))
         truth = int(answer.target)
         matrix[truth, pairs[0][0]] += 1
@@ -131,17 +135,12 @@ def labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
     wrong = [a for a in answers if a[2][0][0] != a[1]]
     right = [a for a in answers if a[2][0][0] == a[1]]
     lot = generator(0, "gallery").permutation(len(right))[:RIGHT]
-    chosen = {
-        "right": [right[place] for place in lot],
-        "wrong": sorted(wrong, key=lambda a: -a[2][0][1])[:WRONG],
-    }
+    sure = sorted(wrong, key=lambda a: -a[2][0][1])[:WRONG]
     small = classes <= galleries.MOST_CLASSES
     return {
         "confusion": tuple(map(tuple, matrix.tolist())) if small else (),
-        **{
-            name: tuple(kept_answer(a, source, writer) for a in some)
-            for name, some in chosen.items()
-        },
+        "right": tuple(kept_answer(right[place], source, writer) for place in lot),
+        "wrong": tuple(kept_answer(answer, source, writer) for answer in sure),
     }
 
 
@@ -186,10 +185,14 @@ def masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[s
 def seen(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Picture (H, W, 3), and its true and predicted class ids (H, W), all uint8."""
     from . import trained
+    from .core.targets import to_masks
 
     picture = answer.pixels.permute(1, 2, 0).cpu().numpy()
-    truth = answer.target.cpu().numpy().astype(np.uint8)
-    return picture, truth, trained.mask_of(answer.probabilities, None, smooth=False)
+    return (
+        picture,
+        to_masks(answer.target).cpu().numpy(),
+        trained.mask_of(answer.probabilities, None, smooth=False),
+    )
 
 
 def kept_mask(shown: tuple, writer: Writer) -> Mask:

@@ -80,6 +80,7 @@ def predict(args: argparse.Namespace) -> int:
         )
         refine = None if args.no_refine else trained.refining(recipe)
         task = build.task(recipe, source.classes)
+        trained.check_looks(task, args)
         said = trained.answers(recipe, source, task, forward, distributed, refine)
         console = Console(stderr=True)
         bar = track(said, "predicting", len(source), console=console, disable=args.json)
@@ -130,10 +131,8 @@ def labels(
     answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Write predictions.csv: each picture's likeliest classes."""
-    for option in ("overlays", "submission", "smooth", "pseudo_labels", "size"):
-        if getattr(args, option):
-            name = option.replace("_", "-")
-            raise UserError(f"--{name} is for masks; this run names one class per picture.")
+    if args.pseudo_labels:
+        raise UserError("--pseudo-labels is for masks; this run names one class per picture.")
     most = min(TOP, len(source.classes))
     header = ["picture"] + [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
     path = folder_of(args) / "predictions.csv"

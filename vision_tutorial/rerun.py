@@ -16,7 +16,6 @@ from .core.run import Run
 from .core.verdict import Verdict, differences, edited, first_difference, judge
 
 NOT_REPRODUCED = 1  # the exit code
-STOPPED = (ExitCode.PREEMPTED, -15)
 LOOK = 0.25  # seconds between two looks at what the second run has done
 
 
@@ -69,13 +68,13 @@ def rerun(args: argparse.Namespace) -> int:
     told.surroundings(expected(world))
     with Stop().listening() as stop:
         folder, code = train(told, world, args, stop)
-    if stop.asked or code in STOPPED:
-        say(f"stopped. Go on with: vision-tutorial train {folder}")
-        say(f"Then: vision-tutorial rerun {args.run} --against {folder}")
+    here = read(folder) if (folder / "recipe.yaml").is_file() else None
+    if stop.asked or (here and here.status == "preempted"):
+        if here:
+            say(f"stopped. Go on with: vision-tutorial train {folder}")
+            say(f"Then: vision-tutorial rerun {args.run} --against {folder}")
         return ExitCode.PREEMPTED
-    if not (folder / "recipe.yaml").is_file():
-        return code
-    return tell(judge(there, read(folder), epochs, args.spread))
+    return tell(judge(there, here, epochs, args.spread)) if here else code
 
 
 def say(line: str) -> None:

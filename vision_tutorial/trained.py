@@ -1,5 +1,6 @@
 """Runs -> networks with their weights -> answers: what `evaluate` and `predict` share."""
 
+import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,13 @@ def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
                 "Set it alike for all (--set)."
             )
     return recipes[0]
+
+
+def check_looks(task: Task, args: argparse.Namespace) -> None:
+    """UserError for options that only make sense where every pixel has an answer."""
+    for option in () if task.dense else ("size", "window", "submission", "overlays", "smooth"):
+        if getattr(args, option, None):
+            raise UserError(f"--{option} is for masks; this run names one class per picture.")
 
 
 def networks(

@@ -1,8 +1,14 @@
-"""Seats: which GPUs and cores a child gets."""
+"""Children: which GPUs and cores they get, and how they are asked to stop."""
+
+import os
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 
 from vision_tutorial.core import children
+from vision_tutorial.core.children import Stop
 from vision_tutorial.core.errors import UserError
 
 
@@ -23,3 +29,22 @@ def test_seats(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [seat.gpus for seat in children.seats(None)] == [("3",), ("GPU-77",)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert [seat.gpus for seat in children.seats(None)] == [()]
+
+
+def test_a_training_on_several_processes_starts_through_the_launcher() -> None:
+    one, two = (children.training(["r.yaml"], processes) for processes in (1, 2))
+    assert one[1:] == ["-m", "vision_tutorial.train", "r.yaml"]
+    assert Path(two[1]).name == "launch.py" and Path(two[1]).is_file()
+    assert two[2:] == ["--nproc", "2", *one[1:]]
+
+
+def test_a_signal_asks_each_child_once_also_one_that_is_just_starting() -> None:
+    stop = Stop()
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with stop.listening():
+        first = children.start(sleep)
+        stop.watch(first)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        late = children.start(sleep)
+        stop.watch(late)
+        assert stop.asked and [first.wait(), late.wait()] == [-signal.SIGTERM] * 2

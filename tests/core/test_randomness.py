@@ -89,6 +89,8 @@ def test_a_pictures_draws_depend_on_its_item_alone():
     assert np.array_equal(uniforms(7, items, 3, block=2), whole[:, 8:])
     later = uniforms(7, items, 4, block=np.array([1, 0, 1, 0]))
     assert np.array_equal(later[0], whole[0, 4:8]) and np.array_equal(later[1], whole[1, :4])
+    alone = uniforms(7, items[:1], 4, block=np.array([1]))
+    assert np.array_equal(alone[0], whole[0, 4:8]) and alone.dtype == whole.dtype
     assert not np.array_equal(uniforms(8, items, 11), whole)
 
 

@@ -65,7 +65,9 @@ def complaint(path, *overrides) -> str:
 def test_the_three_forms_with_their_defaults(write):
     recipe = load(write()).recipe
     assert recipe.name == "r"
-    assert recipe.dataset == Choice("shapes", {"size": 32, "train": 4000, "test": 1000, "seed": 0})
+    assert recipe.dataset == Choice(
+        "shapes", {"size": 32, "train": 4000, "test": 1000, "seed": 0, "masks": False}
+    )
     assert [c.name for c in recipe.augment] == ["random_crop", "hflip"]
     assert recipe.augment[0].options["padding"] == 2
     assert recipe.augment[0].options["mode"] == "constant"  # the entry's default, filled in
@@ -218,7 +220,7 @@ COMPLAINTS = {
     "optimizer: sgd": "optimizer.sgd: 'sgd' needs a value for 'lr'. Its options: (lr, weight_decay",
     "optimizer: {sdg: {lr: 1}}": "no optimizer called 'sdg'; did you mean 'sgd'?",
     "schedule: {multistep: {milestones: [1, two]}}": 'milestones: given [1, "two"]; expected: a va',
-    "task: segment": "task.segment: no task called 'segment'. Known: classification, segmentation",
+    "task: segment": "task.segment: no task called 'segment'; did you mean 'segmentation'?",
     "epochs: 1e3": "r.yaml:11: epochs: given 1000.0; expected: a valid integer.",
     "epochs: true": "epochs: given true; expected: a valid integer.",
     "epochs: '3'": 'epochs: given "3"; expected: a valid integer.',

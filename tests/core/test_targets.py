@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vision_tutorial.core.targets import IGNORE, is_map, mix, to_ids, to_map, valid
+from vision_tutorial.core.targets import (
+    IGNORE,
+    VOID,
+    from_masks,
+    is_map,
+    mix,
+    to_ids,
+    to_map,
+    to_masks,
+    valid,
+)
 
 SHAPES = [(6,), (4, 3), (3, 2, 5), (2, 3, 2, 2)]
 
@@ -81,3 +91,10 @@ def test_a_mixed_target_is_what_torch_calls_soft_labels():
     mixed = F.cross_entropy(logits, mix(one, other, 0.3, 4))
     parts = 0.3 * F.cross_entropy(logits, one) + 0.7 * F.cross_entropy(logits, other)
     assert torch.allclose(mixed, parts)
+
+
+def test_masks_come_back_as_they_were():
+    masks = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    ids = from_masks(masks)
+    assert ids[masks == VOID].tolist() == [IGNORE]
+    assert torch.equal(to_masks(ids), masks) and to_masks(ids).dtype == torch.uint8

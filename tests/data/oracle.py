@@ -87,7 +87,13 @@ def solarize_add(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Im
     return picture.point(table * 3)
 
 
+def linear(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Image:
+    table = [math.floor(args[0] * value + args[1] + 0.5) for value in range(256)]
+    return picture.point([min(max(value, 0), 255) for value in table] * 3)
+
+
 SPECIAL = {
+    Op.LINEAR: linear,
     Op.RESAMPLE: resample,
     Op.WINDOW: window,
     Op.AFFINE: affine,
@@ -159,6 +165,9 @@ def random_slot(
         if op in (Op.POSTERIZE, Op.SOLARIZE_ADD):
             drawn = np.floor(drawn)
         args[:, 0] = np.where(rng.random(batch) < 0.5, rng.choice(special, batch), drawn)
+    elif op == Op.LINEAR:
+        args[:, 0] = np.where(rng.random(batch) < 0.5, rng.choice(FACTORS, batch), 1.0)
+        args[:, 1] = rng.choice([0, 0.5, -0.5, 51, -51.0, 300, *rng.uniform(-60, 60, 6)], batch)
     return slot
 
 

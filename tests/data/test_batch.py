@@ -7,7 +7,7 @@ import torch
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms.v2.functional import normalize as oracle
 
-from vision_tutorial.data.batch import COLOURS, erase_singly, finisher
+from vision_tutorial.data.batch import COLOURS, Finisher, erase_singly
 from vision_tutorial.data.loader import Raw
 
 CPU = torch.device("cpu")
@@ -21,14 +21,14 @@ def raw(n: int = 6) -> Raw:
 
 @pytest.mark.parametrize("name", COLOURS)
 def test_normalises_as_torchvision_does(name: str) -> None:
-    batch = finisher(device=CPU, colours=COLOURS[name], channels_last=False)(raw())
+    batch = Finisher(device=CPU, colours=COLOURS[name], channels_last=False)(raw())
     expected = oracle(raw().images.double() / 255, *map(list, COLOURS[name]))
     torch.testing.assert_close(batch.images.double(), expected, atol=2e-6, rtol=0)
 
 
 def test_normalises_bit_for_bit_as_timms_prefetch_loader() -> None:
     mean, std = COLOURS["imagenet"]
-    batch = finisher(device=CPU, colours=(mean, std), channels_last=True)(raw())
+    batch = Finisher(device=CPU, colours=(mean, std), channels_last=True)(raw())
     scaled = [torch.tensor([x * 255 for x in values]).view(1, 3, 1, 1) for values in (mean, std)]
     assert torch.equal(batch.images, raw().images.float().sub(scaled[0]).div(scaled[1]))
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -36,13 +36,13 @@ def test_normalises_bit_for_bit_as_timms_prefetch_loader() -> None:
 
 def test_erases_by_address_not_by_batch() -> None:
     erase = partial(erase_singly, [RandomErasing(probability=0.9, mode="pixel", device="cpu")], 4)
-    whole = finisher(device=CPU, colours=COLOURS["none"], channels_last=False, erase=erase)
+    whole = Finisher(device=CPU, colours=COLOURS["none"], channels_last=False, erase=erase)
     together = whole(raw()).images
     alone = torch.cat([whole(piece).images for piece in raw().parts(3)])
     order = torch.cat([piece.target for piece in raw().parts(3)])
     assert torch.equal(together[order], alone)
     assert not torch.equal(
-        together, finisher(device=CPU, colours=COLOURS["none"], channels_last=False)(raw()).images
+        together, Finisher(device=CPU, colours=COLOURS["none"], channels_last=False)(raw()).images
     )
 
 
@@ -51,13 +51,13 @@ def test_mixing_is_the_same_for_every_split_into_parts() -> None:
     from vision_tutorial.data import mix
 
     mixing = mix.mix([Term("cutmix"), Term("mixup")])
-    finish = finisher(
+    finish = Finisher(
         device=CPU, colours=COLOURS["none"], channels_last=False, mixing=mixing, classes=12, seed=1
     )
     big = raw(12)
     for step in range(8):
         whole = finish(big, step)
-        pieces = [finish(piece, step) for piece in big.parts(3)]
+        pieces = list(finish.parts(big, step, 3))
         order = torch.cat([piece.target for piece in big.parts(3)])
         assert torch.equal(whole.images[order], torch.cat([p.images for p in pieces]))
         assert torch.equal(whole.target[order], torch.cat([p.target for p in pieces]))
@@ -67,8 +67,8 @@ def test_versions_of_a_picture_stand_behind_each_other() -> None:
     """AugMix's layout, as timm's AugMixDataset and its collate make it: all clean ones first."""
     several = raw(4)
     several.images = torch.stack([several.images, several.images + 1, several.images + 2], 1)
-    batch = finisher(device=CPU, colours=COLOURS["none"], channels_last=False)(several)
-    clean = finisher(device=CPU, colours=COLOURS["none"], channels_last=False)(raw(4))
+    batch = Finisher(device=CPU, colours=COLOURS["none"], channels_last=False)(several)
+    clean = Finisher(device=CPU, colours=COLOURS["none"], channels_last=False)(raw(4))
     assert batch.images.shape == (12, 3, 8, 8)
     assert torch.equal(batch.images[:4], clean.images)
     last = (batch.images[8:].mul(255).round() - 2).remainder(256)

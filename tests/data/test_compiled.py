@@ -54,7 +54,8 @@ def test_order_of_the_two_passes_is_pillows(size):
     assert differing(images, [resize]) == []
 
 
-def test_chains_and_threads():
+def test_chains_and_threads(monkeypatch):
+    monkeypatch.setattr(compiled, "SHARE", 1000)  # pixels, so that a few small pictures are many
     rng = np.random.default_rng(0)
     images = channels_last(drawn(rng, 300, 17, 13))
     slots = chain(rng, 300, 17, 13)
@@ -72,14 +73,27 @@ def test_takes_pictures_by_index_from_a_mapped_file(tmp_path):
     assert np.array_equal(compiled.apply(mapped, indices, []), images[indices])
 
 
+@pytest.mark.parametrize(
+    ("count", "pixels", "expected"),
+    [(300, 1024, 2), (256, 1024, 2), (255, 1024, 1), (3, 65536, 1), (4, 65536, 2), (1, 2**20, 1)],
+)
+def test_a_thread_is_worth_a_share_of_pixels(count, pixels, expected):
+    spans = []
+    compiled.in_parts(count, pixels, 8 if expected == 1 else 2, lambda a, b: spans.append((a, b)))
+    assert len(spans) == expected
+    assert sorted(spans)[0][0] == 0 and sorted(spans)[-1][1] == count
+
+
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_normalize_is_the_table(last, threads):
+def test_normalize_is_the_table(monkeypatch, last, threads):
+    monkeypatch.setattr(compiled, "SHARE", 10)
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (70, 4, 3, 3), dtype=np.uint8)
+    rows = rng.permutation(70)[:45]
     table = rng.random((3, 256)).astype(np.float32)
-    found = compiled.normalize(images, table, last, threads)
-    wanted = np.stack([table[c][images[..., c]] for c in range(3)], -1)
+    found = compiled.normalize(images, rows, table, last, threads)
+    wanted = np.stack([table[c][images[rows][..., c]] for c in range(3)], -1)
     assert np.array_equal(found, wanted if last else wanted.transpose(0, 3, 1, 2))
 
 

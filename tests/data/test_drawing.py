@@ -25,7 +25,7 @@ from vision_tutorial.data.augment import RANDOM
 from vision_tutorial.data.drawing import DRAWERS, ERASING, Draws, program
 from vision_tutorial.data.operations import Op
 
-NO_BATCHED_FORM = {"aug_mix", "gaussian_blur"}
+NO_BATCHED_FORM = {"aug_mix", "gaussian_blur", "random_scale", "equalize_luma", "clahe"}
 MANY = 20_000
 
 
@@ -282,6 +282,25 @@ def test_coins(name):
         assert abs((slot.codes > 0).mean() - p) <= 5 * math.sqrt(p * (1 - p) / MANY)
 
 
+def test_turns_are_even_and_as_frequent_as_p_says():
+    (slot,) = drawer("rotate", limit=25, p=0.3)(draws(MANY), (20, 30))
+    turned = slot.codes == Op.AFFINE
+    assert abs(turned.mean() - 0.3) < 5 * math.sqrt(0.21 / MANY)
+    angles = np.degrees(np.arcsin(slot.args[turned, 1]))
+    assert chi2_fits(np.histogram(angles, 20, (-25, 25))[0], np.ones(20))
+    assert set(slot.args[:, 6]) == {1.0} and slot.fill == (124, 116, 104)
+
+
+def test_brightness_and_contrast_are_even_and_apart():
+    (slot,) = drawer("brightness_contrast", limit=0.2, p=0.5)(draws(MANY), (4, 4))
+    changed = slot.codes == Op.LINEAR
+    assert abs(changed.mean() - 0.5) < 5 * math.sqrt(0.25 / MANY)
+    factor, shift = slot.args[changed, :2].T
+    assert chi2_fits(np.histogram(factor, 20, (0.8, 1.2))[0], np.ones(20))
+    assert chi2_fits(np.histogram(shift, 20, (-51, 51))[0], np.ones(20))
+    assert abs(np.corrcoef(factor, shift)[0, 1]) < 5 / math.sqrt(changed.sum())
+
+
 # --- pictures: the whole way against timm's own, with the same outcome of every draw -----------
 
 
@@ -346,6 +365,30 @@ def test_evaluation_pictures_are_torchvisions(size):
         found = compiled.apply(images, np.arange(12), slots)
         for image, picture in zip(images, found, strict=True):
             assert np.array_equal(picture, theirs(Image.fromarray(image)))
+
+
+@pytest.mark.parametrize("name", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(32, 32), (47, 33)])
+def test_turned_pictures_are_pillows(name, size):
+    images = channels_last(drawn(np.random.default_rng(3), 12, *size))
+    (slot,) = drawer("rotate", limit=180, p=1, interpolation=name)(draws(12), size)
+    found = compiled.apply(images, np.arange(12), [slot])
+    angles = 180 * (2 * draws(12)(2)[:, 1] - 1)
+    mode = Image.Resampling[name.upper()]
+    for image, picture, angle in zip(images, found, angles, strict=True):
+        wanted = Image.fromarray(image).rotate(angle, mode, fillcolor=FILL)
+        assert np.array_equal(picture, wanted)
+
+
+def test_a_size_of_two_numbers_is_both_sides():
+    images = channels_last(drawn(np.random.default_rng(3), 4, 40, 30))
+    (slot,) = drawer("resize", size=(20, 50))(draws(4), (40, 30))
+    found = compiled.apply(images, np.arange(4), [slot])
+    singly = augments.bind("resize", size=(20, 50))()
+    for image, picture in zip(images, found, strict=True):
+        wanted = Image.fromarray(image).resize((50, 20), Image.Resampling.BICUBIC)
+        assert np.array_equal(picture, wanted)
+        assert np.array_equal(picture, singly(Image.fromarray(image)))
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])

@@ -14,6 +14,7 @@ from vision_tutorial.core.grammar import Choice
 from vision_tutorial.core.loading import load
 from vision_tutorial.core.recipe import Recipe
 from vision_tutorial.core.registry import augments
+from vision_tutorial.core.targets import VOID
 from vision_tutorial.data import feeding
 from vision_tutorial.data.microscope import Panel, apart, microscope
 
@@ -102,11 +103,17 @@ def test_mixed_pictures_are_called_by_their_shares(repository: Path) -> None:
 def test_masks_go_along(repository: Path) -> None:
     dense = ["task=segmentation", "dataset={shapes: {train: 40, test: 20, size: 16, masks: true}}"]
     dense += ["model={unet: {channels: [4, 8]}}", "loss=cross_entropy", "mix=cutmix"]
-    panels = looked(repository, *dense, "augment=[{hflip: {p: 1.0}}]")
+    panels = looked(
+        repository, *dense, "augment=[{hflip: {p: 1.0}}, {rotate: {limit: 90, p: 0.1}}]"
+    )
     start = panels[0].shots[0]
     (mirrored,) = by_title(panels, "hflip").shots
     assert start.mask.shape == (16, 16) and start.mask.max() > 0
     assert (mirrored.mask == start.mask[:, ::-1]).all()
+    turned = by_title(panels, "rotate").shots
+    known = {VOID, *np.unique(start.mask).tolist()}
+    assert any(VOID in shot.mask for shot in turned)
+    assert all(set(np.unique(shot.mask).tolist()) <= known for shot in turned)
     for shot in by_title(panels, "cutmix").shots:
         same = (shot.pixels == start.pixels).all(-1)
         assert (shot.mask == start.mask)[same].mean() > 0.95  # equal pixels by chance

@@ -229,7 +229,7 @@ def test_lovasz_takes_one_hot_maps_and_refuses_shares():
         ("tversky", {"alpha": -0.1}, "tversky: alpha is -0.1"),
         ("tversky", {"beta": -0.1}, "tversky: beta is -0.1"),
         ("tversky", {"gamma": -1.0}, "tversky: gamma is -1.0"),
-        ("tanimoto", {"smooth": -1.0}, "smooth is -1.0"),
+        ("tanimoto", {"smooth": -1.0}, "tanimoto: smooth is -1.0"),
     ],
 )
 def test_bad_options_are_told(name, options, words):

@@ -127,16 +127,16 @@ def test_a_folder_of_pseudo_labels(tmp_path, unlabelled):
     assert listed(target) == [
         "images/a.png",
         "images/b.jpg",
+        "ledger.json",
         "masks/a.png",
         "masks/b.png",
-        "pseudo_labels.json",
     ]
     assert np.array(Image.open(target / "masks/a.png")).tolist() == [[0, 1], [2, 255]]
     assert np.array(Image.open(target / "masks/b.png")).tolist() == [[0, 1], [255, 255]]
     assert (target / "images/b.jpg").read_bytes() == unlabelled[1][0].read_bytes()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
-    found = json.loads((target / "pseudo_labels.json").read_text())
+    found = json.loads((target / "ledger.json").read_text())
     assert found["runs"] == ["runs/r1/x"]
     assert found["rule"] == {"min_confidence": 0.5, "pixel_threshold": 0.85}
     assert (found["unlabelled"], found["kept"]) == (3, 2)

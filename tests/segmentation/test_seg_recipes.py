@@ -37,7 +37,10 @@ def shrunk(recipe: Recipe) -> Recipe:
             for c in chain
         )
 
-    model = Choice(recipe.model.name, Options({**recipe.model.options, "pretrained": False}))
+    options = {**recipe.model.options, "pretrained": False}
+    if recipe.model.name == "deconvnet" and recipe.name != "d-v2":
+        options["hidden"] = 256  # 4,096 take half a minute, and d-v2 has them
+    model = Choice(recipe.model.name, Options(options))
     pictures = Options({"masks": True, "size": 64, "train": 4, "test": 2, "seed": 0})
     return recipe.model_copy(
         update={

@@ -3,7 +3,7 @@
     RUN/gallery/  gallery.json  and the pictures that it names
 
 `gallery.json` is written last and replaced as a whole, and pictures are named by their contents, so
-a reader sees one gallery or none, also while another is being made.
+nobody is shown half a gallery, or one picture for another.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from .errors import UserError, short
 from .recipe import Frozen
-from .writing import replacing, write_bytes, write_text
+from .writing import replacing, storage, write_bytes, write_text
 
 FOLDER, FILE = "gallery", "gallery.json"
 MOST_BYTES = 8 * 2**20  # of gallery.json
@@ -34,7 +34,7 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 class Picture(Frozen):
     """A file in the gallery's folder, and its size in pixels."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}\.(png|webp)$")]
+    name: Annotated[str, Field(pattern=r"^[0-9a-f]{16}\.(png|webp)$")]
     width: Side
     height: Side
 
@@ -107,8 +107,13 @@ def read(run: Path) -> Gallery:
         raise UserError(f"{path} is damaged ({said}). Make it again: gallery {run}.") from error
 
 
+def digest(data: bytes) -> str:
+    """What a picture's file is called."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def picture_bytes(run: Path, picture: Picture) -> bytes:
-    """The file of a picture. UserError unless it is a picture of a modest size."""
+    """The file of a picture. UserError unless it is the picture that was kept, of a modest size."""
     path = run / FOLDER / picture.name
     try:
         with path.open("rb") as file:
@@ -118,6 +123,8 @@ def picture_bytes(run: Path, picture: Picture) -> bytes:
     kind = path.suffix.removeprefix(".")
     if len(found) > MOST_BYTES_OF_A_PICTURE or not found.startswith(KINDS[kind]):
         raise UserError(f"{path}: no {kind} of at most {MOST_BYTES_OF_A_PICTURE:,} bytes.")
+    if digest(found) != path.stem:
+        raise UserError(f"{path} is damaged. Make it again: gallery {run}.")
     return found
 
 
@@ -126,7 +133,8 @@ class Writer:
 
     def __init__(self, run: Path):
         self.folder = run / FOLDER
-        self.folder.mkdir(exist_ok=True)
+        with storage(self.folder):
+            self.folder.mkdir(exist_ok=True)
         self.names: set[str] = set()
 
     def keep(self, pixels: Any, most: int = 256) -> Picture:
@@ -138,7 +146,7 @@ class Writer:
         out = io.BytesIO()
         kind = "png" if max(made.size) <= LOSSLESS_SIDE else "webp"
         made.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
-        name = f"{hashlib.sha256(out.getvalue()).hexdigest()[:16]}.{kind}"
+        name = f"{digest(out.getvalue())}.{kind}"
         if name not in self.names:
             self.names.add(name)
             with replacing(self.folder / name) as temporary:

@@ -96,7 +96,7 @@ def nothing_to_balance(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
             "a weight alone has nothing to be balanced with",
             "balance=fixed, or a second term",
         )
-    elif balance and balance.calibrate and (facts.steps or 0) and facts.steps <= balance.calibrate:
+    elif balance and balance.calibrate and facts.steps and facts.steps <= balance.calibrate:
         yield Advice(
             "balance",
             f"the calibration takes {balance.calibrate:,} steps, the training {facts.steps:,}",

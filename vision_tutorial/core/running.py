@@ -1,5 +1,6 @@
 """The trials of one stage run on a machine's seats, each once, until all have ended."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ from rich.text import Text
 
 from . import children
 from .children import Seat, Stop
-from .errors import ExitCode
 from .notation import duration
 from .processes import last_line
 from .sweeping import Trial
@@ -20,7 +20,6 @@ from .trials import Board, Standing, busy
 from .writing import storage
 
 TICK = 0.25  # seconds between two looks at the children
-STOPPED = (ExitCode.PREEMPTED, -15)  # asked to stop; before it could listen
 BEST_SHOWN = 3
 
 
@@ -103,7 +102,8 @@ class Shift:
         seconds = time.monotonic() - one.began
         self.starts.append(max(0.0, seconds - (found.seconds - one.before.seconds)))
         code = one.process.returncode
-        if found.state not in ("done", "failed") and code not in STOPPED:
+        told = found.stopped or self.stop.asked or found.state in ("done", "failed")
+        if not told and code != -signal.SIGTERM:  # sent before it could listen
             error = f"ended with code {code}: {last_line(self.board.log(one.trial))}"
             found = found._replace(state="failed", error=error)
             self.board.standings[one.trial.id] = found

@@ -32,7 +32,7 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         """The RGB picture and its target: a class id, or a mask uint8 (H, W), `files.VOID` where
-        nothing counts."""
+        nothing counts. Several threads may ask at once."""
 
     def key(self, index: int) -> str:
         """What the picture is called: its file's name, or its number."""

@@ -44,6 +44,11 @@ def from_masks(masks: Tensor) -> Tensor:
     return masks.long().masked_fill_(masks == VOID, IGNORE)
 
 
+def to_masks(ids: Tensor) -> Tensor:
+    """Class ids (B, H, W) -> masks uint8 as they lie in files, VOID where they are IGNORE."""
+    return ids.masked_fill(ids == IGNORE, VOID).to(torch.uint8)
+
+
 def sampled(values: Tensor, height: int, width: int) -> Tensor:
     """(…, H, W) -> (…, height, width) by nearest neighbours, row ⌊i·H/height⌋, as OpenCV and
     torch's `interpolate` choose it; the same pixels of logits and of ids."""

@@ -25,5 +25,5 @@ def verdict(found: Mapping[str, float]) -> str:
     step = found["data"] + found["device"]
     waits = found["data"] / step if step else 0.0
     word = "data-bound" if waits > BOUND else "slowed by data" if waits > SLOWED else "device-bound"
-    each = ", ".join(f"{part} {100 * share:.0f} %" for part, share in found.items())
-    return f"{word}: {100 * waits:.0f} % of a step waits; {each}"
+    beside = " and ".join(f"{100 * found[part]:.0f} % {part}" for part in ("evaluation", "saving"))
+    return f"{word}: {100 * waits:.0f} % of a step waits; {beside} of the time"

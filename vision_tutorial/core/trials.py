@@ -15,10 +15,11 @@ State = Literal["new", "unfinished", "done", "failed"]
 
 
 class Standing(NamedTuple):
-    """How far one trial is. best, last: the metric, of a trial that is done."""
+    """How far one trial is. stopped: as asked, and saved. best, last: the metric, once done."""
 
     state: State
     epochs: int = 0
+    stopped: bool = False
     seconds: float = 0.0  # of training and evaluation
     best: float | None = None
     last: float | None = None
@@ -43,7 +44,8 @@ def standing(run: Path, sweep: Sweep) -> Standing:
         kept = logbook.read(run)
     except UserError as error:
         return Standing("failed", error=f"damaged: {error}")
-    found = Standing("unfinished", kept.epochs, kept.seconds or 0.0)
+    stopped = kept.status in ("preempted", "paused")
+    found = Standing("unfinished", kept.epochs, stopped, kept.seconds or 0.0)
     if kept.status == "failed":
         facts = runs.read_json(run / "status.json")
         error = f"exit code {facts.get('exit_code')}: {facts.get('error')}"

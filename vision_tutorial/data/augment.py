@@ -32,8 +32,9 @@ from ..core.registry import augments
 from .limits import MOST_PIXELS, check, check_colour, check_name, check_size, check_span
 
 # Entries that place and cut a picture; AugMix's copies (the jsd loss) share what these did.
-FRAMING = {"random_resized_crop", "random_crop", "hflip", "vflip", "resize", "center_crop"} | {
-    "random_scale"
+FRAMING = {
+    *("random_resized_crop", "random_crop", "center_crop", "resize", "random_scale"),
+    *("hflip", "vflip"),
 }
 Transform = Callable[[Any], Any]
 

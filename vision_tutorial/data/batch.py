@@ -1,14 +1,15 @@
 """The last steps of the data path, on the device and by batch: mix, normalise, erase."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import targets
 from ..core.randomness import address
 from ..core.task import Batch
-from .loader import Raw, seed_generators
+from .loader import Raw, chosen, part, seed_generators
 from .mix import Mix, leave
 
 # Per-channel mean and standard deviation of pixels in 0 … 1.
@@ -32,16 +33,18 @@ def normalize(images: Tensor, colours: tuple[Sequence[float], Sequence[float]]) 
 
 def compiled_normalize(
     colours: tuple[Sequence[float], Sequence[float]], channels_last: bool, threads: int
-) -> Callable[[Tensor], Tensor]:
-    """`normalize` by a table of its 256 results a channel: the same bits, in one pass."""
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """`normalize` of some rows by a table of its 256 results a channel: the same bits, in one
+    pass."""
     from . import compiled
 
     levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
     table = normalize(levels, colours).reshape(3, 256).numpy()
 
-    def scale(images: Tensor) -> Tensor:
+    def scale(images: Tensor, rows: Tensor | None) -> Tensor:
         pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-        made = torch.from_numpy(compiled.normalize(pixels, table, channels_last, threads))
+        some = np.arange(len(pixels)) if rows is None else rows.numpy()
+        made = torch.from_numpy(compiled.normalize(pixels, some, table, channels_last, threads))
         return made.permute(0, 3, 1, 2) if channels_last else made
 
     return scale
@@ -58,41 +61,56 @@ def erase_singly(
     return images
 
 
-def finisher(
-    *,
-    device: torch.device,
-    colours: tuple[Sequence[float], Sequence[float]],
-    channels_last: bool,
-    mixing: Mix = leave,
-    erase: Callable[[Tensor, Tensor], Tensor] = lambda images, items: images,
-    threads: int = 0,
-    classes: int = 0,
-    seed: int = 0,
-    pixels: bool = False,
-) -> Callable[[Raw, int], Batch]:
-    """A function (raw batch, step) -> Batch on `device`; no mixing and no erasing evaluates.
+class Finisher:
+    """(raw batch, step) -> Batch on `device`; no mixing and no erasing evaluates.
 
     A batch (B, V, 3, H, W) of V versions becomes (V·B, 3, H, W), all first versions first. Masks
     become class ids. threads: for compiled code on the CPU; 0 does without it. pixels: whether the
     batch also keeps its pictures as they were before normalising.
     """
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    scale = compiled_normalize(colours, channels_last, threads) if threads else None
 
-    def finish(raw: Raw, step: int = 0) -> Batch:
-        images = raw.images.to(device, non_blocking=True)
-        target = raw.target.to(device, non_blocking=True)
-        items = raw.items
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        colours: tuple[Sequence[float], Sequence[float]],
+        channels_last: bool,
+        mixing: Mix = leave,
+        erase: Callable[[Tensor, Tensor], Tensor] = lambda images, items: images,
+        threads: int = 0,
+        classes: int = 0,
+        seed: int = 0,
+        pixels: bool = False,
+    ):
+        self.device, self.mixing, self.erase = device, mixing, erase
+        self.classes, self.seed, self.pixels = classes, seed, pixels
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        table = compiled_normalize(colours, channels_last, threads) if threads else None
+        self.scale = table or (lambda images, rows: normalize(chosen(images, rows), colours))
+
+    def __call__(self, raw: Raw, step: int = 0) -> Batch:
+        """The whole batch."""
+        (batch,) = self.parts(raw, step, 1)
+        return batch
+
+    def parts(self, raw: Raw, step: int, count: int) -> Iterator[Batch]:
+        """`count` micro-batches that keep mirror pairs together, of a batch that is mixed whole."""
+        images = raw.images.to(self.device, non_blocking=True)
+        target = raw.target.to(self.device, non_blocking=True)
         if target.dtype == torch.uint8:
             target = targets.from_masks(target)
+        items, n = raw.items, len(raw)
+        images, target = self.mixing(images, target, self.classes, self.seed, step, items)
+        for index in range(count):
+            rows = torch.from_numpy(part(n, index, count)) if count > 1 else None
+            yield self.finished(images, *(chosen(tensor, rows) for tensor in (target, items)), rows)
+
+    def finished(self, images: Tensor, target: Tensor, items: Tensor, rows: Tensor | None) -> Batch:
+        """The pictures `rows` (None: all) of a mixed batch, and what belongs to these."""
         if images.dim() == 5:
             versions = images.shape[1]
-            images = images.transpose(0, 1).flatten(0, 1)
+            images, rows = chosen(images, rows).transpose(0, 1).flatten(0, 1), None
             target = target.repeat(versions)
             items = torch.cat([items + items.new_tensor([0, v << 40]) for v in range(versions)])
-        images, target = mixing(images, target, classes, seed, step, items)
-        made = scale(images) if scale else normalize(images, colours)
-        made = erase(made, items).contiguous(memory_format=layout)
-        return Batch(made, target, images if pixels else None)
-
-    return finish
+        made = self.erase(self.scale(images, rows), items).contiguous(memory_format=self.layout)
+        return Batch(made, target, chosen(images, rows) if self.pixels else None)

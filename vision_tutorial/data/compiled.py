@@ -25,7 +25,7 @@ from .operations import Op, Slot
 
 logger = logging.getLogger(__name__)
 
-SHARE = 128  # pictures that are worth a thread
+SHARE = 128 * 32 * 32  # pixels that are worth a thread
 
 kept = njit(nogil=True, cache=True, error_model="numpy")
 # numba looks at a function's own file only to tell whether what it kept is stale.
@@ -47,21 +47,25 @@ def apply(
         packed = pack(slots, images.shape[1:3])
         images = images.view()
         images.flags.writeable = False  # one type for numba, wherever the pixels lie
-        in_parts(len(indices), threads, lambda a, b: run(images, indices, a, b, out, *packed))
+        pixels = max(height * width, images.shape[1] * images.shape[2])
+        count = len(indices)
+        in_parts(count, pixels, threads, lambda a, b: run(images, indices, a, b, out, *packed))
     else:
         np.take(images, indices, axis=0, out=out)
     return out
 
 
 def normalize(
-    images: np.ndarray, table: np.ndarray, channels_last: bool, threads: int = 1
+    images: np.ndarray, rows: np.ndarray, table: np.ndarray, channels_last: bool, threads: int = 1
 ) -> np.ndarray:
-    """uint8 (B, H, W, 3) -> float32 by table (3, 256): (B, H, W, 3), or (B, 3, H, W)."""
-    count, height, width, _ = images.shape
+    """Pictures `rows` (B,) of uint8 (N, H, W, 3) -> float32 by table (3, 256): (B, H, W, 3), or
+    (B, 3, H, W)."""
+    count, (height, width) = len(rows), images.shape[1:3]
     shape = (count, height, width, 3) if channels_last else (count, 3, height, width)
     out = np.empty(shape, np.float32)
     fill = look_up_last if channels_last else look_up_first
-    in_parts(count, threads, lambda a, b: fill(images[a:b], table, out[a:b]))
+    pixels = height * width
+    in_parts(count, pixels, threads, lambda a, b: fill(images, rows[a:b], table, out[a:b]))
     return out
 
 
@@ -72,9 +76,9 @@ def announce() -> None:
         logger.warning("compiling the augmentations for this machine, once: some fifteen seconds")
 
 
-def in_parts(count: int, threads: int, work: Callable[[int, int], None]) -> None:
-    """work(first, last) over all of 0 … count, on up to `threads` threads."""
-    parts = max(1, min(threads, count // SHARE))
+def in_parts(count: int, pixels: int, threads: int, work: Callable[[int, int], None]) -> None:
+    """work(first, last) over 0 … count, pictures of so many pixels, on up to `threads` threads."""
+    parts = max(1, min(threads, count, count * pixels // SHARE))
     edges = np.linspace(0, count, parts + 1).astype(int).tolist()
     if parts == 1:
         work(0, count)
@@ -184,19 +188,21 @@ run = runner(VERSION)
 
 
 @kept
-def look_up_last(images: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    """out (B, H, W, 3) = table (3, 256) at images (B, H, W, 3)."""
-    values, found = images.reshape(-1, 3), out.reshape(-1, 3)
-    for p in range(len(values)):
-        for c in range(3):
-            found[p, c] = table[c, values[p, c]]
+def look_up_last(images: np.ndarray, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """out (B, H, W, 3) = table (3, 256) at pictures `rows` (B,) of images (N, H, W, 3)."""
+    for i in range(len(rows)):
+        values, found = images[rows[i]].reshape(-1, 3), out[i].reshape(-1, 3)
+        for p in range(len(values)):
+            for c in range(3):
+                found[p, c] = table[c, values[p, c]]
 
 
 @kept
-def look_up_first(images: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    """out (B, 3, H, W) = table (3, 256) at images (B, H, W, 3)."""
-    for i in range(len(images)):
+def look_up_first(images: np.ndarray, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """out (B, 3, H, W) = table (3, 256) at pictures `rows` (B,) of images (N, H, W, 3)."""
+    for i in range(len(rows)):
+        picture = images[rows[i]]
         for c in range(3):
             for y in range(images.shape[1]):
                 for x in range(images.shape[2]):
-                    out[i, c, y, x] = table[c, images[i, y, x, c]]
+                    out[i, c, y, x] = table[c, picture[y, x, c]]

@@ -18,7 +18,6 @@ from ..core.grammar import Choice
 from ..core.recipe import Colours, Recipe
 from ..core.registry import augments
 from ..core.sources import Source
-from ..core.task import Batch
 from . import batch, pipeline
 from .augment import FRAMING, RANDOM
 from .drawing import Program
@@ -170,10 +169,10 @@ def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
     return (given.mean, given.std) if isinstance(given, Colours) else batch.COLOURS[given]
 
 
-def finishing(recipe: Recipe, place: Place, **more: Any) -> Callable[[Raw, int], Batch]:
-    """(raw batch, step) -> Batch: colours, layout, and what `batch.finisher` takes beside."""
+def finishing(recipe: Recipe, place: Place, **more: Any) -> batch.Finisher:
+    """(raw batch, step) -> Batch: colours, layout, and what `batch.Finisher` takes beside."""
     compiled = place.device.type == "cpu" and pipeline.has_numba() and recipe.data.path != "timm"
-    return batch.finisher(
+    return batch.Finisher(
         device=place.device,
         colours=colours(recipe),
         channels_last=recipe.channels_last,

@@ -20,7 +20,7 @@ from ..core.randomness import address
 from ..core.registry import augments
 from .drawing import DRAWERS, ERASING, FILTERS, Drawer, Draws, Program, Size
 from .loader import Item, seed_generators
-from .masks import carried_out, of_masks
+from .masks import carried_out
 from .operations import Op, Slot, slot
 from .pipeline import carry_out
 
@@ -55,7 +55,7 @@ class Joint:
                 slots = part.slots(np.array([item]), pixels.shape[:2])
                 made = carry_out(pixels[None], ALONE, slots, threads=1)[0]
                 pixels = made.permute(1, 2, 0).numpy()
-                mask = carried_out(mask[None], ALONE, of_masks(slots))[0]
+                mask = carried_out(mask[None], ALONE, slots)[0]
             else:
                 key, transform = part
                 seed_generators(address(key, *item))

@@ -16,6 +16,7 @@ from timm.data import auto_augment as timm_policies
 from torch import Tensor
 from torchvision import transforms as tv
 
+from ..core import targets
 from ..core.errors import UserError
 from ..core.grammar import Choice, Term
 from ..core.notation import scalar
@@ -59,18 +60,20 @@ def microscope(recipe: Recipe, source: Source) -> list[Panel]:
     partner = int(others[0]) if len(others) else (index + 1) % len(source)
     plain = recipe.model_copy(update={"mix": None, "channels_last": False})
     framed = plain.model_copy(update={"augment": recipe.eval_augment})
-    start = shots(framed, source, [index], 1, f"{source.name} {source.key(index)}")
-    panels = [Panel("", start)]
+    (start,) = shots(framed, source, [index], 1, "")
+    panels = [Panel("", [start._replace(label=f"{source.name} {source.key(index)}")])]
     if recipe.augment:
-        panels.append(Panel("augment", shots(plain, source, [index], EPOCHS, "epoch {}")))
+        panels.append(Panel("augment", shots(plain, source, [index], EPOCHS, "epoch")))
     for choice in recipe.augment:
         alone = plain.model_copy(update={"augment": (surely(choice),)})
-        panels.append(Panel(written(choice), shots(alone, source, [index], DRAWS, "draw {}")))
-        parts = apart(choice, start[0].pixels, recipe.seed)
+        panels.append(Panel(written(choice), shots(alone, source, [index], DRAWS, "draw")))
+        parts = apart(choice, start.pixels, recipe.seed)
         panels += [Panel(f"{choice.name}, its parts", parts)] if parts else []
+    (other,) = shots(framed, source, [partner], 1, "")
+    of_one_size = framed if other.pixels.shape == start.pixels.shape else plain
     for term in recipe.mix or ():
-        mixing = framed.model_copy(update={"mix": (surely(replace(term, weight=1.0)),)})
-        made = shots(mixing, source, [index, partner], DRAWS, "draw {}")
+        alone = of_one_size.model_copy(update={"mix": (surely(replace(term, weight=1.0)),)})
+        made = shots(alone, source, [index, partner], DRAWS, "draw")
         panels.append(Panel(written(term), made))
     return panels
 
@@ -79,7 +82,7 @@ def shots(
     recipe: Recipe, source: Source, indices: Sequence[int], epochs: int, label: str
 ) -> list[Shot]:
     """The first of these pictures as training sees it in each epoch, where it differs from before;
-    labelled by the epoch, counted from 1, and by what it is called, where pictures are mixed."""
+    called `label` and the epoch, counted from 1, or by their shares, where pictures are mixed."""
     pictures = feeding.pictures(recipe, source)
     finish = feeding.finishing(
         recipe,
@@ -95,11 +98,12 @@ def shots(
             raise raw
         batch = finish(raw, epoch)
         pixels, target = visible(batch.images[0], feeding.colours(recipe)), batch.target[0]
+        shot = Shot(f"{label} {epoch + 1}", pixels)
         if source.dense:
-            ids = target.argmax(0) if target.dim() > 2 else target
-            shot = Shot(label.format(epoch + 1), pixels, ids.to(torch.uint8).numpy())
-        else:
-            shot = Shot(shares(target, source.classes) or label.format(epoch + 1), pixels)
+            masks = targets.to_masks(targets.to_ids(batch.target))
+            shot = shot._replace(mask=masks[0].numpy())
+        elif target.dim():
+            shot = shot._replace(label=shares(target, source.classes))
         made.setdefault(pixels.tobytes(), shot)
     return list(made.values())
 
@@ -112,9 +116,7 @@ def visible(image: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> 
 
 
 def shares(target: Tensor, classes: Sequence[str]) -> str:
-    """What a mixed picture is called, of a class map (C,): "0.71 ship + 0.29 dog"; "" of an id."""
-    if not target.dim():
-        return ""
+    """What a mixed picture is called, by its class map (C,): "0.71 ship + 0.29 dog"."""
     top = target.topk(min(2, len(classes)))
     pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
     return " + ".join(f"{value:.2f} {classes[index]}" for value, index in pairs if value > 0.005)

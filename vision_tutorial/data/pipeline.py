@@ -93,7 +93,7 @@ class Store:
         if self.masks is None:
             target = self.targets[torch.from_numpy(chosen).to(self.targets.device)]
         else:
-            target = self.moved(rows, masks.of_masks(slots))
+            target = self.moved(rows, slots)
         return Raw(self.pixels(rows, slots), target, torch.from_numpy(items))
 
     def pixels(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
@@ -106,7 +106,8 @@ class Store:
         """Masks uint8 (B, h, w), likewise."""
         if self.device.type != "cuda":
             return torch.from_numpy(masks.carried_out(self.masks, rows, slots))
-        return tensors.apply(self.on_gpu(self.masks, rows)[:, None], slots)[:, 0]
+        chosen = self.on_gpu(self.masks, rows)[:, None]
+        return tensors.apply(chosen, masks.of_masks(slots))[:, 0]
 
     def on_gpu(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
         """Some rows of the pictures or masks."""

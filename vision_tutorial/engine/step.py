@@ -32,7 +32,7 @@ class Learner:
     task: Task
     criteria: dict[str, Callable]
     optimizer: torch.optim.Optimizer
-    prepare: Callable[[Any, int], Batch]
+    prepare: Any  # (raw, step) -> Batch; prepare.parts(raw, step, count) gives micro-batches
     clip: Callable[[nn.Module, Tensor], None]  # given the gradients' norm
     ema: Ema | NoEma
     decay: Callable[[int], float]  # of the ema, at a step counted from 1
@@ -148,10 +148,10 @@ def plain_gradients(
     """Mean gradient over micro-batches and processes, by DDP. Returns mean losses by name."""
     first = distributed.rank * learner.parts
     sums: dict[str, Tensor] = {}
-    for i, micro in enumerate(raw.parts(learner.parts)):
+    for i, batch in enumerate(learner.prepare.parts(raw, step, learner.parts)):
         last = i + 1 == learner.parts
         with distributed.unsynchronised(learner.replica, not last):
-            terms = forward_backward(learner, distributed, micro, step, first + i, learner.parts)
+            terms = forward_backward(learner, distributed, batch, step, first + i, learner.parts)
         add_terms(sums, terms, learner.parts)
     return sums
 
@@ -163,7 +163,7 @@ def strict_gradients(
     mine = learner.parts
     sums: dict[str, Tensor] = {}
     flats = []
-    for i, shard in enumerate(raw.parts(mine)):
+    for i, shard in enumerate(learner.prepare.parts(raw, step, mine)):
         learner.buffers.put_back()
         index = distributed.rank * mine + i
         terms = forward_backward(learner, distributed, shard, step, index, learner.shards)
@@ -178,11 +178,10 @@ def strict_gradients(
 
 
 def forward_backward(
-    learner: Learner, distributed: Distributed, micro: Any, step: int, index: int, share: int
+    learner: Learner, distributed: Distributed, batch: Batch, step: int, index: int, share: int
 ) -> dict[str, Tensor]:
     """Adds the gradient of loss / share. Dropout's draws are addressed by (seed, step, part)."""
     distributed.seed(address(learner.seed, step, index, "model"))
-    batch = learner.prepare(micro, step)
     total, terms = learner.task.loss(learner.replica, batch, learner.criteria)
     second = bool(getattr(learner.optimizer, "is_second_order", False))
     distributed.backward(total / share, create_graph=second)
@@ -316,7 +315,7 @@ def fitting_parts(
     learner.replica = learner.model
     learner.buffers.keep()
     try:
-        while distributed.any(not fits(learner, distributed, raw.parts(parts)[0])):
+        while distributed.any(not fits(learner, distributed, raw, parts)):
             if len(raw) % (4 * parts):  # halves must stay even, for mixing and for BatchNorm
                 raise MemoryExhausted(
                     f"a micro-batch of {len(raw) // parts} does not fit the memory of "
@@ -336,10 +335,11 @@ def fitting_parts(
     )
 
 
-def fits(learner: Learner, distributed: Distributed, micro: Any) -> bool:
-    """Whether one forward and backward pass of `micro` finds the memory it needs."""
+def fits(learner: Learner, distributed: Distributed, raw: Any, parts: int) -> bool:
+    """Whether one forward and backward pass of one of `parts` finds the memory it needs."""
     try:
-        forward_backward(learner, distributed, micro, 0, 0, 1)
+        first = next(learner.prepare.parts(raw, 0, parts))
+        forward_backward(learner, distributed, first, 0, 0, 1)
         return True
     except torch.OutOfMemoryError:
         return False

@@ -114,15 +114,17 @@ class TimedTraining:
         self.watch = Watch(Crew(run, learner, distributed, *given), settler(distributed.device))
         self.progress = Progress()
         self.data_shares: list[float] = []  # of each run: waiting for data and preparing it
+        self.prepare, learner.prepare = learner.prepare, self
         self.preparing: list[float] = []
-        self.prepare, learner.prepare = learner.prepare, self.prepare_on_the_clock
 
-    def prepare_on_the_clock(self, raw: Any, step: int) -> Batch:
-        """The learner's own `prepare`."""
-        began = time.perf_counter()
-        batch = self.prepare(raw, step)
-        self.preparing.append(time.perf_counter() - began)
-        return batch
+    def parts(self, raw: Any, step: int, count: int) -> Iterator[Batch]:
+        """The learner's own `prepare`, on the clock."""
+        made = self.prepare.parts(raw, step, count)
+        for _ in range(count):
+            began = time.perf_counter()
+            batch = next(made)
+            self.preparing.append(time.perf_counter() - began)
+            yield batch
 
     def run(self, seconds: float, batch_size: int) -> Sample:
         """Go on for some seconds: the images, and the seconds of their steps.

@@ -11,8 +11,8 @@ classes `present`: the mean over the classes that occur there in the target; `al
 A batch is what one process passes forward at once: under DDP these losses are per rank, and with
 accumulation per micro-batch, as BatchNorm is. The mean of ratios is not the ratio of means.
 
-With soft targets (mixing, smoothing) the definitions hold as they stand, but p = g is where only
-the squared dice is 0; lovasz has no meaning there and refuses.
+With soft targets (mixing, smoothing) the definitions hold as they stand, though of them only the
+squared dice is 0 at p = g; lovasz has no meaning there and refuses.
 """
 
 from typing import Literal
@@ -63,10 +63,7 @@ def jaccard(
     (B, C, *S).
     """
     within("jaccard", "smooth", smooth)
-    p, g = _masses(logits, target)
-    both = p * g
-    miss = (p - both) + (g - both)
-    return _mean(_missed(both, miss, smooth, reduce), _summed(g, reduce), classes)
+    return _overlap(logits, target, 1.0, 1.0, smooth, 1.0, reduce, classes)
 
 
 @losses.register
@@ -89,12 +86,7 @@ def tversky(
     """
     for option, value in (("alpha", alpha), ("beta", beta), ("smooth", smooth), ("gamma", gamma)):
         within("tversky", option, value)
-    p, g = _masses(logits, target)
-    both = p * g
-    values = _missed(both, alpha * (p - both) + beta * (g - both), smooth, reduce)
-    if gamma != 1:  # at 0, γ < 1 has no slope
-        values = values.clamp(min=torch.finfo(values.dtype).tiny) ** gamma
-    return _mean(values, _summed(g, reduce), classes)
+    return _overlap(logits, target, alpha, beta, smooth, gamma, reduce, classes)
 
 
 @losses.register
@@ -112,16 +104,9 @@ def tanimoto(
     Over the batch it is per rank under DDP. logits (B, C, *S); target ids (B, *S) or class map
     (B, C, *S).
     """
-    return tversky(
-        logits,
-        target,
-        alpha=1.0,
-        beta=1.0,
-        smooth=smooth,
-        gamma=gamma,
-        reduce=reduce,
-        classes=classes,
-    )
+    for option, value in (("smooth", smooth), ("gamma", gamma)):
+        within("tanimoto", option, value)
+    return _overlap(logits, target, 1.0, 1.0, smooth, gamma, reduce, classes)
 
 
 @losses.register
@@ -142,10 +127,29 @@ def lovasz(
     if reduce == "batch":
         p, g = (mass.transpose(0, 1).flatten(1).unsqueeze(0) for mass in (p, g))
     worst, order = (p - g).abs().sort(-1, descending=True)
-    values = (worst * _growth(g.gather(-1, order) > 0, p.dtype)).sum(-1)
+    values = (worst * _growth((g > 0).gather(-1, order), p.dtype)).sum(-1)
     mass = g.sum(-1)
     # one position that is taken for an absent class makes the whole loss: the largest error
     return _mean(values.where(mass > 0, worst[..., 0]), mass, classes)
+
+
+def _overlap(
+    logits: Tensor,
+    target: Tensor,
+    alpha: float,
+    beta: float,
+    smooth: float,
+    gamma: float,
+    reduce: str,
+    classes: str,
+) -> Tensor:
+    """The loss of Tversky's index."""
+    p, g = _masses(logits, target)
+    both = p * g
+    values = _missed(both, alpha * (p - both) + beta * (g - both), smooth, reduce)
+    if gamma != 1:  # at 0, γ < 1 has no slope
+        values = values.clamp(min=torch.finfo(values.dtype).tiny) ** gamma
+    return _mean(values, _summed(g, reduce), classes)
 
 
 def _growth(own: Tensor, dtype: torch.dtype) -> Tensor:
@@ -155,7 +159,7 @@ def _growth(own: Tensor, dtype: torch.dtype) -> Tensor:
     before, which would leave few digits: I or U change by one, so the difference is 1/U, or
     I/(U (U−1)). Algorithm 1 of 1705.08790.
     """
-    lost = own.cumsum(-1, dtype=torch.int32)  # exact, as float32 is not above 2^24
+    lost = own.cumsum(-1, dtype=torch.int32)  # exact, where float32 ends at 2^24
     size = lost[..., -1:]
     rank = torch.arange(1, own.shape[-1] + 1, dtype=torch.int32, device=own.device)
     union = (size + rank - lost).to(dtype)

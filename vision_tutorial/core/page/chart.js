@@ -36,7 +36,7 @@ function chart(heading, series, { log = false } = {}) {
     const svg = make("svg:svg", { viewBox: `0 0 ${scale.width} ${HEIGHT}`, "aria-hidden": "true" });
     svg.append(...axes(scale), ...lines.flatMap((line) => curve(line, scale, drawable)));
     plot.append(svg);
-    plot.setAttribute("aria-label", heading.textContent || heading.value);
+    plot.setAttribute("aria-label", heading.value ?? heading.textContent);
     plot.setAttribute("aria-valuemin", epochs[0]);
     plot.setAttribute("aria-valuemax", epochs.at(-1));
     plot.setAttribute("aria-valuenow", epochs.at(-1));

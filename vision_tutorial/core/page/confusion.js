@@ -79,7 +79,7 @@ function worst(names, matrix, sums, unit) {
     .map(([i, j, value]) => [names[i], names[j], value, (100 * value) / sums[i]]);
   const columns = [
     { title: words.truth }, { title: words.given }, { title: unit, number: true },
-    { title: words.share_of_class, number: true, most: 100 },
+    { title: words.share_of_class, number: true, most: 100, digits: 1 },
   ];
   return make("div", {}, make("h4", {}, words.worst_pairs),
     table(columns, wrong, { label: words.worst_pairs }));

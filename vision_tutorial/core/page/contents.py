@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from .. import galleries
+from .. import columns, galleries
 from ..columns import View
 from ..comparison import lines
 from ..errors import UserError, short
 from ..galleries import Gallery, Picture
 from ..labels import state_word
-from ..layouts import generic
 from ..noise import Sample
 from ..notation import FORMS, Notation, changed, duration, leaf, leaves, scalar
 from ..run import Point, Run, number
@@ -58,16 +57,18 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
-    """`compare`'s table; a row names the places of its runs."""
+    """`compare`'s table, with the results in front; a row names the places of its runs."""
     places = {id(run): place for place, run in enumerate(runs)}
     view = View(lines(runs), language)
-    table = generic(view)
+    parts = (columns.status, columns.results, columns.progress, columns.times, columns.recipes)
+    fields = [field for part in parts for field in part(view)]
+    table = columns.table(view, [view.field("run", lambda line: line.label), *fields])
     rows = []
     for line, values, texts in zip(view.lines, table.rows, table.texts(), strict=True):
         cells = [{"value": sortable(v), "text": cut(t)} for v, t in zip(values, texts, strict=True)]
         rows.append({"runs": [places[id(run)] for run in line.runs], "cells": cells})
-    columns = [{"title": c.title, "number": c.kind != "text"} for c in table.columns]
-    return {"columns": columns, "rows": rows, "notes": [cut(note) for note in table.notes]}
+    titles = [{"title": c.title, "number": c.kind != "text"} for c in table.columns]
+    return {"columns": titles, "rows": rows, "notes": [cut(note) for note in table.notes]}
 
 
 def sortable(value: Any) -> Any:
@@ -152,15 +153,15 @@ def classes(run: Run, said: Words) -> dict[str, Any] | None:
         return None
     count = next((name for name in ("images", "pixels") if name in table), None)
     keys = ["class", *filter(None, [count]), *(name for name in PER_CENT if name in table)]
-    columns = [
-        {"title": said[key], "most": 100} if key in PER_CENT else {"title": said[key]}
+    titles = [
+        {"title": said[key], "most": 100, "digits": 2} if key in PER_CENT else {"title": said[key]}
         for key in keys
     ]
     rows = [
         [short(str(name), 80), *(rounded(number(value)) for value in values)]
         for name, *values in zip(*(table[key] for key in keys), strict=True)
     ]
-    return {"columns": columns, "rows": rows[:MOST_CLASSES], "headline": keys.index(names[0])}
+    return {"columns": titles, "rows": rows[:MOST_CLASSES], "headline": keys.index(names[0])}
 
 
 def confusion(run: Run, gallery: Gallery | None, said: Words) -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ function classTable({ columns, rows, headline }, other) {
   const titles = columns.map((column, place) => (place ? { ...column, number: true } : column));
   if (!other) return table(titles, rows, { filter: true, label: words.classes });
   const theirs = new Map(other.classes.rows.map((row) => [row[0], row[other.classes.headline] ?? null]));
-  const more = [{ title: other.label, number: true, most: 100 }, { title: "Δ", number: true }];
+  const more = [{ title: other.label, number: true, most: 100, digits: 2 }, { title: "Δ", number: true }];
   const compared = rows.map((row) => {
     const [mine, value] = [row[headline], theirs.get(row[0]) ?? null];
     return [...row, value, mine === null || value === null ? null : signed(mine - value)];
@@ -56,7 +56,7 @@ function classTable({ columns, rows, headline }, other) {
   return table([...titles, ...more], compared, { filter: true, label: words.classes });
 }
 
-const signed = (value) => ({ value, text: (value > 0 ? "+" : "") + text(Number(value.toFixed(2))) });
+const signed = (value) => ({ value, text: (value > 0 ? "+" : "") + value.toFixed(2) });
 
 function showConfusion(run) {
   matrix = run.confusion && confusion(run.confusion.names, run.confusion.matrix, run.confusion.unit);
@@ -90,7 +90,7 @@ function showPictures(gallery) {
 function answer({ image, key, truth, said }) {
   const right = said[0][0] === truth;
   const bars = said.map(([name, share]) => make("div", { class: "said", style: `--part: ${100 * share}%` },
-    make("span", {}, name), make("span", {}, `${text(Math.round(1000 * share) / 10)} %`)));
+    make("span", {}, name), make("span", {}, `${(100 * share).toFixed(1)} %`)));
   return make("figure", {}, picture(image, say(words.picture_of, truth, key)),
     make("figcaption", {}, make("strong", { class: right ? "good" : "bad" }, `${right ? "✓" : "✗"} ${truth}`), bars));
 }
@@ -99,7 +99,7 @@ function triple({ images, key, iou }) {
   const names = [words.picture, words.truth, words.prediction];
   const shots = images.map((image, place) => picture(image, `${names[place]}, ${key}`));
   return make("figure", {}, make("div", { class: "triple" }, shots),
-    make("figcaption", {}, `${key}: IoU ${text(iou)} %`));
+    make("figcaption", {}, `${key}: IoU ${iou === null ? "–" : iou.toFixed(1)} %`));
 }
 
 const palette = (colours) => make("div", { class: "palette" }, colours.map(([name, colour]) =>

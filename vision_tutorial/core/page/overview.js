@@ -1,7 +1,7 @@
 // The parts of the page over all runs: comparison, curves, recipes side by side, environment.
 
 const MOST_AT_FIRST = 8; // runs whose curves are shown before anybody chose
-const shown = new Set(page.runs.keys().take(MOST_AT_FIRST));
+const shown = new Set([...page.runs.keys()].slice(0, MOST_AT_FIRST));
 const charts = [];
 
 function showComplaints() {
@@ -125,9 +125,13 @@ function difference(run, other, all) {
 function showEnvironment() {
   const facts = [...new Set(page.runs.flatMap((run) => Object.keys(run.environment)))];
   const rows = facts.flatMap((fact) => {
-    const values = Map.groupBy(page.runs, (run) => run.environment[fact] ?? "–");
-    return [...values].map(([value, runs]) => [fact, value,
-      values.size === 1 ? words.all_runs : runs.map((run) => run.label).join(", ")]);
+    const labels = new Map(); // by value
+    for (const run of page.runs) {
+      const value = run.environment[fact] ?? "–";
+      labels.set(value, [...(labels.get(value) ?? []), run.label]);
+    }
+    return [...labels].map(([value, found]) =>
+      [fact, value, labels.size === 1 ? words.all_runs : found.join(", ")]);
   });
   const columns = [words.fact, words.value, words.runs].map((title) => ({ title }));
   byId("facts-of-machines").append(table(columns, rows, { filter: true, label: words.environment }));

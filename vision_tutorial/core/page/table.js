@@ -1,13 +1,14 @@
 // Tables that sort by a click on a title and can be filtered by words.
 
 /**
- * columns: [{title, number, most}]; most: what fills a whole bar behind the number.
+ * columns: [{title, number, most, digits}]; most: what fills a whole bar behind the number; digits:
+ * after the dot.
  * rows: arrays of cells: a text, a number, null, or {text, value, node} (value: what is sorted by).
  * options: label, for those who cannot see it; filter (a search box), what stands beside that, and
  * onfilter(places of the rows that are left).
  */
 function table(columns, rows, options = {}) {
-  const kept = rows.map((row) => row.map((cell) => whole(cell)));
+  const kept = rows.map((row) => row.map((cell, place) => whole(cell, columns[place])));
   let left = kept.map((_, index) => index);
   let order = null; // [column, direction]
 
@@ -53,9 +54,10 @@ function table(columns, rows, options = {}) {
   return make("div", {}, search, make("div", scroll, grid));
 }
 
-function whole(cell) {
+function whole(cell, { digits }) {
   const made = cell && typeof cell === "object" ? { ...cell } : { value: cell };
-  made.text = made.text ?? text(made.value);
+  const fixed = digits !== undefined && typeof made.value === "number";
+  made.text = made.text ?? (fixed ? made.value.toFixed(digits) : text(made.value));
   if (made.value === undefined) made.value = made.text;
   made.lower = made.text.toLowerCase();
   return made;

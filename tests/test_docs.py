@@ -1,0 +1,283 @@
+"""The teaching pages: what they show loads, runs, and is drawn by the code that stands here now."""
+
+import base64
+import importlib
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from forked import Ranks
+from PIL import Image
+
+from vision_tutorial import build, train
+from vision_tutorial.__main__ import VERBS
+from vision_tutorial.core.catalogue import catalogue
+from vision_tutorial.core.loading import Loaded, load
+from vision_tutorial.core.recipe import changes
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEACHING = [page for page in PAGES if page.parent != DOCS or page.name == "index.md"]
+NOTEBOOKS = ("week3", "segmentation")
+TECHNIQUES = (
+    *("momentum", "weight-decay", "warmup-cosine", "colour-jitter", "auto-augment", "cutmix"),
+    *("mixup", "ddp", "label-smoothing", "dense-crf", "pseudo-labels"),
+)
+OWN = (DOCS / "lessons" / "own.md").read_text("utf-8")
+SMALL = ["subset=64", "epochs=1", "warmup={}", "threads=1", "workers=0", "wandb.mode=disabled"]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def named(page: Path) -> str:
+    return page.relative_to(DOCS).with_suffix("").as_posix()
+
+
+def shown(language: str, pages: list[Path]) -> list[Any]:
+    """Each block of these pages, as a test's parameter."""
+    return [
+        pytest.param(text, id=f"{named(page)}-{n}")
+        for page in pages
+        for n, text in enumerate(blocks(page.read_text("utf-8"), language))
+    ]
+
+
+# -- what the pages say ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_every_technique_has_its_page(name: str) -> None:
+    text = (DOCS / "techniques" / f"{name}.md").read_text("utf-8")
+    assert re.findall(r"^## (.*)$", text, re.M) == ["Switch it on", "Measured", "Source"]
+    before = text.partition("## ")[0]
+    assert blocks(before, "text") and f"](../pictures/{name}.svg)" in before
+    assert blocks(text, "yaml")
+
+
+def test_every_loss_has_its_section() -> None:
+    sections = {}
+    for family in ("pixel", "region"):
+        text = (DOCS / "losses" / f"{family}.md").read_text("utf-8")
+        sections |= dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    assert sections.keys() == catalogue()["losses"].entries.keys()
+    for name, text in sections.items():
+        (recipe,) = blocks(text, "yaml")
+        assert re.search(rf"^loss: \W*{name}\b", recipe, re.M), name
+        assert "easured" in text and (blocks(text, "text") or name == "tanimoto"), name
+
+
+def test_numbers_of_others_are_those_of_the_recipes() -> None:
+    """What a page says the students measured is what a recipe of theirs expects."""
+    recipes = [p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "sweeps"]
+    claims = [re.search(r"^expects: (.*)", path.read_text("utf-8"), re.M) for path in recipes]
+    known = {value for claim in claims if claim for value in yaml.safe_load(claim[1]).values()}
+    rows = [
+        line
+        for page in TEACHING
+        for line in page.read_text("utf-8").splitlines()
+        if line.startswith(("| the report", "| the contest")) or "‖" in line
+    ]
+    numbers = [float(n) for row in rows for n in re.findall(r"(?<![\d+−-])\d\d\.\d+\b", row)]
+    # seconds of an epoch, from the report's logs; no recipe expects them
+    assert {n for n in numbers if n not in known} == {14.1, 14.2}
+    assert len(numbers) > 30
+
+
+def loaded(text: str, folder: Path) -> Loaded:
+    """The recipe of a block, saved as the index page says."""
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    (folder / "mine.yaml").write_text(text, "utf-8")
+    return load(folder / "mine.yaml")
+
+
+@pytest.mark.parametrize("text", shown("yaml", TEACHING))
+def test_recipes_load_and_change_something(text: str, tmp_path: Path) -> None:
+    assert text.startswith("extends: recipes/")
+    for name in re.findall(r"^imports: \[(.*)\]", text, re.M):
+        (tmp_path / name).write_text(file_named(name), "utf-8")
+    found = loaded(text, tmp_path)
+    assert changes(found.recipe, found.base)
+    if found.imports:
+        return  # trained below
+    if "model:" in text:
+        build.check(found.recipe)
+    build.learning_rates(found.recipe, 3)(0, [])
+    spatial = (8, 8) if found.recipe.task.name == "segmentation" else ()
+    logits = torch.zeros(6, 5, *spatial, requires_grad=True)
+    for criterion in build.criteria(found.recipe).values():
+        total, _ = criterion(logits, torch.ones(6, *spatial, dtype=torch.int64))
+        total.backward()
+        assert total.isfinite() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("text", shown("sh", PAGES))
+def test_commands_have_such_verbs_and_options(text: str, capsys: Any) -> None:
+    for line in text.splitlines():
+        words = shlex.split(line.partition(" > ")[0], comments=True)
+        if words[:1] != ["vision-tutorial"] or len(words) == 1:
+            continue
+        verb, *rest = words[1:]
+        assert verb in VERBS, line
+        parser = importlib.import_module(f"vision_tutorial.{verb}").parser()
+        parse = parser.parse_intermixed_args if verb == "train" else parser.parse_args
+        try:
+            parse(rest)
+        except SystemExit:
+            pytest.fail(f"{line}: {capsys.readouterr().err}")
+        for word in rest:
+            assert not word.startswith("recipes/") or (ROOT / word).is_file(), line
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "README.ko.md"], ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.is_file() and target.is_relative_to(ROOT.resolve()), link
+            assert not anchor or anchor in slugs(target), link
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+@cache
+def artist() -> ModuleType:
+    """docs/pictures.py."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module("pictures")
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+FILES = sorted(path.stem for path in (DOCS / "pictures").glob("*.svg"))
+EMBEDDED = re.compile(r"data:image/png;base64,([\w+/=]+)")
+NUMBER = re.compile(r"-?\d+\.\d")
+
+
+def test_pictures_are_drawn_and_shown() -> None:
+    assert FILES == sorted(artist().PICTURES)
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    assert set(re.findall(r"pictures/([\w-]+)\.svg\)", text)) == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pictures_are_those_of_the_code(name: str) -> None:
+    """Lines to a tenth of a pixel (machines round differently), embedded pictures to the bit."""
+    ours = (DOCS / "pictures" / f"{name}.svg").read_text("utf-8")
+    again = artist().drawn(name)
+    assert NUMBER.sub("", EMBEDDED.sub("", ours)) == NUMBER.sub("", EMBEDDED.sub("", again))
+    places = [np.array(NUMBER.findall(EMBEDDED.sub("", t)), float) for t in (ours, again)]
+    assert np.abs(places[0] - places[1]).max() < 0.11
+    for one, other in zip(EMBEDDED.findall(ours), EMBEDDED.findall(again), strict=True):
+        assert np.array_equal(pixels(one), pixels(other))
+
+
+def pixels(data: str) -> np.ndarray:
+    """Of a picture in base64."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+# -- your own --------------------------------------------------------------------------------------
+
+
+def file_named(name: str) -> str:
+    """The Python block that own.md tells to save under this name."""
+    return re.search(rf"[Ss]ave as `{name}`:\n\n```python\n(.*?)^```", OWN, re.S | re.M)[1]
+
+
+@pytest.mark.parametrize("name", ["my_losses.py", "my_models.py", "my_data.py"])
+def test_what_own_md_shows_trains(name: str, tmp_path: Path, capfd: Any) -> None:
+    (text,) = (text for text in blocks(OWN, "yaml") if name in text)
+    (tmp_path / name).write_text(file_named(name), "utf-8")
+    loaded(text, tmp_path)
+    words = [str(tmp_path / "mine.yaml"), *SMALL, "--runs", str(tmp_path / "runs")]
+    code = Ranks(1, lambda rank: train.main([*words, "--trust-imports"])).join()
+    assert code == [0], capfd.readouterr().err
+    assert list(tmp_path.glob("runs/mine/*/summary.json"))
+
+
+# -- the site --------------------------------------------------------------------------------------
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+
+    def leaves(node: Any) -> list[str]:
+        inner = node.values() if isinstance(node, dict) else node
+        return (
+            [node] if isinstance(node, str) else [leaf for part in inner for leaf in leaves(part)]
+        )
+
+    there = sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
+    assert sorted(leaves(yaml.safe_load(text)["nav"])) == there
+
+
+def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = sorted(tmp_path.rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=\"?(https?:)?//", text), (
+            page
+        )
+    assert (tmp_path / "recipes" / "r4.yaml").is_file()
+    assert 'href="../recipes/r1.yaml"' in (tmp_path / "techniques/momentum.html").read_text("utf-8")
+
+
+# -- notebooks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_hold_no_outputs(name: str) -> None:
+    book = json.loads((DOCS / f"{name}.ipynb").read_text("utf-8"))
+    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert cells and all(not c["outputs"] and c["execution_count"] is None for c in cells)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first cell to the last, in a folder that has only the recipes."""
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    bin_folder = str(Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
+    book = nbformat.read(DOCS / f"{name}.ipynb", as_version=4)
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(book, timeout=300, resources=where).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
+    drawn = [o for o in outputs if "image/png" in o.get("data", {})]
+    tables = [o for o in outputs if "text/markdown" in o.get("data", {})]
+    assert len(drawn) >= 3 and len(tables) == 1
+    assert len(list(tmp_path.glob("runs/quickstart/*/summary.json"))) == 2
