@@ -206,11 +206,12 @@ def test_dry_run_says_what_would_be_and_how_long_it_takes(
     place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Probe, "__call__", lambda *_: Speed(6.0, 1500.0, 0.1))
-    ended = reproduce("--budget", "10min", "--dry-run")
+    ended = reproduce("--budget", "10min", "--network", "thin", "--dry-run")
     assert ended.code == 0 and not diary(place)
     head, *rows, total = [line for line in ended.out.splitlines() if "measuring" not in line]
     assert (
-        head.startswith("week3-10min: network thin, batch ") and "1,500 pictures a second" in head
+        head.startswith("week3-10min-thin: network thin, batch ")
+        and "1,500 pictures a second" in head
     )
     assert [row.partition(":")[0] for row in rows] == list(TABLE)
     assert all("(in full 210), about 1m" in row for row in rows[:4])
@@ -308,11 +309,14 @@ def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:
 
 def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the command to the page; the trainings are real, in forked processes."""
+    import vision_tutorial.build  # noqa: F401  (before the forks)
+    import vision_tutorial.engine  # noqa: F401
+
     monkeypatch.setattr(verb, "write_page", REAL_PAGE)
     monkeypatch.setattr(children, "start", partial(counting.start, verb=train.main))
-    monkeypatch.setattr(shrinking, "SMALLEST_BATCH", 8)
-    monkeypatch.setattr(shrinking, "FEWEST", 2)
-    monkeypatch.setattr(verb, "pictures", lambda recipe: Data(train=1600, test=20))
+    monkeypatch.setattr(shrinking, "SMALLEST_BATCH", 4)
+    monkeypatch.setattr(shrinking, "FEWEST", 1)
+    monkeypatch.setattr(verb, "pictures", lambda recipe: Data(train=10_000, test=20))
     words = ["--scale", "0", "--network", "thin", "--runs", str(place)]
     more = [
         "precision=fp32",

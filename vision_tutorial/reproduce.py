@@ -288,9 +288,9 @@ def finish(args: argparse.Namespace, shift: Shift) -> int:
 
 
 def write_page(args: argparse.Namespace, folder: Path) -> None:
-    """report.html, by the report verb in a process of its own; galleries where there is time."""
+    """report.html, by the report verb in a process of its own; in full, with galleries."""
     words = ["-o", str(folder / "report.html"), "--title", folder.name, "--lang", args.lang]
-    words += [] if args.budget else ["--galleries"]
+    words += [] if shrunk(args) else ["--galleries"]
     command = [sys.executable, "-m", "vision_tutorial.report", str(folder), *words]
     sys.stdout.flush()
     if code := subprocess.run(command, env=processes.environment()).returncode:
