@@ -1,5 +1,5 @@
 """A training that only counts: the command line, folder, lock, signals and exit codes of `train`,
-and numbers that depend on the recipe alone. What sweeps and reruns are tested on.
+and numbers that depend on the recipe alone. What sweeps, reruns and tables are tested on.
 
 `python counting.py sweep …` is the sweep verb with such children, in a process of its own.
 """
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vision_tutorial import rerun, sweep, train
+from vision_tutorial import reproduce, rerun, sweep, train
 from vision_tutorial.core import children, runs
 from vision_tutorial.core.errors import run_verb
 from vision_tutorial.core.recipe import Recipe, identity
@@ -117,4 +117,5 @@ def row(recipe: Recipe, epoch: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     count_instead()
-    sys.exit({"sweep": sweep, "rerun": rerun}[sys.argv[1]].main(sys.argv[2:]))
+    verbs = {"sweep": sweep, "rerun": rerun, "reproduce": reproduce}
+    sys.exit(verbs[sys.argv[1]].main(sys.argv[2:]))

@@ -14,7 +14,7 @@ RECIPES = sorted(
     path for path in (PACKAGE.parent / "recipes").rglob("*.yaml") if path.parent.name != "sweeps"
 )
 PILLARS = {"losses", "optim", "data", "classification", "segmentation", "engine"}
-WITHOUT_TORCH = {"compare", "note", "report", "sweep", "rerun"}
+WITHOUT_TORCH = {"compare", "note", "report", "reproduce", "sweep", "rerun"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 
 

@@ -1,7 +1,6 @@
 """What the READMEs show is what runs: every command and every block."""
 
 import ast
-import json
 import os
 import re
 import shlex
@@ -74,7 +73,7 @@ def test_there_are_commands_to_test() -> None:
     verbs = {line.split()[1] for line in ON_PROGRAM if len(line.split()) > 1}
     assert verbs == set(program.VERBS), "the README shows each verb"
     others = [line.split()[0] for line in commands(README) if line not in ON_PROGRAM]
-    assert others == ["torchrun", "benchmarks/week3.sh"]
+    assert others == ["torchrun"]
 
 
 @pytest.mark.parametrize("line", ON_PROGRAM)
@@ -89,6 +88,8 @@ def test_commands_of_the_program(line: str, small_run: Path, capfd: Any, tmp_pat
         words[-1] = str(tmp_path / words[-1])
     if words[:1] == ["sweep"]:
         words += ["--dry-run"]
+    if words[:1] == ["reproduce"]:
+        words = ["reproduce", "week3", "--scale", "0.01", "--runs", str(tmp_path), "--dry-run"]
     if words[:1] == ["rerun"]:
         words += ["--against", str(small_run)]
     if words[:1] == ["pack"]:
@@ -110,15 +111,6 @@ def test_the_torchrun_line_letter_for_letter(tmp_path: Path) -> None:
     (folder,) = tmp_path.glob("r4/*")
     assert out.splitlines()[-1] == f"run: {folder}"
     assert "batch 16 = 4 processes x 1 x 4 pictures" in out
-
-
-def test_the_table_script_goes_on_and_reports(tmp_path: Path) -> None:
-    line = shlex.join(["benchmarks/week3.sh", "debug", "--", "threads=1", "epochs=1"])
-    for _ in range(2):
-        found = json.loads(run(line, tmp_path, RUNS=str(tmp_path), MINUTES="5"))
-    assert found["debug"]["exit_code"] == 0 and found["debug"]["status"] == "done"
-    assert found["debug"]["last_row"]["epoch"] == 1 and found["debug"]["versions"]["torch"]
-    assert len(list(tmp_path.glob("debug/*"))) == 1, "the second call went on with the first run"
 
 
 def test_the_recipe_in_the_readme_loads(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import argparse
 import math
+import re
+
+UNITS = {"s": 1, "min": 60, "h": 3600}  # seconds
 
 
 def positive(text: str) -> float:
@@ -18,6 +21,14 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"given {text}; a number from 0 to 1 is expected")
     return value
+
+
+def seconds(text: str) -> float:
+    """A time with its unit, in seconds: 90s, 20min, 1.5h."""
+    found = re.fullmatch(r"(\d+\.?\d*)\s*(s|min|h)", text.strip())
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"given {text}; write a time such as 90s, 20min or 1.5h")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def positive_count(text: str) -> int:

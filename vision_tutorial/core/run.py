@@ -181,8 +181,12 @@ class Run:
 
     @property
     def experiment(self) -> str:
-        """Equal for runs that differ in their seed alone: one recipe, the same data."""
-        return f"{self.key}-{self.fingerprint.get('data')}"
+        """Equal for runs that differ in their seed alone: one recipe, the same data.
+
+        Of a part of the data that cannot be told by its hash: the seed decides which part it is.
+        """
+        part = self.recipe.get("subset") or self.recipe.get("holdout")
+        return self.key if part else f"{self.key}-{self.fingerprint.get('data')}"
 
 
 def recipe_key(recipe: dict[str, Any]) -> str:

@@ -1,0 +1,94 @@
+"""How fast a network trains on this machine, from a short training of it. No torch in here."""
+
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import children, runs
+from .children import Seat, Stop
+from .errors import UserError
+from .processes import last_line
+from .recipe import written
+from .shrinking import NETWORKS, Speed, path_of
+from .writing import storage
+
+PROBED = "r3"  # AutoAugment and CutMix: none of the table takes longer to augment
+STEPS = 16  # of an epoch; the first epoch is not counted
+SECONDS = 6.0  # of training, at least
+PART = 0.01  # of the budget, at least
+ENDLESS = 1_000_000  # epochs
+TICK = 0.1  # seconds between two looks at the child
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How to measure. overrides: of the recipe, `key=value`."""
+
+    folder: Path
+    overrides: Sequence[str]
+    seat: Seat
+    processes: int
+    seconds: float
+    stop: Stop
+
+    def __call__(self, network: str, batch_size: int) -> Speed:
+        """The speed of a network; UserError if its training fails, is stopped, or is too slow."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a probe that was cut
+        with storage(self.folder):
+            self.folder.mkdir(parents=True)
+        where = ["--runs", str(self.folder), "--id", network, "--quiet"]
+        words = [str(path_of(PROBED)), *self.overrides, *settings(network, batch_size), *where]
+        words += ["--minutes", f"{self.seconds / 60:.4f}"]
+        log = self.folder / "log"
+        began = time.monotonic()
+        with storage(log), log.open("wb") as output:
+            child = children.start(children.training(words, self.processes), self.seat, output)
+        self.stop.watch(child)
+        while child.poll() is None:
+            time.sleep(TICK)
+        seconds = time.monotonic() - began
+        if child.returncode:
+            raise UserError(f"the short training of {network} failed: {last_line(log)}")
+        run = self.folder / "probe" / network
+        summary = runs.read_json(run / "summary.json")
+        found = speed(runs.read_rows(run / "metrics.jsonl"), batch_size, seconds, summary)
+        if found is None:
+            raise UserError(
+                f"{network}: fewer than {2 * STEPS} steps of {batch_size} pictures in "
+                f"{self.seconds:.0f} s. Name a smaller --network, or a larger --budget."
+            )
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return found
+
+
+def settings(network: str, batch_size: int) -> list[str]:
+    """What makes a recipe a training without an end and with a low lr, which cannot diverge."""
+    model = NETWORKS[network].model
+    return [
+        *([f"model={written(model)}"] if model else []),
+        "name=probe",
+        f"batch_size={batch_size}",
+        f"subset={STEPS * batch_size}",
+        f"epochs={ENDLESS}",
+        f"eval_every={ENDLESS}",
+        f"warmup.epochs={ENDLESS}",
+        "wandb.mode=disabled",
+    ]
+
+
+def speed(
+    rows: Sequence[Mapping[str, Any]], batch_size: int, seconds: float, summary: Mapping[str, Any]
+) -> Speed | None:
+    """What the rows of a training say that took `seconds` in all; None if it was too short."""
+    counted = rows[1:]
+    if not counted:
+        return None
+    return Speed(
+        start=max(0.0, seconds - summary["wall_seconds"]),
+        rate=len(counted) * STEPS * batch_size / sum(row["seconds"] for row in counted),
+        saving=statistics.median(row["seconds_overhead"] for row in counted),
+    )

@@ -1,0 +1,243 @@
+"""The Week-3 table made smaller, by one rule that keeps the shape of its schedules. No torch here.
+
+r0 … r3 get E epochs, a multiple of four. With x = E/200
+
+- r4 and r5 get 250/200 of them;
+- warm-up and cool-down get 5x and 10x epochs, to the nearest, at least one;
+- x² of the training pictures remain, each class in its share;
+- the batch shrinks with the pictures, to a power of two from 32 to 512, so that an epoch keeps its
+  number of steps as far as that goes, and every lr in proportion to the batch (Goyal et al. 2017).
+
+Momentum, weight decay, augmentation, mixing and loss stay. The time that there is decides E and the
+network: the largest network for which at least 40 epochs fit, and the most epochs that fit.
+docs/reproduce.md says why.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .document import read_document
+from .grammar import Choice
+from .loading import load
+from .recipe import Recipe, to_yaml
+from .writing import write_text
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
+EPOCHS, BATCH, PICTURES = 200, 512, 50_000  # of r0 … r3, in full
+STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it
+POWER = 2  # of x, for the pictures
+ENOUGH = 40  # epochs that make a larger network worth its time
+SMALLEST_BATCH = 32
+FEWEST = 10  # steps of an epoch
+EVALUATING = 2  # times as fast as training, at least
+LOOKING = 1 / 6  # of the training's time at most, about, for evaluations
+EFFICIENCY = 4  # how much better than the next smaller a network may use the machine
+RULED = {"name", "expects", "seed", "model", "subset", "batch_size", "epochs", "warmup", "cooldown"}
+RULED |= {"eval_every", "optimizer", "schedule"}  # no override may set them
+
+
+class Network(NamedTuple):
+    """A rung of the ladder. model: the recipes' key; None leaves theirs."""
+
+    model: dict[str, Any] | None
+    work: float  # multiply-adds of a picture of 32x32, as core/cost.py counts them
+
+
+def _resnet10(stem_width: int, channels: list[int]) -> dict[str, Any]:
+    widths = {"stem_width": stem_width, "channels": channels}
+    return {"resnet10t": {"stem": "cifar", "init": "pytorch", **widths}}
+
+
+NETWORKS = {  # smallest first
+    "thin": Network(_resnet10(8, [16, 32, 64, 128]), 17.5e6),
+    "resnet10": Network(_resnet10(16, [32, 64, 128, 256]), 69.8e6),
+    "resnet18": Network({"resnet18": {"stem": "cifar", "init": "pytorch"}}, 555.5e6),
+    "resnet50": Network(None, 1298e6),
+}
+
+
+class Speed(NamedTuple):
+    """What a short training with a network took here."""
+
+    start: float  # seconds of a run in which no step is taken
+    rate: float  # training pictures a second
+    saving: float  # seconds at the end of an epoch
+
+
+class Data(NamedTuple):
+    """How many pictures the table is trained and tested on, in full."""
+
+    train: int
+    test: int
+
+
+CIFAR = Data(PICTURES, 10_000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A shrunk table: what all of r0 … r5 share. epochs: of r0 … r3."""
+
+    network: str
+    epochs: int
+    pictures: int
+    batch_size: int
+    warmup: int
+    cooldown: int
+    eval_every: int
+
+    def epochs_of(self, full: int) -> int:
+        """Epochs of a recipe that has `full`, as it stands; the cool-down left out."""
+        return self.epochs * full // EPOCHS
+
+    def total_epochs(self, full: int) -> int:
+        """With the cool-down."""
+        return self.epochs_of(full) + self.cooldown
+
+    def seconds(self, full: int, speed: Speed, test: int) -> float:
+        """About how long such a recipe takes from its start to its end."""
+        epochs = self.total_epochs(full)
+        training = epochs * (self.pictures / speed.rate + speed.saving)
+        looks = math.ceil(epochs / self.eval_every)
+        return speed.start + training + looks * test / (EVALUATING * speed.rate)
+
+
+def plan(epochs: int, network: str, data: Data = CIFAR) -> Plan:
+    """The table of E = `epochs` by the rule."""
+    x = epochs / EPOCHS
+    left = max(1, round(x**POWER * data.train))
+    batch = 2 ** round(math.log2(BATCH * left / PICTURES))
+    return Plan(
+        network=network,
+        epochs=epochs,
+        pictures=left,
+        batch_size=min(max(batch, SMALLEST_BATCH), BATCH),
+        warmup=max(1, round(5 * x)),
+        cooldown=max(1, round(10 * x)),
+        eval_every=min(epochs, math.ceil(data.test / EVALUATING / (left * LOOKING))),
+    )
+
+
+def epochs_of_share(share: float, data: Data = CIFAR) -> int:
+    """E of the table in which networks see `share` of the pictures of the full one, about."""
+    wanted = STEP * round(EPOCHS / STEP * share ** (1 / (1 + POWER)))
+    return max(
+        wanted, next(e for e in range(STEP, EPOCHS + 1, STEP) if possible(plan(e, "", data)))
+    )
+
+
+def possible(made: Plan) -> bool:
+    """Whether an epoch has steps enough to be one."""
+    return made.pictures >= FEWEST * made.batch_size
+
+
+def largest(
+    network: str, speed: Speed, seconds: float, full: Sequence[int], data: Data, seeds: int = 1
+) -> Plan | None:
+    """The plan with the most epochs that takes at most so long; None if not even the least do.
+
+    full: the epochs of each recipe of the table, as it stands.
+    """
+    for epochs in range(EPOCHS, 0, -STEP):
+        made = plan(epochs, network, data)
+        if not possible(made):
+            return None
+        if seeds * sum(made.seconds(n, speed, data.test) for n in full) <= seconds:
+            return made
+    return None
+
+
+def fitting(
+    networks: Sequence[str],
+    measure: Callable[[str, int], Speed],
+    make: Callable[[str, Speed], Plan | None],
+) -> tuple[Plan | None, Speed]:
+    """The plan with the largest of `networks`, smallest first, for which ENOUGH epochs fit.
+
+    measure: how fast a network is with a batch size. make: the largest plan at that speed. If none
+    of the networks is so fast, it is the smallest's plan, or None.
+    """
+    made, speed = _settled(networks[0], measure, make)
+    for smaller, larger in zip(networks, networks[1:], strict=False):
+        if made is None:
+            break
+        work = NETWORKS[larger].work / NETWORKS[smaller].work
+        hoped = make(larger, speed._replace(rate=speed.rate * EFFICIENCY / work))
+        if hoped is None or hoped.epochs < ENOUGH:
+            break
+        tried, its_speed = _settled(larger, measure, make)
+        if tried is None or tried.epochs < ENOUGH:
+            break
+        made, speed = tried, its_speed
+    return made, speed
+
+
+def _settled(
+    network: str,
+    measure: Callable[[str, int], Speed],
+    make: Callable[[str, Speed], Plan | None],
+) -> tuple[Plan | None, Speed]:
+    """A network's plan, and its speed with the very batch size of that plan, where that settles."""
+    batch = plan(ENOUGH, network).batch_size
+    for _ in range(3):
+        speed = measure(network, batch)
+        made = make(network, speed)
+        if made is None or made.batch_size == batch:
+            break
+        batch = made.batch_size
+    return made, speed
+
+
+# -- the recipes -----------------------------------------------------------------------------------
+
+
+def path_of(name: str) -> Path:
+    """The recipe of the table as it stands."""
+    return RECIPES / f"{name}.yaml"
+
+
+def write_recipes(made: Plan, folder: Path, dataset: str | None, all_pictures: int) -> None:
+    """r0.yaml … r5.yaml in `folder`. r0 extends the full r0; the others extend each other as ever.
+
+    So `compare` tells the shrinking once, and for the others what they change. dataset: another.
+    """
+    for name in TABLE:
+        own = read_document(path_of(name)).values
+        ruled = by_rule(made, load(path_of(name)).recipe, dataset, all_pictures)
+        values = {"extends": own.pop("extends", None), "expects": {"top1": None}}
+        if values["extends"] is None:
+            values["extends"] = Path(os.path.relpath(path_of(name), folder)).as_posix()
+            values |= ruled
+        else:
+            values |= {key: value for key, value in own.items() if key != "expects"}
+            values |= {key: value for key, value in ruled.items() if key in own}
+        head = "made by `vision-tutorial reproduce`; the rule is in docs/reproduce.md"
+        write_text(folder / f"{name}.yaml", f"# {name}, shrunk: {head}\n{to_yaml(values, True)}")
+
+
+def by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_pictures: int) -> dict[str, Any]:
+    """The keys that the plan sets, with their values for a recipe."""
+    model = NETWORKS[made.network].model
+    slower = made.batch_size / recipe.batch_size
+    return {
+        **({"dataset": dataset} if dataset else {}),
+        **({"subset": made.pictures} if made.pictures < all_pictures else {}),
+        **({"model": model} if model else {}),
+        "epochs": made.epochs_of(recipe.epochs),
+        "batch_size": made.batch_size,
+        "optimizer": scaled(recipe.optimizer, "lr", slower),
+        "schedule": scaled(recipe.schedule, "min_lr", slower),
+        "warmup": {"epochs": made.warmup, "lr": recipe.warmup.lr * slower},
+        "cooldown": {"epochs": made.cooldown},
+        "eval_every": made.eval_every,
+    }
+
+
+def scaled(choice: Choice, option: str, factor: float) -> dict[str, Any]:
+    """A choice as a recipe writes it, with an option of it multiplied."""
+    return {choice.name: {**choice.options, option: choice.options[option] * factor}}

@@ -1,0 +1,323 @@
+"""The Week-3 table once more: r0 … r5 as they stand, or shrunk to a budget; table and page."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from .core import children, comparison, processes, runs, table
+from .core.arguments import UNITS, positive_count, seconds, share
+from .core.children import Stop
+from .core.columns import View
+from .core.errors import ExitCode, UserError, run_verb, short
+from .core.facts import facts
+from .core.labels import LANGUAGES
+from .core.layouts import week3
+from .core.loading import load
+from .core.logbook import collect
+from .core.notation import duration
+from .core.probing import PART, SECONDS, Probe
+from .core.recipe import Recipe
+from .core.reproducing import Clock, Shift, Trial
+from .core.shrinking import (
+    CIFAR,
+    NETWORKS,
+    RULED,
+    TABLE,
+    Data,
+    Plan,
+    Speed,
+    epochs_of_share,
+    fitting,
+    largest,
+    path_of,
+    plan,
+    write_recipes,
+)
+from .core.sources import data_root
+from .core.writing import storage, write_text
+
+NOT_ALL = 1  # the exit code where some run is not done
+OWN = ".reproduce"  # in the folder: plan, speeds, logs, lock; nobody takes it for a run
+MARGIN = 0.9  # of the time that there is, how much is planned
+SHAPES = "shapes"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial reproduce",
+        description="Train r0 … r5 one after the other, then print their table and write the "
+        "report page. Start it again after any end: what is done is skipped, what is unfinished "
+        "goes on. Shrunk, it follows the one rule of docs/reproduce.md.",
+        epilog="Exit codes: 0 all done, 1 not all done, 2 bad input, 143 stopped (start it again). "
+        "The runs are ordinary ones: `compare runs/week3`.",
+    )
+    add = made.add_argument
+    add("what", choices=("week3",), help="the table")
+    add("overrides", nargs="*", metavar="key.sub=value", help="set one value of all recipes")
+    size = made.add_mutually_exclusive_group()
+    size.add_argument(
+        "--budget", type=seconds, metavar="TIME", help="shrink it to end within 90s, 20min, 1.5h"
+    )
+    size.add_argument(
+        "--scale", type=share, metavar="S", help="shrink it to this share of the pictures seen"
+    )
+    add("--network", choices=NETWORKS, help="of all runs (default: what the budget allows)")
+    add("--data", choices=("cifar100", SHAPES), help="shapes: drawn by the package")
+    add("--seeds", type=positive_count, default=1, metavar="N", help="runs of each recipe")
+    add("--nproc", type=positive_count, metavar="N", help="processes (default: one a GPU)")
+    add("--runs", default="runs", metavar="DIR", help="where its folder goes (default: runs)")
+    add("--lang", choices=LANGUAGES, default="en", help="language of table and page")
+    add("--dry-run", action="store_true", help="measure, show the plan, train nothing of it")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial reproduce`."""
+    args = parser().parse_intermixed_args(argv)
+    return run_verb(lambda: reproduce(args))
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Plan, train what is not done, show what came of it."""
+    clock = Clock(args.budget)
+    choose_data(args)
+    recipes = checked(args)
+    folder = Path(args.runs) / name_of(args)
+    own = folder / OWN
+    with storage(own):
+        own.mkdir(parents=True, exist_ok=True)
+    world = args.nproc or max(1, len(children.visible_gpus()))
+    (seat,) = children.seats(1, world)
+    with runs.lock(own), Stop().listening() as stop:
+        longest = max(SECONDS, PART * (args.budget or 0))
+        probe = Probe(own / "probe", settings(args), seat, world, longest, stop)
+        try:
+            made = planned(args, recipes, own, probe, clock)
+        except UserError:
+            if stop.asked:
+                return ExitCode.PREEMPTED
+            raise
+        trials = trials_of(args, recipes, made, folder)
+        if args.dry_run:
+            return ExitCode.DONE
+        shift = Shift(trials, folder, own, args.overrides, seat, world, clock, stop)
+        shift.run()
+    if stop.asked:
+        print("stopped: the same command goes on from here")
+        return ExitCode.PREEMPTED
+    return finish(args, shift)
+
+
+# -- what is asked for -----------------------------------------------------------------------------
+
+
+def shrunk(args: argparse.Namespace) -> bool:
+    """Whether it is another table than the recipes' own."""
+    return bool(args.budget or args.network or args.data == SHAPES) or args.scale is not None
+
+
+def choose_data(args: argparse.Namespace) -> None:
+    """Take shapes where CIFAR-100 is not at hand and a shrunk table is asked for."""
+    mine = any(text.partition("=")[0].strip().startswith("dataset") for text in args.overrides)
+    missing = not (data_root() / "cifar-100-python" / "train").is_file()
+    if args.data is None and not mine and missing and shrunk(args):
+        print(f"no CIFAR-100 in {data_root()} (VISION_TUTORIAL_DATA names the folder): shapes")
+        args.data = SHAPES
+
+
+def settings(args: argparse.Namespace) -> list[str]:
+    """What is set on the recipes of the table, beside what shrinks them."""
+    return [*(["dataset=shapes"] if args.data == SHAPES else []), *args.overrides]
+
+
+def checked(args: argparse.Namespace) -> dict[str, Recipe]:
+    """The recipes of the table, not shrunk yet. UserError for an override that cannot be."""
+    for text in args.overrides:
+        key = text.partition("=")[0].partition(".")[0].strip()
+        if key in (RULED if shrunk(args) else {"name", "seed"}):
+            raise UserError(f"{short(text, 50)}: reproduce sets {key} itself; leave it out.")
+    return {name: load(path_of(name), settings(args)).recipe for name in TABLE}
+
+
+def pictures(recipe: Recipe) -> Data:
+    """How many a recipe trains and tests on. UserError if only its data knows."""
+    name, options = recipe.dataset.name, recipe.dataset.options
+    train = facts(recipe).pictures
+    if train is None:
+        raise UserError(
+            f"dataset {name}: nobody knows how many pictures it has. Leave out the budget and the "
+            "scale, or take cifar100 or shapes."
+        )
+    return Data(train, options.get("test", CIFAR.test))
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """Of the table's folder: other tables get other folders."""
+    budget = args.budget and spelled(args.budget)
+    scale = None if args.scale is None else f"{args.scale:g}"
+    seeds = f"{args.seeds}seeds" if args.budget and args.seeds > 1 else None
+    data = SHAPES if args.data == SHAPES else None
+    return "-".join(filter(None, (args.what, budget, scale, args.network, seeds, data)))
+
+
+def spelled(time: float) -> str:
+    """A time in its largest whole unit: 90s, 20min, 2h."""
+    unit = next((u for u in ("h", "min") if time % UNITS[u] == 0), "s")
+    return f"{time / UNITS[unit]:g}{unit}"
+
+
+# -- the plan --------------------------------------------------------------------------------------
+
+
+def planned(
+    args: argparse.Namespace, recipes: dict[str, Recipe], own: Path, probe: Probe, clock: Clock
+) -> Plan | None:
+    """How the table is shrunk; None: not at all. Made once and kept, so that a later start goes on.
+
+    What is planned is said.
+    """
+    kept = own / "plan.json"
+    if kept.is_file():
+        facts = runs.read_json(kept)
+        if facts["overrides"] != args.overrides:
+            was = " ".join(facts["overrides"]) or "no overrides"
+            raise UserError(f"{own.parent} was begun with {was}; give the same, or another --runs.")
+        made, speed = facts["plan"] and Plan(**facts["plan"]), facts["speed"]
+    else:
+        made, speed = plan_anew(args, recipes, probe, clock) if shrunk(args) else (None, None)
+        facts = {"overrides": args.overrides, "plan": made and asdict(made), "speed": speed}
+        runs.write_json(kept, facts)
+    for line in described(args, recipes, made, speed and Speed(*speed)):
+        print(line, flush=True)
+    return made
+
+
+def plan_anew(
+    args: argparse.Namespace, recipes: dict[str, Recipe], probe: Probe, clock: Clock
+) -> tuple[Plan, Speed | None]:
+    """The plan by the rule; with a budget also the speed that it stands on, measured here."""
+    data = pictures(recipes["r0"])
+    if not args.budget:
+        epochs = epochs_of_share(1.0 if args.scale is None else args.scale, data)
+        return plan(epochs, args.network or "resnet50", data), None
+
+    def make(network: str, speed: Speed) -> Plan | None:
+        full = [recipe.epochs for recipe in recipes.values()]
+        return largest(network, speed, MARGIN * clock.room(), full, data, args.seeds)
+
+    def measure(network: str, batch_size: int) -> Speed:
+        print(f"measuring {network} …", flush=True)
+        return probe(network, batch_size)
+
+    networks = [args.network] if args.network else list(NETWORKS)
+    made, speed = fitting(networks, measure, make)
+    if made is None:
+        raise UserError(
+            f"--budget {spelled(args.budget)}: too little for the smallest table here, "
+            f"{speed.rate:,.0f} pictures a second and {speed.start:.0f} s a start. Give more."
+        )
+    return made, speed
+
+
+def described(
+    args: argparse.Namespace, recipes: dict[str, Recipe], made: Plan | None, speed: Speed | None
+) -> Iterator[str]:
+    """What is about to be trained, a line a recipe, and how long it takes where that is known."""
+    seeds = f", {args.seeds} seeds of each" if args.seeds > 1 else ""
+    if made is None:
+        yield f"{name_of(args)}: r0 … r5 as they stand{seeds}"
+        for name, recipe in recipes.items():
+            told = f"; the report: {recipe.expects['minutes']:g} min on two GPUs"
+            yield f"{name}: {recipe.total_epochs} epochs, {recipe.model.name}{told}"
+        return
+    fast = f", {speed.rate:,.0f} pictures a second here" if speed else ""
+    yield f"{name_of(args)}: network {made.network}, batch {made.batch_size}{fast}{seeds}"
+    total, test = 0.0, pictures(recipes["r0"]).test
+    for name, recipe in recipes.items():
+        time = made.seconds(recipe.epochs, speed, test) if speed else None
+        total += args.seeds * (time or 0.0)
+        about = f", about {duration(time)}" if time else ""
+        epochs = f"{made.total_epochs(recipe.epochs)} epochs of {made.pictures:,} pictures"
+        yield f"{name}: {epochs} (in full {recipe.total_epochs}){about}"
+    if speed:
+        yield f"in all about {duration(total)} of {spelled(args.budget)}"
+
+
+def trials_of(
+    args: argparse.Namespace, recipes: dict[str, Recipe], made: Plan | None, folder: Path
+) -> list[Trial]:
+    """The runs: all recipes with the first seed, then with the next. Writes the shrunk recipes."""
+    if made:
+        dataset = SHAPES if args.data == SHAPES else None
+        write_recipes(made, folder, dataset, pictures(recipes["r0"]).train)
+    return [
+        Trial(
+            name,
+            recipe.seed + number,
+            folder / f"{name}.yaml" if made else path_of(name),
+            made.total_epochs(recipe.epochs) if made else recipe.total_epochs,
+        )
+        for number in range(args.seeds)
+        for name, recipe in recipes.items()
+    ]
+
+
+# -- what came of it -------------------------------------------------------------------------------
+
+
+def finish(args: argparse.Namespace, shift: Shift) -> int:
+    """The table on the screen and as Markdown, the page, and what is missing; the exit code."""
+    found, _ = collect([shift.folder])
+    if found:
+        view = View(comparison.lines(found), args.lang)
+        made = week3(view).transposed()
+        table.terminal(made, sys.stdout)
+        write_text(shift.folder / "week3.md", table.markdown(made))
+        print(order(view))
+        write_page(args, shift.folder)
+    states = {str(trial): shift.state(trial) for trial in shift.trials}
+    missing = [f"{trial} ({state})" for trial, state in states.items() if state != "done"]
+    if missing:
+        why = "the time was up: " if shift.clock.room() < 0 else ""
+        print(f"{why}not done: {', '.join(missing)}; the same command goes on from here")
+    return NOT_ALL if missing else ExitCode.DONE
+
+
+def write_page(args: argparse.Namespace, folder: Path) -> None:
+    """report.html, by the report verb in a process of its own; in full, with galleries."""
+    words = ["-o", str(folder / "report.html"), "--title", folder.name, "--lang", args.lang]
+    words += [] if shrunk(args) else ["--galleries"]
+    command = [sys.executable, "-m", "vision_tutorial.report", str(folder), *words]
+    sys.stdout.flush()
+    if code := subprocess.run(command, env=processes.environment()).returncode:
+        print(f"no page: the report ended with code {code}")
+
+
+def order(view: View) -> str:
+    """Whether r0 < r1 < r2 came out, and whether that is more than noise."""
+    done = {line.run.name: line for line in view.lines if line.done}
+    if missing := [name for name in TABLE[:3] if name not in done]:
+        return f"r0 < r1 < r2: not known without {', '.join(missing)}"
+    r0, r1, r2 = (done[name].best.mean for name in TABLE[:3])
+    steps = {name: view.steps[line] for name, line in done.items()}
+    verdicts = [
+        f"{after - before:+.2f} {VERDICTS[steps[name].verdict if steps[name] else 'unknown']}"
+        for name, before, after in (("r1", r0, r1), ("r2", r1, r2))
+    ]
+    word = "came out" if r0 < r1 < r2 else "did not come out"
+    return f"r0 < r1 < r2 {word}: {r0:.2f}, {r1:.2f}, {r2:.2f} ({', '.join(verdicts)})"
+
+
+VERDICTS = {
+    "within": "within noise",
+    "beyond": "beyond noise",
+    "unknown": "nobody knows whether beyond noise: it takes --seeds 3",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
