@@ -7,6 +7,10 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; small tensors only
 os.environ.setdefault("WANDB_MODE", "disabled")  # no test may reach the network
+# One suite for all machines: it forks ranks, which share no GPU, and compares bits of CPUs. What is
+# about a GPU asks for one: VISION_TUTORIAL_TEST_GPU=1 pytest tests/data/test_device.py …
+if os.environ.get("VISION_TUTORIAL_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

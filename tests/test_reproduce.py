@@ -1,5 +1,6 @@
 """The reproduce verb: its runs, whatever happens to it; its plan, its table and what it says."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,20 +15,21 @@ import counting
 import pytest
 from run_folders import make_run
 
+from vision_tutorial import pack, train
 from vision_tutorial import reproduce as verb
-from vision_tutorial import train
 from vision_tutorial.core import children, reproducing, runs, shrinking
 from vision_tutorial.core.columns import View
 from vision_tutorial.core.comparison import lines
 from vision_tutorial.core.loading import load
 from vision_tutorial.core.logbook import collect
 from vision_tutorial.core.probing import Probe
-from vision_tutorial.core.shrinking import TABLE, Data, Speed
+from vision_tutorial.core.shrinking import TABLE, Speed
 
 ROOT = Path(__file__).parent.parent
 REAL_START, REAL_PAGE = children.start, verb.write_page
 COUNTING = str(Path(__file__).parent / "counting.py")
 SMALL = ["--scale", "0"]  # the smallest that the rule knows
+ONE = ["--jobs", "1"]  # at a time, on however many cores; --jobs behind it overrides
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def reproduce(place: Path, capfd: Any) -> Callable[..., Ended]:
 
     def run(*words: str) -> Ended:
         capfd.readouterr()
-        code = verb.main(["week3", "--runs", str(place / "runs"), *words])
+        code = verb.main(["week3", "--runs", str(place / "runs"), *ONE, *words])
         return Ended(code, *capfd.readouterr())
 
     return run
@@ -66,7 +68,7 @@ def reproduce(place: Path, capfd: Any) -> Callable[..., Ended]:
 
 def beside(place: Path, *words: str, **more: Any) -> subprocess.Popen:
     """The verb in a process of its own, which can be killed."""
-    command = [sys.executable, COUNTING, "reproduce", "week3", "--runs", str(place / "runs")]
+    command = [sys.executable, COUNTING, "reproduce", "week3", "--runs", str(place / "runs"), *ONE]
     return subprocess.Popen([*command, *words], **{"stdout": subprocess.DEVNULL, **more})
 
 
@@ -175,6 +177,41 @@ def test_at_the_end_of_the_budget_it_stops_with_what_is_there(
     assert second.code == 0 and "r0: 210 epochs of 50,000 pictures" in second.out
 
 
+def test_several_at_a_time_each_on_its_own_cores(place: Path, reproduce: Any) -> None:
+    jobs = min(2, len(os.sched_getaffinity(0)))
+    ended = reproduce(*SMALL, "--jobs", str(jobs), "--seeds", "2")
+    assert ended.code == 0, ended.out + ended.err
+    assert (
+        set(states(place, "week3-0").values()) == {"done"} and len(states(place, "week3-0")) == 12
+    )
+    begun = [line for line in diary(place) if line.startswith("start ")]
+    cores = len(os.sched_getaffinity(0)) // jobs
+    assert len(begun) == 12 and all(line.endswith(f" cores={cores}") for line in begun)
+    ended_at = [i for i, line in enumerate(diary(place)) if line.startswith("done ")]
+    begun_at = [i for i, line in enumerate(diary(place)) if line.startswith("start ")]
+    assert begun_at[jobs - 1] < ended_at[0] < begun_at[jobs], "so many at a time, never more"
+    assert f"{jobs} at a time" in ended.out or jobs == 1
+
+
+def test_by_default_one_a_core_if_it_is_shrunk(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seats(*words: str) -> tuple[int, int]:
+        found, processes = verb.seating(verb.parser().parse_intermixed_args(["week3", *words]))
+        return len(found), processes
+
+    monkeypatch.setattr(verb, "usable_cores", lambda: list(range(40)))
+    monkeypatch.setattr(verb, "ROOM", 1)
+    assert seats() == (1, 1), "in full"
+    assert seats(*SMALL) == (6, 1) and seats(*SMALL, "--seeds", "3") == (18, 1)
+    assert seats(*SMALL, "--nproc", "20") == (2, 20)
+    assert seats(*SMALL, "--jobs", "3") == (3, 1) and seats("--jobs", "3") == (3, 1)
+    monkeypatch.setattr(verb, "ROOM", 2**60)
+    assert seats(*SMALL) == (1, 1), "there is no memory for two"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert seats(*SMALL) == (4, 1) and seats() == (1, 4)
+
+
 def test_a_training_that_does_not_listen_is_killed(
     place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +284,14 @@ def test_what_cannot_be_is_told(words: list[str], told: str, reproduce: Any) -> 
     assert ended.code == 2 and told in ended.err and ended.err.count("\n") == 1
 
 
+def test_a_packed_folder_says_how_many_it_has(tmp_path: Path) -> None:
+    assert pack.main(["arrays", "recipes/debug.yaml", str(tmp_path / "set")]) == 0
+    words = [f"dataset={{arrays: {{root: '{tmp_path}/set'}}}}"]
+    assert verb.pictures(load("recipes/debug.yaml", words).recipe) == (320, 100)
+    assert verb.pictures(load("recipes/debug.yaml", [*words, "holdout=0.1"]).recipe) == (288, 32)
+    assert verb.pictures(load("recipes/debug.yaml", [*words, "subset=50"]).recipe) == (50, 100)
+
+
 @pytest.mark.parametrize("text", ("20", "0min", "ten", "-5min", "1d"))
 def test_a_time_has_a_unit(text: str, capfd: Any) -> None:
     with pytest.raises(SystemExit) as refused:
@@ -315,8 +360,7 @@ def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(verb, "write_page", REAL_PAGE)
     monkeypatch.setattr(children, "start", partial(counting.start, verb=train.main))
     monkeypatch.setattr(shrinking, "SMALLEST_BATCH", 4)
-    monkeypatch.setattr(shrinking, "FEWEST", 1)
-    monkeypatch.setattr(verb, "pictures", lambda recipe: Data(train=10_000, test=20))
+    monkeypatch.setattr(shrinking, "FEWEST", 4)
     words = ["--scale", "0", "--network", "thin", "--runs", str(place)]
     more = [
         "precision=fp32",

@@ -137,7 +137,7 @@ def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     workers = cores if cores > 1 else 0
     recipe = here(job, f"threads={cores}", *(["workers=0"] if cores == 1 else []))
     single = here(job, f"threads={cores}", f"workers={workers}", "data.path=timm")
-    distributed = engine.Distributed(recipe.precision, recipe.threads)
+    distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     source = build.data(recipe).train
     settle = engine.settler(distributed.device)
 
@@ -180,7 +180,7 @@ class Workshop:
 
         self.job, self.recipe = job, here(job, *ENDLESS, *more)
         recipe = self.recipe
-        self.place = engine.Distributed(recipe.precision, recipe.threads)
+        self.place = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
         self.both = build.data(recipe)
         self.pupil = build.learner(recipe, self.both.train, self.place)
         self.plan = build.plan(recipe, self.both, self.pupil, self.place)
@@ -340,7 +340,7 @@ def bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
     from .core.task import Batch
 
     recipe = here(job)
-    place = engine.Distributed(recipe.precision, recipe.threads)
+    place = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     layout = {"memory_format": channels_last if recipe.channels_last else contiguous_format}
     ready = [
         Batch(from_numpy(images).to(place.device, **layout), from_numpy(target).to(place.device))

@@ -50,7 +50,7 @@ def evaluate(args: argparse.Namespace) -> int:
             )
     from . import engine  # after the recipes are known to be good: this takes seconds
 
-    distributed = engine.Distributed(first.precision, first.threads)
+    distributed = engine.Distributed(first.precision, first.threads, first.deterministic)
     try:
         with distributed.peers():
             results = results_of(found, args, distributed)

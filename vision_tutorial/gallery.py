@@ -55,7 +55,7 @@ def gallery(args: argparse.Namespace) -> int:
             raise UserError(f"{run}: precision or threads differ from the first; name it alone.")
     from . import engine  # after the recipes are known to be good: this takes seconds
 
-    distributed = engine.Distributed(first.precision, first.threads)
+    distributed = engine.Distributed(first.precision, first.threads, first.deterministic)
     if distributed.world > 1:
         raise UserError("gallery runs on one process; start it without torchrun.")
     code = 0

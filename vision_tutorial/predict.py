@@ -67,7 +67,7 @@ def predict(args: argparse.Namespace) -> int:
         build.import_files(loaded.imports, args.trust_imports)
         build.check(loaded.recipe)
     recipe = trained.common_recipe([loaded.recipe for _, loaded in found])
-    distributed = engine.Distributed(recipe.precision, recipe.threads)
+    distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     if distributed.world > 1:
         raise UserError("predict runs on one process; start it without torchrun.")
     try:

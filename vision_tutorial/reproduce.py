@@ -7,18 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .core import children, comparison, processes, runs, table
+from .core import arrays, children, comparison, processes, runs, table
 from .core.arguments import UNITS, positive_count, seconds, share
-from .core.children import Stop
+from .core.children import Seat, Stop
 from .core.columns import View
 from .core.errors import ExitCode, UserError, run_verb, short
-from .core.facts import facts
+from .core.facts import facts, used
 from .core.labels import LANGUAGES
 from .core.layouts import week3
 from .core.loading import load
 from .core.logbook import collect
 from .core.notation import duration
 from .core.probing import PART, SECONDS, Probe
+from .core.processes import usable_cores
 from .core.recipe import Recipe
 from .core.reproducing import Clock, Shift, Trial
 from .core.shrinking import (
@@ -29,11 +30,12 @@ from .core.shrinking import (
     Data,
     Plan,
     Speed,
-    epochs_of_share,
     fitting,
     largest,
+    makespan,
     path_of,
     plan,
+    size_of_share,
     write_recipes,
 )
 from .core.sources import data_root
@@ -43,13 +45,14 @@ NOT_ALL = 1  # the exit code where some run is not done
 OWN = ".reproduce"  # in the folder: plan, speeds, logs, lock; nobody takes it for a run
 MARGIN = 0.9  # of the time that there is, how much is planned
 SHAPES = "shapes"
+ROOM = 2 * 2**30  # bytes of memory that are there for each of several trainings
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
         prog="vision-tutorial reproduce",
-        description="Train r0 … r5 one after the other, then print their table and write the "
+        description="Train r0 … r5, then print their table and write the "
         "report page. Start it again after any end: what is done is skipped, what is unfinished "
         "goes on. Shrunk, it follows the one rule of docs/reproduce.md.",
         epilog="Exit codes: 0 all done, 1 not all done, 2 bad input, 143 stopped (start it again). "
@@ -68,7 +71,18 @@ def parser() -> argparse.ArgumentParser:
     add("--network", choices=NETWORKS, help="of all runs (default: what the budget allows)")
     add("--data", choices=("cifar100", SHAPES), help="shapes: drawn by the package")
     add("--seeds", type=positive_count, default=1, metavar="N", help="runs of each recipe")
-    add("--nproc", type=positive_count, metavar="N", help="processes (default: one a GPU)")
+    add(
+        "--nproc",
+        type=positive_count,
+        metavar="N",
+        help="processes of a run (default: in full, one a GPU; shrunk, 1)",
+    )
+    add(
+        "--jobs",
+        type=positive_count,
+        metavar="N",
+        help="runs at a time (default: in full, 1; shrunk, one a GPU or, without, one a core)",
+    )
     add("--runs", default="runs", metavar="DIR", help="where its folder goes (default: runs)")
     add("--lang", choices=LANGUAGES, default="en", help="language of table and page")
     add("--dry-run", action="store_true", help="measure, show the plan, train nothing of it")
@@ -90,11 +104,10 @@ def reproduce(args: argparse.Namespace) -> int:
     own = folder / OWN
     with storage(own):
         own.mkdir(parents=True, exist_ok=True)
-    world = args.nproc or max(1, len(children.visible_gpus()))
-    (seat,) = children.seats(1, world)
+    seats, world = seating(args)
     with runs.lock(own), Stop().listening() as stop:
         longest = max(SECONDS, PART * (args.budget or 0))
-        probe = Probe(own / "probe", settings(args), seat, world, longest, stop)
+        probe = Probe(own / "probe", settings(args), seats, world, longest, stop)
         try:
             made = planned(args, recipes, own, probe, clock)
         except UserError:
@@ -104,12 +117,30 @@ def reproduce(args: argparse.Namespace) -> int:
         trials = trials_of(args, recipes, made, folder)
         if args.dry_run:
             return ExitCode.DONE
-        shift = Shift(trials, folder, own, args.overrides, seat, world, clock, stop)
+        shift = Shift(trials, folder, own, args.overrides, seats, world, clock, stop)
         shift.run()
     if stop.asked:
         print("stopped: the same command goes on from here")
         return ExitCode.PREEMPTED
     return finish(args, shift)
+
+
+def seating(args: argparse.Namespace) -> tuple[list[Seat], int]:
+    """Where runs are trained at the same time, and on how many processes each."""
+    gpus = len(children.visible_gpus())
+    if not shrunk(args):
+        world = args.nproc or max(1, gpus)
+        return children.seats(args.jobs or 1, world), world
+    world = args.nproc or 1
+    jobs = args.jobs or (gpus or crowd()) // world
+    return children.seats(max(1, min(jobs, args.seeds * len(TABLE))), world), world
+
+
+def crowd() -> int:
+    """How many small trainings this machine's cores and memory take at a time."""
+    import psutil
+
+    return min(len(usable_cores()), psutil.virtual_memory().available // ROOM)
 
 
 # -- what is asked for -----------------------------------------------------------------------------
@@ -146,13 +177,18 @@ def checked(args: argparse.Namespace) -> dict[str, Recipe]:
 def pictures(recipe: Recipe) -> Data:
     """How many a recipe trains and tests on. UserError if only its data knows."""
     name, options = recipe.dataset.name, recipe.dataset.options
-    train = facts(recipe).pictures
-    if train is None:
+    if name == "arrays":
+        counted = arrays.counts(Path(options["root"]).expanduser())
+        whole, test = counted.get("train", 0), counted.get("test", 0)
+    else:
+        whole, test = facts(recipe).whole, options.get("test", CIFAR.test)
+    if whole is None:
         raise UserError(
             f"dataset {name}: nobody knows how many pictures it has. Leave out the budget and the "
-            "scale, or take cifar100 or shapes."
+            "scale, or take cifar100, shapes, or arrays (vision-tutorial pack)."
         )
-    return Data(train, options.get("test", CIFAR.test))
+    train = used(recipe, whole)
+    return Data(train, whole - train if recipe.holdout else test)
 
 
 def name_of(args: argparse.Namespace) -> str:
@@ -191,7 +227,7 @@ def planned(
         made, speed = plan_anew(args, recipes, probe, clock) if shrunk(args) else (None, None)
         facts = {"overrides": args.overrides, "plan": made and asdict(made), "speed": speed}
         runs.write_json(kept, facts)
-    for line in described(args, recipes, made, speed and Speed(*speed)):
+    for line in described(args, recipes, made, speed and Speed(*speed), len(probe.seats)):
         print(line, flush=True)
     return made
 
@@ -202,12 +238,13 @@ def plan_anew(
     """The plan by the rule; with a budget also the speed that it stands on, measured here."""
     data = pictures(recipes["r0"])
     if not args.budget:
-        epochs = epochs_of_share(1.0 if args.scale is None else args.scale, data)
-        return plan(epochs, args.network or "resnet50", data), None
+        size = size_of_share(1.0 if args.scale is None else args.scale, data)
+        return plan(*size, args.network or "resnet50", data), None
 
     def make(network: str, speed: Speed) -> Plan | None:
         full = [recipe.epochs for recipe in recipes.values()]
-        return largest(network, speed, MARGIN * clock.room(), full, data, args.seeds)
+        seats = len(probe.seats)
+        return largest(network, speed, MARGIN * clock.room(), full, data, args.seeds, seats)
 
     def measure(network: str, batch_size: int) -> Speed:
         print(f"measuring {network} …", flush=True)
@@ -218,32 +255,40 @@ def plan_anew(
     if made is None:
         raise UserError(
             f"--budget {spelled(args.budget)}: too little for the smallest table here, "
-            f"{speed.rate:,.0f} pictures a second and {speed.start:.0f} s a start. Give more."
+            f"{speed.rate * len(probe.seats):,.0f} pictures a second and {speed.start:.0f} s a "
+            "start. Give more."
         )
     return made, speed
 
 
 def described(
-    args: argparse.Namespace, recipes: dict[str, Recipe], made: Plan | None, speed: Speed | None
+    args: argparse.Namespace,
+    recipes: dict[str, Recipe],
+    made: Plan | None,
+    speed: Speed | None,
+    jobs: int,
 ) -> Iterator[str]:
     """What is about to be trained, a line a recipe, and how long it takes where that is known."""
     seeds = f", {args.seeds} seeds of each" if args.seeds > 1 else ""
+    seeds += f", {jobs} at a time" if jobs > 1 else ""
     if made is None:
         yield f"{name_of(args)}: r0 … r5 as they stand{seeds}"
         for name, recipe in recipes.items():
             told = f"; the report: {recipe.expects['minutes']:g} min on two GPUs"
             yield f"{name}: {recipe.total_epochs} epochs, {recipe.model.name}{told}"
         return
-    fast = f", {speed.rate:,.0f} pictures a second here" if speed else ""
+    fast = f", {speed.rate * jobs:,.0f} pictures a second here" if speed else ""
     yield f"{name_of(args)}: network {made.network}, batch {made.batch_size}{fast}{seeds}"
-    total, test = 0.0, pictures(recipes["r0"]).test
+    times, test = [], pictures(recipes["r0"]).test
     for name, recipe in recipes.items():
-        time = made.seconds(recipe.epochs, speed, test) if speed else None
-        total += args.seeds * (time or 0.0)
-        about = f", about {duration(time)}" if time else ""
+        about = ""
+        if speed:
+            times.append(made.seconds(recipe.epochs, speed, test))
+            about = f", about {duration(times[-1])}"
         epochs = f"{made.total_epochs(recipe.epochs)} epochs of {made.pictures:,} pictures"
         yield f"{name}: {epochs} (in full {recipe.total_epochs}){about}"
     if speed:
+        total = makespan(times * args.seeds, jobs)
         yield f"in all about {duration(total)} of {spelled(args.budget)}"
 
 

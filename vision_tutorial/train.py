@@ -73,7 +73,8 @@ def train(args: argparse.Namespace) -> int:
 
     build.import_files(loaded.imports, args.trust_imports)
     build.check(loaded.recipe)
-    distributed = engine.Distributed(loaded.recipe.precision, loaded.recipe.threads)
+    recipe = loaded.recipe
+    distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     try:
         with distributed.peers():
             run = distributed.share(run or (new_run(args, loaded) if distributed.main else None))

@@ -1,6 +1,7 @@
 """The rule that shrinks the Week-3 table: it keeps the schedules' shape, and fits its time."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,18 @@ from vision_tutorial.core.shrinking import (
     Data,
     Plan,
     Speed,
-    epochs_of_share,
     fitting,
     largest,
+    makespan,
     path_of,
     plan,
+    size_of_share,
+    sizes,
     write_recipes,
 )
 
 FULL = {name: load(path_of(name)).recipe for name in TABLE}
-SOME = (16, 24, 48, 100, 160, 200)  # epochs
+SOME = ((20, 300), (48, 300), (160, 300), (200, 300), (200, 2100), (200, 24_700), (200, 50_000))
 
 
 def shrunk(made: Plan, folder: Path) -> dict[str, Recipe]:
@@ -42,18 +45,19 @@ def shrunk(made: Plan, folder: Path) -> dict[str, Recipe]:
 
 
 def test_at_200_epochs_nothing_is_shrunk(tmp_path: Path) -> None:
-    made = plan(200, "resnet50")
+    made = plan(200, 50_000, "resnet50")
     assert made == Plan("resnet50", 200, 50_000, 512, warmup=5, cooldown=10, eval_every=1)
     for name, recipe in shrunk(made, tmp_path).items():
         assert recipe.model_copy(update={"expects": FULL[name].expects}) == FULL[name]
 
 
-@pytest.mark.parametrize("epochs", SOME)
-def test_the_proportions_of_the_table_are_kept(epochs: int, tmp_path: Path) -> None:
-    made = plan(epochs, "thin")
+@pytest.mark.parametrize("size", SOME)
+def test_the_proportions_of_the_table_are_kept(size: tuple[int, int], tmp_path: Path) -> None:
+    epochs, made = size[0], plan(*size, "thin")
     for name, recipe in shrunk(made, tmp_path).items():
         full = FULL[name]
         assert recipe.epochs * 200 == full.epochs * epochs, "250/200, exactly"
+        assert (recipe.subset or 50_000) == made.pictures
         for now, was in ((recipe.warmup, full.warmup), (recipe.cooldown, full.cooldown)):
             assert now.epochs >= 1
             assert abs(now.epochs - was.epochs * epochs / 200) <= 0.5 or now.epochs == 1
@@ -63,11 +67,11 @@ def test_the_proportions_of_the_table_are_kept(epochs: int, tmp_path: Path) -> N
             assert recipe.optimizer.options[option] == full.optimizer.options[option]
 
 
-@pytest.mark.parametrize("epochs", SOME)
+@pytest.mark.parametrize("size", SOME)
 def test_the_batch_shrinks_with_the_pictures_and_the_lr_with_the_batch(
-    epochs: int, tmp_path: Path
+    size: tuple[int, int], tmp_path: Path
 ) -> None:
-    made = plan(epochs, "thin")
+    made = plan(*size, "thin")
     steps = made.pictures / made.batch_size
     if made.batch_size > shrinking.SMALLEST_BATCH:
         assert 97.7 / math.sqrt(2) <= steps <= 97.7 * math.sqrt(2)  # 50,000 / 512
@@ -86,13 +90,13 @@ def curve(recipe: Recipe) -> list[float]:
     return [at(step, []) / recipe.optimizer.options["lr"] for step in range(recipe.total_epochs)]
 
 
-@pytest.mark.parametrize("epochs", SOME)
+@pytest.mark.parametrize("size", SOME)
 @pytest.mark.parametrize("name", TABLE)
 def test_at_equal_parts_of_the_training_the_lr_is_equally_far(
-    epochs: int, name: str, tmp_path: Path
+    size: tuple[int, int], name: str, tmp_path: Path
 ) -> None:
     """Within 1 % of what the full curve takes on in the time of one and a half shrunk epochs."""
-    small, full = curve(shrunk(plan(epochs, "thin"), tmp_path)[name]), curve(FULL[name])
+    small, full = curve(shrunk(plan(*size, "thin"), tmp_path)[name]), curve(FULL[name])
     for epoch, lr in enumerate(small):
         near = (epoch + 0.5) / len(small) * len(full), 1.5 * len(full) / len(small)
         around = full[max(0, int(near[0] - near[1])) : math.ceil(near[0] + near[1])]
@@ -116,31 +120,54 @@ def test_the_time_of_a_run_is_the_sum_of_its_parts() -> None:
     assert made.seconds(250, speed, 10_000) == pytest.approx(5 + 52 * 2.5 + 4 * 5)
 
 
-@pytest.mark.parametrize("seconds", (600, 1200, 3600, 36_000, 10**7))
-@pytest.mark.parametrize("seeds", (1, 3))
-def test_the_most_epochs_that_fit(seconds: float, seeds: int) -> None:
-    speed = Speed(6.0, 1500.0, 0.1)
+@pytest.mark.parametrize("seconds", (240, 600, 1200, 3600, 36_000, 10**7))
+@pytest.mark.parametrize(("seeds", "seats"), [(1, 1), (3, 2), (1, 2), (2, 8)])
+def test_the_largest_table_that_fits(seconds: float, seeds: int, seats: int) -> None:
+    speed = Speed(2.0, 1500.0, 0.01)
 
-    def total(made: Plan) -> float:
-        return seeds * sum(made.seconds(n, speed, CIFAR.test) for n in EPOCHS)
+    def total(size: tuple[int, int]) -> float:
+        made = plan(*size, "thin")
+        times = [made.seconds(n, speed, CIFAR.test) for n in EPOCHS] * seeds
+        return makespan(times, seats)
 
-    made = largest("thin", speed, seconds, EPOCHS, CIFAR, seeds)
-    assert made == plan(made.epochs, "thin") and total(made) <= seconds
-    assert made.epochs == 200 or total(plan(made.epochs + 4, "thin")) > seconds
+    made = largest("thin", speed, seconds, EPOCHS, CIFAR, seeds, seats)
+    every = list(sizes(CIFAR))
+    place = every.index((made.epochs, made.pictures))
+    assert total(every[place]) <= seconds and (place == 0 or total(every[place - 1]) > seconds)
 
 
 def test_where_not_even_the_smallest_fits_there_is_none() -> None:
     assert largest("thin", Speed(20.0, 1500.0, 0.1), 100, EPOCHS, CIFAR) is None
-    assert largest("thin", Speed(0.1, 1500.0, 0.1), 5, EPOCHS, CIFAR) is None
+    assert largest("thin", Speed(0.1, 1500.0, 0.1), 15, EPOCHS, CIFAR) is None
+
+
+def test_runs_begin_in_order_on_the_first_seat_that_is_free() -> None:
+    assert makespan([4, 4, 4, 4, 5, 5], 1) == 26
+    assert makespan([4, 4, 4, 4, 5, 5], 2) == 13
+    assert makespan([4, 4, 4, 4, 5, 5], 4) == 9
+    assert makespan([5, 1, 1, 1, 3], 2) == 6
+    assert makespan([4, 5], 8) == 5
+
+
+def test_tables_shrink_step_by_step() -> None:
+    """Pictures first, then epochs."""
+    every = list(sizes(CIFAR))
+    assert every[0] == (200, 50_000) and every[-1] == (20, 300)
+    assert all(epochs == 200 or pictures == 300 for epochs, pictures in every)
+    shown = [epochs * pictures for epochs, pictures in every]
+    assert shown == sorted(set(shown), reverse=True)
+    assert max(more / fewer for more, fewer in pairwise(shown)) < 1.21
+    assert list(sizes(Data(250, 50)))[:2] == [(200, 250), (196, 250)]
 
 
 @pytest.mark.parametrize("share", (0.0, 1e-6, 0.001, 0.01, 0.1, 0.5, 1.0))
 def test_a_share_of_the_pictures_seen(share: float) -> None:
-    made = plan(epochs_of_share(share, CIFAR), "thin")
+    made = plan(*size_of_share(share, CIFAR), "thin")
     seen = made.epochs / 200 * made.pictures / 50_000
-    assert made.pictures >= shrinking.FEWEST * made.batch_size
-    if share >= 0.001:
-        assert seen == pytest.approx(share, rel=0.25)
+    if share < 0.001:
+        assert (made.epochs, made.pictures) == (20, 300)
+    else:
+        assert share >= seen == pytest.approx(share, rel=0.05)
 
 
 # -- the network -----------------------------------------------------------------------------------
@@ -175,17 +202,17 @@ def test_two_cores_take_the_smallest_network_and_measure_no_large_one() -> None:
 def test_a_gpu_takes_the_network_of_the_report() -> None:
     machine = Machine(work=5e12, most=30_000, seconds=1100)
     made = machine.choose()
-    assert made.network == "resnet50" and made.epochs >= shrinking.ENOUGH
+    assert made.network == "resnet50" and made.pictures >= shrinking.ENOUGH
     assert len(machine.measured) < 12
 
 
-def test_a_larger_network_must_leave_enough_epochs() -> None:
+def test_a_larger_network_must_leave_enough_pictures() -> None:
     for seconds in (400, 800, 1600, 3200, 6400):
         made = Machine(35e9, 1e9, seconds).choose()
-        assert made.network == "thin" or made.epochs >= shrinking.ENOUGH
+        assert made.network == "thin" or made.pictures >= shrinking.ENOUGH
         larger = list(NETWORKS)[list(NETWORKS).index(made.network) + 1]
         next_one = Machine(35e9, 1e9, seconds).choose([larger])
-        assert next_one is None or next_one.epochs < shrinking.ENOUGH
+        assert next_one is None or next_one.pictures < shrinking.ENOUGH
 
 
 def test_a_machine_too_slow_for_anything() -> None:
@@ -196,7 +223,7 @@ def test_a_machine_too_slow_for_anything() -> None:
 
 
 def test_compare_tells_the_shrinking_once_and_then_what_each_recipe_changes(tmp_path: Path) -> None:
-    write_recipes(plan(48, "thin"), tmp_path, "shapes", 4000)
+    write_recipes(plan(48, 300, "thin"), tmp_path, "shapes", 4000)
     for name in TABLE:
         assert load(tmp_path / f"{name}.yaml").recipe.expects == {"top1": None}
         make_run(tmp_path / "runs", tmp_path / f"{name}.yaml")
@@ -215,15 +242,9 @@ def test_compare_tells_the_shrinking_once_and_then_what_each_recipe_changes(tmp_
 
 def test_seeds_of_a_shrunk_recipe_are_one_line(tmp_path: Path) -> None:
     """Though each trains on a part of the data of its own."""
-    write_recipes(plan(48, "thin"), tmp_path, None, CIFAR.train)
+    write_recipes(plan(48, 300, "thin"), tmp_path, None, CIFAR.train)
     for seed in (42, 43, 44):
         recipe = tmp_path / "r0.yaml"
         make_run(tmp_path / "runs", recipe, f"seed={seed}", id=str(seed), data=f"d{seed}")
     (line,) = lines(collect([tmp_path / "runs"])[0])
     assert line.best.n == 3
-
-
-def test_the_data_sets_size_counts() -> None:
-    assert (
-        plan(100, "thin", Data(4000, 1000)).pictures == 4000 * plan(100, "thin").pictures / 50_000
-    )

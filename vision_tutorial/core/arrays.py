@@ -108,6 +108,12 @@ class Manifest(Facts):
 # -- reading ---------------------------------------------------------------------------------------
 
 
+def counts(root: Path) -> dict[str, int]:
+    """How many pictures each split of a folder has, from its manifest alone."""
+    splits = read_facts(root / MANIFEST, Manifest).splits
+    return {name: split.images.shape[0] for name, split in splits.items()}
+
+
 def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
     """One split, mapped. `verify` compares digests: "auto" does so up to half a GiB."""
     manifest = read_facts(root / MANIFEST, Manifest)

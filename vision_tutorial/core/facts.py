@@ -17,7 +17,8 @@ class Facts:
 
     epochs: int  # with warm-up in front and cool-down
     world: int = 1
-    pictures: int | None = None  # to train on
+    whole: int | None = None  # pictures of the train split
+    pictures: int | None = None  # of them to train on
     classes: int | None = None
     side: int | None = None  # of a training picture, in pixels, as the network sees it
     eval_side: int | None = None
@@ -45,6 +46,7 @@ def facts(recipe: Recipe, reference: Recipe | None = None, world: int | None = N
     return Facts(
         epochs=recipe.total_epochs,
         world=world or int(os.environ.get("WORLD_SIZE", 1)),
+        whole=whole,
         pictures=pictures,
         classes=classes,
         side=side_after(recipe.augment, side),

@@ -114,6 +114,7 @@ KEYS = {
     "precision": "정밀도",
     "channels_last": "channels_last",
     "compile": "컴파일",
+    "deterministic": "결정적 연산",
     "sync_bn": "동기화 BN",
     "shards": "샤드",
     "threads": "스레드",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import children, runs
-from .children import Seat, Stop
+from .children import Child, Seat, Stop
 from .errors import UserError
 from .processes import last_line
 from .recipe import written
@@ -26,42 +26,58 @@ TICK = 0.1  # seconds between two looks at the child
 
 @dataclass(frozen=True)
 class Probe:
-    """How to measure. overrides: of the recipe, `key=value`."""
+    """How to measure: on all seats at once, as later. overrides: of the recipe, `key=value`."""
 
     folder: Path
     overrides: Sequence[str]
-    seat: Seat
+    seats: Sequence[Seat]
     processes: int
     seconds: float
     stop: Stop
 
     def __call__(self, network: str, batch_size: int) -> Speed:
-        """The speed of a network; UserError if its training fails, is stopped, or is too slow."""
+        """The speed of a network on a seat, the mean of all; UserError if a training fails, is
+        stopped, or is too slow."""
         shutil.rmtree(self.folder, ignore_errors=True)  # of a probe that was cut
         with storage(self.folder):
             self.folder.mkdir(parents=True)
-        where = ["--runs", str(self.folder), "--id", network, "--quiet"]
-        words = [str(path_of(PROBED)), *self.overrides, *settings(network, batch_size), *where]
-        words += ["--minutes", f"{self.seconds / 60:.4f}"]
-        log = self.folder / "log"
-        began = time.monotonic()
+        words = [str(path_of(PROBED)), *self.overrides, *settings(network, batch_size)]
+        words += ["--minutes", f"{self.seconds / 60:.4f}", "--runs", str(self.folder), "--quiet"]
+        running = [self.begin(words, seat, str(job)) for job, seat in enumerate(self.seats)]
+        ended = [self.ended(child, began) for child, began in running]
+        found = [self.read(str(job), batch_size, spent) for job, spent in enumerate(ended)]
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return Speed(*map(statistics.fmean, zip(*found, strict=True)))
+
+    def begin(self, words: Sequence[str], seat: Seat, job: str) -> tuple[Child, float]:
+        """Start a training; it, and when that was."""
+        log = self.folder / f"{job}.log"
         with storage(log), log.open("wb") as output:
-            child = children.start(children.training(words, self.processes), self.seat, output)
+            command = children.training([*words, "--id", job], self.processes)
+            child = children.start(command, seat, output)
         self.stop.watch(child)
+        return child, time.monotonic()
+
+    def ended(self, child: Child, began: float) -> float:
+        """Wait for its end; how many seconds after its start that was seen."""
         while child.poll() is None:
             time.sleep(TICK)
-        seconds = time.monotonic() - began
-        if child.returncode:
-            raise UserError(f"the short training of {network} failed: {last_line(log)}")
-        run = self.folder / "probe" / network
-        summary = runs.read_json(run / "summary.json")
+        return time.monotonic() - began
+
+    def read(self, job: str, batch_size: int, seconds: float) -> Speed:
+        """What a training that has ended says."""
+        run = self.folder / "probe" / job
+        try:
+            summary = runs.read_json(run / "summary.json")
+        except UserError:
+            line = last_line(self.folder / f"{job}.log")
+            raise UserError(f"the short training failed: {line}") from None
         found = speed(runs.read_rows(run / "metrics.jsonl"), batch_size, seconds, summary)
         if found is None:
             raise UserError(
-                f"{network}: fewer than {2 * STEPS} steps of {batch_size} pictures in "
-                f"{self.seconds:.0f} s. Name a smaller --network, or a larger --budget."
+                f"fewer than {2 * STEPS} steps of {batch_size} pictures in {self.seconds:.0f} s. "
+                "Name a smaller --network, or a larger --budget."
             )
-        shutil.rmtree(self.folder, ignore_errors=True)
         return found
 
 

@@ -194,6 +194,9 @@ class Recipe(Frozen):
 
     seed: Annotated[int, Field(ge=0, le=2**53)] = 42
     precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
+    deterministic: bool = Field(
+        True, description="Equal bits each time on a GPU too; false lets it take what is fastest."
+    )
     channels_last: bool = True
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         False, description="With torch.compile; the modes capture CUDA graphs."

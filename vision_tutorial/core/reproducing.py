@@ -1,4 +1,4 @@
-"""The runs of a table, one after the other, each gone on with where it stopped, within a budget."""
+"""The runs of a table on a machine's seats, each gone on with where it stopped, within a budget."""
 
 import math
 import os
@@ -61,8 +61,18 @@ class Trial(NamedTuple):
         return f"{self.name} seed {self.seed}"
 
 
+class Running(NamedTuple):
+    """A trial that is being trained."""
+
+    trial: Trial
+    seat: Seat
+    child: Child
+    began: float
+    log: Path
+
+
 class Shift:
-    """Trains one trial after the other. words: for `train`, behind the recipe; logs: a folder."""
+    """Trains trials in order. words: for `train`, behind the recipe; logs: a folder."""
 
     def __init__(
         self,
@@ -70,26 +80,48 @@ class Shift:
         folder: Path,
         logs: Path,
         words: Sequence[str],
-        seat: Seat,
+        seats: Sequence[Seat],
         processes: int,
         clock: Clock,
         stop: Stop,
     ):
         self.trials, self.folder, self.logs, self.words = trials, folder, logs, words
-        self.seat, self.processes, self.clock, self.stop = seat, processes, clock, stop
+        self.free, self.processes, self.clock, self.stop = list(seats), processes, clock, stop
+        self.jobs = len(seats)
+        self.running: list[Running] = []
         self.console = Console(highlight=False, soft_wrap=True)
 
     def run(self) -> None:
         """Each that is not done, once; until we are asked to stop or the time is up."""
-        for trial in self.trials:
-            if self.over():
-                return
-            if self.state(trial) != "done":
-                self.train(trial)
+        waiting, asked = [t for t in self.trials if self.state(t) != "done"], False
+        # no thread that draws: children are forked here
+        with Live(console=self.console, auto_refresh=False, transient=True) as live:
+            while self.running or (waiting and not self.over()):
+                while self.free and not self.over() and (trial := self.next(waiting)):
+                    waiting.remove(trial)
+                    self.start(trial)
+                for one in [one for one in self.running if one.child.poll() is not None]:
+                    self.end(one)
+                if self.clock.room() < 0 and not asked:
+                    asked = True
+                    for one in self.running:
+                        one.child.terminate()
+                if self.clock.left() < KILLED:
+                    self.kill()
+                if self.console.is_terminal:
+                    live.update(Text(self.progress()), refresh=True)
+                time.sleep(TICK)
 
     def over(self) -> bool:
         """Whether nothing more is to be begun."""
         return self.stop.asked or self.clock.room() < 0
+
+    def next(self, waiting: Sequence[Trial]) -> Trial | None:
+        """The first that no other process trains.
+
+        Another may: a child of a start that was killed takes a moment to save.
+        """
+        return next((trial for trial in waiting if not busy(self.run_folder(trial))), None)
 
     def run_folder(self, trial: Trial) -> Path:
         """What its training leaves is here."""
@@ -110,41 +142,31 @@ class Shift:
             return run.status
         return f"stopped at epoch {run.epochs} of {trial.epochs}"
 
-    def train(self, trial: Trial) -> None:
-        """Begin it or go on with it, to its end, or until it has to stop."""
-        while busy(self.run_folder(trial)) and not self.over():
-            time.sleep(TICK)  # a child of a start that was killed takes a moment to save
-        if self.over():
-            return
-        began, before = time.monotonic(), self.state(trial)
+    def start(self, trial: Trial) -> None:
+        """Begin it or go on with it."""
+        before, seat = self.state(trial), self.free.pop(0)
         log = self.logs / f"{trial.name}-{trial.id}.log"
         where = ["--runs", str(self.folder), "--id", trial.id, "--resume"]
         words = [str(trial.recipe), *self.words, f"seed={trial.seed}", *where]
         with storage(log), log.open("ab") as output:
             command = children.training(words, self.processes)
-            child = children.start(command, self.seat, output)
+            child = children.start(command, seat, output)
+        self.running.append(Running(trial, seat, child, time.monotonic(), log))
         self.stop.watch(child)
         self.say(f"{trial}: {'started' if before == 'new' else f'goes on ({before})'}")
-        self.watch(trial, child)
-        self.say(
-            f"{trial}: {self.outcome(trial, child, log)}, {duration(time.monotonic() - began)}"
-        )
 
-    def watch(self, trial: Trial, child: Child) -> None:
-        """Wait for its end; bring it about where the time is up."""
-        asked = False
-        # no thread that draws: children are forked here
-        with Live(console=self.console, auto_refresh=False, transient=True) as live:
-            while child.poll() is None:
-                if self.clock.room() < 0 and not asked:
-                    asked = True
-                    child.terminate()
-                if self.clock.left() < KILLED:
-                    with suppress(ProcessLookupError):
-                        os.killpg(child.pid, signal.SIGKILL)  # its workers too
-                if self.console.is_terminal:
-                    live.update(Text(self.progress(trial)), refresh=True)
-                time.sleep(TICK)
+    def end(self, one: Running) -> None:
+        """Take note of how it ended."""
+        self.running.remove(one)
+        self.free.append(one.seat)
+        spent = duration(time.monotonic() - one.began)
+        self.say(f"{one.trial}: {self.outcome(one.trial, one.child, one.log)}, {spent}")
+
+    def kill(self) -> None:
+        """All that run, with their workers."""
+        for one in self.running:
+            with suppress(ProcessLookupError):
+                os.killpg(one.child.pid, signal.SIGKILL)
 
     def outcome(self, trial: Trial, child: Child, log: Path) -> str:
         """What came of it, in words."""
@@ -156,13 +178,14 @@ class Shift:
             return state
         return f"failed with code {child.returncode}: {last_line(log)} (log: {log})"
 
-    def progress(self, trial: Trial) -> str:
-        """How far all is, on one line."""
-        run = self.read(trial)
-        done = f"epoch {run.epochs if run else 0} of {trial.epochs}"
+    def progress(self) -> str:
+        """What runs, how far it is, and how long all takes."""
+        lines = []
+        for one in self.running:
+            run = self.read(one.trial)
+            lines.append(f"{one.trial}: epoch {run.epochs if run else 0} of {one.trial.epochs}")
         left = self.seconds_left()
-        more = "" if left is None else f", about {duration(left)} left"
-        return f"{trial}: {done}{more}"
+        return "\n".join([*lines, *([f"about {duration(left)} left"] if left else [])])
 
     def seconds_left(self) -> float | None:
         """Of all trials, at the pace so far; None before an epoch is done."""
@@ -172,7 +195,7 @@ class Shift:
         if not sum(epochs.values()) or not seconds:
             return None
         left = sum(trial.epochs - done for trial, done in epochs.items())
-        return left * seconds / sum(epochs.values())
+        return left * seconds / sum(epochs.values()) / self.jobs
 
     def say(self, line: str) -> None:
         """One line."""

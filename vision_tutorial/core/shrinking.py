@@ -1,21 +1,24 @@
 """The Week-3 table made smaller, by one rule that keeps the shape of its schedules. No torch here.
 
-r0 … r3 get E epochs, a multiple of four. With x = E/200
+First the pictures shrink: each class keeps its share, and all epochs, warm-up and cool-down stay as
+they are. Where not even LEAST pictures leave time for all epochs, then those shrink too, to a
+multiple of four, E instead of 200. With x = E/200
 
 - r4 and r5 get 250/200 of them;
-- warm-up and cool-down get 5x and 10x epochs, to the nearest, at least one;
-- x² of the training pictures remain, each class in its share;
-- the batch shrinks with the pictures, to a power of two from 32 to 512, so that an epoch keeps its
-  number of steps as far as that goes, and every lr in proportion to the batch (Goyal et al. 2017).
+- warm-up and cool-down get 5x and 10x epochs, to the nearest, at least one.
 
-Momentum, weight decay, augmentation, mixing and loss stay. The time that there is decides E and the
-network: the largest network for which at least 40 epochs fit, and the most epochs that fit.
-docs/reproduce.md says why.
+The batch shrinks with the pictures, to a power of two from 32 to 512, so that an epoch keeps its
+number of steps as far as that goes, and every lr in proportion to the batch (Goyal et al. 2017).
+
+Momentum, weight decay, augmentation, mixing and loss stay. The time that there is decides pictures,
+epochs and network: the largest network for which ENOUGH pictures and all epochs fit, and the most
+pictures that fit. docs/reproduce.md says why.
 """
 
+import heapq
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +33,11 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
 EPOCHS, BATCH, PICTURES = 200, 512, 50_000  # of r0 … r3, in full
 STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it
-POWER = 2  # of x, for the pictures
-ENOUGH = 40  # epochs that make a larger network worth its time
+FEWEST = 20  # epochs
+GRAIN = 20  # what pictures are a multiple of
+LEAST = 300  # pictures; fewer epochs instead
+ENOUGH = 2000  # pictures that make a larger network worth its time
 SMALLEST_BATCH = 32
-FEWEST = 10  # steps of an epoch
 EVALUATING = 2  # times as fast as training, at least
 LOOKING = 1 / 6  # of the training's time at most, about, for evaluations
 EFFICIENCY = 4  # how much better than the next smaller a network may use the machine
@@ -107,47 +111,64 @@ class Plan:
         return speed.start + training + looks * test / (EVALUATING * speed.rate)
 
 
-def plan(epochs: int, network: str, data: Data = CIFAR) -> Plan:
-    """The table of E = `epochs` by the rule."""
+def plan(epochs: int, pictures: int, network: str, data: Data = CIFAR) -> Plan:
+    """The table of E = `epochs`, 200 in full, on so many pictures, by the rule."""
     x = epochs / EPOCHS
-    left = max(1, round(x**POWER * data.train))
-    batch = 2 ** round(math.log2(BATCH * left / PICTURES))
+    batch = 2 ** round(math.log2(BATCH * pictures / PICTURES))
     return Plan(
         network=network,
         epochs=epochs,
-        pictures=left,
+        pictures=pictures,
         batch_size=min(max(batch, SMALLEST_BATCH), BATCH),
         warmup=max(1, round(5 * x)),
         cooldown=max(1, round(10 * x)),
-        eval_every=min(epochs, math.ceil(data.test / EVALUATING / (left * LOOKING))),
+        eval_every=min(epochs, math.ceil(data.test / EVALUATING / (pictures * LOOKING))),
     )
 
 
-def epochs_of_share(share: float, data: Data = CIFAR) -> int:
-    """E of the table in which networks see `share` of the pictures of the full one, about."""
-    wanted = STEP * round(EPOCHS / STEP * share ** (1 / (1 + POWER)))
-    return max(
-        wanted, next(e for e in range(STEP, EPOCHS + 1, STEP) if possible(plan(e, "", data)))
-    )
+def sizes(data: Data) -> Iterator[tuple[int, int]]:
+    """(E, pictures) of all tables that the rule knows, from the full one down."""
+    least = min(LEAST, data.train)
+    yield EPOCHS, data.train
+    for grains in range((data.train - 1) // GRAIN, math.ceil(least / GRAIN) - 1, -1):
+        yield EPOCHS, grains * GRAIN
+    for epochs in range(EPOCHS - STEP, FEWEST - 1, -STEP):
+        yield epochs, least
 
 
-def possible(made: Plan) -> bool:
-    """Whether an epoch has steps enough to be one."""
-    return made.pictures >= FEWEST * made.batch_size
+def size_of_share(share: float, data: Data) -> tuple[int, int]:
+    """E and pictures of the table that shows networks at most `share` of what the full one does."""
+    most, size = share * EPOCHS * data.train, (FEWEST, data.train)
+    for size in sizes(data):
+        if size[0] * size[1] <= most:
+            break
+    return size
+
+
+def makespan(seconds: Iterable[float], seats: int) -> float:
+    """When all have ended that begin in this order, each on the first seat that is free."""
+    free = [0.0] * seats
+    for one in seconds:
+        heapq.heapreplace(free, free[0] + one)
+    return max(free)
 
 
 def largest(
-    network: str, speed: Speed, seconds: float, full: Sequence[int], data: Data, seeds: int = 1
+    network: str,
+    speed: Speed,
+    seconds: float,
+    full: Sequence[int],
+    data: Data,
+    seeds: int = 1,
+    seats: int = 1,
 ) -> Plan | None:
-    """The plan with the most epochs that takes at most so long; None if not even the least do.
+    """The largest plan that takes at most so long on so many seats; None if not even the least.
 
-    full: the epochs of each recipe of the table, as it stands.
+    full: the epochs of each recipe of the table, as it stands. speed: on one of the seats.
     """
-    for epochs in range(EPOCHS, 0, -STEP):
-        made = plan(epochs, network, data)
-        if not possible(made):
-            return None
-        if seeds * sum(made.seconds(n, speed, data.test) for n in full) <= seconds:
+    for epochs, pictures in sizes(data):
+        made = plan(epochs, pictures, network, data)
+        if makespan([made.seconds(n, speed, data.test) for n in [*full] * seeds], seats) <= seconds:
             return made
     return None
 
@@ -157,7 +178,7 @@ def fitting(
     measure: Callable[[str, int], Speed],
     make: Callable[[str, Speed], Plan | None],
 ) -> tuple[Plan | None, Speed]:
-    """The plan with the largest of `networks`, smallest first, for which ENOUGH epochs fit.
+    """The plan with the largest of `networks`, smallest first, for which ENOUGH pictures fit.
 
     measure: how fast a network is with a batch size. make: the largest plan at that speed. If none
     of the networks is so fast, it is the smallest's plan, or None.
@@ -168,10 +189,10 @@ def fitting(
             break
         work = NETWORKS[larger].work / NETWORKS[smaller].work
         hoped = make(larger, speed._replace(rate=speed.rate * EFFICIENCY / work))
-        if hoped is None or hoped.epochs < ENOUGH:
+        if hoped is None or hoped.pictures < ENOUGH:
             break
         tried, its_speed = _settled(larger, measure, make)
-        if tried is None or tried.epochs < ENOUGH:
+        if tried is None or tried.pictures < ENOUGH:
             break
         made, speed = tried, its_speed
     return made, speed
@@ -183,7 +204,7 @@ def _settled(
     make: Callable[[str, Speed], Plan | None],
 ) -> tuple[Plan | None, Speed]:
     """A network's plan, and its speed with the very batch size of that plan, where that settles."""
-    batch = plan(ENOUGH, network).batch_size
+    batch = plan(EPOCHS, ENOUGH, network).batch_size
     for _ in range(3):
         speed = measure(network, batch)
         made = make(network, speed)

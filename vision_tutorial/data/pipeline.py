@@ -71,13 +71,12 @@ class Store:
         """memory: `device`, `host`, or `auto` for the first where the pictures fit."""
         arrays, self.rows = unfolded(source)
         self.device, self.threads = device, threads
-        self.targets = torch.from_numpy(np.ascontiguousarray(source.targets))
+        self.targets = torch.from_numpy(np.ascontiguousarray(source.targets)).to(device)
         # a plain array over the same memory, whatever kind of mapping it was
         self.images: np.ndarray | Tensor = np.asarray(arrays.images)
         self.masks = np.asarray(arrays.masks) if source.dense else None
         if device.type == "cuda" and (memory == "device" or memory == "auto" and self.fits()):
             self.images = torch.tensor(self.images, device=device)  # may be mapped read-only
-            self.targets = self.targets.to(device)
             self.masks = None if self.masks is None else torch.tensor(self.masks, device=device)
 
     def fits(self) -> bool:

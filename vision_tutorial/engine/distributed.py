@@ -35,7 +35,9 @@ CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 pictures takes
 class Distributed:
     """The processes of one training: who am I, where do I compute, what do the others say."""
 
-    def __init__(self, precision: str = "fp32", threads: int | None = None):
+    def __init__(
+        self, precision: str = "fp32", threads: int | None = None, deterministic: bool = True
+    ):
         self.rank, self.world, self.local_world = launched()
         self.threads = threads or max(1, cores() // self.local_world)
         torch.set_num_threads(self.threads)
@@ -48,6 +50,8 @@ class Distributed:
                 f"{self.local_world} processes for {torch.cuda.device_count()} GPUs; "
                 f"start with --nproc {torch.cuda.device_count()}."
             )
+        if torch.cuda.is_available():
+            choose_algorithms(deterministic)
         timeout = CPU_TIMEOUT if not torch.cuda.is_available() else TIMEOUT
         self.accelerator = Accelerator(
             cpu=on_cpu,  # without it, N processes on CPU silently train N separate models
@@ -244,6 +248,20 @@ def launched() -> tuple[int, int, int]:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_algorithms(deterministic: bool) -> None:
+    """On a GPU: those that give equal bits each time, or those that were fastest when tried.
+
+    An operation that only has the other kind goes on; torch warns of it, once.
+    https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by the first product
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads what nobody wrote
 
 
 def usable_precision(wanted: str, cuda: bool, amx: bool) -> tuple[str, str | None]:
