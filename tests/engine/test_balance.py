@@ -96,7 +96,7 @@ def learner_and_steps(distributed: Distributed, *more: str) -> tuple[Learner, li
 
 def take(learner: Learner, distributed: Distributed, raw: object, step: int) -> bool:
     report = take_step(learner, distributed, raw, step, stop=False)
-    return settle(learner, distributed.scaler, report).skipped
+    return settle(learner, report).skipped
 
 
 class Poisoned(nn.Module):

@@ -25,7 +25,7 @@ def learned(compiled: str) -> tuple[dict, dict]:
     made = build.registry.datasets.bind("shapes", size=16, train=64, test=100)
     learner = build.learner(recipe, made("train"), distributed)
     for step, raw in enumerate(build.train_batches(recipe, made("train"), distributed, 0, 2)):
-        settle(learner, distributed.scaler, take_step(learner, distributed, raw, step, stop=False))
+        settle(learner, take_step(learner, distributed, raw, step, stop=False))
     metrics = build.evaluation(recipe, made("test"), learner.model, learner.task, distributed)
     weights = {name: t.numpy() for name, t in learner.model.state_dict().items()}
     distributed.close()

@@ -13,6 +13,7 @@ from vision_tutorial import build
 from vision_tutorial import train as verb
 from vision_tutorial.core import runs
 from vision_tutorial.core.errors import ExitCode
+from vision_tutorial.engine import Distributed
 from vision_tutorial.engine.step import PATIENCE, lag_of
 
 FIT = importlib.import_module("vision_tutorial.engine.fit")  # the package's `fit` is the function
@@ -81,6 +82,51 @@ def test_rows_and_weights_do_not_depend_on_the_lag(
     assert trained(tmp_path / "1", 1, bad, more) == at_once
 
 
+@pytest.mark.parametrize("optimizer", ["sgd: {lr: 0.05, momentum: 0.9}", "adamw: {lr: 0.01}"])
+@pytest.mark.parametrize("bad", [set(), BAD], ids=["good", "bad"])
+def test_a_scaled_loss_does_not_depend_on_the_lag(
+    optimizer: str, bad: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in fp16: a scale that is too large overflows, is halved, and grows again."""
+    scalers = []
+
+    def begin(self: Distributed, *given: object) -> None:
+        real(self, *given)
+        scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=3))
+        self.scaler = self.accelerator.scaler = scalers[-1]
+
+    real = Distributed.__init__
+    monkeypatch.setattr(Distributed, "__init__", begin)
+    more = [f"optimizer={{{optimizer}}}", "loss={cross_entropy: 1.0e+4}"]
+    at_once = trained(tmp_path / "0", 0, bad, *more)
+    assert trained(tmp_path / "1", 1, bad, *more) == at_once
+    assert sum(row["skipped_steps"] for row in at_once[1]) > len(bad), "it overflowed as well"
+    assert scalers[0].state_dict() == scalers[1].state_dict() and scalers[0].get_scale() < 2.0**126
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_overflows_at_the_lowest_scale_are_no_search(
+    scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is finite, its gradient is not: PATIENCE steps are skipped, then it is told."""
+
+    def begin(self: Distributed, *given: object) -> None:
+        real(self, *given)
+        made = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=0.999)
+        self.scaler = self.accelerator.scaler = made
+
+    real = Distributed.__init__
+    monkeypatch.setattr(Distributed, "__init__", begin)
+    monkeypatch.setattr(
+        torch.nn.utils, "get_total_norm", lambda *_: torch.tensor(math.inf), raising=True
+    )
+    code = ExitCode.NON_FINITE if scale == 1 else ExitCode.DONE
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FIT, "lag_of", lambda *_: 0)
+        words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path), "--quiet"]
+        assert verb.main([*words, "--steps", "8"]) == code
+
+
 @pytest.mark.parametrize("clip", ["{norm: 0.5}", "{value: 0.01}", "{agc: 0.01}"])
 def test_clipping_does_not_depend_on_the_lag(clip: str, tmp_path: Path) -> None:
     more = ["epochs=1", f"clip={clip}"]
@@ -132,7 +178,7 @@ def test_only_a_gpu_with_a_fused_optimizer_lags() -> None:
         weights = [torch.nn.Parameter(torch.zeros(2))]
         optimizer = kind(weights, lr=0.1, **{"fused": True} | options)
         learner = SimpleNamespace(optimizer=optimizer, shards=None)
-        return lag_of(learner, SimpleNamespace(device=torch.device(device), scaler=None))
+        return lag_of(learner, SimpleNamespace(device=torch.device(device)))
 
     assert lag(torch.optim.SGD) == lag(torch.optim.AdamW) == 1
     assert lag(torch.optim.SGD, "cpu") == lag(torch.optim.SGD, fused=False) == 0

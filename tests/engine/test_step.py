@@ -34,7 +34,7 @@ def learner_and_batch(distributed: Distributed, *more: str) -> tuple[Learner, bu
 
 
 def stepped(learner: Learner, distributed: Distributed, *more: object, stop: bool) -> Outcome:
-    return settle(learner, distributed.scaler, take_step(learner, distributed, *more, stop=stop))
+    return settle(learner, take_step(learner, distributed, *more, stop=stop))
 
 
 @pytest.fixture(scope="module")

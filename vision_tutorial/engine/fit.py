@@ -122,7 +122,7 @@ def fit(
     if plan.converged(progress.rows):  # before it was interrupted
         return True
     learner.model.train()
-    reader = Reader(learner, distributed.scaler, progress.add)
+    reader = Reader(learner, progress.add)
     began = time.perf_counter() - progress.total_seconds
     clock = time.perf_counter()
     for raw in plan.batches(progress.step, plan.steps):

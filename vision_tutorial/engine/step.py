@@ -20,7 +20,7 @@ from .ema import Ema, NoEma
 
 PATIENCE = 3  # non-finite steps in a row that are skipped before giving up
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-MIN_SCALE = 1.0  # below this loss scale, an overflow is no longer fp16's searching
+MIN_SCALE = 1.0  # with no more than this loss scale, an overflow is not fp16's searching
 
 
 @dataclass
@@ -71,6 +71,7 @@ class Outcome:
     step: int
     losses: dict[str, float]
     items: int
+    scale: float  # of the loss; 0 where it is not scaled
     skipped: bool
     stop: bool
 
@@ -79,7 +80,7 @@ class Report:
     """What all processes say of one step, on its way from the device; reading it waits for it."""
 
     def __init__(self, step: int, names: Sequence[str], values: Tensor):
-        """values: items, processes in trouble, processes that want to stop, losses by `names`."""
+        """values: items, processes in trouble, those that want to stop, scale, losses (`names`)."""
         self.step, self.names = step, names
         self.bad = values[1] > 0
         self.values = values.to("cpu", non_blocking=values.is_cuda)
@@ -91,9 +92,9 @@ class Report:
         """The report, once it has arrived."""
         if self.arrived:
             self.arrived.synchronize()
-        items, bad, stops, *sums = self.values.tolist()
+        items, bad, stops, scale, *sums = self.values.tolist()
         losses = dict(zip(self.names, sums, strict=True))
-        return Outcome(self.step, losses, int(items), skipped=bad > 0, stop=stops > 0)
+        return Outcome(self.step, losses, int(items), scale, skipped=bad > 0, stop=stops > 0)
 
 
 def take_step(
@@ -128,8 +129,7 @@ def update(learner: Learner, distributed: Distributed, norm: Tensor, step: int) 
     learner.clip(learner.model, norm)
     # some optimizers draw (kron): the same on all processes, whatever their dropout drew
     distributed.seed(address(learner.seed, step, "optimizer"))
-    scaler = distributed.scaler
-    scaler.step(learner.optimizer) if scaler else learner.optimizer.step()
+    learner.optimizer.step()  # not the scaler's: it would wait for what `report` says already
 
 
 def update_unless(
@@ -230,6 +230,8 @@ def reported(
     bad = ~(values.isfinite().all() & wide(norm).isfinite())
     # filled there: a number that comes from the host would make the device wait
     head = [values.new_full((), n), bad.double(), values.new_full((), stop)]
+    share = values.new_full((), 1 / distributed.world)
+    head.append(distributed.scaler.scale(share) if distributed.scaler else 0 * share)
     mine = torch.cat([torch.stack(head), values * n])
     floats = learner.buffers.floats() if distributed.world > 1 and not learner.shards else []
     if not floats:
@@ -239,7 +241,7 @@ def reported(
     return Report(step, list(terms), whole[: len(mine)])
 
 
-def settle(learner: Learner, scaler: Any, report: Report) -> Outcome:
+def settle(learner: Learner, report: Report) -> Outcome:
     """Read a report, and hold to the non-finite policy: skip a few, then stop.
 
     Such weights are never stepped to, saved or resumed. NonFiniteError after PATIENCE bad steps in
@@ -247,7 +249,7 @@ def settle(learner: Learner, scaler: Any, report: Report) -> Outcome:
     """
     outcome = report.read()
     loss = outcome.losses["loss"] / max(outcome.items, 1)
-    searching = scaler and math.isfinite(loss) and scaler.get_scale() > MIN_SCALE
+    searching = math.isfinite(loss) and outcome.scale > MIN_SCALE
     bad = outcome.skipped and not searching
     learner.skipped_in_row = learner.skipped_in_row + 1 if bad else 0
     if learner.skipped_in_row > PATIENCE:
@@ -262,8 +264,8 @@ def settle(learner: Learner, scaler: Any, report: Report) -> Outcome:
 class Reader:
     """Reads the reports of steps in order; the newest `lag` of them later."""
 
-    def __init__(self, learner: Learner, scaler: Any, count: Callable[[Outcome], None]):
-        self.learner, self.scaler, self.count = learner, scaler, count
+    def __init__(self, learner: Learner, count: Callable[[Outcome], None]):
+        self.learner, self.count = learner, count
         self.reports: deque[Report] = deque()
         self.stop_at = math.inf  # steps
         self.loss: float | None = None  # mean of the last step that was read
@@ -275,7 +277,7 @@ class Reader:
     def read(self, behind: int) -> None:
         """Read, and count, all but the newest `behind` reports."""
         while len(self.reports) > behind:
-            outcome = settle(self.learner, self.scaler, self.reports.popleft())
+            outcome = settle(self.learner, self.reports.popleft())
             self.count(outcome)
             self.loss = outcome.losses["loss"] / outcome.items
             if outcome.stop:
@@ -299,8 +301,7 @@ def lag_of(learner: Learner, distributed: Distributed) -> int:
     fused = isinstance(learner.optimizer, FUSED) and all(
         group["fused"] for group in learner.optimizer.param_groups
     )
-    plain = distributed.scaler is None and not learner.shards
-    return int(distributed.device.type == "cuda" and fused and plain)
+    return int(distributed.device.type == "cuda" and fused and not learner.shards)
 
 
 def fitting_parts(
