@@ -211,6 +211,13 @@ def test_bad_values_are_told_in_one_line(name, options):
         pytest.fail("accepted")
 
 
+def test_nesterov_without_momentum_says_how_to_be_without() -> None:
+    with pytest.raises(UserError, match="nesterov: false"):
+        built("sgd", network(), momentum=0.0)
+    model = network()
+    trained(model, built("sgd", model, momentum=0.0, nesterov=False), 1)
+
+
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_optimizers_of_missing_packages_say_so(name):
     package = get_optimizer_info(name).opt_class.partition(".")[0]

@@ -88,4 +88,6 @@ def _made(name: str, make: Callable[..., Optimizer], *given: Any, **options: Any
     try:
         return make(*given, **options)
     except Exception as error:  # torch and timm raise whatever they like on odd values
-        raise UserError(f"optimizer '{name}': {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split())
+        hint = ". timm's is Nesterov; nesterov: false is not" if "Nesterov" in said else ""
+        raise UserError(f"optimizer '{name}': {said}{hint}") from error
