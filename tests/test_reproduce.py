@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import counting
@@ -17,7 +18,7 @@ from run_folders import make_run
 
 from vision_tutorial import pack, train
 from vision_tutorial import reproduce as verb
-from vision_tutorial.core import children, reproducing, runs, shrinking
+from vision_tutorial.core import children, galleries, processes, reproducing, runs, shrinking
 from vision_tutorial.core.columns import View
 from vision_tutorial.core.comparison import lines
 from vision_tutorial.core.loading import load
@@ -184,11 +185,10 @@ def test_several_at_a_time_each_on_its_own_cores(place: Path, reproduce: Any) ->
     assert (
         set(states(place, "week3-0").values()) == {"done"} and len(states(place, "week3-0")) == 12
     )
-    begun = [line for line in diary(place) if line.startswith("start ")]
-    cores = len(os.sched_getaffinity(0)) // jobs
-    assert len(begun) == 12 and all(line.endswith(f" cores={cores}") for line in begun)
-    ended_at = [i for i, line in enumerate(diary(place)) if line.startswith("done ")]
-    begun_at = [i for i, line in enumerate(diary(place)) if line.startswith("start ")]
+    told, cores = diary(place), len(os.sched_getaffinity(0)) // jobs
+    ended_at = [i for i, line in enumerate(told) if line.startswith("done ")]
+    begun_at = [i for i, line in enumerate(told) if line.startswith("start ")]
+    assert all(told[i].endswith(f" cores={cores}") for i in begun_at) and len(begun_at) == 12
     assert begun_at[jobs - 1] < ended_at[0] < begun_at[jobs], "so many at a time, never more"
     assert f"{jobs} at a time" in ended.out or jobs == 1
 
@@ -246,10 +246,8 @@ def test_dry_run_says_what_would_be_and_how_long_it_takes(
     ended = reproduce("--budget", "10min", "--network", "thin", "--dry-run")
     assert ended.code == 0 and not diary(place)
     head, *rows, total = [line for line in ended.out.splitlines() if "measuring" not in line]
-    assert (
-        head.startswith("week3-10min-thin: network thin, batch ")
-        and "1,500 pictures a second" in head
-    )
+    assert head.startswith("week3-10min-thin: network thin, batch ")
+    assert "1,500 pictures a second" in head
     assert [row.partition(":")[0] for row in rows] == list(TABLE)
     assert all("(in full 210), about 1m" in row for row in rows[:4])
     minutes = int(total.removeprefix("in all about ").partition("m")[0])
@@ -346,8 +344,10 @@ def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:
         "r0 < r1 < r2 came out: 11.00, 21.00, 22.00 (+10.00 beyond noise, +1.00 within noise)"
     )
     out = verb.order(view_of(tmp_path / "b", r0=[10], r1=[9], r2=[12]))
-    assert out.startswith("r0 < r1 < r2 did not come out: 10.00, 9.00, 12.00 (-1.00 nobody knows")
-    assert "--seeds 3" in out
+    assert out == (
+        "r0 < r1 < r2 did not come out: 10.00, 9.00, 12.00 "
+        "(-1.00, +3.00; only more --seeds tell that from noise)"
+    )
     out = verb.order(view_of(tmp_path / "c", r0=[10], r2=[12]))
     assert out == "r0 < r1 < r2: not known without r1"
 
@@ -375,3 +375,26 @@ def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.Mon
     assert "what changed" in out and "r0 < r1 < r2" in out
     assert (folder / "week3.md").read_text().startswith("| run | r0 | r1 | r2 | r3 | r4 | r5 |")
     assert (folder / "report.html").stat().st_size > 10_000
+    assert "report.html: 6 runs" in out
+    assert all(galleries.exists(folder / name / "seed42") for name in TABLE)
+
+
+@pytest.mark.parametrize(("left", "verbs"), [(5.0, 1), (60.0, 3)])
+def test_galleries_are_for_the_time_that_is_left(
+    left: float, verbs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def run_command(command: list[str], log: Path, enough: Any, then_stop: bool) -> Any:
+        called.append(command[3])
+        assert then_stop and not enough()
+        log.write_text("runs/report.html: 1 run")
+        return processes.Ended(0, 1.0, None)
+
+    monkeypatch.setattr(verb.processes, "run_command", run_command)
+    make_run(tmp_path, "recipes/debug.yaml", id="1")
+    clock = SimpleNamespace(left=lambda: left)
+    shift = SimpleNamespace(folder=tmp_path, logs=tmp_path, clock=clock)
+    args = verb.parser().parse_args(["week3"])
+    REAL_PAGE(args, shift, collect([tmp_path])[0])
+    assert called == ["report", "gallery", "report"][:verbs]

@@ -1,13 +1,12 @@
 """The Week-3 table once more: r0 … r5 as they stand, or shrunk to a budget; table and page."""
 
 import argparse
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .core import arrays, children, comparison, processes, runs, table
+from .core import arrays, children, comparison, galleries, processes, runs, table
 from .core.arguments import UNITS, positive_count, seconds, share
 from .core.children import Seat, Stop
 from .core.columns import View
@@ -19,9 +18,10 @@ from .core.loading import load
 from .core.logbook import collect
 from .core.notation import duration
 from .core.probing import PART, SECONDS, Probe
-from .core.processes import usable_cores
+from .core.processes import last_line, usable_cores
 from .core.recipe import Recipe
 from .core.reproducing import Clock, Shift, Trial
+from .core.run import Run
 from .core.shrinking import (
     CIFAR,
     NETWORKS,
@@ -45,6 +45,7 @@ NOT_ALL = 1  # the exit code where some run is not done
 OWN = ".reproduce"  # in the folder: plan, speeds, logs, lock; nobody takes it for a run
 MARGIN = 0.9  # of the time that there is, how much is planned
 SHAPES = "shapes"
+PAGE = 8.0  # seconds that it takes at most, without galleries
 ROOM = 2 * 2**30  # bytes of memory that are there for each of several trainings
 
 
@@ -323,7 +324,7 @@ def finish(args: argparse.Namespace, shift: Shift) -> int:
         table.terminal(made, sys.stdout)
         write_text(shift.folder / "week3.md", table.markdown(made))
         print(order(view))
-        write_page(args, shift.folder)
+        write_page(args, shift, found)
     states = {str(trial): shift.state(trial) for trial in shift.trials}
     missing = [f"{trial} ({state})" for trial, state in states.items() if state != "done"]
     if missing:
@@ -332,14 +333,24 @@ def finish(args: argparse.Namespace, shift: Shift) -> int:
     return NOT_ALL if missing else ExitCode.DONE
 
 
-def write_page(args: argparse.Namespace, folder: Path) -> None:
-    """report.html, by the report verb in a process of its own; in full, with galleries."""
-    words = ["-o", str(folder / "report.html"), "--title", folder.name, "--lang", args.lang]
-    words += [] if shrunk(args) else ["--galleries"]
-    command = [sys.executable, "-m", "vision_tutorial.report", str(folder), *words]
-    sys.stdout.flush()
-    if code := subprocess.run(command, env=processes.environment()).returncode:
-        print(f"no page: the report ended with code {code}")
+def write_page(args: argparse.Namespace, shift: Shift, runs: Sequence[Run]) -> None:
+    """report.html; once more with galleries of the runs, as far as the time goes."""
+    page = ["report", str(shift.folder), "-o", str(shift.folder / "report.html")]
+    page += ["--title", shift.folder.name, "--lang", args.lang]
+    bare = [run.folder for run in runs if run.status == "done" and run.folder]
+    bare = [str(folder) for folder in bare if not galleries.exists(folder)]
+    log, clock = shift.logs / "page.log", shift.clock
+    verb(page, log)
+    if bare and clock.left() > PAGE and verb(["gallery", *bare], log, lambda: clock.left() < PAGE):
+        verb(page, log)
+    said = last_line(log)
+    print(said if "report.html" in said else f"the page: {said} (log: {log})")
+
+
+def verb(words: Sequence[str], log: Path, enough: Callable[[], bool] = lambda: False) -> bool:
+    """Run a verb in a process of its own, until `enough` at most; whether it came to its end."""
+    command = [sys.executable, "-m", "vision_tutorial", *words]
+    return processes.run_command(command, log, enough, then_stop=True).seen is None
 
 
 def order(view: View) -> str:
@@ -349,19 +360,17 @@ def order(view: View) -> str:
         return f"r0 < r1 < r2: not known without {', '.join(missing)}"
     r0, r1, r2 = (done[name].best.mean for name in TABLE[:3])
     steps = {name: view.steps[line] for name, line in done.items()}
-    verdicts = [
-        f"{after - before:+.2f} {VERDICTS[steps[name].verdict if steps[name] else 'unknown']}"
-        for name, before, after in (("r1", r0, r1), ("r2", r1, r2))
+    known = [VERDICTS.get(steps[name].verdict if steps[name] else "") for name in TABLE[1:3]]
+    told = [
+        f"{after - before:+.2f}{f' {verdict}' if verdict else ''}"
+        for before, after, verdict in ((r0, r1, known[0]), (r1, r2, known[1]))
     ]
     word = "came out" if r0 < r1 < r2 else "did not come out"
-    return f"r0 < r1 < r2 {word}: {r0:.2f}, {r1:.2f}, {r2:.2f} ({', '.join(verdicts)})"
+    more = "" if all(known) else "; only more --seeds tell that from noise"
+    return f"r0 < r1 < r2 {word}: {r0:.2f}, {r1:.2f}, {r2:.2f} ({', '.join(told)}{more})"
 
 
-VERDICTS = {
-    "within": "within noise",
-    "beyond": "beyond noise",
-    "unknown": "nobody knows whether beyond noise: it takes --seeds 3",
-}
+VERDICTS = {"within": "within noise", "beyond": "beyond noise"}
 
 
 if __name__ == "__main__":
