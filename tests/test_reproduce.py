@@ -9,18 +9,14 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import counting
 import pytest
-from run_folders import make_run
 
 from vision_tutorial import pack, train
 from vision_tutorial import reproduce as verb
-from vision_tutorial.core import children, galleries, processes, reproducing, runs, shrinking
-from vision_tutorial.core.columns import View
-from vision_tutorial.core.comparison import lines
+from vision_tutorial.core import children, galleries, reproducing, runs, shrinking
 from vision_tutorial.core.loading import load
 from vision_tutorial.core.logbook import collect
 from vision_tutorial.core.probing import Probe
@@ -93,7 +89,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def fast(self: Probe, network: str, batch_size: int) -> Speed:
+def fast(self: Probe, network: str, batch_size: int, pictures: int) -> Speed:
     """A machine on which everything fits."""
     return Speed(start=0.01, rate=1e9, saving=0.0)
 
@@ -197,19 +193,23 @@ def test_by_default_one_a_core_if_it_is_shrunk(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seats(*words: str) -> tuple[int, int]:
-        found, processes = verb.seating(verb.parser().parse_intermixed_args(["week3", *words]))
+        args = verb.parser().parse_intermixed_args(["week3", *words])
+        found, processes = verb.seating(args, verb.checked(args))
         return len(found), processes
 
-    monkeypatch.setattr(verb, "usable_cores", lambda: list(range(40)))
-    monkeypatch.setattr(verb, "ROOM", 1)
+    monkeypatch.setattr(reproducing, "usable_cores", lambda: list(range(40)))
+    monkeypatch.setattr(reproducing, "ROOM", 1)
+    small = [*SMALL, "--network", "thin"]
     assert seats() == (1, 1), "in full"
-    assert seats(*SMALL) == (6, 1) and seats(*SMALL, "--seeds", "3") == (18, 1)
-    assert seats(*SMALL, "--nproc", "20") == (2, 20)
-    assert seats(*SMALL, "--jobs", "3") == (3, 1) and seats("--jobs", "3") == (3, 1)
-    monkeypatch.setattr(verb, "ROOM", 2**60)
-    assert seats(*SMALL) == (1, 1), "there is no memory for two"
+    assert seats(*small) == (6, 1) and seats(*small, "--seeds", "3") == (18, 1)
+    assert seats(*small, "--nproc", "20") == (2, 20)
+    assert seats(*small, "--jobs", "3") == (3, 1) and seats("--jobs", "3") == (3, 1)
+    monkeypatch.setattr(reproducing, "LARGE_ROOM", 2**60)
+    assert seats(*SMALL) == (1, 1), "there is no memory for two of ResNet-50"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert seats(*SMALL) == (4, 1) and seats() == (1, 4)
+    assert seats(*small) == (4, 1) and seats() == (1, 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert seats() == (1, 2), "512 does not divide over three"
 
 
 def test_a_training_that_does_not_listen_is_killed(
@@ -330,28 +330,6 @@ def test_one_process_a_gpu(place: Path, reproduce: Any, monkeypatch: pytest.Monk
 # -- what came of it -------------------------------------------------------------------------------
 
 
-def view_of(tmp_path: Path, **values: list[float]) -> View:
-    """r0, r1, r2 with the best of each seed."""
-    for name, bests in values.items():
-        for seed, best in enumerate(bests):
-            make_run(tmp_path, name, f"seed={seed}", id=str(seed), values=[best])
-    return View(lines(collect([tmp_path])[0]))
-
-
-def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:
-    out = verb.order(view_of(tmp_path / "a", r0=[10, 11, 12], r1=[20, 21, 22], r2=[21, 22, 23]))
-    assert out == (
-        "r0 < r1 < r2 came out: 11.00, 21.00, 22.00 (+10.00 beyond noise, +1.00 within noise)"
-    )
-    out = verb.order(view_of(tmp_path / "b", r0=[10], r1=[9], r2=[12]))
-    assert out == (
-        "r0 < r1 < r2 did not come out: 10.00, 9.00, 12.00 "
-        "(-1.00, +3.00; only more --seeds tell that from noise)"
-    )
-    out = verb.order(view_of(tmp_path / "c", r0=[10], r2=[12]))
-    assert out == "r0 < r1 < r2: not known without r1"
-
-
 def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the command to the page; the trainings are real, in forked processes."""
     import vision_tutorial.build  # noqa: F401  (before the forks)
@@ -377,24 +355,3 @@ def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.Mon
     assert (folder / "report.html").stat().st_size > 10_000
     assert "report.html: 6 runs" in out
     assert all(galleries.exists(folder / name / "seed42") for name in TABLE)
-
-
-@pytest.mark.parametrize(("left", "verbs"), [(5.0, 1), (60.0, 3)])
-def test_galleries_are_for_the_time_that_is_left(
-    left: float, verbs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called = []
-
-    def run_command(command: list[str], log: Path, enough: Any, then_stop: bool) -> Any:
-        called.append(command[3])
-        assert then_stop and not enough()
-        log.write_text("runs/report.html: 1 run")
-        return processes.Ended(0, 1.0, None)
-
-    monkeypatch.setattr(verb.processes, "run_command", run_command)
-    make_run(tmp_path, "recipes/debug.yaml", id="1")
-    clock = SimpleNamespace(left=lambda: left)
-    shift = SimpleNamespace(folder=tmp_path, logs=tmp_path, clock=clock)
-    args = verb.parser().parse_args(["week3"])
-    REAL_PAGE(args, shift, collect([tmp_path])[0])
-    assert called == ["report", "gallery", "report"][:verbs]

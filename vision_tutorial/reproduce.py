@@ -1,12 +1,13 @@
 """The Week-3 table once more: r0 … r5 as they stand, or shrunk to a budget; table and page."""
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .core import arrays, children, comparison, galleries, processes, runs, table
+from .core import arrays, comparison, galleries, processes, runs, table
 from .core.arguments import UNITS, positive_count, seconds, share
 from .core.children import Seat, Stop
 from .core.columns import View
@@ -18,9 +19,9 @@ from .core.loading import load
 from .core.logbook import collect
 from .core.notation import duration
 from .core.probing import PART, SECONDS, Probe
-from .core.processes import last_line, usable_cores
+from .core.processes import Ended, last_line
 from .core.recipe import Recipe
-from .core.reproducing import Clock, Shift, Trial
+from .core.reproducing import Clock, Shift, Trial, in_full, side_by_side
 from .core.run import Run
 from .core.shrinking import (
     CIFAR,
@@ -46,7 +47,7 @@ OWN = ".reproduce"  # in the folder: plan, speeds, logs, lock; nobody takes it f
 MARGIN = 0.9  # of the time that there is, how much is planned
 SHAPES = "shapes"
 PAGE = 8.0  # seconds that it takes at most, without galleries
-ROOM = 2 * 2**30  # bytes of memory that are there for each of several trainings
+SMALL = ("thin", "resnet10")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--scale", type=share, metavar="S", help="shrink it to this share of the pictures seen"
     )
-    add("--network", choices=NETWORKS, help="of all runs (default: what the budget allows)")
+    add("--network", choices=NETWORKS, help="of all runs (default: by the budget, else resnet50)")
     add("--data", choices=("cifar100", SHAPES), help="shapes: drawn by the package")
     add("--seeds", type=positive_count, default=1, metavar="N", help="runs of each recipe")
     add(
@@ -82,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=positive_count,
         metavar="N",
-        help="runs at a time (default: in full, 1; shrunk, one a GPU or, without, one a core)",
+        help="runs at a time (default: in full, 1; shrunk, one a GPU, or a core as memory allows)",
     )
     add("--runs", default="runs", metavar="DIR", help="where its folder goes (default: runs)")
     add("--lang", choices=LANGUAGES, default="en", help="language of table and page")
@@ -101,47 +102,45 @@ def reproduce(args: argparse.Namespace) -> int:
     clock = Clock(args.budget)
     choose_data(args)
     recipes = checked(args)
-    folder = Path(args.runs) / name_of(args)
-    own = folder / OWN
+    own = Path(args.runs) / name_of(args) / OWN
     with storage(own):
         own.mkdir(parents=True, exist_ok=True)
-    seats, world = seating(args)
     with runs.lock(own), Stop().listening() as stop:
-        longest = max(SECONDS, PART * (args.budget or 0))
-        probe = Probe(own / "probe", settings(args), seats, world, longest, stop)
+        code: int = NOT_ALL
         try:
-            made = planned(args, recipes, own, probe, clock)
+            code = carry_out(args, recipes, own, clock, stop)
         except UserError:
-            if stop.asked:
-                return ExitCode.PREEMPTED
-            raise
-        trials = trials_of(args, recipes, made, folder)
-        if args.dry_run:
-            return ExitCode.DONE
-        shift = Shift(trials, folder, own, args.overrides, seats, world, clock, stop)
-        shift.run()
+            if not stop.asked:  # a short training that was stopped says that it failed
+                raise
     if stop.asked:
         print("stopped: the same command goes on from here")
         return ExitCode.PREEMPTED
-    return finish(args, shift)
+    return code
 
 
-def seating(args: argparse.Namespace) -> tuple[list[Seat], int]:
+def carry_out(
+    args: argparse.Namespace, recipes: dict[str, Recipe], own: Path, clock: Clock, stop: Stop
+) -> int:
+    """All of it, in the folder around `own`; the exit code."""
+    seats, world = seating(args, recipes)
+    longest = max(SECONDS, PART * (args.budget or 0))
+    # a folder of its own: children of a start that was killed may still write into theirs
+    probe = Probe(own / f"probe-{os.getpid()}", settings(args), seats, world, longest, stop)
+    made = planned(args, recipes, own, probe, clock)
+    trials = trials_of(args, recipes, made, own.parent)
+    if args.dry_run:
+        return ExitCode.DONE
+    shift = Shift(trials, own.parent, own, args.overrides, seats, world, clock, stop)
+    shift.run()
+    return NOT_ALL if stop.asked else finish(args, shift)
+
+
+def seating(args: argparse.Namespace, recipes: Mapping[str, Recipe]) -> tuple[list[Seat], int]:
     """Where runs are trained at the same time, and on how many processes each."""
-    gpus = len(children.visible_gpus())
     if not shrunk(args):
-        world = args.nproc or max(1, gpus)
-        return children.seats(args.jobs or 1, world), world
-    world = args.nproc or 1
-    jobs = args.jobs or (gpus or crowd()) // world
-    return children.seats(max(1, min(jobs, args.seeds * len(TABLE))), world), world
-
-
-def crowd() -> int:
-    """How many small trainings this machine's cores and memory take at a time."""
-    import psutil
-
-    return min(len(usable_cores()), psutil.virtual_memory().available // ROOM)
+        return in_full(recipes.values(), args.nproc, args.jobs)
+    small = args.network in SMALL or (args.network is None and args.budget)
+    return side_by_side(args.seeds * len(TABLE), bool(small), args.nproc, args.jobs)
 
 
 # -- what is asked for -----------------------------------------------------------------------------
@@ -180,13 +179,15 @@ def pictures(recipe: Recipe) -> Data:
     name, options = recipe.dataset.name, recipe.dataset.options
     if name == "arrays":
         counted = arrays.counts(Path(options["root"]).expanduser())
-        whole, test = counted.get("train", 0), counted.get("test", 0)
+        if missing := {"train", "test"} - counted.keys():
+            raise UserError(f"{options['root']}: has no split '{min(missing)}'.")
+        whole, test = counted["train"], counted["test"]
     else:
         whole, test = facts(recipe).whole, options.get("test", CIFAR.test)
     if whole is None:
         raise UserError(
-            f"dataset {name}: nobody knows how many pictures it has. Leave out the budget and the "
-            "scale, or take cifar100, shapes, or arrays (vision-tutorial pack)."
+            f"dataset {name}: nobody knows how many pictures it has. Leave out --budget, --scale "
+            "and --network, or take cifar100, shapes, or arrays (vision-tutorial pack)."
         )
     train = used(recipe, whole)
     return Data(train, whole - train if recipe.holdout else test)
@@ -220,7 +221,7 @@ def planned(
     kept = own / "plan.json"
     if kept.is_file():
         facts = runs.read_json(kept)
-        if facts["overrides"] != args.overrides:
+        if sorted(facts["overrides"]) != sorted(args.overrides):
             was = " ".join(facts["overrides"]) or "no overrides"
             raise UserError(f"{own.parent} was begun with {was}; give the same, or another --runs.")
         made, speed = facts["plan"] and Plan(**facts["plan"]), facts["speed"]
@@ -249,7 +250,7 @@ def plan_anew(
 
     def measure(network: str, batch_size: int) -> Speed:
         print(f"measuring {network} …", flush=True)
-        return probe(network, batch_size)
+        return probe(network, batch_size, data.train)
 
     networks = [args.network] if args.network else list(NETWORKS)
     made, speed = fitting(networks, measure, make)
@@ -275,7 +276,8 @@ def described(
     if made is None:
         yield f"{name_of(args)}: r0 … r5 as they stand{seeds}"
         for name, recipe in recipes.items():
-            told = f"; the report: {recipe.expects['minutes']:g} min on two GPUs"
+            minutes = recipe.expects.get("minutes")
+            told = f"; the report: {minutes:g} min on two GPUs" if minutes else ""
             yield f"{name}: {recipe.total_epochs} epochs, {recipe.model.name}{told}"
         return
     fast = f", {speed.rate * jobs:,.0f} pictures a second here" if speed else ""
@@ -290,7 +292,8 @@ def described(
         yield f"{name}: {epochs} (in full {recipe.total_epochs}){about}"
     if speed:
         total = makespan(times * args.seeds, jobs)
-        yield f"in all about {duration(total)} of {spelled(args.budget)}"
+        more = "; what does not fit waits for another start" if total > args.budget else ""
+        yield f"in all about {duration(total)} of {spelled(args.budget)}{more}"
 
 
 def trials_of(
@@ -328,7 +331,7 @@ def finish(args: argparse.Namespace, shift: Shift) -> int:
     states = {str(trial): shift.state(trial) for trial in shift.trials}
     missing = [f"{trial} ({state})" for trial, state in states.items() if state != "done"]
     if missing:
-        why = "the time was up: " if shift.clock.room() < 0 else ""
+        why = "the time was up: " if shift.late else ""
         print(f"{why}not done: {', '.join(missing)}; the same command goes on from here")
     return NOT_ALL if missing else ExitCode.DONE
 
@@ -341,16 +344,20 @@ def write_page(args: argparse.Namespace, shift: Shift, runs: Sequence[Run]) -> N
     bare = [str(folder) for folder in bare if not galleries.exists(folder)]
     log, clock = shift.logs / "page.log", shift.clock
     verb(page, log)
-    if bare and clock.left() > PAGE and verb(["gallery", *bare], log, lambda: clock.left() < PAGE):
-        verb(page, log)
-    said = last_line(log)
-    print(said if "report.html" in said else f"the page: {said} (log: {log})")
+    if bare and clock.left() > 2 * PAGE and not shift.stop.asked:
+        log = shift.logs / "galleries.log"
+        made = verb(["gallery", *bare], log, lambda: clock.left() < PAGE or shift.stop.asked)
+        if made.seen or made.code:
+            why = "the time was up" if made.seen else last_line(log)
+            print(f"not all galleries are on the page: {why} (log: {log})")
+        verb(page, shift.logs / "page.log")
+    print(last_line(shift.logs / "page.log"))
 
 
-def verb(words: Sequence[str], log: Path, enough: Callable[[], bool] = lambda: False) -> bool:
-    """Run a verb in a process of its own, until `enough` at most; whether it came to its end."""
+def verb(words: Sequence[str], log: Path, enough: Callable[[], bool] = lambda: False) -> Ended:
+    """Run a verb in a process of its own, until `enough` at most."""
     command = [sys.executable, "-m", "vision_tutorial", *words]
-    return processes.run_command(command, log, enough, then_stop=True).seen is None
+    return processes.run_command(command, log, enough, then_stop=True)
 
 
 def order(view: View) -> str:

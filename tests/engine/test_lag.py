@@ -112,8 +112,7 @@ def test_overflows_at_the_lowest_scale_are_no_search(
 
     def begin(self: Distributed, *given: object) -> None:
         real(self, *given)
-        made = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=0.999)
-        self.scaler = self.accelerator.scaler = made
+        self.scaler = self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
 
     real = Distributed.__init__
     monkeypatch.setattr(Distributed, "__init__", begin)

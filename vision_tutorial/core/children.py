@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+from . import runs
 from .errors import ExitCode, UserError
-from .processes import environment, usable_cores
+from .processes import environment, last_line, usable_cores
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
@@ -107,6 +108,19 @@ def _seated(seat: Seat) -> Callable[[], None]:
             os.sched_setaffinity(0, seat.cores)
 
     return sit
+
+
+def complaint(run: Path, log: Path) -> str:
+    """Why a training failed: as its folder says, or the last error, or last line, of its log.
+
+    torchrun's last line is a border.
+    """
+    with suppress(UserError):
+        facts = runs.read_json(run / "status.json")
+        if facts.get("status") == "failed" and facts.get("error"):
+            return f"exit code {facts.get('exit_code')}: {facts['error']}"
+    lines = log.read_text(errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.startswith("error: ")), last_line(log))
 
 
 class Stop:

@@ -11,7 +11,6 @@ from typing import Any
 from . import children, runs
 from .children import Child, Seat, Stop
 from .errors import UserError
-from .processes import last_line
 from .recipe import written
 from .shrinking import NETWORKS, Speed, path_of
 from .writing import storage
@@ -35,16 +34,25 @@ class Probe:
     seconds: float
     stop: Stop
 
-    def __call__(self, network: str, batch_size: int) -> Speed:
+    def __call__(self, network: str, batch_size: int, pictures: int) -> Speed:
         """The speed of a network on a seat, the mean of all; UserError if a training fails, is
-        stopped, or is too slow."""
+        stopped, or is too slow. pictures: as many as there are."""
         shutil.rmtree(self.folder, ignore_errors=True)  # of a probe that was cut
         with storage(self.folder):
             self.folder.mkdir(parents=True)
-        words = [str(path_of(PROBED)), *self.overrides, *settings(network, batch_size)]
+        words = [str(path_of(PROBED)), *self.overrides, *settings(network, batch_size, pictures)]
         words += ["--minutes", f"{self.seconds / 60:.4f}", "--runs", str(self.folder), "--quiet"]
-        running = [self.begin(words, seat, str(job)) for job, seat in enumerate(self.seats)]
-        ended = [self.ended(child, began) for child, began in running]
+        running = []
+        try:
+            for job, seat in enumerate(self.seats):
+                running.append(self.begin(words, seat, str(job)))
+            ended = [self.ended(child, began) for child, began in running]
+        finally:
+            for child, _ in running:
+                if child.poll() is None:  # we failed
+                    child.terminate()
+        if self.stop.asked:
+            raise UserError("the short training was stopped")
         found = [self.read(str(job), batch_size, spent) for job, spent in enumerate(ended)]
         shutil.rmtree(self.folder, ignore_errors=True)
         return Speed(*map(statistics.fmean, zip(*found, strict=True)))
@@ -70,8 +78,8 @@ class Probe:
         try:
             summary = runs.read_json(run / "summary.json")
         except UserError:
-            line = last_line(self.folder / f"{job}.log")
-            raise UserError(f"the short training failed: {line}") from None
+            why = children.complaint(run, self.folder / f"{job}.log")
+            raise UserError(f"the short training failed: {why}") from None
         found = speed(runs.read_rows(run / "metrics.jsonl"), batch_size, seconds, summary)
         if found is None:
             raise UserError(
@@ -81,14 +89,14 @@ class Probe:
         return found
 
 
-def settings(network: str, batch_size: int) -> list[str]:
+def settings(network: str, batch_size: int, pictures: int) -> list[str]:
     """What makes a recipe a training without an end and with a low lr, which cannot diverge."""
     model = NETWORKS[network].model
     return [
         *([f"model={written(model)}"] if model else []),
         "name=probe",
         f"batch_size={batch_size}",
-        f"subset={STEPS * batch_size}",
+        f"subset={min(STEPS * batch_size, pictures)}",
         f"epochs={ENDLESS}",
         f"eval_every={ENDLESS}",
         f"warmup.epochs={ENDLESS}",
@@ -103,8 +111,9 @@ def speed(
     counted = rows[1:]
     if not counted:
         return None
+    steps = rows[-1]["step"] - rows[0]["step"]
     return Speed(
         start=max(0.0, seconds - summary["wall_seconds"]),
-        rate=len(counted) * STEPS * batch_size / sum(row["seconds"] for row in counted),
+        rate=steps * batch_size / sum(row["seconds"] for row in counted),
         saving=statistics.median(row["seconds_overhead"] for row in counted),
     )

@@ -119,6 +119,15 @@ def last_line(log: Path) -> str:
     return lines[-1].strip() if lines else "it said nothing"
 
 
+def kill_family(pid: int) -> None:
+    """SIGKILL for a process and all that it started, in sessions of their own or not."""
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for member in [*root.children(recursive=True), root]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+
+
 def _end(child: subprocess.Popen) -> None:
     """End a command that still runs, and all that it started."""
     if child.poll() is None:

@@ -1,32 +1,65 @@
 """The runs of a table on a machine's seats, each gone on with where it stopped, within a budget."""
 
 import math
-import os
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from . import children, logbook
 from .children import Child, Seat, Stop
+from .dealing import batch_parts
 from .errors import ExitCode, UserError
 from .notation import duration
-from .processes import last_line
+from .processes import kill_family, usable_cores
+from .recipe import Recipe
 from .run import Run
 from .trials import busy
 from .writing import storage
 
-TICK = 0.25  # seconds between two looks at a training
+TICK = 0.25  # seconds between two looks at the trainings
+ROOM, LARGE_ROOM = 2 * 2**30, 8 * 2**30  # bytes of memory for each of several trainings on a CPU
+SHOWN = 2.0  # seconds between two looks at how far they are
 STOPPED = (ExitCode.PREEMPTED, -signal.SIGTERM)  # asked to stop; before it could listen
 # Seconds before the end of a budget when the training is asked to stop, and when it is killed: what
 # is left is for the table and the page.
 ASKED, KILLED = 20.0, 10.0
+
+
+def in_full(
+    recipes: Iterable[Recipe], nproc: int | None, jobs: int | None
+) -> tuple[list[Seat], int]:
+    """Seats for one run (or `jobs`) on all GPUs that their batches divide over; the processes."""
+    most = max(1, len(children.visible_gpus()))
+    world = nproc or next(n for n in range(most, 0, -1) if n == 1 or _dealt(recipes, n))
+    return children.seats(jobs or 1, world), world
+
+
+def _dealt(recipes: Iterable[Recipe], processes: int) -> bool:
+    try:
+        return all(batch_parts(recipe, processes, on_gpu=True) for recipe in recipes)
+    except UserError:
+        return False
+
+
+def side_by_side(
+    runs: int, small: bool, nproc: int | None, jobs: int | None
+) -> tuple[list[Seat], int]:
+    """Seats for as many of so many runs as there are GPUs, or cores and memory for; the processes.
+
+    small: their networks.
+    """
+    world = nproc or 1
+    room = psutil.virtual_memory().available // (ROOM if small else LARGE_ROOM)
+    most = len(children.visible_gpus()) or min(len(usable_cores()), room)
+    return children.seats(max(1, min(jobs or most // world, runs)), world), world
 
 
 class Clock:
@@ -90,27 +123,47 @@ class Shift:
         self.jobs = len(seats)
         self.running: list[Running] = []
         self.console = Console(highlight=False, soft_wrap=True)
+        self.late = False  # the time was up before all was done
+        self.waits = False  # we said that we wait for others
 
     def run(self) -> None:
         """Each that is not done, once; until we are asked to stop or the time is up."""
-        waiting, asked = [t for t in self.trials if self.state(t) != "done"], False
+        waiting, drawn = [t for t in self.trials if self.state(t) != "done"], -math.inf
         # no thread that draws: children are forked here
-        with Live(console=self.console, auto_refresh=False, transient=True) as live:
+        live = Live(console=self.console, auto_refresh=False, transient=True)
+        with self.none_left(), live:
             while self.running or (waiting and not self.over()):
                 while self.free and not self.over() and (trial := self.next(waiting)):
                     waiting.remove(trial)
                     self.start(trial)
                 for one in [one for one in self.running if one.child.poll() is not None]:
                     self.end(one)
-                if self.clock.room() < 0 and not asked:
-                    asked = True
-                    for one in self.running:
-                        one.child.terminate()
-                if self.clock.left() < KILLED:
-                    self.kill()
-                if self.console.is_terminal:
+                self.keep_time()
+                if self.console.is_terminal and time.monotonic() - drawn > SHOWN:
                     live.update(Text(self.progress()), refresh=True)
+                    drawn = time.monotonic()
                 time.sleep(TICK)
+        self.late = self.late or bool(waiting) and self.clock.room() < 0
+
+    @contextmanager
+    def none_left(self) -> Iterator[None]:
+        """No training outlives us when we fail."""
+        try:
+            yield
+        finally:
+            for one in self.running:
+                one.child.terminate()
+                one.child.wait()
+
+    def keep_time(self) -> None:
+        """Where the time is up, ask what runs to stop; if it has not, kill it."""
+        if self.clock.room() < 0 and not self.late:
+            self.late = bool(self.running)
+            for one in () if self.stop.asked else self.running:  # asked twice, it would not save
+                one.child.terminate()
+        if self.clock.left() < KILLED:
+            for one in self.running:
+                kill_family(one.child.pid)
 
     def over(self) -> bool:
         """Whether nothing more is to be begun."""
@@ -121,7 +174,11 @@ class Shift:
 
         Another may: a child of a start that was killed takes a moment to save.
         """
-        return next((trial for trial in waiting if not busy(self.run_folder(trial))), None)
+        found = next((trial for trial in waiting if not busy(self.run_folder(trial))), None)
+        if waiting and not found and not self.running and not self.waits:
+            self.waits = True
+            self.say(f"waiting: another process trains {', '.join(map(str, waiting))}")
+        return found
 
     def run_folder(self, trial: Trial) -> Path:
         """What its training leaves is here."""
@@ -143,8 +200,11 @@ class Shift:
         return f"stopped at epoch {run.epochs} of {trial.epochs}"
 
     def start(self, trial: Trial) -> None:
-        """Begin it or go on with it."""
-        before, seat = self.state(trial), self.free.pop(0)
+        """Begin it or go on with it; unless another process has ended it meanwhile."""
+        before = self.state(trial)
+        if before == "done":
+            return
+        seat = self.free.pop(0)
         log = self.logs / f"{trial.name}-{trial.id}.log"
         where = ["--runs", str(self.folder), "--id", trial.id, "--resume"]
         words = [str(trial.recipe), *self.words, f"seed={trial.seed}", *where]
@@ -162,12 +222,6 @@ class Shift:
         spent = duration(time.monotonic() - one.began)
         self.say(f"{one.trial}: {self.outcome(one.trial, one.child, one.log)}, {spent}")
 
-    def kill(self) -> None:
-        """All that run, with their workers."""
-        for one in self.running:
-            with suppress(ProcessLookupError):
-                os.killpg(one.child.pid, signal.SIGKILL)
-
     def outcome(self, trial: Trial, child: Child, log: Path) -> str:
         """What came of it, in words."""
         run, state = self.read(trial), self.state(trial)
@@ -176,7 +230,8 @@ class Shift:
             return f"{metric} {run.best.value:.2f} best, {run.last.value:.2f} last"
         if child.returncode in STOPPED or self.over():
             return state
-        return f"failed with code {child.returncode}: {last_line(log)} (log: {log})"
+        why = children.complaint(self.run_folder(trial), log)
+        return f"failed with code {child.returncode}: {why} (log: {log})"
 
     def progress(self) -> str:
         """What runs, how far it is, and how long all takes."""

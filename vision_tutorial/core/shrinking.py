@@ -115,14 +115,17 @@ def plan(epochs: int, pictures: int, network: str, data: Data = CIFAR) -> Plan:
     """The table of E = `epochs`, 200 in full, on so many pictures, by the rule."""
     x = epochs / EPOCHS
     batch = 2 ** round(math.log2(BATCH * pictures / PICTURES))
+    cooldown = max(1, round(10 * x))
+    total = epochs + cooldown
+    looks = max(1, int(total * pictures * LOOKING / (data.test / EVALUATING)))
     return Plan(
         network=network,
         epochs=epochs,
         pictures=pictures,
         batch_size=min(max(batch, SMALLEST_BATCH), BATCH),
         warmup=max(1, round(5 * x)),
-        cooldown=max(1, round(10 * x)),
-        eval_every=min(epochs, math.ceil(data.test / EVALUATING / (pictures * LOOKING))),
+        cooldown=cooldown,
+        eval_every=math.ceil(total / min(looks, total)),
     )
 
 
@@ -138,11 +141,8 @@ def sizes(data: Data) -> Iterator[tuple[int, int]]:
 
 def size_of_share(share: float, data: Data) -> tuple[int, int]:
     """E and pictures of the table that shows networks at most `share` of what the full one does."""
-    most, size = share * EPOCHS * data.train, (FEWEST, data.train)
-    for size in sizes(data):
-        if size[0] * size[1] <= most:
-            break
-    return size
+    most, every = share * EPOCHS * data.train, list(sizes(data))
+    return next((size for size in every if size[0] * size[1] <= most), every[-1])
 
 
 def makespan(seconds: Iterable[float], seats: int) -> float:
@@ -195,7 +195,8 @@ def fitting(
         if tried is None or tried.pictures < ENOUGH:
             break
         made, speed = tried, its_speed
-    return made, speed
+    # once more: measuring took its time
+    return made and make(made.network, speed), speed
 
 
 def _settled(
@@ -232,7 +233,9 @@ def write_recipes(made: Plan, folder: Path, dataset: str | None, all_pictures: i
         ruled = by_rule(made, load(path_of(name)).recipe, dataset, all_pictures)
         values = {"extends": own.pop("extends", None), "expects": {"top1": None}}
         if values["extends"] is None:
-            values["extends"] = Path(os.path.relpath(path_of(name), folder)).as_posix()
+            values["extends"] = Path(
+                os.path.relpath(path_of(name).resolve(), folder.resolve())
+            ).as_posix()
             values |= ruled
         else:
             values |= {key: value for key, value in own.items() if key != "expects"}
