@@ -17,9 +17,11 @@ import pytest
 from vision_tutorial import pack, train
 from vision_tutorial import reproduce as verb
 from vision_tutorial.core import children, galleries, reproducing, runs, shrinking
+from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.loading import load
 from vision_tutorial.core.logbook import collect
 from vision_tutorial.core.probing import Probe
+from vision_tutorial.core.reproducing import Shift
 from vision_tutorial.core.shrinking import TABLE, Speed
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +152,44 @@ def test_a_run_that_fails_does_not_stop_the_others(place: Path, reproduce: Any) 
     assert ended.code == 1
     assert ended.out.count("failed with code 4: ") == 6 and "log: " in ended.out
     assert "not done: r0 seed 42 (failed), r1 seed 42 (failed)" in ended.out
+
+
+def test_stopped_while_it_measures_it_keeps_no_plan(
+    place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Probe, *given: Any) -> Speed:
+        self.stop.receive(signal.SIGINT, None)
+        raise UserError("the short training was stopped")
+
+    monkeypatch.setattr(Probe, "__call__", stopped)
+    ended = reproduce("--budget", "5min")
+    assert ended.code == 143 and "the same command goes on from here" in ended.out
+    assert not ended.err and not list(place.rglob("plan.json"))
+
+
+def test_a_runs_folder_behind_a_link(place: Path, reproduce: Any) -> None:
+    """The shrunk r0 extends the full one by a path that holds wherever the folder really lies."""
+    (place / "far" / "away").mkdir(parents=True)
+    (place / "runs").symlink_to(place / "far" / "away")
+    ended = reproduce(*SMALL)
+    assert ended.code == 0, ended.out + ended.err
+
+
+def test_what_another_process_trains_is_waited_for(
+    place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def busy(run: Path) -> bool:
+        return run.parent.name == "r5" and not any(line.startswith("waiting") for line in said)
+
+    def say(self: Shift, line: str) -> None:
+        said.append(line)
+
+    monkeypatch.setattr(reproducing, "busy", busy)
+    monkeypatch.setattr(Shift, "say", say)
+    assert reproduce(*SMALL).code == 0
+    assert "waiting: another process trains r5 seed 42" in said
 
 
 # -- the budget ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vision_tutorial.core import children
+from vision_tutorial.core import children, runs
 from vision_tutorial.core.children import Stop
 from vision_tutorial.core.errors import UserError
 
@@ -48,3 +48,16 @@ def test_a_signal_asks_each_child_once_also_one_that_is_just_starting() -> None:
         late = children.start(sleep)
         stop.watch(late)
         assert stop.asked and [first.wait(), late.wait()] == [-signal.SIGTERM] * 2
+
+
+def test_why_a_training_failed(tmp_path: Path) -> None:
+    log, run = tmp_path / "log", tmp_path / "run"
+    log.write_text("step 1\nerror: no such loss\n====\nroot cause\n====\n")
+    assert children.complaint(run, log) == "error: no such loss", "torchrun ends with a border"
+    log.write_text("step 1\nKilled\n\n")
+    assert children.complaint(run, log) == "Killed"
+    run.mkdir()
+    runs.set_status(run, "running", pid=1)
+    assert children.complaint(run, log) == "Killed"
+    runs.set_status(run, "failed", exit_code=3, error="loss nan at step 7")
+    assert children.complaint(run, log) == "exit code 3: loss nan at step 7"

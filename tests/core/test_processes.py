@@ -2,6 +2,8 @@
 
 import mmap
 import os
+import signal
+import subprocess
 import sys
 import time
 
@@ -9,7 +11,13 @@ import psutil
 import pytest
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.processes import in_child, peak_memory, run_command, usable_cores
+from vision_tutorial.core.processes import (
+    in_child,
+    kill_family,
+    peak_memory,
+    run_command,
+    usable_cores,
+)
 
 
 def add(a, b):
@@ -104,3 +112,20 @@ def test_a_command_is_ended_with_all_that_it_started(tmp_path):
     assert ended.seen and time.perf_counter() - began < 30
     number = int(log.read_text().split()[0])
     assert not psutil.pid_exists(number) or psutil.Process(number).status() == "zombie"
+
+
+def test_a_family_is_killed_whole(tmp_path):
+    """Also who sits in a session of its own, as torchrun's workers do."""
+    inner = "import time; time.sleep(60)"
+    outer = (
+        "import subprocess, sys, time;"
+        f"child = subprocess.Popen([sys.executable, '-c', {inner!r}], start_new_session=True);"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    root = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(root.stdout.readline()))
+    kill_family(root.pid)
+    assert root.wait(10) == -signal.SIGKILL
+    _, alive = psutil.wait_procs([child], timeout=10)
+    assert not alive or child.status() == psutil.STATUS_ZOMBIE
+    kill_family(root.pid)  # there is nobody
