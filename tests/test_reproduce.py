@@ -214,19 +214,21 @@ def test_at_the_end_of_the_budget_it_stops_with_what_is_there(
     assert second.code == 0 and "r0: 210 epochs of 50,000 pictures" in second.out
 
 
-def test_several_at_a_time_each_on_its_own_cores(place: Path, reproduce: Any) -> None:
+def test_several_at_a_time_each_on_its_own_cores(
+    place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "EPOCH_SECONDS", 0.02)
     jobs = min(2, len(os.sched_getaffinity(0)))
-    ended = reproduce(*SMALL, "--jobs", str(jobs), "--seeds", "2")
+    ended = reproduce(*SMALL, "--jobs", str(jobs))
     assert ended.code == 0, ended.out + ended.err
-    assert (
-        set(states(place, "week3-0").values()) == {"done"} and len(states(place, "week3-0")) == 12
-    )
-    told, cores = diary(place), len(os.sched_getaffinity(0)) // jobs
-    ended_at = [i for i, line in enumerate(told) if line.startswith("done ")]
-    begun_at = [i for i, line in enumerate(told) if line.startswith("start ")]
-    assert all(told[i].endswith(f" cores={cores}") for i in begun_at) and len(begun_at) == 12
-    assert begun_at[jobs - 1] < ended_at[0] < begun_at[jobs], "so many at a time, never more"
-    assert f"{jobs} at a time" in ended.out or jobs == 1
+    found = states(place, "week3-0")
+    assert set(found.values()) == {"done"} and len(found) == 6
+    running, most, cores = 0, 0, len(os.sched_getaffinity(0)) // jobs
+    for line in diary(place):
+        running += line.startswith("start ") - line.startswith("done ")
+        most = max(most, running)
+        assert not line.startswith("start ") or line.endswith(f" cores={cores}")
+    assert most == jobs and (f"{jobs} at a time" in ended.out or jobs == 1)
 
 
 def test_by_default_one_a_core_if_it_is_shrunk(

@@ -596,6 +596,7 @@ OTHER = {
     "ema": {"decay": 0.5},
     "seed": 1,
     "precision": "bf16",
+    "deterministic": False,
     "channels_last": False,
     "compile": True,
     "sync_bn": True,
