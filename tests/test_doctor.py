@@ -117,7 +117,13 @@ def test_not_installed(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "requires", absent)
-    assert only(doctor.packages()).state == "warn"
+    first, last = doctor.packages()
+    assert first.state == "warn" and first.found == "the package is not installed"
+    assert last.state == "ok" and "pydantic " in last.found, "what its pyproject.toml asks for"
+    monkeypatch.setattr(doctor, "of_checkout", lambda path: ["absent-package", "torch>=2.11"])
+    assert [check.state for check in doctor.packages()] == ["warn", "fail", "ok"]
+    monkeypatch.undo()
+    assert doctor.of_checkout(Path("no/such/pyproject.toml")) == []
 
 
 def test_torchvision_of_another_torch(monkeypatch):
