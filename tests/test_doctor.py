@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
+from pathlib import Path
 
 import psutil
 import pytest
