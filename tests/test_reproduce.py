@@ -1,6 +1,7 @@
 """The reproduce verb: its runs, whatever happens to it; its plan, its table and what it says."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -276,6 +277,10 @@ def test_too_small_a_budget_is_told(reproduce: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Probe, "__call__", lambda *_: Speed(6.0, 1500.0, 0.1))
     ended = reproduce("--budget", "1min")
     assert ended.code == 2 and "--budget 1min: too little" in ended.err
+    needed = re.search(r"which takes (\d+)m(\d+)s \(measuring, 6 s a start", ended.err)
+    more = 60 * int(needed[1]) + int(needed[2]) + 5
+    assert reproduce("--budget", f"{more}s", "--dry-run").code == 0, "so much is enough"
+    assert reproduce("--budget", f"{more - 15}s", "--dry-run").code == 2, "and little less is not"
 
 
 # -- the plan --------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from .core.shrinking import (
     path_of,
     plan,
     size_of_share,
+    sizes,
     write_recipes,
 )
 from .core.sources import data_root
@@ -243,9 +244,9 @@ def plan_anew(
         size = size_of_share(1.0 if args.scale is None else args.scale, data)
         return plan(*size, args.network or "resnet50", data), None
 
+    full, seats = [recipe.epochs for recipe in recipes.values()], len(probe.seats)
+
     def make(network: str, speed: Speed) -> Plan | None:
-        full = [recipe.epochs for recipe in recipes.values()]
-        seats = len(probe.seats)
         return largest(network, speed, MARGIN * clock.room(), full, data, args.seeds, seats)
 
     def measure(network: str, batch_size: int) -> Speed:
@@ -255,10 +256,13 @@ def plan_anew(
     networks = [args.network] if args.network else list(NETWORKS)
     made, speed = fitting(networks, measure, make)
     if made is None:
+        least = plan(*list(sizes(data))[-1], networks[0], data)
+        times = [least.seconds(epochs, speed, data.test) for epochs in full * args.seeds]
+        wanted = makespan(times, seats) / MARGIN + args.budget - clock.room()
         raise UserError(
-            f"--budget {spelled(args.budget)}: too little for the smallest table here, "
-            f"{speed.rate * len(probe.seats):,.0f} pictures a second and {speed.start:.0f} s a "
-            "start. Give more."
+            f"--budget {spelled(args.budget)}: too little for the smallest table here, which takes "
+            f"{duration(wanted)} (measuring, {speed.start:.0f} s a start, "
+            f"{speed.rate * seats:,.0f} pictures a second). Give more."
         )
     return made, speed
 
