@@ -17,7 +17,7 @@ import pytest
 
 from vision_tutorial import pack, train
 from vision_tutorial import reproduce as verb
-from vision_tutorial.core import children, galleries, reproducing, runs, shrinking
+from vision_tutorial.core import children, galleries, reproducing, runs, shifts, shrinking
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.loading import load
 from vision_tutorial.core.logbook import collect
@@ -41,7 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VISION_TUTORIAL_DATA", str(tmp_path / "data"))
     (tmp_path / "data" / "cifar-100-python").mkdir(parents=True)
     (tmp_path / "data" / "cifar-100-python" / "train").touch()
-    monkeypatch.setattr(reproducing, "TICK", 0.02)
+    monkeypatch.setattr(shifts, "TICK", 0.02)
     monkeypatch.setattr(counting, "EPOCH_SECONDS", 0.0)
     monkeypatch.setattr(children, "start", counting.start)
     monkeypatch.setattr(verb, "write_page", lambda *_: None)  # a process of its own
@@ -187,7 +187,7 @@ def test_what_another_process_trains_is_waited_for(
     def say(self: Shift, line: str) -> None:
         said.append(line)
 
-    monkeypatch.setattr(reproducing, "busy", busy)
+    monkeypatch.setattr(shifts, "busy", busy)
     monkeypatch.setattr(Shift, "say", say)
     assert reproduce(*SMALL).code == 0
     assert "waiting: another process trains r5 seed 42" in said

@@ -17,7 +17,7 @@ import pytest
 
 from vision_tutorial import sweep as verb
 from vision_tutorial import train
-from vision_tutorial.core import children, running, runs
+from vision_tutorial.core import children, runs, shifts
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.loading import load
 from vision_tutorial.core.sweeping import points_of, read_sweep, trials_of
@@ -33,7 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "base.yaml").write_text((ROOT / "recipes" / "debug.yaml").read_text())
     monkeypatch.setenv("COUNTING_DIARY", str(tmp_path / "diary"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(running, "TICK", 0.02)
+    monkeypatch.setattr(shifts, "TICK", 0.02)
     monkeypatch.setattr(children, "start", counting.start)
     return tmp_path
 

@@ -3,8 +3,8 @@
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +21,8 @@ from .notation import duration
 from .processes import kill_family, usable_cores
 from .recipe import Recipe
 from .run import Run
-from .trials import busy
-from .writing import storage
+from .shifts import Running, Seated
 
-TICK = 0.25  # seconds between two looks at the trainings
 ROOM, LARGE_ROOM = 2 * 2**30, 8 * 2**30  # bytes of memory for each of several trainings on a CPU
 SHOWN = 2.0  # seconds between two looks at how far they are
 STOPPED = (ExitCode.PREEMPTED, -signal.SIGTERM)  # asked to stop; before it could listen
@@ -94,17 +92,7 @@ class Trial(NamedTuple):
         return f"{self.name} seed {self.seed}"
 
 
-class Running(NamedTuple):
-    """A trial that is being trained."""
-
-    trial: Trial
-    seat: Seat
-    child: Child
-    began: float
-    log: Path
-
-
-class Shift:
+class Shift(Seated):
     """Trains trials in order. words: for `train`, behind the recipe; logs: a folder."""
 
     def __init__(
@@ -118,42 +106,27 @@ class Shift:
         clock: Clock,
         stop: Stop,
     ):
+        super().__init__(seats, stop)
         self.trials, self.folder, self.logs, self.words = trials, folder, logs, words
-        self.free, self.processes, self.clock, self.stop = list(seats), processes, clock, stop
-        self.jobs = len(seats)
-        self.running: list[Running] = []
+        self.processes, self.clock = processes, clock
         self.console = Console(highlight=False, soft_wrap=True)
+        # no thread that draws: children are forked here
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.drawn = -math.inf  # when
         self.late = False  # the time was up before all was done
-        self.waits = False  # we said that we wait for others
 
     def run(self) -> None:
         """Each that is not done, once; until we are asked to stop or the time is up."""
-        waiting, drawn = [t for t in self.trials if self.state(t) != "done"], -math.inf
-        # no thread that draws: children are forked here
-        live = Live(console=self.console, auto_refresh=False, transient=True)
-        with self.none_left(), live:
-            while self.running or (waiting and not self.over()):
-                while self.free and not self.over() and (trial := self.next(waiting)):
-                    waiting.remove(trial)
-                    self.start(trial)
-                for one in [one for one in self.running if one.child.poll() is not None]:
-                    self.end(one)
-                self.keep_time()
-                if self.console.is_terminal and time.monotonic() - drawn > SHOWN:
-                    live.update(Text(self.progress()), refresh=True)
-                    drawn = time.monotonic()
-                time.sleep(TICK)
-        self.late = self.late or bool(waiting) and self.clock.room() < 0
+        with self.live:
+            self.work([trial for trial in self.trials if self.state(trial) != "done"])
+        self.late = self.late or bool(self.waiting) and self.clock.room() < 0
 
-    @contextmanager
-    def none_left(self) -> Iterator[None]:
-        """No training outlives us when we fail."""
-        try:
-            yield
-        finally:
-            for one in self.running:
-                one.child.terminate()
-                one.child.wait()
+    def look(self) -> None:
+        """Mind the time; show how far all is."""
+        self.keep_time()
+        if self.console.is_terminal and time.monotonic() - self.drawn > SHOWN:
+            self.live.update(Text(self.progress()), refresh=True)
+            self.drawn = time.monotonic()
 
     def keep_time(self) -> None:
         """Where the time is up, ask what runs to stop; if it has not, kill it."""
@@ -169,16 +142,9 @@ class Shift:
         """Whether nothing more is to be begun."""
         return self.stop.asked or self.clock.room() < 0
 
-    def next(self, waiting: Sequence[Trial]) -> Trial | None:
-        """The first that no other process trains.
-
-        Another may: a child of a start that was killed takes a moment to save.
-        """
-        found = next((trial for trial in waiting if not busy(self.run_folder(trial))), None)
-        if waiting and not found and not self.running and not self.waits:
-            self.waits = True
-            self.say(f"waiting: another process trains {', '.join(map(str, waiting))}")
-        return found
+    def say_waiting(self) -> None:
+        """Which."""
+        self.say(f"waiting: another process trains {', '.join(map(str, self.waiting))}")
 
     def run_folder(self, trial: Trial) -> Path:
         """What its training leaves is here."""
@@ -204,25 +170,20 @@ class Shift:
         before = self.state(trial)
         if before == "done":
             return
-        seat = self.free.pop(0)
-        log = self.logs / f"{trial.name}-{trial.id}.log"
         where = ["--runs", str(self.folder), "--id", trial.id, "--resume"]
         words = [str(trial.recipe), *self.words, f"seed={trial.seed}", *where]
-        with storage(log), log.open("ab") as output:
-            command = children.training(words, self.processes)
-            child = children.start(command, seat, output)
-        self.running.append(Running(trial, seat, child, time.monotonic(), log))
-        self.stop.watch(child)
+        self.seat(trial, children.training(words, self.processes), self.log(trial), before)
         self.say(f"{trial}: {'started' if before == 'new' else f'goes on ({before})'}")
 
     def end(self, one: Running) -> None:
         """Take note of how it ended."""
-        self.running.remove(one)
-        self.free.append(one.seat)
-        spent = duration(time.monotonic() - one.began)
-        self.say(f"{one.trial}: {self.outcome(one.trial, one.child, one.log)}, {spent}")
+        self.say(f"{one.trial}: {self.outcome(one.trial, one.child)}, {duration(one.spent)}")
 
-    def outcome(self, trial: Trial, child: Child, log: Path) -> str:
+    def log(self, trial: Trial) -> Path:
+        """What its training says."""
+        return self.logs / f"{trial.name}-{trial.id}.log"
+
+    def outcome(self, trial: Trial, child: Child) -> str:
         """What came of it, in words."""
         run, state = self.read(trial), self.state(trial)
         if run and state == "done" and run.best and run.last:
@@ -230,6 +191,7 @@ class Shift:
             return f"{metric} {run.best.value:.2f} best, {run.last.value:.2f} last"
         if child.returncode in STOPPED or self.over():
             return state
+        log = self.log(trial)
         why = children.complaint(self.run_folder(trial), log)
         return f"failed with code {child.returncode}: {why} (log: {log})"
 

@@ -1,107 +1,70 @@
 """The trials of one stage run on a machine's seats, each once, until all have ended."""
 
 import signal
-import subprocess
-import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from . import children
 from .children import Seat, Stop
 from .notation import duration
 from .processes import last_line
+from .shifts import Running, Seated
 from .sweeping import Trial
 from .trials import Board, Standing, busy
-from .writing import storage
 
-TICK = 0.25  # seconds between two looks at the children
 BEST_SHOWN = 3
 
 
-class Running(NamedTuple):
-    """A trial that is being trained."""
-
-    trial: Trial
-    seat: Seat
-    process: subprocess.Popen
-    began: float
-    before: Standing
-
-
-class Shift:
-    """Starts trials on free seats and takes note of how they end."""
+class Shift(Seated):
+    """The trials of a board. command: that trains one."""
 
     def __init__(
         self, board: Board, seats: Sequence[Seat], command: Callable[[Trial], list[str]], stop: Stop
     ):
-        self.board, self.command, self.stop = board, command, stop
-        self.jobs, self.free = len(seats), list(seats)
-        self.waiting: list[Trial] = []
-        self.running: list[Running] = []
+        super().__init__(seats, stop)
+        self.board, self.command = board, command
         self.starts: list[float] = []  # seconds of each ended trial beside its epochs
-        self.patient = False  # we said that we wait for others
         self.screen = Screen(self)
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Until every trial has ended, or we are asked to stop and those running have."""
-        self.waiting = list(trials)
-        try:
-            with self.screen:
-                while self.running or (self.waiting and not self.stop.asked):
-                    while self.free and not self.stop.asked and (trial := self.next()):
-                        self.start(trial)
-                    for one in [x for x in self.running if x.process.poll() is not None]:
-                        self.end(one)
-                    self.screen.draw()
-                    time.sleep(TICK)
-        finally:  # nothing is left when we fail
-            for one in self.running:
-                one.process.terminate()
-                one.process.wait()
+        with self.screen:
+            self.work(trials)
 
-    def next(self) -> Trial | None:
-        """The first trial that waits and that no other process trains.
+    def run_folder(self, trial: Trial) -> Path:
+        """The board's."""
+        return self.board.run(trial)
 
-        Another process may: a child of a sweep that was killed takes a moment to save.
-        """
-        found = next((t for t in self.waiting if not busy(self.board.run(t))), None)
-        if found:
-            self.waiting.remove(found)
-        elif self.waiting and not self.running and not self.patient:
-            self.patient = True
-            self.screen.say(f"waiting    {len(self.waiting)} are trained by other processes")
-        return found
+    def look(self) -> None:
+        """Draw."""
+        self.screen.draw()
+
+    def say_waiting(self) -> None:
+        """How many."""
+        self.screen.say(f"waiting    {len(self.waiting)} are trained by other processes")
 
     def start(self, trial: Trial) -> None:
         """Begin a trial, or go on with it; unless the other process has ended it meanwhile."""
         before = self.board.look(trial)
         if before.state == "done":
             return
-        seat = self.free.pop(0)
-        log = self.board.log(trial)
-        with storage(log), log.open("ab") as output:
-            process = children.start(self.command(trial), seat, output)
-        self.running.append(Running(trial, seat, process, time.monotonic(), before))
-        self.stop.watch(process)
+        self.seat(trial, self.command(trial), self.board.log(trial), before)
         at = f" at epoch {before.epochs}" if before.epochs else ""
         self.screen.say(f"started    {trial.id}{at}  {trial.point.words}  seed {trial.seed}")
 
     def end(self, one: Running) -> None:
         """Take note of how a trial ended."""
-        self.running.remove(one)
-        self.free.append(one.seat)
-        if one.process.returncode and busy(self.board.run(one.trial)):
+        if one.child.returncode and busy(self.board.run(one.trial)):
             self.waiting.append(one.trial)  # somebody else was first
             return
         found = self.board.look(one.trial)
-        seconds = time.monotonic() - one.began
+        seconds = one.spent
         self.starts.append(max(0.0, seconds - (found.seconds - one.before.seconds)))
-        code = one.process.returncode
+        code = one.child.returncode
         told = found.stopped or self.stop.asked or found.state in ("done", "failed")
         if not told and code != -signal.SIGTERM:  # sent before it could listen
             error = f"ended with code {code}: {last_line(self.board.log(one.trial))}"
@@ -176,7 +139,7 @@ class Screen:
         for one in shift.running:
             epochs = board.look(one.trial).epochs
             progress = f"{epochs}/{one.trial.point.recipe.total_epochs}"
-            spent = clock(time.monotonic() - one.began)
+            spent = clock(one.spent)
             words = f"{one.trial.point.words}  seed {one.trial.seed}"
             table.add_row("running", progress, spent, Text(words))
         for result in board.ranked(board.every.values())[:BEST_SHOWN]:
