@@ -21,7 +21,7 @@ for python in python python3 "$here/.venv/bin/python"; do
     if "$python" -c 'import sys, importlib.util as u; sys.exit(not u.find_spec("torch"))' \
         >/dev/null 2>&1; then
         export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
-        exec "$python" "$here/vision_tutorial/launch.py" "$@"
+        exec "$python" "$here/vision_tutorial/torchrun_nproc.py" "$@"
     fi
 done
 echo "torchrun.sh: no Python with torch here. Activate your environment, or: pip install -e $here" >&2

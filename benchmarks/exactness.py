@@ -23,10 +23,11 @@ from data.oracle import ORIGINAL, by_pillow, random_slot  # noqa: E402
 
 from vision_tutorial import build  # noqa: E402, F401  (fills the shelves)
 from vision_tutorial.core import registry  # noqa: E402
-from vision_tutorial.core.loading import load  # noqa: E402
 from vision_tutorial.core.sources import base  # noqa: E402
-from vision_tutorial.data import compiled, feeding, tensors  # noqa: E402
-from vision_tutorial.data.operations import Op, Slot  # noqa: E402
+from vision_tutorial.data import feeding  # noqa: E402
+from vision_tutorial.data.augmentation.batched_ops import Op, Slot  # noqa: E402
+from vision_tutorial.data.executors import compiled, tensors  # noqa: E402
+from vision_tutorial.recipe.loading import load  # noqa: E402
 
 RECIPES = [ROOT / "recipes" / f"{name}.yaml" for name in ("r0", "r4-tuned", "r4")]
 

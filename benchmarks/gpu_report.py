@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vision_tutorial.core import runs
+from vision_tutorial.core.atomic import read_json, write_json
 from vision_tutorial.core.errors import UserError, run_verb
+from vision_tutorial.runs import run_folder
 
 KEPT = ("epoch", "seconds", "seconds_data", "seconds_eval", "images_per_second", "val/top1")
 MACHINE = ("cpu", "memory_bytes", "system", "python", "torch", "git")
@@ -23,10 +24,10 @@ def main(argv: Sequence[str]) -> int:
     train, bench = trained(work / "runs" / recipe), json_or_none(work / "bench.json")
     # theirs name the GPUs; this process has no torch to ask
     run = json_or_none(Path(train["run"]) / "fingerprint.json") if train else None
-    here = run or bench or runs.fingerprint()
+    here = run or bench or run_folder.fingerprint()
     here = here.get("machine", {}) | here
     found = {
-        "created": runs.fingerprint()["created"],
+        "created": run_folder.fingerprint()["created"],
         "all_data": (work / "set" / "arrays.json").exists(),
         "phases": phases,
         "machine": {key: here.get(key) for key in MACHINE},
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         "bench": bench,
         "train": train,
     }
-    runs.write_json(out / "gpu.json", found)
+    write_json(out / "gpu.json", found)
     print(summary(found, out / "gpu.json"))
     return int(any(phase["exit_code"] for phase in phases.values()))
 
@@ -49,7 +50,7 @@ def parity(path: Path) -> str | None:
 def json_or_none(path: Path) -> Any:
     """What a file holds, if it is there and whole."""
     try:
-        return runs.read_json(path)
+        return read_json(path)
     except UserError:
         return None
 
@@ -60,7 +61,7 @@ def trained(folder: Path) -> dict[str, Any] | None:
     if not found:
         return None
     run = found[-1].parent
-    rows = runs.read_rows(run / "metrics.jsonl")
+    rows = run_folder.read_rows(run / "metrics.jsonl")
     summary = json_or_none(run / "summary.json") or {}
     # the first epoch compiles and warms up
     steady = rows[1:] or rows

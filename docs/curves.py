@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vision_tutorial import build
 from vision_tutorial.core import registry
-from vision_tutorial.core.grammar import Term
-from vision_tutorial.core.loading import load
-from vision_tutorial.core.recipe import Balance, Recipe
 from vision_tutorial.data import mix
-from vision_tutorial.losses import blend
-from vision_tutorial.segmentation.meter import Overlap
-from vision_tutorial.segmentation.painting import overlay
+from vision_tutorial.losses import weighted_sum
+from vision_tutorial.recipe.fields import Balance, Recipe
+from vision_tutorial.recipe.grammar import Term
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.segmentation.metrics import Overlap
+from vision_tutorial.segmentation.visualisation import overlay
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 REGIONS = ("dice", "jaccard", "tversky", "lovasz", "cross_entropy")
@@ -252,7 +252,7 @@ def balance() -> Block:
         ("calibrate: 50", Balance(calibrate=50)),
         ("ema: 0.99", Balance(ema=0.99)),
     ):
-        criterion, found = blend(terms, how), []
+        criterion, found = weighted_sum(terms, how), []
         for step in range(120):
             criterion.begin_step()
             sureness = 1.5 * (1 - math.exp(-step / 40))

@@ -8,16 +8,17 @@ import torch
 from drawing import COLOURS, GAP, GREY, Block, Line, box, chart, stack, tiles, words
 from torch import Tensor
 
-from vision_tutorial.core import cost, registry
-from vision_tutorial.core.loading import load
-from vision_tutorial.core.recipe import Recipe
+from vision_tutorial.core import registry
 from vision_tutorial.core.sources import ArraySource
 from vision_tutorial.data.loader import TrainOrder
-from vision_tutorial.data.microscope import Shot, apart, shots
-from vision_tutorial.segmentation.meter import Overlap
-from vision_tutorial.segmentation.painting import overlay
+from vision_tutorial.data.preview import Shot, apart, shots
+from vision_tutorial.engine import cost
+from vision_tutorial.recipe.fields import Recipe
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.segmentation.metrics import Overlap
 from vision_tutorial.segmentation.refine.dense_crf import dense_crf
 from vision_tutorial.segmentation.refine.pseudo_labels import Rule, pseudo_label
+from vision_tutorial.segmentation.visualisation import overlay
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 STAR, RING = 9, 13  # training pictures that show these shapes

@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vision_tutorial import reproduce, rerun, sweep, train
-from vision_tutorial.core import children, runs
+from vision_tutorial import train
+from vision_tutorial.commands import reproduce, rerun, sweep
+from vision_tutorial.core.atomic import write_json
 from vision_tutorial.core.errors import run_verb
-from vision_tutorial.core.recipe import Recipe, identity
+from vision_tutorial.recipe.fields import Recipe, identity
+from vision_tutorial.runs import run_folder
+from vision_tutorial.sweeps import children
 
 EPOCH_SECONDS = float(os.environ.get("COUNTING_SECONDS", 0.05))
 real_start, real_seated = children.start, children._seated
@@ -67,17 +70,17 @@ def count(words: list[str]) -> int:
     run, loaded = train.wanted(args)
     run = run or train.new_run(args, loaded)
     recipe = loaded.recipe
-    with runs.lock(run):
+    with run_folder.lock(run):
         train.write_recipe(run, loaded)
         note(f"start {run.name} cores={len(os.sched_getaffinity(0))}")
         if not (run / "fingerprint.json").exists():
-            facts = runs.fingerprint("d1") | {"recipe": {"identity": identity(recipe)}}
-            runs.write_json(run / "fingerprint.json", facts | {"torch": {"threads": 1}})
-        runs.set_status(run, "running", pid=os.getpid())
-        rows = runs.read_rows(run / "metrics.jsonl")
+            facts = run_folder.fingerprint("d1") | {"recipe": {"identity": identity(recipe)}}
+            write_json(run / "fingerprint.json", facts | {"torch": {"threads": 1}})
+        run_folder.set_status(run, "running", pid=os.getpid())
+        rows = run_folder.read_rows(run / "metrics.jsonl")
         held = os.environ["COUNTING_DIARY"] + ".held"  # while this file is there, nobody goes on
         if recipe.batch_size == 13 and not os.environ.get("COUNTING_LUCK"):
-            runs.set_status(run, "failed", exit_code=4, error="out of luck")
+            run_folder.set_status(run, "failed", exit_code=4, error="out of luck")
             return 4
         last = min(recipe.epochs, args.steps // 10 if args.steps else recipe.epochs)
         for epoch in range(len(rows) + 1, last + 1):
@@ -87,17 +90,17 @@ def count(words: list[str]) -> int:
                 while os.path.exists(held) and not stopped:
                     time.sleep(EPOCH_SECONDS)
             if stopped:
-                runs.set_status(run, "preempted", exit_code=143)
+                run_folder.set_status(run, "preempted", exit_code=143)
                 return int(os.environ.get("COUNTING_STOPPED", 143))
             rows.append(row(recipe, epoch))
-            runs.append_row(run / "metrics.jsonl", rows[-1])
+            run_folder.append_row(run / "metrics.jsonl", rows[-1])
             note(f"epoch {run.name} {epoch}")
         values = [row["val/top1"] for row in rows]
         best, end = {"epoch": 1, "value": max(values)}, {"epoch": last, "value": values[-1]}
         status = "done" if last == recipe.epochs else "paused"
         facts = {"status": status, "metric": "val/top1", "best": best, "last": end}
-        runs.write_json(run / "summary.json", facts | {"epochs": last, "wall_seconds": 0.1 * last})
-        runs.set_status(run, status, exit_code=0)
+        write_json(run / "summary.json", facts | {"epochs": last, "wall_seconds": 0.1 * last})
+        run_folder.set_status(run, status, exit_code=0)
         note(f"{status} {run.name}")
     return 0
 

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vision_tutorial.core import runs
-from vision_tutorial.core.loading import load
-from vision_tutorial.core.recipe import changes, to_plain, to_yaml
+from vision_tutorial.core.atomic import write_json
+from vision_tutorial.recipe.fields import changes, to_plain, to_yaml
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.runs import run_folder
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -38,17 +39,17 @@ def make_run(
     if loaded.base:
         origin |= {"base": loaded.base_path.name, "changes": changes(loaded.recipe, loaded.base)}
     made = {"created": "2026-11-25T22:29:54+00:00", "data": "d1", "recipe": origin}
-    runs.write_json(folder / "fingerprint.json", made | facts)
+    write_json(folder / "fingerprint.json", made | facts)
     rows = [
         {"epoch": n, "step": 10 * n, "train/loss": 1.0, metric: v, "val/top5": v + 10, "lr": 0.1}
         | {"seconds": seconds - 1, "seconds_eval": 1.0}
         for n, v in enumerate(values, start=1)
     ]
-    runs.write_rows(folder / "metrics.jsonl", rows)
-    runs.set_status(folder, status, exit_code=0)
+    run_folder.write_rows(folder / "metrics.jsonl", rows)
+    run_folder.set_status(folder, status, exit_code=0)
     if status in ("done", "paused"):
         best = max(rows, key=lambda row: row[metric], default=None)
-        runs.write_json(
+        write_json(
             folder / "summary.json",
             {
                 "status": status,

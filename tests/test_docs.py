@@ -23,9 +23,9 @@ from PIL import Image
 
 from vision_tutorial import build, train
 from vision_tutorial.__main__ import VERBS
-from vision_tutorial.core.catalogue import catalogue
-from vision_tutorial.core.loading import Loaded, load
-from vision_tutorial.core.recipe import changes
+from vision_tutorial.recipe.fields import changes
+from vision_tutorial.recipe.loading import Loaded, load
+from vision_tutorial.recipe.signatures import catalogue
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -126,6 +126,9 @@ def test_recipes_load_and_change_something(text: str, tmp_path: Path) -> None:
         assert total.isfinite() and logits.grad.isfinite().all()
 
 
+MODULES = {v: f"vision_tutorial.{'' if v == 'train' else 'commands.'}{v}" for v in VERBS}
+
+
 @pytest.mark.parametrize("text", shown("sh", PAGES))
 def test_commands_have_such_verbs_and_options(text: str, capsys: Any) -> None:
     for line in text.splitlines():
@@ -134,7 +137,7 @@ def test_commands_have_such_verbs_and_options(text: str, capsys: Any) -> None:
             continue
         verb, *rest = words[1:]
         assert verb in VERBS, line
-        parser = importlib.import_module(f"vision_tutorial.{verb}").parser()
+        parser = importlib.import_module(MODULES[verb]).parser()
         parse = parser.parse_intermixed_args if verb == "train" else parser.parse_args
         try:
             parse(rest)

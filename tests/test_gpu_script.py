@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vision_tutorial import pack
+from vision_tutorial.commands import pack
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "benchmarks" / "gpu.sh")

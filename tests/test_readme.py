@@ -14,7 +14,7 @@ from forked import Ranks
 
 from vision_tutorial import __main__ as program
 from vision_tutorial import build  # noqa: F401  (imported before the fork)
-from vision_tutorial.core.loading import load
+from vision_tutorial.recipe.loading import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

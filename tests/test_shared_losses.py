@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vision_tutorial import train
-from vision_tutorial.core import runs
-from vision_tutorial.core.loading import load
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.runs import run_folder
 
 BLOCK = "loss={focal: {weight: 0.75, gamma: 2}, dice: 0.25}"
 TINY = ["epochs=1", "warmup={}", "cooldown={}", "threads=1", "workers=0", "wandb={mode: disabled}"]
@@ -30,7 +30,7 @@ PARTS = {"focal", "focal/weighted", "dice", "dice/weighted"}
 def row(words: list[str], folder: Path) -> dict:
     """The epoch of a run."""
     assert train.main([*words, BLOCK, *TINY, "--runs", str(folder), "--quiet"]) == 0
-    (found,) = runs.read_rows(next(folder.glob("*/*/metrics.jsonl")))
+    (found,) = run_folder.read_rows(next(folder.glob("*/*/metrics.jsonl")))
     return found
 
 

@@ -11,9 +11,9 @@ from forked import Ranks, run_ranks
 from wandb_file import history, read
 
 from vision_tutorial import build  # noqa: F401  (imported before the fork)
-from vision_tutorial import evaluate as evaluating
 from vision_tutorial import train as verb
-from vision_tutorial.core import runs
+from vision_tutorial.commands import evaluate as evaluating
+from vision_tutorial.runs import run_folder
 
 SMALL = [
     "dataset={shapes: {train: 64, test: 30, size: 16}}",
@@ -56,10 +56,10 @@ def test_the_last_line_names_the_run(finished: tuple[Path, str]) -> None:
 
 def test_the_run_folder_is_complete(finished: tuple[Path, str]) -> None:
     run, _ = finished
-    rows = runs.read_rows(run / "metrics.jsonl")
+    rows = run_folder.read_rows(run / "metrics.jsonl")
     keys = "epoch step lr train/loss val/loss val/top1 val/top5 images_per_second seconds"
     assert [row["epoch"] for row in rows] == [1, 2] and rows[-1]["step"] == 8
-    assert all(set(keys.split()) | set(runs.TIMED) <= set(row) for row in rows)
+    assert all(set(keys.split()) | set(run_folder.TIMED) <= set(row) for row in rows)
     summary = json.loads((run / "summary.json").read_text())
     tops = [row["val/top1"] for row in rows]
     assert summary["status"] == "done" and summary["metric"] == "val/top1"
@@ -92,7 +92,7 @@ def test_more_epochs_continue_it(finished: tuple[Path, str], capfd: Any, tmp_pat
     )  # fmt: skip
     assert code == 0 and "continuing at step 8 of 12" in out
     assert out.splitlines()[-1] == f"run: {run}"
-    assert [row["epoch"] for row in runs.read_rows(run / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["epoch"] for row in run_folder.read_rows(run / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_another_recipe_cannot_continue_it(finished: tuple[Path, str], capfd: Any) -> None:
@@ -103,7 +103,7 @@ def test_another_recipe_cannot_continue_it(finished: tuple[Path, str], capfd: An
 def test_evaluate_repeats_the_best_epochs_numbers(finished: tuple[Path, str], capfd: Any) -> None:
     run, _ = finished
     best = json.loads((run / "summary.json").read_text())["best"]
-    row = runs.read_rows(run / "metrics.jsonl")[best["epoch"] - 1]
+    row = run_folder.read_rows(run / "metrics.jsonl")[best["epoch"] - 1]
     for world in (1, 2):
         assert run_ranks(world, lambda rank: evaluating.main([str(run), "--json"])) == [0] * world
         (result,) = json.loads(capfd.readouterr().out)["runs"]
@@ -236,7 +236,7 @@ def test_the_global_batch_is_dealt(
     batch: int, micro: int | None, world: int, mixed: bool, parts: int | str
 ) -> None:
     from vision_tutorial.core.errors import UserError
-    from vision_tutorial.core.loading import load
+    from vision_tutorial.recipe.loading import load
 
     size = "null" if micro is None else micro
     words = [f"batch_size={batch}", f"micro_batch={size}", *([] if mixed else ["mix=null"])]
@@ -308,7 +308,7 @@ def test_a_network_that_diverges_is_not_done(capfd: Any, tmp_path: Path) -> None
 
 
 def test_two_trainings_cannot_share_a_folder(finished: tuple[Path, str], capfd: Any) -> None:
-    with runs.lock(finished[0]):
+    with run_folder.lock(finished[0]):
         code, _, err = train(capfd, finished[0])
     assert code == 2 and "is in use" in one_line(err)
 
@@ -319,7 +319,7 @@ def test_wandb_offline_holds_metrics_jsonl_row_by_row(world: int, tmp_path: Path
     words += ["--runs", str(tmp_path)]
     assert Ranks(world, lambda rank: verb.main(words), quiet=True).join() == [0] * world
     (run,) = tmp_path.glob("debug/*")
-    rows = runs.read_rows(run / "metrics.jsonl")
+    rows = run_folder.read_rows(run / "metrics.jsonl")
     logged = history(run)
     assert [row for row in logged if "epoch" in row] == rows
     assert any("classes/nrows" in row or "nrows" in str(row) for row in logged), "the class table"
@@ -369,9 +369,9 @@ def test_a_refused_start_does_not_touch_a_run_that_goes_on(
 
     run = tmp_path / "copy"
     shutil.copytree(finished[0], run)
-    runs.set_status(run, "running")
+    run_folder.set_status(run, "running")
     before = (run / "status.json").read_bytes()
-    with runs.lock(run):
+    with run_folder.lock(run):
         codes = Ranks(2, lambda rank: verb.main([str(run)]), quiet=True).join()
     assert codes[0] == 2 and codes[1] != 0
     assert (run / "status.json").read_bytes() == before
@@ -404,14 +404,14 @@ def test_jsd_trains_on_copies_and_validates_without(capfd: Any, tmp_path: Path) 
     code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, *words, "--runs", tmp_path)
     assert code == 0, err
     (path,) = tmp_path.glob("debug/*/metrics.jsonl")
-    row = runs.read_rows(path)[-1]
+    row = run_folder.read_rows(path)[-1]
     assert row["val/loss"] == pytest.approx(row["val/cross_entropy"], abs=1e-5)
     code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, "loss=jsd", "--runs", tmp_path)
     assert code == 2 and "take `mix` out" in one_line(err)
 
 
 def test_a_holdout_is_chosen_on_and_never_trained_on() -> None:
-    from vision_tutorial.core.loading import load
+    from vision_tutorial.recipe.loading import load
 
     recipe = load("recipes/debug.yaml", [*SMALL, "holdout=0.25", "subset=20"]).recipe
     both = build.data(recipe)

@@ -44,12 +44,13 @@ def dispatch(argv: Sequence[str] | None) -> int:
         return 0
     if words[0] not in VERBS:
         raise UserError(unknown("verb", words[0], VERBS))
-    return importlib.import_module(f".{words[0]}", __package__).main(words[1:])
+    module = ".train" if words[0] == "train" else f".commands.{words[0]}"
+    return importlib.import_module(module, __package__).main(words[1:])
 
 
 def overview() -> str:
     """The verbs, and every shelf with each entry's options and what it is."""
-    from .core.catalogue import catalogue
+    from .recipe.signatures import catalogue
 
     lines = [f"vision-tutorial {__version__}", "", "usage: vision-tutorial VERB …   (VERB --help)"]
     lines += ["", *(f"  {verb:<10} {words}" for verb, words in VERBS.items())]

@@ -12,18 +12,14 @@ from torch import nn
 
 from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the shelves)
 from .core import registry
-from .core.dealing import batch_parts, steps_per_epoch
 from .core.errors import UserError
-from .core.plugins import import_files as import_files
 from .core.randomness import address
-from .core.recipe import Ema as EmaOptions
-from .core.recipe import Recipe
 from .core.sources import Source, hold_out, take
 from .core.targets import sampled
 from .core.task import Batch, Task
 from .data import feeding, mix
 from .data.loader import Raw
-from .data.microscope import microscope as microscope
+from .data.preview import microscope as microscope
 from .engine import (
     Distributed,
     Ema,
@@ -36,8 +32,12 @@ from .engine import (
     rounds_of,
 )
 from .engine.distributed import cores
-from .engine.fit import converged
-from .engine.infer import Evaluation, answer_to_blank, refined
+from .engine.evaluation import Evaluation, answer_to_blank, refined
+from .engine.loop import converged
+from .recipe.batch_split import batch_parts, steps_per_epoch
+from .recipe.fields import Ema as EmaOptions
+from .recipe.fields import Recipe
+from .recipe.plugins import import_files as import_files
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from .core import runs
-from .core.arguments import positive, positive_count
+from .core.atomic import read_json, write_json
+from .core.cli_types import positive, positive_count
 from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_verb
-from .core.loading import Loaded, load
-from .core.recipe import changes, identity, to_plain, to_yaml
-from .core.timeuse import shares
-from .core.timeuse import verdict as verdict_of
+from .recipe.fields import changes, identity, to_plain, to_yaml
+from .recipe.loading import Loaded, load
+from .runs import run_folder, wandb_logger
+from .runs.time_breakdown import shares
+from .runs.time_breakdown import verdict as verdict_of
 
 PROFILED = 10  # steps
 
@@ -105,7 +106,7 @@ def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
         loaded = load(target, [*args.overrides, f"model={json.dumps(blank)}"])
         print("random weights in the place of pretrained ones, as asked for", file=sys.stderr)
     if args.resume and args.id:
-        run = Path(args.runs) / loaded.recipe.name / runs.check_name("run", args.id)
+        run = Path(args.runs) / loaded.recipe.name / run_folder.check_name("run", args.id)
         return (run if run.is_dir() else None), loaded
     if args.resume:
         return newest_run(Path(args.runs) / loaded.recipe.name, loaded), loaded
@@ -129,7 +130,7 @@ def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
     names = [path.name for path in loaded.imports]
     if len(set(names)) < len(names):
         raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
-    run = runs.new_run(args.runs, loaded.recipe.name, args.id)
+    run = run_folder.new_run(args.runs, loaded.recipe.name, args.id)
     write_recipe(run, loaded)
     return run
 
@@ -140,8 +141,8 @@ def write_recipe(run: Path, loaded: Loaded) -> None:
         if path.parent.absolute() != run.absolute():
             shutil.copy(path, run / path.name)
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
-    values["wandb"] = runs.redact(values["wandb"])  # the one place for free text
-    runs.write_text(run / "recipe.yaml", to_yaml(values))
+    values["wandb"] = run_folder.redact(values["wandb"])  # the one place for free text
+    run_folder.write_text(run / "recipe.yaml", to_yaml(values))
 
 
 @contextmanager
@@ -151,21 +152,23 @@ def recorded(run: Path, main: bool) -> Iterator[None]:
     The process that failed first has the word, not those that only lost it; and a process other
     than rank 0 cannot know whether rank 0 was refused the folder, which is then another's.
     """
-    with runs.lock(run) if main else nullcontext():
+    with run_folder.lock(run) if main else nullcontext():
         try:
             yield
         except BaseException as error:
             # no longer running: this start failed early and the run is as it was
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
             if still_running(run) and (main or not heard):
-                runs.set_status(run, "failed", exit_code=exit_code(error), error=str(error)[:500])
+                run_folder.set_status(
+                    run, "failed", exit_code=exit_code(error), error=str(error)[:500]
+                )
             raise
 
 
 def still_running(run: Path) -> bool:
     """Whether no other process of this training has said yet how it ended."""
     path = run / "status.json"
-    return not path.exists() or runs.read_json(path).get("status") == "running"
+    return not path.exists() or read_json(path).get("status") == "running"
 
 
 def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
@@ -226,7 +229,7 @@ def check_progress(run: Path, plan: Any, progress: Any) -> None:
             f"{plan.steps:,}. Ask for more epochs, or start a new run."
         )
     if not progress.step and (run / "metrics.jsonl").exists():
-        if runs.read_rows(run / "metrics.jsonl"):
+        if run_folder.read_rows(run / "metrics.jsonl"):
             raise UserError(
                 f"{run}: there are metrics but no checkpoint to continue from. Put its `ckpt` "
                 "folder back, or start a new run."
@@ -246,40 +249,40 @@ def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     fingerprint = run / "fingerprint.json"
     if fingerprint.exists():
-        facts = runs.read_json(fingerprint)
+        facts = read_json(fingerprint)
         if not isinstance(facts, dict) or facts.get("data") != digest:
             raise UserError(
                 f"{run}: the training data is not what this run began with (its hash differs). "
                 "Restore the data, or start a new run."
             )
     else:
-        facts = runs.fingerprint(digest)
+        facts = run_folder.fingerprint(digest)
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
             facts["recipe"] |= {
                 "base": loaded.base_path.name,
                 "changes": changes(loaded.recipe, loaded.base),
             }
-        runs.write_json(fingerprint, facts)
+        write_json(fingerprint, facts)
     write_recipe(run, loaded)
-    runs.write_rows(run / "metrics.jsonl", progress.rows)
+    run_folder.write_rows(run / "metrics.jsonl", progress.rows)
     if progress.table:
-        runs.write_json(run / "classes.json", progress.table)
-    runs.set_status(run, "running", pid=os.getpid())
+        write_json(run / "classes.json", progress.table)
+    run_folder.set_status(run, "running", pid=os.getpid())
 
 
 def finish_records(
     run: Path, summary: dict[str, Any], tracker: Any, progress: Any, code: int
 ) -> None:
     """summary.json and the last status; the tracker gets the same."""
-    runs.write_json(run / "summary.json", summary)
+    write_json(run / "summary.json", summary)
     if summary["status"] == "done" and progress.table:
         table = progress.table
         tracker.table("classes", list(table), list(zip(*table.values(), strict=True)))
     flat = {key: summary[key] for key in ("status", "metric", "chosen_on")}
     flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
-    runs.set_status(run, summary["status"], exit_code=code)
+    run_folder.set_status(run, summary["status"], exit_code=code)
     tell(sentence(summary, run))
 
 
@@ -309,10 +312,8 @@ def sentence(summary: dict[str, Any], run: Path) -> str:
 
 def make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     """wandb, as the recipe wants it; its id is the run's, so that a resume continues it."""
-    from . import engine
-
     wandb = recipe.wandb
-    return engine.make_tracker(
+    return wandb_logger.make_tracker(
         wandb.mode,
         project=wandb.project,
         name=f"{recipe.name}-{run.name}",
@@ -320,7 +321,7 @@ def make_tracker(run: Path, recipe: Any, say: Any) -> Any:
         tags=wandb.tags,
         group=wandb.group or recipe.name,
         notes=wandb.notes,
-        config=runs.redact(to_plain(recipe)),
+        config=run_folder.redact(to_plain(recipe)),
         folder=run,
         say=say,
     )

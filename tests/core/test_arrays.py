@@ -369,7 +369,7 @@ def test_a_parent_that_cannot_be_written(tmp_path: Path):
 
 
 def test_the_recipe_knows_the_entry(folder: Path):
-    from vision_tutorial.core.loading import load
+    from vision_tutorial.recipe.loading import load
 
     for words, wanted in [("", "auto"), (", verify: true", True), (", verify: false", False)]:
         override = f"dataset={{arrays: {{root: {folder}{words}}}}}"

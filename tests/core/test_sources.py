@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vision_tutorial.core import files, sources
+from vision_tutorial.core import images as files
+from vision_tutorial.core import sources
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset, hold_out, take
 

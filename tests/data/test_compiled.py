@@ -8,8 +8,8 @@ from data.oracle import by_pillow, random_slot
 from data.test_tensors import SIZES, chain, drawn
 from numba.core.registry import cpu_target
 
-from vision_tutorial.data import compiled
-from vision_tutorial.data.operations import Op, slot
+from vision_tutorial.data.augmentation.batched_ops import Op, slot
+from vision_tutorial.data.executors import compiled
 
 
 def channels_last(images):

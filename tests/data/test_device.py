@@ -8,14 +8,15 @@ import pytest
 import torch
 from data.oracle import random_slot
 from data.test_compiled import channels_last
-from data.test_drawing import CHAIN, draws, whole_chain
 from data.test_pipeline import batches, place, recipe, source
+from data.test_sampling import CHAIN, draws, whole_chain
 from data.test_tensors import drawn
 
 from vision_tutorial.core import arrays
-from vision_tutorial.core.loading import load
-from vision_tutorial.data import compiled, feeding, tensors
-from vision_tutorial.data.operations import Op
+from vision_tutorial.data import feeding
+from vision_tutorial.data.augmentation.batched_ops import Op
+from vision_tutorial.data.executors import compiled, tensors
+from vision_tutorial.recipe.loading import load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

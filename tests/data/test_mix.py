@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from vision_tutorial.core import targets
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.grammar import Term
 from vision_tutorial.core.randomness import generator
 from vision_tutorial.core.registry import mixers
 from vision_tutorial.data.mix import cutmix, draw_box, mix, mixup
+from vision_tutorial.recipe.grammar import Term
 
 CLASSES = 10
 # Sides of the box that are even: on odd ones versions of timm differ by a pixel.

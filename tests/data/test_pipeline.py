@@ -11,10 +11,10 @@ from forked import run_ranks
 from PIL import Image
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.loading import load
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset
-from vision_tutorial.data import augment, feeding, pipeline  # noqa: F401  (augment fills its shelf)
+from vision_tutorial.data import feeding, pipeline  # noqa: F401  (augment fills its shelf)
 from vision_tutorial.data.loader import EvalOrder, TrainOrder
+from vision_tutorial.recipe.loading import load
 
 CPU = torch.device("cpu")
 CHAIN = (
@@ -65,7 +65,7 @@ def test_compiled_and_tensor_code_make_the_same_batches(monkeypatch):
 
 
 def test_threads_change_nothing(monkeypatch):
-    monkeypatch.setattr("vision_tutorial.data.compiled.SHARE", 1000)
+    monkeypatch.setattr("vision_tutorial.data.executors.compiled.SHARE", 1000)
     assert by_item(batches(recipe(), threads=1)) == by_item(batches(recipe(), threads=3))
 
 

@@ -10,8 +10,8 @@ from data.oracle import by_pillow, random_slot, rotation
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vision_tutorial.data.operations import ARGUMENTS, Filter, Op, Slot, slot
-from vision_tutorial.data.tensors import apply
+from vision_tutorial.data.augmentation.batched_ops import ARGUMENTS, Filter, Op, Slot, slot
+from vision_tutorial.data.executors.tensors import apply
 
 SIZES = [(32, 32), (24, 40), (7, 5), (65, 64), (1, 1), (2, 5), (5, 2), (1, 9)]
 KEEP_SIZE = [op for op in Op if op not in (Op.RESAMPLE, Op.WINDOW)]

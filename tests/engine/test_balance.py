@@ -10,13 +10,13 @@ from torch import nn
 
 from vision_tutorial import build
 from vision_tutorial import train as verb
-from vision_tutorial.core import runs
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.grammar import Choice
-from vision_tutorial.core.loading import load
 from vision_tutorial.core.sources import ArraySource
 from vision_tutorial.engine import Distributed, Learner
 from vision_tutorial.engine.step import settle, take_step
+from vision_tutorial.recipe.grammar import Choice
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.runs import run_folder
 
 LOSS = "loss={cross_entropy: 0.75, dice: 0.25}"
 SMALL = [
@@ -44,7 +44,7 @@ def left(run: Path) -> tuple[dict[str, bytes], list[dict]]:
     """The last checkpoint's tensors, and the rows without what is measured in time."""
     last = max((run / "ckpt").glob("step-*"))
     files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
-    rows = runs.read_rows(run / "metrics.jsonl")
+    rows = run_folder.read_rows(run / "metrics.jsonl")
     return files, [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
 
 

@@ -14,9 +14,9 @@ from safetensors import torch as safetensors
 from torch import nn
 
 from vision_tutorial.core.errors import ExitCode, NonFiniteError, StorageError, UserError
-from vision_tutorial.engine import checkpoint, folders
+from vision_tutorial.engine import checkpoint, checkpoint_folder
 from vision_tutorial.engine.checkpoint import Checkpoints, NoCheckpoints, best, load_weights
-from vision_tutorial.engine.packing import flatten_optimizer, restore_optimizer
+from vision_tutorial.engine.optimizer_state import flatten_optimizer, restore_optimizer
 
 HASH = "a1b2"
 
@@ -106,7 +106,7 @@ def test_the_twin_writes_nothing(tmp_path):
 
 
 def test_training_may_go_on_while_it_writes(tmp_path, monkeypatch):
-    write, order = folders.write_folder, []
+    write, order = checkpoint_folder.write_folder, []
 
     def slow(*arguments):
         gate.wait()
@@ -114,7 +114,7 @@ def test_training_may_go_on_while_it_writes(tmp_path, monkeypatch):
         order.append("written")
 
     gate = threading.Event()
-    monkeypatch.setattr(folders, "write_folder", slow)
+    monkeypatch.setattr(checkpoint_folder, "write_folder", slow)
     checkpoints, live = make(tmp_path), tensors(1)
     checkpoints.save(1, live, state(1))
     for named in live.values():
@@ -219,7 +219,9 @@ def test_the_best_is_remembered_across_a_resume(tmp_path):
 def test_saving_a_step_again_never_touches_the_first(tmp_path):
     saved(tmp_path, 1, 2, best=[2])
     checkpoints = saved(tmp_path, 2)
-    assert [path.name for path in folders.candidates(tmp_path / "ckpt")][0] == "step-00000002.1"
+    assert [path.name for path in checkpoint_folder.candidates(tmp_path / "ckpt")][
+        0
+    ] == "step-00000002.1"
     assert_is(checkpoints.load(LIKE), 2)
     assert checkpoints.source == "step-00000002.1"
     checkpoints.save(3, tensors(3), state(3))
@@ -349,16 +351,16 @@ def test_a_crash_at_every_call_leaves_the_old_or_the_new(tmp_path, power, keep, 
         shutil.copytree(tmp_path / "before", run)
         crashed = crash_at(run, k, power, keep, is_best)
 
-        named_best = folders.verify(best(run))["step"]  # also before anything is repaired
+        named_best = checkpoint_folder.verify(best(run))["step"]  # also before anything is repaired
         checkpoints = make(run, keep=keep)
         loaded = checkpoints.load(LIKE)
         assert_is(loaded, loaded.step)
         seen.append(loaded.step)
         right_best = 4 if is_best and loaded.step == 4 else 2
         assert named_best in (2, right_best)
-        assert folders.verify(best(run))["step"] == right_best
-        for path in folders.candidates(run / "ckpt") if power != "lost" else ():
-            folders.verify(path)  # a deletion does not leave half a checkpoint either
+        assert checkpoint_folder.verify(best(run))["step"] == right_best
+        for path in checkpoint_folder.candidates(run / "ckpt") if power != "lost" else ():
+            checkpoint_folder.verify(path)  # a deletion does not leave half a checkpoint either
 
         checkpoints.save(5, tensors(5), state(5))  # and it goes on from there
         checkpoints.finish()
@@ -448,7 +450,9 @@ def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
 def test_room_is_asked_for_before_writing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
-    monkeypatch.setattr(folders, "write_folder", lambda *arguments: pytest.fail("written"))
+    monkeypatch.setattr(
+        checkpoint_folder, "write_folder", lambda *arguments: pytest.fail("written")
+    )
     checkpoints = make(tmp_path, say=lambda line: None)
     checkpoints.save(1, tensors(1), state(1))
     with pytest.raises(StorageError, match="1 MiB are free"):
@@ -514,8 +518,8 @@ def test_damage_to_any_byte_is_noticed(two, name):
     try:
         for content in damaged:
             path.write_bytes(content)
-            with pytest.raises(folders.Damaged, match=name):
-                folders.verify(path.parent)
+            with pytest.raises(checkpoint_folder.Damaged, match=name):
+                checkpoint_folder.verify(path.parent)
         lines = []
         assert_is(make(two, say=lines.append).load(LIKE), 1)
         assert len(lines) == 1 and "step-00000002 is damaged" in lines[0] and name in lines[0]
@@ -579,7 +583,7 @@ def test_another_recipe_is_refused(two):
     ],
 )
 def test_another_model_is_refused_before_anything_is_read(two, monkeypatch, change, message):
-    monkeypatch.setattr(folders, "read_tensors", lambda path: pytest.fail("read"))
+    monkeypatch.setattr(checkpoint_folder, "read_tensors", lambda path: pytest.fail("read"))
     model = {k: v for k, v in (LIKE["model"] | change).items() if v is not None}
     with pytest.raises(UserError, match=message):
         make(two).load(LIKE | {"model": model})

@@ -8,9 +8,9 @@ from forked import run_ranks
 
 from vision_tutorial import build
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.loading import load
 from vision_tutorial.engine import Distributed
 from vision_tutorial.engine.step import settle, take_step
+from vision_tutorial.recipe.loading import load
 
 SMALL = ["threads=1", "ema=null", "mix=null", "augment=[]", "eval_batch_size=40"]
 NEEDS_COMPILER = pytest.mark.skipif(

@@ -8,8 +8,8 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from vision_tutorial import build
-from vision_tutorial.core.loading import load
 from vision_tutorial.core.sources import ArraySource
+from vision_tutorial.recipe.loading import load
 
 CLASSES = tuple("abcdefg")
 RECIPE = load("recipes/debug.yaml", ["threads=1", "ema=null", "eval_batch_size=8"]).recipe

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from vision_tutorial import train as verb
-from vision_tutorial.core import runs
-from vision_tutorial.core.loading import load
 from vision_tutorial.engine import Distributed
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.runs import run_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -41,8 +41,8 @@ def left(run: Path) -> tuple[dict[str, bytes], list[dict]]:
     """The last checkpoint's tensors, and the rows without what is measured in time."""
     last = max((run / "ckpt").glob("step-*"))
     files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
-    rows = runs.read_rows(run / "metrics.jsonl")
-    return files, [{k: v for k, v in row.items() if k not in runs.TIMED} for row in rows]
+    rows = run_folder.read_rows(run / "metrics.jsonl")
+    return files, [{k: v for k, v in row.items() if k not in run_folder.TIMED} for row in rows]
 
 
 @pytest.mark.parametrize(

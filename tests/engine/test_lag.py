@@ -11,12 +11,12 @@ from forked import run_ranks
 
 from vision_tutorial import build
 from vision_tutorial import train as verb
-from vision_tutorial.core import runs
 from vision_tutorial.core.errors import ExitCode
 from vision_tutorial.engine import Distributed
 from vision_tutorial.engine.step import PATIENCE, lag_of
+from vision_tutorial.runs import run_folder
 
-FIT = importlib.import_module("vision_tutorial.engine.fit")  # the package's `fit` is the function
+FIT = importlib.import_module("vision_tutorial.engine.loop")
 SMALL = [
     "dataset={shapes: {train: 128, test: 30, size: 16}}",
     "batch_size=16",
@@ -59,8 +59,12 @@ def left(run: Path) -> tuple[dict, list, str]:
     """The last checkpoint's files, the rows without what is measured in time, its folder's name."""
     last = max((run / "ckpt").glob("step-*"))
     files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
-    rows = runs.read_rows(run / "metrics.jsonl")
-    return files, [{k: v for k, v in row.items() if k not in runs.TIMED} for row in rows], last.name
+    rows = run_folder.read_rows(run / "metrics.jsonl")
+    return (
+        files,
+        [{k: v for k, v in row.items() if k not in run_folder.TIMED} for row in rows],
+        last.name,
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from forked import Ranks
 
 from vision_tutorial import build  # noqa: F401  (imported before the fork)
 from vision_tutorial import train as verb
-from vision_tutorial.core import runs
 from vision_tutorial.core.errors import ExitCode
+from vision_tutorial.runs import run_folder
 
 KILLS = int(os.environ.get("VISION_TUTORIAL_KILLS", 4))
-TIMES = set(runs.TIMED)
+TIMES = set(run_folder.TIMED)
 SMALL = [
     "dataset={shapes: {train: 128, test: 30, size: 16}}",
     "batch_size=16",
@@ -48,7 +48,7 @@ def end_state(folder: Path) -> tuple[dict[str, bytes], list[dict]]:
     run = folder / "debug" / "run"
     last = max((run / "ckpt").glob("step-*"))
     names = ["model.safetensors", "ema.safetensors", "optim.safetensors"]
-    rows = runs.read_rows(run / "metrics.jsonl")
+    rows = run_folder.read_rows(run / "metrics.jsonl")
     assert json.loads((run / "status.json").read_text())["status"] == "done"
     return (
         {name: (last / name).read_bytes() for name in names},
@@ -59,7 +59,7 @@ def end_state(folder: Path) -> tuple[dict[str, bytes], list[dict]]:
 def wait_for_a_row(ranks: Ranks, folder: Path) -> Path:
     """The run folder, once it holds a finished epoch."""
     run = folder / "debug" / "run"
-    while not (run / "metrics.jsonl").exists() or not runs.read_rows(run / "metrics.jsonl"):
+    while not (run / "metrics.jsonl").exists() or not run_folder.read_rows(run / "metrics.jsonl"):
         assert ranks.processes[0].is_alive()
         time.sleep(0.02)
     return run

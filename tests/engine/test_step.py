@@ -9,12 +9,12 @@ from torch import nn
 
 from vision_tutorial import build
 from vision_tutorial.core.errors import MemoryExhausted, NonFiniteError
-from vision_tutorial.core.loading import load
-from vision_tutorial.core.recipe import Recipe
 from vision_tutorial.core.sources import ArraySource
 from vision_tutorial.engine import Distributed, Learner, fitting_parts
 from vision_tutorial.engine.distributed import has_amx, usable_precision
 from vision_tutorial.engine.step import PATIENCE, Outcome, settle, take_step
+from vision_tutorial.recipe.fields import Recipe
+from vision_tutorial.recipe.loading import load
 
 PLAIN = ["threads=1", "ema=null", "clip=null", "augment=[]", "model={test_vit: {img_size: 16}}"]
 
@@ -284,7 +284,7 @@ def test_synchronised_batchnorm_keeps_the_activations() -> None:
 
 
 def test_the_mean_of_mirror_images_survives_sure_networks() -> None:
-    from vision_tutorial.engine.views import test_time_augmentation as augmented
+    from vision_tutorial.engine.tta import test_time_augmentation as augmented
 
     logits = torch.tensor([[200.0, 0.0, 0.0]])
     found = augmented(lambda images: logits, "hflip")(torch.zeros(1, 3, 2, 2))

@@ -11,7 +11,7 @@ import torch
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import refiners
 from vision_tutorial.segmentation.refine import dense_crf
-from vision_tutorial.segmentation.refine.lattice import lattice
+from vision_tutorial.segmentation.refine.permutohedral import lattice
 
 DEEPLAB = {}  # the defaults
 WIDE = {

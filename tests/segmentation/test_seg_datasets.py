@@ -27,7 +27,7 @@ from vision_tutorial.segmentation.datasets import (
     voc,
     with_pseudo_labels,
 )
-from vision_tutorial.segmentation.files import DenseFiles
+from vision_tutorial.segmentation.mask_files import DenseFiles
 
 SIZE = (6, 4)  # width, height
 

@@ -10,7 +10,7 @@ from torch import nn
 from vision_tutorial import build
 from vision_tutorial.core import weights
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.loading import load
+from vision_tutorial.recipe.loading import load
 from vision_tutorial.segmentation.models.backbones import encoder
 from vision_tutorial.segmentation.models.deeplab import deeplabv3plus
 from vision_tutorial.segmentation.models.unet import unet
@@ -247,7 +247,7 @@ def test_typos_are_answered_before_torch(recipe, model, said):
 
 
 def test_explain_says_that_deconvnet_needs_224_pixels(tmp_path, capsys):
-    from vision_tutorial import explain
+    from vision_tutorial.commands import explain
 
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.rstrip() + " {deconvnet: {hidden: 8}}\n")

@@ -7,13 +7,13 @@ import jsonschema
 import pytest
 import torch
 
-from vision_tutorial.core.catalogue import catalogue, read
-from vision_tutorial.core.cost import cost
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.grammar import parse
 from vision_tutorial.core.registry import Registry, models
-from vision_tutorial.core.schema import schema
+from vision_tutorial.engine.cost import cost
 from vision_tutorial.optim.groups import parameter_groups
+from vision_tutorial.recipe.grammar import parse
+from vision_tutorial.recipe.schema import schema
+from vision_tutorial.recipe.signatures import catalogue, read
 from vision_tutorial.segmentation.models import smp as entry
 
 installed = pytest.mark.skipif(

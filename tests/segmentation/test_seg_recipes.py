@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from vision_tutorial import build
-from vision_tutorial.core.grammar import Choice, Options
-from vision_tutorial.core.loading import load
-from vision_tutorial.core.recipe import Recipe, changes
 from vision_tutorial.engine import Distributed
 from vision_tutorial.engine.step import take_step
+from vision_tutorial.recipe.fields import Recipe, changes
+from vision_tutorial.recipe.grammar import Choice, Options
+from vision_tutorial.recipe.loading import load
 
 FOLDER = Path("recipes/segmentation")
 OURS = {"camvid", "quickstart", "trashcan"}  # not the students'

@@ -22,7 +22,7 @@ from rich.progress import wrap_file
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ..core.errors import StorageError, UserError
-from ..core.files import EXTENSIONS, pictures_in, stay_inside, visible
+from ..core.images import EXTENSIONS, pictures_in, stay_inside, visible
 from ..core.registry import datasets
 from ..core.sources import ArraySource, FileSource, check_split, data_root
 

@@ -26,12 +26,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rich.console import Console
 from rich.progress import Progress
 
+from ..core.atomic import write_json
+from .atomic import free_space, sync_folder
+from .child_process import usable_cores
 from .errors import StorageError, UserError, short
-from .files import VOID
-from .processes import usable_cores
-from .runs import write_json
+from .images import VOID
 from .sources import ArraySource, Source
-from .writing import free_space, sync_folder
 
 MANIFEST = "arrays.json"
 MOST_MANIFEST = 64 << 20  # bytes

@@ -2,7 +2,7 @@
 
 An entry is one decorated function. It is named after the function, its keyword-only parameters are
 the schema of its recipe key, and the first line of its docstring is its description.
-`core/catalogue.py` reads the same facts from the source text, without importing anything.
+`recipe/signatures.py` reads the same facts from the source text, without importing anything.
 """
 
 from collections.abc import Callable, Iterator

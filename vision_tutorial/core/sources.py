@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import UserError
-from .files import VOID, read_picture
+from .images import VOID, read_picture
 from .randomness import generator
 
 

@@ -7,7 +7,7 @@ one distribution over C classes per position; it is all zero where nothing count
 import torch
 from torch import Tensor
 
-from .files import VOID
+from .images import VOID
 
 # Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
 IGNORE = -100

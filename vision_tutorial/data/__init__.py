@@ -1,4 +1,5 @@
 """From pictures to batches: sources, augmentation, mixing, order."""
 
 # Importing them fills their shelves, and the batched forms of their entries.
-from . import arrays, augment, erasing, mix, policies, shapes, tone  # noqa: F401
+from . import arrays, mix, shapes  # noqa: F401
+from .augmentation import colour, erasing, policies, transforms  # noqa: F401

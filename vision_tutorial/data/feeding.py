@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.grammar import Choice
-from ..core.recipe import Colours, Recipe
 from ..core.registry import augments
 from ..core.sources import Source
-from . import batch, pipeline
-from .augment import FRAMING, RANDOM
-from .drawing import Program
-from .drawing import program as drawn
-from .joint import joint
+from ..recipe.fields import Colours, Recipe
+from ..recipe.grammar import Choice
+from . import pipeline, preprocess
+from .augmentation.pairs import joint
+from .augmentation.sampling import Program
+from .augmentation.sampling import program as drawn
+from .augmentation.transforms import FRAMING, RANDOM
 from .loader import EvalOrder, Pictures, Raw, Singly, TrainOrder, make_loader
 
 Feed = Callable[[], Iterator[Raw]]
@@ -166,13 +166,13 @@ def loaded(made: Pictures, order: TrainOrder | EvalOrder, place: Place) -> Itera
 def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation of each channel, of pixels in 0 … 1."""
     given = recipe.normalize
-    return (given.mean, given.std) if isinstance(given, Colours) else batch.COLOURS[given]
+    return (given.mean, given.std) if isinstance(given, Colours) else preprocess.COLOURS[given]
 
 
-def finishing(recipe: Recipe, place: Place, **more: Any) -> batch.Finisher:
+def finishing(recipe: Recipe, place: Place, **more: Any) -> preprocess.Finisher:
     """(raw batch, step) -> Batch: colours, layout, and what `batch.Finisher` takes beside."""
     compiled = place.device.type == "cpu" and pipeline.has_numba() and recipe.data.path != "timm"
-    return batch.Finisher(
+    return preprocess.Finisher(
         device=place.device,
         colours=colours(recipe),
         channels_last=recipe.channels_last,
@@ -187,4 +187,4 @@ def erasing(recipe: Recipe, copies: int = 0) -> Callable[[Tensor, Tensor], Tenso
     made = program(recipe, copies)
     if made is not None:
         return made.erase
-    return partial(batch.erase_singly, chain(recipe.augment)[1], recipe.seed)
+    return partial(preprocess.erase_singly, chain(recipe.augment)[1], recipe.seed)

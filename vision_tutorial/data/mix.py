@@ -18,7 +18,7 @@ from ..core import targets
 from ..core.errors import UserError, unknown
 from ..core.randomness import generator
 from ..core.registry import mixers
-from .mix_each import Each, mix_each
+from .mix_per_sample import Each, mix_each
 
 Share = Tensor | float
 Mixer = Callable[[Tensor, np.random.Generator], tuple[Tensor, Share]]

@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.sources import ArraySource, Source, Subset, base
-from . import masks, tensors
-from .drawing import Program
+from .augmentation import mask_ops
+from .augmentation.batched_ops import Slot
+from .augmentation.sampling import Program
+from .executors import tensors
 from .loader import EvalOrder, Item, Raw, TrainOrder
-from .operations import Slot
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def has_numba() -> bool:
 def carry_out(images: np.ndarray, rows: np.ndarray, slots: Sequence[Slot], threads: int) -> Tensor:
     """Pictures `rows` of images uint8 (N, H, W, 3) after `slots`, on the CPU: (B, 3, h, w)."""
     if has_numba():
-        from . import compiled
+        from .executors import compiled
 
         made = torch.from_numpy(compiled.apply(images, rows, slots, threads))
         return made.permute(0, 3, 1, 2)
@@ -104,9 +105,9 @@ class Store:
     def moved(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
         """Masks uint8 (B, h, w), likewise."""
         if self.device.type != "cuda":
-            return torch.from_numpy(masks.carried_out(self.masks, rows, slots))
+            return torch.from_numpy(mask_ops.carried_out(self.masks, rows, slots))
         chosen = self.on_gpu(self.masks, rows)[:, None]
-        return tensors.apply(chosen, masks.of_masks(slots))[:, 0]
+        return tensors.apply(chosen, mask_ops.of_masks(slots))[:, 0]
 
     def on_gpu(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
         """Some rows of the pictures or masks."""

@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from ..core import runs
+from ..core.atomic import read_json, write_json
 from ..core.errors import NonFiniteError, StorageError, UserError
-from . import folders
-from .folders import Damaged
-from .packing import pack, unpack
+from ..runs import run_folder
+from . import checkpoint_folder
+from .checkpoint_folder import Damaged
+from .optimizer_state import pack, unpack
 
 Tensors = Mapping[str, Tensor]  # by name
 Groups = Mapping[str, Tensors]  # by file: model, ema, optim
@@ -115,7 +116,7 @@ class Checkpoints:
             self.best = loaded.best
             # A crash between the rename and best.json leaves best.json one behind.
             if self.best and (self.folder / self.best).is_dir():
-                runs.write_json(self.folder / "best.json", {"folder": self.best})
+                write_json(self.folder / "best.json", {"folder": self.best})
         return loaded
 
     def _run(self, *job: Any) -> None:
@@ -129,17 +130,17 @@ class Checkpoints:
             raise NonFiniteError(f"step {step}: {bad} holds NaN or infinity, so it is not saved.")
         if not self.folder.is_dir():
             self.folder.mkdir()
-            runs.sync_folder(self.folder.parent)
-        folders.sweep(self.folder)
+            run_folder.sync_folder(self.folder.parent)
+        checkpoint_folder.sweep(self.folder)
         _check_room(self.folder, tensors, state)
-        name = folders.free_name(self.folder, step)
+        name = checkpoint_folder.free_name(self.folder, step)
         best = name if is_best else self.best
         facts = {"step": step, "recipe_hash": self.recipe_hash, "best": best}
-        folders.write_folder(self.folder / name, _files(tensors, state), facts)
+        checkpoint_folder.write_folder(self.folder / name, _files(tensors, state), facts)
         self.best = best
         if is_best:
-            runs.write_json(self.folder / "best.json", {"folder": name})
-        folders.prune(self.folder, name, self.keep, {self.best, self.source})
+            write_json(self.folder / "best.json", {"folder": name})
+        checkpoint_folder.prune(self.folder, name, self.keep, {self.best, self.source})
 
 
 class NoCheckpoints:
@@ -219,7 +220,7 @@ def load(
     and passed over. Raises UserError if all are damaged, or if the newest whole one belongs to
     another recipe or model.
     """
-    found = folders.candidates(folder)
+    found = checkpoint_folder.candidates(folder)
     for path in found:
         try:
             return _read(path, like, recipe_hash)
@@ -234,7 +235,7 @@ def load(
 
 
 def _read(folder: Path, like: Groups, recipe_hash: str) -> Loaded:
-    manifest = folders.verify(folder)
+    manifest = checkpoint_folder.verify(folder)
     if manifest["recipe_hash"] != recipe_hash:
         raise UserError(
             f"{folder} was made by another recipe ({manifest['recipe_hash']}, now {recipe_hash}). "
@@ -244,13 +245,13 @@ def _read(folder: Path, like: Groups, recipe_hash: str) -> Loaded:
     for group, named in like.items():
         _compare(folder / f"{group}.safetensors", named)
     tensors = {
-        Path(name).stem: folders.read_tensors(folder / name)
+        Path(name).stem: checkpoint_folder.read_tensors(folder / name)
         for name in manifest["files"]
         if name.endswith(".safetensors")
     }
     if bad := _non_finite(tensors):
         raise Damaged(f"{bad} holds NaN or infinity")
-    state = unpack(folders.read_json(folder / "state.json"))
+    state = unpack(checkpoint_folder.read_json(folder / "state.json"))
     return Loaded(manifest["step"], tensors, state, folder, manifest["best"])
 
 
@@ -284,12 +285,12 @@ def best(run: Path | str) -> Path | None:
     """The folder of the best checkpoint of a run, of the newest if none was named best, or None."""
     folder = Path(run) / "ckpt"
     if (folder / "best.json").exists():
-        found = runs.read_json(folder / "best.json")
+        found = read_json(folder / "best.json")
         name = found.get("folder") if isinstance(found, dict) else None
-        if not isinstance(name, str) or not folders.FOLDER.fullmatch(name):
+        if not isinstance(name, str) or not checkpoint_folder.FOLDER.fullmatch(name):
             raise UserError(f"{folder / 'best.json'} is damaged. Name a checkpoint folder instead.")
         return folder / name
-    return next(iter(folders.candidates(folder)), None)
+    return next(iter(checkpoint_folder.candidates(folder)), None)
 
 
 def load_weights(path: Path | str, group: str = "model") -> dict[str, Tensor]:
@@ -302,22 +303,29 @@ def load_weights(path: Path | str, group: str = "model") -> dict[str, Tensor]:
     try:
         if path.is_dir():
             path = _folder(path) / f"{group}.safetensors"
-        elif (path.parent / folders.MANIFEST).exists():
-            folders.verify(path.parent)
+        elif (path.parent / checkpoint_folder.MANIFEST).exists():
+            checkpoint_folder.verify(path.parent)
         if not path.is_file():
             raise UserError(f"there is no {path}. Name a run, a checkpoint or a file of weights.")
-        return folders.read_tensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+        return (
+            checkpoint_folder.read_tensors(path)
+            if path.suffix == ".safetensors"
+            else _torch_file(path)
+        )
     except Damaged as error:
         raise UserError(f"{path} cannot be used: {error}. Name another checkpoint.") from error
 
 
 def _folder(path: Path) -> Path:
     """The verified checkpoint folder that a run's or a checkpoint's path means."""
-    is_checkpoint = folders.FOLDER.fullmatch(path.name) or (path / folders.MANIFEST).exists()
+    is_checkpoint = (
+        checkpoint_folder.FOLDER.fullmatch(path.name)
+        or (path / checkpoint_folder.MANIFEST).exists()
+    )
     folder = path if is_checkpoint else best(path)
     if folder is None:
         raise UserError(f"{path} holds no checkpoint. Name a run, a checkpoint or a file.")
-    folders.verify(folder)
+    checkpoint_folder.verify(folder)
     return folder
 
 

@@ -23,8 +23,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..core.errors import MemoryExhausted, PeerLost, UserError
-from ..core.sharing import Desk, take_up
 from ..core.sources import Source
+from .shared_dataset import Desk, take_up
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..core.errors import UserError
 from ..core.registry import losses
 from ..core.targets import is_map, to_map
-from .contract import counted, within
+from .masking import counted, within
 
 
 @losses.register

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.registry import losses
 from ..core.targets import is_map, to_ids, to_map
-from .contract import counted, fit, within
+from .masking import counted, fit, within
 
 
 @losses.register

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..core.recipe import Clip
+from ..recipe.fields import Clip
 
 
 def clipping(clip: Clip | None) -> Callable[[nn.Module, torch.Tensor], None]:

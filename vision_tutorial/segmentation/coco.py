@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from ..core.errors import UserError, short, shown
-from ..core.files import MAX_PIXELS, stay_inside
+from ..core.images import MAX_PIXELS, stay_inside
 from ..core.registry import datasets
 from ..core.sources import Source, check_split, data_folder
+from .coco_masks import Drawn, Region, region
 from .decoding import decoded
-from .files import DenseFiles
-from .regions import Drawn, Region, region
+from .mask_files import DenseFiles
 
 BACKGROUND = "Background"  # what no annotation covers; class 0
 

@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core.catalogue import catalogue
+from ..core.atomic import read_json
 from ..core.errors import UserError, shown
-from ..core.files import EXTENSIONS, VOID, pictures_in, read_mask, stay_inside
-from ..core.grammar import parse
+from ..core.images import EXTENSIONS, VOID, pictures_in, read_mask, stay_inside
 from ..core.randomness import generator
 from ..core.registry import datasets
-from ..core.runs import read_json
 from ..core.sources import Source, Subset, check_split, data_folder, data_root
+from ..recipe.grammar import parse
+from ..recipe.signatures import catalogue
 from .decoding import decoded
-from .files import DenseFiles, Joined, MaskFiles
+from .mask_files import DenseFiles, Joined, MaskFiles
 
 CAMVID = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),

@@ -17,9 +17,9 @@ from filelock import FileLock
 
 from ..core import arrays
 from ..core.errors import StorageError, UserError
-from ..core.files import picture_size
+from ..core.images import picture_size
 from ..core.sources import ArraySource, Source, Subset
-from .files import DenseFiles, Joined
+from .mask_files import DenseFiles, Joined
 
 Cache = Literal["auto", "memory", "disk", "none"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.atomic import replacing
 from ..core.errors import UserError
-from ..core.writing import replacing
 
 HEADER = ("image_id", "PredictionString")
 SIZE = 256  # pixels; 65,536 ids

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..core.registry import tasks
 from ..core.task import Batch, Criterion, Parts
-from .meter import Overlap
+from .metrics import Overlap
 
 
 class Segmentation:

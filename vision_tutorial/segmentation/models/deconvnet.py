@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import encoder
-from .frame import Segmenter
 from .layers import BatchNorm, at_least, dropout_layer
+from .segmenter import Segmenter
 
 LEAST = 224  # pixels: five halvings leave 7x7, which is fc6's kernel
 MIRROR = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))

@@ -26,8 +26,8 @@ from ...core.errors import UserError
 from ...core.registry import models
 from .aspp import ASPP, rates_for
 from .backbones import Encoder, encoder
-from .frame import Segmenter, auxiliary_head
 from .layers import Last, at_least, convolution, resize
+from .segmenter import Segmenter, auxiliary_head
 
 
 @models.register

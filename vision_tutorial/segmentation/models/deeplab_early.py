@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import encoder
-from .frame import Segmenter
 from .layers import Last, Summed, at_least, dropout_layer, resize
+from .segmenter import Segmenter
 
 RATES = {"large": (6, 12, 18, 24), "small": (2, 4, 8, 12)}
 SCALES = (0.5, 0.75, 1.0)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import Encoder, encoder
-from .frame import Segmenter, auxiliary_head, fcn_head
 from .layers import at_least, dropout_layer
+from .segmenter import Segmenter, auxiliary_head, fcn_head
 
 
 @models.register

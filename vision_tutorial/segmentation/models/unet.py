@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import Encoder, encoder
-from .frame import Segmenter
 from .layers import at_least, convolution, dropout_layer, resize
+from .segmenter import Segmenter
 
 WIDTHS, WIDTHS_ON_BACKBONE = (64, 128, 256, 512, 1024), (16, 32, 64, 128, 256)
 

@@ -1,8 +1,8 @@
 """What happens to probabilities after the network: dense CRF, pseudo labels."""
 
 from .dense_crf import dense_crf
+from .leakage import about_twins, twins
 from .pseudo_labels import Ledger, Rule, class_pixels, pseudo_label, write_folder
-from .twins import about_twins, twins
 
 __all__ = [
     "Ledger",

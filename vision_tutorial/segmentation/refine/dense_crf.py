@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.registry import refiners
-from .lattice import Lattice, lattice
-from .maps import checked
+from .permutohedral import Lattice, lattice
+from .probability_maps import checked
 
 FLOOR = 1e-5  # of a probability: a class that the network rules out can still be brought back
 

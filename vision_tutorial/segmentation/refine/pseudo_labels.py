@@ -17,12 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from ...core.arrays import new_folder
+from ...core.atomic import sync_folder, write_bytes, write_json
 from ...core.errors import UserError
-from ...core.files import VOID, read_picture
-from ...core.runs import write_json
-from ...core.writing import sync_folder, write_bytes
-from .maps import checked
-from .twins import Twin
+from ...core.images import VOID, read_picture
+from .leakage import Twin
+from .probability_maps import checked
 
 LEDGER = "ledger.json"
 

@@ -1,0 +1,94 @@
+"""Medians, spreads, turns: against NumPy and a clock of our own."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vision_tutorial.benchmarking import timed_pairs
+from vision_tutorial.benchmarking.timed_pairs import Pair, Sample, Side, drawn, in_turn, spread
+
+VALUES = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=30)
+
+
+@given(VALUES)
+def test_the_spread_is_numpys(values):
+    found = spread(values)
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    assert found.n == len(values)
+    assert (found.lower, found.median, found.upper) == pytest.approx((low, middle, high))
+    assert (found.least, found.most) == (min(values), max(values))
+
+
+@given(VALUES.filter(lambda values: len(values) % 2 == 0))
+def test_ratios_pair_what_was_measured_together(values):
+    half = len(values) // 2
+    pair = Pair("x", "s", Side("a", tuple(values[:half])), Side("b", tuple(values[half:])))
+    assert pair.ratios() == [a / b for a, b in zip(values[:half], values[half:], strict=True)]
+    plain = pair.plain()
+    assert plain["ratio"]["median"] == pytest.approx(float(np.median(pair.ratios())))
+    assert plain["ours"]["values"] == values[:half] and "images" not in plain["ours"]
+    assert all(math.isfinite(value) for value in plain["ratio"]["values"])
+
+
+def test_sides_of_unequal_length_are_no_pairs():
+    with pytest.raises(ValueError, match="zip"):
+        Pair("x", "s", Side("a", (1.0,)), Side("b", (1.0, 2.0))).ratios()
+
+
+def test_a_rate_is_images_by_seconds():
+    side = Side.rates("a", [Sample(100, 4.0), Sample(30, 0.5)])
+    assert side.values == (25.0, 60.0)
+    plain = side.plain()
+    assert (plain["images"], plain["seconds"]) == ([100, 30], [4.0, 0.5])
+
+
+def test_sides_take_turns_and_the_first_round_is_dropped():
+    calls, said = [], []
+
+    def side(name):
+        def measure():
+            calls.append(name)
+            return f"{name}{len(calls)}"
+
+        return measure
+
+    found = in_turn([side("a"), side("b")], 2, said.append)
+    assert calls == ["a", "b"] * 3
+    assert found == [["a3", "a5"], ["b4", "b6"]]
+    assert said == ["warm-up", "round 1 of 2", "round 2 of 2"]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only where the test says so."""
+    now = [100.0]
+    monkeypatch.setattr(timed_pairs.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_batches_are_counted_until_the_time_is_over(clock):
+    def batches():
+        for seconds in (7.0, 0.5, 0.5, 0.5, 0.5):
+            clock[0] += seconds
+            yield 10
+
+    assert drawn(batches(), seconds=1.2, skip=1) == Sample(30, 1.5)
+
+
+def test_at_least_one_batch_is_counted_and_the_device_is_waited_for(clock):
+    settled = []
+
+    def settle():
+        settled.append(clock[0])
+        clock[0] += 0.25
+
+    def batches():
+        while True:
+            clock[0] += 2.0
+            yield 8
+
+    assert drawn(batches(), seconds=0.1, skip=2, settle=settle) == Sample(8, 2.25)
+    assert settled == [104.0, 106.25]

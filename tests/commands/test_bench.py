@@ -1,0 +1,326 @@
+"""The bench: what it counts, what it says, what it refuses. No test asserts a speed."""
+
+import contextlib
+import io
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from forked import Ranks
+
+from vision_tutorial import train
+from vision_tutorial.benchmarking import result, startup
+from vision_tutorial.benchmarking.startup import Job
+from vision_tutorial.commands import bench
+from vision_tutorial.core.child_process import Ended, usable_cores
+from vision_tutorial.engine import distributed
+
+DEBUG = str(Path(__file__).parents[2] / "recipes" / "debug.yaml")
+QUICK = ["--rounds", "1", "--seconds", "0.02"]
+CROPPED = "augment=[{random_resized_crop: {size: 16}}, hflip, {random_erasing: {p: 0.25}}]"
+# stands for timm's train.py: a log of four steps, each 0.1 s and the first 1 s, then nothing more
+SCRIPT = """
+import sys, time
+batch = int(sys.argv[sys.argv.index("-b") + 1])
+if "--fail" in sys.argv or batch == 31:
+    sys.exit("no such model")
+for step in range(4):
+    mean = (1 + 0.1 * step) / (step + 1)
+    print(f"Train: 0 [{step:>4d}/10 ( 1%)]  Loss: 6.9 (6.9)  Time: 0.1s, {batch / 0.1:>7.2f}/s  "
+          f"({mean:.3f}s, {batch / mean:>7.2f}/s)  LR: 1e-1  Data: 0.0 (0.0)", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Children inherit no accelerator of another test, and the environment is put back."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core():
+    """Everything on one core and one thread.
+
+    A bench forks what it measures from a process that never computed; here other tests did, and
+    their OpenMP threads, which do not live in a fork, would be waited for without end.
+    """
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "usable_cores", lambda: usable_cores()[:1])
+        patch.setattr(distributed, "cores", lambda: 1)
+        yield
+
+
+def forked(command, log, sign=lambda: False, then_stop=False):
+    """In place of `run_command`: the same program, forked, so that nothing is imported again."""
+    words, world = command[1:], 1
+    if words[:2] == ["-m", "torch.distributed.run"]:
+        at = words.index("--nproc-per-node")
+        words, world = words[at + 2 :], int(words[at + 1])
+    if words[:2] != ["-m", "vision_tutorial.train"]:
+        return Ended(0, 1.0, None)
+    began, seen = time.perf_counter(), None
+    ranks = Ranks(world, lambda rank: train.main(words[2:]), quiet=True)
+    while any(process.is_alive() for process in ranks.processes):
+        if seen is None and sign():
+            seen = time.perf_counter() - began
+        time.sleep(0.001)
+    return Ended(max(ranks.join()), time.perf_counter() - began, seen)
+
+
+def run(*words) -> str:
+    """What `bench` prints; it must succeed."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert bench.main([str(word) for word in words]) == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> dict:
+    """A whole bench of the debug recipe."""
+    script = tmp_path_factory.mktemp("timm") / "train.py"
+    script.write_text(SCRIPT)
+    with pytest.MonkeyPatch.context() as patch:
+        ours = startup.run_command
+        patch.setattr(
+            startup,
+            "run_command",
+            lambda command, log, *rest, **more: (ours if str(script) in command else forked)(
+                command, log, *rest, **more
+            ),
+        )
+        AcceleratorState._reset_state(reset_partial_state=True)
+        patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        text = run(DEBUG, CROPPED, "--timm-train", script, "--json", *QUICK)
+    return json.loads(text)
+
+
+# -- what is measured ------------------------------------------------------------------------------
+
+
+def test_every_measurement_is_there(told):
+    names = {pair["name"] for pair in told["pairs"]}
+    expected = {"step", "evaluation", "step, plain model", "to the first step"}
+    expected |= {"a mistake's answer", "main memory", "scaling", "data, 1 core"}
+    assert names - {"GPU memory"} == expected
+    beside = {pair["other"]["what"] for pair in told["pairs"]}
+    assert {"timm's loader", "timm's, prefetcher", "picture by picture", "bare loop"} <= beside
+
+
+def test_every_number_follows_from_the_measurements(told):
+    for pair in told["pairs"]:
+        ours, other, ratio = pair["ours"], pair["other"], pair["ratio"]
+        assert ratio["n"] == ours["n"] == other["n"] == len(ratio["values"]) >= 1
+        for a, b, r in zip(ours["values"], other["values"], ratio["values"], strict=True):
+            assert math.isfinite(r) and r > 0 and r == a / b
+        assert (
+            ratio["least"] <= ratio["lower"] <= ratio["median"] <= ratio["upper"] <= ratio["most"]
+        )
+        for side in (ours, other):
+            if pair["unit"] == "images/s":
+                rates = [i / s for i, s in zip(side["images"], side["seconds"], strict=True)]
+                assert side["values"] == rates
+
+
+def test_images_are_counted_in_whole_batches(told):
+    by_name = {pair["name"]: pair for pair in told["pairs"]}
+    for name in ("step", "scaling", "data, 1 core"):
+        for side in ("ours", "other"):
+            assert all(images and images % 32 == 0 for images in by_name[name][side]["images"])
+    assert by_name["evaluation"]["ours"]["images"] == by_name["evaluation"]["other"]["images"]
+    assert by_name["scaling"]["ours"]["images"] == by_name["scaling"]["other"]["images"]
+
+
+def test_where_and_how_it_was_measured(told):
+    assert told["versions"]["torch"] and told["versions"]["timm"]
+    assert told["machine"]["cpu"]["model"] and told["created"]
+    assert (told["rounds"], told["seconds"], told["overrides"]) == (1, 0.02, [CROPPED])
+    assert told["facts"]["train_pictures"] == 320 and told["facts"]["val_pictures"] == 100
+    data = {p["name"]: p for p in told["pairs"]}["main memory"]["about"]["data_bytes"]
+    assert data >= 420 * 16 * 16 * 3
+
+
+def test_the_parts_of_an_epoch_are_the_whole(told):
+    epoch = told["epoch"]
+    assert epoch["seconds"] == pytest.approx(sum(epoch["parts"].values()))
+    assert sum(epoch["shares"].values()) == pytest.approx(1)
+    assert all(0 <= share <= 1 for share in epoch["shares"].values())
+    most = max(epoch["shares"], key=epoch["shares"].get)
+    assert told["limits"].startswith(f"debug is limited by {result.WORDS[most]}. ")
+
+
+def test_timms_train_is_told_what_the_recipe_says(told):
+    (pair,) = (pair for pair in told["pairs"] if pair["name"] == "step, plain model")
+    words = pair["about"]["command"]
+    after = {a: b for a, b in zip(words, words[1:], strict=False) if a.startswith("-")}
+    assert (after["--model"], after["--num-classes"], after["-b"]) == ("test_resnet", "10", "32")
+    assert (after["--opt"], after["--lr"], after["--momentum"]) == ("sgd", "0.05", "0.9")
+    assert (after["--hflip"], after["--reprob"], after["--clip-grad"]) == ("0.5", "0.25", "5.0")
+    assert (after["--mixup"], after["--cutmix"]) == ("1.0", "1.0")
+    assert after["--mixup-switch-prob"] == "0.5"
+    assert pair["other"]["images"] == [96]  # three steps of four: the first warms up
+    assert pair["other"]["seconds"] == pytest.approx([0.3], rel=1e-3)
+
+
+def test_start_is_what_is_left_of_the_time_to_the_first_checkpoint(tmp_path, monkeypatch):
+    job = Job(DEBUG, (), False, 2, 0.1, tmp_path)
+
+    def acted(command, log, sign=lambda: False, then_stop=False):
+        if "--steps" in command:
+            saved = tmp_path / "debug" / command[command.index("--id") + 1] / "ckpt" / "step-1"
+            assert not sign()
+            saved.mkdir(parents=True)
+            assert sign()
+            state = {"progress": {"seconds": 3.0, "seconds_data": 0.5}}
+            (saved / "state.json").write_text(json.dumps(state))
+            return Ended(0, 20.0, 12.0)
+        return Ended(2, 0.25, None) if "loss=focl" in command else Ended(0, 4.0, None)
+
+    monkeypatch.setattr(startup, "run_command", acted)
+    start, mistake = startup.startup(job, data_seconds=1.5)
+    assert start.ours.values == (12 - 2.5 - 1.5,) * 2 and start.ratios() == [2, 2]
+    assert start.about == {"data_seconds": 1.5, "first_step_seconds": 2.5}
+    assert mistake.ratios() == [0.0625] * 2
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+def test_an_earlier_bench_is_shown_again(told, tmp_path):
+    path = tmp_path / "debug.json"
+    path.write_text(json.dumps(told))
+    assert json.loads(run(path, "--json")) == told
+    lines = run(path).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [pair["name"] in line for pair in told["pairs"] for line in lines].count(True) >= 8
+    table = [line for line in run(path, "--markdown").splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(told["pairs"])
+    assert {line.count("|") for line in table} == {7}
+
+
+def test_what_timm_cannot_do_is_said():
+    text = run(DEBUG, "--only", "data", "--rounds", "1", "--seconds", "0.01")
+    assert "timm's own loader was left out: it has no words for random_crop" in " ".join(
+        text.split()
+    )
+    assert "picture by picture" in text and "timm's loader" not in text
+
+
+def test_the_sentence_follows_from_the_numbers():
+    def pair(name, ours, other):
+        return {"name": name, "ours": {"median": ours}, "other": {"median": other}}
+
+    facts = {"train_pictures": 1000, "val_pictures": 200, "data_share_of_step": 0.05}
+    facts |= {"epoch_end_seconds": 0.5}
+    pairs = [pair("step", 100.0, 125.0), pair("evaluation", 400.0, 500.0)]
+    said = result.verdict("r4", pairs, facts)
+    assert said["epoch"]["parts"] == pytest.approx(
+        {"data": 0.5, "step": 8.0, "loop": 1.5, "evaluation": 0.5, "tracking": 0.5}
+    )
+    assert said["limits"] == (
+        "r4 is limited by the step itself. Of an epoch of 11.0 s: data 4.5%, the step itself "
+        "72.7%, the loop's own work 13.6%, evaluation 4.5%, checkpoint and logging 4.5%."
+    )
+    assert result.verdict("r4", pairs[:1], facts) == {"epoch": None, "limits": None}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.9712, "0.971"), (1.9994, "1.999"), (2.345, "2.35"), (12.345, "12.3"), (123.4, "123")],
+)
+def test_ratios_are_shown_with_the_digits_that_matter(value, text):
+    assert result.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (14213.4, "images/s", "14,213/s"),
+        (3.14159, "images/s", "3.14/s"),
+        (8.123, "s", "8.12 s"),
+        (2**31, "bytes", "2.00 GiB"),
+    ],
+)
+def test_amounts_have_their_unit(value, unit, text):
+    assert result.amount(value, unit) == text
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([DEBUG, "loss=focl"], "no loss called 'focl'; did you mean 'focal'?"),
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["nowhere.json"], "cannot read nowhere.json"),
+        ([DEBUG, "--only", "data,sept"], "no measurement called 'sept'"),
+        ([DEBUG, "--only", "timm"], "--timm-train PATH"),
+        ([DEBUG, "--timm-train", "/nowhere/train.py"], "/nowhere/train.py: no such file"),
+        ([DEBUG, "batch_size=9999", "--only", "step", *QUICK], "lower batch_size or raise subset"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, part, capsys):
+    assert bench.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (error,) = (line for line in captured.err.splitlines() if not line.startswith("bench: "))
+    assert error.startswith("error: ") and part in error
+
+
+def test_another_json_is_refused(tmp_path, capsys):
+    (tmp_path / "other.json").write_text("[1]")
+    assert bench.main([str(tmp_path / "other.json")]) == 2
+    assert "not what `bench --json` prints" in capsys.readouterr().err
+
+
+def test_a_train_py_that_fails_says_why(tmp_path, capsys):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    words = [DEBUG, CROPPED, "mix=null", "batch_size=31", "--only", "timm", *QUICK]
+    assert bench.main([*words, "--timm-train", str(tmp_path / "train.py")]) == 2
+    assert "timm's train.py ended with code 1: no such model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], [DEBUG, "--rounds", "0"], [DEBUG, "--seconds", "-1"]])
+def test_wrong_words_on_the_command_line(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        bench.main(words)
+    assert left.value.code == 2
+    assert "usage: vision-tutorial bench" in capsys.readouterr().err
+
+
+def test_help_names_every_measurement(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as left:
+        bench.main(["--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0
+    assert all(f"{name}: " in text for name in bench.STAGES)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_imports_need_trust(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("raise SystemExit\n")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(Path(DEBUG).read_text("utf-8") + "imports: [mine.py]\n")
+    assert bench.main([str(recipe), "--only", "data", *QUICK]) == 2
+    assert "--trust-imports" in capsys.readouterr().err
+
+
+def test_a_mistake_is_answered_before_torch_is_there():
+    program = (
+        "import sys; from vision_tutorial import bench; code = bench.main([sys.argv[1], 'x=1']); "
+        "print(code, sorted({'torch', 'timm'} & set(sys.modules)))"
+    )
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", program, DEBUG], capture_output=True, text=True)
+    assert done.stdout.split("\n")[0] == "2 []", done.stderr

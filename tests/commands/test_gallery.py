@@ -1,0 +1,182 @@
+"""The gallery verb on tiny runs: pictures, answers, counts are those of data set and run."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from forked import Ranks
+from PIL import Image
+
+from vision_tutorial import build, inference
+from vision_tutorial import train as training
+from vision_tutorial.commands import gallery as verb
+from vision_tutorial.data.executors import compiled  # noqa: F401  (numba, before the fork)
+from vision_tutorial.data.shapes import shapes
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.report import gallery_files
+from vision_tutorial.report.contents import Wall, described
+from vision_tutorial.runs.reader import read
+
+SMALL = ["threads=1", "epochs=2", "batch_size=16", "mix={cutmix: 0.5, mixup: 0.5}"]
+SMALL += ["augment=[{random_crop: {size: 16}}, hflip, auto_augment, random_erasing]"]
+LABELS = ["dataset={shapes: {train: 64, test: 40, size: 16}}"]
+MASKS = ["task=segmentation", "dataset={shapes: {train: 48, test: 12, size: 16, masks: true}}"]
+MASKS += ["model={unet: {channels: [4, 8]}}", "loss=cross_entropy", "mix=cutmix"]
+MASKS += ["augment=[{random_crop: {size: 16}}, hflip]"]
+
+
+def forked(main: Callable[[Sequence[str]], int], *words: object) -> int:
+    """The exit code of a verb in a process of its own."""
+    return Ranks(1, lambda rank: main([str(word) for word in words])).join(timeout=300)[0]
+
+
+def train_one(root: Path, repository: Path, *overrides: str) -> Path:
+    recipe = repository / "recipes" / "debug.yaml"
+    words = [recipe, *SMALL, *overrides, "--runs", root, "--id", "1", "--quiet"]
+    assert forked(training.main, *words) == 0
+    return root / "debug" / "1"
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A run that names classes, with its gallery."""
+    run = train_one(tmp_path_factory.mktemp("labels"), repository, *LABELS)
+    assert forked(verb.main, run) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A run that segments, with its gallery."""
+    run = train_one(tmp_path_factory.mktemp("masks"), repository, *MASKS)
+    assert forked(verb.main, run) == 0
+    return run
+
+
+def pixels(run: Path, picture: gallery_files.Picture) -> np.ndarray:
+    image = Image.open(run / "gallery" / picture.name)
+    assert image.size == (picture.width, picture.height)
+    return np.asarray(image.convert("RGB"))
+
+
+def test_the_confusion_matrix_is_the_run_s_accuracy(labelled: Path) -> None:
+    made = gallery_files.read(labelled)
+    matrix = np.array(made.confusion)
+    table = json.loads((labelled / "classes.json").read_text())
+    best = json.loads((labelled / "summary.json").read_text())["best"]["value"]
+    assert made.images == matrix.sum() == 40
+    assert 100 * matrix.trace() / 40 == pytest.approx(best)
+    assert matrix.sum(1).tolist() == table["images"]
+    assert (100 * matrix.diagonal() / matrix.sum(1)).tolist() == pytest.approx(table["top1"])
+    assert made.classes == tuple(table["class"])
+
+
+def test_answers_are_of_the_pictures_they_show(labelled: Path) -> None:
+    made, source = gallery_files.read(labelled), shapes("test", train=64, test=40, size=16)
+    matrix = np.array(made.confusion)
+    assert len(made.wrong) == min(verb.WRONG, 40 - matrix.trace())
+    assert len(made.right) == min(verb.RIGHT, matrix.trace())
+    for answer in (*made.right, *made.wrong):
+        picture, target = source[int(answer.key)]
+        assert (pixels(labelled, answer.image) == np.asarray(picture)).all()
+        assert answer.truth == source.classes[target]
+        shares = [share for _, share in answer.said]
+        assert len(shares) == 3 and shares == sorted(shares, reverse=True) and sum(shares) <= 1
+    assert all(answer.said[0][0] == answer.truth for answer in made.right)
+    assert all(answer.said[0][0] != answer.truth for answer in made.wrong)
+    sure = [answer.said[0][1] for answer in made.wrong]
+    assert sure == sorted(sure, reverse=True)
+
+
+def test_the_microscope_is_the_recipe_s(labelled: Path) -> None:
+    made = gallery_files.read(labelled)
+    titles = [group.title.partition("(")[0] for group in made.microscope]
+    parts = ["auto_augment", "auto_augment, its parts", "random_erasing"]
+    assert titles == ["", "augment", "random_crop", "hflip", *parts, "cutmix", "mixup"]
+    assert len(made.microscope[5].tiles) == 25
+    (start,), (mirrored,) = (made.microscope[n].tiles for n in (0, 3))
+    source = shapes("train", train=64, test=40, size=16)
+    index = int(start.label.removeprefix("shapes "))
+    assert (pixels(labelled, start.image) == source.images[index]).all()
+    assert (pixels(labelled, mirrored.image) == source.images[index][:, ::-1]).all()
+
+
+def test_masks_are_laid_over_their_pictures(masked: Path) -> None:
+    made, source = gallery_files.read(masked), shapes("test", test=12, size=16, masks=True)
+    assert (len(made.worst), len(made.masks), made.confusion) == (verb.WORST, verb.BY_LOT, ())
+    ious = [mask.iou for mask in made.worst]
+    assert ious == sorted(ious)
+    for mask in (*made.worst, *made.masks):
+        picture, truth, said = (pixels(masked, image) for image in mask.images)
+        original, ids = source[int(mask.key)]
+        assert (picture == np.asarray(original)).all()
+        colour = np.array([int(made.palette[ids.max()][1][n : n + 2], 16) for n in (1, 3, 5)])
+        inside = (ids > 0) & (truth != 255).any(-1)  # outlines are white
+        halfway = (picture[inside].astype(float) + colour) / 2
+        assert np.abs(truth[inside] - halfway).max() <= 1
+        assert said.shape == picture.shape
+    assert [name for name, _ in made.palette] == list(source.classes)
+    assert made.palette[0][1] == "#000000"
+    chain = next(group for group in made.microscope if group.title == "augment")
+    assert len(chain.tiles) > 1
+
+
+def test_the_lowest_iou_is_the_lowest_there_is(masked: Path, repository: Path) -> None:
+    """By hand, from the network's own answers."""
+
+    def lowest(rank: int) -> float:
+        from vision_tutorial import engine
+
+        loaded = load(masked / "recipe.yaml")
+        distributed = engine.Distributed("fp32", 1)
+        source = build.split(loaded.recipe, "val")
+        network, _ = inference.networks([(masked, loaded)], 11, "best", distributed)
+        network.eval()
+        task = build.task(loaded.recipe, source.classes)
+        forward = engine.looking(network)
+        values = []
+        for answer in inference.answers(loaded.recipe, source, task, forward, distributed):
+            said, truth = answer.probabilities.argmax(0).numpy(), source[answer.index][1]
+            both = [((said == c) & (truth == c)).sum() for c in range(11)]
+            either = [((said == c) | (truth == c)).sum() for c in range(11)]
+            values.append(np.mean([b / e for b, e in zip(both, either, strict=True) if e]))
+        return 100 * min(values)
+
+    (found,) = Ranks(1, lowest).results()
+    assert gallery_files.read(masked).worst[0].iou == pytest.approx(found, abs=1e-4)
+
+
+def test_a_report_shows_it(labelled: Path) -> None:
+    wall = Wall(2**22)
+    shown = described(read(labelled), "run", "en", wall)
+    assert wall.complaints == [] and len(shown["gallery"]["microscope"]) == 9
+    assert shown["confusion"]["matrix"] == [
+        list(row) for row in gallery_files.read(labelled).confusion
+    ]
+    names = {answer["image"]["name"] for answer in shown["gallery"]["wrong"]}
+    assert names <= set(wall.images)
+
+
+def test_fewer_pictures_by_lot(labelled: Path, capfd: Any) -> None:
+    assert forked(verb.main, labelled, "--most", 10, "--split", "train") == 0
+    made = gallery_files.read(labelled)
+    assert (made.images, np.sum(made.confusion), made.split) == (10, 10, "train")
+    named = {picture.name for picture in gallery_files.pictures(made)}
+    assert {path.name for path in (labelled / "gallery").glob("*.png")} == named
+    assert capfd.readouterr().out.strip() == str(labelled / "gallery" / "gallery.json")
+
+
+def test_one_that_fails_does_not_keep_others_from_theirs(
+    labelled: Path, tmp_path: Path, capfd: Any
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "recipe.yaml").write_text((labelled / "recipe.yaml").read_text())
+    assert forked(verb.main, bare, labelled, "--most", 5) == 2
+    out, err = capfd.readouterr()
+    assert f"error: {bare}: " in err and "holds no checkpoint" in err
+    assert out.strip() == str(labelled / "gallery" / "gallery.json")
+    assert not (bare / "gallery").exists()

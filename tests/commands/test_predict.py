@@ -1,0 +1,278 @@
+"""`predict` and `evaluate` on trained runs of both tracks: all ways to a number agree.
+
+The runs are real, and tiny.
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vision_tutorial import train
+from vision_tutorial.commands import evaluate as evaluation
+from vision_tutorial.commands import predict as verb
+from vision_tutorial.core.atomic import read_json
+from vision_tutorial.core.images import VOID
+from vision_tutorial.data.shapes import shapes
+from vision_tutorial.runs import run_folder
+from vision_tutorial.segmentation.visualisation import PALETTE, overlay, palette
+
+DENSE = [
+    "dataset={shapes: {masks: true, size: 32, train: 64, test: 24}}",
+    "model={fcn: {backbone: test_resnet, stride: 8, hidden: 16}}",
+    "epochs=2",
+    "warmup={}",
+    "batch_size=16",
+    "eval_batch_size=10",
+    "threads=1",
+    "workers=0",
+    "wandb={mode: disabled}",
+]
+
+
+def trained(folder: Path, recipe: str, *more: str) -> Path:
+    """A run folder."""
+    code = train.main([recipe, "--runs", str(folder), "--quiet", *more])
+    assert code == 0
+    return max(folder.glob("*/*"), key=lambda path: path.stat().st_mtime_ns)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that segments shapes."""
+    folder = tmp_path_factory.mktemp("dense")
+    return trained(folder, "recipes/segmentation/quickstart.yaml", *DENSE)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another seed of it."""
+    folder = tmp_path_factory.mktemp("other")
+    return trained(folder, "recipes/segmentation/quickstart.yaml", *DENSE, "seed=7")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that names a class."""
+    folder = tmp_path_factory.mktemp("plain")
+    more = ["epochs=1", "warmup={}", "threads=1", "dataset.shapes.train=64"]
+    return trained(folder, "recipes/debug.yaml", *more)
+
+
+def said(capsys: pytest.CaptureFixture, main: object, *words: object) -> dict:
+    """What a verb prints as JSON."""
+    capsys.readouterr()
+    assert main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def metrics(capsys: pytest.CaptureFixture, *words: object) -> dict:
+    return said(capsys, evaluation.main, *words)["runs"][0]["metrics"]
+
+
+def complaint(capsys: pytest.CaptureFixture, main: object, *words: object) -> str:
+    """The one line of an error."""
+    capsys.readouterr()
+    assert main(list(map(str, words))) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "Traceback" not in "\n".join(lines)
+    return lines[-1]
+
+
+def test_evaluate_says_what_training_said(capsys, dense):
+    row = run_folder.read_rows(dense / "metrics.jsonl")[-1]
+    found = metrics(capsys, dense, "--weights", "last")
+    assert {f"val/{name}": value for name, value in found.items()}.items() <= row.items()
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_a_submission_scores_what_evaluate_says_at_that_size(capsys, dense, tmp_path, size):
+    file = tmp_path / "submission.csv"
+    words = (dense, "--split", "val", "-o", tmp_path / "out", "--submission", file)
+    told = said(capsys, verb.main, *words, "--size", size)
+    assert told["pictures"] == 24
+    scored = metrics(capsys, dense, "--submission", file, "--size", size)
+    direct = metrics(capsys, dense, "--size", size)
+    assert scored["miou"] > 0
+    assert scored == {name: direct[name] for name in scored}
+    assert set(direct) - set(scored) == {"loss", "cross_entropy"}
+
+
+def test_a_submission_can_be_scored_with_the_recipe_alone(capsys, dense, tmp_path):
+    file = tmp_path / "submission.csv"
+    verb.main([str(dense), "--split", "val", "-o", str(tmp_path / "o"), "--submission", str(file)])
+    by_run = metrics(capsys, dense, "--submission", file)
+    assert metrics(capsys, dense / "recipe.yaml", "--submission", file) == by_run
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:-1]))
+    assert "lacks 23 (1 of 24 pictures)" in complaint(
+        capsys, evaluation.main, dense, "--submission", file
+    )
+
+
+def test_masks_are_the_classes_and_overlays_are_pictures(capsys, dense, tmp_path):
+    told = said(capsys, verb.main, dense, "--split", "val", "-o", tmp_path, "--overlays")
+    masks = sorted((tmp_path / "masks").glob("*.png"))
+    assert len(masks) == len(list((tmp_path / "overlays").glob("*.png"))) == told["pictures"]
+    source = shapes("test", masks=True, size=32, train=64, test=24)
+    with Image.open(tmp_path / "masks" / "3.png") as mask:
+        assert mask.mode == "P" and mask.size == (32, 32)
+        assert np.asarray(mask).max() < len(source.classes)
+        assert np.array_equal(np.asarray(mask.getpalette()).reshape(-1, 3), PALETTE)
+    assert (tmp_path / "classes.txt").read_text().split() == list(source.classes)
+
+
+def test_pictures_of_any_size_get_masks_of_their_size(capsys, dense, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i, size in enumerate([(40, 30), (64, 64), (33, 50)]):
+        noise = np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    said(capsys, verb.main, dense, "--on", folder, "-o", tmp_path / "out")
+    sizes = [Image.open(p).size for p in sorted((tmp_path / "out" / "masks").glob("*.png"))]
+    assert sizes == [(40, 30), (64, 64), (33, 50)]
+
+
+def test_looks_and_ensembles_agree_with_themselves(capsys, dense, other):
+    alone = metrics(capsys, dense)
+    twice = metrics(capsys, dense, "--tta", "1.0")
+    assert twice == alone
+    assert metrics(capsys, dense, "--window", 64) == pytest.approx(alone, abs=1e-3)
+    assert metrics(capsys, dense, "--tta", "hflip,1.5") != alone
+    for kind in ("soft", "hard"):
+        both = metrics(capsys, dense, other, "--ensemble", kind)
+        assert both["miou"] > 0 and both != alone
+    # of two that disagree the first has its way, so its argmax stands everywhere
+    hard = metrics(capsys, dense, other, "--ensemble", "hard")
+    assert hard["miou"] == alone["miou"] and hard["pixel_accuracy"] == alone["pixel_accuracy"]
+
+
+def test_refinement_is_reported_beside_the_plain_numbers(capsys, dense):
+    refine = "refine=[{dense_crf: {iterations: 2}}]"
+    found = said(capsys, evaluation.main, dense, "--set", refine)["runs"][0]
+    assert found["refined"]["by"] == ["dense_crf"]
+    assert found["refined"]["seconds_a_picture"] > 0
+    assert found["metrics"] == metrics(capsys, dense)
+    assert found["refined"]["metrics"]["pixel_accuracy"] != found["metrics"]["pixel_accuracy"]
+    without = said(capsys, evaluation.main, dense, "--set", refine, "--no-refine")
+    assert "refined" not in without["runs"][0]
+    nothing = "refine=[{dense_crf: {gaussian_weight: 0, bilateral_weight: 0}}]"
+    same = said(capsys, evaluation.main, dense, "--set", nothing)["runs"][0]
+    assert same["refined"]["metrics"]["miou"] == same["metrics"]["miou"]
+    capsys.readouterr()
+    assert evaluation.main([str(dense), "--set", refine, "--classes"]) == 0
+    out = capsys.readouterr().out
+    assert "refined by dense_crf" in out and "Δ iou" in out and "confusion" not in out
+
+
+def test_pseudo_labels_are_a_data_set_that_trains(capsys, dense, tmp_path):
+    source = shapes("test", masks=True, size=32, train=64, test=24, seed=5)
+    folder = tmp_path / "unlabelled"
+    folder.mkdir()
+    for i in range(12):
+        source[i][0].save(folder / f"new{i}.png")
+    # one of the evaluation's own among them
+    shapes("test", masks=True, size=32, train=64, test=24)[3][0].save(folder / "known.png")
+    out = tmp_path / "pseudo"
+    words = (dense, "--on", folder, "-o", out, "--pseudo-labels", "--pixel-threshold", "0.22")
+    told = said(capsys, verb.main, *words)
+    assert told["unlabelled"] == 13 and told["kept"] == len(list((out / "masks").iterdir()))
+    assert [twin["name"] for twin in told["twins"]] == ["known.png"]
+    assert sum(told["pixels"]["labelled"]) == 64 * 32 * 32
+    masks = np.stack([np.asarray(Image.open(path)) for path in (out / "masks").iterdir()])
+    assert set(np.unique(masks)) <= {*range(11), VOID} and (masks == VOID).any()
+    options = "options: {masks: true, size: 32, train: 64, test: 24}"
+    more = [word for word in DENSE if not word.startswith("dataset")]
+    again = trained(
+        tmp_path / "runs",
+        "recipes/segmentation/quickstart.yaml",
+        f"dataset={{with_pseudo_labels: {{dataset: shapes, {options}, folder: {out}}}}}",
+        *more,
+        "epochs=1",
+    )
+    assert read_json(again / "status.json")["status"] == "done"
+
+
+def test_labels_of_a_classifier(capsys, plain, tmp_path):
+    told = said(capsys, verb.main, plain, "--split", "val", "-o", tmp_path)
+    with open(told["predictions"], newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 100
+    source = shapes("test", size=16, train=64, test=100)
+    hits = sum(row["class1"] == source.classes[source.targets[i]] for i, row in enumerate(rows))
+    assert hits == pytest.approx(metrics(capsys, plain)["top1"])
+    assert all(float(row["p1"]) >= float(row["p5"]) > 0 for row in rows)
+
+
+def test_what_does_not_go_together_is_said(capsys, dense, plain, other, tmp_path):
+    out = tmp_path / "o"
+    assert "--overlays is for masks" in complaint(
+        capsys, verb.main, plain, "--split", "val", "-o", out, "--overlays"
+    )
+    for option, value in (("--size", "16"), ("--window", "16"), ("--submission", "x.csv")):
+        assert f"{option} is for masks" in complaint(capsys, evaluation.main, plain, option, value)
+    assert "no masks to refine" in complaint(
+        capsys, evaluation.main, plain, "--set", "refine=[dense_crf]"
+    )
+    assert "add --ensemble" in complaint(
+        capsys, verb.main, dense, other, "--split", "val", "-o", out
+    )
+    assert "their 'task' differ" in complaint(
+        capsys, verb.main, dense, plain, "--split", "val", "-o", out, "--ensemble", "soft"
+    )
+    assert "no picture" in complaint(capsys, verb.main, dense, "--on", tmp_path, "-o", out)
+    assert "no run folder" in complaint(capsys, verb.main, tmp_path, "--split", "val", "-o", out)
+    assert "--tta: 'up'" in complaint(
+        capsys, verb.main, dense, "--split", "val", "-o", out, "--tta", "up"
+    )
+    assert "--pseudo-labels looks at unlabelled pictures" in complaint(
+        capsys, verb.main, dense, "--split", "val", "-o", out, "--pseudo-labels"
+    )
+
+
+def test_a_task_must_fit_its_data(capsys, tmp_path):
+    words = ["recipes/debug.yaml", "dataset={shapes: {masks: true}}", "--runs", tmp_path]
+    assert "do not fit: it has masks. Set task: segmentation" in complaint(
+        capsys, train.main, *words
+    )
+    words = ["recipes/segmentation/quickstart.yaml", "dataset=shapes", "--runs", tmp_path]
+    assert "do not fit: it has no masks. Set task: classification" in complaint(
+        capsys, train.main, *words
+    )
+
+
+def test_the_palette_is_vocs():
+    assert palette(4).tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert PALETTE[15].tolist() == [192, 128, 128]  # a person
+    assert PALETTE[VOID].tolist() == [224, 224, 192]  # the rim of an object
+    assert len({tuple(colour) for colour in PALETTE.tolist()}) == 256
+
+
+def test_an_overlay_leaves_background_and_void_alone():
+    picture = np.full((8, 8, 3), 100, np.uint8)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 1
+    mask[6:] = VOID
+    laid = np.asarray(overlay(picture, mask))
+    assert (laid[0, 0] == 100).all() and (laid[7, 7] == 100).all()
+    assert laid[0, 7].tolist() == [114, 50, 50]
+    assert (laid[0, 4] == 255).all()
+
+
+def test_early_stopping_ends_and_stays_ended(capsys, tmp_path):
+    rule = "early_stopping={patience: 2, min_delta: 100}"  # nothing is that much better
+    run = trained(
+        tmp_path, "recipes/debug.yaml", rule, "epochs=6", "threads=1", "dataset.shapes.train=64"
+    )
+    rows = run_folder.read_rows(run / "metrics.jsonl")
+    assert len(rows) == 3  # the first is the best, two are not better
+    assert read_json(run / "summary.json")["status"] == "done"
+    shutil.copytree(run, tmp_path / "again" / "copy")
+    assert train.main([str(tmp_path / "again" / "copy"), "--quiet"]) == 0
+    assert run_folder.read_rows(tmp_path / "again" / "copy" / "metrics.jsonl") == rows
+    assert torch.is_inference_mode_enabled() is False

@@ -1,0 +1,86 @@
+"""What timm's and torchvision's operations mean in numbers, against the pictures that they make."""
+
+import numpy as np
+import pytest
+from data.oracle import expected
+from data.test_tensors import drawn
+from PIL import Image
+from timm.data import auto_augment as timm_policies
+from torchvision import transforms as tv
+from torchvision.transforms.autoaugment import _apply_op
+
+from vision_tutorial.data.augmentation.batched_ops import Op, Slot
+from vision_tutorial.data.augmentation.magnitudes import timm_operation, torchvision_operation
+
+SIZE = (32, 27)
+FILL = (124, 116, 104)
+BLURS = {"GaussianBlur", "GaussianBlurRand"}
+NAMES = sorted(set(timm_policies.NAME_TO_OP) - BLURS)
+LEVELS = [0.0, 0.3, 1, 2.5, 3, 4, 5, 6.2, 7, 8, 9, 9.99, 10]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    images = drawn(np.random.default_rng(5), 8, *SIZE)
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+
+
+def carried_out(picture, made):
+    """One row (codes, args) by Pillow, bilinear where it matters."""
+    codes, args = made
+    assert codes.shape == (1,) and args.shape[0] == 1
+    args = args.copy()
+    if codes[0] == Op.AFFINE:
+        args[0, 6] = 1
+    return expected(picture, codes[0], args[0], Slot(codes, args, SIZE, FILL))
+
+
+class Script:
+    """Stands in for Python's `random` inside timm: the sign is what the test says."""
+
+    def __init__(self, minus):
+        self.minus = minus
+
+    def random(self):
+        return 0.9 if self.minus else 0.1
+
+
+@pytest.mark.parametrize("minus", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_timm(monkeypatch, name, minus, pictures):
+    monkeypatch.setattr(timm_policies, "random", Script(minus))
+    changed = 0
+    for level, picture in zip(LEVELS, pictures * 2, strict=False):
+        hparams = {"img_mean": FILL, "interpolation": Image.Resampling.BILINEAR}
+        op = timm_policies.AugmentOp(name, 1.0, level, hparams | {"translate_const": 250})
+        made = timm_operation(name, np.array([float(level)]), np.array([minus]), SIZE)
+        if made[0][0] == Op.POSTERIZE and made[1][0, 0] <= 0:
+            wanted = Image.new("RGB", picture.size)  # Pillow 13 refuses; see data/augment.py
+        else:
+            wanted = op(picture)
+        assert carried_out(picture, made).tobytes() == wanted.tobytes(), (level, made)
+        changed += wanted.tobytes() != picture.tobytes()
+    assert changed > len(LEVELS) / 3
+
+
+@pytest.mark.parametrize("name", sorted(BLURS))
+def test_blurs_have_no_batched_form(name):
+    assert timm_operation(name, np.ones(1), np.zeros(1, bool), SIZE) is None
+
+
+SPACES = {
+    "cifar10": tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10)._augmentation_space(10, SIZE),
+    "trivial": tv.TrivialAugmentWide()._augmentation_space(31),
+}
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_torchvision(space, pictures):
+    for name, (magnitudes, signed) in SPACES[space].items():
+        values = magnitudes.tolist() if magnitudes.ndim else [0.0]
+        for i, value in enumerate([*values, *(-v for v in values if signed)]):
+            picture = pictures[i % len(pictures)]
+            mode = tv.InterpolationMode.BILINEAR
+            wanted = _apply_op(picture, name, value, mode, list(FILL))
+            made = torchvision_operation(name, value, SIZE)
+            assert carried_out(picture, made).tobytes() == wanted.tobytes(), (name, value)

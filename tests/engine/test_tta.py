@@ -1,0 +1,120 @@
+"""Looks, windows and ensembles against loops, with a network that is a known function."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.engine.tta import averaged, looking, looks, starts, voted, windowed
+
+
+def dense(seed: int = 0, classes: int = 3) -> nn.Module:
+    """Logits of each pixel from its neighbourhood; not symmetric, so that mirroring matters."""
+    torch.manual_seed(seed)
+    return nn.Conv2d(3, classes, 5, padding=2).eval()
+
+
+def image(height: int = 12, width: int = 16) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_mirrored_answers_are_turned_back() -> None:
+    network, images = dense(), image()
+    found = looking([network], "hflip")(images).exp()
+    plain, mirrored = network(images).softmax(1), network(images.flip(-1)).softmax(1).flip(-1)
+    torch.testing.assert_close(found, (plain + mirrored) / 2)
+
+
+@torch.no_grad()
+def test_scales_come_back_to_the_size_of_the_picture() -> None:
+    network, images = dense(), image()
+
+    def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+    whole = network(images).softmax(1)
+    half = resized(network(resized(images, (6, 8))), (12, 16)).softmax(1)
+    found = looking([network], "0.5")(images)
+    assert found.shape == (2, 3, 12, 16)
+    torch.testing.assert_close(found.exp(), (whole + half) / 2)
+
+
+@torch.no_grad()
+def test_answers_about_the_whole_picture_need_no_turning() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(27, 4))
+    images = image()
+    found = looking([network], "hflip,0.5")(images).exp()
+    small = F.interpolate(images, (6, 8), mode="bilinear", align_corners=False)
+    views = (images, images.flip(-1), small, small.flip(-1))
+    torch.testing.assert_close(found, sum(network(view).softmax(1) for view in views) / 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "stride"), [(5, 3), (5, 5), (8, None), (12, 4), (40, None)])
+def test_windows_average_where_they_overlap(size: int, stride: int | None) -> None:
+    network, images = dense(), image()
+    total, times = torch.zeros(2, 3, 12, 16), torch.zeros(12, 16)
+    step = stride or 2 * size // 3
+    for top in sorted({*range(0, max(12 - size, 0), step), max(12 - size, 0)}):
+        for left in sorted({*range(0, max(16 - size, 0), step), max(16 - size, 0)}):
+            rows, columns = slice(top, top + size), slice(left, left + size)
+            total[..., rows, columns] += network(images[..., rows, columns]).softmax(1)
+            times[rows, columns] += 1
+    assert times.min() >= 1
+    torch.testing.assert_close(windowed(network, size, stride)(images).exp(), total / times)
+
+
+@pytest.mark.parametrize("length", [1, 5, 17])
+@pytest.mark.parametrize("size", [1, 4, 30])
+@pytest.mark.parametrize("step", [1, 3])
+def test_windows_cover_a_side(length: int, size: int, step: int) -> None:
+    covered = {
+        i for start in starts(length, size, min(step, size)) for i in range(start, start + size)
+    }
+    assert covered >= set(range(length))
+    assert starts(length, size, step)[-1] == max(length - size, 0)
+
+
+@torch.no_grad()
+def test_a_soft_ensemble_is_the_mean_of_probabilities() -> None:
+    networks, images = [dense(seed) for seed in range(3)], image()
+    mean = sum(network(images).softmax(1) for network in networks) / 3
+    torch.testing.assert_close(averaged(networks)(images).exp(), mean)
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 4, 7])
+def test_a_hard_ensemble_is_the_majority_and_ties_go_to_the_earliest(runs: int) -> None:
+    generator = torch.Generator().manual_seed(runs)
+    said = [torch.randn(1, 4, 9, 11, generator=generator) for _ in range(runs)]
+    found = voted([lambda _, x=x: x for x in said])(image()).argmax(1)[0]
+    ballots = torch.stack([x.argmax(1)[0] for x in said])
+    for y in range(9):
+        for x in range(11):
+            votes = ballots[:, y, x].tolist()
+            most = max(map(votes.count, votes))
+            assert found[y, x] == next(v for v in votes if votes.count(v) == most)
+
+
+@pytest.mark.parametrize("words", ["vflip", "0", "5", "hflip,", "nan", "1e9", "hflip;0.5"])
+def test_a_look_that_is_none_is_refused(words: str) -> None:
+    with pytest.raises(UserError, match="--tta"):
+        looks(words)
+
+
+def test_the_picture_as_it_is_always_counts() -> None:
+    assert looks("none") == (False, [1.0])
+    assert looks("hflip,0.75,1.25") == (True, [0.75, 1.0, 1.25])
+    assert looks("1.0") == (False, [1.0])
+    same = dense()
+    assert looking([same]) is same
+    assert math.isclose(looks("0.5")[1][0], 0.5)
+
+
+def test_windows_without_gaps_only() -> None:
+    with pytest.raises(UserError, match="--stride: 6 leaves gaps between windows of 5"):
+        windowed(dense(), 5, 6)

@@ -1,0 +1,319 @@
+"""20,000 damaged recipes and overrides: each is a recipe or one line; no traceback, no hang."""
+
+import functools
+import json
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.recipe import loading
+from vision_tutorial.recipe.fields import Recipe, changes, to_plain, to_yaml
+from vision_tutorial.recipe.loading import load, typed
+from vision_tutorial.recipe.yaml_lines import Document, parse, read_document
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))
+TEXTS, TREES, OVERRIDES = 6000, 7000, 7000
+LONGEST = 500  # letters of a complaint
+SLOWEST = 2.0  # seconds of CPU for one mutant; the mean is under a millisecond
+
+SCALARS = [
+    *("0", "-1", "1e-3", "1e999", "-1e308", "99999999999999999999", "0777", "1:30", ".nan", ".inf"),
+    *(
+        "on",
+        "no",
+        "true",
+        "null",
+        "~",
+        "''",
+        "'1'",
+        "x",
+        "가나다",
+        "\u202e",
+        "🙂" * 9,
+        "\x00",
+        "\x85",
+    ),
+    *("resnet50", "sgd", "focal", "cosine", "hflip", "r0.yaml", "../r0.yaml", "/", "x" * 300),
+    *(
+        '"\\ud800"',
+        '"\\0"',
+        '"\\e[31m"',
+        "!!python/name:os.system",
+        "&a x",
+        "*a",
+        "|",
+        ">",
+        "|\n a",
+    ),
+    *(
+        "[]",
+        "{}",
+        "[[]]",
+        "{a: {b: c}}",
+        "[1, 2, 3]",
+        "{weight: 1}",
+        "{lr: 0.1}",
+        "[" * 99,
+        "{" * 99,
+    ),
+]
+TOKENS = [*" :,-#?!&*|>'\"%@`[]{}\n\t\r\\", ": ", "- ", "\n  ", "---\n", "...\n", "<<: ", "? "]
+VALUES = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2**53 + 1,
+        10**18,
+        1e-3,
+        1e300,
+        -0.0,
+        "",
+        "x",
+        "1e-3",
+        "on",
+        "null",
+    ),
+    *("resnet18", "sgd", "focal", "hflip", "x" * 300, "a\nb", "한글", "\u2028", "#", ": ", [], {}),
+    *(
+        [None],
+        [[]],
+        ["hflip"],
+        [1, "a"],
+        {"": None},
+        {"sgd": 1},
+        {"focal": 0.5, "bce": {"weight": 1}},
+    ),
+    *({"lr": 0.1}, {"epochs": 1}, {"mean": [0, 0, 0], "std": [1, 1, 1]}, {"sgd": {"lr": 1}}),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shipped():
+    """Each shipped file is read once; only the mutants are read again and again."""
+    cached = functools.cache(read_document)
+    patch = pytest.MonkeyPatch()
+    inside = RECIPES.resolve()
+    patch.setattr(
+        loading,
+        "read_document",
+        lambda path: cached(path) if path.resolve().parent == inside else read_document(path),
+    )
+    yield
+    patch.undo()
+
+
+class Judge:
+    """Tries mutants, and keeps count."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.seen: set[str] = set()
+
+    def judge(self, attempt, original: Recipe, place: str) -> None:
+        """`attempt()` gives a Recipe, which reads back the same, or a UserError of one line."""
+        start = time.process_time()
+        try:
+            recipe = attempt()
+        except UserError as error:
+            message = str(error).replace(place, "")
+            assert message.isprintable(), repr(message)
+            assert len(message) <= LONGEST, message
+            self.counts["refused"] += 1
+        else:
+            assert isinstance(recipe, Recipe)
+            self.counts["loaded"] += 1
+            self.reads_back(recipe, original)
+        assert time.process_time() - start < SLOWEST
+
+    def reads_back(self, recipe: Recipe, original: Recipe) -> None:
+        """Written as YAML and read again it is equal; what is as in the original, need not be."""
+        written = to_yaml({key: new for key, (_, new) in changes(recipe, original).items()})
+        if written not in self.seen:
+            self.seen.add(written)
+            values = to_plain(original) | parse(written, "again").values
+            own = {"name": recipe.name, "expects": dict(recipe.expects)}
+            again = typed(Document(values | own), "again")[0]
+            assert again == recipe, (changes(again, recipe), written)
+
+
+@pytest.fixture(scope="module")
+def originals():
+    return {name: load(RECIPES / name).recipe for name in NAMES}
+
+
+def bare(name: str) -> str:
+    """A shipped recipe without its comments, which a mutation would mostly waste itself on."""
+    return re.sub(r"(?m)(^|\s+)#.*$", "", (RECIPES / name).read_text("utf-8")).strip() + "\n"
+
+
+def damage_text(text: str, draw: random.Random) -> str | bytes:
+    lines = text.split("\n")
+    at, line = draw.randrange(len(text)), draw.randrange(len(lines))
+    match draw.randrange(10):
+        case 0:
+            return text[:at] + draw.choice(TOKENS) + text[at:]
+        case 1:
+            return text[:at] + text[at + draw.randrange(1, 9) :]
+        case 2:
+            return "\n".join(lines[:line] + lines[line + 1 :])
+        case 3:  # given twice, or somewhere else
+            where = draw.randrange(len(lines) + 1)
+            return "\n".join([*lines[:where], lines[line], *lines[where:]])
+        case 4:
+            words = list(re.finditer(r"[\w.+-]+", text)) or [re.match("", text)]
+            word = draw.choice(words)
+            return text[: word.start()] + draw.choice(SCALARS) + text[word.end() :]
+        case 5:
+            letter = chr(draw.choice([draw.randrange(128), draw.randrange(0xD800)]))
+            return text[:at] + letter + text[at + 1 :]
+        case 6:
+            raw = bytearray(text.encode())
+            raw[draw.randrange(len(raw))] = draw.randrange(256)
+            return bytes(raw)
+        case 7:
+            return text[:at]
+        case 8:
+            base = draw.choice([*NAMES, "mutant.yaml", "circle.yaml", "none.yaml", ".", "[a]", ""])
+            return re.sub(r"(?m)^extends:.*\n", "", text) + f"extends: {base}\n"
+        case _:
+            return text.replace("\n", "\n" + " " * draw.randrange(3), draw.randrange(4))
+
+
+def test_damaged_files(tmp_path, originals):
+    draw, judge = random.Random(1), Judge()
+    for name in NAMES:  # so that bases are found beside the mutant
+        (tmp_path / name).symlink_to(RECIPES / name)
+    (tmp_path / "circle.yaml").write_text("extends: mutant.yaml\n")
+    mutant = tmp_path / "mutant.yaml"
+    texts = {name: bare(name) for name in NAMES}
+    # a long recipe is dear to parse, and its mutants are no more telling
+    likely = [len(text) ** -0.7 for text in texts.values()]
+    for _ in range(TEXTS):
+        (name,) = draw.choices(NAMES, likely)
+        text = texts[name]
+        for _ in range(draw.choice([1, 1, 1, 2, 3])):
+            if isinstance(text, str) and text:
+                text = damage_text(text, draw)
+        mutant.write_bytes(text if isinstance(text, bytes) else text.encode(errors="ignore"))
+        judge.judge(lambda: load(mutant).recipe, originals[name], f"{tmp_path}/")
+    assert judge.counts["loaded"] > TEXTS / 20
+    assert judge.counts["refused"] > TEXTS / 4
+
+
+def damage_tree(value, draw: random.Random):
+    """A copy of plain values in which something is another, missing, doubled, or nested."""
+    if draw.random() < 0.25 or not isinstance(value, dict | list) or not value:
+        return replacement(value, draw)
+    if isinstance(value, list):
+        i = draw.randrange(len(value))
+        match draw.randrange(4):
+            case 0:
+                return value[:i] + value[i + 1 :]
+            case 1:
+                return [*value, value[i]]
+            case _:
+                return [damage_tree(x, draw) if n == i else x for n, x in enumerate(value)]
+    key = draw.choice(list(value))
+    match draw.randrange(6):
+        case 0:
+            return {k: v for k, v in value.items() if k != key}
+        case 1:  # a typo in a key
+            return {(damaged_word(k, draw) if k == key else k): v for k, v in value.items()}
+        case 2:
+            return value | {draw.choice([*value, "x", "weight", "가", ""]): draw.choice(VALUES)}
+        case _:
+            return value | {key: damage_tree(value[key], draw)}
+
+
+def replacement(value, draw: random.Random):
+    match draw.randrange(6):
+        case 0:
+            return str(value)[:40]
+        case 1:
+            return [value]
+        case 2:
+            return {draw.choice(["x", "sgd", "weight", "p"]): value}
+        case 3 if isinstance(value, int | float) and not isinstance(value, bool):
+            return draw.choice([-value, value * 10**9, value / 3, int(value), float(value)])
+        case 4:
+            for _ in range(draw.choice([1, 3, 14])):
+                value = draw.choice([[value], {"a": value}])
+            return value
+        case _:
+            return draw.choice(VALUES)
+
+
+def damaged_word(word: str, draw: random.Random) -> str:
+    at = draw.randrange(len(word) + 1)
+    return draw.choice([word[:at] + word[at + 1 :], word[:at] + "x" + word[at:], word.upper()])
+
+
+def test_damaged_values(originals):
+    draw, judge = random.Random(2), Judge()
+    plains = {name: to_plain(recipe) for name, recipe in originals.items()}
+    for _ in range(TREES):
+        name = draw.choice(NAMES)
+        values = plains[name]
+        key = draw.choice(list(values))  # every key as often as the others
+        values = draw.choice([values | {key: damage_tree(values[key], draw)}] * 9 + [{key: {}}])
+        judge.judge(lambda v=values: typed(Document(v), "x")[0], originals[name], "")
+    assert judge.counts["loaded"] > TREES / 10
+    assert judge.counts["refused"] > TREES / 4
+
+
+def damaged_override(plain: dict, draw: random.Random) -> str:
+    """A path into the recipe (mostly one that is there) with some value."""
+    keys, value = [], plain
+    while isinstance(value, dict | list) and value and draw.random() < 0.8:
+        key = draw.randrange(len(value)) if isinstance(value, list) else draw.choice(list(value))
+        by_name = isinstance(value, list) and isinstance(value[key], dict) and draw.random() < 0.5
+        value = value[key]
+        if not by_name:
+            keys.append(str(key))
+    if draw.random() < 0.3:
+        word = draw.choice(
+            ["weight", "lr", "x", "0", "9" * 99, "", "mixup", "a.b", "²", "가", "adam"]
+        )
+        keys.insert(draw.randrange(len(keys) + 1), word)
+    if keys and draw.random() < 0.15:
+        keys[-1] = damaged_word(keys[-1], draw)
+    new = draw.choice(SCALARS)
+    if draw.random() < 0.6:
+        new = json.dumps(damage_tree(value, draw) if draw.random() < 0.7 else value)
+    text = f"{'.'.join(keys)}={new}"
+    return (
+        text if draw.random() < 0.95 else draw.choice([text[1:], text.replace("=", ""), "=", "."])
+    )
+
+
+def test_damaged_overrides(originals):
+    draw, judge = random.Random(3), Judge()
+    plains = {name: to_plain(recipe) for name, recipe in originals.items()}
+    for _ in range(OVERRIDES):
+        name = draw.choice(NAMES)
+        texts = [damaged_override(plains[name], draw) for _ in range(draw.choice([1, 1, 1, 2]))]
+        attempt = functools.partial(load, RECIPES / name, texts)
+        judge.judge(lambda attempt=attempt: attempt().recipe, originals[name], f"{RECIPES}/")
+    assert judge.counts["loaded"] > OVERRIDES / 20
+    assert judge.counts["refused"] > OVERRIDES / 4
+
+
+def test_whole_recipes_read_back(tmp_path, originals):
+    for name, recipe in originals.items():
+        path = tmp_path / name
+        path.write_text(to_yaml(to_plain(recipe)), encoding="utf-8")
+        assert load(path).recipe == recipe
+
+
+def test_there_are_twenty_thousand():
+    assert TEXTS + TREES + OVERRIDES == 20_000

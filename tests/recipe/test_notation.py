@@ -1,0 +1,191 @@
+"""Recipes in the students' notation: the words of their tables, what changed."""
+
+import pytest
+
+from vision_tutorial.recipe.fields import to_plain
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.recipe.notation import Notation, changed, duration, entries, find, scalar
+
+
+def plain(name: str, *overrides: str) -> dict:
+    return to_plain(load(f"recipes/{name}.yaml", overrides).recipe)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (
+            {"focal": {"weight": 0.75}, "dice": {"weight": 0.25, "smooth": 1.0}},
+            "0.75 focal + 0.25 dice",
+        ),
+        ({"focal": 0.75, "dice": 0.25}, "0.75 focal + 0.25 dice"),
+        ({"focal": {"weight": 1.0}, "cross_entropy": {"weight": 1.0}}, "focal + CE"),
+        ({"cross_entropy": {"weight": 1.0}, "focal": {"weight": 0.5}}, "CE + 0.5 focal"),
+        ({"focal": {"weight": 2.0}}, "2 focal"),
+        ("lovasz", "lovasz"),
+        (None, "–"),
+        ([1], "–"),
+    ],
+)
+def test_losses(value: object, words: str) -> None:
+    assert Notation([]).words("loss", value) == words
+
+
+def test_optimizers() -> None:
+    words = Notation([]).words
+    assert words("optimizer", {"adamax": {"lr": 0.0005, "weight_decay": 0.0}}) == "adamax(0.0005)"
+    assert words("optimizer", {"asgd": {"lr": 0.1}}) == "asgd(0.1)"
+    assert words("schedule", "cosine") == "cosine"
+    assert words("model", 7) == "7" and words("model", {"a": 1, "b": 2}) == "a=1, b=2"
+
+
+def test_a_loss_for_each_head() -> None:
+    recipes = [
+        {"loss": {"focal": 1.0}, "aux_loss": {"cross_entropy": 1.0}},
+        {"loss": {"focal": 1.0}, "aux_loss": {"focal": 1.0}},
+        {"loss": {"focal": 0.3, "dice": 0.7}, "aux_loss": None},
+        {"loss": {"focal": 1.0}},
+    ]
+    notation = Notation(recipes)
+    cells = [notation.cell(recipe, "loss") for recipe in recipes]
+    assert cells == ["focal ‖ CE", "focal ‖ focal", "0.3 focal + 0.7 dice", "focal"]
+    assert notation.columns == ["loss"]
+    assert Notation(recipes[:2]).columns == ["loss"], "a head alone may differ"
+
+
+def test_only_what_differs_is_written() -> None:
+    recipes = [plain("r0"), plain("r1"), plain("r3"), plain("r5", "seed=3", "workers=1")]
+    notation = Notation(recipes)
+    assert notation.columns == ["augment", "mix", "epochs", "optimizer"]
+    assert [notation.cell(recipe, "augment") for recipe in recipes] == [
+        *["…, color_jitter"] * 2,
+        *["…, auto_augment"] * 2,
+    ]
+    assert [notation.cell(recipe, "mix") for recipe in recipes] == [
+        *[None] * 2,
+        "cutmix(alpha=1)",
+        "cutmix(alpha=0.5) + mixup",
+    ]
+    assert notation.cell(recipes[0], "optimizer") == "sgd(0.1, weight_decay=1e-9, momentum=0.4)"
+    assert notation.cell(recipes[0], "epochs") == 200
+    one = Notation(recipes[:1])
+    assert one.columns == []
+    assert one.cell(recipes[0], "augment") == "random_resized_crop, hflip, color_jitter"
+
+
+def test_everything() -> None:
+    recipe = plain("r0")
+    notation = Notation([recipe, recipe], everything=True)
+    assert {"seed", "warmup.lr", "wandb.mode", "data.memory", "loss"} <= set(notation.columns)
+    assert notation.cell(recipe, "augment").startswith(
+        "random_resized_crop(size=32, scale=[0.08, 1]"
+    )
+    assert notation.cell(recipe, "channels_last") == "yes" and notation.cell(recipe, "clip") is None
+
+
+def test_a_group_of_keys_that_one_recipe_lacks() -> None:
+    notation = Notation([{"clip": None}, {"clip": {"norm": 5.0, "value": None}}])
+    assert notation.columns == ["clip.norm"]
+    assert [notation.cell(recipe, "clip.norm") for recipe in notation.recipes] == [None, 5.0]
+
+
+def test_finding() -> None:
+    recipe = plain("r5")
+    keys = ["optimizer.momentum", "mix.alpha", "warmup.lr", "epochs", "augment.policy"]
+    assert [find(recipe, key) for key in keys] == [0.9, 0.5, 0.01, 250, "original"]
+    for key in ("optimizer.nothing", "nothing", "warmup", "epochs.x"):
+        assert find(recipe, key) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            "r0",
+            "r1",
+            "optimizer.lr 0.1 → 0.25, optimizer.weight_decay 1e-9 → 0.001, "
+            "optimizer.momentum 0.4 → 0.9",
+        ),
+        ("r1", "r2", "− color_jitter, + auto_augment"),
+        ("r2", "r3", "mix – → cutmix"),
+        ("r3", "r4", "epochs 200 → 250"),
+        ("r4", "r5", "mix cutmix → cutmix + mixup, cutmix.alpha 1 → 0.5"),
+    ],
+)
+def test_what_the_report_changed(before: str, after: str, said: str) -> None:
+    assert changed(plain(before), plain(after)) == said
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({"augment": ["a", "b"]}, {"augment": ["b", "a"]}, "augment in another order"),
+        ({"augment": ["a"]}, {"augment": ["a", "a"]}, "+ a 2"),
+        ({"augment": [{"a": {"p": 1}}, {"a": {"p": 2}}]}, {"augment": ["a"]}, "− a 2, a.p 1 → –"),
+        (
+            {"optimizer": {"sgd": {"lr": 1.0}}},
+            {"optimizer": {"adamw": {"lr": 0.1}}},
+            "optimizer sgd(1) → adamw(0.1)",
+        ),
+        ({"clip": None}, {"clip": {"norm": 5.0}}, "clip – → norm=5"),
+        (
+            {"warmup": {"lr": 0.0, "epochs": 0}},
+            {"warmup": {"lr": 0.0, "epochs": 5}},
+            "warmup.epochs 0 → 5",
+        ),
+        ({"seed": 1, "workers": 1, "name": "a"}, {"seed": 2, "workers": 2, "name": "b"}, ""),
+        ({}, {"compile": True}, "compile – → yes"),
+    ],
+)
+def test_changes(before: dict, after: dict, said: str) -> None:
+    assert changed(before, after) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0005, "0.0005"),
+        (1e-9, "1e-9"),
+        (1e22, "1e22"),
+        (200, "200"),
+        (True, "yes"),
+        (False, "no"),
+        (None, "–"),
+        ([0.08, 1.0], "[0.08, 1]"),
+        ({"a": 1.0}, "a=1"),
+        ("a b", "a b"),
+        (1 / 3, "0.333333"),
+    ],
+)
+def test_scalars(value: object, text: str) -> None:
+    assert scalar(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0s"),
+        (48, "48s"),
+        (59.6, "1m0s"),
+        (2985, "49m45s"),
+        (3599.7, "1h0m"),
+        (3660, "1h1m"),
+        (7199, "2h0m"),
+        (90000, "25h0m"),
+    ],
+)
+def test_durations_as_in_the_report(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_strange_values_do_not_stop_it() -> None:
+    for value in (None, 1, 1.5, "a", [], [1, None, {}], {}, {"a": 1}, {"a": {"lr": []}}, [[["x"]]]):
+        for key in ("loss", "optimizer", "augment", "mix", "task"):
+            entries(key, value)
+            Notation([{key: value}, {}]).cell({key: value}, key)
+            assert isinstance(changed({key: value}, {key: "b"}), str)

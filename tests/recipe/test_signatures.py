@@ -1,0 +1,197 @@
+"""Entries read from source text, without running it."""
+
+import subprocess
+import sys
+from typing import Literal
+
+import pytest
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.recipe.signatures import FILES, REQUIRED, SHELVES, Option, catalogue, read
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """Writes a plug-in around the given text; gives its path."""
+
+    def plugin(text: str, name: str = "mine.py"):
+        path = tmp_path / name
+        path.write_text("from vision_tutorial.core.registry import losses, models\n" + text)
+        return path
+
+    return plugin
+
+
+def test_an_entry_is_read_with_its_types_and_defaults(plugin):
+    path = plugin('''
+def helper(): ...
+
+@other.decorator
+@losses.register
+def mine(
+    logits, target, scale=3, *, a: int, b: float | None = None, c: Literal["x", "y"] = "x",
+    d: "list[int]" = [1, -2], e: dict[str, bool] = {"k": True}, f: tuple[float, float] = (0.5, 1.0),
+):
+    """First line.
+
+    More.
+    """
+''')
+    (entry,) = read(path)
+    assert (entry.shelf, entry.name, entry.doc) == ("losses", "mine", "First line.")
+    assert entry.where == f"{path}:7"
+    assert not entry.open
+    assert not entry.forwards
+    assert entry.options == (
+        Option("a", int, REQUIRED),
+        Option("b", float | None, None),
+        Option("c", Literal["x", "y"], "x"),
+        Option("d", list[int], [1, -2]),
+        Option("e", dict[str, bool], {"k": True}),
+        Option("f", tuple[float, float], (0.5, 1.0)),
+    )
+    assert entry.signature().startswith("(a, b=None, c=x, d=[1, -2]")
+
+
+def test_an_open_entry_may_forward(plugin):
+    (entry,) = read(plugin("@models.open\ndef any_model(name, n, *, a: int = 1, **options): ..."))
+    assert entry.open
+    assert entry.forwards
+    assert entry.doc == ""
+    assert entry.signature() == "(a=1, …)"
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        "a",  # no type
+        "a: Tensor = None",
+        "a: typing.Any = 1",
+        "a: int = b",
+        "a: int = f()",
+        "a: int = 1 + 1",
+        "a: bytes = b'x'",
+        "a: str = b'x'",  # a recipe cannot hold it
+        "a: float = 1e999",
+        "a: list[Callable] = []",
+        "a: 'not python(' = 1",
+        "a: (lambda: 1) = 1",
+    ],
+)
+def test_options_need_plain_types_and_literal_defaults(plugin, parameter):
+    path = plugin(f"@losses.register\ndef mine(logits, target, *, {parameter}): ...")
+    with pytest.raises(UserError, match=r"mine.py:3: option 'a' needs a plain type .int, float"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        "print('executed') or int",
+        "int.__class__.__mro__[-1].__subclasses__()",
+        "[c for c in ().__class__.__base__.__subclasses__()]",
+        "(x := 1)",
+        "f'{int}'",
+        "2 ** 99999999",
+    ],
+)
+@pytest.mark.parametrize("quote", ["", '"""'])
+def test_reading_runs_nothing(plugin, capsys, annotation, quote):
+    path = plugin(f"@losses.register\ndef f(x, *, a: {quote}{annotation}{quote} = 1): ...")
+    with pytest.raises(UserError, match="option 'a' needs a plain type") as caught:
+        read(path)
+    assert "is not part of a plain type" in str(caught.value.__cause__)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("text", ["def f(:", "x = '\0'", "x" + "(" * 500 + ")" * 500])
+def test_what_is_no_python(plugin, text):
+    with pytest.raises(UserError, match=r"mine.py: cannot be read as Python .*Correct it."):
+        read(plugin(text))
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"none.py: cannot be read as Python"):
+        read(tmp_path / "none.py")
+
+
+def test_plugins_join_the_shelves(plugin):
+    path = plugin("@losses.register\ndef mine(logits, target, *, a: int = 1): ...")
+    assert "mine" in catalogue([path])["losses"].entries
+    assert "mine" not in catalogue()["losses"].entries
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("@losses.register\ndef focal(x, *, a: int = 1): ...", "focal"),
+        ("@losses.register\ndef m(x): ...\n\n@losses.register\ndef m(x): ...", "m"),
+        ("@models.open\ndef mine(name, n): ...", "mine"),
+    ],
+)
+def test_a_name_that_is_taken(plugin, text, name):
+    with pytest.raises(UserError, match=rf"mine.py:\d+: \w+ '{name}' exists already .*choose ano"):
+        catalogue([plugin(text)])
+
+
+def test_a_plugin_may_open_a_shelf(plugin):
+    losses = catalogue([plugin("@losses.open\ndef any_loss(name, x, y, *, a: int = 1): ...")])
+    assert losses["losses"].find("whatever").name == "any_loss"
+    assert losses["losses"].outside is None  # nobody can say which names it knows
+
+
+def test_every_shelf_is_there_and_every_file_declares_something():
+    shelves = catalogue()
+    assert list(shelves) == list(SHELVES)
+    assert len(SHELVES) == 9
+    files = {
+        entry.where.rpartition(":")[0]
+        for s in shelves.values()
+        for entry in (*s.entries.values(), *s.prefixes.values())
+    }
+    files |= {s.fallback.where.rpartition(":")[0] for s in shelves.values() if s.fallback}
+    assert all(any(file.endswith(name) for file in files) for name in FILES)
+
+
+def test_every_entry_says_what_it_is():
+    for shelf in catalogue().values():
+        for entry in shelf.entries.values():
+            assert entry.doc.endswith((".", ")")), entry.name
+            assert len(entry.doc) <= 100
+
+
+def test_names_of_timm():
+    shelves = catalogue()
+    models, optimizers = shelves["models"], shelves["optimizers"]
+    assert models.find("resnet50").open
+    assert models.find("resnet50.a1_in1k").open
+    assert models.find("resnet5") is None
+    assert models.find("hf-hub:timm/resnet50") is None
+    assert optimizers.find("lookahead_adamw").open
+    assert optimizers.find("lookahead_nobody") is None
+    assert optimizers.find("asgd").name == "asgd"
+    assert "sgd" in optimizers.names()
+
+
+def test_loading_a_recipe_imports_nothing_heavy(repository):
+    program = (
+        "import sys; from vision_tutorial.core.loading import load; "
+        f"load({str(repository / 'recipes' / 'r4.yaml')!r}); "
+        "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'accelerate', 'wandb', 'PIL', 'rich'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (found.stdout.strip(), found.stderr) == ("[]", "")
+
+
+def test_a_typo_is_answered_in_one_line_before_torch(repository):
+    program = (
+        "import sys; from vision_tutorial import train; "
+        "code = train.main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    )
+    arguments = [str(repository / "recipes" / "r4.yaml"), "loss=focl"]
+    command = [sys.executable, "-c", program, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.stdout.strip() == "2 False"
+    assert found.stderr.startswith("error: command line (loss=focl): loss.focl: no loss called")
+    assert found.stderr.count("\n") == 1

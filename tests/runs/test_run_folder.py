@@ -1,0 +1,442 @@
+"""The run folder: whole files, one owner, strict JSON, no secrets."""
+
+import json
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vision_tutorial.core.atomic import read_json, write_json
+from vision_tutorial.core.errors import ExitCode, StorageError, UserError
+from vision_tutorial.runs import run_folder
+
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_disk():
+    """Waiting for the real disk proves nothing here, and takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+def in_child(work, *, expect=0):
+    """Run `work` in a forked process, which ends without pytest's ways out."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            os._exit(99)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expect
+
+
+# -- whole files -----------------------------------------------------------------------------------
+
+
+def test_json_is_strict_and_round_trips(tmp_path):
+    value = {"a": 1, 2: [math.nan, math.inf, 0.1], "n": np.float32(0.5), "i": np.int64(7)}
+    write_json(tmp_path / "x.json", {**value, "p": Path("a/b"), "t": (True, None)})
+    text = (tmp_path / "x.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    expected = {"a": 1, "2": [None, None, 0.1], "n": 0.5, "i": 7, "p": "a/b", "t": [True, None]}
+    assert read_json(tmp_path / "x.json") == expected
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_a_crash_at_any_call_leaves_the_old_text_or_the_new(tmp_path):
+    path, calls, seen = tmp_path / "x.json", ("write", "fsync", "replace", "open", "close"), set()
+    for k in range(1, 20):
+        run_folder.write_text(path, "old")
+
+        def crash(k=k):
+            left = [k]
+
+            def counting(call):
+                def counted(*arguments, **options):
+                    left[0] -= 1
+                    if left[0] == 0:
+                        os._exit(7)
+                    return call(*arguments, **options)
+
+                return counted
+
+            for name in calls:
+                setattr(os, name, counting(getattr(os, name)))
+            run_folder.write_text(path, "new")
+            os._exit(8)
+
+        child = os.fork()
+        if child == 0:
+            crash()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert path.read_text() in {"old", "new"}
+        seen.add(path.read_text())
+        if code == 8:
+            break
+    assert code == 8 and k > 7 and seen == {"old", "new"}
+
+
+def test_a_failed_write_keeps_the_old_file_and_says_why(tmp_path):
+    run_folder.write_text(tmp_path / "x", "old")
+
+    def full_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        with pytest.raises(StorageError, match=r"x: File too large \([\d.]+ GiB free") as caught:
+            run_folder.write_text(tmp_path / "x", "n" * 200)
+        assert caught.value.code == ExitCode.STORAGE
+        assert (tmp_path / "x").read_text() == "old" and os.listdir(tmp_path) == ["x"]
+
+    in_child(full_disk)
+
+
+def test_a_missing_folder_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="No such file"):
+        run_folder.write_text(tmp_path / "no" / "x", "text")
+    with pytest.raises(StorageError, match="No such file"):
+        run_folder.append_row(tmp_path / "no" / "x", {})
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_unreadable_json_is_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match="x.json"):
+        read_json(tmp_path / "x.json")
+
+
+# -- metrics.jsonl ---------------------------------------------------------------------------------
+
+ROWS = st.lists(
+    st.dictionaries(
+        st.text(),
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        max_size=3,
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(ROWS, st.integers(0, 100))
+def test_rows_round_trip_and_a_torn_end_costs_the_last_row_only(tmp_path_factory, rows, cut):
+    path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"
+    rows = [{k: None if v in (math.inf, -math.inf) else v for k, v in r.items()} for r in rows]
+    half = len(rows) // 2
+    run_folder.write_rows(path, rows[:half])
+    for row in rows[half:]:
+        run_folder.append_row(path, row)
+    assert run_folder.read_rows(path) == rows
+    if rows:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: -1 - cut % len(whole.split(b"\n")[-2] + b"\n")])
+        assert run_folder.read_rows(path) == rows[:-1]
+
+
+def test_no_rows_yet(tmp_path):
+    assert run_folder.read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_bad_line_in_the_middle_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
+    with pytest.raises(UserError, match="line 2"):
+        run_folder.read_rows(tmp_path / "metrics.jsonl")
+
+
+def test_a_row_that_does_not_fit_leaves_no_half(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    run_folder.append_row(path, {"epoch": 1})
+
+    def full_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
+        with pytest.raises(StorageError):
+            run_folder.append_row(path, {"epoch": 2, "text": "x" * 100})
+
+    in_child(full_disk)
+    run_folder.append_row(path, {"epoch": 3})
+    assert [row["epoch"] for row in run_folder.read_rows(path)] == [1, 3]
+
+
+# -- folders, status, lock -------------------------------------------------------------------------
+
+
+def test_ids_sort_by_time(tmp_path):
+    made = [run_folder.new_run(tmp_path, "r4") for _ in range(20)]
+    assert made == sorted(made) and len(set(made)) == 20
+    assert all(run.parent == tmp_path / "r4" and run.is_dir() for run in made)
+
+
+def test_ids_are_unique_in_a_race(tmp_path, monkeypatch):
+    class Stopped(run_folder.datetime.datetime):
+        ticks = iter(range(1000))
+
+        @classmethod
+        def now(cls, zone=None):  # every moment is seen three times
+            return cls(2026, 1, 1, microsecond=next(cls.ticks) // 3, tzinfo=zone)
+
+    monkeypatch.setattr(run_folder.datetime, "datetime", Stopped)
+    assert len({run_folder.new_run(tmp_path, "r4") for _ in range(9)}) == 9
+
+
+def test_a_taken_id_is_refused(tmp_path):
+    assert run_folder.new_run(tmp_path, "r4", id="seed-1") == tmp_path / "r4" / "seed-1"
+    with pytest.raises(UserError, match="already"):
+        run_folder.new_run(tmp_path, "r4", id="seed-1")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a\n", "é", "x" * 65, "a\\b", "-\0"])
+def test_names_stay_inside_the_root(tmp_path, name):
+    with pytest.raises(UserError, match="cannot be the name of a recipe"):
+        run_folder.new_run(tmp_path, name)
+    with pytest.raises(UserError, match="cannot be the name of a run"):
+        run_folder.check_name("run", name)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_root_that_is_a_file_is_a_storage_error(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(StorageError):
+        run_folder.new_run(tmp_path / "runs", "r4")
+
+
+def test_status(tmp_path):
+    run_folder.set_status(tmp_path, "running")
+    run_folder.set_status(tmp_path, "preempted", exit_code=ExitCode.PREEMPTED, step=12)
+    status = read_json(tmp_path / "status.json")
+    assert status.pop("since").endswith("+00:00")
+    assert status == {"status": "preempted", "exit_code": 143, "step": 12}
+
+
+def test_two_processes_cannot_hold_one_run(tmp_path):
+    ready, ready_w = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with run_folder.lock(tmp_path):
+            os.write(ready_w, b"x")
+            signal.pause()
+    os.read(ready, 1)
+    with pytest.raises(UserError, match=f"in use by process {holder} on .* since"):
+        with run_folder.lock(tmp_path):
+            pytest.fail("two hold it")
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    with run_folder.lock(tmp_path):  # released by death
+        assert f"process {os.getpid()} " in (tmp_path / "LOCK").read_text()
+
+
+def test_the_lock_is_let_go_after_the_with(tmp_path):
+    with run_folder.lock(tmp_path):
+        pass
+
+    def take():
+        with run_folder.lock(tmp_path):
+            pass
+
+    in_child(take)
+
+
+def test_a_surviving_loader_worker_does_not_keep_the_lock(tmp_path):
+    ready, ready_w = os.pipe()
+    trainer = os.fork()
+    if trainer == 0:
+        with run_folder.lock(tmp_path):
+            worker = os.fork()
+            if worker == 0:
+                signal.pause()
+            os.write(ready_w, str(worker).encode())
+            signal.pause()
+    worker = int(os.read(ready, 20))
+    try:
+        os.kill(trainer, signal.SIGKILL)
+        os.waitpid(trainer, 0)
+        with run_folder.lock(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    import fcntl
+
+    def none(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    with pytest.warns(UserWarning, match="one training at a time"), run_folder.lock(tmp_path):
+        pass
+
+
+def test_windows_locks_a_byte_behind_the_text(tmp_path, monkeypatch):
+    calls = []
+
+    class Msvcrt:
+        LK_NBLCK = 2
+        held = False
+
+        @classmethod
+        def locking(cls, handle, mode, count):
+            calls.append((os.lseek(handle, 0, os.SEEK_CUR), mode, count))
+            if cls.held:
+                raise OSError(13, "Permission denied")
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
+    with run_folder.lock(tmp_path):
+        assert (tmp_path / "LOCK").read_text().startswith("process ")
+        Msvcrt.held = True
+        with pytest.raises(UserError, match="in use by process"), run_folder.lock(tmp_path):
+            pytest.fail("two hold it")
+    assert calls == [(1 << 20, 2, 1)] * 2
+
+
+# -- fingerprint and secrets -----------------------------------------------------------------------
+
+
+def test_fingerprint_without_torch(tmp_path):
+    script = (
+        "import json, sys; from vision_tutorial.core import runs;"
+        "print(json.dumps(runs.fingerprint('abc'), allow_nan=False));"
+        "assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "WANDB_API_KEY": SECRET, "OMP_NUM_THREADS": "1", "MY_VAR": "mine"}
+    environment["PYTHONPATH"] = str(Path(run_folder.__file__).parents[2])
+    command = [sys.executable, "-c", script, "--api-key", "hush", f"x={SECRET}", "a b"]
+    text = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    found = json.loads(text)
+    assert SECRET not in text and "hush" not in text and "MY_VAR" not in text
+    assert found["command"] == "-c --api-key [redacted] x=[redacted] 'a b'"
+    assert found["environment"]["OMP_NUM_THREADS"] == "1" and found["data"] == "abc"
+    assert re.match(r"\d+\.\d+", found["versions"]["torch"]) and found["torch"] is None
+    assert found["cpu"]["model"] and found["cpu"]["threads"] >= found["cpu"]["cores"] >= 1
+
+
+def test_fingerprint_asks_torch_once_it_is_imported(monkeypatch):
+    cuda = SimpleNamespace(device_count=lambda: 2, get_device_name=lambda index: f"gpu{index}")
+    torch = SimpleNamespace(
+        cuda=cuda,
+        get_num_threads=lambda: 3,
+        version=SimpleNamespace(cuda="13.0"),
+        backends=SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 91)),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    found = run_folder.fingerprint()["torch"]
+    assert found == {"threads": 3, "cuda": "13.0", "cudnn": 91, "gpus": ["gpu0", "gpu1"]}
+
+
+def git(folder, *arguments):
+    names = ("-c", "user.name=t", "-c", "user.email=t")
+    subprocess.run(["git", "-C", folder, *names, *arguments], check=True, capture_output=True)
+
+
+def test_git_commit_and_changes(tmp_path):
+    assert run_folder._git(tmp_path) is None
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    git(tmp_path, "init")
+    assert run_folder._git(package) is None  # installed inside somebody's checkout, not part of it
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "x")
+    clean = run_folder._git(package)
+    assert re.fullmatch("[0-9a-f]{40}", clean["commit"]) and clean["dirty"] is False
+    (package / "__init__.py").write_text("x = 1")
+    assert run_folder._git(package) == {**clean, "dirty": True}
+
+
+def test_no_git_at_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_folder._git(Path(run_folder.__file__).parents[1]) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "WANDB_API_KEY=hunter2-x",
+        "--api-key hunter2-x",
+        "--api-key=hunter2-x",
+        "--wandb_token 'hunter2-x'",
+        'accessToken: "hunter2-x"',
+        '{"password": "hunter2-x"}',
+        "https://me:hunter2-x@host/path",
+        "https://hunter2-x@github.com/a",
+        "s3://key:p@hunter2-x@host",
+        "https://host/?a=1&token=hunter2-x&b=2",
+        "a=b=secret=hunter2-x",
+        "Authorization: Bearer hunter2-x",
+        "curl -H 'bearer hunter2-x'",
+        "AWS_SECRET_ACCESS_KEY = hunter2-x",
+    ],
+)
+def test_secrets_in_text(text):
+    assert "hunter2" not in run_folder.redact(text) and run_folder.REDACTED in run_folder.redact(
+        text
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["ghp_" + "a1" * 18, "hf_" + "a1" * 17, "sk-" + "a1" * 20, "AKIA" + "A1" * 8]
+)
+def test_secrets_by_shape(text):
+    assert run_folder.redact(f"see {text} there") == "see [redacted] there"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model.class_token=true",
+        "tokens=5 tokenizer=bpe",
+        "author: someone",
+        "https://host/@user/x",
+        "lr=1e-3 -m vision_tutorial.train recipes/r4.yaml",
+        "the secretary; passwords",
+        "key=3 monkey=4 basic recipe",
+    ],
+)
+def test_what_is_no_secret_stays(text):
+    assert run_folder.redact(text) == text
+
+
+def test_secrets_in_mappings_and_lists():
+    value = {
+        "wandb": {"api_key": "abc", "mode": "auto", "APIKey": ["a", "b"]},
+        "vit": {"class_token": True, "token": None, "reg_tokens": 4},
+        "argv": ["--token", "abc", "--token=abc", "--token", "-x", 3],
+        "password": 1234,
+    }
+    assert run_folder.redact(value) == {
+        "wandb": {"api_key": "[redacted]", "mode": "auto", "APIKey": "[redacted]"},
+        "vit": {"class_token": True, "token": None, "reg_tokens": 4},
+        "argv": ["--token", "[redacted]", "--token=[redacted]", "--token", "[redacted]", 3],
+        "password": "[redacted]",
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(), st.text(), st.text())
+def test_the_environments_secrets_never_pass(before, after, key):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_API_KEY", SECRET)
+        leaked = run_folder.redact({key: [before + SECRET + after, {"x": SECRET}]})
+        assert SECRET not in json.dumps(leaked)
+
+
+@pytest.mark.parametrize("hostile", ["a=" * 30_000, "://" * 20_000, "-" * 60_000, "token" * 12_000])
+def test_redaction_is_quick_on_hostile_text(hostile):
+    run_folder.redact(hostile)  # quadratic patterns would hang here

@@ -1,0 +1,125 @@
+"""Runs read from a wandb whose server is a fake."""
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.recipe.fields import to_plain
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.runs import wandb_reader
+from vision_tutorial.runs.run import Point
+
+RECIPE = to_plain(load(Path(__file__).parents[2] / "recipes" / "r4.yaml").recipe)
+SUMMARY = {
+    "val/top1": 81.5,
+    "metric": "val/top1",
+    "chosen_on": "test",
+    "status": "done",
+    "best/epoch": 240,
+    "best/value": 82.0,
+    "last/epoch": 260,
+    "last/value": 81.5,
+    "_runtime": 3660,
+}
+
+
+def entry(**more: Any) -> SimpleNamespace:
+    """A run as wandb's Api gives it."""
+    facts = {
+        "config": RECIPE,
+        "summary": SUMMARY,
+        "state": "finished",
+        "name": "r4-1",
+        "id": "r4-1",
+    }
+    facts |= {"created_at": "2026-11-25T10:00:00", "url": "https://wandb.ai/a/b/runs/r4-1"}
+    return SimpleNamespace(**facts | more)
+
+
+class Api:
+    """Lists what it is given, as a newer version does."""
+
+    def __init__(self, *entries: SimpleNamespace) -> None:
+        self.entries = entries
+
+    def runs(self, path: str, order: str, lazy: bool = True) -> tuple[SimpleNamespace, ...]:
+        assert (path, order, lazy) == ("school/vision", "+created_at", False)
+        return self.entries
+
+
+def test_a_finished_run() -> None:
+    (run,) = wandb_reader.from_api(Api(entry()), "school/vision")
+    assert (run.name, run.id, run.status, run.seconds) == ("r4", "r4-1", "done", 3660)
+    assert (run.metric, run.best, run.last) == ("val/top1", Point(240, 82.0), Point(260, 81.5))
+    assert run.expects == {"top1": 82.13, "minutes": 61} and run.chosen_on == "test"
+    assert (run.created, run.link) == ("2026-11-25T10:00:00", "https://wandb.ai/a/b/runs/r4-1")
+    assert run.rows == [] and run.notes == () and run.classes == {} and run.folder is None
+
+
+@pytest.mark.parametrize(
+    ("state", "summary", "status"),
+    [
+        ("finished", SUMMARY | {"status": "paused"}, "paused"),
+        ("running", {"val/top1": 3.0}, "running"),
+        ("crashed", {}, "killed"),
+        ("failed", SUMMARY, "failed"),
+    ],
+)
+def test_other_states(state: str, summary: dict, status: str) -> None:
+    (run,) = wandb_reader.from_api(Api(entry(state=state, summary=summary)), "school/vision")
+    assert run.status == status
+    assert (run.best is None) == ("best/value" not in summary)
+
+
+def test_a_run_of_another_program() -> None:
+    (run,) = wandb_reader.from_api(
+        Api(entry(config={"lr": 1}, summary={"loss": 1})), "school/vision"
+    )
+    assert (run.name, run.recipe, run.best, run.seconds, run.metric) == (
+        "r4-1",
+        {"lr": 1},
+        *[None] * 3,
+    )
+
+
+def test_an_older_version_has_no_lazy_runs() -> None:
+    api = SimpleNamespace(runs=lambda path, order: [entry()])
+    assert len(wandb_reader.from_api(api, "school/vision")) == 1
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    wandb = ModuleType("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(wandb_reader, "settle_mode", lambda mode, module: ("online", ""))
+    return wandb
+
+
+def test_through_the_api(fake: ModuleType) -> None:
+    fake.Api = lambda timeout: Api(entry())
+    assert [run.id for run in wandb_reader.project_runs("wandb:school/vision/")] == ["r4-1"]
+
+
+def test_offline_is_one_line(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_reader, "settle_mode", lambda mode, module: ("offline", "no key: x"))
+    with pytest.raises(UserError, match=r"wandb:a/b: cannot be read \(no key: x\)\. .*folders\.$"):
+        wandb_reader.project_runs("wandb:a/b")
+
+
+def test_whatever_wandb_raises_is_one_line(fake: ModuleType) -> None:
+    def api(timeout: int) -> None:
+        raise RuntimeError("could not find\nproject a/b")
+
+    fake.Api = api
+    with pytest.raises(UserError, match=r"cannot be read \(could not find project a/b\)"):
+        wandb_reader.project_runs("wandb:a/b")
+
+
+def test_no_wandb_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb:a/b: cannot be read"):
+        wandb_reader.project_runs("wandb:a/b")

@@ -1,0 +1,179 @@
+"""Polygons and run lengths: hand-made numbers, plain loops, and pycocotools to the pixel."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.segmentation.coco_masks import Drawn, counts_of, region
+
+WIDTH, HEIGHT = 8, 6
+# pycocotools 2.0.11 has not heard of NumPy's newest wish
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def pixels(segmentation: Any, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    made = region(1, segmentation, height, width)
+    mask = Drawn(((height, width),), ((made,),))[0]
+    assert mask.sum() == made.area and mask.dtype == np.uint8 and mask.flags.c_contiguous
+    return mask
+
+
+def box(left: int, top: int, right: int, bottom: int) -> list[float]:
+    """A polygon that covers the pixels left … right - 1, top … bottom - 1."""
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def filled(left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def test_polygons_by_hand():
+    np.testing.assert_array_equal(pixels([box(1, 2, 5, 4)]), filled(1, 2, 5, 4))
+    np.testing.assert_array_equal(pixels([box(-3, -2, 12, 9)]), filled(0, 0, 8, 6))
+    both = pixels([box(0, 0, 2, 2), box(1, 1, 4, 3)])
+    np.testing.assert_array_equal(both, filled(0, 0, 2, 2) | filled(1, 1, 4, 3))
+    triangle = pixels([[0, 0, 6, 0, 0, 6]])
+    assert triangle[:5, 0].all() and triangle[0, :5].all() and not triangle[4:, 4:].any()
+    assert not pixels([[1, 1, 1, 1, 1, 1]]).any() and not pixels([[-8, 0, -4, 0, -4, 6]]).any()
+
+
+corner = st.one_of(st.floats(-12, 24), st.integers(-24, 48).map(lambda n: n / 2))
+
+
+@given(
+    st.lists(st.lists(corner, min_size=6, max_size=14), min_size=1, max_size=3),
+    st.integers(12, 30),
+    st.integers(12, 30),
+)
+@settings(max_examples=300, deadline=None)
+def test_polygons_as_pycocotools_draws_them(polygons: list, height: int, width: int):
+    coco = pytest.importorskip("pycocotools.mask")
+    polygons = [p[: len(p) // 2 * 2] for p in polygons]
+    wanted = coco.decode(coco.merge(coco.frPyObjects(polygons, height, width)))
+    np.testing.assert_array_equal(pixels(polygons, height, width), wanted)
+
+
+@given(st.lists(st.tuples(st.floats(-4, 16), st.floats(-4, 16)), min_size=3, max_size=7))
+@settings(max_examples=60, deadline=None)
+def test_a_polygon_covers_the_pixels_whose_centre_it_holds(points: list[tuple[float, float]]):
+    """By the even-odd rule, in a plain loop. Only centres within 0.75 pixels of an edge may differ:
+    COCO's rule draws edges on a grid of fifths."""
+    size = 12
+    mask = pixels([[value for point in points for value in point]], size, size)
+    edges = list(zip(points, [*points[1:], points[0]], strict=True))
+    for row in range(size):
+        for column in range(size):
+            x, y = column + 0.5, row + 0.5
+            if min(away(x, y, *edge) for edge in edges) > 0.75:
+                assert mask[row, column] == inside(x, y, edges), (row, column)
+
+
+def inside(x: float, y: float, edges: list) -> bool:
+    crossings = 0
+    for (x1, y1), (x2, y2) in edges:
+        if (y1 > y) != (y2 > y):
+            crossings += x < x1 + (y - y1) * (x2 - x1) / (y2 - y1)
+    return bool(crossings % 2)
+
+
+def away(x: float, y: float, start: tuple, end: tuple) -> float:
+    """Distance of a point from a line segment."""
+    (x1, y1), (x2, y2) = start, end
+    length = (x2 - x1) ** 2 + (y2 - y1) ** 2
+    along = ((x - x1) * (x2 - x1) + (y - y1) * (y2 - y1)) / length if length else 0
+    along = min(max(along, 0), 1)
+    return float(np.hypot(x - x1 - along * (x2 - x1), y - y1 - along * (y2 - y1)))
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """Counts of 0, 1, 0, … down the columns, by a plain loop."""
+    counts, current = [0], 0
+    for value in mask.T.ravel().tolist():
+        if value != current:
+            counts.append(0)
+            current = value
+        counts[-1] += 1
+    return counts
+
+
+def as_text(counts: list[int]) -> str:
+    """COCO's text of run lengths: each less the one two before it (from the fourth on), five bits a
+    letter, the lowest first."""
+    text = ""
+    for i, count in enumerate(counts):
+        value = count - counts[i - 2] if i > 2 else count
+        while True:
+            bits, value = value & 31, value >> 5
+            done = value == (-1 if bits & 16 else 0)
+            text += chr(48 + bits + (0 if done else 32))
+            if done:
+                break
+    return text
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_run_lengths_in_both_forms(seed: int, height: int, width: int, share: float):
+    mask = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
+    counts = run_lengths(mask)
+    for form in (counts, as_text(counts)):
+        found = pixels({"size": [height, width], "counts": form}, height, width)
+        np.testing.assert_array_equal(found, mask)
+
+
+@pytest.mark.parametrize(
+    "segmentation, said",
+    [
+        ([], "its segmentation is []; polygons [[x, y, …], …] or run lengths"),
+        (None, "its segmentation is null"),
+        ("abc", 'its segmentation is "abc"'),
+        ([1, 2, 3, 4, 5, 6], "a polygon is 1; a list [x, y, …] of numbers"),
+        ([[1, 2, "3", 4, 5, 6]], "a polygon is [1, 2"),
+        ([[1, 2, True, 4, 5, 6]], "a polygon is [1, 2, true"),
+        ([[0, 0, 3, 3]], "a polygon has 4 numbers; at least 3 points"),
+        ([[0, 0, 3, 0, 3, 3, 1]], "a polygon has 7 numbers"),
+        ([[0, 0, float("nan"), 0, 3, 3]], "which is nowhere near the picture"),
+        ([[0, 0, 17, 0, 3, 3]], "reaches from 0 to 17, which is nowhere near the picture of 8x6"),
+        ([[0, -9, 1e308, 0, 3, 3]], "reaches from -9 to 1e+308"),
+        ([[0, 0, 10**400, 0, 3, 3]], "reaches from 0 to 1000"),
+        ({"size": [8, 6], "counts": [48]}, "have the size [8, 6]; the picture's [height, width]"),
+        ({"counts": [48]}, "have the size null"),
+        ({"size": [6, 8]}, "its run lengths are null; a list of numbers from 0 up, or COCO's text"),
+        ({"size": [6, 8], "counts": [40, 7]}, "cover 47 pixels; the picture has 48"),
+        (
+            {"size": [6, 8], "counts": [50, -2]},
+            "run lengths are [50, -2]; a list of numbers",
+        ),
+        ({"size": [6, 8], "counts": [47.0, 1]}, "run lengths are [47.0, 1]"),
+        ({"size": [6, 8], "counts": as_text([40, 7])}, "cover 47 pixels; the picture has 48"),
+        ({"size": [6, 8], "counts": as_text([40, 9])}, "cover 49 pixels"),
+        ({"size": [6, 8], "counts": ""}, 'run lengths are ""'),
+        ({"size": [6, 8], "counts": "Ünïcode"}, 'run lengths are "Ünïcode"'),
+        ({"size": [6, 8], "counts": as_text([48]) + "o"}, "run lengths are"),
+        ({"size": [6, 8], "counts": "oooooooooo0"}, 'run lengths are "oooooooooo0"'),
+        ({"size": [6, 8], "counts": as_text([50, -2])}, "COCO's text for one, is expected"),
+    ],
+)
+def test_a_bad_segmentation(segmentation: Any, said: str):
+    with pytest.raises(UserError) as caught:
+        region(1, segmentation, HEIGHT, WIDTH)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_picture_of_one_pixel():
+    assert pixels({"size": [1, 1], "counts": as_text([0, 1])}, 1, 1).tolist() == [[1]]
+
+
+@given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_run_lengths_or_refused(text: str):
+    with contextlib.suppress(UserError):
+        counts = counts_of({"size": [HEIGHT, WIDTH], "counts": text}, HEIGHT, WIDTH).tolist()
+        assert sum(counts) == HEIGHT * WIDTH and min(counts) >= 0

@@ -1,0 +1,174 @@
+"""Sweep files: the points they mean, and what is said of a wrong one."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.sweeps.sweep_file import Sweep, points_of, read_sweep, trials_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder for sweep files, beside a recipe of its own."""
+    (tmp_path / "base.yaml").write_text((ROOT / "recipes" / "debug.yaml").read_text())
+    return tmp_path
+
+
+def read(place: Path, text: str) -> Sweep:
+    """A sweep of base.yaml; `text` begins on line 2."""
+    path = place / "s.yaml"
+    path.write_text(f"recipe: base.yaml\n{text}\n")
+    return read_sweep(path)
+
+
+def test_a_grid_is_every_combination(place: Path) -> None:
+    found = read(place, "grid: {loss: [focal, cross_entropy], epochs: [1, 2, 3]}")
+    points = points_of(found, 0)
+    assert [(p.recipe.loss[0].name, p.recipe.epochs) for p in points] == [
+        (loss, epochs) for loss in ("focal", "cross_entropy") for epochs in (1, 2, 3)
+    ]
+    assert points[0].words == "loss=focal epochs=1"
+    assert {p.recipe.name for p in points} == {"s"} and not points[0].recipe.expects
+
+
+def test_whole_values_of_any_kind_come_through(place: Path) -> None:
+    text = """
+set: {warmup: {epochs: 0}, seed: 5}
+points:
+  - optimizer: {adamw: {lr: 1.0e-4, weight_decay: 1.0e-2}}
+    mix: null
+  - {loss: {focal: {weight: 0.75, gamma: 0.5}, cross_entropy: 0.25}, augment: [hflip]}
+"""
+    one, two = points_of(read(place, text), 0)
+    assert one.recipe.optimizer.options["lr"] == 1e-4 and one.recipe.mix is None
+    assert one.recipe.warmup.epochs == two.recipe.warmup.epochs == 0
+    assert [(t.name, t.weight) for t in two.recipe.loss] == [
+        ("focal", 0.75),
+        ("cross_entropy", 0.25),
+    ]
+    assert two.recipe.loss[0].options["gamma"] == 0.5 and two.recipe.augment[0].name == "hflip"
+
+
+def test_trials_go_through_all_points_before_the_next_seed(place: Path) -> None:
+    found = read(place, "grid: {loss: [focal, cross_entropy]}\nseeds: [7, 8]")
+    trials = trials_of(found, points_of(found, 0))
+    assert [(t.seed, t.point.recipe.loss[0].name) for t in trials] == [
+        (7, "focal"),
+        (7, "cross_entropy"),
+        (8, "focal"),
+        (8, "cross_entropy"),
+    ]
+    assert len({t.id for t in trials}) == 4 and trials[0].id[:-1] == trials[2].id[:-1]
+
+
+def test_an_id_is_what_the_recipe_resolves_to(place: Path) -> None:
+    def ids(text: str) -> list[str]:
+        return [p.id for p in points_of(read(place, text), 0)]
+
+    (one,) = ids("points: [{loss: {focal: {gamma: 2.0}}}]")
+    assert ids("points: [{loss: focal, workers: 2, threads: 1}]") == [one]  # the same numbers
+    assert ids("points: [{loss: focal}, {loss: {focal: 1}}]") == [one]  # one point, said twice
+    assert ids("points: [{loss: focal, epochs: 3}]") != [one]
+    assert ids("grid: {seed: [1, 2], loss: [focal]}") == [one]
+    base = place / "base.yaml"
+    base.write_text(base.read_text().replace("batch_size: 32", "batch_size: 16"))
+    assert ids("points: [{loss: focal}]") != [one], "results of another recipe are not its own"
+    (place / "mine.py").write_text("x = 1")
+    base.write_text(base.read_text() + "imports: [mine.py]\n")
+    (mine,) = ids("points: [{loss: focal}]")
+    (place / "mine.py").write_text("x = 2")
+    assert ids("points: [{loss: focal}]") != [mine]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("grid: {loss: [focal, focl]}", "s.yaml:2 (loss=focl): loss.focl: no loss called 'focl'"),
+        ("grid:\n  epochs: [1]\n  los: [focal]", "s.yaml:4 (los=focal): no key called 'los'"),
+        ("points:\n- {epochs: 1}\n- {epochs: x}", "s.yaml:4 (epochs=x): epochs: given"),
+        ("set: {epoch: 2}\npoints: [{loss: focal}]", "s.yaml:2 (epoch=2): no key called 'epoch'"),
+        ("grid: {loss: focal}", "s.yaml:2: grid.loss: given"),
+        ("grid: {loss: []}", "s.yaml:2: grid.loss: given"),
+        ("grid: []", "s.yaml:2: grid: given"),
+        ("points: {loss: focal}", "s.yaml:2: points: given"),
+        ("points: [focal]", "s.yaml:2: points.0: given"),
+        ("stages: []", "s.yaml:2: stages: given"),
+        ("stages: [{name: a}]", "s.yaml:2: stages.0: given"),
+        ("stages: [{grids: {}, points: [{}]}]", "no key of a stage called 'grids'"),
+        ("stages: [{name: [a], points: [{}]}]", "s.yaml:2: stages.0.name: given"),
+        ("gird: {loss: [focal]}", "no key of a sweep called 'gird'; did you mean 'grid'?"),
+        ("", "exactly one of grid, points, stages is needed; none is given"),
+        ("grid: {epochs: [1]}\npoints: [{}]", "grid, points are given"),
+        ("points: [{}]\nseeds: [1, 1]", "s.yaml:3: seeds: given"),
+        ("points: [{}]\nseeds: 3", "s.yaml:3: seeds: given"),
+        ("points: [{}]\nseeds: []", "s.yaml:3: seeds: given"),
+        ("points: [{}]\nseeds: [-1]", "s.yaml:3 (seed=-1): seed: given"),
+        ("points: [{}]\nseeds: [1]\nset: {seed: 2}", "a seed is set for all points too"),
+        ("points: [{}]\ndirection: up", "s.yaml:3: direction: given"),
+        ("points: [{}]\nmetric: 3", "s.yaml:3: metric: given"),
+        (f"grid: {{a: {list(range(1001))}}}", "1,001 points; at most 1,000"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(text: str, said: str, place: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read(place, text)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("grid: {epochs: [1]}", "the key 'recipe' is needed"),
+        ("recipe: r9.yaml\ngrid: {epochs: [1]}", "s.yaml:1: recipe: "),
+        ("recipe: [base.yaml]\ngrid: {epochs: [1]}", "s.yaml:1: recipe: given"),
+        ("recipe: bad.yaml\ngrid: {epochs: [1]}", "bad.yaml:1: epoch: no key called"),
+    ],
+)
+def test_a_sweep_needs_a_good_recipe(text: str, said: str, place: Path) -> None:
+    (place / "bad.yaml").write_text("epoch: 3\n")
+    (place / "s.yaml").write_text(text)
+    with pytest.raises(UserError, match=said.replace("(", r"\(")):
+        read_sweep(place / "s.yaml")
+    with pytest.raises(UserError, match="no such sweep"):
+        read_sweep(place / "nowhere.yaml")
+
+
+def test_a_later_stage_is_checked_on_every_choice_of_those_before(place: Path) -> None:
+    text = """
+stages:
+  - grid: {optimizer: [{sgd: {lr: 0.1}}, {adamw: {lr: 0.1}}]}
+  - grid: {optimizer.sgd.momentum: [0.5]}
+"""
+    with pytest.raises(UserError, match=r"s.yaml:5 \(optimizer.sgd.momentum=0.5\).*'adamw' here"):
+        read(place, text)
+
+
+def test_overrides_hold_for_all_points_and_come_last(place: Path) -> None:
+    path = read(place, "grid: {epochs: [1, 2], loss: [focal, cross_entropy]}").path
+    found = read_sweep(path, ["epochs=5"])
+    assert [p.recipe.epochs for p in points_of(found, 0)] == [5, 5]
+    with pytest.raises(UserError, match=r"command line \(epoch=5\): no key"):
+        read_sweep(path, ["epoch=5"])
+
+
+def test_a_loss_is_to_be_small_unless_the_file_says_else(place: Path) -> None:
+    for text, more in (("", True), ("metric: val/loss", False), ("metric: val/top5", True)):
+        assert read(place, f"points: [{{}}]\n{text}").more_is_better is more
+    assert read(place, "points: [{}]\nmetric: val/loss\ndirection: max").more_is_better
+
+
+def test_the_file_in_the_docs_loads(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "sweep.md").read_text("utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    shutil.copy(ROOT / "recipes" / "quickstart.yaml", tmp_path)
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "s.yaml").write_text(block)
+    found = read_sweep(tmp_path / "sweeps" / "s.yaml")
+    assert len(trials_of(found, points_of(found, 0))) == 8
+    named = set(re.findall(r"`([a-z0-9-]+)`", text[text.index("| file |") :]))
+    assert {path.stem for path in (ROOT / "recipes" / "sweeps").glob("*.yaml")} <= named

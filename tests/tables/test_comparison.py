@@ -1,0 +1,212 @@
+"""Seeds as one line, parents, differences and what is noise in them."""
+
+import math
+from pathlib import Path
+
+import pytest
+from run_folders import edit, make_run
+
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.runs.reader import collect, read
+from vision_tutorial.runs.seed_statistics import Sample
+from vision_tutorial.tables import comparison
+from vision_tutorial.tables.comparison import Line, lines, ordered, parent, step
+
+
+def made(root: Path, each: bool = False) -> list[Line]:
+    return lines(collect([root])[0], each)
+
+
+def table3(root: Path, **values: list[float]) -> None:
+    """Runs of the report's recipes, a seed for each best value."""
+    for name, best in values.items():
+        for seed, value in enumerate(best):
+            make_run(
+                root, name, f"seed={seed}", id=f"s{seed}", values=[value - 1, value, value - 2]
+            )
+
+
+# -- lines -----------------------------------------------------------------------------------------
+
+
+def test_seeds_are_one_line(tmp_path: Path) -> None:
+    table3(tmp_path, r3=[80.5, 81.0, 81.3], r4=[82.0])
+    three, four = made(tmp_path)
+    assert (three.label, four.label) == ("r3", "r4")
+    assert three.best == Sample((80.5, 81.0, 81.3)) and three.last == Sample((78.5, 79.0, 79.3))
+    assert three.seconds == Sample((180.0,) * 3)
+    assert three.measured("top5") == Sample((90.5, 91.0, 91.3)), "at the best epoch"
+    assert three.measured("minutes") == Sample((3.0,) * 3)
+    assert three.measured("top1") == three.best and three.measured("f1") is None
+    assert [line.label for line in made(tmp_path, each=True)] == ["r3/s0", "r3/s1", "r3/s2", "r4"]
+
+
+def test_what_is_not_done_stands_alone(tmp_path: Path) -> None:
+    for n, status in enumerate(("done", "done", "running", "failed", "paused")):
+        make_run(tmp_path, "debug", f"seed={n}", id=f"s{n}", status=status)
+    make_run(tmp_path, "debug", "seed=9", id="s9", values=[])
+    found = made(tmp_path)
+    assert [(line.label, len(line.runs)) for line in found] == [
+        ("debug/s0", 2),
+        ("debug/s2", 1),
+        ("debug/s3", 1),
+        ("debug/s4", 1),
+        ("debug/s9", 1),
+    ]
+    assert [line.done for line in found] == [True, False, False, False, False]
+
+
+def test_other_data_is_another_experiment(tmp_path: Path) -> None:
+    make_run(tmp_path, id="1"), make_run(tmp_path, "debug", "seed=1", id="2", data="other")
+    assert len(made(tmp_path)) == 2
+
+
+def test_a_seed_counts_once(tmp_path: Path) -> None:
+    """The same seed again gives the same bits, and would make the spread too small."""
+    for id, day, value in (("a", "02", 50.0), ("b", "01", 60.0), ("c", "03", 70.0)):
+        make_run(
+            tmp_path,
+            "debug",
+            f"seed={1 if id == 'c' else 0}",
+            id=id,
+            values=[value],
+            created=f"2026-11-{day}T00:00:00+00:00",
+        )
+    (line,) = made(tmp_path)
+    assert [run.id for run in line.runs] == ["a", "c"], "of seed 0 the newer one"
+    assert [run.id for run in line.repeats] == ["b"] and line.best == Sample((50.0, 70.0))
+    assert len(made(tmp_path, each=True)) == 3
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def steps(found: list[Line], assumed: float | None = None) -> dict[str, comparison.Step | None]:
+    return {line.label: step(line, found, assumed) for line in found}
+
+
+def test_the_report_with_its_known_spread(tmp_path: Path) -> None:
+    values = {"r0": 70.72, "r1": 78.19, "r2": 80.31, "r3": 80.91, "r4": 82.13, "r5": 81.28}
+    table3(tmp_path, **{name: [value] for name, value in values.items()})
+    found = steps(made(tmp_path), 0.4)
+    assert found["r0"] is None
+    assert {name: s.parent.label for name, s in found.items() if s} == {
+        "r1": "r0",
+        "r2": "r1",
+        "r3": "r2",
+        "r4": "r3",
+        "r5": "r4",
+    }
+    deltas = {name: round(s.delta, 2) for name, s in found.items() if s}
+    assert deltas == {"r1": 7.47, "r2": 2.12, "r3": 0.6, "r4": 1.22, "r5": -0.85}
+    assert found["r5"].margin == pytest.approx(1.96 * 0.4 * math.sqrt(2), rel=1e-3)
+    verdicts = {name: s.verdict for name, s in found.items() if s}
+    assert verdicts == {
+        **dict.fromkeys(("r1", "r2", "r4"), "beyond"),
+        **dict.fromkeys(("r3", "r5"), "within"),
+    }
+    assert found["r3"].words == "mix – → cutmix"
+    unknown = steps(made(tmp_path))
+    assert {s.verdict for s in unknown.values() if s} == {"unknown"}
+
+
+def test_seeds_decide_where_there_are_some(tmp_path: Path) -> None:
+    table3(tmp_path, r3=[80.0, 81.0], r4=[81.1, 81.9], r5=[90.0])
+    found = steps(made(tmp_path), 0.001)
+    assert found["r4"].delta == pytest.approx(1.0)
+    # s² 0.5 and 0.32, n 2 and 2: √0.41; freedom 0.41² / (0.25² + 0.16²) = 1.9 -> t(1) = 12.7
+    assert found["r4"].margin == pytest.approx(12.706 * math.sqrt(0.41))
+    assert found["r4"].verdict == "within"
+    # a single run: the pooled spread √((0.5 + 0.32) / 2) on 2 degrees of freedom
+    assert found["r5"].margin == pytest.approx(4.303 * math.sqrt(0.41) * math.sqrt(1.5))
+    assert found["r5"].verdict == "beyond"
+
+
+def test_the_parent_that_was_run_with_the_same_overrides(tmp_path: Path) -> None:
+    """In a lab hour all recipes are shrunk alike, the parent too."""
+    short = ("epochs=2", "subset=100")
+    make_run(tmp_path, "r2", *short)
+    make_run(tmp_path, "r2", *short, "batch_size=64", id="other")
+    make_run(tmp_path, "r3", *short)
+    found = made(tmp_path)
+    assert steps(found)["r3"].words == "mix – → cutmix"
+    assert parent(found[-1].run, found).run.id == "1"
+
+
+def test_the_very_parent_comes_first(tmp_path: Path) -> None:
+    make_run(tmp_path, "r2", "epochs=10", id="near", name="r2x")
+    make_run(tmp_path, "r2", id="very")
+    make_run(tmp_path, "r3", "epochs=10")
+    found = made(tmp_path)
+    three = next(line for line in found if line.run.name == "r3")
+    # changes: mix and epochs; undone they are r2 as it stands in its file
+    assert parent(three.run, found).run.id == "very"
+
+
+def test_a_parent_that_is_not_there(tmp_path: Path) -> None:
+    make_run(tmp_path, "r4"), make_run(tmp_path, "debug")
+    found = steps(made(tmp_path))
+    assert found["debug"] is None
+    assert found["r4"] == comparison.Step("epochs 200 → 250")
+    assert found["r4"].verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("parents", "childs"),
+    [
+        ({"status": "running"}, {}),
+        ({}, {"status": "failed"}),
+        ({"metric": "val/miou"}, {}),
+        ({"values": []}, {}),
+    ],
+)
+def test_what_cannot_be_compared(tmp_path: Path, parents: dict, childs: dict) -> None:
+    make_run(tmp_path, "r3", **parents), make_run(tmp_path, "r4", **childs)
+    found = steps(made(tmp_path), 0.4)["r4"]
+    assert found.parent.label == "r3" and found.delta is None and found.verdict == "unknown"
+
+
+def test_a_best_chosen_on_other_pictures_is_no_comparison(tmp_path: Path) -> None:
+    make_run(tmp_path, "r3"), make_run(tmp_path, "r4")
+    edit(tmp_path / "r4" / "1" / "summary.json", chosen_on="holdout")
+    assert steps(made(tmp_path))["r4"].delta is None
+
+
+def test_strange_changes_in_a_fingerprint(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "r4")
+    for changes in ([], {"epochs": 3}, {"epochs": [1, 2, 3]}, {"loss": [[], 3]}, {"new": [1, 2]}):
+        edit(folder / "fingerprint.json", recipe={"base": "r3.yaml", "changes": changes})
+        line = lines([read(folder)])[0]
+        assert isinstance(step(line, [line]).words, str)
+
+
+# -- order -----------------------------------------------------------------------------------------
+
+
+def test_sorting(tmp_path: Path) -> None:
+    make_run(tmp_path, "r2", values=[60.0, 50.0], seconds=10)
+    make_run(tmp_path, "r0", values=[70.0, 40.0], seconds=30)
+    make_run(tmp_path, "r3", values=[], seconds=20)
+    make_run(tmp_path, "debug", values=[65.0, 64.0], seconds=1)
+    found = made(tmp_path)
+
+    def by(key: str) -> str:
+        return " ".join(line.label for line in ordered(found, key))
+
+    assert by("best") == "r0 debug r2 r3"
+    assert by("last") == "debug r2 r0 r3"
+    assert by("run") == "debug r0 r2 r3"
+    assert by("time") == "r3 debug r2 r0"
+    assert by("optimizer.lr") == "debug r0 r2 r3"
+    assert by("optimizer.momentum") == "r0 debug r2 r3"
+    assert by("mix") == "debug r3 r0 r2", "words before nothing"
+    with pytest.raises(UserError, match="did you mean 'optimizer.lr'"):
+        by("optimizer.ly")
+
+
+def test_a_lower_loss_is_first(tmp_path: Path) -> None:
+    for id, value in (("a", 2.0), ("b", 1.0)):
+        make_run(
+            tmp_path, "debug", f"epochs={int(value)}", id=id, values=[value], metric="val/loss"
+        )
+    assert [line.run.id for line in ordered(made(tmp_path), "best")] == ["b", "a"]

@@ -1,0 +1,248 @@
+"""Renderings: numbers and units, Korean columns, and text that would like to be more than text."""
+
+import csv
+import html
+import io
+import json
+import re
+
+import pytest
+from rich.cells import cell_len
+
+from vision_tutorial.runs.seed_statistics import Sample
+from vision_tutorial.tables import table
+from vision_tutorial.tables.table import FORMATS, Column, Table, clean
+
+COLUMNS = (
+    Column("run", "run"),
+    Column("best", "best top1", "number"),
+    Column("delta", "Δ", "signed"),
+    Column("seconds", "time", "duration"),
+    Column("epochs", "epochs"),
+)
+PLAIN = Table(
+    COLUMNS,
+    (
+        ("r3", Sample((80.5, 81.0, 81.3)), None, Sample((2985.0,)), 200),
+        ("r4", Sample((82.13,)), 1.196, 3660.0, 250),
+        ("r5", None, -0.85, None, None),
+    ),
+    ("a note",),
+)
+HOSTILE = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "＝1",
+    " =1+1",
+    "\t=1",
+    "a\r\nb\x1b[31mred\x9b2J\x00",
+    "\u202eevil\u2066\u200b",
+    "<script>alert(1)</script>",
+    "\"' onmouseover='x'",
+    "a | b",
+    "[link](javascript:alert(1))",
+    "![x](http://x)",
+    "`code` *bold* _it_ ~~no~~ $x$",
+    "[red]text[/]",
+    r"\input{/etc/passwd} & % # _ ^ ~ { } $",
+    "[1em]*",
+    "한글 이름",
+    "\ud800",
+]
+
+
+def held(values: list[str]) -> Table:
+    """The values as run names, heads, notes and title."""
+    rows = tuple((value, value) for value in values)
+    return Table((Column("a", "a"), Column("b", values[0])), rows, tuple(values), values[0])
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert PLAIN.texts() == [
+        ["r3", "80.93 ± 0.40 (n=3)", "–", "49m45s", "200"],
+        ["r4", "82.13", "+1.20", "1h1m", "250"],
+        ["r5", "–", "−0.85", "–", "–"],
+    ]
+
+
+def test_transposed() -> None:
+    turned = PLAIN.transposed()
+    assert [column.title for column in turned.columns] == ["run", "r3", "r4", "r5"]
+    assert turned.rows[0] == ("best top1", "80.93 ± 0.40 (n=3)", "82.13", "–")
+    assert len(turned.rows) == 4 and turned.notes == PLAIN.notes
+
+
+def test_markdown() -> None:
+    assert table.markdown(PLAIN).splitlines()[:3] == [
+        "| run | best top1 | Δ | time | epochs |",
+        "| --- | ---: | ---: | ---: | --- |",
+        "| r3 | 80.93 ± 0.40 (n=3) | – | 49m45s | 200 |",
+    ]
+
+
+def test_csv_is_for_machines() -> None:
+    rows = list(csv.DictReader(io.StringIO(table.csv_text(PLAIN))))
+    assert rows[0] == {
+        "run": "r3",
+        "best top1": str(Sample((80.5, 81.0, 81.3)).mean),
+        "best top1 ±": str(Sample((80.5, 81.0, 81.3)).spread),
+        "best top1 n": "3",
+        "Δ": "",
+        "time (s)": "2985.0",
+        "epochs": "200",
+    }
+    assert (rows[1]["best top1 ±"], rows[1]["best top1 n"], rows[2]["Δ"]) == ("", "1", "-0.85")
+
+
+def test_json_keeps_the_values() -> None:
+    whole = json.loads(table.json_text(PLAIN))
+    assert whole["rows"][0]["best"] == {
+        "mean": pytest.approx(80.93, abs=0.01),
+        "spread": pytest.approx(0.404, abs=0.001),
+        "n": 3,
+        "values": [80.5, 81.0, 81.3],
+    }
+    assert whole["rows"][2] == {
+        "run": "r5",
+        "best": None,
+        "delta": -0.85,
+        "seconds": None,
+        "epochs": None,
+    }
+    assert whole["columns"][3] == {"key": "seconds", "title": "time"}
+
+
+def test_latex() -> None:
+    lines = table.latex(PLAIN).splitlines()
+    assert lines[:3] == ["% a note", r"\begin{tabular}{lrrrl}", r"\toprule"]
+    assert lines[5] == r"r3 & 80.93 $\pm$ 0.40 (n=3) & -- & 49m45s & 200 \\"
+    assert lines[7] == r"r5 & -- & $-$0.85 & -- & -- \\"
+
+
+# -- the terminal ----------------------------------------------------------------------------------
+
+
+def printed(shown: Table, width: int | None = None) -> list[str]:
+    out = io.StringIO()
+    table.terminal(shown, out, width)
+    return out.getvalue().splitlines()
+
+
+def test_korean_stands_in_columns() -> None:
+    shown = Table(
+        (Column("a", "실험"), Column("b", "최고 top1", "number"), Column("c", "메모")),
+        (("기본", 70.72, "x"), ("abc", 8.0, "학습이 불안정"), ("긴 이름의 실험", 82.13, "y")),
+    )
+    lines = printed(shown)
+    assert len({cell_len(line) for line in lines}) == 1
+    starts = [cell_len(line[: line.index(x)]) for line, x in zip(lines[2:], "x학y", strict=True)]
+    assert len(set(starts)) == 1
+    ends = [
+        cell_len(line[: line.index(x) + len(x)])
+        for line, x in zip(lines[2:], ("70.72", "8.00", "82.13"), strict=True)
+    ]
+    assert len(set(ends)) == 1
+
+
+def test_a_wide_table_comes_in_blocks() -> None:
+    columns = tuple(Column(f"c{n}", f"column {n}") for n in range(12))
+    rows = tuple((f"run {r}", *(f"value {n}" for n in range(11))) for r in range(3))
+    lines = printed(Table(columns, rows), 60)
+    assert all(cell_len(line) <= 60 for line in lines)
+    assert sum(line.startswith("column 0") for line in lines) > 1
+    assert sum(line.startswith("run 1") for line in lines) > 1
+    for n in range(11):
+        assert sum(f"column {n} " in f"{line} " for line in lines) >= 1
+    assert len(printed(Table(columns, rows))) == 5, "where nobody measures, lines are long"
+
+
+def test_long_words_are_folded_not_lost() -> None:
+    lines = printed(Table((Column("a", "a"), Column("b", "b")), (("x" * 50, "y" * 50),)), 60)
+    assert "".join(lines).count("x") == 50 and "".join(lines).count("y") == 50
+
+
+# -- untrusted text --------------------------------------------------------------------------------
+
+
+def test_letters_that_steer_are_taken_out() -> None:
+    assert clean("a\r\nb\x1b[31mred\x9b2J\x00") == "a b[31mred2J"
+    assert clean("\u202eevil\u2066\u200b \ud800x") == "evil x"
+    assert clean("한글 café 👍") == "한글 café 👍"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_format_lets_a_letter_steer(form: str) -> None:
+    text = FORMATS[form](held(HOSTILE))
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202e\u2066\ud800]", text)
+    assert "한글 이름" in text
+
+
+def test_brackets_are_text_on_a_terminal() -> None:
+    assert "[red]text[/]" in FORMATS["terminal"](held(HOSTILE))
+
+
+def test_html_runs_nothing() -> None:
+    text = FORMATS["html"](held(HOSTILE))
+    tags = set(re.findall(r"<([a-z!]+)", text))
+    shown = re.sub(r"<[^>]*>", "", text)
+    assert tags <= {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "p",
+        "!doctype",
+    }
+    assert not re.findall(r"<[^>]*\bon\w+=", text)
+    for value in HOSTILE:
+        assert clean(value) in html.unescape(shown)
+
+
+def test_csv_holds_no_formula() -> None:
+    rows = list(csv.reader(io.StringIO(FORMATS["csv"](held(HOSTILE)))))
+    assert len(rows) == 1 + len(HOSTILE) and all(len(row) == 2 for row in rows)
+    assert not [cell for row in rows for cell in row if cell.startswith(tuple("=+-@＝＋－＠\t"))]
+    assert rows[1][0] == "'=1+1"
+
+
+def test_numbers_below_zero_stay_numbers() -> None:
+    assert FORMATS["csv"](Table((Column("a", "a", "number"),), ((-1.5,),))) == "a\n-1.5\n"
+
+
+def test_markdown_is_a_table_whatever_it_holds() -> None:
+    lines = table.markdown(held(HOSTILE)).splitlines()
+    rows = lines[2 : 4 + len(HOSTILE)]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in rows)
+    body = "\n".join(lines)
+    assert "<script" not in body and "](" not in re.sub(r"\\.", "", body)
+    assert re.search(r"(?<![\\`])`", re.sub(r"\\.", "", body)) is None
+    assert table.markdown(Table((Column("weight_decay", "weight_decay"),), ())).startswith(
+        "| weight_decay |"
+    )
+
+
+def test_latex_commands_are_text() -> None:
+    text = FORMATS["latex"](held(HOSTILE))
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 1 + len(HOSTILE)
+    assert r"\textbackslash{}input\{/etc/passwd\}" in text
+    for line in body:
+        assert not line.startswith(("[", "*")), "the \\\\ before would take it"
+        bare = re.sub(r"\\[{}$&#_%]|\$\\?[a-zA-Z-]+\$|\\text\w+\{\}", "", line[:-2])
+        assert not re.search(r"[\\^~#%]", bare) and bare.count("&") == 1
+
+
+def test_columns_for_wandb_are_of_one_kind() -> None:
+    mixed = Table((Column("a", "a"), Column("b", "b")), ((1, None), ("x", 2.0), (None, 3)))
+    assert table.uniform(mixed) == (["a", "b"], [["1", None], ["x", 2.0], [None, 3]])

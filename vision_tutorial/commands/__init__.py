@@ -1,0 +1,1 @@
+"""The commands of `vision-tutorial`, one file each: parse, call, print."""

@@ -1,0 +1,127 @@
+"""Many runs as one table, honest about noise."""
+
+import argparse
+import datetime
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..core.cli_types import positive
+from ..core.errors import UserError, run_verb
+from ..runs.reader import collect
+from ..runs.run import Run
+from ..runs.run_folder import write_text
+from ..runs.wandb_logger import NoTracker, make_tracker
+from ..runs.wandb_reader import PREFIX, project_runs
+from ..tables import comparison, table
+from ..tables.columns import View
+from ..tables.labels import LANGUAGES
+from ..tables.layouts import LAYOUTS
+from ..tables.table import FORMATS, SUFFIXES, Table
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial compare",
+        description="Many runs as one table: the keys that differ, best and last, mean ± spread "
+        "over seeds, what was expected, what changed against the parent recipe, and whether the "
+        "difference is noise. Folders that hold no whole run get a line each on stderr.",
+        epilog="The layout week3 shows runs as columns, the others as rows.",
+    )
+    add = made.add_argument
+    add(
+        "runs",
+        nargs="+",
+        metavar="RUNS",
+        help="run folders, folders of run folders, patterns, or wandb:entity/project",
+    )
+    add("--layout", choices=LAYOUTS, default="generic", help="which table (default: %(default)s)")
+    add("--all", action="store_true", help="every key of the recipes, not only what differs")
+    add("--each", action="store_true", help="a line for each run, not one for all its seeds")
+    add("--transpose", action="store_true", help="swap rows and columns")
+    add("--sort", metavar="KEY", help="run, best, last, time, created, status, or a recipe's key")
+    add(
+        "--spread",
+        type=positive,
+        metavar="S",
+        help="a spread between seeds, assumed where no run has seeds (CIFAR-100, ResNet-50: 0.4)",
+    )
+    add("--format", choices=FORMATS, help="default: by the ending of FILE, else terminal")
+    add("-o", "--output", type=Path, metavar="FILE", help="write to FILE, whole or not at all")
+    add("--lang", choices=LANGUAGES, default="en", help="language of heads and notes")
+    add("--wandb", action="store_true", help="log the table to wandb too, and make a Report of it")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial compare`."""
+    args = parser().parse_args(argv)
+    return run_verb(lambda: compare(args))
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Read the runs, make the table, show it."""
+    runs = found(args.runs)
+    lines = comparison.lines(runs, args.each or args.layout == "runlog")
+    if args.sort:
+        lines = comparison.ordered(lines, args.sort)
+    made = LAYOUTS[args.layout](View(lines, args.lang, args.all, args.spread))
+    form = args.format or SUFFIXES.get(args.output.suffix if args.output else "", "terminal")
+    as_columns = (args.layout == "week3") != args.transpose
+    shown = made.transposed() if as_columns and form != "json" else made
+    if args.output:
+        text = FORMATS[form](shown)
+        # without the mark, Excel takes Korean in UTF-8 for another code
+        write_text(args.output, "\ufeff" * (form == "csv" and not text.isascii()) + text)
+    elif form == "terminal":
+        table.terminal(shown, sys.stdout)
+    else:
+        print(FORMATS[form](shown), end="")
+    if args.wandb:
+        log(made, runs)
+    return 0
+
+
+def found(words: Sequence[str]) -> list[Run]:
+    """The runs that the words name. A line on stderr for each folder that is left out."""
+    projects = [word for word in words if word.startswith(PREFIX)]
+    runs, complaints = collect(word for word in words if word not in projects)
+    for line in complaints:
+        print(line, file=sys.stderr)
+    runs += [run for word in projects for run in project_runs(word)]
+    if not runs:
+        raise UserError(
+            f"no run in {' '.join(words)}. Name run folders that `train` made, or what holds them."
+        )
+    return runs
+
+
+def log(made: Table, runs: Sequence[Run]) -> None:
+    """Send the table to the project of the runs at wandb, or record it in ./wandb if offline."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    settings = runs[0].recipe.get("wandb")
+    project = settings.get("project") if isinstance(settings, dict) else None
+    tracker = make_tracker(
+        "auto",
+        project=project if isinstance(project, str) else "vision-tutorial",
+        name="compare",
+        id=f"compare-{now}",
+        config={"runs": [f"{run.name}/{run.id}" for run in runs]},
+        folder=Path.cwd(),
+        say=say,
+    )
+    if isinstance(tracker, NoTracker):
+        say("wandb: nothing was logged")
+    titles, rows = table.uniform(made)
+    tracker.table("compare", titles, rows)
+    tracker.report(f"Comparison of {len(runs)} runs", table.markdown(made))
+    tracker.finish({})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""The dry run: the resolved recipe, what it changes, what it costs, and what may not be meant."""
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import UserError, run_verb, short, shown
+from ..recipe import advice_losses  # noqa: F401  (puts its lints on the list)
+from ..recipe.advice import Advice, advice
+from ..recipe.fields import Recipe, changes, to_plain, to_yaml
+from ..recipe.loading import Loaded, load
+from ..recipe.recipe_info import Facts, facts, used
+from ..recipe.schema import schema
+from ..recipe.signatures import catalogue
+
+WIDTH = 79
+INDENT = 12
+BLOCKS = " ▁▂▃▄▅▆▇█"
+TIED = "\N{NO-BREAK SPACE}"
+MOST_RUNS = 24
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial explain",
+        description="What a recipe means, before anything runs: no data is read, nothing written.",
+    )
+    add = made.add_argument
+    add("recipe", nargs="?", help="a recipe file, or a run folder")
+    add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
+    add("--world", type=int, metavar="N", help="for N processes (default: as launched, or 1)")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial explain`."""
+    made = parser()
+    args = made.parse_intermixed_args(argv)
+    if not args.recipe and not args.schema:
+        made.error("name a recipe, such as recipes/r4.yaml, or ask for --schema")
+    if args.world is not None and args.world < 1:
+        made.error(f"--world is {args.world}; a number of processes from 1 up is expected")
+    return run_verb(lambda: explain(args))
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Print what can be said at once, then what needs the network."""
+    loaded = None
+    if args.recipe:
+        path = Path(args.recipe)
+        loaded = load(path / "recipe.yaml" if path.is_dir() else path, args.overrides)
+    if args.schema:
+        print(json.dumps(schema(catalogue(loaded.imports if loaded else ())), indent=1))
+        return 0
+    # What this recipe was made from: the file as it stands, else the recipe that it extends.
+    reference = load(loaded.path).recipe if args.overrides else loaded.base
+    known = facts(loaded.recipe, reference, args.world)
+    if not args.json:
+        print(*opening(loaded, known), sep="\n", flush=True)
+    found, known, more = built(loaded, known, args.trust_imports)
+    said = [*more, *advice(loaded.recipe, known)]
+    if args.json:
+        print(json.dumps(report(loaded, known, found, said), indent=1))
+    else:
+        print(*closing(loaded.recipe, known, found, said), sep="\n")
+    return 0
+
+
+# -- finding out -----------------------------------------------------------------------------------
+
+
+def built(loaded: Loaded, known: Facts, trusted: bool) -> tuple[dict[str, Any], Facts, list]:
+    """What only the built network tells; the facts it adds; advice where it cannot be used."""
+    import torch
+    from torch import nn
+
+    from .. import build
+    from ..engine.cost import cost
+
+    recipe, said = loaded.recipe, []
+    build.import_files(loaded.imports, trusted)
+    if known.pictures is None:
+        known, said = counted(recipe, known)
+    network = build.check(recipe, known.classes or 10)
+    parts = build.batch_parts(recipe, known.world, torch.cuda.is_available())
+    whole = recipe.batch_size if recipe.shards else recipe.batch_size // known.world
+    known = replace(
+        known,
+        gpu=torch.cuda.is_available(),
+        micro_batch=whole // parts,
+        batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()),
+    )
+    found = {
+        "parts": parts,
+        "data_path": build.data_path(recipe),
+        "lr": rates(recipe, known),
+        "parameter_groups": groups(build.optimizer(recipe, network).param_groups),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "macs": None,
+    }
+    if known.side:
+        try:
+            found["macs"] = cost(network, known.side)[1]
+        except Exception as error:  # a network of anybody's, given a size it may not take
+            reason = short(str(error), 120).rstrip(".")
+            said.append(
+                Advice(
+                    "model",
+                    f"{recipe.model.name} does not take pictures of {known.side} px",
+                    f"trying it gave {type(error).__name__}: {reason}",
+                    "another size in augment and eval_augment, or another model",
+                )
+            )
+    return found, known, said
+
+
+def counted(recipe: Recipe, known: Facts) -> tuple[Facts, list[Advice]]:
+    """The facts with the data set's own size, for one that is not on our shelves by size."""
+    from ..core import registry
+
+    try:
+        source = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)("train")
+    except UserError as error:
+        todo = "bring the data, or leave it: the rest is as it would be"
+        return known, [Advice("dataset", "the data is not here", str(error), todo)]
+    pictures = used(recipe, len(source))
+    steps = pictures // recipe.batch_size
+    more = {"pictures": pictures, "classes": len(source.classes), "steps_per_epoch": steps}
+    return replace(known, **more), []
+
+
+def rates(recipe: Recipe, known: Facts) -> list[float]:
+    """The lr at the first step of each epoch."""
+    from .. import build
+
+    steps = known.steps_per_epoch or 1
+    at = build.learning_rates(recipe, steps)
+    return [at(epoch * steps, ()) for epoch in range(known.epochs)]
+
+
+def groups(given: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each parameter group: how many tensors and numbers, and what is special to it."""
+    return [
+        {
+            "tensors": len(group["params"]),
+            "parameters": sum(p.numel() for p in group["params"]),
+            "weight_decay": group["weight_decay"],
+            "lr_scale": group.get("lr_scale", 1.0),
+        }
+        for group in given
+    ]
+
+
+def report(loaded: Loaded, known: Facts, found: dict[str, Any], said: list[Advice]) -> dict:
+    """Everything, for programs."""
+    recipe, base = loaded.recipe, loaded.base
+    return {
+        "recipe": to_plain(recipe),
+        "path": str(loaded.path),
+        "base": str(loaded.base_path) if base else None,
+        "changes": changes(recipe, base) if base else {},
+        "epochs": known.epochs,
+        "pictures": known.pictures,
+        "steps_per_epoch": known.steps_per_epoch,
+        "steps": known.steps,
+        "world": known.world,
+        "batch_size": recipe.batch_size,
+        "micro_batch": known.micro_batch,
+        "image_size": known.side,
+        **found,
+        "advice": [item._asdict() for item in said],
+    }
+
+
+# -- saying it -------------------------------------------------------------------------------------
+
+
+def opening(loaded: Loaded, known: Facts) -> Iterator[str]:
+    """What is known without torch: the recipe, its changes, its claim, its length."""
+    recipe = loaded.recipe
+    yield f"# {loaded.path}, resolved"
+    yield to_yaml(to_plain(recipe), compact=True)
+    if loaded.base:
+        different = changes(recipe, loaded.base)
+        yield from entry("changes", f"against {loaded.base_path.name}:" if different else "none")
+        for key, (before, after) in different.items():
+            yield from entry("", f"{key}: {shown(before, 400)} -> {shown(after, 400)}")
+    claims = [f"{k} {'unknown' if v is None else f'{v:g}'}" for k, v in recipe.expects.items()]
+    yield from entry("expects", ", ".join(claims) or "nothing")
+    if known.steps_per_epoch is not None:
+        yield from length(recipe, known)
+
+
+def length(recipe: Recipe, known: Facts) -> Iterator[str]:
+    """Epochs and steps."""
+    front = known.epochs - recipe.epochs - recipe.cooldown.epochs
+    sums = [(front, "of warm-up"), (recipe.epochs, ""), (recipe.cooldown.epochs, "of cool-down")]
+    parts = " + ".join(f"{n} {what}".strip() for n, what in sums if n)
+    total = f"{parts} = {known.epochs} epochs" if "+" in parts else f"{known.epochs} epochs"
+    if known.steps_per_epoch is None:
+        yield from entry("training", f"{total}; steps unknown, the data is not here")
+        return
+    steps = f"{known.steps_per_epoch:,} steps = {known.steps:,} steps"
+    pictures = f"{known.pictures:,} pictures of {recipe.dataset.name}"
+    yield from entry("training", f"{total} x {steps} ({pictures})")
+
+
+def closing(
+    recipe: Recipe, known: Facts, found: dict[str, Any], said: list[Advice]
+) -> Iterator[str]:
+    """What the network and this machine add, and the advice."""
+    if known.steps_per_epoch is None or facts(recipe).pictures is None:
+        yield from length(recipe, known)
+    yield from batch(recipe, known, found["parts"])
+    yield from entry("data path", found["data_path"])
+    yield from entry("lr", "  ".join(runs(found["lr"])))
+    if recipe.schedule.name == "plateau":
+        yield from entry("", "(where the metric never stalls; plateau lowers it where it does)")
+    yield from plot(found["lr"], WIDTH - INDENT)
+    for group in found["parameter_groups"]:
+        scale = f", lr x {group['lr_scale']:.4g}" if group["lr_scale"] != 1 else ""
+        decay = f"weight decay {group['weight_decay']:g}"
+        numbers = f"{group['parameters']:>12,} in {group['tensors']:>3} tensors"
+        yield from entry("parameters", f"{numbers}: {decay}{scale}")
+    macs = "" if found["macs"] is None else f", {found['macs'] / 1e9:.2f} GMAC a picture of"
+    size = "" if found["macs"] is None else f" {known.side}x{known.side}"
+    yield from entry("network", f"{found['parameters'] / 1e6:.1f} M parameters{macs}{size}")
+    for item in said:
+        yield ""
+        yield from entry("note", f"{item.key}: {item.what}.")
+        yield from entry("", f"Why: {item.why}.")
+        yield from entry("", f"Do: {item.do}.")
+
+
+def batch(recipe: Recipe, known: Facts, parts: int) -> Iterator[str]:
+    """How the global batch is made."""
+    if recipe.shards:
+        yield from entry("batch", f"{recipe.batch_size} = {parts} shards x {known.micro_batch}")
+        return
+    processes = "1 process" if known.world == 1 else f"{known.world} processes"
+    micro = "1 micro-batch" if parts == 1 else f"{parts} micro-batches"
+    words = f"{recipe.batch_size} = {processes} x {micro} x {known.micro_batch}"
+    share = recipe.batch_size // known.world
+    device = "a GPU each" if known.gpu else "CPU"
+    yield from entry("batch", f"{words} pictures ({share} a process, on {device})")
+
+
+def entry(title: str, words: str) -> list[str]:
+    """A titled paragraph that fits the screen."""
+    lines = textwrap.wrap(
+        words,
+        WIDTH,
+        initial_indent=f"{title:<{INDENT}}",
+        subsequent_indent=" " * INDENT,
+        break_on_hyphens=False,
+    )
+    return [line.replace(TIED, " ") for line in lines]
+
+
+def runs(values: Sequence[float]) -> list[str]:
+    """ "epoch: value" for each run of equal values; of many, the ends and some between."""
+    spans, start = [], 0
+    for value, run in groupby(values):
+        length = len(list(run))
+        last = f"-{start + length - 1}" if length > 1 else ""
+        spans.append(f"{start}{last}:{TIED}{value:.6g}")
+        start += length
+    if len(spans) <= MOST_RUNS:
+        return spans
+    third = MOST_RUNS // 3
+    middle = spans[third:-third]
+    few = middle[:: -(-len(middle) // third)]
+    return [*spans[:third], "…", *few, "…", *spans[-third:]]
+
+
+def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
+    """A small chart of `values` over their index, in letters that the terminal can show."""
+    count, top = len(values), max(values)
+    if top <= 0:
+        return
+    room = width - 10
+    columns = count * (room // count) or room
+    starts = [i * count // columns for i in range(columns + 1)]
+    peaks = [max(values[a : max(b, a + 1)]) for a, b in pairwise(starts)]
+    levels = [round(peak / top * height * 8) for peak in peaks]
+    blocks = BLOCKS if encodable(BLOCKS) else " " + "#" * 8
+    for row in range(height - 1, -1, -1):
+        cells = "".join(blocks[min(max(level - 8 * row, 0), 8)] for level in levels)
+        label = f"{top:.4g}" if row == height - 1 else "0" if row == 0 else ""
+        yield f"{'':<{INDENT}}{label:>8} {cells}".rstrip()
+    end = f"epoch {count - 1}"
+    yield f"{'':<{INDENT}}{'':>8} 0{end:>{max(columns - 1, len(end) + 1)}}"
+
+
+def encodable(text: str) -> bool:
+    """Whether the output can show `text`; a Korean Windows console (cp949) has no small blocks."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""A run's gallery: what its network says of pictures, and what augmentation does to one."""
+
+import argparse
+import heapq
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.cli_types import positive_count
+from ..core.errors import UserError, exit_code, run_verb, short
+from ..core.randomness import generator
+from ..core.sources import take
+from ..recipe.loading import Loaded, load
+from ..report import gallery_files
+from ..report.gallery_files import Answer, Gallery, Group, Mask, Tile, Writer
+from ..runs.run_folder import recipe_file
+
+RIGHT, WRONG = 12, 24  # pictures of a classification run
+WORST, BY_LOT = 6, 6  # pictures of a segmentation run
+NAMED = 3  # classes that are told of each picture
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial gallery",
+        description="Pictures that a run's network gets right and wrong, its confusion matrix, and "
+        "its augmentation under the microscope, in RUN/gallery, where `report` finds them.",
+    )
+    add = made.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
+    add("--weights", default="best", metavar="best|last|FILE", help="default: %(default)s")
+    add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
+    add("--most", type=positive_count, metavar="N", help="look at N pictures only, drawn by lot")
+    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial gallery`."""
+    args = parser().parse_args(argv)
+    return run_verb(lambda: gallery(args))
+
+
+def gallery(args: argparse.Namespace) -> int:
+    """Make the gallery of each run; one that fails does not keep the others from theirs."""
+    found = [(Path(run), load(recipe_file(Path(run)))) for run in args.runs]
+    first = found[0][1].recipe
+    for run, loaded in found:
+        if (loaded.recipe.precision, loaded.recipe.threads) != (first.precision, first.threads):
+            raise UserError(f"{run}: precision or threads differ from the first; name it alone.")
+    from .. import engine  # after the recipes are known to be good: this takes seconds
+
+    distributed = engine.Distributed(first.precision, first.threads, first.deterministic)
+    if distributed.world > 1:
+        raise UserError("gallery runs on one process; start it without torchrun.")
+    code = 0
+    try:
+        for run, loaded in found:
+            try:
+                print(make(run, loaded, args, distributed), flush=True)
+            except UserError as error:
+                print(f"error: {run}: {' '.join(str(error).split())}", file=sys.stderr)
+                code = exit_code(error)
+    finally:
+        distributed.close()
+    return code
+
+
+def make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> Path:
+    """Ask the network, look at the augmentation, write the gallery of one run."""
+    from .. import build, engine, inference
+
+    build.import_files(loaded.imports, args.trust_imports)
+    build.check(loaded.recipe)
+    recipe = loaded.recipe
+    both = build.data(recipe, distributed)
+    if args.split == "test":
+        source = build.split(recipe, "test", distributed)
+    else:
+        source = both.train if args.split == "train" else both.val
+    if args.most and args.most < len(source):
+        source = take(source, args.most, recipe.seed)
+    network, (weights,) = inference.networks(
+        [(run, loaded)], len(source.classes), args.weights, distributed
+    )
+    network.eval()
+    task = build.task(recipe, source.classes)
+    forward = engine.looking(network)
+    said = inference.answers(recipe, source, task, forward, distributed, pixels=task.dense)
+    writer = Writer(run)
+    parts = (masks if task.dense else labels)(said, source, task, writer)
+    panels = build.microscope(recipe, both.train)
+    return writer.finish(
+        Gallery(
+            weights=short(os.path.relpath(weights, run), 300),
+            split=args.split,
+            images=len(source),
+            classes=tuple(short(name, 80) for name in source.classes),
+            microscope=tuple(panel(one, writer) for one in panels),
+            **parts,
+        )
+    )
+
+
+def panel(panel: Any, writer: Writer) -> Group:
+    """A microscope's panel, kept."""
+    from ..inference import painting
+
+    tiles = []
+    for label, pixels, mask in panel.shots:
+        shown = pixels if mask is None else np.asarray(painting.overlay(pixels, mask))
+        tiles.append(Tile(image=writer.keep(shown), label=short(label, 200)))
+    return Group(title=short(panel.title, 300), tiles=tuple(tiles))
+
+
+# -- classification --------------------------------------------------------------------------------
+
+
+def labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
+    """Right answers by lot, the most confident wrong ones, and the confusion matrix."""
+    classes = len(source.classes)
+    matrix = np.zeros((classes, classes), np.int64)
+    answers = []  # (index, truth, [(class, probability), …])
+    for answer in said:
+        shares, ids = answer.probabilities.float().nan_to_num(0).topk(min(NAMED, classes))
+        pairs = list(zip(ids.tolist(), shares.tolist(), strict=True))
+        truth = int(answer.target)
+        matrix[truth, pairs[0][0]] += 1
+        answers.append((answer.index, truth, pairs))
+    wrong = [a for a in answers if a[2][0][0] != a[1]]
+    right = [a for a in answers if a[2][0][0] == a[1]]
+    lot = generator(0, "gallery").permutation(len(right))[:RIGHT]
+    sure = sorted(wrong, key=lambda a: -a[2][0][1])[:WRONG]
+    small = classes <= gallery_files.MOST_CLASSES
+    return {
+        "confusion": tuple(map(tuple, matrix.tolist())) if small else (),
+        "right": tuple(kept_answer(right[place], source, writer) for place in lot),
+        "wrong": tuple(kept_answer(answer, source, writer) for answer in sure),
+    }
+
+
+def kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> Answer:
+    """One answer, its picture kept."""
+    index, truth, pairs = answer
+    names = source.classes
+    return Answer(
+        image=writer.keep(np.asarray(source[index][0])),
+        key=short(source.key(index), 200),
+        truth=short(names[truth], 80),
+        said=tuple((short(names[i], 80), min(max(share, 0.0), 1.0)) for i, share in pairs),
+    )
+
+
+# -- segmentation ----------------------------------------------------------------------------------
+
+
+def masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
+    """The pictures with the lowest mean IoU, and some by lot: picture, truth, prediction."""
+    lot = set(generator(0, "gallery").permutation(len(source))[:BY_LOT].tolist())
+    drawn: list[tuple] = []
+    worst: list[tuple] = []  # (IoU, index, what is shown), the lowest first
+    for answer in said:
+        meter = task.meter()
+        meter.update(answer.probabilities[None], answer.target[None])
+        result = meter.result(meter.state)
+        iou = result["miou"] if result["classes_found"] else None
+        shown = (iou, answer.key, *seen(answer))
+        if answer.index in lot:
+            drawn.append(shown)
+        if iou is not None:
+            worst = heapq.nsmallest(WORST, [*worst, (iou, answer.index, shown)])
+    colours = zip(source.classes, palette(len(source.classes)), strict=True)
+    return {
+        "worst": tuple(kept_mask(shown, writer) for _, _, shown in worst),
+        "masks": tuple(kept_mask(shown, writer) for shown in drawn),
+        "palette": tuple((short(name, 80), colour) for name, colour in colours),
+    }
+
+
+def seen(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Picture (H, W, 3), and its true and predicted class ids (H, W), all uint8."""
+    from .. import inference
+    from ..core.targets import to_masks
+
+    picture = answer.pixels.permute(1, 2, 0).cpu().numpy()
+    return (
+        picture,
+        to_masks(answer.target).cpu().numpy(),
+        inference.mask_of(answer.probabilities, None, smooth=False),
+    )
+
+
+def kept_mask(shown: tuple, writer: Writer) -> Mask:
+    """One answer: its picture, truth and prediction kept."""
+    from ..inference import painting
+
+    iou, key, picture, *ids = shown
+    laid = (np.asarray(painting.overlay(picture, mask)) for mask in ids)
+    images = tuple(writer.keep(pixels) for pixels in (picture, *laid))
+    return Mask(images=images, key=short(key, 200), iou=iou)
+
+
+def palette(classes: int) -> list[str]:
+    """The colour of each class, as "#rrggbb"."""
+    from ..inference import painting
+
+    return ["#{:02x}{:02x}{:02x}".format(*colour) for colour in painting.PALETTE[:classes].tolist()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""A remark about a run, kept in its folder: what `compare` and `report` show beside its numbers."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..core.errors import UserError, run_verb
+from ..runs.reader import add_note, read
+from ..runs.run import Note
+from ..tables.table import clean
+
+MOST = 10_000  # letters
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial note",
+        description="Add a remark to a run, or show its remarks. They are dated, stay in the run "
+        "folder (notes.jsonl) and are only ever added to; `compare` and `report` show them.",
+    )
+    made.add_argument("run", metavar="RUN", help="a run folder, made by `train`")
+    made.add_argument("text", nargs="?", metavar="TEXT", help="the remark; without it: show them")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial note`."""
+    args = parser().parse_args(argv)
+    return run_verb(lambda: note(args))
+
+
+def note(args: argparse.Namespace) -> int:
+    """Add, or show."""
+    if args.text is None:
+        for remark in read_notes(args.run):
+            print(line(remark))
+        return 0
+    text = args.text.strip()
+    if not 0 < len(text) <= MOST:
+        raise UserError(f"a note of {len(text):,} letters; 1 to {MOST:,} are possible.")
+    print(line(add_note(args.run, text)))
+    return 0
+
+
+def read_notes(folder: str) -> tuple[Note, ...]:
+    """The remarks about a run. UserError if that is none, or damaged."""
+    try:
+        return read(folder).notes
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+
+
+def line(remark: Note) -> str:
+    """A remark with its time, in one line."""
+    return f"{clean(remark.time)}  {clean(remark.text)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

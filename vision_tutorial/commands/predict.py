@@ -1,0 +1,221 @@
+"""Pictures -> labels, or masks, overlays, a submission, pseudo labels."""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from ..core.atomic import replacing, write_text
+from ..core.cli_types import add_looks, share
+from ..core.errors import UserError, run_verb
+from ..core.images import pictures_in
+from ..recipe.loading import load
+from ..runs.run_folder import recipe_file
+
+TOP = 5  # classes that are written of each picture
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial predict",
+        description="What a run's network says of pictures: labels, or masks and what is made of "
+        "them. Several runs are asked as one (--ensemble).",
+    )
+    add = made.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
+    what = made.add_mutually_exclusive_group(required=True)
+    what.add_argument("--on", nargs="+", metavar="PATH", help="picture files, or folders of them")
+    what.add_argument("--split", choices=("val", "test", "train"), help="of the run's data set")
+    add("-o", "--output", required=True, metavar="DIR", help="the folder to write to")
+    add_looks(made)
+    add("--overlays", action="store_true", help="masks: write them laid over the pictures, too")
+    add("--submission", metavar="FILE", help="masks: write the contest's CSV (--size is 256 there)")
+    add("--smooth", action="store_true", help="masks: resize probabilities, then decide")
+    add("--pseudo-labels", action="store_true", help="masks: make DIR a data set of sure answers")
+    add("--min-confidence", type=share, default=0.0, metavar="P", help="of a pseudo label, on mean")
+    add("--pixel-threshold", type=share, default=0.0, metavar="P", help="below it a pixel is void")
+    add("--set", action="append", default=[], metavar="key.sub=value", help="change the recipe")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial predict`."""
+    args = parser().parse_args(argv)
+    return run_verb(lambda: predict(args))
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Ask the network, write what it says, and print where that lies."""
+    if len(args.runs) > 1 and not args.ensemble:
+        raise UserError("several runs are asked as one: add --ensemble soft or hard.")
+    found = [(Path(run), load(recipe_file(Path(run)), args.set)) for run in args.runs]
+    paths = listed(args.on or ())
+    from .. import build, engine, inference  # after the recipes are known to be good
+
+    for _, loaded in found:
+        build.import_files(loaded.imports, args.trust_imports)
+        build.check(loaded.recipe)
+    recipe = inference.common_recipe([loaded.recipe for _, loaded in found])
+    distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
+    if distributed.world > 1:
+        raise UserError("predict runs on one process; start it without torchrun.")
+    try:
+        source = subject(found[0][0], recipe, paths, args)
+        recipe = recipe if args.split else one_by_one(recipe, source)
+        network, _ = inference.networks(found, len(source.classes), args.weights, distributed)
+        network.eval()
+        forward = engine.looking(
+            network, args.tta, args.window, args.stride, args.ensemble or "soft"
+        )
+        refine = None if args.no_refine else inference.refining(recipe)
+        task = build.task(recipe, source.classes)
+        inference.check_looks(task, args)
+        said = inference.answers(recipe, source, task, forward, distributed, refine)
+        console = Console(stderr=True)
+        bar = track(said, "predicting", len(source), console=console, disable=args.json)
+        write = masks if source.dense else labels
+        told = write(bar, source, recipe, args)
+    finally:
+        distributed.close()
+    print(json.dumps(told, indent=2) if args.json else told["said"])
+    return 0
+
+
+def listed(given: Iterable[str]) -> list[Path]:
+    """The picture files that were named, or lie in the folders that were."""
+    paths: list[Path] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = sorted(pictures_in(path, path, "predict"))
+            if not inside:
+                raise UserError(f"no pictures in {path}; name another folder, or files.")
+            paths += inside
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise UserError(f"no {path}; name a picture, or a folder of pictures.")
+    return paths
+
+
+def subject(run: Path, recipe: Any, paths: Sequence[Path], args: argparse.Namespace) -> Any:
+    """The pictures to look at, as a source."""
+    from .. import build, inference
+
+    if args.split:
+        return build.split(recipe, args.split)
+    classes = inference.classes_of(run, recipe)
+    dense = build.task(recipe, classes).dense
+    names = {path.stem for path in paths}
+    if dense and len(names) < len(paths):
+        raise UserError("two pictures of one name; predict their folders one after the other.")
+    return inference.pictures(paths, classes, dense)
+
+
+def one_by_one(recipe: Any, source: Any) -> Any:
+    """The recipe for pictures of any sizes: masks keep theirs, so each is a batch of its own."""
+    return recipe.model_copy(update={"eval_batch_size": 1}) if source.dense else recipe
+
+
+def labels(
+    answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Write predictions.csv: each picture's likeliest classes."""
+    if args.pseudo_labels:
+        raise UserError("--pseudo-labels is for masks; this run names one class per picture.")
+    most = min(TOP, len(source.classes))
+    header = ["picture"] + [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
+    path = folder_of(args) / "predictions.csv"
+    count = 0
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(header)
+        for answer in answers:
+            values, ids = answer.probabilities.topk(most)
+            names = [source.classes[i] for i in ids.tolist()]
+            pairs = zip(names, (f"{p:.6f}" for p in values.tolist()), strict=True)
+            rows.writerow([answer.key, *(word for pair in pairs for word in pair)])
+            count += 1
+    return {"pictures": count, "predictions": str(path), "said": f"{count} pictures: {path}"}
+
+
+def masks(
+    answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Write masks as palette PNGs, and what else was asked for."""
+    from .. import inference
+
+    if args.pseudo_labels:
+        return pseudo_labels(answers, source, recipe, args)
+    folder, told = folder_of(args), {"masks": str(folder_of(args) / "masks")}
+    if args.overlays:
+        told["overlays"] = str(folder / "overlays")
+
+    def written() -> Iterator[tuple[str, Any]]:
+        for answer in answers:
+            picture = source[answer.index][0]
+            size = (args.size, args.size) if args.size else picture.size[::-1]
+            mask = inference.mask_of(answer.probabilities, size, args.smooth or not args.size)
+            name = f"{Path(answer.key).with_suffix('')}.png"
+            inference.painting.save(inference.painting.picture_of(mask), folder / "masks" / name)
+            if args.overlays:
+                shown = picture.resize(mask.shape[::-1])
+                laid = inference.painting.overlay(np.asarray(shown), mask)
+                inference.painting.save(laid, folder / "overlays" / name)
+            yield answer.key, answer.probabilities
+
+    if args.submission:
+        side = args.size or inference.submission.SIZE
+        rows = (
+            (key, inference.mask_of(values, (side, side), args.smooth)) for key, values in written()
+        )
+        count = inference.submission.write(Path(args.submission), rows)
+        told["submission"] = args.submission
+    else:
+        count = sum(1 for _ in written())
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in source.classes))
+    places = ", ".join(f"{what} in {where}" for what, where in told.items())
+    return {"pictures": count, **told, "said": f"{count} pictures: {places}"}
+
+
+def pseudo_labels(
+    answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Make the output folder a data set of the pictures whose answers are sure enough."""
+    from .. import inference
+
+    if args.split or args.size or args.submission or args.overlays:
+        raise UserError(
+            "--pseudo-labels looks at unlabelled pictures (--on) at their own size; leave out "
+            "--split, --size, --submission and --overlays."
+        )
+    rule = inference.refine.Rule(args.min_confidence, args.pixel_threshold)
+    ledger = inference.refine.Ledger(source.classes, rule, args.runs)
+    folder = Path(args.output)
+    said = inference.write_pseudo_labels(folder, answers, source.paths, recipe, ledger)
+    facts = {name: value for name, value in ledger.plain().items() if name != "pictures"}
+    return {"folder": str(folder), **facts, "said": "\n".join([*said, f"pseudo labels: {folder}"])}
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """The output folder, made if need be."""
+    folder = Path(args.output)
+    with suppress(FileExistsError):
+        folder.mkdir(parents=True)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder with -o.")
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Runs -> one HTML page that needs nothing else: no network, no fonts, no libraries."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..core.atomic import write_text
+from ..core.cli_types import positive
+from ..core.errors import UserError, run_verb, short
+from ..report import gallery_files
+from ..report.contents import contents
+from ..report.rendering import render
+from ..runs.reader import collect
+from ..runs.run import Run
+from ..tables.labels import LANGUAGES
+
+MIB = 2**20
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial report",
+        description="One HTML page over runs: their table, curves, classes, confusion matrices, "
+        "pictures, recipes and environments. It opens from disk and fetches nothing. Folders that "
+        "hold no whole run are left out, with a line each.",
+    )
+    add = made.add_argument
+    add("runs", nargs="+", metavar="RUNS", help="run folders, what holds them, or patterns")
+    add("-o", "--output", type=Path, default=Path("report.html"), help="default: %(default)s")
+    add("--title", help="of the page")
+    add("--lang", choices=LANGUAGES, default="en", help="language of its words")
+    add("--galleries", action="store_true", help="make the galleries of runs that have none")
+    add(
+        "--pictures",
+        type=positive,
+        default=16.0,
+        metavar="MIB",
+        help="most that embedded pictures may take (default: %(default)g MiB)",
+    )
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vision-tutorial report`."""
+    args = parser().parse_args(argv)
+    return run_verb(lambda: report(args))
+
+
+def report(args: argparse.Namespace) -> int:
+    """Read the runs, make the galleries that are wanted, write the page, say where."""
+    runs, complaints = collect(args.runs)
+    if not runs:
+        raise UserError("; ".join(complaints[:3]) + ". Name run folders that `train` made.")
+    if args.galleries:
+        complaints += make_galleries(runs)
+    shown = contents(runs, complaints, args.lang, round(args.pictures * MIB))
+    text = render(shown, args.title)
+    write_text(args.output, text)
+    for line in shown["complaints"]:
+        print(line, file=sys.stderr)
+    count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    print(f"{args.output}: {count}, {len(text.encode()) / MIB:.2f} MiB")
+    return 0
+
+
+def make_galleries(runs: Sequence[Run]) -> list[str]:
+    """A process for each run that has no gallery; a line for each that fails."""
+    complaints = []
+    for run in runs:
+        if run.folder is None or gallery_files.exists(run.folder):
+            continue
+        command = [sys.executable, "-m", "vision_tutorial.commands.gallery", str(run.folder)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            complaints.append(f"no gallery of {run.folder}: {short(last, 300)}")
+    return complaints
+
+
+if __name__ == "__main__":
+    sys.exit(main())

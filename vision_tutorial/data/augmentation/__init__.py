@@ -1,0 +1,1 @@
+"""Augmentation: one definition an operation, for single images and for batches."""

@@ -1,0 +1,135 @@
+"""Augmentations of light and contrast, as segmentation uses them; every pixel stays in its place.
+
+Transforms of RGB pictures, under the rules of `augment.py`. Luma is the Y of Pillow's YCbCr: that
+of BT.601, from 0 to 255.
+"""
+# ruff: noqa: B006 - an option's default must be the literal a recipe would hold; none is written to
+
+import random
+from collections.abc import Callable
+from functools import partial
+from math import floor
+
+import numpy as np
+from PIL import Image, ImageOps
+from torchvision import transforms as tv
+
+from ...core.registry import augments
+from .transforms import Transform, coloured
+from .validation import check, check_span
+
+LEVELS = 256
+
+
+@augments.register
+def brightness_contrast(*, limit: float = 0.2, p: float = 0.5) -> Transform:
+    """Each value v becomes (1 + c)·v + 255·b, with probability p; b and c in ± limit.
+
+    Rounded and clipped; c and b are drawn for the picture. Albumentations' RandomBrightnessContrast
+    with `brightness_by_max`, its default.
+    """
+    check("brightness_contrast", "limit", limit, 0, 1)
+    check("brightness_contrast", "p", p, 0, 1)
+    return coloured(tv.RandomApply([partial(brighten, limit=limit)], p))
+
+
+def brighten(picture: Image.Image, limit: float) -> Image.Image:
+    """The picture through one random line of `linear`."""
+    factor = 1 + random.uniform(-limit, limit)
+    return picture.point(linear(factor, 255 * random.uniform(-limit, limit)) * 3)
+
+
+def linear(factor: float, shift: float) -> list[int]:
+    """What each value becomes: factor * value + shift, half rounded up, clipped."""
+    return [min(max(floor(factor * v + shift + 0.5), 0), LEVELS - 1) for v in range(LEVELS)]
+
+
+@augments.register
+def equalize_luma(*, p: float = 1.0) -> Transform:
+    """Histogram equalisation of the luma, with probability p; colours keep their hue (Pillow's)."""
+    check("equalize_luma", "p", p, 0, 1)
+    return coloured(tv.RandomApply([partial(on_luma, change=ImageOps.equalize)], p))
+
+
+@augments.register
+def clahe(*, p: float = 0.5, clip: list[float] = [1.0, 4.0], grid: int = 8) -> Transform:
+    """Contrast-limited adaptive histogram equalisation of the luma (Zuiderveld 1994; OpenCV's).
+
+    clip: the limit is drawn from it; in units of a flat histogram's bin, the most that a bin may
+    hold. grid: so many tiles down and across. p: how often. Albumentations takes the L of CIELAB.
+    """
+    check("clahe", "p", p, 0, 1)
+    check_span("clahe", "clip", clip, 255.0)
+    check("clahe", "grid", grid, 1, 64)
+    return coloured(tv.RandomApply([partial(adapt, clip=tuple(clip), grid=grid)], p))
+
+
+def adapt(picture: Image.Image, clip: tuple[float, float], grid: int) -> Image.Image:
+    """The picture, its luma equalised tile by tile under a random limit."""
+    limit = random.uniform(*clip)
+    return on_luma(
+        picture, lambda luma: Image.fromarray(equalized_in_tiles(np.asarray(luma), limit, grid))
+    )
+
+
+def on_luma(picture: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The RGB picture with its luma, a grey picture, changed."""
+    luma, blue, red = picture.convert("YCbCr").split()
+    return Image.merge("YCbCr", (change(luma), blue, red)).convert("RGB")
+
+
+def equalized_in_tiles(values: np.ndarray, clip: float, grid: int) -> np.ndarray:
+    """CLAHE of uint8 (H, W) by `grid` x `grid` tiles: between the tables of the four nearest tiles.
+
+    OpenCV's arithmetic (`createCLAHE(clip, (grid, grid))`): float32, in its order.
+    """
+    tables, tile = tile_tables(values, clip, grid)
+    (up, down, dy), (left, right, dx) = (
+        neighbours(length, side, grid) for length, side in zip(values.shape, tile, strict=True)
+    )
+    flat = tables.ravel()
+    one = np.float32(1)
+
+    def across(row: np.ndarray) -> np.ndarray:
+        first, second = (
+            flat[((row[:, None] * grid + column) * LEVELS + values)] for column in (left, right)
+        )
+        return first * (one - dx) + second * dx
+
+    dy = dy[:, None]
+    mixed = across(up) * (one - dy) + across(down) * dy
+    return np.rint(mixed).astype(np.uint8)
+
+
+def tile_tables(values: np.ndarray, clip: float, grid: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """What each tile makes of each value: float32 (grid², 256); and a tile's height and width.
+
+    A picture that does not divide is continued by its mirror image; a side of it that does divide
+    by `grid` lines then, as in OpenCV.
+    """
+    lacking = [grid - length % grid for length in values.shape]
+    if any(more < grid for more in lacking):
+        values = np.pad(values, [(0, more) for more in lacking], mode="reflect")
+    height, width = (length // grid for length in values.shape)
+    tiles = values.reshape(grid, height, grid, width).transpose(0, 2, 1, 3).reshape(grid**2, -1)
+    which = np.arange(grid**2)[:, None] * LEVELS + tiles
+    counts = np.bincount(which.ravel(), minlength=grid**2 * LEVELS).reshape(-1, LEVELS)
+    most = max(int(clip * height * width / LEVELS), 1)
+    excess = np.maximum(counts - most, 0).sum(1, keepdims=True)
+    whole, rest = excess // LEVELS, excess % LEVELS
+    # What does not divide goes to every step-th bin from the first on.
+    step = np.maximum(LEVELS // np.maximum(rest, 1), 1)
+    bins = np.arange(LEVELS)
+    counts = np.minimum(counts, most) + whole + ((bins % step == 0) & (bins // step < rest))
+    scale = np.float32(LEVELS - 1) / np.float32(height * width)
+    return np.rint(counts.cumsum(1).astype(np.float32) * scale).clip(0, 255), (height, width)
+
+
+def neighbours(length: int, side: int, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `length` pixels: the tile before it, the one behind, its share of the latter."""
+    place = np.arange(length, dtype=np.float32) * (np.float32(1) / np.float32(side))
+    place -= np.float32(0.5)
+    before = np.floor(place)
+    share = place - before
+    before = before.astype(np.int64)
+    return before.clip(0), (before + 1).clip(max=grid - 1), share

@@ -1,0 +1,162 @@
+"""The folder of one checkpoint: written whole or not at all, verified, listed, deleted.
+
+    <run>/ckpt/step-00001200/  model.safetensors ema.safetensors … state.json MANIFEST.json
+
+It is written beside its place, every file synced and digested, the manifest last, and then renamed.
+Nothing is read that the manifest does not vouch for.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from ..core.atomic import sync_folder, write_bytes
+from ..core.errors import UserError
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+FOLDER = re.compile(r"step-(\d{8,})(?:\.(\d+))?")  # .1: that step was saved once before
+
+
+class Damaged(Exception):
+    """A checkpoint, or a file of it, that is not what was written."""
+
+
+# -- writing and deleting --------------------------------------------------------------------------
+
+
+def write_folder(target: Path, files: Iterable[tuple[str, bytes]], facts: dict[str, Any]) -> None:
+    """Write `files` and a manifest with `facts` as the folder `target`, whole or not at all."""
+    temporary = _aside(target)
+    try:
+        temporary.mkdir()
+        digests = {}
+        for name, data in files:
+            write_bytes(temporary / name, data)
+            digests[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        write_bytes(temporary / MANIFEST, seal({"format": FORMAT, **facts, "files": digests}))
+        sync_folder(temporary)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(target.parent)
+
+
+def seal(manifest: dict[str, Any]) -> bytes:
+    """The manifest as text with its own digest, so that no byte of it can change unnoticed."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": digest}, indent=2).encode()
+
+
+def free_name(folder: Path, step: int) -> str:
+    """A name for this step that is not taken, so that a save never has to replace a folder."""
+    name, attempt = f"step-{step:08d}", 0
+    while (folder / name).exists():
+        attempt += 1
+        name = f"step-{step:08d}.{attempt}"
+    return name
+
+
+def prune(folder: Path, current: str, keep: int, spare: set[str | None]) -> None:
+    """Delete all but the current checkpoint, the `keep - 1` steps before it, and those to spare.
+
+    What is newer than the current step was damaged, or training had resumed from it.
+    """
+    now = order(folder / current)[0]
+    older: dict[int, str] = {}  # of several saves of a step, the newest
+    for path in candidates(folder):
+        step = order(path)[0]
+        if step < now:
+            older.setdefault(step, path.name)
+    kept = {current, *list(older.values())[: keep - 1], *spare}
+    for path in candidates(folder):
+        if path.name not in kept:
+            with suppress(OSError):  # left to the next sweep
+                doomed = path.rename(_aside(path))  # gone from its name before anything is missing
+                shutil.rmtree(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what dead processes left half written or half deleted."""
+    for path in folder.glob(".tmp-*"):
+        owner = path.name.rpartition("-")[2]
+        # Our own number too: in a container every process has the same, and nothing is under way.
+        if not owner.isdigit() or int(owner) == os.getpid() or not psutil.pid_exists(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".tmp-{path.name.removeprefix('step-')}-{os.getpid()}")
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The checkpoints in a `ckpt` folder, newest first, damaged ones included."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((p for p in found if FOLDER.fullmatch(p.name)), key=order, reverse=True)
+
+
+def order(path: Path) -> tuple[int, int]:
+    """The step of a checkpoint folder, and how often that step was saved before."""
+    step, attempt = FOLDER.fullmatch(path.name).groups()
+    return int(step), int(attempt or 0)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose every file is as it was written; else raises Damaged."""
+    content = read_json(folder / MANIFEST)
+    digest = content.pop("sha256", None) if isinstance(content, dict) else None
+    if digest is None or seal(content) != _bytes(folder / MANIFEST):
+        raise Damaged(f"{MANIFEST} is not as it was written")
+    if content.get("format") != FORMAT:
+        raise UserError(f"{folder} is not of format {FORMAT}. Read it with the version it is of.")
+    for name, expected in content["files"].items():
+        if _measure(folder / name) != (expected["bytes"], expected["sha256"]):
+            raise Damaged(f"{name} is not as it was written")
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in memory; Damaged if it is none."""
+    try:
+        return safetensors.load(_bytes(path))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise Damaged(f"{path.name}: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; Damaged if it is none."""
+    try:
+        return json.loads(_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path.name}: {error}") from error
+
+
+def _measure(path: Path) -> tuple[int, str]:
+    """Size and digest of a file, read piece by piece."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Damaged(f"{path.name}: {error.strerror}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path.name}: {error.strerror}") from error

@@ -1,0 +1,238 @@
+"""The loop. It reads aloud: one call for each thing that happens, and it never asks which track."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..core.task import Meter
+from .distributed import Distributed
+from .evaluation import Evaluation, Interrupted
+from .signals import StopRequest
+from .step import Learner, Outcome, Reader, lag_of, take_step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, as functions of the step. `lr(step, history)` sets and returns the lr."""
+
+    steps_per_epoch: int
+    epochs: int
+    lr: Callable[[int, list[float | None]], float]
+    batches: Callable[[int, int], Iterator[Any]]
+    evaluate: Callable[[Callable[[], bool], Callable[[int, int], None]], Evaluation]
+    headline: str
+    higher_is_better: bool
+    eval_every: int = 1
+    converged: Callable[[list[dict[str, Any]]], bool] = lambda rows: False  # of the epochs so far
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return self.steps_per_epoch * self.epochs
+
+
+@dataclass
+class Progress:
+    """How far it got: all that a resumed run needs beside the tensors."""
+
+    step: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    items: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+    seconds: float = 0.0
+    seconds_data: float = 0.0
+    seconds_overhead: float = 0.0  # of saving and telling, since the last row
+    table: dict[str, list[Any]] = field(default_factory=dict)  # of classes, at the best epoch
+    total_seconds: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a step. The loss of a skipped step is no number and stays out of the mean."""
+        self.skipped += outcome.skipped
+        if not outcome.skipped:
+            self.items += outcome.items
+            for name, value in outcome.losses.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def spend(self, waited: float, took: float, total: float) -> None:
+        """Add the seconds of a step, of which it `waited` for data, and set those of the run."""
+        self.seconds += took
+        self.seconds_data += waited
+        self.total_seconds = total
+
+    @contextmanager
+    def overhead(self) -> Iterator[None]:
+        """What happens within it is not learning."""
+        began = time.perf_counter()
+        yield
+        self.seconds_overhead += time.perf_counter() - began
+
+    def losses(self) -> dict[str, float]:
+        """True means over all items of the epoch's steps, on all processes."""
+        return {f"train/{name}": value / self.items for name, value in self.sums.items()}
+
+    def start_epoch(self) -> None:
+        """Empty the epoch's sums."""
+        self.sums, self.items, self.skipped = {}, 0, 0
+        self.seconds = self.seconds_data = self.seconds_overhead = 0.0
+
+    def headlines(self, name: str) -> list[float | None]:
+        """The headline metric of each epoch so far, None where it was not evaluated."""
+        return [row.get(name) for row in self.rows]
+
+
+class Duties(Protocol):
+    """What rank 0 does beside learning: save and tell. Other ranks hold a do-nothing twin."""
+
+    def save(self, progress: Progress, is_best: bool) -> None:
+        """Write a checkpoint."""
+
+    def due(self, progress: Progress) -> bool:
+        """Whether a checkpoint within the epoch is due."""
+
+    def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
+        """Show a step of `items` pictures; the loss is that of the last step that was read."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how far an evaluation is."""
+
+    def finished_epoch(self, progress: Progress) -> None:
+        """Report the last of progress.rows, at once or later: when its checkpoint is safe."""
+
+
+def fit(
+    learner: Learner,
+    plan: Plan,
+    distributed: Distributed,
+    duties: Duties,
+    progress: Progress,
+    stop: StopRequest,
+) -> bool:
+    """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
+    learner.skipped_in_row = progress.skipped_in_row
+    learner.lag = lag_of(learner, distributed)
+    if pending(plan, progress) and not end_epoch(
+        learner, plan, distributed, duties, progress, stop
+    ):
+        return False
+    if plan.converged(progress.rows):  # before it was interrupted
+        return True
+    learner.model.train()
+    reader = Reader(learner, progress.add)
+    began = time.perf_counter() - progress.total_seconds
+    clock = time.perf_counter()
+    for raw in plan.batches(progress.step, plan.steps):
+        waited = time.perf_counter() - clock
+        lr = plan.lr(progress.step, progress.headlines(f"val/{plan.headline}"))
+        asked = stop.asked(progress.step)
+        reader.expect(take_step(learner, distributed, raw, progress.step, asked))
+        progress.step += 1
+        ended, due = pending(plan, progress), duties.due(progress)
+        reader.read(behind=0 if ended or due else learner.lag)
+        leaving = reader.stops(progress.step, ended) or stop.reached(progress.step)
+        if leaving:
+            reader.read(behind=0)
+        progress.skipped_in_row = learner.skipped_in_row
+        now = time.perf_counter()
+        progress.spend(waited, now - clock, now - began)
+        with progress.overhead():
+            duties.stepped(progress, reader.loss, lr, len(raw) * distributed.world)
+        if ended:
+            if not end_epoch(learner, plan, distributed, duties, progress, stop):
+                return False
+            if plan.converged(progress.rows):
+                return True
+        elif leaving or due:
+            with progress.overhead():
+                duties.save(progress, is_best=False)
+        if leaving and progress.step < plan.steps:
+            return False
+        clock = time.perf_counter()
+    return True
+
+
+def converged(rule: Any, meter: Meter) -> Callable[[list[dict[str, Any]]], bool]:
+    """Whether the rows so far have stopped getting better by `rule`, a recipe's `early_stopping`;
+    never without one."""
+    if rule is None:
+        return lambda rows: False
+    of_loss = rule.metric == "loss"
+    name = "val/loss" if of_loss else f"val/{meter.headline}"
+    sign = 1 if meter.higher_is_better and not of_loss else -1
+
+    def stalled(rows: list[dict[str, Any]]) -> bool:
+        best, since = -math.inf, 0
+        for value in (sign * row[name] for row in rows if row.get(name) is not None):
+            best, since = (value, 0) if value > best + rule.min_delta else (best, since + 1)
+        return since >= rule.patience
+
+    return stalled
+
+
+def pending(plan: Plan, progress: Progress) -> bool:
+    """Whether an epoch's steps are all taken but its row is not written."""
+    return progress.step // plan.steps_per_epoch > len(progress.rows)
+
+
+def end_epoch(
+    learner: Learner,
+    plan: Plan,
+    distributed: Distributed,
+    duties: Duties,
+    progress: Progress,
+    stop: StopRequest,
+) -> bool:
+    """Evaluate, write the row, save, then tell. False if asked to stop before it was done."""
+    epoch = len(progress.rows) + 1
+    evaluation = None
+    if epoch % plan.eval_every == 0 or epoch == plan.epochs:
+        try:
+            evaluation = plan.evaluate(stop.signalled, duties.evaluating)
+        except Interrupted:
+            duties.save(progress, is_best=False)
+            return False
+        progress.total_seconds += evaluation.seconds
+    best = is_best(plan, progress, evaluation)
+    if best:
+        progress.table = evaluation.table
+    progress.rows.append(row(plan, progress, evaluation, epoch))
+    progress.start_epoch()
+    with progress.overhead():
+        duties.save(progress, is_best=best)
+        duties.finished_epoch(progress)
+    return True
+
+
+def row(
+    plan: Plan, progress: Progress, evaluation: Evaluation | None, epoch: int
+) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    lr = plan.lr(progress.step - 1, progress.headlines(f"val/{plan.headline}"))
+    values = {"epoch": epoch, "step": progress.step, "lr": lr}
+    values |= progress.losses() if progress.items else {"train/loss": None}
+    if evaluation:
+        values |= {f"val/{name}": value for name, value in evaluation.metrics.items()}
+    return values | {
+        "skipped_steps": progress.skipped,
+        "images_per_second": round(progress.items / max(progress.seconds, 1e-9), 1),
+        "seconds": round(progress.seconds, 3),
+        "seconds_data": round(progress.seconds_data, 3),
+        "seconds_device": round(progress.seconds - progress.seconds_data, 3),
+        "seconds_eval": round(evaluation.seconds, 3) if evaluation else 0.0,
+        "seconds_overhead": round(progress.seconds_overhead, 3),
+    }
+
+
+def is_best(plan: Plan, progress: Progress, evaluation: Evaluation | None) -> bool:
+    """Whether this evaluation beats all before it; the first of equals stays the best."""
+    if evaluation is None:
+        return False
+    value = evaluation.metrics[plan.headline]
+    before = [x for x in progress.headlines(f"val/{plan.headline}") if x is not None]
+    if not before:
+        return True
+    return value > max(before) if plan.higher_is_better else value < min(before)

@@ -1,0 +1,187 @@
+"""Rank 0's duties beside learning: checkpoints, the run folder, the tracker, the display."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..core.atomic import write_json
+from ..core.errors import UserError
+from ..recipe.fields import CheckpointPolicy
+from ..runs import run_folder
+from ..runs.time_breakdown import shares
+from ..runs.wandb_logger import Tracker
+from .checkpoint import Checkpoints, NoCheckpoints
+from .distributed import Distributed
+from .loop import Plan, Progress
+from .optimizer_state import flatten_optimizer, restore_optimizer
+from .progress import Display
+from .step import Learner
+
+
+class News(NamedTuple):
+    """What is told of an epoch once its checkpoint is on disk."""
+
+    row: dict[str, Any]
+    table: dict[str, list[Any]]  # of classes
+    is_best: bool
+
+
+@dataclass
+class Crew:
+    """Saves first, then tells: what was reported is on disk, unless the disk itself failed.
+
+    A thread writes while the training goes on, so an epoch is told of some steps after its end.
+    """
+
+    run: Path
+    learner: Learner
+    distributed: Distributed
+    checkpoints: Checkpoints
+    policy: CheckpointPolicy
+    tracker: Tracker
+    display: Display
+    saved: float = field(default_factory=time.monotonic)
+    is_best: bool = False
+    news: News | None = None  # of an epoch whose checkpoint is being written
+
+    def save(self, progress: Progress, is_best: bool) -> None:
+        """Write a checkpoint, on a thread, when the one before is written and told of."""
+        self.catch_up()
+        tensors, state = frozen(self.learner, self.distributed, progress)
+        self.checkpoints.save(progress.step, tensors, state, is_best)
+        self.saved, self.is_best = time.monotonic(), is_best
+
+    def due(self, progress: Progress) -> bool:
+        """Whether a checkpoint within the epoch is due, by steps or by the clock."""
+        steps, minutes = self.policy.every_steps, self.policy.every_minutes
+        if steps and progress.step % steps == 0:
+            return True
+        return minutes is not None and time.monotonic() - self.saved > 60 * minutes
+
+    def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
+        """Move the bar; tell of the last epoch if its checkpoint is there by now."""
+        if self.news and not self.checkpoints.busy:
+            self.catch_up()
+        self.display.step(progress.step, loss, lr, items)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Move the bar of the evaluation."""
+        self.display.evaluating(done, total)
+
+    def finished_epoch(self, progress: Progress) -> None:
+        """Have something to tell, as soon as the checkpoint is on disk."""
+        self.display.pause()
+        self.news = News(progress.rows[-1], progress.table, self.is_best)
+
+    def catch_up(self) -> None:
+        """Wait for the checkpoint; then metrics.jsonl, classes.json, tracker, display."""
+        news, self.news = self.news, None  # never told if the save ends the training
+        self.checkpoints.wait()
+        if news:
+            run_folder.append_row(self.run / "metrics.jsonl", news.row)
+            if news.is_best:
+                write_json(self.run / "classes.json", news.table)
+            self.tracker.log(news.row)
+            self.display.epoch(news.row, best=news.is_best)
+
+    def close(self) -> None:
+        """Wait for the last checkpoint and tell of it. StorageError if it could not be saved."""
+        self.catch_up()
+        self.checkpoints.finish()
+
+
+class NoCrew:
+    """The twin of `Crew` for the other processes."""
+
+    def save(self, progress: Progress, is_best: bool) -> None:
+        """Nothing."""
+
+    def due(self, progress: Progress) -> bool:
+        """Never."""
+        return False
+
+    def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
+        """Nothing."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def finished_epoch(self, progress: Progress) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def frozen(
+    learner: Learner, distributed: Distributed, progress: Progress
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """All that training depends on from here: tensors by file, and JSON."""
+    optimizer, packed = flatten_optimizer(learner.optimizer.state_dict())
+    tensors = named(learner) | {"optim": optimizer}
+    state = {
+        "progress": asdict(progress),
+        "optimizer": packed,
+        "scaler": distributed.scaler.state_dict() if distributed.scaler else {},
+    }
+    return {name: group for name, group in tensors.items() if group}, state
+
+
+def named(learner: Learner) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors whose names and shapes the recipe gives, by file."""
+    return {
+        "model": learner.model.state_dict(),
+        "ema": learner.ema.tensors,
+        "criteria": learner.blends.state_dict(),
+    }
+
+
+def restore(
+    learner: Learner, distributed: Distributed, checkpoints: Checkpoints | NoCheckpoints
+) -> Progress | None:
+    """Put the newest whole checkpoint into `learner`; None where there never was one."""
+    loaded = checkpoints.load({name: group for name, group in named(learner).items() if group})
+    step = -1 if loaded is None else loaded.step
+    if distributed.any(step != distributed.share(step)):
+        raise UserError(
+            f"{checkpoints.folder}: the processes found different checkpoints; all must see the "
+            "same run folder. Use a shared disk, or one machine."
+        )
+    if loaded is None:
+        return None
+    learner.model.load_state_dict(loaded.tensors["model"])
+    learner.ema.load(loaded.tensors.get("ema", {}))
+    learner.blends.load_state_dict(loaded.tensors.get("criteria", {}))
+    restore_optimizer(learner.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"])
+    if distributed.scaler and loaded.state["scaler"]:
+        distributed.scaler.load_state_dict(loaded.state["scaler"])
+    return Progress(**loaded.state["progress"])
+
+
+def summarise(
+    plan: Plan, progress: Progress, status: str, expects: dict[str, Any], chosen_on: str
+) -> dict[str, Any]:
+    """summary.json: the best and the last evaluated epoch are different numbers, and named so."""
+    name = f"val/{plan.headline}"
+    rows = [row for row in progress.rows if row.get(name) is not None]
+    pick = max if plan.higher_is_better else min
+    best = pick(rows, key=lambda row: row[name], default=None)
+
+    def point(row: dict[str, Any] | None) -> dict[str, Any] | None:
+        return row and {"epoch": row["epoch"], "value": row[name]}
+
+    return {
+        "status": status,
+        "metric": name,
+        "chosen_on": chosen_on,
+        "best": point(best),
+        "last": point(rows[-1] if rows else None),
+        "epochs": len(progress.rows),
+        "wall_seconds": round(progress.total_seconds, 3),
+        "time": {name: round(part, 4) for name, part in shares(progress.rows).items()},
+        "expects": expects,
+    }

@@ -1,0 +1,210 @@
+"""Runs -> networks with their weights -> answers: what `evaluate` and `predict` share."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import build
+from .core import registry
+from .core.atomic import read_json
+from .core.errors import UserError
+from .core.images import picture_size, read_picture
+from .core.sources import FileSource, Source
+from .core.targets import sampled
+from .core.task import Task
+from .data import feeding
+from .engine import Distributed, Evaluation, load_weights
+from .engine.evaluation import refined
+from .engine.weights_file import put, weights_path
+from .recipe.fields import Recipe
+from .recipe.loading import Loaded
+from .segmentation import refine, submission, visualisation  # noqa: F401  (for the verbs)
+
+
+def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
+    """The first of several runs' recipes, if all of them see the same pictures the same way."""
+    keys = ("task", "dataset", "holdout", "eval_augment", "normalize", "channels_last")
+    for key in keys:
+        if len({str(getattr(recipe, key)) for recipe in recipes}) > 1:
+            raise UserError(
+                f"an ensemble's runs must see the same pictures; their '{key}' differ. "
+                "Set it alike for all (--set)."
+            )
+    return recipes[0]
+
+
+def check_looks(task: Task, args: argparse.Namespace) -> None:
+    """UserError for options that only make sense where every pixel has an answer."""
+    for option in () if task.dense else ("size", "window", "submission", "overlays", "smooth"):
+        if getattr(args, option, None):
+            raise UserError(f"--{option} is for masks; this run names one class per picture.")
+
+
+def networks(
+    found: Sequence[tuple[Path, Loaded]], classes: int, which: str, distributed: Distributed
+) -> tuple[nn.ModuleList, list[Path]]:
+    """The networks of runs with their weights (`best`, `last` or a file's), and where those lie."""
+    made, paths = nn.ModuleList(), []
+    for run, loaded in found:
+        recipe, path = loaded.recipe, weights_path(run, which)
+        network = build.model(recipe, classes, weights=False)
+        put(network, load_weights(path, "ema" if recipe.ema else "model"), path)
+        network = build.placed(recipe, network, distributed)
+        distributed.wrap(network, replicate=False)
+        made.append(network)
+        paths.append(path)
+    return made, paths
+
+
+def refining(recipe: Recipe) -> Callable | None:
+    """The recipe's refiners as one function (picture, probabilities) -> probabilities, or None."""
+    steps = [registry.refiners.bind(c.name, **c.options) for c in recipe.refine]
+
+    def refine(picture: np.ndarray, probabilities: torch.Tensor) -> torch.Tensor:
+        for step in steps:
+            probabilities = step(picture, probabilities)
+        return probabilities
+
+    return refine if steps else None
+
+
+def scored(
+    recipe: Recipe, source: Source, file: Path, size: int | None, distributed: Distributed
+) -> Evaluation:
+    """All metrics of the masks in a submission; no network is asked."""
+    size = size or submission.SIZE
+    masks = submission.read(file, len(source.classes), size)
+    submission.check_names(file, masks, map(source.key, range(len(source))))
+    order = feeding.eval_order(recipe, source, build.place(recipe, distributed))
+    names = ([source.key(index) for _, index in items] for items in order)
+
+    def answer(_: torch.Tensor) -> torch.Tensor:
+        ids = torch.from_numpy(np.stack([masks[name] for name in next(names)])).long()
+        said = nn.functional.one_hot(ids, len(source.classes)).permute(0, 3, 1, 2)
+        return said.to(distributed.device)
+
+    found = build.evaluation(
+        recipe,
+        source,
+        nn.Identity(),
+        build.task(recipe, source.classes),
+        distributed,
+        forward=answer,
+        size=size,
+    )
+    for name in ("loss", "cross_entropy"):  # a mask says nothing of how sure it is
+        del found.metrics[name]
+    return found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said of one picture: probabilities (C,) or (C, h, w), at the evaluation's size.
+
+    target: its class id, or ids (h, w). pixels uint8 (3, h, w), where they were asked for.
+    """
+
+    index: int
+    key: str
+    probabilities: torch.Tensor
+    target: torch.Tensor
+    pixels: torch.Tensor | None = None
+
+
+def answers(
+    recipe: Recipe,
+    source: Source,
+    task: Task,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    distributed: Distributed,
+    refine: Callable | None = None,
+    pixels: bool = False,
+) -> Iterator[Answer]:
+    """What the task's prediction says of every picture of `source`, in order; one process.
+
+    pixels: the pictures too, as the network saw them.
+    """
+    where = build.place(recipe, distributed)
+    finish = feeding.finishing(recipe, where, pixels=pixels or refine is not None)
+    with torch.inference_mode():
+        for raw in feeding.evaluating(recipe, source, where)():
+            batch = finish(raw)
+            said = task.predict(forward, batch.images)
+            if refine:
+                said = refined(refine, said.log(), batch.pixels).exp()
+            seen = batch.pixels if pixels else [None] * len(said)
+            rows = zip(raw.items[:, 1].tolist(), said, batch.target, seen, strict=True)
+            for index, probabilities, target, picture in rows:
+                yield Answer(index, source.key(index), probabilities, target, picture)
+
+
+def classes_of(run: Path, recipe: Recipe) -> tuple[str, ...]:
+    """The classes of a run, from its table of them, or else from the data set."""
+    if (run / "classes.json").is_file():
+        table = read_json(run / "classes.json")
+        names = table.get("class") if isinstance(table, dict) else None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return build.split(recipe, "val").classes
+
+
+def pictures(paths: Sequence[Path], classes: Sequence[str], dense: bool) -> FileSource:
+    """Picture files without targets, as a source; nothing counts in the masks of a dense one."""
+    nothing = np.zeros(len(paths), np.int64)
+    return FileSource("pictures", paths, nothing, tuple(classes), dense=dense)
+
+
+def mask_of(probabilities: torch.Tensor, size: tuple[int, int] | None, smooth: bool) -> np.ndarray:
+    """Class ids uint8 (H, W) of probabilities (C, h, w), at `size` (height, width) or as they are.
+
+    smooth: resize probabilities, bilinear, and then decide; else decide, and resize by nearest.
+    """
+    if size and smooth:
+        probabilities = at_size(probabilities, size)
+    ids = probabilities.argmax(0)
+    if size and not smooth:
+        ids = sampled(ids, *size)
+    return ids.byte().cpu().numpy()
+
+
+def write_pseudo_labels(
+    folder: Path,
+    answers: Iterable[Answer],
+    paths: Sequence[Path],
+    recipe: Recipe,
+    ledger: refine.Ledger,
+) -> list[str]:
+    """Make `folder` a data set of the pictures whose answers are sure enough; what to tell.
+
+    Evaluation pictures among them are entered in the ledger, and told.
+    """
+    both = build.data(recipe)
+    ledger.labelled = refine.class_pixels((m for _, m in items(both.train)), len(ledger.classes))
+    shown = ((path.name, np.asarray(read_picture(path))) for path in paths)
+    known = ((both.val.key(i), np.asarray(p)) for i, (p, _) in enumerate(items(both.val)))
+    ledger.twins = refine.twins(shown, known)
+    said = (
+        (
+            paths[answer.index],
+            at_size(answer.probabilities, picture_size(paths[answer.index])[::-1]),
+        )
+        for answer in answers
+    )
+    refine.write_folder(folder, said, ledger)
+    return [ledger.summary(), *filter(None, [refine.about_twins(ledger.twins)])]
+
+
+def items(source: Source) -> Iterator[tuple]:
+    """All pictures of a source, with their targets."""
+    return (source[index] for index in range(len(source)))
+
+
+def at_size(probabilities: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Probabilities (C, h, w) at `size` (height, width), bilinear."""
+    options = {"mode": "bilinear", "align_corners": False}
+    return nn.functional.interpolate(probabilities[None], size, **options)[0]

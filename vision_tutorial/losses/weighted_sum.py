@@ -1,0 +1,133 @@
+"""Weighted sums of losses that keep their parts, and may balance them."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import UserError
+from ..core.registry import losses
+from ..recipe.fields import Balance
+from ..recipe.grammar import Options, Term
+
+
+class Blend(nn.Module):
+    """The criterion (logits, target) -> (total, parts) that `terms` describe.
+
+    total is `scale` times the weighted sum, a scalar to differentiate. parts holds, detached, each
+    term's raw value under its name (`dice`, and `dice#2` for a second one), and what it adds to the
+    total under `dice/weighted`; it is empty for a single term, which is the total. UserError for no
+    terms or a name nobody has.
+    """
+
+    def __init__(self, terms: Sequence[Term], scale: float = 1.0):
+        super().__init__()
+        if not terms:
+            raise UserError("a blend of no losses; name at least one, such as cross_entropy.")
+        if not any(term.weight for term in terms):
+            names = ", ".join(term.name for term in terms)
+            raise UserError(f"{names}: every weight is 0, so nothing would be learned; raise one.")
+        self.names = _names(terms)
+        self.given = [term.weight for term in terms]
+        self.scale = scale
+        self.losses = [losses.bind(term.name, **term.options) for term in terms]
+
+    def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """logits (B, C, *S); target ids (B, *S) or class map (B, C, *S)."""
+        values = [loss(logits, target) for loss in self.losses]
+        self.watch(values)
+        shares = [self.scale * w * v for w, v in zip(self.weights(), values, strict=True)]
+        parts: dict[str, Tensor] = {}
+        for name, value, share in zip(self.names, values, shares, strict=True):
+            parts |= {name: value.detach(), f"{name}/weighted": share.detach()}
+        return sum(shares), parts if len(values) > 1 else {}
+
+    def weights(self) -> Sequence[float] | Tensor:
+        """Of the terms, in this step."""
+        return self.given
+
+    def watch(self, values: Sequence[Tensor]) -> None:
+        """Nothing: the weights stay as they are."""
+
+    def begin_step(self) -> None:
+        """Nothing; the engine says so before each step."""
+
+
+class Balanced(Blend):
+    """A blend whose weights are divided by the mean size of their terms, |value|.
+
+    They keep the sum of the given weights, so terms of equal weight add equally much to the total.
+    A step's weights follow from the steps before it, so that they are the same for all its
+    micro-batches and processes, and a step that is skipped is not counted. The first steps have the
+    given weights: those of a calibration, and as long as a term has never been other than 0.
+    """
+
+    def __init__(self, terms: Sequence[Term], balance: Balance, scale: float = 1.0):
+        super().__init__(terms, scale)
+        self.balance = balance
+        # of this step, sums over forward passes: sizes, and 1. The engine treats it as any running
+        # statistic: the mean over processes, put back if the step is bad
+        self.register_buffer("seen", torch.zeros(len(terms) + 1))
+        # of the steps before, equal on all processes; saved, as parameters are
+        self.mean = nn.Parameter(torch.zeros(len(terms)), requires_grad=False)
+        self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def weights(self) -> Tensor:
+        """Of the terms, in this step; float32 (terms,)."""
+        given = torch.stack([torch.full_like(self.steps, weight) for weight in self.given])
+        inverse = given / self.mean
+        balanced = inverse * (given.sum() / inverse.sum())
+        known = (self.steps >= (self.balance.calibrate or 1)) & (self.mean > 0).all()
+        return balanced.where(known, given)
+
+    @torch.no_grad()
+    def watch(self, values: Sequence[Tensor]) -> None:
+        """Count the sizes of the terms, and a forward pass."""
+        self.seen += torch.stack([*(value.abs() for value in values), torch.ones_like(values[0])])
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Add what the last step saw, if anything, to the mean."""
+        sizes, passes = self.seen[:-1], self.seen[-1]
+        counts = passes > 0
+        rate = 1 / (self.steps + 1)
+        if self.balance.calibrate is not None:
+            counts &= self.steps < self.balance.calibrate
+        else:
+            rate = rate.clamp(min=1 - self.balance.ema)
+        self.mean.lerp_(sizes / passes.clamp(min=1), rate * counts)
+        self.steps += counts
+        self.seen.zero_()
+
+
+def blend(terms: Sequence[Term], balance: Balance | None = None, scale: float = 1.0) -> Blend:
+    """The criterion that `terms` describe, with weights as given, or balanced where two meet."""
+    return Balanced(terms, balance, scale) if balance and len(terms) > 1 else Blend(terms, scale)
+
+
+def copies(terms: Sequence[Term]) -> int:
+    """How many augmented copies of each picture the losses need: jsd's num_splits less one."""
+    wanted = {term.options["num_splits"] - 1 for term in terms if term.name == "jsd"}
+    if wanted and len(terms) > 1:
+        raise UserError("loss: jsd reads a batch of copies, as no other loss does; use it alone.")
+    return max(wanted, default=0)
+
+
+def without_copies(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """The losses for an evaluation, where no picture has copies: jsd is its cross-entropy."""
+    return tuple(
+        Term("cross_entropy", t.weight, Options({"label_smoothing": t.options["smoothing"]}))
+        if t.name == "jsd"
+        else t
+        for t in terms
+    )
+
+
+def _names(terms: Sequence[Term]) -> list[str]:
+    seen: Counter[str] = Counter()
+    names = []
+    for term in terms:
+        seen[term.name] += 1
+        names.append(term.name if seen[term.name] == 1 else f"{term.name}#{seen[term.name]}")
+    return names

@@ -1,0 +1,1 @@
+"""Recipes: YAML files, what they may say, and checks that need neither data nor torch."""

@@ -1,0 +1,371 @@
+"""What trips people: advice on a recipe that is valid, and perhaps not what was meant.
+
+A lint is one function (recipe, facts) that yields `Advice`; `@lint` puts it on the list.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from .fields import Recipe
+from .recipe_info import CIFAR, RESIZING, Facts, smoothing_floor
+
+SGD = {"sgd", "momentum", "nesterov", "sgdw", "nesterovw"}
+L2 = {"adam", "nadam", "nadamlegacy", "adamax", "rmsprop", "rmsproptf", "adagrad", "adadelta"}
+LEARNED = {"auto_augment", "rand_augment", "trivial_augment", "aug_mix"}
+SMOOTHING = {"cross_entropy": "label_smoothing", "label_smoothing": "epsilon"}
+SMALL_PICTURE, SMALL_BATCH = 64, 8
+FEW_EPOCHS = 20
+TYPICAL_LR = (0.01, 2.0)  # SGD's, per 256 pictures; Goyal et al. 2017 have 0.1
+MOST_ADAM_LR = 0.01
+
+
+class Advice(NamedTuple):
+    """One thing to know: at which key, what is so, why it matters, what to do."""
+
+    key: str
+    what: str
+    why: str
+    do: str
+
+
+Lint = Callable[[Recipe, Facts], Iterator[Advice]]
+LINTS: list[Lint] = []
+
+
+def lint(function: Lint) -> Lint:
+    """Put a lint on the list."""
+    LINTS.append(function)
+    return function
+
+
+def advice(recipe: Recipe, facts: Facts) -> list[Advice]:
+    """What all lints say, in the order of their list."""
+    return [said for check in LINTS for said in check(recipe, facts)]
+
+
+# -- network and pictures --------------------------------------------------------------------------
+
+
+@lint
+def imagenet_stem(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """A stem made for 224 px on small pictures."""
+    small = facts.side is not None and facts.side <= SMALL_PICTURE
+    attention = recipe.model.name.startswith(("vit", "deit", "swin", "beit", "cait", "mixer"))
+    if small and recipe.model.options.get("stem") == "imagenet" and not attention:
+        yield Advice(
+            f"model.{recipe.model.name}.stem",
+            f"an ImageNet stem on pictures of {facts.side} px",
+            f"most stems shrink them 4 times, to {facts.side // 4} px, before the first block; "
+            "ResNet-50 on CIFAR-100: 62.7 % with it, 80.4 % without",
+            f"model.{recipe.model.name}.stem=cifar, where the family has it",
+        )
+
+
+@lint
+def sizes_differ(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """Evaluation at another size than training."""
+    if facts.side and facts.eval_side and facts.side != facts.eval_side:
+        yield Advice(
+            "eval_augment",
+            f"training sees {facts.side} px, evaluation {facts.eval_side} px",
+            "objects appear in another size, and some networks take one size only",
+            f"eval_augment=[{{resize: {{size: {facts.side}}}}}, "
+            f"{{center_crop: {{size: {facts.side}}}}}]",
+        )
+
+
+@lint
+def sizes_open(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """Pictures of any size that nothing makes equal."""
+    for key, side, chain in (
+        ("augment", facts.side, recipe.augment),
+        ("eval_augment", facts.eval_side, recipe.eval_augment),
+    ):
+        last = [c for c in chain if c.name.endswith(("crop", "resize"))][-1:]
+        by_one_side = last and last[0].name == "resize" and isinstance(last[0].options["size"], int)
+        if (side is None or by_one_side) and recipe.dataset.name == "image_folder":
+            yield Advice(
+                key,
+                "nothing crops the pictures to one size",
+                "a batch needs pictures of one size; `resize` sets the shorter side only",
+                f"end {key} with a crop, such as {{center_crop: {{size: 224}}}}",
+            )
+
+
+@lint
+def jitter_beside_policy(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """Colour jitter next to a learned policy."""
+    names = [choice.name for choice in recipe.augment]
+    policies = [name for name in names if name in LEARNED]
+    if "color_jitter" in names and policies:
+        yield Advice(
+            "augment",
+            f"color_jitter beside {policies[0]}: both are applied",
+            "timm skips the jitter when AutoAugment is on, so a timm recipe means one of them",
+            "remove color_jitter to have what timm does",
+        )
+
+
+@lint
+def constants_of_another_set(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """Normalised with another data set's mean and deviation."""
+    dataset, pretrained = recipe.dataset.name, recipe.model.options.get("pretrained")
+    given = recipe.normalize if isinstance(recipe.normalize, str) else "your own"
+    if pretrained and given != "imagenet":
+        yield Advice(
+            "normalize",
+            f"pretrained weights, and pictures normalised by {given} constants",
+            "most of timm's weights were trained with ImageNet's",
+            "normalize=imagenet, unless the weights want it so",
+        )
+    elif not pretrained and dataset in CIFAR and given != dataset:
+        yield Advice(
+            "normalize",
+            f"{dataset} normalised by {given} constants",
+            "harmless when training from scratch, but not what papers on this data set do",
+            f"normalize={dataset}, unless a reference has it so",
+        )
+
+
+# -- what the numbers mean -------------------------------------------------------------------------
+
+
+@lint
+def label_smoothing(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """A training loss that cannot reach zero."""
+    for term in recipe.loss:
+        option = SMOOTHING.get(term.name)
+        epsilon = term.options[option] if option else 0
+        if not epsilon:
+            continue
+        floor = "a floor above 0"
+        if facts.classes:
+            floor = f"{smoothing_floor(epsilon, facts.classes):.3f} nats"
+        yield Advice(
+            f"loss.{term.name}.{option}",
+            f"targets are smoothed by {epsilon:g}: this loss cannot fall below {floor}",
+            "a perfect network has that loss"
+            + ("; mixing raises it further" if recipe.mix else "")
+            + ". It cannot be compared with a plain one",
+            "judge by top1 and by cross_entropy, the plain loss of validation",
+        )
+
+
+@lint
+def chosen_on_test(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """The best epoch chosen by the numbers that are reported."""
+    if not recipe.holdout:
+        yield Advice(
+            "holdout",
+            "the best epoch is chosen on the test split",
+            f"the best of {facts.epochs // recipe.eval_every} looks at the test is no estimate "
+            "of new data; papers on CIFAR do it all the same",
+            "report `last`, or choose on a part of train: holdout=0.1",
+        )
+
+
+@lint
+def one_seed(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """A comparison that one run cannot carry."""
+    if facts.reference is not None:
+        yield Advice(
+            "seed",
+            "one seed is one draw",
+            "on CIFAR-100 seeds spread by about 0.4 points: r3 to r5 (+0.37) is noise",
+            "for a claim, train seed=43, seed=44, … too and compare means",
+        )
+
+
+@lint
+def copies_cost(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """A loss that looks at several versions of each picture."""
+    for term in recipe.loss:
+        if term.name == "jsd":
+            count = term.options["num_splits"]
+            varied = {choice.name for choice in recipe.augment} - {*RESIZING, "hflip", "vflip"}
+            alike = "; without augmentation beyond crops and flips they would be alike"
+            yield Advice(
+                "loss.jsd",
+                f"jsd trains on {count} versions of each picture",
+                f"a step costs {count} times as much" + ("" if varied else alike),
+                "count it in; augment with aug_mix, which the loss was made for",
+            )
+
+
+# -- batch -----------------------------------------------------------------------------------------
+
+
+@lint
+def more_batch_than_data(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """Not one whole batch."""
+    if facts.steps_per_epoch == 0:
+        yield Advice(
+            "batch_size",
+            f"{recipe.batch_size} is more than the {facts.pictures} training pictures",
+            "only whole batches are trained on, so there is none",
+            f"batch_size={facts.pictures} or less, or a larger subset",
+        )
+
+
+@lint
+def lr_of_another_batch(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """The batch changed and the lr did not."""
+    before = facts.reference
+    if before is None or before.optimizer.name != recipe.optimizer.name:
+        return
+    lr, factor = recipe.optimizer.options["lr"], recipe.batch_size / before.batch_size
+    if factor != 1 and lr == before.optimizer.options["lr"]:
+        rule = "in proportion" if recipe.optimizer.name in SGD else "by its square root"
+        scaled = lr * (factor if recipe.optimizer.name in SGD else factor**0.5)
+        yield Advice(
+            f"optimizer.{recipe.optimizer.name}.lr",
+            f"lr {lr:g} was meant for batch_size {before.batch_size}, not {recipe.batch_size}",
+            f"a step averages {factor:g} times the pictures; lr usually follows {rule} "
+            "(Goyal et al. 2017)",
+            f"optimizer.{recipe.optimizer.name}.lr={scaled:.4g}, or keep it on purpose",
+        )
+
+
+@lint
+def unusual_lr(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """An lr far from what its optimizer usually has."""
+    name, lr = recipe.optimizer.name, recipe.optimizer.options["lr"]
+    low, high = (x * recipe.batch_size / 256 for x in TYPICAL_LR)
+    if name in SGD and not low <= lr <= high:
+        yield Advice(
+            f"optimizer.{name}.lr",
+            f"lr {lr:g} for batch_size {recipe.batch_size}",
+            "with SGD about 0.1 per 256 pictures is usual when training from scratch "
+            f"(here {0.1 * recipe.batch_size / 256:.2g}); fine-tuning takes less",
+            "check the number of zeros",
+        )
+    if "adam" in name and lr > MOST_ADAM_LR:
+        yield Advice(
+            f"optimizer.{name}.lr",
+            f"lr {lr:g} is one for SGD",
+            "Adam's steps have the length of the lr whatever the gradient; 0.001 is usual",
+            f"optimizer.{name}.lr=0.001",
+        )
+
+
+@lint
+def small_norm_batches(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """BatchNorm over few pictures."""
+    micro = facts.micro_batch
+    if facts.batch_norm and micro and micro < SMALL_BATCH:
+        yield Advice(
+            "micro_batch",
+            f"BatchNorm sees {micro} pictures at a time",
+            "accumulation and processes do not help: each forward pass has its own statistics",
+            "a larger micro_batch or batch_size, sync_bn=true on GPUs, or a model without it",
+        )
+
+
+@lint
+def odd_mixing(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """Mirror pairs in an odd batch."""
+    if recipe.mix and facts.micro_batch and facts.micro_batch % 2:
+        yield Advice(
+            "mix",
+            f"pairs in a micro-batch of {facts.micro_batch} pictures",
+            "the middle one meets itself and stays as it is",
+            "an even batch_size",
+        )
+
+
+# -- time ------------------------------------------------------------------------------------------
+
+
+@lint
+def steps_of_a_schedule(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """A curve of a few stairs."""
+    smooth = recipe.schedule.name in ("cosine", "poly", "one_cycle", "exponential")
+    if smooth and recipe.schedule_unit == "epoch" and recipe.epochs <= FEW_EPOCHS:
+        yield Advice(
+            "schedule_unit",
+            f"the lr moves once an epoch, {recipe.epochs} times in all",
+            "a short training gets a staircase instead of a curve",
+            "schedule_unit=step",
+        )
+
+
+@lint
+def warmup_too_long(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """Nothing is left of the schedule."""
+    if recipe.warmup.mode == "overlap" and recipe.warmup.epochs >= recipe.epochs:
+        yield Advice(
+            "warmup.epochs",
+            f"{recipe.warmup.epochs} epochs of warm-up lie over {recipe.epochs} epochs",
+            "the schedule never has its turn",
+            "fewer epochs of warm-up, or warmup.mode=front",
+        )
+
+
+@lint
+def warmup_falls(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """A warm-up that starts above the peak."""
+    lr = recipe.optimizer.options["lr"]
+    if recipe.warmup.epochs and recipe.warmup.lr > lr:
+        yield Advice(
+            "warmup.lr",
+            f"the warm-up starts at {recipe.warmup.lr:g}, above the lr of {lr:g}",
+            "it would fall instead of rise",
+            f"warmup.lr={lr / 10:g}",
+        )
+
+
+@lint
+def epochs_on_top(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """More epochs than the recipe's `epochs`."""
+    more = {
+        "warm-up in front": facts.epochs - recipe.epochs - recipe.cooldown.epochs,
+        "cool-down": recipe.cooldown.epochs,
+    }
+    for what, count in more.items():
+        if count:
+            yield Advice(
+                "cooldown.epochs" if what == "cool-down" else "warmup.mode",
+                f"{recipe.epochs} epochs are {facts.epochs}: {count} of {what} come on top",
+                "time and checkpoints count them too",
+                "nothing, if it is meant so",
+            )
+
+
+@lint
+def average_of_the_start(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """An EMA that remembers its first weights."""
+    if recipe.ema and facts.steps and not recipe.ema.warmup:
+        memory = 1 / (1 - recipe.ema.decay)
+        if facts.steps < 3 * memory:
+            yield Advice(
+                "ema.decay",
+                f"the average reaches back {memory:,.0f} steps, of {facts.steps:,} in all",
+                "the random first weights stay in it",
+                "ema.warmup=true, or a smaller decay",
+            )
+
+
+@lint
+def decay_through_adam(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """Weight decay as a gradient, scaled away by the optimizer."""
+    name, options = recipe.optimizer.name, recipe.optimizer.options
+    if name in L2 and options.get("weight_decay"):
+        yield Advice(
+            f"optimizer.{name}.weight_decay",
+            f"in {name} weight decay is a part of the gradient",
+            "it is divided by the gradient's size, so large weights with large gradients "
+            "hardly decay (Loshchilov & Hutter 2019)",
+            f"optimizer=adamw for decoupled decay, or optimizer.{name}.weight_decay=0",
+        )
+
+
+@lint
+def half_precision_without_gpu(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+    """Asked for what this machine has not."""
+    if recipe.precision == "fp16" and facts.gpu is False:
+        yield Advice(
+            "precision",
+            "fp16 needs a GPU; this machine would compute in fp32",
+            "numbers will differ a little from a GPU's",
+            "nothing here; on a GPU it is as written",
+        )

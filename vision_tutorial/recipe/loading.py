@@ -1,0 +1,314 @@
+"""YAML file -> `extends` -> overrides -> Recipe, with file and line in every complaint."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..core.errors import UserError, short, shown, unknown
+from . import grammar
+from .fields import SHELVED, Recipe
+from .grammar import On
+from .signatures import Shelf, catalogue
+from .yaml_lines import MAX_DEPTH, Document, Key, parse_value, read_document
+
+COMMAND_LINE = "command line"
+MAX_BASES = 16
+OWN = ("name", "expects", "extends")  # not inherited
+PLAINLY = {
+    "tuple_type": "a list",
+    "dict_type": "{name: number, …}",
+    "missing": "more items",
+    "string_pattern_mismatch": "letters, digits, '.', '_' and '-'",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe with where it came from. `base` is the recipe it extends, resolved; None without."""
+
+    recipe: Recipe
+    path: Path
+    base: Recipe | None = None
+    base_path: Path | None = None
+    imports: tuple[Path, ...] = ()
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> Loaded:
+    """Read and check a recipe file. UserError: file, line, what was given, what is allowed."""
+    path = Path(path)
+    chain = _chain(path)
+    document = _merged([document for _, document in chain])
+    for text in overrides:
+        _override(document, text)
+    recipe, imports = typed(document, path.stem)
+    base = _base(chain[1:])
+    return Loaded(recipe, path, base, chain[1][0] if base else None, imports)
+
+
+def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
+    """Plain values -> Recipe, and the files it imports."""
+    values = dict(document.values)
+    for key in values:
+        if key not in Recipe.model_fields:
+            raise UserError(_at(document, (key,)) + unknown("key", key, Recipe.model_fields))
+        if _height(values[key]) >= MAX_DEPTH:  # an override can lift it above what a file may have
+            raise UserError(f"{_at(document, (key,))}nested deeper than {MAX_DEPTH} levels.")
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", name)[:64]
+    values.setdefault("name", name if name.strip(".") else "recipe")
+    imports = _imports(values.get("imports"), document)
+    shelves = catalogue(imports)
+    for key, mark in SHELVED.items():
+        declared = Recipe.model_fields[key]
+        if key not in values and not declared.is_required():
+            # parsed as if it were written, to have all its options
+            values[key] = grammar.plain(declared.default)
+        if key in values and not (values[key] is None and declared.default is None):
+            values[key] = _shelved(document, key, values[key], mark, shelves)
+    try:
+        return Recipe(**values), imports
+    except ValidationError as error:
+        raise UserError(_first(error, document)) from error
+
+
+def _height(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_height, inner)) if inner else 0
+
+
+def _chain(path: Path) -> list[tuple[Path, Document]]:
+    """The file, the one it extends, the one that that extends, and so on."""
+    chain: list[tuple[Path, Document]] = []
+    place = ""
+    while True:
+        if not _is_file(path):
+            raise UserError(place + _missing(path))
+        names = " -> ".join(shown(p.name) for p in (*(p for p, _ in chain), path))
+        if any(path.samefile(other) for other, _ in chain):
+            raise UserError(f"{place}a circle: {names}. A recipe cannot be its own base.")
+        if len(chain) > MAX_BASES:
+            raise UserError(f"{place}more than {MAX_BASES} bases, one upon the other.")
+        document = read_document(path)
+        chain.append((path, document))
+        place = _at(document, ("extends",))
+        base = document.values.get("extends")
+        if base is None:
+            return chain
+        if not isinstance(base, str) or Path(base).is_absolute():
+            raise UserError(f"{place}given {shown(base)}; name a file, as seen from this one.")
+        path = path.parent / base
+
+
+def _merged(documents: list[Document]) -> Document:
+    """The first document, with its bases under it: a key replaces the base's key whole."""
+    values: dict[str, Any] = {}
+    places: dict[Key, str] = {}
+    for document in reversed(documents):
+        kept = {k: v for k, v in values.items() if k not in OWN}
+        places = {at: p for at, p in places.items() if at and at[0] not in document.values}
+        values, places = {**kept, **document.values}, {**places, **document.places}
+    values.pop("extends", None)
+    return Document(values, places)
+
+
+def _base(chain: list[tuple[Path, Document]]) -> Recipe | None:
+    """What is extended, as a recipe; None where there is none, or only a part of one."""
+    try:
+        return typed(_merged([d for _, d in chain]), chain[0][0].stem)[0] if chain else None
+    except UserError:
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, say
+        return False
+
+
+def _missing(path: Path) -> str:
+    near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    if near:
+        return f"{path.parent}: {unknown('recipe', path.name, near)}"
+    return (
+        f"{short(str(path), 200)}: no such recipe; "
+        "give the path of a .yaml file, such as recipes/r0.yaml."
+    )
+
+
+def _at(document: Document, key: Key) -> str:
+    """ "file:line: a.b: " for the nearest place above `key` that is known."""
+    places = (document.places.get(key[:n]) for n in range(len(key), -1, -1))
+    place = next((p for p in places if p), "recipe")
+    words = short(".".join(map(str, key)), 60)
+    return f"{place}: {words}: " if key else f"{place}: "
+
+
+def _imports(given: Any, document: Document) -> tuple[Path, ...]:
+    if not given:
+        return ()
+    at = _at(document, ("imports",))
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"{at}given {shown(given)}; a list of .py files is expected.")
+    place = document.places.get(("imports",), COMMAND_LINE)
+    file = "" if place.startswith(COMMAND_LINE) else place.rpartition(":")[0]
+    here = Path(file).parent
+    for name in given:
+        path = here / name
+        if path.suffix != ".py" or not _is_file(path) or not _inside(path, here):
+            raise UserError(f"{at}{shown(name, 200)} is no .py file at or below {here.absolute()}.")
+    return tuple(here / name for name in given)
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _shelved(document: Document, key: str, value: Any, mark: On, shelves: dict[str, Shelf]) -> Any:
+    try:
+        return grammar.parse(value, shelves[mark.shelf], mark.form)
+    except grammar.At as error:
+        raise UserError(f"{_at(document, (key, *error.path))}{error}") from error
+
+
+def _first(error: ValidationError, document: Document) -> str:
+    """The first of pydantic's complaints, where it is most precise, as our one line."""
+    found = [(_real(d, document.values), d) for d in error.errors(include_url=False)]
+    top = found[0][0][0]
+    loc = max((loc for loc, _ in found if loc[0] == top), key=len)
+    details = [d for at, d in found if at == loc]
+    if details[0]["type"] == "missing" and details[0]["loc"][-1] == loc[-1]:
+        return f"{_at(document, loc[:-1])}the key '{loc[-1]}' is needed and is not given."
+    if details[0]["type"] == "extra_forbidden":
+        return _at(document, loc) + unknown("key", loc[-1], _fields(loc[0]))
+    value: Any = document.values
+    for part in loc:
+        value = value[part] if _has(value, part) else value
+    said = " or ".join(dict.fromkeys(_expectation(d, loc) for d in details))
+    return f"{_at(document, loc)}given {shown(value)}; expected: {said}."
+
+
+def _real(detail: Any, values: Any) -> Key:
+    """The path in the document: pydantic's without the names of union members."""
+    real: list[str | int] = []
+    for n, part in enumerate(detail["loc"]):
+        missing = detail["type"] == "missing" and n == len(detail["loc"]) - 1
+        if n == 0 or _has(values, part) or (missing and isinstance(part, str)):
+            real.append(part)
+        if _has(values, part):
+            values = values[part]
+    return tuple(real)
+
+
+def _has(values: Any, part: str | int) -> bool:
+    return part in values if isinstance(values, dict) else _is_index(values, part)
+
+
+def _is_index(values: Any, part: str | int) -> bool:
+    return isinstance(values, list) and isinstance(part, int) and part < len(values)
+
+
+def _expectation(detail: Any, loc: Key) -> str:
+    if detail["type"] == "model_type":
+        return "{" + ", ".join(_fields(loc[0])) + "}"
+    said = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return PLAINLY.get(detail["type"], said)
+
+
+def _fields(key: str) -> list[str]:
+    """The keys of the object, or of the object among the possibilities, that `key` holds."""
+    declared = Recipe.model_fields[key].annotation
+    kinds = (declared, *getattr(declared, "__args__", ()))
+    return [name for kind in kinds for name in getattr(kind, "model_fields", ())]
+
+
+def _override(document: Document, text: str) -> None:
+    """Set one value from `key.sub=value`; what lies on the way is opened up as needed."""
+    path, equals, value = text.partition("=")
+    key, *rest = (part.strip() for part in path.split("."))
+    name = f"{COMMAND_LINE} ({short(text, 50)})"
+    if not equals or not all((key, *rest)):
+        raise UserError(f"{name}: no override; write key=value or key.sub=value.")
+    if key not in Recipe.model_fields:
+        raise UserError(f"{name}: {unknown('key', key, Recipe.model_fields)}")
+    parsed = parse_value(value, name)
+    current = document.values.get(key)
+    if rest and key in SHELVED:
+        current = _opened(key, current, rest, name)
+    at = _located(current, rest, name)
+    document.values = {**document.values, key: _set(current, at, parsed)}
+    whole = (key, *at)
+    stale = [place for place in document.places if place[: len(whole)] == whole]
+    for place in stale:
+        del document.places[place]
+    for depth in range(1, len(whole) + 1):
+        document.places[whole[:depth]] = name
+
+
+def _opened(key: str, value: Any, rest: list[str], name: str) -> Any:
+    """The choice, blend or chain `value` with every entry spelled out, so that one can be set."""
+    form, default = SHELVED[key].form, Recipe.model_fields[key].default
+    if form == "chain":
+        return [{x: {}} if isinstance(x, str) else x for x in value or ()]
+    if value is None and form == "blend" and default:
+        value = grammar.plain(default)  # a term is added to what there would be without it
+    if isinstance(value, str):
+        value = {value: {}}
+    if form == "blend" and isinstance(value, dict):
+        number = (int, float)
+        return {k: {"weight": v} if isinstance(v, number) else v for k, v in value.items()}
+    if isinstance(value, dict) and value and not _prefix(value, rest):
+        now = next(iter(value))
+        raise UserError(
+            f"{name}: {key} is '{now}' here; write {key}.{now}.{rest[-1]}=… for an option of it, "
+            f"or {key}={rest[0]} for another {key}."
+        )
+    return value
+
+
+def _located(container: Any, keys: list[str], name: str) -> Key:
+    """Where `keys` lead: items of lists by place or by name, names that hold dots as one."""
+    at: list[str | int] = []
+    while keys:
+        if isinstance(container, list):
+            part: str | int = _item(container, keys[0], name)
+            keys = keys[1:] if keys[0].isdecimal() else keys
+        elif isinstance(container, dict | None):
+            length = _prefix(container or {}, keys) or 1
+            part, keys = ".".join(keys[:length]), keys[length:]
+        else:
+            raise UserError(f"{name}: nothing can be set below {shown(container)}.")
+        at.append(part)
+        container = container[part] if _has(container, part) else None
+    return tuple(at)
+
+
+def _prefix(container: dict[str, Any], keys: list[str]) -> int:
+    """How many of `keys`, joined, name something in `container`; the most, or 0 (timm's tags)."""
+    return next((n for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in container), 0)
+
+
+def _item(items: list[Any], key: str, name: str) -> int:
+    if key.isdecimal() and len(key) < 6 and int(key) < len(items):
+        return int(key)
+    found = [i for i, x in enumerate(items) if isinstance(x, dict) and key in x]
+    if len(found) > 1:
+        raise UserError(f"{name}: '{key}' is there {len(found)} times; say which: {found}.")
+    if not found:
+        known = [next(iter(x), "") if isinstance(x, dict) else shown(x) for x in items]
+        raise UserError(f"{name}: {unknown('item', key, known)}")
+    return found[0]
+
+
+def _set(container: Any, at: Key, value: Any) -> Any:
+    """A copy of `container` in which the entry at `at` is `value`."""
+    if not at:
+        return value
+    head, *below = at
+    if isinstance(container, list):
+        return [_set(x, tuple(below), value) if i == head else x for i, x in enumerate(container)]
+    container = container or {}
+    return {**container, head: _set(container.get(head), tuple(below), value)}

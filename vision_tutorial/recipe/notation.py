@@ -1,0 +1,259 @@
+"""Recipes in the notation of the students' tables: "0.75 focal + 0.25 dice", "adamax(0.0005)".
+
+A recipe here is what recipe.yaml holds, unchecked: what does not fit its form is shown as it is.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from .fields import SHELVED, UNESSENTIAL, Recipe
+
+NONE = "–"
+SHORT = {"cross_entropy": "CE"}
+LEADING = "lr"  # the option that is written without its name
+HEADS = "‖"  # decoder ‖ auxiliary
+FORMS = {key: mark.form for key, mark in SHELVED.items()}
+
+
+class Entry(NamedTuple):
+    """One entry of a choice, blend or chain."""
+
+    name: str
+    weight: float | None  # None: no summand of a blend
+    options: Mapping[str, Any]
+
+
+def entries(key: str, value: Any) -> list[Entry]:
+    """The entries that a recipe's value names; [] for null."""
+    form = FORMS[key]
+    if form == "blend":
+        value = {value: {}} if isinstance(value, str) else value
+        pairs = value.items() if isinstance(value, dict) else ()
+        return [_term(name, given) for name, given in pairs]
+    listed = value if form == "chain" and isinstance(value, list) else [value] * (value is not None)
+    return [_choice(item) for item in listed]
+
+
+def _term(name: str, given: Any) -> Entry:
+    options = dict(given) if isinstance(given, dict) else {"weight": given}
+    weight = number(options.pop("weight", None))
+    return Entry(name, 1.0 if weight is None else weight, options)
+
+
+def _choice(value: Any) -> Entry:
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, options),) = value.items()
+        return Entry(name, None, options if isinstance(options, dict) else {})
+    return Entry(scalar(value), None, {})
+
+
+def scalar(value: Any) -> str:
+    """One value: 0.0005, 1e-9, yes, – for null."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0+", r"e\1", f"{value:g}").replace("e+", "e")
+    if isinstance(value, list):
+        return f"[{', '.join(map(scalar, value))}]"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={scalar(item)}" for name, item in value.items())
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """As the students wrote it: 48s, 49m45s, 1h1m."""
+    whole = round(seconds)
+    if whole >= 3600:
+        minutes = round(seconds / 60)
+        return f"{minutes // 60}h{minutes % 60}m"
+    return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"
+
+
+class Notation:
+    """Cells for some recipes. Options, and entries of a chain, are written where they differ."""
+
+    def __init__(self, recipes: Sequence[dict[str, Any]], everything: bool = False) -> None:
+        self.recipes, self.everything = recipes, everything
+        self._visible = {key: self._differing(key) for key in FORMS}
+        self._shared = {key: self._common(key) for key in FORMS if FORMS[key] == "chain"}
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The keys that differ, in the recipe's order: `loss`, `warmup.lr`, …; or all keys."""
+        skipped = set() if self.everything else UNESSENTIAL | {"seed", "data.memory"}
+        keys = dict.fromkeys(leaf for recipe in self.recipes for leaf in leaves(recipe))
+        order = {key: n for n, key in enumerate(Recipe.model_fields)}
+        keys = sorted(keys, key=lambda key: order.get(key.partition(".")[0], len(order)))
+        wanted = [key for key in keys if key not in skipped and head(key) not in skipped]
+        if self.everything:
+            return wanted
+        return [key for key in wanted if len({self._identical(r, key) for r in self.recipes}) > 1]
+
+    def _identical(self, recipe: dict[str, Any], key: str) -> str:
+        # what is shown in the cell, and what could hide behind it
+        value = leaf(recipe, key)
+        return json.dumps([value, recipe.get("aux_loss")] if key == "loss" else value)
+
+    def cell(self, recipe: dict[str, Any], key: str) -> Any:
+        """What stands under one of `columns`: a number, words, or None."""
+        value = leaf(recipe, key)
+        if value in (None, [], {}):
+            return None
+        if key not in FORMS:
+            return value if number(value) is not None else scalar(value)
+        cell = self.words(key, value)
+        if key == "loss" and recipe.get("aux_loss") is not None:
+            return f"{cell} {HEADS} {self.words('aux_loss', recipe['aux_loss'])}"
+        return cell
+
+    def words(self, key: str, value: Any) -> str:
+        """A choice, blend or chain in words."""
+        named = entries(key, value)
+        weighted = any(entry.weight not in (None, 1.0) for entry in named)
+        shared = self._shared.get(key, frozenset())
+        shown = [
+            f"{f'{scalar(entry.weight)} ' * (weighted and entry.weight != 1)}"
+            f"{self._entry(key, entry)}"
+            for entry in named
+            if _fixed(entry) not in shared
+        ]
+        shown = ["…"] * (len(shown) < len(named)) + shown
+        return (" + " if FORMS[key] == "blend" else ", ").join(shown) or NONE
+
+    def _entry(self, key: str, entry: Entry) -> str:
+        visible = self._visible[key]
+        options = [
+            f"{name}={scalar(value)}"
+            for name, value in entry.options.items()
+            if name != LEADING and (self.everything or (entry.name, name) in visible)
+        ]
+        if LEADING in entry.options:
+            options.insert(0, scalar(entry.options[LEADING]))
+        name = SHORT.get(entry.name, entry.name)
+        return f"{name}({', '.join(options)})" if options else name
+
+    def _differing(self, key: str) -> set[tuple[str, str]]:
+        """(entry, option) for options that entries of one name do not share."""
+        seen: dict[tuple[str, str], set[str]] = {}
+        for recipe in self.recipes:
+            for entry in entries(key, recipe.get(key)):
+                for name, value in entry.options.items():
+                    seen.setdefault((entry.name, name), set()).add(json.dumps(value))
+        return {pair for pair, values in seen.items() if len(values) > 1}
+
+    def _common(self, key: str) -> frozenset[str]:
+        """The entries of a chain that every recipe has, which are worth no words."""
+        if self.everything or not self.recipes:
+            return frozenset()
+        each = [{_fixed(entry) for entry in entries(key, r.get(key))} for r in self.recipes]
+        return frozenset.intersection(*map(frozenset, each)) if len(each) > 1 else frozenset()
+
+
+def _fixed(entry: Entry) -> str:
+    return json.dumps(entry, sort_keys=True)
+
+
+def head(key: str) -> str:
+    """The recipe's key of a dotted one."""
+    return key.partition(".")[0]
+
+
+def leaves(recipe: dict[str, Any]) -> list[str]:
+    """The keys of a recipe, `warmup.lr` for what stands within one. aux_loss stands with `loss`."""
+    found: list[str] = []
+    for key, value in recipe.items():
+        within = isinstance(value, dict) and key not in FORMS
+        found += [f"{key}.{name}" for name in value] if within else [key]
+    return [key for key in found if key != "aux_loss"]
+
+
+def leaf(recipe: dict[str, Any], key: str) -> Any:
+    """What one of `leaves` holds; None if the recipe has it not."""
+    first, _, part = key.partition(".")
+    value = recipe.get(first)
+    if isinstance(value, dict) and first not in FORMS:
+        return value.get(part)
+    return None if part else value
+
+
+def find(recipe: dict[str, Any], key: str) -> Any:
+    """What a dotted key holds: `epochs`, `warmup.lr`, or an entry's option, `optimizer.lr`."""
+    first, _, option = key.partition(".")
+    if first in FORMS and option:
+        options = (entry.options for entry in entries(first, recipe.get(first)))
+        return next((found[option] for found in options if option in found), None)
+    return leaf(recipe, key)
+
+
+# -- what changed ----------------------------------------------------------------------------------
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What a recipe changed in another: "epochs 200 → 250, optimizer.lr 0.1 → 0.25, + cutmix".
+
+    Either may hold only the keys in question. Keys that make no other experiment, and the seed,
+    are passed over.
+    """
+    said: list[str] = []
+    for key, two in after.items():
+        one = before.get(key)
+        if one != two and key not in UNESSENTIAL | {"seed"}:
+            said += (
+                _entries_changed(key, one, two) if key in FORMS else _leaf_changed(key, one, two)
+            )
+    return ", ".join(said)
+
+
+def _entries_changed(key: str, one: Any, two: Any) -> Iterator[str]:
+    old, new = _numbered(entries(key, one)), _numbered(entries(key, two))
+    weights = [{name: entry.weight for name, entry in each.items()} for each in (old, new)]
+    if FORMS[key] == "chain":
+        yield from (f"− {name}" for name in old if name not in new)
+        yield from (f"+ {name}" for name in new if name not in old)
+        if list(old) != list(new) and old.keys() == new.keys():
+            yield f"{key} in another order"
+    elif weights[0] != weights[1]:
+        words = Notation([])
+        yield f"{key} {words.words(key, one)} → {words.words(key, two)}"
+    for name in (name for name in new if name in old):
+        title = key if FORMS[key] == "choice" else name
+        yield from _options_changed(title, old[name].options, new[name].options)
+
+
+def _numbered(named: Iterable[Entry]) -> dict[str, Entry]:
+    """Entries by name; of one name, the second is `name 2`."""
+    found: dict[str, Entry] = {}
+    for entry in named:
+        count = sum(other.name == entry.name for other in found.values())
+        found[f"{entry.name} {count + 1}" if count else entry.name] = entry
+    return found
+
+
+def _leaf_changed(key: str, one: Any, two: Any) -> Iterator[str]:
+    if isinstance(one, dict) and isinstance(two, dict):
+        yield from _options_changed(key, one, two)
+    else:
+        yield f"{key} {scalar(one)} → {scalar(two)}"
+
+
+def _options_changed(title: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[str]:
+    for name in {**two, **one}:
+        if one.get(name) != two.get(name):
+            yield f"{title}.{name} {scalar(one.get(name))} → {scalar(two.get(name))}"
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None

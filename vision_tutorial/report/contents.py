@@ -1,0 +1,275 @@
+"""Runs -> all that the page shows, as JSON's types. Every text from a run folder is untrusted."""
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from ..core.errors import UserError, short
+from ..recipe.notation import FORMS, Notation, changed, duration, leaf, leaves, number, scalar
+from ..runs.run import Point, Run
+from ..runs.seed_statistics import Sample
+from ..tables import columns
+from ..tables.columns import View
+from ..tables.comparison import lines
+from ..tables.labels import state_word
+from . import gallery_files
+from .gallery_files import Gallery, Picture
+from .words import words
+
+MOST_POINTS = 2000  # of a curve; of more epochs, every second one, or third, …
+MOST_LETTERS = 2000  # of any text
+MOST_CLASSES = 1000
+PER_CENT = ("top1", "iou", "accuracy", "precision", "boundary_iou")
+NO_CURVE = ("epoch", "step")
+ELSEWHERE = ("created", "recipe")  # of the fingerprint: shown with the run
+
+Words = dict[str, str]
+
+
+def contents(
+    runs: Sequence[Run], complaints: Sequence[str], language: str, most_bytes: int
+) -> dict[str, Any]:
+    """Everything on the page but its title and age. most_bytes: of all embedded pictures."""
+    wall = Wall(most_bytes)
+    names = labels(runs)
+    shown = [described(run, label, language, wall) for run, label in zip(runs, names, strict=True)]
+    return {
+        "lang": language,
+        "words": words(language),
+        "runs": shown,
+        "comparison": comparison(runs, language),
+        "complaints": [cut(line) for line in (*complaints, *wall.complaints)],
+        "images": wall.images,
+    }
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """The name of each run, with its folder's where others have that name; numbered if need be."""
+    names = Counter(run.name for run in runs)
+    made = [run.name if names[run.name] == 1 else f"{run.name}/{run.id}" for run in runs]
+    twice, seen = Counter(made), Counter()
+    for place, label in enumerate(made):
+        seen[label] += 1
+        if twice[label] > 1:
+            made[place] = f"{label} ({seen[label]})"
+    return [short(label, 140) for label in made]
+
+
+def comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
+    """`compare`'s table, with the results in front; a row names the places of its runs."""
+    places = {id(run): place for place, run in enumerate(runs)}
+    view = View(lines(runs), language)
+    parts = (columns.status, columns.results, columns.progress, columns.times, columns.recipes)
+    fields = [field for part in parts for field in part(view)]
+    table = columns.table(view, [view.field("run", lambda line: line.label), *fields])
+    rows = []
+    for line, values, texts in zip(view.lines, table.rows, table.texts(), strict=True):
+        cells = [{"value": sortable(v), "text": cut(t)} for v, t in zip(values, texts, strict=True)]
+        rows.append({"runs": [places[id(run)] for run in line.runs], "cells": cells})
+    titles = [{"title": c.title, "number": c.kind != "text"} for c in table.columns]
+    return {"columns": titles, "rows": rows, "notes": [cut(note) for note in table.notes]}
+
+
+def sortable(value: Any) -> Any:
+    """What a cell is sorted by: a number, a text, or None for nothing."""
+    if isinstance(value, Sample):
+        return number(value.mean)
+    plain = number(value)
+    return plain if plain is not None or value is None else cut(scalar(value))
+
+
+# -- one run ---------------------------------------------------------------------------------------
+
+
+def described(run: Run, label: str, language: str, wall: "Wall") -> dict[str, Any]:
+    """All of one run."""
+    said = words(language)
+    gallery = wall.hang(run, said)
+    return {
+        "label": label,
+        "headline": run.metric,
+        "facts": [[name, cut(value)] for name, value in facts(run, said, language) if value],
+        "notes": [[cut(note.time), cut(note.text)] for note in run.notes],
+        "link": run.link,
+        "series": series(run),
+        "classes": classes(run, said),
+        "confusion": confusion(run, gallery, said),
+        "recipe": recipe(run.recipe),
+        "base": base(run),
+        "environment": environment(run),
+        "gallery": gallery and shown_gallery(gallery, said),
+    }
+
+
+def facts(run: Run, said: Words, language: str) -> Iterator[tuple[str, str | None]]:
+    """What a person wants to know first."""
+
+    def point(found: Point | None) -> str | None:
+        value = found and f"{found.value:.4g}"
+        return found and said["point"].format(value=value, epoch=found.epoch)
+
+    yield said["status"], state_word(run.status, language)
+    yield f"{said['best']} {run.metric or ''}", point(run.best)
+    yield f"{said['last']} {run.metric or ''}", point(run.last)
+    claims = (f"{name} {scalar(value)}" for name, value in run.expects.items())
+    yield said["expected"], ", ".join(claims)
+    yield said["chosen_on"], run.chosen_on
+    yield said["epochs"], str(run.epochs)
+    yield said["time"], duration(run.seconds) if run.seconds else None
+    yield said["created"], run.created
+    if run.base:
+        pairs = ({key: pair[n] for key, pair in run.changes.items()} for n in (0, 1))
+        yield said["changed"].format(base=run.base), changed(*pairs)
+    yield said["folder"], str(run.folder) if run.folder else None
+
+
+def series(run: Run) -> dict[str, dict[str, list]]:
+    """Every column of metrics.jsonl over epochs: {name: {x, y}}; y is None where not finite."""
+    rows = [row for row in run.rows if number(row.get("epoch")) is not None]
+    if len(rows) > MOST_POINTS:
+        rows = rows[-1 :: -math.ceil(len(rows) / MOST_POINTS)][::-1]
+    found: dict[str, dict[str, list]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name in NO_CURVE or not (value is None or isinstance(value, int | float)):
+                continue
+            curve = found.setdefault(short(name, 80), {"x": [], "y": []})
+            curve["x"].append(number(row["epoch"]))
+            curve["y"].append(rounded(number(value)))
+    return {name: curve for name, curve in found.items() if any(y is not None for y in curve["y"])}
+
+
+def rounded(value: float | None) -> float | None:
+    """To six digits: more cannot be seen."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def classes(run: Run, said: Words) -> dict[str, Any] | None:
+    """The table of classes.json, and the place of its headline column; None without one."""
+    table = {name: column for name, column in run.classes.items() if name != "confusion"}
+    names = [name for name in ("top1", "iou") if name in table]
+    if "class" not in table or not names:
+        return None
+    count = next((name for name in ("images", "pixels") if name in table), None)
+    keys = ["class", *filter(None, [count]), *(name for name in PER_CENT if name in table)]
+    titles = [
+        {"title": said[key], "most": 100, "digits": 2} if key in PER_CENT else {"title": said[key]}
+        for key in keys
+    ]
+    rows = [
+        [short(str(name), 80), *(rounded(number(value)) for value in values)]
+        for name, *values in zip(*(table[key] for key in keys), strict=True)
+    ]
+    return {"columns": titles, "rows": rows[:MOST_CLASSES], "headline": keys.index(names[0])}
+
+
+def confusion(run: Run, gallery: Gallery | None, said: Words) -> dict[str, Any] | None:
+    """The matrix of classes.json (pixels), else of the gallery (pictures); None without either."""
+    matrix, names, unit = run.classes.get("confusion"), run.classes.get("class"), "pixels"
+    if matrix is None and gallery:
+        matrix, names, unit = gallery.confusion, gallery.classes, "images"
+    if not matrix or not names or not 1 < len(names) <= gallery_files.MOST_CLASSES:
+        return None
+    square = len(matrix) == len(names) and all(
+        isinstance(row, list | tuple) and len(row) == len(names) for row in matrix
+    )
+    counts = [[number(cell) for cell in row] for row in matrix] if square else [[None]]
+    if any(cell is None or cell < 0 for row in counts for cell in row):
+        return None
+    whole = [[round(cell) for cell in row] for row in counts]
+    return {"names": [short(str(x), 60) for x in names], "matrix": whole, "unit": said[unit]}
+
+
+def recipe(values: dict[str, Any]) -> dict[str, str]:
+    """Every key of a recipe in words; of a chain, a line for each entry."""
+    written = Notation([], everything=True)
+
+    def cell(key: str) -> str:
+        value = leaf(values, key)
+        if FORMS.get(key) == "chain" and isinstance(value, list):
+            return "\n".join(written.words(key, [item]) for item in value)
+        return scalar(written.cell(values, key))
+
+    return {cut(key): cut(cell(key)) for key in leaves(values)}
+
+
+def base(run: Run) -> dict[str, Any] | None:
+    """What the recipe extends: its name, and in what it differs (None: it lacks the key)."""
+    if run.base is None:
+        return None
+    mine = recipe(run.recipe)
+    theirs = recipe(run.recipe | {key: before for key, (before, _) in run.changes.items()})
+    keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+    return {"name": short(run.base, 80), "recipe": {key: theirs.get(key) for key in keys}}
+
+
+def environment(run: Run) -> dict[str, str]:
+    """The fingerprint, flat: {"versions.torch": "2.15.0", …}."""
+    facts = {key: value for key, value in run.fingerprint.items() if key not in ELSEWHERE}
+    return {cut(key): cut(scalar(value)) for key, value in flat(facts) if value is not None}
+
+
+def flat(values: dict[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, dict) and depth:
+            yield from ((f"{key}.{name}", item) for name, item in flat(value, depth - 1))
+        else:
+            yield str(key), value
+
+
+def cut(text: str) -> str:
+    """At most MOST_LETTERS of a text, lone surrogates replaced: what JSON and HTML can carry."""
+    kept = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
+    return kept.encode("utf-8", "replace").decode("utf-8")
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+class Wall:
+    """The pictures of all galleries, each once, as data URIs, up to `most` bytes of page."""
+
+    def __init__(self, most: int):
+        self.most, self.taken = most, 0
+        self.images: dict[str, str] = {}
+        self.complaints: list[str] = []
+
+    def hang(self, run: Run, said: Words) -> Gallery | None:
+        """The run's gallery, with its pictures on the wall; None if there is none, or no room."""
+        if run.folder is None or not gallery_files.exists(run.folder):
+            return None
+        try:
+            gallery = gallery_files.read(run.folder)
+            found = dict(self.encoded(run, gallery_files.pictures(gallery)))
+        except UserError as error:
+            self.complaints.append(str(error))
+            return None
+        size = sum(map(len, found.values()))
+        if self.taken + size > self.most:
+            self.complaints.append(
+                said["no_room"].format(run=run.folder, mib=f"{self.most / 2**20:g}")
+            )
+            return None
+        self.taken += size
+        self.images |= found
+        return gallery
+
+    def encoded(self, run: Run, pictures: Iterable[Picture]) -> Iterator[tuple[str, str]]:
+        """(name, data URI) of the pictures that are not yet on the wall."""
+        for picture in pictures:
+            if picture.name not in self.images:
+                kind = picture.name.rpartition(".")[2]
+                data = gallery_files.picture_bytes(run.folder, picture)
+                yield picture.name, f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def shown_gallery(gallery: Gallery, said: Words) -> dict[str, Any]:
+    """A gallery as the page's script takes it."""
+    shown = gallery.model_dump(
+        include={"right", "wrong", "worst", "masks", "palette", "microscope"}, mode="json"
+    )
+    values = {"images": f"{gallery.images:,}", "split": gallery.split, "weights": gallery.weights}
+    return shown | {"about": said["about_gallery"].format(**values)}

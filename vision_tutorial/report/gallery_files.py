@@ -1,0 +1,175 @@
+"""A run's gallery: what its network said of pictures, and what augmentation does to one.
+
+    RUN/gallery/  gallery.json  and the pictures that it names
+
+`gallery.json` is written last and replaced as a whole, and pictures are named by their contents, so
+nobody is shown half a gallery, or one picture for another.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from ..core.atomic import replacing, storage, write_bytes, write_text
+from ..core.errors import UserError, short
+from ..recipe.fields import Frozen
+
+FOLDER, FILE = "gallery", "gallery.json"
+MOST_BYTES = 8 * 2**20  # of gallery.json
+MOST_BYTES_OF_A_PICTURE = 2**20
+MOST_CLASSES = 200  # of a confusion matrix
+LOSSLESS_SIDE = 96  # pictures up to this size are kept to the bit, as PNG
+KINDS = {"png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
+
+Text = Annotated[str, Field(max_length=300)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=1, le=8192)]
+
+
+class Picture(Frozen):
+    """A file in the gallery's folder, and its size in pixels."""
+
+    name: Annotated[str, Field(pattern=r"^[0-9a-f]{16}\.(png|webp)$")]
+    width: Side
+    height: Side
+
+
+class Answer(Frozen):
+    """What a classifier said of a picture: the classes it found likeliest, the first one first."""
+
+    image: Picture
+    key: Text  # what the data set calls the picture
+    truth: Text
+    said: Annotated[tuple[tuple[Text, Share], ...], Field(min_length=1, max_length=10)]
+
+
+class Mask(Frozen):
+    """Picture, truth and prediction of one picture. iou: the mean over its classes, in per cent."""
+
+    images: tuple[Picture, Picture, Picture]
+    key: Text
+    iou: float | None
+
+
+class Tile(Frozen):
+    """One picture under the microscope, and what was done to it."""
+
+    image: Picture
+    label: Text
+
+
+class Group(Frozen):
+    """Tiles that belong together: one entry of a chain, the operations of one policy."""
+
+    title: Text
+    tiles: tuple[Tile, ...]
+
+
+class Gallery(Frozen):
+    """All that gallery.json says. confusion: counts, a row for each true class."""
+
+    weights: Text
+    split: Text
+    images: Annotated[int, Field(ge=0)]
+    classes: tuple[Text, ...]
+    right: tuple[Answer, ...] = ()
+    wrong: tuple[Answer, ...] = ()
+    worst: tuple[Mask, ...] = ()
+    masks: tuple[Mask, ...] = ()
+    palette: tuple[tuple[Text, Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]], ...] = ()
+    confusion: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = ()
+    microscope: tuple[Group, ...] = ()
+
+
+def exists(run: Path) -> bool:
+    """Whether a run has a gallery."""
+    return (run / FOLDER / FILE).is_file()
+
+
+def read(run: Path) -> Gallery:
+    """A run's gallery. UserError, one line, if there is none or it is damaged."""
+    path = run / FOLDER / FILE
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} is larger than {MOST_BYTES:,} bytes.")
+        return Gallery.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        said = short(f"{where}: {first['msg']}", 200)
+        raise UserError(f"{path} is damaged ({said}). Make it again: gallery {run}.") from error
+
+
+def digest(data: bytes) -> str:
+    """What a picture's file is called."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def picture_bytes(run: Path, picture: Picture) -> bytes:
+    """The file of a picture. UserError unless it is the picture that was kept, of a modest size."""
+    path = run / FOLDER / picture.name
+    try:
+        with path.open("rb") as file:
+            found = file.read(MOST_BYTES_OF_A_PICTURE + 1)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}. Make it again: gallery {run}.") from error
+    kind = path.suffix.removeprefix(".")
+    if len(found) > MOST_BYTES_OF_A_PICTURE or not found.startswith(KINDS[kind]):
+        raise UserError(f"{path}: no {kind} of at most {MOST_BYTES_OF_A_PICTURE:,} bytes.")
+    if digest(found) != path.stem:
+        raise UserError(f"{path} is damaged. Make it again: gallery {run}.")
+    return found
+
+
+class Writer:
+    """Keeps pictures for a run's gallery; `finish` makes the gallery be."""
+
+    def __init__(self, run: Path):
+        self.folder = run / FOLDER
+        with storage(self.folder):
+            self.folder.mkdir(exist_ok=True)
+        self.names: set[str] = set()
+
+    def keep(self, pixels: Any, most: int = 256) -> Picture:
+        """uint8 (H, W, 3), written as a file; made smaller where a side is longer than `most`."""
+        from PIL import Image
+
+        made = Image.fromarray(pixels)
+        made.thumbnail((most, most), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        kind = "png" if max(made.size) <= LOSSLESS_SIDE else "webp"
+        made.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
+        name = f"{digest(out.getvalue())}.{kind}"
+        if name not in self.names:
+            self.names.add(name)
+            with replacing(self.folder / name) as temporary:
+                write_bytes(temporary, out.getvalue())
+        return Picture(name=name, width=made.width, height=made.height)
+
+    def finish(self, gallery: Gallery) -> Path:
+        """Write gallery.json; then take away what an earlier gallery left. Returns its path."""
+        path = self.folder / FILE
+        write_text(path, gallery.model_dump_json() + "\n")
+        stale = (p for p in self.folder.iterdir() if p.suffix in (".png", ".webp", ".tmp"))
+        for old in stale:
+            if old.name not in self.names:
+                with suppress(OSError):
+                    old.unlink()
+        return path
+
+
+def pictures(gallery: Gallery) -> Iterable[Picture]:
+    """Every picture of a gallery."""
+    for answer in (*gallery.wrong, *gallery.right):
+        yield answer.image
+    for mask in (*gallery.worst, *gallery.masks):
+        yield from mask.images
+    for group in gallery.microscope:
+        yield from (tile.image for tile in group.tiles)

@@ -1,0 +1,118 @@
+"""The words of the page, in English and Korean. {0}, {1}, … are filled in by its script."""
+
+from ..tables.labels import LANGUAGES
+
+WORDS = {
+    "title": ("Runs", "실험 보고서"),
+    "made": (
+        "{0} runs · made {1} · vision-tutorial {2}",
+        "실험 {0}개 · {1} 작성 · vision-tutorial {2}",
+    ),
+    "sections": ("Sections", "목차"),
+    "runs": ("Runs", "실험"),
+    "run": ("run", "실험"),
+    "curves": ("Curves", "학습 곡선"),
+    "one_run": ("One run", "실험 하나"),
+    "recipes": ("Recipes side by side", "레시피 비교"),
+    "environment": ("Environment", "실행 환경"),
+    "dark": ("dark", "어둡게"),
+    "light": ("light", "밝게"),
+    "needs_script": (
+        "The tables and curves of this page are drawn by its own script, which is turned off here.",
+        "이 페이지의 표와 곡선은 페이지 안의 스크립트가 그립니다. 지금은 스크립트가 꺼져 있습니다.",
+    ),
+    "left_out": ("{0} left out or incomplete", "빠졌거나 불완전한 것 {0}개"),
+    "filter": ("filter", "찾기"),
+    "shown_of": ("{0} of {1}", "{1}개 중 {0}개"),
+    "show_curves": ("show these curves", "이 실험들의 곡선 보기"),
+    "which_runs": ("Runs in the curves", "곡선에 보일 실험"),
+    "all": ("all", "모두"),
+    "none": ("none", "모두 끄기"),
+    "loss": ("loss", "손실"),
+    "thin_is_train": (
+        "thin: train/loss · thick: val/loss",
+        "가는 선: train/loss · 굵은 선: val/loss",
+    ),
+    "any_metric": ("Another metric", "다른 지표"),
+    "epoch": ("epoch", "에폭"),
+    "at_epoch": ("epoch {0}", "에폭 {0}"),
+    "logarithmic": ("log scale", "로그 눈금"),
+    "nothing_to_draw": ("Nothing to draw.", "그릴 값이 없습니다."),
+    "as_table": ("the numbers as a table", "숫자를 표로 보기"),
+    "more": ("and {0} more", "그 밖에 {0}개"),
+    "compared_with": ("compared with", "비교 대상"),
+    "all_keys": ("all keys", "모든 항목"),
+    "key": ("key", "항목"),
+    "its_base": ("its base, {0}", "바탕 레시피 {0}"),
+    "no_difference": ("No difference.", "차이가 없습니다."),
+    "fact": ("fact", "항목"),
+    "value": ("value", "값"),
+    "all_runs": ("all", "모두"),
+    "notes": ("Notes", "메모"),
+    "classes": ("Classes", "클래스별 결과"),
+    "class": ("class", "클래스"),
+    "images": ("pictures", "이미지 수"),
+    "pixels": ("pixels", "픽셀 수"),
+    "top1": ("top-1 %", "top-1 %"),
+    "iou": ("IoU %", "IoU %"),
+    "accuracy": ("recall %", "재현율 %"),
+    "precision": ("precision %", "정밀도 %"),
+    "boundary_iou": ("boundary IoU %", "경계 IoU %"),
+    "confusion": ("Confusion matrix", "혼동 행렬"),
+    "matrix_of": (
+        "Confusion matrix of {0} classes; its worst pairs stand in the table beside it.",
+        "클래스 {0}개의 혼동 행렬. 가장 많이 틀린 쌍은 옆의 표에 있습니다.",
+    ),
+    "matrix_help": (
+        "Rows: the truth; columns: what was said. Point at a cell to read it.",
+        "행은 정답, 열은 예측입니다. 칸을 가리키면 값이 보입니다.",
+    ),
+    "cell": ("{0} → {1}: {2} ({3} % of its class)", "{0} → {1}: {2} (해당 클래스의 {3} %)"),
+    "worst_pairs": ("The worst pairs", "가장 많이 틀린 쌍"),
+    "truth": ("truth", "정답"),
+    "given": ("said", "예측"),
+    "share_of_class": ("% of its class", "클래스 중 %"),
+    "pictures": ("Pictures", "예측 예시"),
+    "picture": ("picture", "이미지"),
+    "prediction": ("prediction", "예측"),
+    "picture_of": ("{0}, picture {1}", "{0}, 이미지 {1}"),
+    "wrong": ("Most confidently wrong", "자신 있게 틀린 것"),
+    "right": ("Right (drawn by lot)", "맞힌 것 (무작위)"),
+    "worst": ("Masks with the lowest IoU", "IoU가 가장 낮은 마스크"),
+    "masks": ("Masks drawn by lot", "무작위로 고른 마스크"),
+    "no_gallery": (
+        "No pictures: this run has no gallery yet. Make one: vision-tutorial gallery RUN, "
+        "or report --galleries.",
+        "예시 이미지가 없습니다. vision-tutorial gallery RUN 또는 report --galleries로 만드세요.",
+    ),
+    "about_gallery": (
+        "{images} pictures of the {split} split, weights {weights}",
+        "{split} 데이터 {images}장, 가중치 {weights}",
+    ),
+    "no_room": (
+        "{run}: its pictures would make the page larger than {mib} MiB (see --pictures)",
+        "{run}: 이미지를 넣으면 페이지가 {mib} MiB를 넘습니다 (--pictures 참고)",
+    ),
+    "microscope": ("Augmentation microscope", "데이터 증강 현미경"),
+    "microscope_help": (
+        "One training picture under each step of the recipe's augmentation.",
+        "학습 이미지 한 장에 레시피의 증강을 하나씩 적용한 모습입니다.",
+    ),
+    "status": ("status", "상태"),
+    "best": ("best", "최고"),
+    "last": ("last", "마지막"),
+    "point": ("{value} (epoch {epoch})", "{value} (에폭 {epoch})"),
+    "epochs": ("epochs", "에폭"),
+    "time": ("time", "걸린 시간"),
+    "chosen_on": ("best chosen on", "최고 에폭을 고른 데이터"),
+    "expected": ("expected", "기대값"),
+    "created": ("started", "시작"),
+    "changed": ("changed in {base}", "{base}에서 바꾼 것"),
+    "folder": ("folder", "폴더"),
+}
+
+
+def words(language: str) -> dict[str, str]:
+    """All of them in one language."""
+    place = LANGUAGES.index(language)
+    return {key: pair[place] for key, pair in WORDS.items()}

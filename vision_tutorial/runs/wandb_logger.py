@@ -1,0 +1,329 @@
+"""Rows to Weights & Biases, when it is there. The run folder is the truth; this is its mirror.
+
+Everything that wandb does happens on one daemon thread that drains a bounded queue, so nothing it
+does can stop or slow a training. At its first failure the tracker says one line and is off.
+
+A row goes to wandb at most once, also when a run is killed and resumed: a bookmark in the run
+folder names the last row sent, and the rows that a resumed run computes again are not sent again.
+So the whole of metrics.jsonl may be replayed through `log`: what wandb lacks is what it gets.
+"""
+
+import atexit
+import json
+import netrc
+import os
+import queue
+import shlex
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import psutil
+
+from ..core.errors import UserError, unknown
+
+MODES = ("auto", "online", "offline", "disabled")
+QUEUE_ROWS = 10_000
+PROBE_SECONDS = 2.0
+START_SECONDS = 3.0
+INIT_SECONDS = 30.0
+FINISH_SECONDS = 30.0
+FREED_SECONDS = 2.0
+
+# wandb would else keep the command line, the environment's packages and the console's output, any
+# of which may hold a secret. A version that lacks one of these fields is not given it.
+PRIVATE = {
+    "silent": True,
+    "console": "off",
+    "save_code": False,
+    "disable_code": True,
+    "disable_git": True,
+    "disable_job_creation": True,
+    "x_disable_meta": True,
+    "x_save_requirements": False,
+    "x_transaction_log_flush_interval": 1.0,
+}
+
+
+class Tracker(Protocol):
+    """Where the rows of a run go besides the run folder."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Send a row: plain numbers by name, among them `step` and `epoch`."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Send a table, say of every class and its accuracy."""
+
+    def report(self, title: str, markdown: str) -> None:
+        """Make a Report of wandb's, a page for people, where there is a server that takes it."""
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Send the summary and wait, for a bounded time, until everything has arrived."""
+
+
+class NoTracker:
+    """The do-nothing twin."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Do nothing."""
+
+    def report(self, title: str, markdown: str) -> None:
+        """Do nothing."""
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Do nothing."""
+
+
+def has_key(url: str, *names: str) -> bool:
+    """Whether wandb would find credentials for the server at `url` without asking for them.
+
+    In a netrc file they stand under the server's own name or under one of `names`.
+    """
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    paths = [Path(name).expanduser() for name in ("~/.netrc", "~/_netrc")]
+    if own := os.environ.get("NETRC"):
+        paths = [Path(own).expanduser()]
+    path = next((path for path in paths if path.exists()), None)
+    with suppress(netrc.NetrcParseError, OSError, UnicodeDecodeError):
+        kept = netrc.netrc(path) if path else None
+        entries = [kept and kept.authenticators(n) for n in (urlsplit(url).netloc, *names)]
+        return any(entry and entry[2] for entry in entries)
+    return False
+
+
+def answers(url: str) -> bool:
+    """Whether the server, or the proxy in front of it, takes a TCP connection within two seconds.
+
+    Resolving a name may take longer than that; hence this runs on the tracker's own thread.
+    """
+    try:
+        server = urlsplit(url)
+        proxy = getproxies().get(server.scheme)
+        if proxy and not proxy_bypass(server.hostname or ""):
+            server = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        port = server.port or (443 if server.scheme == "https" else 80)
+        socket.create_connection((server.hostname or "", port), PROBE_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def settle_mode(mode: str, wandb: ModuleType) -> tuple[str, str]:
+    """'online' or 'offline', and why: online never without a key, since wandb would ask for it."""
+    if mode == "offline":
+        return "offline", "as asked"
+    url = wandb.setup().settings.base_url
+    # Keys for the public server are stored under its old name too.
+    public = url == wandb.Settings.model_fields["base_url"].default
+    if not has_key(url, *["api.wandb.ai"] * public):
+        return "offline", "no key: `wandb login` stores one"
+    if mode == "auto" and not answers(url):
+        return "offline", f"{urlsplit(url).hostname} does not answer"
+    return "online", ""
+
+
+class Bookmark:
+    """The last row sent, by its step and its place among the rows of that step, kept in a file."""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self._path, self._run = path, run
+        self._sent, self._now = (-1, 0), (-1, 0)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(path.read_text())
+            if kept["run"] == run:
+                self._sent = (int(kept["step"]), int(kept["row"]))
+
+    def passes(self, step: int) -> bool:
+        """Whether the next row, of this step, is new; if so it counts as sent from here on."""
+        self._now = (step, self._now[1] + 1 if step == self._now[0] else 1)
+        if self._now <= self._sent:
+            return False
+        self._sent = self._now
+        fresh = self._path.with_suffix(".new")
+        fresh.write_text(json.dumps({"run": self._run, "step": step, "row": self._now[1]}))
+        os.replace(fresh, self._path)
+        return True
+
+
+class WandbTracker:
+    """One wandb run, fed from a queue by its own thread."""
+
+    def __init__(
+        self, wandb: ModuleType, mode: str, run: dict[str, Any], say: Callable[[str], None]
+    ) -> None:
+        self._wandb, self._run, self._say = wandb, run, say
+        self._folder = Path(run["dir"]) / "wandb"
+        self._bookmark = Bookmark(self._folder / "sent.json", run["id"])
+        self._known: set[str] = set()
+        self._jobs: queue.Queue[Callable[[Any], object] | None] = queue.Queue(QUEUE_ROWS)
+        self._off = False
+        self._upload = ""  # the command that uploads what is in the folder, once there is one
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(mode,), name="wandb", daemon=True)
+        self._thread.start()
+        # Nearly always done by then, so that no loader worker is forked in the midst of it.
+        self._ready.wait(START_SECONDS)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Send a row, once; `val/…` is drawn over `epoch`, everything else over `step`."""
+        self._put(partial(self._log, dict(row)))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Send a table."""
+        self._put(partial(self._table, name, list(columns), [list(row) for row in rows]))
+
+    def report(self, title: str, markdown: str) -> None:
+        """Make a Report, or say why there is none: that needs a package and a server."""
+        self._put(partial(self._report, title, markdown))
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Send the summary and wait until all has arrived, half a minute at most."""
+        atexit.unregister(self.finish)
+        self._put(partial(self._finish, dict(summary), exit_code))
+        self._put(None)
+        self._thread.join(0 if self._off else FINISH_SECONDS)
+        if self._thread.is_alive():
+            rest = f"; `{self._upload}` uploads the rest" if self._upload else ""
+            self._turn_off(f"not done after {FINISH_SECONDS:.0f} s{rest}")
+            self._thread.join(FREED_SECONDS)
+        self._off = True
+
+    def _put(self, job: Callable[[Any], object] | None) -> None:
+        if self._off:
+            return
+        try:
+            self._jobs.put_nowait(job)
+        except queue.Full:
+            self._turn_off(f"{QUEUE_ROWS} rows behind")
+
+    def _work(self, mode: str) -> None:
+        """The thread: everything that talks to wandb, in one place to catch what goes wrong."""
+        try:
+            run = self._start(mode)
+            self._ready.set()
+            while not self._off and (job := self._jobs.get()):
+                job(run)
+        except BaseException as error:  # also SystemExit: this thread ends here or nowhere
+            self._turn_off(str(error).strip() or type(error).__name__)
+        finally:
+            self._ready.set()
+        with suppress(Exception):
+            self._wandb.teardown()  # only when its own process has ended is the file complete
+
+    def _start(self, mode: str) -> Any:
+        self._folder.mkdir(parents=True, exist_ok=True)  # else wandb would write to /tmp
+        wanted = PRIVATE | {"init_timeout": INIT_SECONDS}
+        fields = self._wandb.Settings.model_fields
+        settings = self._wandb.Settings(**{k: v for k, v in wanted.items() if k in fields})
+        self._wandb.setup(settings=settings)  # silent before there is a run, and after it
+        mode, why = settle_mode(mode, self._wandb)
+        if self._off:  # the training was over before the server answered
+            return None
+        run = self._wandb.init(
+            **self._run, mode=mode, resume="allow", reinit="create_new", settings=settings
+        )
+        # A training that ends with an exception: before wandb's own hook, which may wait for ever.
+        atexit.register(self.finish, {}, 1)
+        for axis in ("step", "epoch"):
+            run.define_metric(axis, hidden=True)
+        self._known.update(("step", "epoch"))
+        if mode == "online":
+            folder = shlex.quote(str(Path(run.dir).parent))
+            self._upload = f"wandb sync --include-online {folder}"
+            self._say(f"wandb: {run.url}")
+            (self._folder / "url").write_text(f"{run.url}\n")  # for tables of runs
+        else:
+            self._upload = f"wandb sync {shlex.quote(str(self._folder))}/offline-run-*"
+            self._say(f"wandb: offline ({why}); `{self._upload}` uploads it")
+        return run
+
+    def _log(self, row: dict[str, Any], run: Any) -> None:
+        if not self._bookmark.passes(row["step"]):
+            return
+        for name in row.keys() - self._known:
+            axis = "epoch" if name.startswith("val/") else "step"
+            run.define_metric(name, step_metric=axis)
+            self._known.add(name)
+        run.log(row)
+
+    def _table(self, name: str, columns: list[str], rows: list[list[Any]], run: Any) -> None:
+        run.log({name: self._wandb.Table(columns=columns, data=rows)})
+
+    def _report(self, title: str, markdown: str, run: Any) -> None:
+        if run.offline:
+            return self._say("wandb: no report (offline)")
+        try:
+            import wandb_workspaces.reports.v2 as reports
+
+            blocks = [reports.MarkdownBlock(text=markdown)]
+            page = reports.Report(
+                project=run.project, entity=run.entity, title=title, blocks=blocks
+            )
+            page.save()
+            self._say(f"wandb: report {page.url}")
+        except ImportError:
+            self._say("wandb: no report; `pip install wandb-workspaces` makes it possible")
+        except Exception as error:  # what was logged before it goes on to its server
+            self._say(f"wandb: no report ({' '.join(str(error).split())[:300]})")
+
+    def _finish(self, summary: dict[str, Any], exit_code: int, run: Any) -> None:
+        run.summary.update(summary)
+        run.finish(exit_code=exit_code)
+
+    def _turn_off(self, reason: str) -> None:
+        """Say why, once, and end wandb's own process, which frees a thread that waits for it."""
+        if self._off:
+            return
+        self._off = True
+        reason = " ".join(reason.split())[:300]
+        self._say(f"wandb: off from here ({reason}); the run folder has every row")
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if child.name().startswith("wandb-core"):
+                    child.kill()
+                    child.wait(FREED_SECONDS)
+
+
+def make_tracker(
+    mode: str,
+    *,
+    project: str,
+    name: str,
+    id: str,
+    tags: Sequence[str] = (),
+    group: str | None = None,
+    notes: str | None = None,
+    config: Mapping[str, Any],
+    folder: Path,
+    say: Callable[[str], None],
+) -> Tracker:
+    """The tracker for a run; call it on rank 0 only, and again with the same `id` at a resume.
+
+    `mode` auto follows WANDB_MODE if set, else it is online if there is a key and the server
+    answers, else offline. `config` must be free of secrets. Raises UserError for an unknown mode.
+    """
+    if mode not in MODES:
+        raise UserError(unknown("wandb mode", mode, MODES))
+    if mode == "auto" and os.environ.get("WANDB_MODE") in MODES:
+        mode = os.environ["WANDB_MODE"]
+    if mode == "disabled":
+        return NoTracker()
+    try:
+        import wandb  # here and not on the thread: a fork amid an import can hang the child
+    except Exception as error:
+        say(f"wandb: off (cannot be imported: {error}); the run folder has every row")
+        return NoTracker()
+    run = {"project": project, "name": name, "id": id, "tags": list(tags), "group": group}
+    run |= {"notes": notes, "config": dict(config), "dir": str(folder)}
+    return WandbTracker(wandb, mode, run, say)

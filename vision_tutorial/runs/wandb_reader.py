@@ -1,0 +1,56 @@
+"""Runs that wandb keeps, read through its public API."""
+
+import inspect
+from typing import Any
+
+from ..core.errors import UserError
+from .run import Run, as_text
+from .wandb_logger import settle_mode
+
+PREFIX = "wandb:"
+SECONDS = 20
+STATES = {"finished": "done", "crashed": "killed"}
+
+
+def project_runs(word: str) -> list[Run]:
+    """The runs of `wandb:entity/project`, oldest first. UserError if they cannot be read."""
+    path = word.removeprefix(PREFIX).strip("/")
+    try:
+        import wandb
+
+        mode, reason = settle_mode("auto", wandb)
+        if mode != "online":
+            raise UserError(reason)
+        return from_api(wandb.Api(timeout=SECONDS), path)
+    except Exception as error:  # whatever wandb raises
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"{PREFIX}{path}: cannot be read ({reason}). Check the name, the key and the network, "
+            "or name run folders."
+        ) from error
+
+
+def from_api(api: Any, path: str) -> list[Run]:
+    """The runs that an `Api` of wandb's lists under entity/project."""
+    # without it newer versions fetch each run by itself
+    whole = {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
+    return [_run(found) for found in api.runs(path, order="+created_at", **whole)]
+
+
+def _run(found: Any) -> Run:
+    recipe, kept = dict(found.config), dict(found.summary)
+    status = STATES.get(found.state, found.state)
+    if status == "done":  # also of a run that was paused
+        status = as_text(kept.get("status")) or status
+    summary = {key: kept.get(key) for key in ("metric", "chosen_on")}
+    for which in ("best", "last"):
+        summary[which] = {part: kept.get(f"{which}/{part}") for part in ("epoch", "value")}
+    return Run(
+        name=str(recipe.get("name") or found.name),
+        id=found.id,
+        recipe=recipe,
+        status=status,
+        summary=summary | {"status": status, "wall_seconds": kept.get("_runtime")},
+        fingerprint={"created": found.created_at},
+        link=found.url,
+    )

@@ -1,0 +1,177 @@
+"""Regions of a picture as COCO defines them: polygons and run lengths, and masks made of them.
+
+pycocotools' rules to the pixel (the tests compare), and not the package itself: its C code brings
+the process down on damaged text (2.0.11), and a data set is a stranger's.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ..core.errors import UserError, shown
+from ..core.images import VOID
+
+FINE = 5  # polygons are drawn on a grid this many times finer
+MOST_LETTERS = 7  # of one number in text, five bits each
+
+
+class Region(NamedTuple):
+    """The pixels of one class: how many, and run lengths as `counts_of` gives them, in bytes."""
+
+    label: int
+    area: int
+    counts: bytes
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Masks as regions in the order in which they are drawn; None where nothing is known."""
+
+    sizes: tuple[tuple[int, int], ...]  # (height, width) of each picture
+    regions: tuple[tuple[Region, ...], ...] | None
+    paths: ClassVar[tuple[Path, ...]] = ()
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        height, width = self.sizes[index]
+        if self.regions is None:
+            return np.full((height, width), VOID, np.uint8)
+        pixels = np.zeros(height * width, np.uint8)  # down the columns, as run lengths go
+        for region in self.regions[index]:
+            np.copyto(pixels, region.label, where=_covered(np.frombuffer(region.counts, "<u4")))
+        return np.ascontiguousarray(pixels.reshape(width, height).T)
+
+    def digest(self) -> str:
+        return hashlib.sha256(repr((self.sizes, self.regions)).encode()).hexdigest()
+
+
+def region(label: int, segmentation: Any, height: int, width: int) -> Region:
+    """A COCO segmentation, checked: [[x, y, …], …] or {size, counts}. UserError: what is wrong."""
+    counts = counts_of(segmentation, height, width)
+    return Region(label, int(counts[1::2].sum()), counts.astype("<u4").tobytes())
+
+
+def counts_of(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Run lengths int64 (n,) down the columns: so many pixels outside, so many inside, …"""
+    if isinstance(segmentation, dict):
+        return _run_lengths(segmentation, height, width)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise UserError(
+            f"its segmentation is {shown(segmentation)}; polygons [[x, y, …], …] or run lengths "
+            "{size, counts} are expected."
+        )
+    several = [polygon_counts(_points(p, height, width), height, width) for p in segmentation]
+    if len(several) == 1:
+        return several[0]
+    covered = np.logical_or.reduce([_covered(counts) for counts in several])
+    changes = np.flatnonzero(np.diff(covered, prepend=False))
+    return np.diff(changes, prepend=0, append=height * width)
+
+
+def _covered(counts: np.ndarray) -> np.ndarray:
+    """Run lengths -> which pixels are inside, bool (height * width,)."""
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+
+
+def _points(polygon: Any, height: int, width: int) -> np.ndarray:
+    """A polygon [x, y, …] as float64 (n, 2), if it can belong to the picture."""
+    if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
+        raise UserError(f"a polygon is {shown(polygon)}; a list [x, y, …] of numbers is expected.")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise UserError(f"a polygon has {len(polygon)} numbers; at least 3 points x, y are needed.")
+    low, high, most = min(polygon), max(polygon), max(height, width)
+    if not (-most <= low and high <= 2 * most and math.isfinite(sum(polygon))):
+        raise UserError(
+            f"a polygon reaches from {shown(low)} to {shown(high)}, which is nowhere near the "
+            f"picture of {width}x{height} pixels."
+        )
+    return np.array(polygon, np.float64).reshape(-1, 2)
+
+
+def polygon_counts(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Run lengths int64 of a polygon float64 (n, 2), as pycocotools draws it.
+
+    The outline is walked on the fine grid. Where it passes the middle of a column of pixels, what
+    lies below changes sides.
+    """
+    x, y = _walk((FINE * points + 0.5).astype(np.int64))
+    steps = x[1:] != x[:-1]
+    left = np.minimum(x[1:], x[:-1])[steps]
+    top = np.minimum(y[1:], y[:-1])[steps]
+    column, off = np.divmod(left - FINE // 2, FINE)
+    row = np.clip(-((FINE // 2 - top) // FINE), 0, height)  # rounded up
+    passed = (off == 0) & (column >= 0) & (column < width)
+    places, times = np.unique(column[passed] * height + row[passed], return_counts=True)
+    changes = places[(times % 2 == 1) & (places < height * width)]
+    return np.diff(changes, prepend=0, append=height * width)
+
+
+def _walk(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of every point on the closed outline of corners int64 (n, 2), edge after edge.
+
+    An edge goes in steps of one along its longer axis, and is rounded as seen from its lower end.
+    """
+    start, end = corners, np.roll(corners, -1, axis=0)
+    span = np.abs(end - start)
+    flat = span[:, 0] >= span[:, 1]
+    along = np.where(flat, 0, 1)
+    edges = np.arange(len(corners))
+    back = start[edges, along] > end[edges, along]
+    low, high = (np.where(back[:, None], *pair) for pair in ((end, start), (start, end)))
+    length = span.max(1)
+    slope = (high - low)[edges, 1 - along] / np.maximum(length, 1)
+
+    edge = np.repeat(edges, length + 1)
+    step = np.arange(len(edge)) - np.repeat(np.cumsum(length + 1) - length - 1, length + 1)
+    step = np.where(back[edge], length[edge] - step, step)
+    main = low[edge, along[edge]] + step
+    side = (low[edge, 1 - along[edge]] + slope[edge] * step + 0.5).astype(np.int64)
+    return np.where(flat[edge], main, side), np.where(flat[edge], side, main)
+
+
+def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """The counts of {size, counts}, a list or COCO's text; they must cover the whole picture."""
+    size, counts = coded.get("size"), coded.get("counts")
+    if size != [height, width]:
+        raise UserError(
+            f"its run lengths have the size {shown(size)}; the picture's [height, width] is "
+            f"[{height}, {width}]."
+        )
+    if isinstance(counts, str):
+        counts = text_counts(counts)
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        raise UserError(
+            f"its run lengths are {shown(coded.get('counts'))}; a list of numbers from 0 up, or "
+            "COCO's text for one, is expected."
+        )
+    if sum(counts) != height * width:
+        raise UserError(
+            f"its run lengths cover {sum(counts):,} pixels; the picture has {height * width:,}."
+        )
+    return np.array(counts, np.int64)
+
+
+def text_counts(text: str) -> list[int] | None:
+    """The numbers in COCO's text of run lengths; None where it is damaged.
+
+    Letters hold five bits each, the lowest first, and whether the number goes on; from the fourth
+    on, a number is what is to be added to the one two before it.
+    """
+    letters = np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int64) - 48
+    goes_on = letters & 32 != 0
+    if not len(letters) or letters.min() < 0 or letters.max() > 63 or goes_on[-1]:
+        return None
+    ends = np.flatnonzero(~goes_on)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    sizes = ends - starts + 1
+    if sizes.max() > MOST_LETTERS:
+        return None
+    place = np.arange(len(letters)) - np.repeat(starts, sizes)
+    numbers = np.add.reduceat((letters & 31) << 5 * place, starts)
+    numbers -= np.where(letters[ends] & 16, 1 << 5 * sizes, 0)  # below zero, in two's complement
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers.tolist()

@@ -1,0 +1,56 @@
+"""Masks as pictures: a palette that every viewer shows, and overlays."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..core.atomic import replacing
+from ..core.targets import VOID
+
+BITS = 3  # of a class id that each channel takes, highest first
+
+
+def palette(count: int = 256) -> np.ndarray:
+    """Colours uint8 (count, 3): those of PASCAL VOC, class 0 black, 255 nearly white.
+
+    Bits 0, 3, 6 of a class id are the highest bits of red, bits 1, 4, 7 of green, 2, 5 of blue.
+    """
+    ids = np.arange(count)[:, None]
+    colours = np.zeros((count, 3), np.uint8)
+    for place in range(BITS):
+        bits = (ids >> (3 * place + np.arange(3))) & 1
+        colours |= (bits << (7 - place)).astype(np.uint8)
+    return colours
+
+
+PALETTE = palette()
+
+
+def picture_of(mask: np.ndarray) -> Image.Image:
+    """Class ids uint8 (H, W) as a palette picture: the numbers stay what they are."""
+    made = Image.fromarray(mask)
+    made.putpalette(PALETTE.tobytes())
+    return made
+
+
+def overlay(picture: np.ndarray, mask: np.ndarray, strength: float = 0.5) -> Image.Image:
+    """The picture uint8 (H, W, 3) with each class's colour laid over it, and white outlines.
+
+    mask uint8 (H, W). Class 0 and void pixels are left as they are.
+    """
+    shown = (mask != 0) & (mask != VOID)
+    mixed = picture * (1 - strength) + PALETTE[mask] * strength
+    made = np.where(shown[..., None], mixed, picture)
+    rim = np.zeros_like(shown)
+    rim[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    rim[1:] |= mask[1:] != mask[:-1]
+    made[rim] = 255
+    return Image.fromarray(made.round().astype(np.uint8))
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """As PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG")

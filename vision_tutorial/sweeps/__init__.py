@@ -1,0 +1,1 @@
+"""Many trainings as processes: sweep files, trials, scheduling over devices. No torch here."""

@@ -1,0 +1,157 @@
+"""Trainings as processes that we start: each on its own GPUs and cores, and none outlives us.
+
+A child is asked to stop (TERM) when we are, and also when we die without a word: it then saves and
+can be continued. It is in a session of its own, so that Ctrl-C asks it once, through us.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+from ..core.atomic import read_json
+from ..core.child_process import environment, last_line, usable_cores
+from ..core.errors import ExitCode, UserError
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+Child = subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What one child computes on. gpus: for CUDA_VISIBLE_DEVICES; () leaves it as it is."""
+
+    gpus: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+
+
+def seats(jobs: int | None, processes: int = 1) -> list[Seat]:
+    """Places for `jobs` children at a time, of so many processes each; None: one a GPU, or one.
+
+    The cores are dealt out; so are the GPUs, in turn where there are more jobs than GPUs.
+    """
+    gpus = visible_gpus()
+    if gpus and processes > len(gpus):
+        raise UserError(f"--nproc {processes}: there are {len(gpus)} GPUs. Ask for fewer.")
+    jobs = jobs or max(1, len(gpus) // processes)
+    cores = usable_cores()
+    made = []
+    for job in range(jobs):
+        own = [gpus[(job * processes + i) % len(gpus)] for i in range(processes)] if gpus else []
+        first, end = job * len(cores) // jobs, (job + 1) * len(cores) // jobs
+        made.append(Seat(tuple(own), tuple(cores[first : max(end, first + 1)])))
+    return made
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a training would see, by number or name, without torch; [] where none is."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    return [str(index) for index, _ in enumerate(gpu_names())]
+
+
+def gpu_names() -> list[str]:
+    """What nvidia-smi calls the GPUs; [] where there is none."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+
+
+def training(arguments: Sequence[str], processes: int = 1) -> list[str]:
+    """The command that trains with these arguments of `train`, on so many processes."""
+    module = ["-m", "vision_tutorial.train", *arguments]
+    if processes == 1:
+        return [sys.executable, *module]
+    launcher = str(Path(__file__).parents[1] / "torchrun_nproc.py")
+    return [sys.executable, launcher, "--nproc", str(processes), *module]
+
+
+def start(command: Sequence[str], seat: Seat = Seat(), output: BinaryIO | None = None) -> Child:
+    """Start a command on a seat; what it prints goes to `output`, or stands among our own."""
+    made = environment()
+    if seat.gpus:
+        made["CUDA_VISIBLE_DEVICES"] = ",".join(seat.gpus)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output and subprocess.STDOUT,
+        env=made,
+        start_new_session=True,
+        preexec_fn=_seated(seat) if os.name == "posix" else None,
+    )
+
+
+def _seated(seat: Seat) -> Callable[[], None]:
+    """What the child does before the command: take its cores, and be told when we die."""
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def sit() -> None:
+        if prctl:
+            prctl(DEATH_SIGNAL, signal.SIGTERM)
+            if os.getppid() != parent:  # we died before it could be told
+                os._exit(int(ExitCode.PREEMPTED))
+        if seat.cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, seat.cores)
+
+    return sit
+
+
+def complaint(run: Path, log: Path) -> str:
+    """Why a training failed: as its folder says, or the last error, or last line, of its log.
+
+    torchrun's last line is a border.
+    """
+    with suppress(UserError):
+        facts = read_json(run / "status.json")
+        if facts.get("status") == "failed" and facts.get("error"):
+            return f"exit code {facts.get('exit_code')}: {facts['error']}"
+    lines = log.read_text(errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.startswith("error: ")), last_line(log))
+
+
+class Stop:
+    """Whether we were asked to stop; the children are asked in turn, once for each time."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.children: list[Child] = []
+
+    def watch(self, child: Child) -> None:
+        """Ask this child too; at once, if we were asked while it was started."""
+        self.children = [other for other in self.children if other.returncode is None]
+        self.children.append(child)
+        if self.asked:
+            child.terminate()
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        self.asked = True
+        for child in self.children:
+            if child.poll() is None:
+                child.terminate()
+
+    @contextmanager
+    def listening(self) -> Iterator["Stop"]:
+        """Take TERM, INT, HUP and USR1 for as long as this lasts."""
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # nohup's
+        before = {number: signal.signal(number, self.receive) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,267 @@
+"""The Week-3 table made smaller, by one rule that keeps the shape of its schedules. No torch here.
+
+First the pictures shrink: each class keeps its share, and all epochs, warm-up and cool-down stay as
+they are. Where not even LEAST pictures leave time for all epochs, then those shrink too, to a
+multiple of four, E instead of 200. With x = E/200
+
+- r4 and r5 get 250/200 of them;
+- warm-up and cool-down get 5x and 10x epochs, to the nearest, at least one.
+
+The batch shrinks with the pictures, to a power of two from 32 to 512, so that an epoch keeps its
+number of steps as far as that goes, and every lr in proportion to the batch (Goyal et al. 2017).
+
+Momentum, weight decay, augmentation, mixing and loss stay. The time that there is decides pictures,
+epochs and network: the largest network for which ENOUGH pictures and all epochs fit, and the most
+pictures that fit. docs/reproduce.md says why.
+"""
+
+import heapq
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..core.atomic import write_text
+from ..recipe.fields import Recipe, to_yaml
+from ..recipe.grammar import Choice
+from ..recipe.loading import load
+from ..recipe.yaml_lines import read_document
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
+EPOCHS, BATCH, PICTURES = 200, 512, 50_000  # of r0 … r3, in full
+STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it
+FEWEST = 20  # epochs
+GRAIN = 20  # what pictures are a multiple of
+LEAST = 300  # pictures; fewer epochs instead
+ENOUGH = 2000  # pictures that make a larger network worth its time
+SMALLEST_BATCH = 32
+EVALUATING = 2  # times as fast as training, at least
+LOOKING = 1 / 6  # of the training's time at most, about, for evaluations
+EFFICIENCY = 4  # how much better than the next smaller a network may use the machine
+RULED = {"name", "expects", "seed", "model", "subset", "batch_size", "epochs", "warmup", "cooldown"}
+RULED |= {"eval_every", "optimizer", "schedule"}  # no override may set them
+
+
+class Network(NamedTuple):
+    """A rung of the ladder. model: the recipes' key; None leaves theirs."""
+
+    model: dict[str, Any] | None
+    work: float  # multiply-adds of a picture of 32x32, as engine/cost.py counts them
+
+
+def _resnet10(stem_width: int, channels: list[int]) -> dict[str, Any]:
+    widths = {"stem_width": stem_width, "channels": channels}
+    return {"resnet10t": {"stem": "cifar", "init": "pytorch", **widths}}
+
+
+NETWORKS = {  # smallest first
+    "thin": Network(_resnet10(8, [16, 32, 64, 128]), 17.5e6),
+    "resnet10": Network(_resnet10(16, [32, 64, 128, 256]), 69.8e6),
+    "resnet18": Network({"resnet18": {"stem": "cifar", "init": "pytorch"}}, 555.5e6),
+    "resnet50": Network(None, 1298e6),
+}
+
+
+class Speed(NamedTuple):
+    """What a short training with a network took here."""
+
+    start: float  # seconds of a run in which no step is taken
+    rate: float  # training pictures a second
+    saving: float  # seconds at the end of an epoch
+
+
+class Data(NamedTuple):
+    """How many pictures the table is trained and tested on, in full."""
+
+    train: int
+    test: int
+
+
+CIFAR = Data(PICTURES, 10_000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A shrunk table: what all of r0 … r5 share. epochs: of r0 … r3."""
+
+    network: str
+    epochs: int
+    pictures: int
+    batch_size: int
+    warmup: int
+    cooldown: int
+    eval_every: int
+
+    def epochs_of(self, full: int) -> int:
+        """Epochs of a recipe that has `full`, as it stands; the cool-down left out."""
+        return self.epochs * full // EPOCHS
+
+    def total_epochs(self, full: int) -> int:
+        """With the cool-down."""
+        return self.epochs_of(full) + self.cooldown
+
+    def seconds(self, full: int, speed: Speed, test: int) -> float:
+        """About how long such a recipe takes from its start to its end."""
+        epochs = self.total_epochs(full)
+        training = epochs * (self.pictures / speed.rate + speed.saving)
+        looks = math.ceil(epochs / self.eval_every)
+        return speed.start + training + looks * test / (EVALUATING * speed.rate)
+
+
+def plan(epochs: int, pictures: int, network: str, data: Data = CIFAR) -> Plan:
+    """The table of E = `epochs`, 200 in full, on so many pictures, by the rule."""
+    x = epochs / EPOCHS
+    batch = 2 ** round(math.log2(BATCH * pictures / PICTURES))
+    cooldown = max(1, round(10 * x))
+    total = epochs + cooldown
+    looks = max(1, int(total * pictures * LOOKING / (data.test / EVALUATING)))
+    return Plan(
+        network=network,
+        epochs=epochs,
+        pictures=pictures,
+        batch_size=min(max(batch, SMALLEST_BATCH), BATCH),
+        warmup=max(1, round(5 * x)),
+        cooldown=cooldown,
+        eval_every=math.ceil(total / min(looks, total)),
+    )
+
+
+def sizes(data: Data) -> Iterator[tuple[int, int]]:
+    """(E, pictures) of all tables that the rule knows, from the full one down."""
+    least = min(LEAST, data.train)
+    yield EPOCHS, data.train
+    for grains in range((data.train - 1) // GRAIN, math.ceil(least / GRAIN) - 1, -1):
+        yield EPOCHS, grains * GRAIN
+    for epochs in range(EPOCHS - STEP, FEWEST - 1, -STEP):
+        yield epochs, least
+
+
+def size_of_share(share: float, data: Data) -> tuple[int, int]:
+    """E and pictures of the table that shows networks at most `share` of what the full one does."""
+    most, every = share * EPOCHS * data.train, list(sizes(data))
+    return next((size for size in every if size[0] * size[1] <= most), every[-1])
+
+
+def makespan(seconds: Iterable[float], seats: int) -> float:
+    """When all have ended that begin in this order, each on the first seat that is free."""
+    free = [0.0] * seats
+    for one in seconds:
+        heapq.heapreplace(free, free[0] + one)
+    return max(free)
+
+
+def largest(
+    network: str,
+    speed: Speed,
+    seconds: float,
+    full: Sequence[int],
+    data: Data,
+    seeds: int = 1,
+    seats: int = 1,
+) -> Plan | None:
+    """The largest plan that takes at most so long on so many seats; None if not even the least.
+
+    full: the epochs of each recipe of the table, as it stands. speed: on one of the seats.
+    """
+    for epochs, pictures in sizes(data):
+        made = plan(epochs, pictures, network, data)
+        if makespan([made.seconds(n, speed, data.test) for n in [*full] * seeds], seats) <= seconds:
+            return made
+    return None
+
+
+def fitting(
+    networks: Sequence[str],
+    measure: Callable[[str, int], Speed],
+    make: Callable[[str, Speed], Plan | None],
+) -> tuple[Plan | None, Speed]:
+    """The plan with the largest of `networks`, smallest first, for which ENOUGH pictures fit.
+
+    measure: how fast a network is with a batch size. make: the largest plan at that speed. If none
+    of the networks is so fast, it is the smallest's plan, or None.
+    """
+    made, speed = _settled(networks[0], measure, make)
+    for smaller, larger in zip(networks, networks[1:], strict=False):
+        if made is None:
+            break
+        work = NETWORKS[larger].work / NETWORKS[smaller].work
+        hoped = make(larger, speed._replace(rate=speed.rate * EFFICIENCY / work))
+        if hoped is None or hoped.pictures < ENOUGH:
+            break
+        tried, its_speed = _settled(larger, measure, make)
+        if tried is None or tried.pictures < ENOUGH:
+            break
+        made, speed = tried, its_speed
+    # once more: measuring took its time
+    return made and make(made.network, speed), speed
+
+
+def _settled(
+    network: str,
+    measure: Callable[[str, int], Speed],
+    make: Callable[[str, Speed], Plan | None],
+) -> tuple[Plan | None, Speed]:
+    """A network's plan, and its speed with the very batch size of that plan, where that settles."""
+    batch = plan(EPOCHS, ENOUGH, network).batch_size
+    for _ in range(3):
+        speed = measure(network, batch)
+        made = make(network, speed)
+        if made is None or made.batch_size == batch:
+            break
+        batch = made.batch_size
+    return made, speed
+
+
+# -- the recipes -----------------------------------------------------------------------------------
+
+
+def path_of(name: str) -> Path:
+    """The recipe of the table as it stands."""
+    return RECIPES / f"{name}.yaml"
+
+
+def write_recipes(made: Plan, folder: Path, dataset: str | None, all_pictures: int) -> None:
+    """r0.yaml … r5.yaml in `folder`. r0 extends the full r0; the others extend each other as ever.
+
+    So `compare` tells the shrinking once, and for the others what they change. dataset: another.
+    """
+    for name in TABLE:
+        own = read_document(path_of(name)).values
+        ruled = by_rule(made, load(path_of(name)).recipe, dataset, all_pictures)
+        values = {"extends": own.pop("extends", None), "expects": {"top1": None}}
+        if values["extends"] is None:
+            values["extends"] = Path(
+                os.path.relpath(path_of(name).resolve(), folder.resolve())
+            ).as_posix()
+            values |= ruled
+        else:
+            values |= {key: value for key, value in own.items() if key != "expects"}
+            values |= {key: value for key, value in ruled.items() if key in own}
+        head = "made by `vision-tutorial reproduce`; the rule is in docs/reproduce.md"
+        write_text(folder / f"{name}.yaml", f"# {name}, shrunk: {head}\n{to_yaml(values, True)}")
+
+
+def by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_pictures: int) -> dict[str, Any]:
+    """The keys that the plan sets, with their values for a recipe."""
+    model = NETWORKS[made.network].model
+    slower = made.batch_size / recipe.batch_size
+    return {
+        **({"dataset": dataset} if dataset else {}),
+        **({"subset": made.pictures} if made.pictures < all_pictures else {}),
+        **({"model": model} if model else {}),
+        "epochs": made.epochs_of(recipe.epochs),
+        "batch_size": made.batch_size,
+        "optimizer": scaled(recipe.optimizer, "lr", slower),
+        "schedule": scaled(recipe.schedule, "min_lr", slower),
+        "warmup": {"epochs": made.warmup, "lr": recipe.warmup.lr * slower},
+        "cooldown": {"epochs": made.cooldown},
+        "eval_every": made.eval_every,
+    }
+
+
+def scaled(choice: Choice, option: str, factor: float) -> dict[str, Any]:
+    """A choice as a recipe writes it, with an option of it multiplied."""
+    return {choice.name: {**choice.options, option: choice.options[option] * factor}}

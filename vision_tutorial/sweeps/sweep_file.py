@@ -1,0 +1,314 @@
+"""A sweep file: which points of a recipe are tried, on which seeds, in which order. No torch here.
+
+    recipe: ../quickstart.yaml      # as seen from the sweep file
+    set: {epochs: 5}                # optional: holds for every point
+    grid:                           # every combination; or `points:`, a list; or `stages:`, a list
+      optimizer.adamw.lr: [0.001, 0.01]
+      loss: [cross_entropy, focal]
+    seeds: [1, 2, 3]                # optional: the recipe's own
+    metric: val/top1                # optional: the recipe's headline
+    direction: max                  # optional: min for a loss, else max
+
+Keys and values are overrides, as on the command line of `train`. Each of `stages` is a grid or a
+list at the best point of the stages before it.
+"""
+
+import hashlib
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..core.errors import UserError, short, shown, unknown
+from ..recipe.fields import Recipe, to_plain, written
+from ..recipe.loading import COMMAND_LINE, Loaded, load
+from ..recipe.yaml_lines import Document, Key, read_document
+from ..runs import run_folder
+from ..runs.run import recipe_key
+
+KEYS = ("recipe", "set", "grid", "points", "stages", "seeds", "metric", "direction")
+FORMS = ("grid", "points", "stages")
+MOST_POINTS = 1000
+
+
+class Setting(NamedTuple):
+    """One override, `key=value`, and where it is written."""
+
+    text: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Settings to try, each on top of the best of the stages before."""
+
+    name: str
+    choices: tuple[tuple[Setting, ...], ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read. Every point of every stage is a recipe that loads."""
+
+    path: Path
+    recipe: Path
+    common: tuple[Setting, ...]
+    stages: tuple[Stage, ...]
+    seeds: tuple[int, ...]  # () is each point's own
+    metric: str | None
+    more_is_better: bool
+    given: tuple[Setting, ...] = ()  # on the command line
+
+    @property
+    def name(self) -> str:
+        """Also of the folder that holds the sweep's runs."""
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Point:
+    """A recipe with settings. `id` is a hash of what it resolves to, but for the seed.
+
+    So two spellings of one recipe are one point, and a recipe that has changed is another point.
+    """
+
+    settings: tuple[Setting, ...]  # what the sweep tries, without what all points have
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    id: str
+
+    @property
+    def words(self) -> str:
+        """What the sweep tries here, as one would type it."""
+        return " ".join(setting.text for setting in self.settings) or "the recipe as it is"
+
+
+class Trial(NamedTuple):
+    """A point with a seed: one run."""
+
+    point: Point
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """The name of its run folder."""
+        return f"{self.point.id}-{self.seed}"
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """All that is set on the recipe."""
+        return (*self.point.overrides, f"seed={self.seed}")
+
+
+def points_of(sweep: Sweep, stage: int, best: Sequence[Setting] = ()) -> list[Point]:
+    """The points of a stage, on top of the best settings of the stages before it; each once."""
+    found: dict[str, Point] = {}
+    for choice in sweep.stages[stage].choices:
+        point = _point(sweep, (*best, *choice))
+        found.setdefault(point.id, point)
+    return list(found.values())
+
+
+def trials_of(sweep: Sweep, points: Sequence[Point]) -> list[Trial]:
+    """Every point with the first seed, then every point with the second, and so on."""
+    if not sweep.seeds:
+        return [Trial(point, point.recipe.seed) for point in points]
+    return [Trial(point, seed) for seed in sweep.seeds for point in points]
+
+
+def _point(sweep: Sweep, settings: tuple[Setting, ...]) -> Point:
+    # what the recipe claims is not claimed of the recipe with other settings
+    own = (Setting(f"name={sweep.name}", ""), Setting("expects={}", ""))
+    everything = (*own, *sweep.common, *settings, *sweep.given)
+    loaded = _load(sweep.recipe, everything)
+    return Point(settings, tuple(s.text for s in everything), loaded.recipe, _id(loaded))
+
+
+def _load(recipe: Path, settings: Sequence[Setting]) -> Loaded:
+    """The recipe with the settings; what is wrong with one is said with its place."""
+    try:
+        return load(recipe, [setting.text for setting in settings])
+    except UserError as error:
+        message = str(error)
+        for text, place in settings:
+            if message.startswith(f"{COMMAND_LINE} ({short(text, 50)})"):
+                raise UserError(place + message.removeprefix(COMMAND_LINE)) from error
+        raise
+
+
+def _id(loaded: Loaded) -> str:
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.imports]
+    everything = " ".join([recipe_key(to_plain(loaded.recipe)), *files])
+    return hashlib.sha256(everything.encode()).hexdigest()[:10]
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_sweep(path: Path | str, overrides: Iterable[str] = ()) -> Sweep:
+    """Read a sweep file and check every point of it. UserError: file, line, what is allowed.
+
+    overrides: `key=value` texts that hold for every point, whatever the file says.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"{short(str(path), 200)}: no such sweep; give the path of a .yaml file, such as "
+            "recipes/sweeps/quickstart-sweep.yaml."
+        )
+    document = read_document(path)
+    values = document.values
+    for key in values:
+        if key not in KEYS:
+            raise UserError(_at(document, key) + unknown("key of a sweep", key, KEYS))
+    run_folder.check_name("sweep", path.stem)
+    metric, direction = _metric(document)
+    sweep = Sweep(
+        path=path,
+        recipe=_recipe(document, path),
+        common=tuple(_settings(values.get("set", {}), document, "set")),
+        stages=_stages(document, path),
+        seeds=_seeds(document),
+        metric=metric,
+        more_is_better=direction == "max",
+        given=tuple(Setting(text, COMMAND_LINE) for text in overrides),
+    )
+    _check(sweep, document)
+    return sweep
+
+
+def _check(sweep: Sweep, document: Document) -> None:
+    """Load every point on top of every choice that an earlier stage may make.
+
+    Of the other earlier stages the first choice is taken, so that the work grows with the sum.
+    """
+    if sweep.seeds and any(s.text.startswith("seed=") for s in (*sweep.common, *sweep.given)):
+        raise UserError(f"{_at(document, 'seeds')}a seed is set for all points too; keep one.")
+    for seed in sweep.seeds:
+        _load(sweep.recipe, [Setting(f"seed={seed}", document.places[("seeds",)])])
+    for number, stage in enumerate(sweep.stages):
+        earlier = sweep.stages[:number]
+        firsts = [s.choices[0] for s in earlier]
+        before = {tuple(firsts)}
+        for place, other in enumerate(earlier):
+            before |= {(*firsts[:place], choice, *firsts[place + 1 :]) for choice in other.choices}
+        for best, choice in itertools.product(before, stage.choices):
+            _point(sweep, (*itertools.chain(*best), *choice))
+
+
+def _recipe(document: Document, path: Path) -> Path:
+    given = document.values.get("recipe")
+    if given is None:
+        raise UserError(f"{path}: the key 'recipe' is needed: the file whose points these are.")
+    if not isinstance(given, str):
+        raise UserError(f"{_at(document, 'recipe')}given {shown(given)}; name a recipe file.")
+    recipe = Path(os.path.normpath(path.parent / given))
+    if not recipe.is_file():
+        raise UserError(f"{_at(document, 'recipe')}{shown(given)}: there is no {recipe}.")
+    return recipe
+
+
+def _stages(document: Document, path: Path) -> tuple[Stage, ...]:
+    found = [form for form in FORMS if form in document.values]
+    if len(found) != 1:
+        given = f"{', '.join(found)} are given" if found else "none is given"
+        raise UserError(f"{path}: exactly one of {', '.join(FORMS)} is needed; {given}.")
+    if found != ["stages"]:
+        return (Stage(path.stem, _choices(document.values, document, ())),)
+    given = document.values["stages"]
+    if not isinstance(given, list) or not given:
+        raise UserError(f"{_at(document, 'stages')}given {shown(given)}; a list is expected.")
+    return tuple(_stage(item, document, index) for index, item in enumerate(given))
+
+
+def _stage(item: Any, document: Document, index: int) -> Stage:
+    at: Key = ("stages", index)
+    if not isinstance(item, dict) or len({"grid", "points"} & item.keys()) != 1:
+        raise UserError(
+            f"{_at(document, *at)}given {shown(item)}; a stage has a `grid` or a list of `points`, "
+            "and a `name` if you like."
+        )
+    for key in item:
+        if key not in ("name", "grid", "points"):
+            raise UserError(
+                _at(document, *at, key) + unknown("key of a stage", key, ("name", "grid", "points"))
+            )
+    name = item.get("name", f"stage {index + 1}")
+    if not isinstance(name, str):
+        raise UserError(f"{_at(document, *at, 'name')}given {shown(name)}; a name is expected.")
+    return Stage(name, _choices(item, document, at))
+
+
+def _choices(
+    values: dict[str, Any], document: Document, at: Key
+) -> tuple[tuple[Setting, ...], ...]:
+    """What `grid` or `points` below `at` spell out."""
+    if "points" in values:
+        points = values["points"]
+        if not isinstance(points, list) or not points:
+            raise UserError(
+                f"{_at(document, *at, 'points')}given {shown(points)}; a list of settings such as "
+                "{loss: focal} is expected."
+            )
+        return tuple(
+            tuple(_settings(point, document, *at, "points", index))
+            for index, point in enumerate(points)
+        )
+    grid = values["grid"]
+    where = _at(document, *at, "grid")
+    if not isinstance(grid, dict) or not grid:
+        raise UserError(f"{where}given {shown(grid)}; write `key: [value, …]` lines.")
+    axes = [list(_axis(key, grid[key], document, (*at, "grid"))) for key in grid]
+    if (count := math.prod(map(len, axes))) > MOST_POINTS:
+        raise UserError(f"{where}{count:,} points; at most {MOST_POINTS:,} are tried.")
+    return tuple(itertools.product(*axes))
+
+
+def _axis(key: str, values: Any, document: Document, at: Key) -> Iterator[Setting]:
+    if not isinstance(values, list) or not values:
+        raise UserError(
+            f"{_at(document, *at, key)}given {shown(values)}; a list of values to try is expected."
+        )
+    for index, value in enumerate(values):
+        yield Setting(f"{key}={written(value)}", document.places[(*at, key, index)])
+
+
+def _settings(values: Any, document: Document, *at: str | int) -> Iterator[Setting]:
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{_at(document, *at)}given {shown(values)}; settings such as {{loss: focal}} are "
+            "expected."
+        )
+    for key, value in values.items():
+        yield Setting(f"{key}={written(value)}", document.places[(*at, key)])
+
+
+def _seeds(document: Document) -> tuple[int, ...]:
+    seeds = document.values.get("seeds", [])
+    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not whole or len(set(seeds)) < len(seeds) or (not seeds and "seeds" in document.values):
+        raise UserError(
+            f"{_at(document, 'seeds')}given {shown(seeds)}; a list of different whole numbers such "
+            "as [1, 2, 3] is expected."
+        )
+    return tuple(seeds)
+
+
+def _metric(document: Document) -> tuple[str | None, str]:
+    metric = document.values.get("metric")
+    if metric is not None and not isinstance(metric, str):
+        raise UserError(f"{_at(document, 'metric')}given {shown(metric)}; name a column, val/top1.")
+    direction = document.values.get(
+        "direction", "min" if (metric or "").endswith("loss") else "max"
+    )
+    if direction not in ("min", "max"):
+        raise UserError(f"{_at(document, 'direction')}given {shown(direction)}; min or max.")
+    return metric, direction
+
+
+def _at(document: Document, *key: str | int) -> str:
+    """ "file:line: a.b: " for a key of the sweep file."""
+    return f"{document.places[key]}: {'.'.join(map(str, key))}: "

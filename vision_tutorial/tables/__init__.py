@@ -1,0 +1,1 @@
+"""Runs as tables: comparison, columns, layouts, formats. No torch here."""

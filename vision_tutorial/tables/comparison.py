@@ -1,0 +1,197 @@
+"""Runs beside each other: seeds as one line, parents, differences and what is noise in them."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..core.errors import UserError, unknown
+from ..recipe.notation import FORMS, changed, entries, find, leaves, number
+from ..runs.reader import natural
+from ..runs.run import Point, Run, recipe_key
+from ..runs.seed_statistics import Sample, Spread, margin, pooled
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A line of a table: one run, or finished runs that differ in their seed alone.
+
+    runs: one of each seed. repeats: runs left out, since a newer one has their seed.
+    """
+
+    runs: tuple[Run, ...]
+    label: str
+    repeats: tuple[Run, ...] = ()
+
+    @property
+    def run(self) -> Run:
+        """The first; all have its recipe."""
+        return self.runs[0]
+
+    @cached_property
+    def best(self) -> Sample | None:
+        """The headline metric at the best epoch of each run."""
+        return _sample(run.best and run.best.value for run in self.runs)
+
+    @cached_property
+    def last(self) -> Sample | None:
+        """The headline metric at the last evaluated epoch of each run."""
+        return _sample(run.last and run.last.value for run in self.runs)
+
+    @cached_property
+    def seconds(self) -> Sample | None:
+        """Wall-clock time of each run."""
+        return _sample(run.seconds for run in self.runs)
+
+    @property
+    def done(self) -> bool:
+        """Whether it was trained to the end and has a headline metric."""
+        return self.run.status == "done" and self.best is not None
+
+    @cached_property
+    def measure(self) -> str:
+        """Equal for lines whose headline metrics measure the same thing on the same pictures."""
+        data = [self.run.recipe.get(key) for key in ("dataset", "holdout", "eval_augment")]
+        return json.dumps([self.run.metric, self.run.chosen_on, *data], sort_keys=True)
+
+    def measured(self, name: str) -> Sample | None:
+        """Another metric, `top5`, at the best epoch of each run; `minutes` is the time."""
+        if name == "minutes":
+            return self.seconds and Sample(tuple(value / 60 for value in self.seconds.values))
+        if f"val/{name}" == self.run.metric:
+            return self.best
+        return _sample(_at(run, run.best, f"val/{name}") for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Step:
+    """From a parent's recipe to a line's. delta: of the best; margin: what would still be noise."""
+
+    words: str  # what changed
+    parent: Line | None = None  # None: it is not among the runs
+    delta: float | None = None  # None: the two cannot be compared
+    margin: float | None = None  # None: nobody knows
+
+    @property
+    def verdict(self) -> str:
+        """within, beyond or unknown."""
+        if self.delta is None or self.margin is None:
+            return "unknown"
+        return "within" if abs(self.delta) <= self.margin else "beyond"
+
+
+def _sample(values: Iterable[float | None]) -> Sample | None:
+    known = tuple(value for value in values if value is not None)
+    return Sample(known) if known else None
+
+
+def _at(run: Run, point: Point | None, name: str) -> float | None:
+    rows = (row for row in run.rows if point and row.get("epoch") == point.epoch)
+    return next((number(row.get(name)) for row in rows), None)
+
+
+# -- lines -----------------------------------------------------------------------------------------
+
+
+def lines(runs: Sequence[Run], each: bool = False) -> list[Line]:
+    """Finished runs that differ in their seed alone as one line, every other run as its own."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        alone = each or run.status != "done" or run.best is None
+        groups.setdefault(id(run) if alone else (run.experiment, run.metric), []).append(run)
+    names = [group[0].name for group in groups.values()]
+    return [
+        _line(group, group[0].name if names.count(group[0].name) == 1 else None)
+        for group in groups.values()
+    ]
+
+
+def _line(group: list[Run], label: str | None) -> Line:
+    newest: dict[str, Run] = {}
+    for run in sorted(group, key=lambda run: (run.created or "", run.id)):
+        newest[json.dumps(run.seed)] = run
+    kept = tuple(run for run in group if run in newest.values())
+    repeats = tuple(run for run in group if run not in kept)
+    return Line(kept, label or f"{kept[0].name}/{kept[0].id}", repeats)
+
+
+def ordered(made: Sequence[Line], key: str) -> list[Line]:
+    """Sorted by best or last (the better first), time, run, created, status or a recipe's key."""
+    keys = {
+        "run": lambda line: natural(line.label),
+        "created": lambda line: line.run.created or "",
+        "status": lambda line: line.run.status,
+        "time": lambda line: _number_first(line.seconds and line.seconds.mean),
+        "best": lambda line: _better_first(line, line.best),
+        "last": lambda line: _better_first(line, line.last),
+    }
+    if key not in keys:
+        known = {name for line in made for name in (*leaves(line.run.recipe), *_options(line.run))}
+        if key not in known:
+            raise UserError(unknown("column", key, {*keys, *known}))
+    return sorted(made, key=keys.get(key, lambda line: _number_first(find(line.run.recipe, key))))
+
+
+def _options(run: Run) -> Iterable[str]:
+    for key in FORMS:
+        yield from (f"{key}.{o}" for x in entries(key, run.recipe.get(key)) for o in x.options)
+
+
+def _better_first(line: Line, sample: Sample | None) -> Any:
+    if sample is None:
+        return _number_first(None)
+    return _number_first(-sample.mean if line.run.higher_is_better else sample.mean)
+
+
+def _number_first(value: Any) -> Any:
+    """A key that puts numbers before words and nothing last."""
+    if number(value) is not None:
+        return (0, value, [])
+    return (2, 0, []) if value is None else (1, 0, natural(json.dumps(value)))
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def step(line: Line, groups: Sequence[Line], assumed: float | None = None) -> Step | None:
+    """What a line changed in the recipe that it extends, and what came of it; None without one.
+
+    groups: all lines, seeds as one, to find the parent in. assumed: a spread between seeds for
+    where no group has seeds.
+    """
+    run = line.run
+    if run.base is None:
+        return None
+    over = parent(run, groups)
+    if over is None:
+        return Step(changed(*({k: v[n] for k, v in run.changes.items()} for n in (0, 1))))
+    words = changed(over.run.recipe, run.recipe)
+    if not (line.done and over.done and line.measure == over.measure):
+        return Step(words, over)
+    delta = line.best.mean - over.best.mean
+    return Step(words, over, delta, margin(line.best, over.best, usual(line, groups, assumed)))
+
+
+def usual(line: Line, groups: Sequence[Line], assumed: float | None) -> Spread | None:
+    """The spread between seeds of all that measures what this line does, else the assumed one."""
+    seeded = pooled(x.best for x in groups if x.done and x.measure == line.measure)
+    return seeded or (None if assumed is None else Spread(assumed))
+
+
+def parent(run: Run, groups: Sequence[Line]) -> Line | None:
+    """The line of the recipe that a run's extends: the very same one, else one of that file."""
+    before = recipe_key(run.recipe | {key: pair[0] for key, pair in run.changes.items()})
+    others = [other for other in groups if other.run.key != run.key]
+    same = [other for other in others if other.run.key == before]
+    named = [other for other in others if other.run.file == run.base]
+    return min(
+        same or named,
+        key=lambda other: (not other.done, _distance(other.run.recipe, run.recipe)),
+        default=None,
+    )
+
+
+def _distance(one: dict[str, Any], two: dict[str, Any]) -> int:
+    """In how many keys two recipes differ."""
+    return sum(one.get(key) != two.get(key) for key in two)

@@ -1,0 +1,316 @@
+"""A table as data, and what it looks like: terminal, Markdown, CSV, LaTeX, HTML, JSON.
+
+Every text in it is untrusted. No rendering lets it act: control letters are taken out, and what a
+format would read as markup or as a formula is escaped.
+"""
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TextIO
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from ..recipe.notation import duration, scalar
+from ..runs.seed_statistics import Sample
+
+Value = None | bool | int | float | str | Sample
+UNLIMITED = 100_000  # letters in a line that no terminal will break
+WIDEST, GAP = 36, 3  # a column on a terminal, and the room between two
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. kind: how numbers are written (`duration`: seconds); digits: after the dot."""
+
+    key: str
+    title: str
+    kind: Literal["text", "number", "signed", "duration"] = "text"
+    digits: int = 2
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns; notes stand below. rows: a value for each column."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    notes: tuple[str, ...] = ()
+    title: str = ""
+
+    def texts(self) -> list[list[str]]:
+        """Every cell as a person reads it, in one line without control letters."""
+        return [
+            [shown(value, column) for value, column in zip(row, self.columns, strict=True)]
+            for row in self.rows
+        ]
+
+    def transposed(self) -> "Table":
+        """The columns as rows, of texts; the first column becomes the heads."""
+        first, *others = self.columns
+        texts = self.texts()
+        heads = [Column(f"run {n}", row[0]) for n, row in enumerate(texts, start=1)]
+        rows = [(c.title, *(row[n] for row in texts)) for n, c in enumerate(others, start=1)]
+        return replace(self, columns=(Column(first.key, first.title), *heads), rows=tuple(rows))
+
+    def expanded(self) -> "Table":
+        """For machines: plain values; of a Sample the mean, with its spread and n beside it."""
+        wide = [
+            any(isinstance(row[n], Sample) and row[n].n > 1 for row in self.rows)
+            for n in range(len(self.columns))
+        ]
+        columns: list[Column] = []
+        for column, three in zip(self.columns, wide, strict=True):
+            seconds = " (s)" * (column.kind == "duration")
+            columns.append(replace(column, title=column.title + seconds))
+            if three:
+                columns.append(Column(f"{column.key}_spread", f"{column.title} ±", "number"))
+                columns.append(Column(f"{column.key}_n", f"{column.title} n", "number"))
+        rows = [
+            tuple(x for value, three in zip(row, wide, strict=True) for x in _plain(value, three))
+            for row in self.rows
+        ]
+        return replace(self, columns=tuple(columns), rows=tuple(rows))
+
+
+def _plain(value: Value, three: bool) -> tuple[Value, ...]:
+    if not isinstance(value, Sample):
+        return (value, None, None) if three else (value,)
+    return (value.mean, value.spread, value.n) if three else (value.mean,)
+
+
+def shown(value: Value, column: Column) -> str:
+    """One cell as a person reads it."""
+    if isinstance(value, Sample):
+        mean = shown(value.mean, column)
+        if value.spread is None or column.kind == "duration":
+            return mean
+        return f"{mean} ± {value.spread:.{column.digits}f} (n={value.n})"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return clean(scalar(value))
+    if column.kind == "duration":
+        return duration(value)
+    if column.kind == "text" or isinstance(value, int):
+        return scalar(value)
+    return f"{value:{'+' * (column.kind == 'signed')}.{column.digits}f}".replace("-", "−")
+
+
+def clean(text: str) -> str:
+    """Text on one line, without letters that steer: control, formatting, direction, surrogates."""
+    kept = (" " if letter.isspace() else letter for letter in text)
+    kept = (x for x in kept if unicodedata.category(x) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
+    return " ".join("".join(kept).split())
+
+
+# -- renderings ------------------------------------------------------------------------------------
+
+
+def terminal(table: Table, file: TextIO, width: int | None = None) -> None:
+    """Print it, at most `width` letters wide; None: as wide as the terminal, if `file` is one.
+
+    A table that is too wide comes in blocks of columns, each with the first column.
+    """
+    if width is None and file.isatty():
+        width = shutil.get_terminal_size().columns
+    console = Console(file=file, width=width or UNLIMITED, highlight=False)
+    if table.title:
+        console.print(Text(clean(table.title), style="bold"))
+    columns = list(zip((clean(c.title) for c in table.columns), *table.texts(), strict=True))
+    for n, block in enumerate(_blocks(columns, width)):
+        console.print(*[""] * (n > 0), _grid(table, columns, block, width))
+    if table.notes:
+        console.print()
+    for note in table.notes:
+        console.print(Text(clean(note)))
+
+
+def _blocks(columns: list[tuple[str, ...]], width: int | None) -> list[list[int]]:
+    """Which columns stand beside each other: the first, and as many as fit."""
+    widths = [min(WIDEST, max(map(cell_len, column))) for column in columns]
+    blocks = [[0]]
+    for n in range(1, len(columns)):
+        used = sum(widths[m] + GAP for m in blocks[-1])
+        if width and used + widths[n] > width and len(blocks[-1]) > 1:
+            blocks.append([0])
+        blocks[-1].append(n)
+    return blocks
+
+
+def _grid(
+    table: Table, columns: list[tuple[str, ...]], block: list[int], width: int | None
+) -> Grid:
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for n in block:
+        side = "left" if table.columns[n].kind == "text" else "right"
+        most = WIDEST if width else None
+        grid.add_column(Text(columns[n][0]), justify=side, overflow="fold", max_width=most)
+    for row in range(len(table.rows)):
+        grid.add_row(*(Text(columns[n][row + 1]) for n in block))
+    return grid
+
+
+def plain_text(table: Table) -> str:
+    """As on a terminal without colour and without an end."""
+    out = io.StringIO()
+    terminal(table, out)
+    return "\n".join(line.rstrip() for line in out.getvalue().split("\n"))
+
+
+def markdown(table: Table) -> str:
+    """GitHub's pipe table."""
+    lines = [f"**{_markdown(table.title)}**", ""] if table.title else []
+    lines.append(_piped(_markdown(column.title) for column in table.columns))
+    lines.append(_piped("---" if c.kind == "text" else "---:" for c in table.columns))
+    lines += [_piped(map(_markdown, row)) for row in table.texts()]
+    for note in table.notes:
+        lines += ["", _markdown(note)]
+    return "\n".join(lines) + "\n"
+
+
+def _piped(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown(text: str) -> str:
+    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", clean(text))
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is a letter
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def csv_text(table: Table) -> str:
+    """Comma-separated values. A text that a spreadsheet would run as a formula gets a ' before."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    wide = table.expanded()
+    writer.writerow([_inert(column.title) for column in wide.columns])
+    writer.writerows([_inert(value) for value in row] for row in wide.rows)
+    return out.getvalue()
+
+
+def _inert(value: Value) -> Value:
+    if not isinstance(value, str):
+        return value
+    value = clean(value)
+    return (
+        f"'{value}"
+        if value.startswith(("=", "+", "-", "@", "−", "＝", "＋", "－", "＠"))
+        else value
+    )
+
+
+def latex(table: Table) -> str:
+    """A tabular with booktabs' rules; needs UTF-8, and kotex where it holds Korean."""
+    kinds = "".join("l" if column.kind == "text" else "r" for column in table.columns)
+    rows = [[column.title for column in table.columns], *table.texts()]
+    head, *body = (" & ".join(map(_latex, row)) + r" \\" for row in rows)
+    lines = [f"% {_latex(line)}" for line in (table.title, *table.notes) if line]
+    lines += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+LATEX = {letter: rf"\{letter}" for letter in "{}$&#_%"}
+LATEX |= {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+LATEX |= {letter: f"{{{letter}}}" for letter in "[]*"}  # they would belong to the \\ before
+LATEX |= {"±": r"$\pm$", "‖": r"$\parallel$", "→": r"$\to$", "Δ": r"$\Delta$", "≤": r"$\leq$"}
+LATEX |= {"–": "--", "−": "$-$", "…": r"\dots{}", "·": r"$\cdot$", "√": r"$\surd$"}
+LATEX |= {"₁": "$_1$", "₂": "$_2$", "²": "$^2$"}
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in clean(text))
+
+
+def html_table(table: Table) -> str:
+    """A <table> with everything escaped; numbers carry class="number"."""
+    return "\n".join(_html_lines(table))
+
+
+def _html_lines(table: Table) -> Iterator[str]:
+    yield "<table>"
+    if table.title:
+        yield f"<caption>{_html(table.title)}</caption>"
+    kinds = ["" if column.kind == "text" else ' class="number"' for column in table.columns]
+    heads = [f"<th{k}>{_html(c.title)}</th>" for c, k in zip(table.columns, kinds, strict=True)]
+    yield f"<thead><tr>{''.join(heads)}</tr></thead>"
+    yield "<tbody>"
+    for row in table.texts():
+        cells = [f"<td{kind}>{_html(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)]
+        yield f"<tr>{''.join(cells)}</tr>"
+    yield "</tbody>"
+    yield "</table>"
+    yield from (f"<p>{_html(note)}</p>" for note in table.notes)
+
+
+def _html(text: str) -> str:
+    return html.escape(clean(text))
+
+
+PAGE = """<!doctype html>
+<html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>body {{ font: 15px sans-serif; margin: 2em }} table {{ border-collapse: collapse }}
+th, td {{ padding: .3em .7em; border-bottom: 1px solid #8888; text-align: left }}
+.number {{ text-align: right; font-variant-numeric: tabular-nums }}
+:root {{ color-scheme: light dark }}</style></head>
+<body>
+{body}
+</body></html>
+"""
+
+
+def html_page(table: Table) -> str:
+    """A page of its own that holds the table and runs nothing."""
+    return PAGE.format(title=_html(table.title or "compare"), body=html_table(table))
+
+
+def json_text(table: Table) -> str:
+    """{"columns": [{key, title}], "rows": [{key: value}], "notes": […]}; a Sample as an object."""
+    columns = [{"key": column.key, "title": clean(column.title)} for column in table.columns]
+    rows = [
+        {c.key: _json(value) for c, value in zip(table.columns, row, strict=True)}
+        for row in table.rows
+    ]
+    whole = {"title": clean(table.title), "columns": columns, "rows": rows}
+    whole["notes"] = [clean(note) for note in table.notes]
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def _json(value: Value) -> Value:
+    if isinstance(value, Sample):
+        spread = {"mean": value.mean, "spread": value.spread, "n": value.n}
+        return spread | {"values": list(value.values)}
+    return clean(value) if isinstance(value, str) else value
+
+
+def uniform(table: Table) -> tuple[list[str], list[list[Value]]]:
+    """Titles and plain rows, as wandb takes them: a column is all numbers or all texts."""
+    wide = table.expanded()
+    columns = []
+    for values in zip(*wide.rows, strict=True):
+        texts = any(isinstance(value, str) for value in values)
+        columns.append([clean(scalar(v)) if texts and v is not None else v for v in values])
+    return [column.title for column in wide.columns], [
+        list(row) for row in zip(*columns, strict=True)
+    ]
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "terminal": plain_text,
+    "markdown": markdown,
+    "csv": csv_text,
+    "latex": latex,
+    "html": html_page,
+    "json": json_text,
+}
+SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}
