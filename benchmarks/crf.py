@@ -24,12 +24,12 @@ from vision_tutorial.segmentation.refine import dense_crf
 Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def ours(picture: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def ours(image: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """dense_crf with its defaults."""
-    return dense_crf(picture, torch.from_numpy(probabilities)).numpy()
+    return dense_crf(image, torch.from_numpy(probabilities)).numpy()
 
 
-def theirs(picture: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def theirs(image: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """pydensecrf2 with the same settings."""
     from pydensecrf.densecrf import DenseCRF2D
 
@@ -38,24 +38,24 @@ def theirs(picture: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     unary = -np.log(probabilities.clip(1e-5, 1)).reshape(classes, -1)
     model.setUnaryEnergy(np.ascontiguousarray(unary))
     model.addPairwiseGaussian(sxy=1, compat=3)
-    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=picture, compat=4)
+    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=image, compat=4)
     return np.array(model.inference(10)).reshape(probabilities.shape)
 
 
 def example(path: str | None, size: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture uint8 (size, size, 3) and probabilities float32 (classes, size, size)."""
+    """An image uint8 (size, size, 3) and probabilities float32 (classes, size, size)."""
     rng = np.random.default_rng(0)
     if path:
-        picture = np.array(Image.open(path).convert("RGB").resize((size, size)))
+        image = np.array(Image.open(path).convert("RGB").resize((size, size)))
     else:
         patches = rng.integers(0, 200, (size // 64, size // 64, 3)).repeat(64, 0).repeat(64, 1)
         shade = np.linspace(0, 40, size)[:, None, None]
         noisy = patches + shade + rng.normal(0, 4, patches.shape)
-        picture = noisy.clip(0, 255).astype(np.uint8)
+        image = noisy.clip(0, 255).astype(np.uint8)
     fields = torch.from_numpy(rng.normal(0, 2, (1, classes, size // 32, size // 32)))
     scores = F.interpolate(fields, (size, size), mode="bilinear")[0]
     scores += torch.from_numpy(rng.normal(0, 0.3, scores.shape))
-    return picture, scores.softmax(0).float().numpy()
+    return image, scores.softmax(0).float().numpy()
 
 
 def seconds(refine: Refine, *given: np.ndarray) -> float:
@@ -77,12 +77,12 @@ def memory(refine: Refine, path: str | None, size: int, classes: int) -> int:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("picture", nargs="?")
+    parser.add_argument("image", nargs="?")
     for name, default in (("size", 512), ("classes", 12), ("rounds", 9), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    asked = options.picture, options.size, options.classes
+    asked = options.image, options.size, options.classes
     sides = {"ours": ours, "pydensecrf2": theirs}
     # First, since OpenMP's threads of this process would not live in a fork.
     peaks = [in_child(memory, side, *asked) for side in sides.values()]

@@ -1,10 +1,10 @@
-"""Every operation of the batched path against Pillow on real pictures, as a Markdown table.
+"""Every operation of the batched path against Pillow on real images, as a Markdown table.
 
     python benchmarks/exactness.py [RECIPE …]      (default: recipes/r4.yaml and its kin)
 
-The pictures are the data set's of the first recipe (CIFAR-100: 10,000 of its test split for each
+The images are the data set's of the first recipe (CIFAR-100: 10,000 of its test split for each
 operation, all 50,000 of its training split for whole chains, as its first epoch would see them).
-The oracle is tests/data/oracle.py, which calls Pillow and torchvision, one picture at a time.
+The oracle is tests/data/oracle.py, which calls Pillow and torchvision, one image at a time.
 """
 
 import sys
@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from data.oracle import ORIGINAL, by_pillow, random_slot  # noqa: E402
 
-from vision_tutorial import build  # noqa: E402, F401  (fills the shelves)
+from vision_tutorial import build  # noqa: E402, F401  (fills the registries)
 from vision_tutorial.core import registry  # noqa: E402
 from vision_tutorial.core.sources import base  # noqa: E402
 from vision_tutorial.data import feeding  # noqa: E402
@@ -45,7 +45,7 @@ def by_tensors(images: np.ndarray, slots: list[Slot]) -> np.ndarray:
 
 
 def compared(title: str, images: np.ndarray, slots: list[Slot]) -> str:
-    """A row: pictures, values that differ, by how much at most, for both executors."""
+    """A row: images, values that differ, by how much at most, for both executors."""
     wanted = by_pillow(images, slots)
     cells = [title, f"{len(images):,}"]
     for found in (
@@ -63,9 +63,9 @@ def rows(recipes: list[Path]) -> Iterator[str]:
     make = registry.datasets.bind(first.dataset.name, **first.dataset.options)
     test, train = (np.asarray(base(make(split)).images) for split in ("test", "train"))
     versions = f"Pillow {PIL.__version__}, torch {torch.__version__}"
-    yield f"Pictures of {first.dataset.name}; {versions}, NumPy {np.__version__}."
+    yield f"Images of {first.dataset.name}; {versions}, NumPy {np.__version__}."
     yield ""
-    yield "| operation | pictures | compiled: values that differ | by | tensors: differ | by |"
+    yield "| operation | images | compiled: values that differ | by | tensors: differ | by |"
     yield "|---|---|---|---|---|---|"
     for op in Op:
         if op != Op.NONE:
@@ -91,7 +91,7 @@ def chi2(name: str, slots: list[Slot]) -> str:
     shares = ", ".join(f"{op.name.lower()} {found[op] / count:.4f}" for op in ORIGINAL)
     degrees = len(ORIGINAL)
     return (
-        f"Operations a picture of {name}'s first epoch: {shares}. Chi-square against timm's "
+        f"Operations an image of {name}'s first epoch: {shares}. Chi-square against timm's "
         f"policy: {value:.1f} with {degrees} degrees of freedom (mean {degrees}, 95 % below 16.9)."
     )
 

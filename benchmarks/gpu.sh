@@ -55,7 +55,7 @@ data() {
     "$python" -m vision_tutorial pack unpack "${parts[@]}" --to "$set" >&2
 }
 
-# The batched path's pictures on this device are those on a CPU, which are Pillow's and timm's; a
+# The batched path's images on this device are those on a CPU, which are Pillow's and timm's; a
 # training on it gives equal bits each time. (Some of the trainings: with all, it would take minutes.)
 parity() {
     (cd "$here" && VISION_TUTORIAL_ARRAYS="$set" VISION_TUTORIAL_TEST_GPU=1 \

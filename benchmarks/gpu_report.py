@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_tutorial.core.atomic import read_json, write_json
-from vision_tutorial.core.errors import UserError, run_verb
+from vision_tutorial.core.errors import UserError, run_main
 from vision_tutorial.runs import run_folder
 
 KEPT = ("epoch", "seconds", "seconds_data", "seconds_eval", "images_per_second", "val/top1")
@@ -100,4 +100,4 @@ def summary(found: dict[str, Any], path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(lambda: main(sys.argv[1:])))
+    sys.exit(run_main(lambda: main(sys.argv[1:])))

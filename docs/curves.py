@@ -1,4 +1,4 @@
-"""Pictures of numbers: learning rates, losses, metrics, from the code that training uses."""
+"""Images of numbers: learning rates, losses, metrics, from the code that training uses."""
 
 import math
 from pathlib import Path
@@ -164,7 +164,7 @@ def of_one_class(name: str, p: Tensor, there: bool) -> list[float]:
 
 
 def hard_positions() -> Block:
-    """A picture of easy positions, more and more of which are hard; and copies that disagree."""
+    """An image of easy positions, more and more of which are hard; and copies that disagree."""
     shares = np.linspace(0, 1, 51)
     lines = []
     for name, options in (("cross_entropy", {}), ("focal", {}), ("ohem", {"min_kept": 100})):
@@ -186,7 +186,7 @@ def hard_positions() -> Block:
     return beside(
         chart("p_y 0.3 where hard, 0.95 elsewhere", "share that is hard", "loss", lines),
         chart(
-            "jsd: the clean picture has p_y 0.95",
+            "jsd: the clean image has p_y 0.95",
             "p_y of both copies",
             "loss",
             [Line("jsd, alpha 12", p.tolist(), apart)],
@@ -202,7 +202,7 @@ def spread(p: Tensor, classes: int) -> Tensor:
 
 
 def one_by_one(name: str, logits: Tensor, target: Tensor, **options: object) -> list[float]:
-    """A loss of the shelf for each row of logits (N, C, …) alone."""
+    """A loss of the registry for each row of logits (N, C, …) alone."""
     loss = registry.losses.bind(name, **options)
     return [loss(logits[i : i + 1], target[i : i + 1]).item() for i in range(len(logits))]
 

@@ -1,4 +1,4 @@
-"""SVG by hand: line charts, rows of pictures, boxes. The same text on every machine, no library."""
+"""SVG by hand: line charts, rows of images, boxes. The same text on every machine, no library."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ GAP = 12  # pixels between things
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a picture, in pixels from its upper left corner."""
+    """A piece of an image, in pixels from its upper left corner."""
 
     width: float
     height: float
@@ -73,7 +73,7 @@ def stack(*blocks: Block) -> Block:
 
 
 def svg(block: Block, about: str) -> str:
-    """The whole picture as a file's text; `about` is what a screen reader says."""
+    """The whole image as a file's text; `about` is what a screen reader says."""
     width, height = math.ceil(block.width + 2 * GAP), math.ceil(block.height + 2 * GAP)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -161,28 +161,28 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(n * step, 10) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-# -- pictures --------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------
 
 
 def tiles(
-    title: str, pictures: Sequence[tuple[str, np.ndarray]], *, columns: int, side: int = 96
+    title: str, images: Sequence[tuple[str, np.ndarray]], *, columns: int, side: int = 96
 ) -> Block:
-    """Pictures uint8 (H, W, 3) in rows, each `side` pixels wide, with its lines of text below."""
-    lines = max(len(label.splitlines()) for label, _ in pictures)
+    """Images uint8 (H, W, 3) in rows, each `side` pixels wide, with its lines of text below."""
+    lines = max(len(label.splitlines()) for label, _ in images)
     top, high = (20 if title else 0), side + 15 * lines + GAP
     parts = [words(0, 11, title)] if title else []
-    for place, (label, pixels) in enumerate(pictures):
+    for place, (label, pixels) in enumerate(images):
         x, y = place % columns * (side + GAP), top + place // columns * high
         parts.append(embedded(pixels, x, y, side))
         for row, text in enumerate(label.splitlines()):
             parts.append(words(x, y + side + 13 + 15 * row, text))
-    rows, across = -(-len(pictures) // columns), min(columns, len(pictures))
+    rows, across = -(-len(images) // columns), min(columns, len(images))
     width = max(across * (side + GAP) - GAP, LETTER * len(title))
     return Block(width, top + rows * high - GAP, "\n".join(parts))
 
 
 def embedded(pixels: np.ndarray, x: float, y: float, side: float) -> str:
-    """A picture inside the SVG, its pixels as squares."""
+    """An image inside the SVG, its pixels as squares."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Pictures of pictures: embedded shapes through the augmentation and the refiners of training."""
+"""Images of images: embedded shapes through the augmentation and the refiners of training."""
 
 import math
 from pathlib import Path
@@ -21,11 +21,11 @@ from vision_tutorial.segmentation.refine.pseudo_labels import Rule, pseudo_label
 from vision_tutorial.segmentation.visualisation import overlay
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-STAR, RING = 9, 13  # training pictures that show these shapes
+STAR, RING = 9, 13  # training images that show these shapes
 
 
 def shapes(*overrides: str) -> tuple[Recipe, ArraySource]:
-    """r0 on large pictures of shapes, with the augmentation that is named."""
+    """r0 on large images of shapes, with the augmentation that is named."""
     small = "dataset={shapes: {size: 32, train: 40, test: 10}}"
     plain = [small, "augment=[]", "eval_augment=[]", "normalize=half", "channels_last=false"]
     made = load(RECIPES / "r0.yaml", [*plain, *overrides]).recipe
@@ -38,7 +38,7 @@ def shown(found: list[Shot]) -> list[tuple[str, np.ndarray]]:
 
 
 def colour_jitter() -> Block:
-    """One picture under weak and strong jitter."""
+    """One image under weak and strong jitter."""
     rows = []
     for strength in (0.2, 0.5):
         made, source = shapes(f"augment=[{{color_jitter: {{strength: {strength}}}}}]")
@@ -49,7 +49,7 @@ def colour_jitter() -> Block:
 
 
 def auto_augment() -> Block:
-    """The 25 pairs of timm's policy `original`, each done surely to one picture."""
+    """The 25 pairs of timm's policy `original`, each done surely to one image."""
     made, source = shapes("augment=[auto_augment]")
     pairs = apart(made.augment[0], source.images[STAR], made.seed)
     labelled = [(shot.label.replace(" + ", " +\n"), shot.pixels) for shot in pairs]
@@ -57,10 +57,10 @@ def auto_augment() -> Block:
 
 
 def mixed(name: str, alphas: tuple[float, ...]) -> Block:
-    """Two pictures, and what a mixer makes of them."""
+    """Two images, and what a mixer makes of them."""
     made, source = shapes()
     start = [("star", source.images[STAR]), ("ring", source.images[RING])]
-    rows = [tiles("two pictures of a batch", start, columns=2, side=120)]
+    rows = [tiles("two images of a batch", start, columns=2, side=120)]
     for alpha in alphas:
         made, source = shapes(f"mix={{{name}: {{alpha: {alpha}}}}}")
         found = shots(made, source, [STAR, RING], 5, "epoch {}")
@@ -87,7 +87,7 @@ def mixup() -> Block:
 
 
 def blurred() -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """A picture (H, W, 3), its mask (H, W), and probabilities (2, H, W) as coarse as those of a
+    """An image (H, W, 3), its mask (H, W), and probabilities (2, H, W) as coarse as those of a
     network of output stride 8: the true mask in cells of 8 x 8 pixels, enlarged bilinearly."""
     source = registry.datasets.bind("shapes", size=96, train=40, test=10, masks=True)("train")
     mask = torch.from_numpy(source.masks[STAR] > 0).double()
@@ -109,32 +109,32 @@ def scores(predicted: np.ndarray, truth: np.ndarray) -> str:
 
 def refined() -> Block:
     """A coarse answer before and after a dense CRF."""
-    picture, truth, p = blurred()
+    image, truth, p = blurred()
     options = {"gaussian_xy": 3.0, "bilateral_weight": 10.0, "bilateral_xy": 80.0}
-    finer = dense_crf(picture, p, bilateral_rgb=13.0, **options)
-    found = [("picture", picture), ("truth", np.asarray(overlay(picture, truth)))]
+    finer = dense_crf(image, p, bilateral_rgb=13.0, **options)
+    found = [("image", image), ("truth", np.asarray(overlay(image, truth)))]
     for name, probabilities in (("coarse answer", p), ("after the CRF", finer)):
         said = probabilities.argmax(0).byte().numpy()
         label = f"{name}\n" + scores(said, truth).replace(", ", "\n")
-        found.append((label, np.asarray(overlay(picture, said))))
+        found.append((label, np.asarray(overlay(image, said))))
     return tiles("a star of 96 x 96 pixels", found, columns=4, side=160)
 
 
 def pseudo_labels() -> Block:
     """Which pixels of an answer are kept at which threshold."""
-    picture, _, p = blurred()
-    found = [("picture", picture)]
+    image, _, p = blurred()
+    found = [("image", image)]
     for threshold in (0.0, 0.7, 0.9):
         made = pseudo_label(p, Rule(pixel_threshold=threshold))
         kept = made.mask != 255
-        drawn = np.asarray(overlay(picture, made.mask)).copy()
+        drawn = np.asarray(overlay(image, made.mask)).copy()
         drawn[~kept] = 255
         found.append((f"threshold {threshold:g}\nkept {100 * kept.mean():.0f} %", drawn))
     return tiles("white: ignored (255)", found, columns=4, side=160)
 
 
 def ddp() -> Block:
-    """Who takes which picture of the first three batches, for 1, 2 and 4 processes."""
+    """Who takes which image of the first three batches, for 1, 2 and 4 processes."""
     cell, blocks = 26, []
     for world in (1, 2, 4):
         owner = {
@@ -172,12 +172,12 @@ def stem() -> Block:
 
 
 def maps(name: str, network: torch.nn.Module) -> Block:
-    """A picture, and the maps that the stem and each stage make of it."""
+    """An image, and the maps that the stem and each stage make of it."""
     _, macs = cost.cost(network, 32)
     parts, x = [words(0, 11, f"{name}: {macs / 1e9:.2f} billion multiply-adds")], 0.0
-    names = ("picture", "stem", "stage 1", "stage 2", "stage 3", "stage 4")
+    names = ("image", "stem", "stage 1", "stage 2", "stage 3", "stage 4")
     for side, text in zip(sides(network), names, strict=True):
-        parts.append(box(x, 20, 3 * side, 3 * side, COLOURS[text == "picture"]))
+        parts.append(box(x, 20, 3 * side, 3 * side, COLOURS[text == "image"]))
         parts.append(words(x, 132, text))
         parts.append(words(x, 146, f"{side} x {side}", colour=GREY))
         x += 108
@@ -185,7 +185,7 @@ def maps(name: str, network: torch.nn.Module) -> Block:
 
 
 def sides(network: torch.nn.Module) -> list[int]:
-    """Of a picture of 32 x 32, the maps behind the stem, and behind each stage."""
+    """Of an image of 32 x 32, the maps behind the stem, and behind each stage."""
     found = [32]
     parts = [network.maxpool, network.layer1, network.layer2, network.layer3, network.layer4]
     hooks = [

@@ -1,7 +1,7 @@
 """A training that only counts: the command line, folder, lock, signals and exit codes of `train`,
 and numbers that depend on the recipe alone. What sweeps, reruns and tables are tested on.
 
-`python counting.py sweep …` is the sweep verb with such children, in a process of its own.
+`python counting.py sweep …` is the sweep command with such children, in a process of its own.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 from vision_tutorial import train
 from vision_tutorial.commands import reproduce, rerun, sweep
 from vision_tutorial.core.atomic import write_json
-from vision_tutorial.core.errors import run_verb
+from vision_tutorial.core.errors import run_main
 from vision_tutorial.recipe.fields import Recipe, identity
 from vision_tutorial.runs import run_folder
 from vision_tutorial.sweeps import children
@@ -32,7 +32,7 @@ def count_instead() -> None:
 def start(
     command: Sequence[str], *args: Any, verb: Callable[[list[str]], int] | None = None
 ) -> Any:
-    """As `children.start`, but what follows the fork is `count` (or a verb), not the command."""
+    """As `children.start`, but what follows the fork is `count` (or a command), not the command."""
 
     def seated(seat: children.Seat) -> Any:
         sit = real_seated(seat)
@@ -41,7 +41,7 @@ def start(
             sit()
             os.closerange(3, 1024)  # Popen waits until this pipe is closed
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            code = run_verb(lambda: (verb or count)(words))
+            code = run_main(lambda: (verb or count)(words))
             sys.stderr.flush()
             os._exit(code)
 
@@ -120,5 +120,5 @@ def row(recipe: Recipe, epoch: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     count_instead()
-    verbs = {"sweep": sweep, "rerun": rerun, "reproduce": reproduce}
-    sys.exit(verbs[sys.argv[1]].main(sys.argv[2:]))
+    commands = {"sweep": sweep, "rerun": rerun, "reproduce": reproduce}
+    sys.exit(commands[sys.argv[1]].main(sys.argv[2:]))

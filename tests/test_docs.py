@@ -22,7 +22,7 @@ from forked import Ranks
 from PIL import Image
 
 from vision_tutorial import build, train
-from vision_tutorial.__main__ import VERBS
+from vision_tutorial.__main__ import COMMANDS
 from vision_tutorial.recipe.fields import changes
 from vision_tutorial.recipe.loading import Loaded, load
 from vision_tutorial.recipe.signatures import catalogue
@@ -66,7 +66,7 @@ def test_every_technique_has_its_page(name: str) -> None:
     text = (DOCS / "techniques" / f"{name}.md").read_text("utf-8")
     assert re.findall(r"^## (.*)$", text, re.M) == ["Switch it on", "Measured", "Source"]
     before = text.partition("## ")[0]
-    assert blocks(before, "text") and f"](../pictures/{name}.svg)" in before
+    assert blocks(before, "text") and f"](../images/{name}.svg)" in before
     assert blocks(text, "yaml")
 
 
@@ -126,7 +126,7 @@ def test_recipes_load_and_change_something(text: str, tmp_path: Path) -> None:
         assert total.isfinite() and logits.grad.isfinite().all()
 
 
-MODULES = {v: f"vision_tutorial.{'' if v == 'train' else 'commands.'}{v}" for v in VERBS}
+MODULES = {v: f"vision_tutorial.{'' if v == 'train' else 'commands.'}{v}" for v in COMMANDS}
 
 
 @pytest.mark.parametrize("text", shown("sh", PAGES))
@@ -135,10 +135,10 @@ def test_commands_have_such_verbs_and_options(text: str, capsys: Any) -> None:
         words = shlex.split(line.partition(" > ")[0], comments=True)
         if words[:1] != ["vision-tutorial"] or len(words) == 1:
             continue
-        verb, *rest = words[1:]
-        assert verb in VERBS, line
-        parser = importlib.import_module(MODULES[verb]).parser()
-        parse = parser.parse_intermixed_args if verb == "train" else parser.parse_args
+        command, *rest = words[1:]
+        assert command in COMMANDS, line
+        parser = importlib.import_module(MODULES[command]).parser()
+        parse = parser.parse_intermixed_args if command == "train" else parser.parse_args
         try:
             parse(rest)
         except SystemExit:
@@ -164,34 +164,34 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert not anchor or anchor in slugs(target), link
 
 
-# -- pictures --------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------
 
 
 @cache
 def artist() -> ModuleType:
-    """docs/pictures.py."""
+    """docs/images.py."""
     sys.path.insert(0, str(DOCS))
     try:
-        return importlib.import_module("pictures")
+        return importlib.import_module("images")
     finally:
         sys.path.remove(str(DOCS))
 
 
-FILES = sorted(path.stem for path in (DOCS / "pictures").glob("*.svg"))
+FILES = sorted(path.stem for path in (DOCS / "images").glob("*.svg"))
 EMBEDDED = re.compile(r"data:image/png;base64,([\w+/=]+)")
 NUMBER = re.compile(r"-?\d+\.\d")
 
 
-def test_pictures_are_drawn_and_shown() -> None:
+def test_images_are_drawn_and_shown() -> None:
     assert FILES == sorted(artist().PICTURES)
     text = "".join(page.read_text("utf-8") for page in PAGES)
-    assert set(re.findall(r"pictures/([\w-]+)\.svg\)", text)) == set(FILES)
+    assert set(re.findall(r"images/([\w-]+)\.svg\)", text)) == set(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_pictures_are_those_of_the_code(name: str) -> None:
-    """Lines to a tenth of a pixel (machines round differently), embedded pictures to the bit."""
-    ours = (DOCS / "pictures" / f"{name}.svg").read_text("utf-8")
+def test_images_are_those_of_the_code(name: str) -> None:
+    """Lines to a tenth of a pixel (machines round differently), embedded images to the bit."""
+    ours = (DOCS / "images" / f"{name}.svg").read_text("utf-8")
     again = artist().drawn(name)
     assert NUMBER.sub("", EMBEDDED.sub("", ours)) == NUMBER.sub("", EMBEDDED.sub("", again))
     places = [np.array(NUMBER.findall(EMBEDDED.sub("", t)), float) for t in (ours, again)]
@@ -201,7 +201,7 @@ def test_pictures_are_those_of_the_code(name: str) -> None:
 
 
 def pixels(data: str) -> np.ndarray:
-    """Of a picture in base64."""
+    """Of an image in base64."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 

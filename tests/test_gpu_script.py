@@ -13,7 +13,7 @@ from vision_tutorial.commands import pack
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "benchmarks" / "gpu.sh")
 SHAPES = "dataset={shapes: {train: 64, test: 30, size: 16}}"
-# the measuring itself is tested with its verb
+# the measuring itself is tested with its command
 QUICK = {"REHEARSE": "1", "STAGES": "eval", "ROUNDS": "1", "PACE": "0.05", "SPARE": "1"}
 
 

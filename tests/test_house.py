@@ -1,4 +1,4 @@
-"""The house stands as design and README say: floors, circles, sizes, shelves, recipes."""
+"""The house stands as design and README say: floors, circles, sizes, registries, recipes."""
 
 import ast
 import inspect
@@ -189,7 +189,7 @@ def test_the_tree_in_the_readme_is_complete():
     assert sorted(listed) == sorted(relative(p) for p in FILES if p.name != "__init__.py")
 
 
-# -- shelves ---------------------------------------------------------------------------------------
+# -- registries ------------------------------------------------------------------------------------
 
 
 def test_every_file_with_an_entry_is_catalogued():
@@ -248,17 +248,17 @@ def test_names_read_from_timms_text_are_timms_own():
     assert timm_names("losses") is None
 
 
-# -- verbs and recipes -----------------------------------------------------------------------------
+# -- commands and recipes --------------------------------------------------------------------------
 
 
 def test_every_verb_is_a_file_with_a_main():
-    from vision_tutorial.__main__ import VERBS, overview
+    from vision_tutorial.__main__ import COMMANDS, overview
 
-    for verb in VERBS:
-        file = "train.py" if verb == "train" else f"commands/{verb}.py"
+    for command in COMMANDS:
+        file = "train.py" if command == "train" else f"commands/{command}.py"
         named = {node.name for node in tree_of(PACKAGE / file).body if hasattr(node, "name")}
         assert "main" in named
-        assert verb in overview()
+        assert command in overview()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""`vision-tutorial` itself: the verbs, the shelves, consoles of all kinds."""
+"""`vision-tutorial` itself: the commands, the registries, consoles of all kinds."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def test_alone_it_lists_verbs_and_every_entry(
     monkeypatch.setenv("COLUMNS", "80")
     assert program.main(words) == 0
     shown = capsys.readouterr().out
-    assert all(verb in shown for verb in program.VERBS)
+    assert all(command in shown for command in program.COMMANDS)
     assert (
         "focal(gamma=2.0, alpha=None)" in shown and "cutmix(alpha=1.0, p=1.0, mode=batch)" in shown
     )
@@ -26,7 +26,7 @@ def test_alone_it_lists_verbs_and_every_entry(
 
 def test_a_verb_that_is_none(capsys: pytest.CaptureFixture) -> None:
     assert program.main(["trian"]) == 2
-    assert "no verb called 'trian'; did you mean 'train'?" in capsys.readouterr().err
+    assert "no command called 'trian'; did you mean 'train'?" in capsys.readouterr().err
 
 
 def test_its_version(capsys: pytest.CaptureFixture) -> None:

@@ -70,8 +70,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_commands_to_test() -> None:
-    verbs = {line.split()[1] for line in ON_PROGRAM if len(line.split()) > 1}
-    assert verbs == set(program.VERBS), "the README shows each verb"
+    commands = {line.split()[1] for line in ON_PROGRAM if len(line.split()) > 1}
+    assert commands == set(program.COMMANDS), "the README shows each command"
     others = [line.split()[0] for line in commands(README) if line not in ON_PROGRAM]
     assert others == ["torchrun"]
 
@@ -110,7 +110,7 @@ def test_the_torchrun_line_letter_for_letter(tmp_path: Path) -> None:
     out = run(shlex.join([*shlex.split(line), *SHRINK, "--runs", str(tmp_path)]), tmp_path)
     (folder,) = tmp_path.glob("r4/*")
     assert out.splitlines()[-1] == f"run: {folder}"
-    assert "batch 16 = 4 processes x 1 x 4 pictures" in out
+    assert "batch 16 = 4 processes x 1 x 4 images" in out
 
 
 def test_the_recipe_in_the_readme_loads(tmp_path: Path) -> None:

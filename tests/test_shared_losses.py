@@ -1,4 +1,4 @@
-"""One `loss:` block, two tracks: the same words for class ids of pictures and of pixels."""
+"""One `loss:` block, two tracks: the same words for class ids of images and of pixels."""
 
 from pathlib import Path
 
@@ -43,12 +43,12 @@ def check(found: dict) -> None:
 
 
 @pytest.mark.parametrize("words", [CIFAR, CAMVID], ids=["cifar", "camvid"])
-def test_on_real_pictures(words, data_root, tmp_path, monkeypatch):
+def test_on_real_images(words, data_root, tmp_path, monkeypatch):
     check(row([*words, "holdout=0.02"], tmp_path))
 
 
 @pytest.mark.parametrize("words", [CIFAR, CAMVID], ids=["cifar", "camvid"])
-def test_on_drawn_pictures(words, tmp_path):
+def test_on_drawn_images(words, tmp_path):
     more = [] if words is CIFAR else ["augment=[]", "subset=null"]
     check(row([*words, DRAWN[words[0]], *more], tmp_path))
 

@@ -1,4 +1,4 @@
-"""The train verb: what it prints, what it leaves, how it ends."""
+"""The train command: what it prints, what it leaves, how it ends."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from forked import Ranks, run_ranks
 from wandb_file import history, read
 
 from vision_tutorial import build  # noqa: F401  (imported before the fork)
-from vision_tutorial import train as verb
+from vision_tutorial import train as command
 from vision_tutorial.commands import evaluate as evaluating
 from vision_tutorial.runs import run_folder
 
@@ -25,7 +25,7 @@ SMALL = [
 
 def train(capfd: Any, *words: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `train`, in a process of its own."""
-    ranks = Ranks(1, lambda rank: verb.main([str(word) for word in words]))
+    ranks = Ranks(1, lambda rank: command.main([str(word) for word in words]))
     (code,) = ranks.join()
     out, err = capfd.readouterr()
     return code, out, err
@@ -124,7 +124,7 @@ def test_evaluate_leaves_out_what_never_saved(finished: tuple[Path, str], capfd:
 def test_a_taken_name_is_one_line_on_every_rank(finished: tuple[Path, str], capfd: Any) -> None:
     run = finished[0]
     words = ["recipes/debug.yaml", *SMALL, "--runs", str(run.parent.parent), "--id", run.name]
-    codes = Ranks(2, lambda rank: verb.main(words)).join()
+    codes = Ranks(2, lambda rank: command.main(words)).join()
     err = capfd.readouterr().err
     assert codes[0] == 2 and codes[1] != 0 and "is a run" in err
     assert "Traceback" not in err
@@ -146,7 +146,7 @@ def test_other_data_cannot_continue_a_run(
 @pytest.mark.parametrize("words", [["--minutes", "0"], ["--steps", "-1"], ["--steps", "x"]])
 def test_limits_are_above_zero(words: list[str], capfd: Any) -> None:
     with pytest.raises(SystemExit) as caught:
-        verb.main(["recipes/debug.yaml", *words])
+        command.main(["recipes/debug.yaml", *words])
     assert caught.value.code == 2 and "above 0 is expected" in capfd.readouterr().err
 
 
@@ -196,10 +196,10 @@ def test_a_typo_is_answered_before_torch_is_imported(words: list[str], said: str
     "override, said",
     [
         ("optimizer={sgd: {lr: 0.1, momentun: 0.9}}", "did you mean 'momentum'?"),
-        ("batch_size=4096", "more than the 64 training pictures"),
+        ("batch_size=4096", "more than the 64 training images"),
         ("eval_augment=[random_erasing]", "remove it here"),
         ("eval_augment=[hflip]", "remove it here"),
-        ("model=vit_tiny_patch16_224", "does not fit pictures of 16x16"),
+        ("model=vit_tiny_patch16_224", "does not fit images of 16x16"),
         ("model={resnet18: {num_classes: 0}}", "num_classes"),
         ("loss={cross_entropy: 0}", "every weight is 0"),
         ("augment=[random_erasing, hflip]", "put them last"),
@@ -317,7 +317,7 @@ def test_two_trainings_cannot_share_a_folder(finished: tuple[Path, str], capfd: 
 def test_wandb_offline_holds_metrics_jsonl_row_by_row(world: int, tmp_path: Path) -> None:
     words = ["recipes/debug.yaml", *SMALL, "wandb={mode: offline, tags: [class]}"]
     words += ["--runs", str(tmp_path)]
-    assert Ranks(world, lambda rank: verb.main(words), quiet=True).join() == [0] * world
+    assert Ranks(world, lambda rank: command.main(words), quiet=True).join() == [0] * world
     (run,) = tmp_path.glob("debug/*")
     rows = run_folder.read_rows(run / "metrics.jsonl")
     logged = history(run)
@@ -372,7 +372,7 @@ def test_a_refused_start_does_not_touch_a_run_that_goes_on(
     run_folder.set_status(run, "running")
     before = (run / "status.json").read_bytes()
     with run_folder.lock(run):
-        codes = Ranks(2, lambda rank: verb.main([str(run)]), quiet=True).join()
+        codes = Ranks(2, lambda rank: command.main([str(run)]), quiet=True).join()
     assert codes[0] == 2 and codes[1] != 0
     assert (run / "status.json").read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""`vision-tutorial VERB …`; with no verb: the verbs and every shelf."""
+"""`vision-tutorial COMMAND …`; with no command: the commands and every registry."""
 
 import importlib
 import shutil
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from . import __version__
-from .core.errors import UserError, run_verb, unknown
+from .core.errors import UserError, run_main, unknown
 
-VERBS = {
+COMMANDS = {
     "train": "train what a recipe says",
     "evaluate": "a checkpoint's numbers on a split",
     "predict": "labels, masks, a submission, pseudo labels",
@@ -21,7 +21,7 @@ VERBS = {
     "reproduce": "the Week-3 table, r0 … r5: in full, or shrunk to a budget",
     "rerun": "a run once more, and whether it came out the same",
     "report": "runs as one HTML page",
-    "gallery": "a run's pictures, right and wrong, for its report",
+    "gallery": "a run's images, right and wrong, for its report",
     "note": "a remark about a run, kept in its folder",
     "pack": "a data set as mapped files, or as sprites in parts",
     "doctor": "is this machine ready?",
@@ -30,11 +30,11 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial` and `python -m vision_tutorial`."""
-    return run_verb(lambda: dispatch(argv))
+    return run_main(lambda: dispatch(argv))
 
 
 def dispatch(argv: Sequence[str] | None) -> int:
-    """Hand the words to their verb."""
+    """Hand the words to their command."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
@@ -42,18 +42,22 @@ def dispatch(argv: Sequence[str] | None) -> int:
     if words[0] in ("-V", "--version"):
         print(__version__)
         return 0
-    if words[0] not in VERBS:
-        raise UserError(unknown("verb", words[0], VERBS))
+    if words[0] not in COMMANDS:
+        raise UserError(unknown("command", words[0], COMMANDS))
     module = ".train" if words[0] == "train" else f".commands.{words[0]}"
     return importlib.import_module(module, __package__).main(words[1:])
 
 
 def overview() -> str:
-    """The verbs, and every shelf with each entry's options and what it is."""
+    """The commands, and every registry with each entry's options and what it is."""
     from .recipe.signatures import catalogue
 
-    lines = [f"vision-tutorial {__version__}", "", "usage: vision-tutorial VERB …   (VERB --help)"]
-    lines += ["", *(f"  {verb:<10} {words}" for verb, words in VERBS.items())]
+    lines = [
+        f"vision-tutorial {__version__}",
+        "",
+        "usage: vision-tutorial COMMAND …   (COMMAND --help)",
+    ]
+    lines += ["", *(f"  {command:<10} {words}" for command, words in COMMANDS.items())]
     for name, shelf in catalogue().items():
         if shelf.entries or shelf.prefixes or shelf.fallback:
             lines += ["", name]

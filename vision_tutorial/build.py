@@ -1,6 +1,6 @@
 """Recipe -> what `fit` needs. The only file that knows every pillar; read it to know the house.
 
-Importing the pillars' faces here is what fills the shelves.
+Importing the pillars' faces here is what fills the registries.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the shelves)
+from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the registries)
 from .core import registry
 from .core.errors import UserError
 from .core.randomness import address
@@ -23,9 +23,9 @@ from .data.preview import microscope as microscope
 from .engine import (
     Distributed,
     Ema,
-    Learner,
     NoEma,
     Plan,
+    TrainingState,
     decay_at,
     evaluate,
     fitting_parts,
@@ -42,7 +42,7 @@ from .recipe.plugins import import_files as import_files
 
 @dataclass(frozen=True)
 class Data:
-    """The pictures to learn from and those to choose by; `chosen_on` names the latter."""
+    """The images to learn from and those to choose by; `chosen_on` names the latter."""
 
     train: Source
     val: Source
@@ -76,7 +76,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
             f"both (aux_loss, model.{recipe.model.name}.auxiliary: true where it has one) or none."
         )
     if losses.copies(recipe.loss) and recipe.mix:
-        raise UserError("loss: jsd compares copies of one picture; take `mix` out of the recipe.")
+        raise UserError("loss: jsd compares copies of one image; take `mix` out of the recipe.")
     with torch.device("meta"):
         network = model(recipe, classes, weights=False)
     learning_rate(recipe, optimizer(recipe, network), 1)
@@ -119,9 +119,11 @@ def split(recipe: Recipe, name: str, distributed: Distributed | None = None) -> 
 
 def criteria(recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Callable]:
     """The criterion of each head; the auxiliary head's has its share of the total in it."""
-    found = {"loss": losses.blend(recipe.loss, recipe.balancing)}
+    found = {"loss": losses.weighted_sum(recipe.loss, recipe.balancing)}
     if recipe.aux_loss:
-        found["aux_loss"] = losses.blend(recipe.aux_loss, recipe.balancing, recipe.aux_weight)
+        found["aux_loss"] = losses.weighted_sum(
+            recipe.aux_loss, recipe.balancing, recipe.aux_weight
+        )
     return {name: criterion.to(device) for name, criterion in found.items()}
 
 
@@ -205,12 +207,12 @@ def loader_workers(recipe: Recipe, distributed: Distributed) -> int:
     return max(0, min(spare, 8))
 
 
-def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner:
+def learner(recipe: Recipe, source: Source, distributed: Distributed) -> TrainingState:
     """The network with all that teaches it."""
     parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
     network = placed(recipe, model(recipe, len(source.classes)), distributed)
     replica = distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards)
-    return Learner(
+    return TrainingState(
         model=network,
         replica=replica,
         task=task(recipe, source.classes),
@@ -232,23 +234,23 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Learner
     )
 
 
-def try_out(recipe: Recipe, source: Source, pupil: Learner) -> None:
-    """One blank picture of the recipe's size through the network: do they fit each other?"""
-    sample = feeding.pictures(recipe, source, losses.copies(recipe.loss))[0, 0]
+def try_out(recipe: Recipe, source: Source, pupil: TrainingState) -> None:
+    """One blank image of the recipe's size through the network: do they fit each other?"""
+    sample = feeding.images(recipe, source, losses.copies(recipe.loss))[0, 0]
     if isinstance(sample, UserError):
         raise sample
     height, width = sample[0].shape[-2:]
     said = answer_to_blank(pupil.model, height, width)
     if said != f"{(1, len(source.classes), *((height, width) if source.dense else ()))}":
         raise UserError(
-            f"model {recipe.model.name} does not fit pictures of {width}x{height} and "
+            f"model {recipe.model.name} does not fit images of {width}x{height} and "
             f"{len(source.classes)} classes: {said}. Change the size that `augment` crops to, or "
             "the model's options (such as img_size)."
         )
 
 
 def fit_memory(
-    pupil: Learner, work: Plan, distributed: Distributed, say: Callable[[str], None]
+    pupil: TrainingState, work: Plan, distributed: Distributed, say: Callable[[str], None]
 ) -> None:
     """On a GPU, try the first batch and halve the micro-batch until all processes can hold it."""
     if distributed.device.type != "cuda" or pupil.shards:
@@ -260,7 +262,7 @@ def fit_memory(
 
 
 def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
-    """Where this process's pictures go."""
+    """Where this process's images go."""
     return feeding.Place(
         distributed.device,
         distributed.rank,
@@ -271,7 +273,7 @@ def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
 
 
 def data_path(recipe: Recipe) -> str:
-    """Which path the training pictures take, in words."""
+    """Which path the training images take, in words."""
     dense = task(recipe, ()).dense
     return feeding.path(recipe, losses.copies(recipe.loss), dense)
 
@@ -286,7 +288,7 @@ def train_batches(
 def training_batches(
     recipe: Recipe, source: Source, distributed: Distributed
 ) -> Callable[[int, int], Iterator[Raw]]:
-    """`train_batches` as a function of the steps: the pictures are put in place once."""
+    """`train_batches` as a function of the steps: the images are put in place once."""
     where = place(recipe, distributed)
     return feeding.training(recipe, source, losses.copies(recipe.loss), where)
 
@@ -329,13 +331,13 @@ def evaluation(
         batches(),
         rounds_of(len(source), recipe.eval_batch_size, distributed.world),
         task,
-        losses.blend(losses.without_copies(recipe.loss)),
+        losses.weighted_sum(losses.without_copies(recipe.loss)),
         distributed,
         **callbacks,
     )
 
 
-def plan(recipe: Recipe, both: Data, pupil: Learner, distributed: Distributed) -> Plan:
+def plan(recipe: Recipe, both: Data, pupil: TrainingState, distributed: Distributed) -> Plan:
     """What is to be done, step by step."""
     steps = steps_per_epoch(recipe, len(both.train))
     meter = pupil.task.meter()

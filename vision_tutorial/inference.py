@@ -13,7 +13,7 @@ from . import build
 from .core import registry
 from .core.atomic import read_json
 from .core.errors import UserError
-from .core.images import picture_size, read_picture
+from .core.images import image_size, read_image
 from .core.sources import FileSource, Source
 from .core.targets import sampled
 from .core.task import Task
@@ -23,16 +23,16 @@ from .engine.evaluation import refined
 from .engine.weights_file import put, weights_path
 from .recipe.fields import Recipe
 from .recipe.loading import Loaded
-from .segmentation import refine, submission, visualisation  # noqa: F401  (for the verbs)
+from .segmentation import refine, submission, visualisation  # noqa: F401  (for the commands)
 
 
 def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
-    """The first of several runs' recipes, if all of them see the same pictures the same way."""
+    """The first of several runs' recipes, if all of them see the same images the same way."""
     keys = ("task", "dataset", "holdout", "eval_augment", "normalize", "channels_last")
     for key in keys:
         if len({str(getattr(recipe, key)) for recipe in recipes}) > 1:
             raise UserError(
-                f"an ensemble's runs must see the same pictures; their '{key}' differ. "
+                f"an ensemble's runs must see the same images; their '{key}' differ. "
                 "Set it alike for all (--set)."
             )
     return recipes[0]
@@ -42,7 +42,7 @@ def check_looks(task: Task, args: argparse.Namespace) -> None:
     """UserError for options that only make sense where every pixel has an answer."""
     for option in () if task.dense else ("size", "window", "submission", "overlays", "smooth"):
         if getattr(args, option, None):
-            raise UserError(f"--{option} is for masks; this run names one class per picture.")
+            raise UserError(f"--{option} is for masks; this run names one class per image.")
 
 
 def networks(
@@ -62,12 +62,12 @@ def networks(
 
 
 def refining(recipe: Recipe) -> Callable | None:
-    """The recipe's refiners as one function (picture, probabilities) -> probabilities, or None."""
+    """The recipe's refiners as one function (image, probabilities) -> probabilities, or None."""
     steps = [registry.refiners.bind(c.name, **c.options) for c in recipe.refine]
 
-    def refine(picture: np.ndarray, probabilities: torch.Tensor) -> torch.Tensor:
+    def refine(image: np.ndarray, probabilities: torch.Tensor) -> torch.Tensor:
         for step in steps:
-            probabilities = step(picture, probabilities)
+            probabilities = step(image, probabilities)
         return probabilities
 
     return refine if steps else None
@@ -104,7 +104,7 @@ def scored(
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said of one picture: probabilities (C,) or (C, h, w), at the evaluation's size.
+    """What was said of one image: probabilities (C,) or (C, h, w), at the evaluation's size.
 
     target: its class id, or ids (h, w). pixels uint8 (3, h, w), where they were asked for.
     """
@@ -125,9 +125,9 @@ def answers(
     refine: Callable | None = None,
     pixels: bool = False,
 ) -> Iterator[Answer]:
-    """What the task's prediction says of every picture of `source`, in order; one process.
+    """What the task's prediction says of every image of `source`, in order; one process.
 
-    pixels: the pictures too, as the network saw them.
+    pixels: the images too, as the network saw them.
     """
     where = build.place(recipe, distributed)
     finish = feeding.finishing(recipe, where, pixels=pixels or refine is not None)
@@ -139,8 +139,8 @@ def answers(
                 said = refined(refine, said.log(), batch.pixels).exp()
             seen = batch.pixels if pixels else [None] * len(said)
             rows = zip(raw.items[:, 1].tolist(), said, batch.target, seen, strict=True)
-            for index, probabilities, target, picture in rows:
-                yield Answer(index, source.key(index), probabilities, target, picture)
+            for index, probabilities, target, image in rows:
+                yield Answer(index, source.key(index), probabilities, target, image)
 
 
 def classes_of(run: Path, recipe: Recipe) -> tuple[str, ...]:
@@ -153,10 +153,10 @@ def classes_of(run: Path, recipe: Recipe) -> tuple[str, ...]:
     return build.split(recipe, "val").classes
 
 
-def pictures(paths: Sequence[Path], classes: Sequence[str], dense: bool) -> FileSource:
-    """Picture files without targets, as a source; nothing counts in the masks of a dense one."""
+def images(paths: Sequence[Path], classes: Sequence[str], dense: bool) -> FileSource:
+    """Image files without targets, as a source; nothing counts in the masks of a dense one."""
     nothing = np.zeros(len(paths), np.int64)
-    return FileSource("pictures", paths, nothing, tuple(classes), dense=dense)
+    return FileSource("images", paths, nothing, tuple(classes), dense=dense)
 
 
 def mask_of(probabilities: torch.Tensor, size: tuple[int, int] | None, smooth: bool) -> np.ndarray:
@@ -179,19 +179,19 @@ def write_pseudo_labels(
     recipe: Recipe,
     ledger: refine.Ledger,
 ) -> list[str]:
-    """Make `folder` a data set of the pictures whose answers are sure enough; what to tell.
+    """Make `folder` a data set of the images whose answers are sure enough; what to tell.
 
-    Evaluation pictures among them are entered in the ledger, and told.
+    Evaluation images among them are entered in the ledger, and told.
     """
     both = build.data(recipe)
     ledger.labelled = refine.class_pixels((m for _, m in items(both.train)), len(ledger.classes))
-    shown = ((path.name, np.asarray(read_picture(path))) for path in paths)
+    shown = ((path.name, np.asarray(read_image(path))) for path in paths)
     known = ((both.val.key(i), np.asarray(p)) for i, (p, _) in enumerate(items(both.val)))
     ledger.twins = refine.twins(shown, known)
     said = (
         (
             paths[answer.index],
-            at_size(answer.probabilities, picture_size(paths[answer.index])[::-1]),
+            at_size(answer.probabilities, image_size(paths[answer.index])[::-1]),
         )
         for answer in answers
     )
@@ -200,7 +200,7 @@ def write_pseudo_labels(
 
 
 def items(source: Source) -> Iterator[tuple]:
-    """All pictures of a source, with their targets."""
+    """All images of a source, with their targets."""
     return (source[index] for index in range(len(source)))
 
 

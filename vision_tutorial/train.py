@@ -13,7 +13,7 @@ from typing import Any
 
 from .core.atomic import read_json, write_json
 from .core.cli_types import positive, positive_count
-from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_verb
+from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_main
 from .recipe.fields import changes, identity, to_plain, to_yaml
 from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial train` and `python -m vision_tutorial.train`."""
     # parse_intermixed_args lets flags stand between overrides
     args = parser().parse_intermixed_args(argv)
-    return run_verb(lambda: train(args))
+    return run_main(lambda: train(args))
 
 
 def train(args: argparse.Namespace) -> int:
@@ -188,13 +188,13 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     )
     progress = engine.restore(learner, distributed, checkpoints) or engine.Progress()
     check_progress(run, plan, progress)
-    crew: Any = engine.NoCrew()
+    recorder: Any = engine.NoRecorder()
     if main:
         start_records(run, loaded, digest, progress)
         tracker = make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
-        crew = engine.Crew(
+        recorder = engine.Recorder(
             run, learner, distributed, checkpoints, recipe.checkpoint, tracker, display
         )
     for line in notices(recipe, both, learner, plan, distributed, progress):
@@ -204,9 +204,9 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     few = PROFILED if args.profile and not args.steps else args.steps
     stop = engine.StopRequest(args.minutes, few, progress.step)
     display.start(plan.steps, plan.steps_per_epoch, plan.epochs, progress.step)
-    with closing(display), stop.listening(), closing(crew):
+    with closing(display), stop.listening(), closing(recorder):
         with engine.profiled(args.profile and main) as lines:
-            done = engine.fit(learner, plan, distributed, crew, progress, stop)
+            done = engine.fit(learner, plan, distributed, recorder, progress, stop)
     status, code = verdict(done, stop.signalled())
     last = progress.rows[-1].get("val/loss") if progress.rows else None
     if done and last is not None and not math.isfinite(last):
@@ -215,7 +215,7 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         )
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
-        finish_records(run, summary, crew.tracker, progress, code)
+        finish_records(run, summary, recorder.tracker, progress, code)
         for line in [*time_use(progress), *lines]:
             tell(line)
     return code
@@ -336,11 +336,11 @@ def notices(
     micro = recipe.batch_size // distributed.world // learner.parts
     processes = "1 process" if distributed.world == 1 else f"{distributed.world} processes"
     yield (
-        f"{recipe.name}: {len(both.train):,} pictures of {both.train.name}, {plan.epochs} epochs "
+        f"{recipe.name}: {len(both.train):,} images of {both.train.name}, {plan.epochs} epochs "
         f"of {plan.steps_per_epoch} steps"
     )
     yield (
-        f"batch {recipe.batch_size} = {processes} x {learner.parts} x {micro} pictures, "
+        f"batch {recipe.batch_size} = {processes} x {learner.parts} x {micro} images, "
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"
     )
     if progress.step:

@@ -17,7 +17,7 @@ from vision_tutorial.core import arrays
 from vision_tutorial.core.errors import StorageError, UserError
 from vision_tutorial.core.registry import datasets
 from vision_tutorial.core.sources import ArraySource
-from vision_tutorial.data import shapes  # noqa: F401  (fills the shelf)
+from vision_tutorial.data import shapes  # noqa: F401  (fills the registry)
 
 BUDGET = 300_000  # bytes a part: two parts
 
@@ -29,7 +29,7 @@ def packed(tmp_path_factory) -> Path:
     make = datasets.bind("shapes", size=16, train=530, test=30)
     arrays.write(root / "set", "shapes", {split: make(split) for split in ("train", "test")})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sprites, "PICTURES", 250)  # several sheets of few pictures
+        patch.setattr(sprites, "PICTURES", 250)  # several sheets of few images
         made = sprites.pack(root / "set", root / "out", BUDGET, 2)
     assert len(made) == 2
     for folder, size in made:
@@ -123,11 +123,11 @@ def test_a_slice_of_cifar100(data_root: Path, tmp_path: Path):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 9), st.integers(1, 25))
-def test_a_sheet_gives_back_its_pictures(n: int, height: int, width: int, columns: int):
+def test_a_sheet_gives_back_its_images(n: int, height: int, width: int, columns: int):
     rows = np.random.default_rng(n).integers(0, 256, (n, height, width, 3), np.uint8)
     grid = sprites.sheet(rows, columns)
     assert grid.shape[1::-1] == sprites.sheet_size(n, columns, height, width)
-    np.testing.assert_array_equal(sprites.pictures(grid, n, columns, height, width), rows)
+    np.testing.assert_array_equal(sprites.images(grid, n, columns, height, width), rows)
 
 
 @settings(max_examples=200, deadline=None)
@@ -145,11 +145,11 @@ def test_a_part_too_small_for_one_sprite(packed: Path, tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_too_large_for_a_sheet(tmp_path: Path):
+def test_images_too_large_for_a_sheet(tmp_path: Path):
     images = np.zeros((1, 2, sprites.LONGEST + 1, 3), np.uint8)
     source = ArraySource("wide", images, np.zeros(1, np.int64), ("x",))
     arrays.write(tmp_path / "set", "wide", {"train": source})
-    with pytest.raises(UserError, match="pictures of 16384x2 are too large"):
+    with pytest.raises(UserError, match="images of 16384x2 are too large"):
         sprites.pack(tmp_path / "set", tmp_path / "out", 1 << 20, 1)
 
 
@@ -215,7 +215,7 @@ def webp(mode: str, size: tuple[int, int]) -> bytes:
 @pytest.mark.parametrize(
     "content, said",
     [
-        (b"no picture", "not a readable sprite"),
+        (b"no image", "not a readable sprite"),
         (webp("RGB", (400, 160))[:-20], "not a readable sprite"),
         (webp("RGB", (160, 400)), "160x400 RGB, it should be 400x160 RGB"),
         (webp("RGBA", (400, 160))[:0] + b"RIFF", "not a readable sprite"),

@@ -110,7 +110,7 @@ def source():
 def test_timms_loader_gives_whole_batches_without_end(source, prefetcher, mix):
     wanted = recipe("batch_size=16", f"mix={mix}")
     batches = timm_baseline.timm_batches(wanted, source, torch.device("cpu"), 0, prefetcher)
-    assert [next(batches) for _ in range(5)] == [16] * 5  # 40 pictures are two batches
+    assert [next(batches) for _ in range(5)] == [16] * 5  # 40 images are two batches
 
 
 def test_bytes_are_counted_once(source):
@@ -120,7 +120,7 @@ def test_bytes_are_counted_once(source):
     assert timm_baseline.held([object()]) == 0
 
 
-def test_pictures_are_written_where_train_py_cannot_read_them(source, tmp_path):
+def test_images_are_written_where_train_py_cannot_read_them(source, tmp_path):
     words = timm_baseline.data_words(recipe("dataset=shapes"), source, tmp_path)
     assert words == ["--data-dir", str(tmp_path)]
     assert (

@@ -329,8 +329,8 @@ def pets(tmp_path: Path) -> Path:
     return root
 
 
-def test_image_folder_reads_sorted_classes_and_pictures(pets: Path):
-    (pets / "train/dog/notes.txt").write_text("not a picture")
+def test_image_folder_reads_sorted_classes_and_images(pets: Path):
+    (pets / "train/dog/notes.txt").write_text("not an image")
     (pets / "train/dog/._a.png").write_text("a resource fork")
     (pets / "train/.ipynb_checkpoints").mkdir()
     shutil.copytree(pets / "train/dog", pets / "train/cat/.hidden")
@@ -338,8 +338,8 @@ def test_image_folder_reads_sorted_classes_and_pictures(pets: Path):
     assert source.classes == ("cat", "dog", "eel")
     assert [path.name for path in source.paths] == ["c.webp", "a.png", "b.JPG", "d.bmp"]
     assert source.targets.dtype == np.int64 and source.targets.tolist() == [0, 1, 1, 2]
-    picture, target = source[1]
-    assert (picture.getpixel((0, 0)), target) == ((10, 20, 30), 1)
+    image, target = source[1]
+    assert (image.getpixel((0, 0)), target) == ((10, 20, 30), 1)
 
 
 def test_image_folder_agrees_with_torchvision(pets: Path):
@@ -374,16 +374,16 @@ def test_a_folder_without_classes(pets: Path):
         image_folder("train", root=str(pets))
 
 
-def test_a_class_without_pictures(pets: Path):
+def test_a_class_without_images(pets: Path):
     (pets / "train/fox").mkdir()
-    with pytest.raises(UserError, match=f"no pictures in {pets / 'train/fox'}; looked for .bmp"):
+    with pytest.raises(UserError, match=f"no images in {pets / 'train/fox'}; looked for .bmp"):
         image_folder("train", root=str(pets))
 
 
-def test_a_test_split_without_pictures(pets: Path):
+def test_a_test_split_without_images(pets: Path):
     for path in (pets / "val").glob("*/*"):
         path.unlink()
-    with pytest.raises(UserError, match=f"no pictures in {pets / 'val'}"):
+    with pytest.raises(UserError, match=f"no images in {pets / 'val'}"):
         image_folder("test", root=str(pets))
 
 
@@ -421,10 +421,10 @@ def test_links_within_root_are_read(pets: Path):
     assert image_folder("train", root=str(linked)).targets.tolist() == [0, 1, 1, 1, 2]
 
 
-def test_a_damaged_picture_is_named_when_it_is_read(pets: Path):
+def test_a_damaged_image_is_named_when_it_is_read(pets: Path):
     (pets / "val/dog/x.png").write_bytes(b"damaged")
     source = image_folder("test", root=str(pets))
-    with pytest.raises(UserError, match=r"val/dog/x\.png: not a readable picture"):
+    with pytest.raises(UserError, match=r"val/dog/x\.png: not a readable image"):
         source[0]
 
 

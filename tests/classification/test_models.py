@@ -19,7 +19,7 @@ from vision_tutorial.core.errors import UserError
 from vision_tutorial.engine.cost import cost
 
 # A cheap member of every family that the CIFAR stem knows, and of every kind of stem and shortcut;
-# how much smaller than the picture the last feature map is, with the CIFAR stem.
+# how much smaller than the image the last feature map is, with the CIFAR stem.
 FAMILY = {
     "resnet18": ("ResNet", 8),
     "resnet26t": ("ResNet", 8),
@@ -124,7 +124,7 @@ def test_outputs_equal_torchvisions_network_changed_by_hand(name, stride):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_the_stem_keeps_the_pictures_resolution(name):
+def test_the_stem_keeps_the_images_resolution(name):
     family, smaller = FAMILY[name]
     has_stage = FAMILIES[family][1] is not None
     # shapes alone, save for timm's RegNets, whose widths are computed with tensors

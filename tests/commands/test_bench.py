@@ -112,7 +112,7 @@ def test_every_measurement_is_there(told):
     expected |= {"a mistake's answer", "main memory", "scaling", "data, 1 core"}
     assert names - {"GPU memory"} == expected
     beside = {pair["other"]["what"] for pair in told["pairs"]}
-    assert {"timm's loader", "timm's, prefetcher", "picture by picture", "bare loop"} <= beside
+    assert {"timm's loader", "timm's, prefetcher", "image by image", "bare loop"} <= beside
 
 
 def test_every_number_follows_from_the_measurements(told):
@@ -143,7 +143,7 @@ def test_where_and_how_it_was_measured(told):
     assert told["versions"]["torch"] and told["versions"]["timm"]
     assert told["machine"]["cpu"]["model"] and told["created"]
     assert (told["rounds"], told["seconds"], told["overrides"]) == (1, 0.02, [CROPPED])
-    assert told["facts"]["train_pictures"] == 320 and told["facts"]["val_pictures"] == 100
+    assert told["facts"]["train_images"] == 320 and told["facts"]["val_images"] == 100
     data = {p["name"]: p for p in told["pairs"]}["main memory"]["about"]["data_bytes"]
     assert data >= 420 * 16 * 16 * 3
 
@@ -211,14 +211,14 @@ def test_what_timm_cannot_do_is_said():
     assert "timm's own loader was left out: it has no words for random_crop" in " ".join(
         text.split()
     )
-    assert "picture by picture" in text and "timm's loader" not in text
+    assert "image by image" in text and "timm's loader" not in text
 
 
 def test_the_sentence_follows_from_the_numbers():
     def pair(name, ours, other):
         return {"name": name, "ours": {"median": ours}, "other": {"median": other}}
 
-    facts = {"train_pictures": 1000, "val_pictures": 200, "data_share_of_step": 0.05}
+    facts = {"train_images": 1000, "val_images": 200, "data_share_of_step": 0.05}
     facts |= {"epoch_end_seconds": 0.5}
     pairs = [pair("step", 100.0, 125.0), pair("evaluation", 400.0, 500.0)]
     said = result.verdict("r4", pairs, facts)

@@ -1,4 +1,4 @@
-"""The verb `compare`: what it reads, writes, says and refuses."""
+"""The command `compare`: what it reads, writes, says and refuses."""
 
 import csv
 import io
@@ -60,9 +60,9 @@ def test_what_the_page_shows_is_what_comes_out(
 
     def run(found: re.Match) -> str:
         for line in found[1].splitlines():
-            program, verb, *words = shlex.split(line)
+            program, command, *words = shlex.split(line)
             assert program == "vision-tutorial"
-            assert {"compare": compare, "note": noting}[verb].main(words) == 0
+            assert {"compare": compare, "note": noting}[command].main(words) == 0
         out = capsys.readouterr().out
         if found[2] is None:
             return found[0]

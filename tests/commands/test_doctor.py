@@ -35,7 +35,7 @@ def no_network(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
 
 
-# -- the verb --------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def test_json_and_table_tell_the_same_and_no_secret(capsys):

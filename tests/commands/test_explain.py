@@ -75,13 +75,13 @@ def test_r4_in_words():
     for words in (
         "changes     against r3.yaml:\n            epochs: 200 -> 250\nexpects     top1 82.13, min",
         "250 + 10 of cool-down = 260 epochs x 97 steps = 25,220 steps",
-        "(50,000 pictures of cifar100)",
+        "(50,000 images of cifar100)",
         "512 = 2 processes x ",
         "lr          0: 0.01  1: 0.058  2: 0.106  3: 0.154  4: 0.202  5: 0.249753",
         "250-259: 1e-06",
         "53,220 in 107 tensors: weight decay 0\n",
         "23,652,032 in  54 tensors: weight decay 0.001\n",
-        "network     23.7 M parameters, 1.30 GMAC a picture of 32x32",
+        "network     23.7 M parameters, 1.30 GMAC an image of 32x32",
         "this loss cannot fall below 0.778 nats",
         "the best epoch is chosen on the test split",
     ):
@@ -134,7 +134,7 @@ def test_numbers_are_those_of_the_build(tiny):
     recipe = load(tiny, words).recipe
     data = build.data(recipe)
     steps = build.steps_per_epoch(recipe, len(data.train))
-    assert found["pictures"] == len(data.train) == 1000
+    assert found["images"] == len(data.train) == 1000
     assert found["steps_per_epoch"] == steps == 3
     assert found["epochs"] == recipe.total_epochs == 35
     assert found["steps"] == 105
@@ -154,25 +154,25 @@ def test_numbers_are_those_of_the_build(tiny):
     ("words", "path"),
     [
         ([], "batched: whole batches at once"),
-        (["data.path=timm"], "timm: one picture at a time (as data.path says)"),
+        (["data.path=timm"], "timm: one image at a time (as data.path says)"),
         (
             ["augment=[{random_crop: {size: 32}}, {gaussian_blur: {p: 0.5}}]"],
-            "timm: one picture at a time (augment: gaussian_blur (p: 0.5, ",
+            "timm: one image at a time (augment: gaussian_blur (p: 0.5, ",
         ),
-        (["loss=jsd", "mix=null"], "timm: one picture at a time (loss: jsd needs copies"),
+        (["loss=jsd", "mix=null"], "timm: one image at a time (loss: jsd needs copies"),
     ],
 )
 def test_the_data_path_is_told(tiny, words, path):
     assert told(tiny, *words)["data_path"].startswith(path)
 
 
-def test_pictures_known_without_data_are_the_true_ones(tiny, data_root):
+def test_images_known_without_data_are_the_true_ones(tiny, data_root):
     for words in (["dataset=cifar100"], ["dataset=cifar100", "holdout=0.37", "subset=1234"]):
         given = [*words, "model.test_resnet.stem=cifar"]
         recipe = load(tiny, [f"dataset={{cifar100: {{root: {data_root}}}}}", *words[1:]]).recipe
         source = build.data(recipe).train
         known = facts(load(tiny, given).recipe)
-        assert (known.pictures, known.classes) == (len(source), len(source.classes))
+        assert (known.images, known.classes) == (len(source), len(source.classes))
         assert known.side == source[0][0].width == 32
 
 
@@ -182,7 +182,7 @@ def test_shapes_to_segment_have_a_class_more(tiny):
         recipe = load(tiny, [*words, *["task=segmentation"] * masks]).recipe
         known, source = facts(recipe), build.data(recipe).train
         assert known.classes == len(source.classes) == 10 + masks
-        assert known.pictures == len(source)
+        assert known.images == len(source)
 
 
 def test_data_that_is_not_here_is_one_note_and_no_error(tiny, tmp_path):
@@ -193,28 +193,28 @@ def test_data_that_is_not_here_is_one_note_and_no_error(tiny, tmp_path):
     assert told(*words)["steps"] is None
 
 
-def test_a_folder_of_pictures_is_counted(tiny, tmp_path):
+def test_a_folder_of_images_is_counted(tiny, tmp_path):
     from PIL import Image
 
     for split, count in (("train", 9), ("val", 2)):
         for label in "ab":
-            folder = tmp_path / "pictures" / split / label
+            folder = tmp_path / "images" / split / label
             folder.mkdir(parents=True)
             for n in range(count):
                 Image.new("RGB", (40, 40)).save(folder / f"{n}.png")
     words = [
-        f"dataset={{image_folder: {{root: {tmp_path}/pictures}}}}",
+        f"dataset={{image_folder: {{root: {tmp_path}/images}}}}",
         "batch_size=4",
         "holdout=0",
     ]
     found = told(tiny, *words)
-    assert (found["pictures"], found["steps_per_epoch"]) == (18, 4)
+    assert (found["images"], found["steps_per_epoch"]) == (18, 4)
 
 
-def test_a_network_that_cannot_take_the_pictures_is_a_note(tiny):
+def test_a_network_that_cannot_take_the_images_is_a_note(tiny):
     said = told(tiny, "model=vit_tiny_patch16_224")["advice"]
     (found,) = [item for item in said if item["key"] == "model"]
-    assert found["what"] == "vit_tiny_patch16_224 does not take pictures of 32 px"
+    assert found["what"] == "vit_tiny_patch16_224 does not take images of 32 px"
     assert "224" in found["why"]
 
 
@@ -437,7 +437,7 @@ def test_every_key_and_entry_is_described(validator):
     for shelf, on_it in catalogue().items():
         for entry in on_it.entries.values():
             if shelf != "refiners":
-                assert entry.doc in made["$defs"][f"{shelf}.{entry.name}"]["description"]
+                assert entry.doc in made["$defs"][f"{registry}.{entry.name}"]["description"]
 
 
 # each is refused by loading as well, which the test checks

@@ -1,4 +1,4 @@
-"""The gallery verb on tiny runs: pictures, answers, counts are those of data set and run."""
+"""The gallery command on tiny runs: images, answers, counts are those of data set and run."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from PIL import Image
 
 from vision_tutorial import build, inference
 from vision_tutorial import train as training
-from vision_tutorial.commands import gallery as verb
+from vision_tutorial.commands import gallery as command
 from vision_tutorial.data.executors import compiled  # noqa: F401  (numba, before the fork)
 from vision_tutorial.data.shapes import shapes
 from vision_tutorial.recipe.loading import load
@@ -29,7 +29,7 @@ MASKS += ["augment=[{random_crop: {size: 16}}, hflip]"]
 
 
 def forked(main: Callable[[Sequence[str]], int], *words: object) -> int:
-    """The exit code of a verb in a process of its own."""
+    """The exit code of a command in a process of its own."""
     return Ranks(1, lambda rank: main([str(word) for word in words])).join(timeout=300)[0]
 
 
@@ -44,7 +44,7 @@ def train_one(root: Path, repository: Path, *overrides: str) -> Path:
 def labelled(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A run that names classes, with its gallery."""
     run = train_one(tmp_path_factory.mktemp("labels"), repository, *LABELS)
-    assert forked(verb.main, run) == 0
+    assert forked(command.main, run) == 0
     return run
 
 
@@ -52,11 +52,11 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path
 def masked(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A run that segments, with its gallery."""
     run = train_one(tmp_path_factory.mktemp("masks"), repository, *MASKS)
-    assert forked(verb.main, run) == 0
+    assert forked(command.main, run) == 0
     return run
 
 
-def pixels(run: Path, picture: gallery_files.Picture) -> np.ndarray:
+def pixels(run: Path, picture: gallery_files.GalleryImage) -> np.ndarray:
     image = Image.open(run / "gallery" / picture.name)
     assert image.size == (picture.width, picture.height)
     return np.asarray(image.convert("RGB"))
@@ -74,11 +74,11 @@ def test_the_confusion_matrix_is_the_run_s_accuracy(labelled: Path) -> None:
     assert made.classes == tuple(table["class"])
 
 
-def test_answers_are_of_the_pictures_they_show(labelled: Path) -> None:
+def test_answers_are_of_the_images_they_show(labelled: Path) -> None:
     made, source = gallery_files.read(labelled), shapes("test", train=64, test=40, size=16)
     matrix = np.array(made.confusion)
-    assert len(made.wrong) == min(verb.WRONG, 40 - matrix.trace())
-    assert len(made.right) == min(verb.RIGHT, matrix.trace())
+    assert len(made.wrong) == min(command.WRONG, 40 - matrix.trace())
+    assert len(made.right) == min(command.RIGHT, matrix.trace())
     for answer in (*made.right, *made.wrong):
         picture, target = source[int(answer.key)]
         assert (pixels(labelled, answer.image) == np.asarray(picture)).all()
@@ -104,9 +104,9 @@ def test_the_microscope_is_the_recipe_s(labelled: Path) -> None:
     assert (pixels(labelled, mirrored.image) == source.images[index][:, ::-1]).all()
 
 
-def test_masks_are_laid_over_their_pictures(masked: Path) -> None:
+def test_masks_are_laid_over_their_images(masked: Path) -> None:
     made, source = gallery_files.read(masked), shapes("test", test=12, size=16, masks=True)
-    assert (len(made.worst), len(made.masks), made.confusion) == (verb.WORST, verb.BY_LOT, ())
+    assert (len(made.worst), len(made.masks), made.confusion) == (command.WORST, command.BY_LOT, ())
     ious = [mask.iou for mask in made.worst]
     assert ious == sorted(ious)
     for mask in (*made.worst, *made.masks):
@@ -160,11 +160,11 @@ def test_a_report_shows_it(labelled: Path) -> None:
     assert names <= set(wall.images)
 
 
-def test_fewer_pictures_by_lot(labelled: Path, capfd: Any) -> None:
-    assert forked(verb.main, labelled, "--most", 10, "--split", "train") == 0
+def test_fewer_images_by_lot(labelled: Path, capfd: Any) -> None:
+    assert forked(command.main, labelled, "--most", 10, "--split", "train") == 0
     made = gallery_files.read(labelled)
     assert (made.images, np.sum(made.confusion), made.split) == (10, 10, "train")
-    named = {picture.name for picture in gallery_files.pictures(made)}
+    named = {picture.name for picture in gallery_files.images(made)}
     assert {path.name for path in (labelled / "gallery").glob("*.png")} == named
     assert capfd.readouterr().out.strip() == str(labelled / "gallery" / "gallery.json")
 
@@ -175,7 +175,7 @@ def test_one_that_fails_does_not_keep_others_from_theirs(
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "recipe.yaml").write_text((labelled / "recipe.yaml").read_text())
-    assert forked(verb.main, bare, labelled, "--most", 5) == 2
+    assert forked(command.main, bare, labelled, "--most", 5) == 2
     out, err = capfd.readouterr()
     assert f"error: {bare}: " in err and "holds no checkpoint" in err
     assert out.strip() == str(labelled / "gallery" / "gallery.json")

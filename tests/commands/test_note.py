@@ -1,4 +1,4 @@
-"""The verb `note`."""
+"""The command `note`."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The pack verb: a recipe's data set there and back through the command line."""
+"""The pack command: a recipe's data set there and back through the command line."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def run(capfd: Any, *words: object) -> tuple[int, str, str]:
 def test_there_and_back(tmp_path: Path, capfd: Any) -> None:
     code, out, err = run(capfd, "arrays", "recipes/debug.yaml", tmp_path / "set", DEBUG)
     assert code == 0 and not err
-    shown = "train 60 pictures of 16x16, test 30 pictures of 16x16, 10 classes"
+    shown = "train 60 images of 16x16, test 30 images of 16x16, 10 classes"
     assert out.splitlines() == [
         f"{tmp_path / 'set'}: shapes, {shown}",
         f"use it with: 'dataset={{arrays: {{root: {tmp_path / 'set'}}}}}'",

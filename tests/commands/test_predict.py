@@ -15,7 +15,7 @@ from PIL import Image
 
 from vision_tutorial import train
 from vision_tutorial.commands import evaluate as evaluation
-from vision_tutorial.commands import predict as verb
+from vision_tutorial.commands import predict as command
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.images import VOID
 from vision_tutorial.data.shapes import shapes
@@ -65,7 +65,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture, main: object, *words: object) -> dict:
-    """What a verb prints as JSON."""
+    """What a command prints as JSON."""
     capsys.readouterr()
     assert main([*map(str, words), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
@@ -94,8 +94,8 @@ def test_evaluate_says_what_training_said(capsys, dense):
 def test_a_submission_scores_what_evaluate_says_at_that_size(capsys, dense, tmp_path, size):
     file = tmp_path / "submission.csv"
     words = (dense, "--split", "val", "-o", tmp_path / "out", "--submission", file)
-    told = said(capsys, verb.main, *words, "--size", size)
-    assert told["pictures"] == 24
+    told = said(capsys, command.main, *words, "--size", size)
+    assert told["images"] == 24
     scored = metrics(capsys, dense, "--submission", file, "--size", size)
     direct = metrics(capsys, dense, "--size", size)
     assert scored["miou"] > 0
@@ -105,20 +105,22 @@ def test_a_submission_scores_what_evaluate_says_at_that_size(capsys, dense, tmp_
 
 def test_a_submission_can_be_scored_with_the_recipe_alone(capsys, dense, tmp_path):
     file = tmp_path / "submission.csv"
-    verb.main([str(dense), "--split", "val", "-o", str(tmp_path / "o"), "--submission", str(file)])
+    command.main(
+        [str(dense), "--split", "val", "-o", str(tmp_path / "o"), "--submission", str(file)]
+    )
     by_run = metrics(capsys, dense, "--submission", file)
     assert metrics(capsys, dense / "recipe.yaml", "--submission", file) == by_run
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:-1]))
-    assert "lacks 23 (1 of 24 pictures)" in complaint(
+    assert "lacks 23 (1 of 24 images)" in complaint(
         capsys, evaluation.main, dense, "--submission", file
     )
 
 
-def test_masks_are_the_classes_and_overlays_are_pictures(capsys, dense, tmp_path):
-    told = said(capsys, verb.main, dense, "--split", "val", "-o", tmp_path, "--overlays")
+def test_masks_are_the_classes_and_overlays_are_images(capsys, dense, tmp_path):
+    told = said(capsys, command.main, dense, "--split", "val", "-o", tmp_path, "--overlays")
     masks = sorted((tmp_path / "masks").glob("*.png"))
-    assert len(masks) == len(list((tmp_path / "overlays").glob("*.png"))) == told["pictures"]
+    assert len(masks) == len(list((tmp_path / "overlays").glob("*.png"))) == told["images"]
     source = shapes("test", masks=True, size=32, train=64, test=24)
     with Image.open(tmp_path / "masks" / "3.png") as mask:
         assert mask.mode == "P" and mask.size == (32, 32)
@@ -127,13 +129,13 @@ def test_masks_are_the_classes_and_overlays_are_pictures(capsys, dense, tmp_path
     assert (tmp_path / "classes.txt").read_text().split() == list(source.classes)
 
 
-def test_pictures_of_any_size_get_masks_of_their_size(capsys, dense, tmp_path):
+def test_images_of_any_size_get_masks_of_their_size(capsys, dense, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     for i, size in enumerate([(40, 30), (64, 64), (33, 50)]):
         noise = np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{i}.png")
-    said(capsys, verb.main, dense, "--on", folder, "-o", tmp_path / "out")
+    said(capsys, command.main, dense, "--on", folder, "-o", tmp_path / "out")
     sizes = [Image.open(p).size for p in sorted((tmp_path / "out" / "masks").glob("*.png"))]
     assert sizes == [(40, 30), (64, 64), (33, 50)]
 
@@ -156,7 +158,7 @@ def test_refinement_is_reported_beside_the_plain_numbers(capsys, dense):
     refine = "refine=[{dense_crf: {iterations: 2}}]"
     found = said(capsys, evaluation.main, dense, "--set", refine)["runs"][0]
     assert found["refined"]["by"] == ["dense_crf"]
-    assert found["refined"]["seconds_a_picture"] > 0
+    assert found["refined"]["seconds_a_image"] > 0
     assert found["metrics"] == metrics(capsys, dense)
     assert found["refined"]["metrics"]["pixel_accuracy"] != found["metrics"]["pixel_accuracy"]
     without = said(capsys, evaluation.main, dense, "--set", refine, "--no-refine")
@@ -180,7 +182,7 @@ def test_pseudo_labels_are_a_data_set_that_trains(capsys, dense, tmp_path):
     shapes("test", masks=True, size=32, train=64, test=24)[3][0].save(folder / "known.png")
     out = tmp_path / "pseudo"
     words = (dense, "--on", folder, "-o", out, "--pseudo-labels", "--pixel-threshold", "0.22")
-    told = said(capsys, verb.main, *words)
+    told = said(capsys, command.main, *words)
     assert told["unlabelled"] == 13 and told["kept"] == len(list((out / "masks").iterdir()))
     assert [twin["name"] for twin in told["twins"]] == ["known.png"]
     assert sum(told["pixels"]["labelled"]) == 64 * 32 * 32
@@ -199,7 +201,7 @@ def test_pseudo_labels_are_a_data_set_that_trains(capsys, dense, tmp_path):
 
 
 def test_labels_of_a_classifier(capsys, plain, tmp_path):
-    told = said(capsys, verb.main, plain, "--split", "val", "-o", tmp_path)
+    told = said(capsys, command.main, plain, "--split", "val", "-o", tmp_path)
     with open(told["predictions"], newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 100
@@ -212,7 +214,7 @@ def test_labels_of_a_classifier(capsys, plain, tmp_path):
 def test_what_does_not_go_together_is_said(capsys, dense, plain, other, tmp_path):
     out = tmp_path / "o"
     assert "--overlays is for masks" in complaint(
-        capsys, verb.main, plain, "--split", "val", "-o", out, "--overlays"
+        capsys, command.main, plain, "--split", "val", "-o", out, "--overlays"
     )
     for option, value in (("--size", "16"), ("--window", "16"), ("--submission", "x.csv")):
         assert f"{option} is for masks" in complaint(capsys, evaluation.main, plain, option, value)
@@ -220,18 +222,18 @@ def test_what_does_not_go_together_is_said(capsys, dense, plain, other, tmp_path
         capsys, evaluation.main, plain, "--set", "refine=[dense_crf]"
     )
     assert "add --ensemble" in complaint(
-        capsys, verb.main, dense, other, "--split", "val", "-o", out
+        capsys, command.main, dense, other, "--split", "val", "-o", out
     )
     assert "their 'task' differ" in complaint(
-        capsys, verb.main, dense, plain, "--split", "val", "-o", out, "--ensemble", "soft"
+        capsys, command.main, dense, plain, "--split", "val", "-o", out, "--ensemble", "soft"
     )
-    assert "no picture" in complaint(capsys, verb.main, dense, "--on", tmp_path, "-o", out)
-    assert "no run folder" in complaint(capsys, verb.main, tmp_path, "--split", "val", "-o", out)
+    assert "no image" in complaint(capsys, command.main, dense, "--on", tmp_path, "-o", out)
+    assert "no run folder" in complaint(capsys, command.main, tmp_path, "--split", "val", "-o", out)
     assert "--tta: 'up'" in complaint(
-        capsys, verb.main, dense, "--split", "val", "-o", out, "--tta", "up"
+        capsys, command.main, dense, "--split", "val", "-o", out, "--tta", "up"
     )
-    assert "--pseudo-labels looks at unlabelled pictures" in complaint(
-        capsys, verb.main, dense, "--split", "val", "-o", out, "--pseudo-labels"
+    assert "--pseudo-labels looks at unlabelled images" in complaint(
+        capsys, command.main, dense, "--split", "val", "-o", out, "--pseudo-labels"
     )
 
 
@@ -254,11 +256,11 @@ def test_the_palette_is_vocs():
 
 
 def test_an_overlay_leaves_background_and_void_alone():
-    picture = np.full((8, 8, 3), 100, np.uint8)
+    image = np.full((8, 8, 3), 100, np.uint8)
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 4:] = 1
     mask[6:] = VOID
-    laid = np.asarray(overlay(picture, mask))
+    laid = np.asarray(overlay(image, mask))
     assert (laid[0, 0] == 100).all() and (laid[7, 7] == 100).all()
     assert laid[0, 7].tolist() == [114, 50, 50]
     assert (laid[0, 4] == 255).all()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from run_folders import edit, make_run
 
-from vision_tutorial.commands import report as verb
+from vision_tutorial.commands import report as command
 from vision_tutorial.core.atomic import write_json
 from vision_tutorial.report import contents, rendering, words
 from vision_tutorial.report.gallery_files import Answer, Gallery, Group, Tile, Writer
@@ -52,9 +52,9 @@ class Elements(HTMLParser):
 
 
 def page(*words: object) -> tuple[str, dict[str, Any]]:
-    """The page that the verb writes, and the data in it."""
+    """The page that the command writes, and the data in it."""
     *_, output = words
-    assert verb.main([str(word) for word in words[:-1]] + ["-o", str(output)]) == 0
+    assert command.main([str(word) for word in words[:-1]] + ["-o", str(output)]) == 0
     text = Path(output).read_text("utf-8")
     return text, json.loads(Elements(text).scripts[0])
 
@@ -289,10 +289,10 @@ def test_nothing_on_it_has_an_address_elsewhere(hostile: tuple[str, dict[str, An
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
 
 
-# -- pictures --------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------
 
 
-def test_a_gallery_is_embedded_and_each_picture_once(tmp_path: Path) -> None:
+def test_a_gallery_is_embedded_and_each_image_once(tmp_path: Path) -> None:
     for id in "12":
         with_gallery(make_run(tmp_path, id=id))
     _, data = page(tmp_path, tmp_path / "out.html")
@@ -302,17 +302,17 @@ def test_a_gallery_is_embedded_and_each_picture_once(tmp_path: Path) -> None:
     kept = (tmp_path / "debug" / "1" / "gallery" / name).read_bytes()
     assert data["images"][name] == f"data:image/png;base64,{base64.b64encode(kept).decode()}"
     assert one["wrong"][0]["said"] == [["cat", 0.75], ["dog", 0.25]]
-    assert one["about"] == "20 pictures of the val split, weights ckpt/step-1"
-    matrix = {"names": ["cat", "dog"], "matrix": [[7, 3], [4, 6]], "unit": "pictures"}
+    assert one["about"] == "20 images of the val split, weights ckpt/step-1"
+    matrix = {"names": ["cat", "dog"], "matrix": [[7, 3], [4, 6]], "unit": "images"}
     assert data["runs"][0]["confusion"] == matrix
 
 
-def test_pictures_stop_at_the_cap_with_a_line(tmp_path: Path, capsys: Any) -> None:
+def test_images_stop_at_the_cap_with_a_line(tmp_path: Path, capsys: Any) -> None:
     for id in "123":
         with_gallery(make_run(tmp_path, id=id), seed=int(id))
     size = len(page(tmp_path / "debug" / "1", tmp_path / "one.html")[1]["images"]) * 1200 / 2**20
     capsys.readouterr()
-    _, data = page(tmp_path, "--pictures", size * 2, tmp_path / "out.html")
+    _, data = page(tmp_path, "--images", size * 2, tmp_path / "out.html")
     assert [run["gallery"] is None for run in data["runs"]] == [False, False, True]
     line = capsys.readouterr().err.strip()
     assert line == data["complaints"][0] and str(tmp_path / "debug" / "3") in line
@@ -373,7 +373,7 @@ def test_galleries_are_made_where_there_are_none(
         with_gallery(Path(command[-1]))
         return subprocess.CompletedProcess(command, 0, stderr="")
 
-    monkeypatch.setattr(verb.subprocess, "run", run)
+    monkeypatch.setattr(command.subprocess, "run", run)
     _, data = page(tmp_path, "--galleries", tmp_path / "out.html")
     module = [sys.executable, "-m", "vision_tutorial.commands.gallery"]
     assert started == [[*module, str(folder)] for folder in folders[1:]]
@@ -407,7 +407,7 @@ def test_damaged_folders_get_a_line_each(tmp_path: Path, capsys: Any) -> None:
 
 def test_no_run_at_all_is_an_error(tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "out.html"
-    assert verb.main([str(tmp_path / "nothing"), "-o", str(output)]) == 2
+    assert command.main([str(tmp_path / "nothing"), "-o", str(output)]) == 2
     assert not output.exists()
     err = capsys.readouterr().err
     assert err.startswith("error: ") and len(err.splitlines()) == 1
@@ -415,12 +415,12 @@ def test_no_run_at_all_is_an_error(tmp_path: Path, capsys: Any) -> None:
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, capsys: Any) -> None:
     folder = make_run(tmp_path)
-    assert verb.main([str(folder), "-o", str(tmp_path / "no" / "out.html")]) == 5
+    assert command.main([str(folder), "-o", str(tmp_path / "no" / "out.html")]) == 5
     assert "cannot write" in capsys.readouterr().err
     output = tmp_path / "out.html"
     output.write_text("old")
     (tmp_path / ".out.html.tmp").mkdir()  # in the way of the temporary file
-    assert verb.main([str(folder), "-o", str(output)]) == 5
+    assert command.main([str(folder), "-o", str(output)]) == 5
     assert output.read_text() == "old"
 
 

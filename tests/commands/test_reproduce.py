@@ -1,4 +1,4 @@
-"""The reproduce verb: its runs, whatever happens to it; its plan, its table and what it says."""
+"""The reproduce command: its runs, whatever happens to it; its plan, its table and what it says."""
 
 import os
 import re
@@ -17,7 +17,7 @@ import pytest
 
 from vision_tutorial import train
 from vision_tutorial.commands import pack
-from vision_tutorial.commands import reproduce as verb
+from vision_tutorial.commands import reproduce as command
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.report import gallery_files
@@ -29,7 +29,7 @@ from vision_tutorial.sweeps.scale_down import TABLE, Speed
 from vision_tutorial.sweeps.throughput import Probe
 
 ROOT = Path(__file__).parents[2]
-REAL_START, REAL_PAGE = children.start, verb.write_page
+REAL_START, REAL_PAGE = children.start, command.write_page
 COUNTING = str(Path(__file__).parents[1] / "counting.py")
 SMALL = ["--scale", "0"]  # the smallest that the rule knows
 ONE = ["--jobs", "1"]  # at a time, on however many cores; --jobs behind it overrides
@@ -47,7 +47,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(scheduler, "TICK", 0.02)
     monkeypatch.setattr(counting, "EPOCH_SECONDS", 0.0)
     monkeypatch.setattr(children, "start", counting.start)
-    monkeypatch.setattr(verb, "write_page", lambda *_: None)  # a process of its own
+    monkeypatch.setattr(command, "write_page", lambda *_: None)  # a process of its own
     return tmp_path
 
 
@@ -59,18 +59,18 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def reproduce(place: Path, capfd: Any) -> Callable[..., Ended]:
-    """The verb on the table of Week 3, to its end, in this process."""
+    """The command on the table of Week 3, to its end, in this process."""
 
     def run(*words: str) -> Ended:
         capfd.readouterr()
-        code = verb.main(["week3", "--runs", str(place / "runs"), *ONE, *words])
+        code = command.main(["week3", "--runs", str(place / "runs"), *ONE, *words])
         return Ended(code, *capfd.readouterr())
 
     return run
 
 
 def beside(place: Path, *words: str, **more: Any) -> subprocess.Popen:
-    """The verb in a process of its own, which can be killed."""
+    """The command in a process of its own, which can be killed."""
     command = [sys.executable, COUNTING, "reproduce", "week3", "--runs", str(place / "runs"), *ONE]
     return subprocess.Popen([*command, *words], **{"stdout": subprocess.DEVNULL, **more})
 
@@ -95,7 +95,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def fast(self: Probe, network: str, batch_size: int, pictures: int) -> Speed:
+def fast(self: Probe, network: str, batch_size: int, images: int) -> Speed:
     """A machine on which everything fits."""
     return Speed(start=0.01, rate=1e9, saving=0.0)
 
@@ -122,12 +122,12 @@ def test_killed_twice_every_epoch_is_trained_once(
 ) -> None:
     monkeypatch.setenv("COUNTING_SECONDS", "0.03")
     for enough in (1, 3):
-        verb_beside = beside(place, *SMALL)
+        command_beside = beside(place, *SMALL)
         wait_for(lambda: sum(line[:4] == "done" for line in diary(place)) >= enough)  # noqa: B023
         wait_for(lambda: diary(place)[-1].endswith(" 3"))
-        assert verb_beside.poll() is None
-        verb_beside.kill()
-        assert verb_beside.wait() == -signal.SIGKILL
+        assert command_beside.poll() is None
+        command_beside.kill()
+        assert command_beside.wait() == -signal.SIGKILL
     ended = reproduce(*SMALL)
     assert ended.code == 0, ended.out + ended.err
     assert "goes on (stopped at epoch" in ended.out
@@ -215,7 +215,7 @@ def test_at_the_end_of_the_budget_it_stops_with_what_is_there(
     monkeypatch.setattr(Probe, "__call__", None)  # the plan is kept: nothing is measured again
     monkeypatch.setattr(counting, "EPOCH_SECONDS", 0.0)
     second = reproduce("--budget", "3s", "--dry-run")
-    assert second.code == 0 and "r0: 210 epochs of 50,000 pictures" in second.out
+    assert second.code == 0 and "r0: 210 epochs of 50,000 images" in second.out
 
 
 def test_several_at_a_time_each_on_its_own_cores(
@@ -239,8 +239,8 @@ def test_by_default_one_a_core_if_it_is_shrunk(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seats(*words: str) -> tuple[int, int]:
-        args = verb.parser().parse_intermixed_args(["week3", *words])
-        found, processes = verb.seating(args, verb.checked(args))
+        args = command.parser().parse_intermixed_args(["week3", *words])
+        found, processes = command.seating(args, command.checked(args))
         return len(found), processes
 
     monkeypatch.setattr(budget, "usable_cores", lambda: list(range(40)))
@@ -297,7 +297,7 @@ def test_dry_run_says_what_would_be_and_how_long_it_takes(
     assert ended.code == 0 and not diary(place)
     head, *rows, total = [line for line in ended.out.splitlines() if "measuring" not in line]
     assert head.startswith("week3-10min-thin: network thin, batch ")
-    assert "1,500 pictures a second" in head
+    assert "1,500 images a second" in head
     assert [row.partition(":")[0] for row in rows] == list(TABLE)
     assert all("(in full 210), about 1m" in row for row in rows[:4])
     minutes = int(total.removeprefix("in all about ").partition("m")[0])
@@ -324,7 +324,7 @@ def test_a_plan_is_kept_with_its_overrides(reproduce: Any) -> None:
         (["--scale", "0.1", "optimizer.sgd.lr=3"], "reproduce sets optimizer itself"),
         (["seed=3"], "reproduce sets seed itself"),
         (["precison=fp32"], "did you mean 'precision'?"),
-        (["--scale", "0.1", "dataset={image_folder: {root: x}}"], "nobody knows how many pictures"),
+        (["--scale", "0.1", "dataset={image_folder: {root: x}}"], "nobody knows how many images"),
     ],
 )
 def test_what_cannot_be_is_told(words: list[str], told: str, reproduce: Any) -> None:
@@ -335,15 +335,15 @@ def test_what_cannot_be_is_told(words: list[str], told: str, reproduce: Any) -> 
 def test_a_packed_folder_says_how_many_it_has(tmp_path: Path) -> None:
     assert pack.main(["arrays", "recipes/debug.yaml", str(tmp_path / "set")]) == 0
     words = [f"dataset={{arrays: {{root: '{tmp_path}/set'}}}}"]
-    assert verb.pictures(load("recipes/debug.yaml", words).recipe) == (320, 100)
-    assert verb.pictures(load("recipes/debug.yaml", [*words, "holdout=0.1"]).recipe) == (288, 32)
-    assert verb.pictures(load("recipes/debug.yaml", [*words, "subset=50"]).recipe) == (50, 100)
+    assert command.images(load("recipes/debug.yaml", words).recipe) == (320, 100)
+    assert command.images(load("recipes/debug.yaml", [*words, "holdout=0.1"]).recipe) == (288, 32)
+    assert command.images(load("recipes/debug.yaml", [*words, "subset=50"]).recipe) == (50, 100)
 
 
 @pytest.mark.parametrize("text", ("20", "0min", "ten", "-5min", "1d"))
 def test_a_time_has_a_unit(text: str, capfd: Any) -> None:
     with pytest.raises(SystemExit) as refused:
-        verb.main(["week3", f"--budget={text}"])
+        command.main(["week3", f"--budget={text}"])
     assert refused.value.code == 2 and "write a time such as 90s, 20min" in capfd.readouterr().err
 
 
@@ -385,8 +385,8 @@ def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.Mon
     import vision_tutorial.build  # noqa: F401  (before the forks)
     import vision_tutorial.engine  # noqa: F401
 
-    monkeypatch.setattr(verb, "write_page", REAL_PAGE)
-    monkeypatch.setattr(children, "start", partial(counting.start, verb=train.main))
+    monkeypatch.setattr(command, "write_page", REAL_PAGE)
+    monkeypatch.setattr(children, "start", partial(counting.start, command=train.main))
     monkeypatch.setattr(scale_down, "SMALLEST_BATCH", 4)
     monkeypatch.setattr(scale_down, "FEWEST", 4)
     words = ["--scale", "0", "--network", "thin", "--runs", str(place)]
@@ -397,7 +397,7 @@ def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.Mon
         "data.path=timm",
         "workers=0",
     ]
-    assert verb.main(["week3", *words, *more]) == 0
+    assert command.main(["week3", *words, *more]) == 0
     out = capfd.readouterr().out
     folder = place / "week3-0-thin"
     assert "what changed" in out and "r0 < r1 < r2" in out

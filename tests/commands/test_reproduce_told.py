@@ -1,4 +1,4 @@
-"""What the reproduce verb says of its runs, and its page."""
+"""What the reproduce command says of its runs, and its page."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from run_folders import make_run
 
-from vision_tutorial.commands import reproduce as verb
+from vision_tutorial.commands import reproduce as command
 from vision_tutorial.core import child_process
 from vision_tutorial.runs.reader import collect
 from vision_tutorial.tables.columns import View
@@ -23,21 +23,21 @@ def view_of(tmp_path: Path, **values: list[float]) -> View:
 
 
 def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:
-    out = verb.order(view_of(tmp_path / "a", r0=[10, 11, 12], r1=[20, 21, 22], r2=[21, 22, 23]))
+    out = command.order(view_of(tmp_path / "a", r0=[10, 11, 12], r1=[20, 21, 22], r2=[21, 22, 23]))
     assert out == (
         "r0 < r1 < r2 came out: 11.00, 21.00, 22.00 (+10.00 beyond noise, +1.00 within noise)"
     )
-    out = verb.order(view_of(tmp_path / "b", r0=[10], r1=[9], r2=[12]))
+    out = command.order(view_of(tmp_path / "b", r0=[10], r1=[9], r2=[12]))
     assert out == (
         "r0 < r1 < r2 did not come out: 10.00, 9.00, 12.00 "
         "(-1.00, +3.00; only more --seeds tell that from noise)"
     )
-    out = verb.order(view_of(tmp_path / "c", r0=[10], r2=[12]))
+    out = command.order(view_of(tmp_path / "c", r0=[10], r2=[12]))
     assert out == "r0 < r1 < r2: not known without r1"
 
 
 @pytest.mark.parametrize(
-    ("left", "ended", "verbs", "told"),
+    ("left", "ended", "commands", "told"),
     [
         (15.0, (0, None), 1, ""),
         (60.0, (0, None), 3, ""),
@@ -46,7 +46,13 @@ def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:
     ],
 )
 def test_galleries_are_for_the_time_that_is_left(
-    left: float, ended: tuple, verbs: int, told: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+    left: float,
+    ended: tuple,
+    commands: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
 ) -> None:
     called = []
 
@@ -57,13 +63,13 @@ def test_galleries_are_for_the_time_that_is_left(
         code, seen = ended if command[3] == "gallery" else (0, None)
         return child_process.Ended(code, 1.0, seen)
 
-    monkeypatch.setattr(verb.processes, "run_command", run_command)
+    monkeypatch.setattr(command.processes, "run_command", run_command)
     make_run(tmp_path, "recipes/debug.yaml", id="1")
     clock = SimpleNamespace(left=lambda: left)
     stop = SimpleNamespace(asked=False)
     shift = SimpleNamespace(folder=tmp_path, logs=tmp_path, clock=clock, stop=stop)
-    args = verb.parser().parse_args(["week3"])
-    verb.write_page(args, shift, collect([tmp_path])[0])
-    assert called == ["report", "gallery", "report"][:verbs]
+    args = command.parser().parse_args(["week3"])
+    command.write_page(args, shift, collect([tmp_path])[0])
+    assert called == ["report", "gallery", "report"][:commands]
     out = capsys.readouterr().out
     assert out.endswith("by report\n") and told in out

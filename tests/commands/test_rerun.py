@@ -1,4 +1,4 @@
-"""The rerun verb: what it trains, says and answers."""
+"""The rerun command: what it trains, says and answers."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ import pytest
 from run_folders import edit
 
 from vision_tutorial import train
-from vision_tutorial.commands import rerun as verb
+from vision_tutorial.commands import rerun as command
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.runs import run_folder
 from vision_tutorial.sweeps import children
@@ -30,7 +30,7 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run of three epochs that a counting child made, in runs/debug/a."""
     monkeypatch.setenv("COUNTING_DIARY", str(tmp_path / "diary"))
     monkeypatch.setattr(children, "start", counting.start)
-    monkeypatch.setattr(verb, "LOOK", 0.02)
+    monkeypatch.setattr(command, "LOOK", 0.02)
     return counted(tmp_path / "runs", "a")
 
 
@@ -50,11 +50,11 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def rerun(capfd: Any) -> Callable[..., Ended]:
-    """The verb, in this process."""
+    """The command, in this process."""
 
     def run(*words: object) -> Ended:
         capfd.readouterr()
-        code = verb.main([str(word) for word in words])
+        code = command.main([str(word) for word in words])
         return Ended(code, *capfd.readouterr())
 
     return run
@@ -133,7 +133,7 @@ def test_what_differs_is_said_first_and_noise_is_told_from_seeds(
 def test_a_second_run_that_fails(
     original: Path, rerun: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(children, "start", partial(counting.start, verb=lambda words: 4))
+    monkeypatch.setattr(children, "start", partial(counting.start, command=lambda words: 4))
     assert rerun(original).code == 4
     ended = rerun(original.parent / "nowhere")
     assert ended.code == 2 and ended.err.count("\n") == 1 and "Give a folder" in ended.err
@@ -172,7 +172,7 @@ def test_a_real_run_on_the_cpu_is_bit_identical(
 ) -> None:
     from vision_tutorial import build  # noqa: F401  (imported before the fork)
 
-    start = partial(counting.start, verb=train.main)
+    start = partial(counting.start, command=train.main)
     words = [str(ROOT / "recipes" / "debug.yaml"), *SMALL, "--runs", str(tmp_path), "--id", "a"]
     assert start(children.training([*words, "--quiet"])).wait() == 0
     monkeypatch.setattr(children, "start", start)

@@ -1,4 +1,4 @@
-"""The sweep verb: every point runs once whatever happens, and what is said of them."""
+"""The sweep command: every point runs once whatever happens, and what is said of them."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ import counting
 import pytest
 
 from vision_tutorial import train
-from vision_tutorial.commands import sweep as verb
+from vision_tutorial.commands import sweep as command
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.loading import load
@@ -55,18 +55,18 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def swept(place: Path, capfd: Any) -> Callable[..., Ended]:
-    """The sweep verb on a file, to its end, in this process."""
+    """The sweep command on a file, to its end, in this process."""
 
     def sweep(file: Path, *words: str) -> Ended:
         capfd.readouterr()
-        code = verb.main([str(file), "--runs", str(place / "runs"), *words])
+        code = command.main([str(file), "--runs", str(place / "runs"), *words])
         return Ended(code, *capfd.readouterr())
 
     return sweep
 
 
 def beside(place: Path, file: Path, *words: str, **more: Any) -> subprocess.Popen:
-    """The sweep verb in a process of its own, which can be killed."""
+    """The sweep command in a process of its own, which can be killed."""
     words = [sys.executable, COUNTING, "sweep", str(file), "--runs", str(place / "runs"), *words]
     return subprocess.Popen(words, **{"stdout": subprocess.DEVNULL, **more})
 
@@ -277,7 +277,7 @@ def test_a_sweep_at_wandb(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     file = write(place, "grid: {epochs: [1, 2]}\nseeds: [4]")
     words = [str(file), "--wandb", "--runs", str(place / "runs")]
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert verb.main(words) == 0
+    assert command.main(words) == 0
     assert "wandb agent vision-tutorial/abc123" in capsys.readouterr().out
     ((config, project),) = made
     ids = [trial.id for trial in trials_of(read_sweep(file), points_of(read_sweep(file), 0))]
@@ -287,17 +287,17 @@ def test_a_sweep_at_wandb(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     start = config["command"].index("${interpreter}") + 1
     assert config["command"][start : start + 2] == ["-m", "vision_tutorial.commands.sweep"]
     given = [f"--point={ids[1]}" if w == "${args}" else w for w in config["command"][start + 2 :]]
-    assert verb.parser().parse_intermixed_args(given).point == ids[1]
+    assert command.parser().parse_intermixed_args(given).point == ids[1]
 
     def refuse(config: dict[str, Any], project: str) -> str:
         raise ConnectionError("no\nnetwork")
 
     fake.sweep = refuse
-    assert verb.main(words) == 2
+    assert command.main(words) == 2
     err = capsys.readouterr().err
     assert "no sweep was created (no network)" in err and err.count("\n") == 1
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert verb.main(words) == 2 and "lives on the server" in capsys.readouterr().err
+    assert command.main(words) == 2 and "lives on the server" in capsys.readouterr().err
 
 
 def test_it_starts_without_torch(place: Path) -> None:

@@ -17,7 +17,7 @@ from vision_tutorial.core import arrays as module
 from vision_tutorial.core.errors import StorageError, UserError
 from vision_tutorial.core.registry import datasets
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset, hold_out, take
-from vision_tutorial.data import shapes  # noqa: F401  (fills the shelf)
+from vision_tutorial.data import shapes  # noqa: F401  (fills the registry)
 from vision_tutorial.data.arrays import arrays
 
 SPLITS = ("train", "test")
@@ -59,12 +59,12 @@ def test_what_is_written_is_what_is_mapped(folder: Path):
             assert got.dtype == wanted.dtype
         assert (found.name, found.classes) == (source.name, source.classes)
         assert found.digest() == source.digest(), "a run may go on with either form of the data"
-        picture, target = found[7]
-        assert (np.asarray(picture) == source.images[7]).all() and target == source.targets[7]
+        image, target = found[7]
+        assert (np.asarray(image) == source.images[7]).all() and target == source.targets[7]
     assert sorted(p.name for p in folder.parent.iterdir()) == ["set"], "nothing left beside it"
 
 
-def test_pictures_in_files_of_one_size(tmp_path: Path):
+def test_images_in_files_of_one_size(tmp_path: Path):
     paths = [tmp_path / f"{name}.png" for name in "abc"]
     for level, path in enumerate(paths):
         Image.new("RGB", (5, 4), (level, 10, 200)).save(path)
@@ -75,7 +75,7 @@ def test_pictures_in_files_of_one_size(tmp_path: Path):
     assert found.targets.tolist() == [0, 1, 0] and found.masks is None
     assert arrays("test", root=str(tmp_path / "set")).targets.tolist() == [1]
     Image.new("RGB", (4, 4)).save(paths[2])
-    with pytest.raises(UserError, match="pets, picture 2: 4x4 pixels, the first has 5x4"):
+    with pytest.raises(UserError, match="pets, image 2: 4x4 pixels, the first has 5x4"):
         module.write(tmp_path / "other", "pets", {"train": source})
     assert not (tmp_path / "other").exists() and not list(tmp_path.glob(".other*"))
 
@@ -110,7 +110,7 @@ assert own() - before < 20, own() - before
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_subsets_give_the_same_pictures(folder: Path):
+def test_subsets_give_the_same_images(folder: Path):
     plain, mapped = made()["train"], arrays("train", root=str(folder))
     for cut in (lambda s: hold_out(s, 0.3, 5)[1], lambda s: take(s, 11, 5)):
         a, b = cut(plain), cut(mapped)
@@ -161,9 +161,9 @@ def test_a_dense_source_comes_back_dense(tmp_path: Path, rows):
     found = arrays("test", root=str(tmp_path / "set"))
     assert found.dense and found.classes == source.classes and len(found) == len(source)
     for index in range(len(source)):
-        picture, mask = source[index]
+        image, mask = source[index]
         got, got_mask = found[index]
-        assert np.asarray(got).tobytes() == np.asarray(picture).tobytes()
+        assert np.asarray(got).tobytes() == np.asarray(image).tobytes()
         np.testing.assert_array_equal(got_mask, mask)
         assert found.key(index) == source.key(index)
     module.write(tmp_path / "again", "lazy", {"train": found})
@@ -199,7 +199,7 @@ def test_fewer_classes_than_the_masks_have(tmp_path: Path):
     assert "masks.npy, mask 0: class id 1, but there are 1 classes" in refused(tmp_path / "set")
 
 
-def test_a_dense_manifest_needs_masks_and_a_name_for_each_picture(tmp_path: Path, folder: Path):
+def test_a_dense_manifest_needs_masks_and_a_name_for_each_image(tmp_path: Path, folder: Path):
     change(folder, lambda values: [s.pop("masks") for s in values["splits"].values()])
     change(folder, lambda values: values.update(dense=True))
     assert "masks are missing" in refused(folder)
@@ -208,7 +208,7 @@ def test_a_dense_manifest_needs_masks_and_a_name_for_each_picture(tmp_path: Path
     assert "splits.train: Value error, 6 keys for 7 images" in refused(tmp_path / "lazy")
 
 
-def test_pictures_are_read_in_order_with_a_bar_only_on_a_terminal(monkeypatch, capsys):
+def test_images_are_read_in_order_with_a_bar_only_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(module, "SOON", -1)
     source, images = lazy(), np.empty((7, 4, 5, 3), np.uint8)
     masks = np.empty((7, 4, 5), np.uint8)

@@ -15,13 +15,13 @@ from vision_tutorial.core.images import read_mask
 IDS = np.array([[0, 1, 2], [2, 11, 255]], np.uint8)
 
 
-def saved(folder: Path, picture: Image.Image, name: str = "mask.png") -> Path:
-    picture.save(folder / name)
+def saved(folder: Path, image: Image.Image, name: str = "mask.png") -> Path:
+    image.save(folder / name)
     return folder / name
 
 
 def palette(ids: np.ndarray) -> Image.Image:
-    """A palette picture whose colours say nothing about the ids."""
+    """A palette image whose colours say nothing about the ids."""
     made = Image.fromarray(ids).convert("P")
     made.putdata(ids.ravel().tolist())
     made.putpalette([value for i in range(256) for value in (255 - i, 7 * i % 256, 0)])
@@ -75,7 +75,7 @@ def test_grey_of_few_bits_would_be_other_numbers(tmp_path: Path, bits: int):
 
 
 @pytest.mark.parametrize(
-    "picture, name, said",
+    "image, name, said",
     [
         (Image.new("RGB", (3, 2)), "mask.png", "PNG, RGB"),
         (Image.new("LA", (3, 2)), "mask.png", "PNG, LA"),
@@ -83,8 +83,8 @@ def test_grey_of_few_bits_would_be_other_numbers(tmp_path: Path, bits: int):
         (Image.fromarray(IDS), "mask.jpg", "JPEG, L"),
     ],
 )
-def test_what_is_no_mask(tmp_path: Path, picture: Image.Image, name: str, said: str):
-    path = saved(tmp_path, picture, name)
+def test_what_is_no_mask(tmp_path: Path, image: Image.Image, name: str, said: str):
+    path = saved(tmp_path, image, name)
     with pytest.raises(UserError, match=f"{name}: {said}; a mask is a PNG whose pixels are class"):
         read_mask(path, 255)
 
@@ -92,8 +92,8 @@ def test_what_is_no_mask(tmp_path: Path, picture: Image.Image, name: str, said: 
 def test_a_damaged_mask_and_none(tmp_path: Path):
     path = saved(tmp_path, Image.fromarray(np.arange(10_000, dtype=np.uint8).reshape(100, 100)))
     path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(UserError, match="mask.png: not a readable picture"):
+    with pytest.raises(UserError, match="mask.png: not a readable image"):
         read_mask(path, 255)
-    assert images.picture_size(path) == (100, 100), "its head is whole"
-    with pytest.raises(UserError, match="none.png: not a readable picture"):
+    assert images.image_size(path) == (100, 100), "its head is whole"
+    with pytest.raises(UserError, match="none.png: not a readable image"):
         read_mask(tmp_path / "none.png", 255)

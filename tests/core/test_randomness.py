@@ -80,7 +80,7 @@ def test_philox_gives_the_published_words(counter, key, words):
     assert np.array(philox(counters, key)).T.tolist() == [words] * 3
 
 
-def test_a_pictures_draws_depend_on_its_item_alone():
+def test_a_images_draws_depend_on_its_item_alone():
     items = np.array([[0, 5], [3, 5], [3, 6], [3, 5 + 2**40]])
     whole = uniforms(7, items, 11)
     assert len({tuple(row) for row in whole}) == 4  # an index beyond 32 bits is another one

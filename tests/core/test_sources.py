@@ -20,10 +20,10 @@ def source_of(targets, classes=10) -> ArraySource:
     return ArraySource("toy", images, targets, tuple(map(str, range(classes))))
 
 
-def test_array_source_gives_picture_and_class_id():
+def test_array_source_gives_image_and_class_id():
     source = source_of([3, 1, 2])
-    picture, target = source[1]
-    assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (1, 1, 1)
+    image, target = source[1]
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (1, 1, 1)
     assert target == 1 and type(target) is int and len(source) == 3
 
 
@@ -52,8 +52,8 @@ def test_file_source_decodes_on_demand_and_digests_names_and_sizes(tmp_path: Pat
     for level, path in enumerate(paths):
         Image.new("L", (4, 3), 100 + level).save(path)
     source = FileSource("files", paths, np.array([0, 1]), ("x", "y"))
-    picture, target = source[1]
-    assert (picture.mode, picture.size, picture.getpixel((3, 2))) == ("RGB", (4, 3), (101,) * 3)
+    image, target = source[1]
+    assert (image.mode, image.size, image.getpixel((3, 2))) == ("RGB", (4, 3), (101,) * 3)
     assert target == 1 and type(target) is int and len(source) == 2
     before = source.digest()
     assert before == FileSource("files", paths, np.array([0, 1]), ("x", "y")).digest()
@@ -62,34 +62,34 @@ def test_file_source_decodes_on_demand_and_digests_names_and_sizes(tmp_path: Pat
     assert source.digest() != before
 
 
-def test_half_a_picture_is_refused_by_name(tmp_path: Path):
+def test_half_a_image_is_refused_by_name(tmp_path: Path):
     path = tmp_path / "half.jpg"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with Image.open(path) as picture:
-        picture.verify()  # which is why `verify` is not what read_picture uses
-    with pytest.raises(UserError, match=r"half\.jpg: not a readable picture .*Replace or remove"):
-        sources.read_picture(path)
+    with Image.open(path) as image:
+        image.verify()  # which is why `verify` is not what read_image uses
+    with pytest.raises(UserError, match=r"half\.jpg: not a readable image .*Replace or remove"):
+        sources.read_image(path)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a picture at all"])
+@pytest.mark.parametrize("content", [None, b"", b"not an image at all"])
 def test_missing_empty_and_foreign_files_are_refused_by_name(tmp_path: Path, content):
     path = tmp_path / "odd.png"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"odd\.png: not a readable picture"):
-        sources.read_picture(path)
+    with pytest.raises(UserError, match=r"odd\.png: not a readable image"):
+        sources.read_image(path)
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch):
     path = tmp_path / "huge.png"
     Image.new("RGB", (50, 21)).save(path)
     monkeypatch.setattr(files, "MAX_PIXELS", 1050)
-    assert sources.read_picture(path).size == (50, 21)
+    assert sources.read_image(path).size == (50, 21)
     monkeypatch.setattr(files, "MAX_PIXELS", 1049)
     with pytest.raises(UserError, match=r"huge\.png: 50x21 pixels; at most 1,049"):
-        sources.read_picture(path)
+        sources.read_image(path)
 
 
 def test_subset_follows_its_indices():

@@ -72,7 +72,7 @@ def test_mix_is_the_weighted_sum_of_distributions(shape, share):
     assert torch.equal(mix(to_map(one, 4), other, share, 4), expected)
 
 
-def test_a_share_may_differ_by_picture_and_by_pixel():
+def test_a_share_may_differ_by_image_and_by_pixel():
     one, other = ids_of((2, 3, 2), ignored=False), ids_of((2, 3, 2), ignored=False).flip(0)
     by_pixel = torch.rand(2, 1, 3, 2)
     mixed = mix(one, other, by_pixel, 4)
@@ -81,8 +81,8 @@ def test_a_share_may_differ_by_picture_and_by_pixel():
         expected[one[b, y, x]] += by_pixel[b, 0, y, x]
         expected[other[b, y, x]] += 1 - by_pixel[b, 0, y, x]
         assert torch.allclose(mixed[b, :, y, x], expected)
-    by_picture = torch.tensor([[0.25], [1.0]])
-    mixed = mix(torch.tensor([0, 1]), torch.tensor([1, 0]), by_picture, 2)
+    by_image = torch.tensor([[0.25], [1.0]])
+    mixed = mix(torch.tensor([0, 1]), torch.tensor([1, 0]), by_image, 2)
     assert mixed.tolist() == [[0.25, 0.75], [0.0, 1.0]]
 
 

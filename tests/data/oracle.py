@@ -1,6 +1,6 @@
 """What Pillow makes of an operation, and random arguments for each: for tests of the batched path.
 
-Nothing here knows how the executors work; Pillow itself is called, one picture at a time.
+Nothing here knows how the executors work; Pillow itself is called, one image at a time.
 """
 
 import math
@@ -40,7 +40,7 @@ ENHANCERS = {
 
 
 def expected(picture: Image.Image, code: int, args: np.ndarray, slot: Slot) -> Image.Image:
-    """`picture` (RGB) after one operation of `slot` with its arguments (ARGUMENTS,), by Pillow."""
+    """`image` (RGB) after one operation of `slot` with its arguments (ARGUMENTS,), by Pillow."""
     if code in SIMPLE:
         return SIMPLE[code](picture)
     if code in ENHANCERS:
@@ -110,7 +110,7 @@ SPECIAL = {
 
 
 def by_pillow(images: np.ndarray, slots: Sequence[Slot]) -> np.ndarray:
-    """images uint8 (B, H, W, 3) through `slots`, one picture at a time."""
+    """images uint8 (B, H, W, 3) through `slots`, one image at a time."""
     made = []
     for i, image in enumerate(images):
         picture = Image.fromarray(image)
@@ -120,7 +120,7 @@ def by_pillow(images: np.ndarray, slots: Sequence[Slot]) -> np.ndarray:
     return np.stack(made)
 
 
-# How often each operation happens to a picture under timm's `original` policy.
+# How often each operation happens to an image under timm's `original` policy.
 ORIGINAL = {
     Op.EQUALIZE: 0.448,
     Op.COLOR: 0.152,
@@ -149,7 +149,7 @@ FILL = (124, 116, 104)
 def random_slot(
     op: int, rng: np.random.Generator, batch: int, height: int, width: int, size=None
 ) -> Slot:
-    """`op` for `batch` pictures of height x width, each with its own arguments, edge values too.
+    """`op` for `batch` images of height x width, each with its own arguments, edge values too.
 
     size: (height, width) of the result, where op can change it; drawn if None.
     """
@@ -208,7 +208,7 @@ def random_window(slot: Slot, rng, height: int, width: int, size=None) -> Slot:
 
 
 def rotation(degrees: float, height: int, width: int) -> list[float]:
-    """The six numbers with which Pillow turns a picture around its centre."""
+    """The six numbers with which Pillow turns an image around its centre."""
     angle = -math.radians(degrees)
     a, b = round(math.cos(angle), 15), round(math.sin(angle), 15)
     d, e = round(-math.sin(angle), 15), a

@@ -27,26 +27,26 @@ def noise(seed, height, width):
 def test_every_entry(name, size):
     (transform,) = build(name, **{name: {"p": 0.5}})
     assert transform.stage == "colour"
-    picture, before = drawn(2, *size)[1], pickle.dumps(transform)
-    results = [apply([transform], picture, i) for i in range(40)]
+    image, before = drawn(2, *size)[1], pickle.dumps(transform)
+    results = [apply([transform], image, i) for i in range(40)]
     assert {(result.mode, result.size) for result in results} == {("RGB", size)}
     raw = [result.tobytes() for result in results]
     assert len(set(raw)) > 1 or size == (1, 1)
     again = pickle.loads(before)
-    assert [apply([again], picture, i).tobytes() for i in range(40)] == raw
-    untouched = np.mean([found == picture.tobytes() for found in raw])
+    assert [apply([again], image, i).tobytes() for i in range(40)] == raw
+    untouched = np.mean([found == image.tobytes() for found in raw])
     assert 0.2 < untouched < 0.8 or size == (1, 1)
     (never,) = build(name, **{name: {"p": 0.0}})
-    assert all(apply([never], picture, i).tobytes() == picture.tobytes() for i in range(20))
+    assert all(apply([never], image, i).tobytes() == image.tobytes() for i in range(20))
 
 
 def test_brightness_and_contrast_are_a_line():
     """Two pixels tell factor and shift; every other value must lie on that line."""
-    picture = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
     (transform,) = build("brightness_contrast", brightness_contrast={"limit": 0.2, "p": 1.0})
     seen = []
     for i in range(100):
-        values = np.array(apply([transform], picture, i)).reshape(256, 3)
+        values = np.array(apply([transform], image, i)).reshape(256, 3)
         assert (values == values[:, :1]).all()
         inner = np.flatnonzero((values[:, 0] > 0) & (values[:, 0] < 255))
         factor, shift = np.polyfit(inner, values[inner, 0], 1)
@@ -85,21 +85,21 @@ def spread(levels):
 @pytest.mark.parametrize("size", [(64, 64), (41, 23), (3, 2), (1, 1)])
 def test_equalize_luma_spreads_the_luma_and_keeps_the_chroma(size):
     (transform,) = build("equalize_luma")
-    for picture in drawn(6, *size):
-        luma, blue, red = picture.convert("YCbCr").split()
+    for image in drawn(6, *size):
+        luma, blue, red = image.convert("YCbCr").split()
         spread_luma = Image.fromarray(spread(np.array(luma)))
         expected = Image.merge("YCbCr", (spread_luma, blue, red)).convert("RGB")
-        assert apply([transform], picture, 0).tobytes() == expected.tobytes()
+        assert apply([transform], image, 0).tobytes() == expected.tobytes()
 
 
 def test_equalize_luma_is_not_by_channel():
-    """A picture of one hue keeps it; equalised by channel, this one would turn grey."""
+    """An image of one hue keeps it; equalised by channel, this one would turn grey."""
     ramp = np.linspace(40, 110, 64 * 64).reshape(64, 64)
-    picture = Image.fromarray(np.stack([2 * ramp, ramp, ramp], -1).astype(np.uint8))
+    image = Image.fromarray(np.stack([2 * ramp, ramp, ramp], -1).astype(np.uint8))
     (transform,) = build("equalize_luma")
-    found = np.array(apply([transform], picture, 0)).astype(int)
+    found = np.array(apply([transform], image, 0)).astype(int)
     middle = found[24:40]  # where nothing is clipped
-    assert np.ptp(found[..., 1]) > 200 > 80 > np.ptp(np.array(picture)[..., 1])
+    assert np.ptp(found[..., 1]) > 200 > 80 > np.ptp(np.array(image)[..., 1])
     assert abs(middle[..., 1] - middle[..., 2]).max() <= 2
     assert (middle[..., 0] - middle[..., 1]).min() > 20
 
@@ -143,18 +143,18 @@ def test_one_tile_without_a_limit_is_plain_equalisation():
     assert abs(colour.equalized_in_tiles(levels, 256.0, 1).astype(int) - table[levels]).max() <= 1
 
 
-def test_clahe_of_a_picture_changes_its_luma_by_a_limit_from_clip():
-    picture = drawn(2, 40, 40)[1]
-    luma, blue, red = picture.convert("YCbCr").split()
+def test_clahe_of_a_image_changes_its_luma_by_a_limit_from_clip():
+    image = drawn(2, 40, 40)[1]
+    luma, blue, red = image.convert("YCbCr").split()
 
     def expected(limit):
         made = colour.equalized_in_tiles(np.array(luma), limit, 4)
         return Image.merge("YCbCr", (Image.fromarray(made), blue, red)).convert("RGB").tobytes()
 
     (fixed,) = build("clahe", clahe={"p": 1.0, "clip": [2.0, 2.0], "grid": 4})
-    assert {apply([fixed], picture, i).tobytes() for i in range(5)} == {expected(2.0)}
+    assert {apply([fixed], image, i).tobytes() for i in range(5)} == {expected(2.0)}
     (free,) = build("clahe", clahe={"p": 1.0, "clip": [1.0, 4.0], "grid": 1})
-    assert len({apply([free], picture, i).tobytes() for i in range(20)}) > 3
+    assert len({apply([free], image, i).tobytes() for i in range(20)}) > 3
 
 
 @pytest.mark.parametrize(

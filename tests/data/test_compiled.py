@@ -1,4 +1,4 @@
-"""The compiled executor, bit for bit what Pillow makes of each picture; threads change nothing."""
+"""The compiled executor, bit for bit what Pillow makes of each image; threads change nothing."""
 
 import pickle
 
@@ -18,7 +18,7 @@ def channels_last(images):
 
 
 def differing(images, slots, threads=1):
-    """Which pictures are not as Pillow has them."""
+    """Which images are not as Pillow has them."""
     before = images.copy()
     found = compiled.apply(images, np.arange(len(images)), slots, threads)
     assert np.array_equal(images, before)
@@ -36,7 +36,7 @@ def test_operation_is_pillows(op, size):
 
 
 @pytest.mark.parametrize("op", Op)
-def test_operation_on_real_pictures(op, data_root):
+def test_operation_on_real_images(op, data_root):
     data = pickle.loads((data_root / "cifar-100-python" / "test").read_bytes(), encoding="latin1")
     images = np.ascontiguousarray(data["data"][:300].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     rng = np.random.default_rng(op)
@@ -55,7 +55,7 @@ def test_order_of_the_two_passes_is_pillows(size):
 
 
 def test_chains_and_threads(monkeypatch):
-    monkeypatch.setattr(compiled, "SHARE", 1000)  # pixels, so that a few small pictures are many
+    monkeypatch.setattr(compiled, "SHARE", 1000)  # pixels, so that a few small images are many
     rng = np.random.default_rng(0)
     images = channels_last(drawn(rng, 300, 17, 13))
     slots = chain(rng, 300, 17, 13)
@@ -63,7 +63,7 @@ def test_chains_and_threads(monkeypatch):
     assert differing(images, slots, threads=3) == []
 
 
-def test_takes_pictures_by_index_from_a_mapped_file(tmp_path):
+def test_takes_images_by_index_from_a_mapped_file(tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (9, 6, 5, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")

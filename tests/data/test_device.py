@@ -1,4 +1,4 @@
-"""On a GPU: the pictures, batches and evaluations that the CPU makes, to the bit."""
+"""On a GPU: the images, batches and evaluations that the CPU makes, to the bit."""
 
 import os
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_operations(op):
     assert np.array_equal(host, device)
 
 
-def test_chains_on_real_pictures():
+def test_chains_on_real_images():
     """10,000 of them, from the folder that VISION_TUTORIAL_ARRAYS names, as gpu.sh has it."""
     root = os.environ.get("VISION_TUTORIAL_ARRAYS")
     if not root:
@@ -58,13 +58,13 @@ def test_a_gpu_makes_the_same_batches(memory):
         assert torch.equal(finish(raw, step).images.cpu(), expected[step][1].images)
 
 
-def test_a_gpu_evaluates_the_same_pictures():
+def test_a_gpu_evaluates_the_same_images():
     wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
-    pictures = source(size=(32, 32))
+    images = source(size=(32, 32))
     gpu = feeding.Place(torch.device("cuda"))
     for one, other in zip(
-        feeding.evaluating(wanted, pictures, gpu)(),
-        feeding.evaluating(wanted, pictures, place())(),
+        feeding.evaluating(wanted, images, gpu)(),
+        feeding.evaluating(wanted, images, place())(),
         strict=True,
     ):
         assert torch.equal(one.images.cpu(), other.images)

@@ -1,4 +1,4 @@
-"""Who sees which picture when: order, shares, mirror pairs, readable errors."""
+"""Who sees which image when: order, shares, mirror pairs, readable errors."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from PIL import Image
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource, FileSource
 from vision_tutorial.data.loader import (
+    AugmentedImages,
     EvalOrder,
-    Pictures,
     Raw,
     Singly,
     TrainOrder,
@@ -30,11 +30,11 @@ def noise(n: int = 24) -> ArraySource:
 class Jitter:
     """Adds a draw of each of the three generators that timm's transforms use."""
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, image: Image.Image) -> Image.Image:
         import random
 
         draws = random.random(), np.random.rand(), torch.rand(()).item()
-        return picture.point(lambda x: (x + int(1000 * sum(draws))) % 256)
+        return image.point(lambda x: (x + int(1000 * sum(draws))) % 256)
 
 
 @given(st.integers(1, 16), st.integers(1, 6))
@@ -91,47 +91,51 @@ def test_evaluation_sees_each_item_once_in_the_same_batches(n: int, size: int, w
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_pictures_do_not_depend_on_workers(workers: int) -> None:
+def test_images_do_not_depend_on_workers(workers: int) -> None:
     def pictures(count: int) -> list[torch.Tensor]:
         order = TrainOrder(n=24, batch_size=8, seed=3, start=0, stop=6)
-        loader = make_loader(Pictures(noise(), Singly([Jitter()], 5)), order, count, pin=False)
+        loader = make_loader(
+            AugmentedImages(noise(), Singly([Jitter()], 5)), order, count, pin=False
+        )
         return [raw.images for raw in loader]
 
     assert all(map(torch.equal, pictures(0), pictures(workers)))
 
 
-def test_a_picture_is_the_same_in_any_batch_and_new_each_epoch() -> None:
-    pictures = Pictures(noise(), Singly([Jitter()], 5))
+def test_a_image_is_the_same_in_any_batch_and_new_each_epoch() -> None:
+    pictures = AugmentedImages(noise(), Singly([Jitter()], 5))
     once, again = pictures[2, 7][0], pictures[2, 7][0]
     assert torch.equal(once, again)
     assert not torch.equal(once, pictures[3, 7][0])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_is_one_line(tmp_path: Path, workers: int) -> None:
+def test_an_unreadable_image_is_one_line(tmp_path: Path, workers: int) -> None:
     path = tmp_path / "half.jpg"
     Image.new("RGB", (64, 64), (200, 10, 10)).save(path)
     path.write_bytes(path.read_bytes()[:300])
     source = FileSource("mine", [path], np.zeros(1, np.int64), ("a",))
-    with pytest.raises(UserError, match=r"mine, picture 0: .*half\.jpg") as caught:
-        list(make_loader(Pictures(source, Singly([], 0)), EvalOrder(1, 1), workers, pin=False))
+    with pytest.raises(UserError, match=r"mine, image 0: .*half\.jpg") as caught:
+        list(
+            make_loader(AugmentedImages(source, Singly([], 0)), EvalOrder(1, 1), workers, pin=False)
+        )
     assert "Traceback" not in str(caught.value)
 
 
-def test_pictures_of_different_sizes_say_what_to_do(tmp_path: Path) -> None:
+def test_images_of_different_sizes_say_what_to_do(tmp_path: Path) -> None:
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path, size in zip(paths, [(8, 8), (9, 8)], strict=True):
         Image.new("RGB", size).save(path)
     source = FileSource("mine", paths, np.zeros(2, np.int64), ("a",))
     with pytest.raises(UserError, match="end `augment` and `eval_augment` with a crop"):
-        list(make_loader(Pictures(source, Singly([], 0)), EvalOrder(2, 2), 0, pin=False))
+        list(make_loader(AugmentedImages(source, Singly([], 0)), EvalOrder(2, 2), 0, pin=False))
 
 
 def test_copies_share_the_frame_and_differ_in_the_rest() -> None:
-    flip = lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # noqa: E731
-    pictures = Pictures(noise(), Singly([flip], 5, 2, [Jitter()]))
+    flip = lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # noqa: E731
+    pictures = AugmentedImages(noise(), Singly([flip], 5, 2, [Jitter()]))
     images, _, _ = pictures[0, 3]
-    assert torch.equal(images[0], Pictures(noise(), Singly([flip], 5))[0, 3][0])
+    assert torch.equal(images[0], AugmentedImages(noise(), Singly([flip], 5))[0, 3][0])
     shifts = {
         tuple((images[k].int() - images[0].int()).remainder(256).unique().tolist()) for k in (1, 2)
     }

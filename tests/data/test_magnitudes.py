@@ -1,4 +1,4 @@
-"""What timm's and torchvision's operations mean in numbers, against the pictures that they make."""
+"""What timm's and torchvision's operations mean in numbers, against the images that they make."""
 
 import numpy as np
 import pytest
@@ -20,19 +20,19 @@ LEVELS = [0.0, 0.3, 1, 2.5, 3, 4, 5, 6.2, 7, 8, 9, 9.99, 10]
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     images = drawn(np.random.default_rng(5), 8, *SIZE)
     return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
-def carried_out(picture, made):
+def carried_out(image, made):
     """One row (codes, args) by Pillow, bilinear where it matters."""
     codes, args = made
     assert codes.shape == (1,) and args.shape[0] == 1
     args = args.copy()
     if codes[0] == Op.AFFINE:
         args[0, 6] = 1
-    return expected(picture, codes[0], args[0], Slot(codes, args, SIZE, FILL))
+    return expected(image, codes[0], args[0], Slot(codes, args, SIZE, FILL))
 
 
 class Script:
@@ -47,19 +47,19 @@ class Script:
 
 @pytest.mark.parametrize("minus", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_timm(monkeypatch, name, minus, pictures):
+def test_timm(monkeypatch, name, minus, images):
     monkeypatch.setattr(timm_policies, "random", Script(minus))
     changed = 0
-    for level, picture in zip(LEVELS, pictures * 2, strict=False):
+    for level, image in zip(LEVELS, images * 2, strict=False):
         hparams = {"img_mean": FILL, "interpolation": Image.Resampling.BILINEAR}
         op = timm_policies.AugmentOp(name, 1.0, level, hparams | {"translate_const": 250})
         made = timm_operation(name, np.array([float(level)]), np.array([minus]), SIZE)
         if made[0][0] == Op.POSTERIZE and made[1][0, 0] <= 0:
-            wanted = Image.new("RGB", picture.size)  # Pillow 13 refuses; see data/augment.py
+            wanted = Image.new("RGB", image.size)  # Pillow 13 refuses; see data/augment.py
         else:
-            wanted = op(picture)
-        assert carried_out(picture, made).tobytes() == wanted.tobytes(), (level, made)
-        changed += wanted.tobytes() != picture.tobytes()
+            wanted = op(image)
+        assert carried_out(image, made).tobytes() == wanted.tobytes(), (level, made)
+        changed += wanted.tobytes() != image.tobytes()
     assert changed > len(LEVELS) / 3
 
 
@@ -75,12 +75,12 @@ SPACES = {
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_torchvision(space, pictures):
+def test_torchvision(space, images):
     for name, (magnitudes, signed) in SPACES[space].items():
         values = magnitudes.tolist() if magnitudes.ndim else [0.0]
         for i, value in enumerate([*values, *(-v for v in values if signed)]):
-            picture = pictures[i % len(pictures)]
+            image = images[i % len(images)]
             mode = tv.InterpolationMode.BILINEAR
-            wanted = _apply_op(picture, name, value, mode, list(FILL))
+            wanted = _apply_op(image, name, value, mode, list(FILL))
             made = torchvision_operation(name, value, SIZE)
-            assert carried_out(picture, made).tobytes() == wanted.tobytes(), (name, value)
+            assert carried_out(image, made).tobytes() == wanted.tobytes(), (name, value)

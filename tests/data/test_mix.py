@@ -1,4 +1,4 @@
-"""CutMix and Mixup against timm's: the same pictures and targets for the same draws."""
+"""CutMix and Mixup against timm's: the same images and targets for the same draws."""
 
 from math import asin, pi, sqrt
 

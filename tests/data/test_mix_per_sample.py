@@ -1,4 +1,4 @@
-"""Per-picture CutMix and Mixup: timm's pictures and targets for the same shares and boxes."""
+"""Per-image CutMix and Mixup: timm's images and targets for the same shares and boxes."""
 
 import math
 
@@ -31,7 +31,7 @@ def terms(mode, **weights):
 
 @pytest.mark.parametrize("mode", ["elem", "pair"])
 @pytest.mark.parametrize("cuts", [True, False])
-def test_pictures_are_timms(monkeypatch, mode, cuts):
+def test_images_are_timms(monkeypatch, mode, cuts):
     images, target, items = batch()
     shares = SHARES if mode == "elem" else np.concatenate([SHARES[:4], SHARES[:4][::-1]])
     centres = np.array([[16, 16], [0, 31], [5, 27], [9, 1], [31, 31], [12, 20], [3, 3], [8, 30]])
@@ -83,7 +83,7 @@ def test_mirrors_share_in_pairs_only():
         assert len(own.unique()) == (8 if alike else 16)
 
 
-def test_each_mixer_gets_its_share_of_the_pictures():
+def test_each_mixer_gets_its_share_of_the_images():
     images = torch.zeros(4000, 1, 4, 4, dtype=torch.uint8)
     images[2000:] = 200
     items = torch.from_numpy(draws(4000).items)

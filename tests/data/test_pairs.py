@@ -1,4 +1,4 @@
-"""Picture and mask stay together: what shows where, whoever makes them, and what is refused."""
+"""Image and mask stay together: what shows where, whoever makes them, and what is refused."""
 
 import hashlib
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from vision_tutorial.data.augmentation.mask_ops import MOVING, carried_out, of_m
 from vision_tutorial.data.augmentation.pairs import joint
 from vision_tutorial.data.augmentation.transforms import coloured
 from vision_tutorial.data.executors import tensors
-from vision_tutorial.data.loader import EvalOrder, Pictures, make_loader
+from vision_tutorial.data.loader import AugmentedImages, EvalOrder, make_loader
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
 
@@ -43,7 +43,7 @@ def blocks(seed, height, width, side=1):
 
 
 def painted(mask):
-    """A picture that tells its mask: three values for each label, none a colour that fills."""
+    """An image that tells its mask: three values for each label, none a colour that fills."""
     return Image.fromarray(np.stack([mask, 255 - mask, mask ^ 0x55], -1))
 
 
@@ -54,7 +54,7 @@ def choice(name, **options):
 
 
 def made(chain, mask, index, seed=0):
-    """Picture (h, w, 3) and mask (h, w) after a chain."""
+    """Image (h, w, 3) and mask (h, w) after a chain."""
     image, target = joint(chain, seed)(painted(mask), mask, (0, index))
     return image.permute(1, 2, 0).numpy(), target
 
@@ -87,7 +87,7 @@ FILLS = [(124, 116, 104), (0, 0, 0), (1, 2, 3)]
 @pytest.mark.parametrize("name", GEOMETRY)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_pixel_keeps_its_label(name, shape):
-    """With the nearest pixel for both, the picture says exactly what the mask must be."""
+    """With the nearest pixel for both, the image says exactly what the mask must be."""
     mask, moved = blocks(0, *shape), 0
     for index in range(12):
         image, target = made(GEOMETRY[name], mask, index)
@@ -102,7 +102,7 @@ def test_every_pixel_keeps_its_label(name, shape):
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("name", ["rotate", "random_scale", "resize", "random_resized_crop"])
-def test_smooth_pictures_lie_on_their_masks(name, interpolation):
+def test_smooth_images_lie_on_their_masks(name, interpolation):
     """Away from edges a blend is of one colour: that of the label."""
     given = choice(name, **dict(GEOMETRY[name][0].options) | {"interpolation": interpolation})
     mask, seen = blocks(1, 75, 91, side=24), 0
@@ -121,7 +121,7 @@ def test_smooth_pictures_lie_on_their_masks(name, interpolation):
 
 
 @pytest.mark.parametrize("length", [20, 32, 40, 100, 150])
-def test_an_edge_in_the_mask_is_where_the_picture_crosses_the_middle(length):
+def test_an_edge_in_the_mask_is_where_the_image_crosses_the_middle(length):
     """Both are sampled at pixel centres: half a pixel apart, this would fail."""
     for edge in range(4, 60, 5):
         mask = np.where(np.arange(64) < edge, 0, 200).astype(np.uint8)[None].repeat(64, 0)
@@ -161,7 +161,7 @@ def test_colours_do_not_touch_the_mask(name):
         assert image.shape == (37, 53, 3) and not np.array_equal(image, painted(mask))
 
 
-def test_colour_entries_draw_for_each_picture_and_place():
+def test_colour_entries_draw_for_each_image_and_place():
     mask, plain = blocks(3, 16, 16), choice("equalize_luma", p=0.5)
     unlike = [not np.array_equal(made([plain], mask, i)[0], painted(mask)) for i in range(200)]
     assert abs(np.mean(unlike) - 0.5) < 5 * np.sqrt(0.25 / 200)
@@ -170,7 +170,7 @@ def test_colour_entries_draw_for_each_picture_and_place():
 
 
 @pytest.mark.parametrize("name", ["random_erasing", "cutout"])
-def test_what_acts_on_the_normalised_picture_is_left_to_it(name):
+def test_what_acts_on_the_normalised_image_is_left_to_it(name):
     mask = blocks(3, 37, 53)
     image, target = made([choice(name, p=1.0)], mask, 0)
     assert np.array_equal(image, painted(mask)) and np.array_equal(target, mask)
@@ -228,7 +228,7 @@ def test_no_label_is_invented(shape):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("op", Op)
 def test_masks_move_as_pillow_and_torch_move_them(op, size):
-    """Operations of pictures, done to masks: by Pillow in colour, and by what a GPU would run."""
+    """Operations of images, done to masks: by Pillow in colour, and by what a GPU would run."""
     rng = np.random.default_rng([op, *size])
     for _ in range(3):
         masks = rng.choice(LABELS, (20, *size))
@@ -365,7 +365,7 @@ def test_processes_together_make_what_one_would(chain):
     assert shares[0] | shares[1] == by_item(batches(recipe(chain), source()))
 
 
-def test_subsets_have_the_masks_of_their_pictures():
+def test_subsets_have_the_masks_of_their_images():
     some = Subset(source(), np.array([20, 3, 3, 7, 11, 1, 0, 23]))
     plain = recipe("augment=[]")
     for raw, batch in batches(plain, some, stop=1):
@@ -385,7 +385,7 @@ def test_finished_masks_are_ids_on_which_nothing_counts_where_void():
         assert counts.any() and not counts.all()
 
 
-def test_pixels_are_the_pictures_before_they_were_normalised():
+def test_pixels_are_the_images_before_they_were_normalised():
     wanted = recipe("data.path=timm")
     finish = feeding.finishing(wanted, place(), pixels=True)
     for raw in feeding.evaluating(wanted, source(), place())():
@@ -410,7 +410,7 @@ def test_cutmix_pastes_labels_with_their_pixels():
     assert pasted
 
 
-def test_micro_batches_keep_masks_with_pictures():
+def test_micro_batches_keep_masks_with_images():
     ((raw, _), *_) = batches(recipe(), source(), stop=1)
     for part in raw.parts(2):
         for image, mask, item in zip(part.images, part.target, part.items, strict=True):
@@ -437,14 +437,14 @@ def test_evaluations_see_every_pair_once_and_remember_them(kind, more):
 
 
 def test_an_evaluation_too_large_to_remember_counts_its_masks(monkeypatch):
-    monkeypatch.setattr(pipeline, "KEPT", 24 * 16 * 18 * 3 + 1)  # the pictures alone would fit
+    monkeypatch.setattr(pipeline, "KEPT", 24 * 16 * 18 * 3 + 1)  # the images alone would fit
     feed = feeding.evaluating(recipe(), Files(source()), place())
     first, again = list(feed()), list(feed())
     assert not any(a is b for a, b in zip(first, again, strict=True))
     assert all(torch.equal(a.target, b.target) for a, b in zip(first, again, strict=True))
 
 
-def test_few_large_pictures_are_augmented_at_once(monkeypatch):
+def test_few_large_images_are_augmented_at_once(monkeypatch):
     monkeypatch.setattr(pipeline, "ROOM", 30 * 40 * 3 * 8)
     asked, store = [], pipeline.Store.__call__
     monkeypatch.setattr(
@@ -462,9 +462,9 @@ def test_few_large_pictures_are_augmented_at_once(monkeypatch):
 def test_the_path_is_told():
     assert feeding.path(recipe(), dense=True).startswith("batched: ")
     formless = feeding.path(recipe(FORMLESS), dense=True)
-    assert formless.startswith("joint: one picture and its mask at a time (augment: clahe ")
+    assert formless.startswith("joint: one image and its mask at a time (augment: clahe ")
     timm = feeding.path(recipe("data.path=timm"), dense=True)
-    assert timm == "joint: one picture and its mask at a time (as data.path says)"
+    assert timm == "joint: one image and its mask at a time (as data.path says)"
     with pytest.raises(UserError, match="augment: clahe .* has no batched form"):
         batches(recipe(FORMLESS, "data.path=batched"), source())
 
@@ -503,12 +503,12 @@ def test_entries_of_ones_own_say_that_they_move_nothing(monkeypatch):
 
 
 def test_copies_and_masks_do_not_go_together():
-    with pytest.raises(UserError, match="loss: jsd compares copies of pictures"):
-        feeding.pictures(recipe(), source(), copies=2)
+    with pytest.raises(UserError, match="loss: jsd compares copies of images"):
+        feeding.images(recipe(), source(), copies=2)
 
 
 class Torn(Files):
-    """A mask that has lost its last row; and pictures of two sizes."""
+    """A mask that has lost its last row; and images of two sizes."""
 
     def __getitem__(self, index):
         picture, mask = self.arrays[index]
@@ -519,11 +519,15 @@ class Torn(Files):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pairs_that_do_not_fit_are_one_line(workers):
-    pairs = Pictures(Torn(source(4)), joint([], 0))
+    pairs = AugmentedImages(Torn(source(4)), joint([], 0))
     with pytest.raises(UserError, match="files, 1.png: 40x30 pixels, but its mask has 40x29;"):
         list(make_loader(pairs, EvalOrder(4, 1), workers, pin=False))
     with pytest.raises(UserError, match=r"different sizes in one batch \(9x30, 40x30"):
-        list(make_loader(Pictures(Torn(source(4)), joint([], 0)), Uneven(), workers, pin=False))
+        list(
+            make_loader(
+                AugmentedImages(Torn(source(4)), joint([], 0)), Uneven(), workers, pin=False
+            )
+        )
 
 
 class Uneven:

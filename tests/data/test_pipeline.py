@@ -12,7 +12,7 @@ from PIL import Image
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset
-from vision_tutorial.data import feeding, pipeline  # noqa: F401  (augment fills its shelf)
+from vision_tutorial.data import feeding, pipeline  # noqa: F401  (augment fills its registry)
 from vision_tutorial.data.loader import EvalOrder, TrainOrder
 from vision_tutorial.recipe.loading import load
 
@@ -36,15 +36,15 @@ def place(**more):
     return feeding.Place(CPU, **more)
 
 
-def batches(wanted, start=0, stop=6, pictures=None, **more):
+def batches(wanted, start=0, stop=6, images=None, **more):
     """Finished batches, all the way to what the network sees."""
     finish = feeding.finishing(wanted, place(**more), erase=feeding.erasing(wanted))
-    raws = feeding.training(wanted, pictures or source(), 0, place(**more))(start, stop)
+    raws = feeding.training(wanted, images or source(), 0, place(**more))(start, stop)
     return [(raw, finish(raw, start + i)) for i, raw in enumerate(raws)]
 
 
 def by_item(made):
-    """(epoch, index) -> a checksum of the picture that the network sees."""
+    """(epoch, index) -> a checksum of the image that the network sees."""
     return {
         tuple(item): hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
         for raw, batch in made
@@ -70,13 +70,13 @@ def test_threads_change_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [4, 8, 24, 48])
-def test_pictures_do_not_depend_on_the_batch_size(size):
+def test_images_do_not_depend_on_the_batch_size(size):
     assert by_item(batches(recipe(f"batch_size={size}"), stop=2 * 48 // size)) == by_item(
         batches(recipe())
     )
 
 
-def test_pictures_do_not_depend_on_where_a_training_resumes():
+def test_images_do_not_depend_on_where_a_training_resumes():
     through = batches(recipe(), stop=9)
     resumed = batches(recipe(), start=4, stop=9)
     for (raw, one), (again, other) in zip(through[4:], resumed, strict=True):
@@ -84,7 +84,7 @@ def test_pictures_do_not_depend_on_where_a_training_resumes():
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_pictures_do_not_depend_on_the_number_of_processes(world):
+def test_images_do_not_depend_on_the_number_of_processes(world):
     """Each process in a process of its own: what they make together is what one would make."""
     shares = run_ranks(world, lambda rank: by_item(batches(recipe(), rank=rank, world=world)))
     together = {}
@@ -94,7 +94,7 @@ def test_pictures_do_not_depend_on_the_number_of_processes(world):
     assert together == by_item(batches(recipe()))
 
 
-def test_a_picture_of_a_file_is_the_picture_of_an_array(tmp_path):
+def test_a_image_of_a_file_is_the_image_of_an_array(tmp_path):
     arrays = source()
     paths = [tmp_path / f"{i}.png" for i in range(len(arrays))]
     for path, image in zip(paths, arrays.images, strict=True):
@@ -102,10 +102,10 @@ def test_a_picture_of_a_file_is_the_picture_of_an_array(tmp_path):
     files = FileSource("files", paths, arrays.targets, arrays.classes)
     expected = by_item(batches(recipe()))
     for workers in (0, 2):
-        assert by_item(batches(recipe(), pictures=files, workers=workers)) == expected
+        assert by_item(batches(recipe(), images=files, workers=workers)) == expected
 
 
-def test_subsets_address_pictures_by_their_own_index():
+def test_subsets_address_images_by_their_own_index():
     whole, chosen = source(), np.array([40, 3, 3, 17])
     inner = Subset(Subset(whole, np.arange(1, 48)), chosen - 1)
     store = pipeline.Store(inner, CPU, "auto", 1)
@@ -119,11 +119,11 @@ def test_subsets_address_pictures_by_their_own_index():
 def test_a_mapped_file_serves_as_memory_does(tmp_path):
     np.save(tmp_path / "images.npy", source().images)
     mapped = replace(source(), images=np.load(tmp_path / "images.npy", mmap_mode="r"))
-    assert by_item(batches(recipe(), pictures=mapped)) == by_item(batches(recipe()))
+    assert by_item(batches(recipe(), images=mapped)) == by_item(batches(recipe()))
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_evaluations_see_every_picture_once_and_remember_them(world):
+def test_evaluations_see_every_image_once_and_remember_them(world):
     wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
     whole = source(size=(32, 32))
     seen = []
@@ -162,11 +162,11 @@ def test_the_recipe_chooses_the_path():
     assert feeding.program(recipe(), copies=2) is None
     with pytest.raises(UserError, match="augment: gaussian_blur .* has no batched form"):
         feeding.program(recipe(NO_FORM, "data.path=batched"))
-    with pytest.raises(UserError, match="jsd needs copies of pictures; data.path=batched has none"):
+    with pytest.raises(UserError, match="jsd needs copies of images; data.path=batched has none"):
         feeding.program(recipe("data.path=batched"), copies=2)
 
 
-def test_the_path_of_single_pictures_still_feeds():
+def test_the_path_of_single_images_still_feeds():
     made = batches(recipe(NO_FORM))
     assert len(made) == 6 and made[0][1].images.shape == (16, 3, 16, 16)
     timm = by_item(batches(recipe("data.path=timm")))

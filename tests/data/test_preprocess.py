@@ -63,7 +63,7 @@ def test_mixing_is_the_same_for_every_split_into_parts() -> None:
         assert torch.equal(whole.target[order], torch.cat([p.target for p in pieces]))
 
 
-def test_versions_of_a_picture_stand_behind_each_other() -> None:
+def test_versions_of_a_image_stand_behind_each_other() -> None:
     """AugMix's layout, as timm's AugMixDataset and its collate make it: all clean ones first."""
     several = raw(4)
     several.images = torch.stack([several.images, several.images + 1, several.images + 2], 1)

@@ -1,4 +1,4 @@
-"""The microscope: its pictures are those of training, and of Pillow's operations."""
+"""The microscope: its images are those of training, and of Pillow's operations."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_the_whole_chain_is_what_training_sees(repository: Path) -> None:
     number = int(panels[0].shots[0].label.removeprefix("shapes "))
     chain = by_title(panels, "augment").shots
     where = feeding.Place(torch.device("cpu"))
-    steps = len(source) // made.batch_size  # an epoch; one may leave the picture out
+    steps = len(source) // made.batch_size  # an epoch; one may leave the image out
     seen = {
         (epoch, index): image
         for raw in feeding.training(made, source, 0, where)(0, 8 * steps)
@@ -87,7 +87,7 @@ def test_erasing_is_seen_too(repository: Path) -> None:
         assert set(shot.pixels[changed].ravel().tolist()) <= {127, 128}  # the mean colour
 
 
-def test_mixed_pictures_are_called_by_their_shares(repository: Path) -> None:
+def test_mixed_images_are_called_by_their_shares(repository: Path) -> None:
     panels = looked(repository, "augment=[]", "mix={mixup: {weight: 1, p: 0.01}, cutmix: 1}")
     start = panels[0].shots[0].pixels.astype(float)
     for shot in by_title(panels, "cutmix").shots:
@@ -128,8 +128,8 @@ def test_the_sub_policies_of_timm_s_original() -> None:
     assert shots[0].label == "PosterizeOriginal 8 + Rotate 9"
     assert shots[-1].label == "Equalize 8 + Equalize 3"
     solar = next(shot for shot in shots if shot.label == "Solarize 5 + AutoContrast 5")
-    picture = ImageOps.autocontrast(ImageOps.solarize(Image.fromarray(PIXELS), 128))
-    assert (solar.pixels == np.asarray(picture)).all()
+    image = ImageOps.autocontrast(ImageOps.solarize(Image.fromarray(PIXELS), 128))
+    assert (solar.pixels == np.asarray(image)).all()
     twice = next(shot for shot in shots if shot.label.count("PosterizeOriginal") == 2)
     assert (twice.pixels == np.asarray(ImageOps.posterize(Image.fromarray(PIXELS), 6))).all()
 
@@ -147,8 +147,8 @@ def test_torchvision_s_policy_says_its_magnitudes() -> None:
     shots = apart(entry("auto_augment", policy="cifar10"), PIXELS, seed=1)
     assert len(shots) == 25
     assert shots[0].label == "Invert + Contrast 0.6"
-    picture = functional.adjust_contrast(ImageOps.invert(Image.fromarray(PIXELS)), 1.6)
-    assert (shots[0].pixels == np.asarray(picture)).all()
+    image = functional.adjust_contrast(ImageOps.invert(Image.fromarray(PIXELS)), 1.6)
+    assert (shots[0].pixels == np.asarray(image)).all()
 
 
 def test_what_is_no_policy_has_no_parts() -> None:

@@ -1,4 +1,4 @@
-"""What the batched path draws: timm's distributions, timm's pictures, and nothing but addresses."""
+"""What the batched path draws: timm's distributions, timm's images, and nothing but addresses."""
 
 import inspect
 import math
@@ -100,7 +100,7 @@ def whole_chain(seed=3):
     return program([(name, options_of(name, **changed)) for name, changed in CHAIN], seed)
 
 
-def test_a_picture_is_the_same_in_any_company():
+def test_a_image_is_the_same_in_any_company():
     images = channels_last(drawn(np.random.default_rng(0), 60, 32, 32))
     made, items = whole_chain(), np.stack([np.full(60, 4), np.arange(60)], 1)
 
@@ -301,11 +301,11 @@ def test_brightness_and_contrast_are_even_and_apart():
     assert abs(np.corrcoef(factor, shift)[0, 1]) < 5 / math.sqrt(changed.sum())
 
 
-# --- pictures: the whole way against timm's own, with the same outcome of every draw -----------
+# --- images: the whole way against timm's own, with the same outcome of every draw -----------
 
 
 class Outcomes:
-    """Stands in for addressed draws: the same numbers for each picture, by block."""
+    """Stands in for addressed draws: the same numbers for each image, by block."""
 
     def __init__(self, count, *blocks):
         self.count, self.blocks = count, blocks
@@ -332,7 +332,7 @@ class Script:
 
 
 @pytest.mark.parametrize("policy", ["original", "originalr", "v0", "v0r"])
-def test_composed_pairs_are_timms_pictures(monkeypatch, policy):
+def test_composed_pairs_are_timms_images(monkeypatch, policy):
     images = channels_last(drawn(np.random.default_rng(2), 12, 32, 32))
     pairs = timm_policies.auto_augment_policy(policy, {"img_mean": FILL})
     for number, pair in enumerate(pairs):
@@ -355,7 +355,7 @@ def test_composed_pairs_are_timms_pictures(monkeypatch, policy):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (47, 33), (20, 61), (30, 20)])
-def test_evaluation_pictures_are_torchvisions(size):
+def test_evaluation_images_are_torchvisions(size):
     images = channels_last(drawn(np.random.default_rng(3), 12, *size))
     for name in ("bilinear", "bicubic", "nearest"):
         mode = tv.InterpolationMode(name)
@@ -369,7 +369,7 @@ def test_evaluation_pictures_are_torchvisions(size):
 
 @pytest.mark.parametrize("name", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(32, 32), (47, 33)])
-def test_turned_pictures_are_pillows(name, size):
+def test_turned_images_are_pillows(name, size):
     images = channels_last(drawn(np.random.default_rng(3), 12, *size))
     (slot,) = drawer("rotate", limit=180, p=1, interpolation=name)(draws(12), size)
     found = compiled.apply(images, np.arange(12), [slot])
@@ -414,7 +414,7 @@ def test_only_erasers_are_erasers():
 
 
 def erased(name, count=4000, **options):
-    """Which values were overwritten, and with what, of pictures full of a value nobody draws."""
+    """Which values were overwritten, and with what, of images full of a value nobody draws."""
     images = torch.full((count, 3, 32, 32), 99.0)
     made = program([(name, options_of(name, **options))], seed=5)
     made.erase(images, torch.from_numpy(draws(count).items))

@@ -25,7 +25,7 @@ def test():
     return shapes("test", test=500)
 
 
-def test_the_pictures_are_the_same_on_every_machine():
+def test_the_images_are_the_same_on_every_machine():
     source = shapes("train", train=200)
     assert (sha256(source.images), sha256(source.masks)) == (
         "5ead62cd2b96673f",
@@ -43,8 +43,8 @@ def test_what_it_holds(train):
     assert train.masks.shape == (2000, 32, 32) and train.masks.dtype == np.uint8
     assert train.targets.dtype == np.int64
     assert (train.name, train.classes) == ("shapes", tuple(OUTLINES)) and len(OUTLINES) == 10
-    picture, target = train[3]
-    assert picture.mode == "RGB" and picture.size == (32, 32) and target == 3
+    image, target = train[3]
+    assert image.mode == "RGB" and image.size == (32, 32) and target == 3
 
 
 def test_classes_are_balanced(train, test):
@@ -53,7 +53,7 @@ def test_classes_are_balanced(train, test):
     assert np.ptp(np.bincount(shapes("test", test=17).targets)) == 1
 
 
-def test_a_picture_depends_on_seed_split_and_index_alone(train):
+def test_a_image_depends_on_seed_split_and_index_alone(train):
     fewer = shapes("train", train=37, test=999)
     for name in ("images", "masks", "targets"):
         np.testing.assert_array_equal(getattr(fewer, name), getattr(train, name)[:37])
@@ -62,8 +62,8 @@ def test_a_picture_depends_on_seed_split_and_index_alone(train):
 
 
 def test_splits_are_disjoint(train, test):
-    pictures = [image.tobytes() for image in (*train.images, *test.images)]
-    assert len(set(pictures)) == len(pictures)
+    images = [image.tobytes() for image in (*train.images, *test.images)]
+    assert len(set(images)) == len(images)
 
 
 def test_masks_carry_the_class_and_nothing_else(train):
@@ -75,7 +75,7 @@ def test_masks_as_targets(train):
     dense = shapes("train", train=50, masks=True)
     assert dense.dense and dense.classes == ("background", *OUTLINES)
     np.testing.assert_array_equal(dense.images, train.images[:50])
-    picture, mask = dense[13]
+    image, mask = dense[13]
     np.testing.assert_array_equal(mask, train.masks[13])
     assert set(np.unique(mask)) == {0, dense.targets[13]} == {0, train.targets[13] + 1}
     assert not train.dense and train[13][1] == train.targets[13]
@@ -96,7 +96,7 @@ def test_no_shape_is_cut_off_by_more_than_its_corners(train):
 
 
 def test_masks_lie_on_the_shape_to_the_pixel(test):
-    """Colour jumps where the mask does: moved by one pixel, it explains the picture less well."""
+    """Colour jumps where the mask does: moved by one pixel, it explains the image less well."""
 
     def spread(masks: np.ndarray) -> float:
         """Variance of colour that two colours, one inside and one outside, do not explain."""
@@ -115,7 +115,7 @@ def test_masks_lie_on_the_shape_to_the_pixel(test):
 
 
 def test_a_linear_model_fails(train, test):
-    """Ridge regression on the pixels is near chance (0.1); 0.15 was measured on 4,000 pictures."""
+    """Ridge regression on the pixels is near chance (0.1); 0.15 was measured on 4,000 images."""
 
     def features(source):
         flat = torch.from_numpy(source.images).flatten(1).float() / 127.5 - 1
@@ -144,7 +144,7 @@ def test_any_size(size):
     [
         ({"size": 15}, "size is 15; use 16 to 256 pixels"),
         ({"size": 257}, "size is 257; use 16 to 256 pixels"),
-        ({"train": 0}, "train is 0; use at least 1 picture"),
+        ({"train": 0}, "train is 0; use at least 1 image"),
     ],
 )
 def test_options_out_of_range(options, message):

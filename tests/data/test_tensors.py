@@ -1,4 +1,4 @@
-"""Slots on whole batches, bit for bit what Pillow makes of each picture."""
+"""Slots on whole batches, bit for bit what Pillow makes of each image."""
 
 import pickle
 from dataclasses import replace
@@ -23,7 +23,7 @@ def device(request):
 
 
 def drawn(rng, batch, height, width):
-    """Noise, gradients, flat and two-valued pictures in turn, uint8 (batch, 3, height, width)."""
+    """Noise, gradients, flat and two-valued images in turn, uint8 (batch, 3, height, width)."""
     shape = (batch, 3, height, width)
     noise = rng.integers(0, 256, shape)
     slopes = rng.uniform(-9, 9, (2, batch, 3, 1, 1))
@@ -31,8 +31,8 @@ def drawn(rng, batch, height, width):
     flat = np.broadcast_to(rng.integers(0, 256, (batch, 3, 1, 1)), shape)
     two = np.where(noise < rng.integers(0, 256, (batch, 1, 1, 1)), flat, 255 - flat // 2)
     kind = np.arange(batch).reshape(-1, 1, 1, 1) % 4
-    pictures = np.choose(kind, [noise, ramp.clip(0, 255), flat, two]).astype(np.uint8)
-    return torch.from_numpy(pictures)
+    images = np.choose(kind, [noise, ramp.clip(0, 255), flat, two]).astype(np.uint8)
+    return torch.from_numpy(images)
 
 
 def reference(images, slots):
@@ -42,7 +42,7 @@ def reference(images, slots):
 
 
 def differing(images, slots, device="cpu"):
-    """What went wrong: (picture, operations, arguments) of each that is not as Pillow has it."""
+    """What went wrong: (image, operations, arguments) of each that is not as Pillow has it."""
     before = images.clone()
     found = apply(images.to(device), slots).cpu()
     assert torch.equal(images, before)
@@ -62,7 +62,7 @@ def test_operation_is_pillows(op, size, device):
 
 
 @pytest.mark.parametrize("op", Op)
-def test_operation_on_real_pictures(op, data_root, device):
+def test_operation_on_real_images(op, data_root, device):
     data = pickle.loads((data_root / "cifar-100-python" / "test").read_bytes(), encoding="latin1")
     images = torch.from_numpy(data["data"][:300]).view(-1, 3, 32, 32)
     rng = np.random.default_rng(op)
@@ -70,7 +70,7 @@ def test_operation_on_real_pictures(op, data_root, device):
 
 
 def mixed(rng, ops, batch, height, width, size=None):
-    """A slot in which each picture has its own one of `ops`."""
+    """A slot in which each image has its own one of `ops`."""
     size = size or (height, width)
     slots = [random_slot(op, rng, batch, height, width, size) for op in ops]
     choice = rng.integers(len(ops), size=batch)
@@ -82,13 +82,13 @@ def mixed(rng, ops, batch, height, width, size=None):
 
 
 def chain(rng, batch, height, width):
-    """Slots as a recipe has them: pictures are placed, flipped, and twice changed."""
+    """Slots as a recipe has them: images are placed, flipped, and twice changed."""
     place = mixed(rng, [Op.RESAMPLE, Op.WINDOW], batch, height, width, (11, 14))
     flip = mixed(rng, [Op.NONE, Op.HFLIP], batch, 11, 14)
     return [place, flip, *(mixed(rng, KEEP_SIZE, batch, 11, 14) for _ in range(2))]
 
 
-def test_every_picture_has_its_own_operations(device):
+def test_every_image_has_its_own_operations(device):
     rng = np.random.default_rng(0)
     images = drawn(rng, 400, 17, 13)
     slots = chain(rng, 400, 17, 13)
@@ -153,8 +153,8 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_no_loop_over_pictures_and_no_waiting():
-    """As many operations for a few pictures as for many, and none that reads from the device.
+def test_no_loop_over_images_and_no_waiting():
+    """As many operations for a few images as for many, and none that reads from the device.
 
     Tensors without data ("meta") raise an error when the host asks for a value.
     """

@@ -31,17 +31,17 @@ def seed(number):
 def drawn(count, width=32, height=32):
     """Half noise (every op has something to do), half gradients (bands and flat parts)."""
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for i in range(count):
         noise = rng.integers(0, 256, (height, width, 3))
         ramp = np.add.outer(np.arange(height) * (i % 7), np.arange(width) * (i % 5))
         ramp = ramp[..., None] * rng.random(3) + rng.integers(0, 100, 3)
-        pictures.append(Image.fromarray((noise if i % 2 else ramp.clip(0, 255)).astype(np.uint8)))
-    return pictures
+        images.append(Image.fromarray((noise if i % 2 else ramp.clip(0, 255)).astype(np.uint8)))
+    return images
 
 
 @pytest.fixture(scope="module", params=["drawn", "cifar100"])
-def pictures(request):
+def images(request):
     if request.param == "drawn":
         return drawn(80)
     root = os.environ.get("VISION_TUTORIAL_DATA")
@@ -57,18 +57,18 @@ def build(*names, **options):
     return [augments.bind(name, **options.get(name, {}))() for name in names]
 
 
-def apply(chain, picture, number):
+def apply(chain, image, number):
     seed(number)
     for transform in chain:
-        picture = transform(picture)
-    return picture
+        image = transform(image)
+    return image
 
 
-def pixels(picture):
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def pixels(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-# --- the same pictures as timm.data.create_transform -----------------------------------------
+# --- the same images as timm.data.create_transform -----------------------------------------
 
 START = ("random_resized_crop", "hflip")
 PLAIN = {"color_jitter": None}
@@ -155,20 +155,20 @@ def lenient(image, bits):
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_pictures_are_timms(monkeypatch, name, pictures):
+def test_images_are_timms(monkeypatch, name, images):
     chain, options = CHAINS[name]
     options = {"input_size": 32, "scale": (0.08, 1), "interpolation": "random"} | options
     theirs = create_transform(is_training=True, use_prefetcher=True, **options)
-    some = pictures if name in RECIPES else pictures[:60]
+    some = images if name in RECIPES else images[:60]
     with monkeypatch.context() as patch:
         patch.setattr(ImageOps, "posterize", lenient)
-        expected = [apply([theirs], picture, i) for i, picture in enumerate(some)]
-    found = [pixels(apply(chain, picture, i)) for i, picture in enumerate(some)]
+        expected = [apply([theirs], image, i) for i, image in enumerate(some)]
+    found = [pixels(apply(chain, image, i)) for i, image in enumerate(some)]
     assert [
         i for i, pair in enumerate(zip(found, expected, strict=True)) if not torch.equal(*pair)
     ] == []
-    # the crop alone gives other pictures: the rest of the chain did something
-    cropped = [pixels(apply(chain[:1], picture, i)) for i, picture in enumerate(some)]
+    # the crop alone gives other images: the rest of the chain did something
+    cropped = [pixels(apply(chain[:1], image, i)) for i, image in enumerate(some)]
     assert (
         sum(not torch.equal(*pair) for pair in zip(cropped, expected, strict=True)) > len(some) / 4
     )
@@ -182,16 +182,16 @@ def test_posterize_to_no_bits_is_black():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (47, 33), (20, 61)])
-def test_eval_picture_is_timms(size, pictures):
+def test_eval_image_is_timms(size, images):
     chain = build("resize", "center_crop")
     theirs = create_transform(32, crop_pct=0.875, interpolation="bicubic", use_prefetcher=True)
-    for picture in pictures[:40]:
-        picture = picture.resize(size)
-        assert torch.equal(pixels(apply(chain, picture, 0)), apply([theirs], picture, 0))
+    for image in images[:40]:
+        image = image.resize(size)
+        assert torch.equal(pixels(apply(chain, image, 0)), apply([theirs], image, 0))
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-def test_erased_tensor_is_timms(mode, pictures):
+def test_erased_tensor_is_timms(mode, images):
     chain = build(*START, "auto_augment", "random_erasing", random_erasing={"p": 0.6, "mode": mode})
     theirs = create_transform(
         32,
@@ -205,8 +205,8 @@ def test_erased_tensor_is_timms(mode, pictures):
         [tv.ToTensor(), tv.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), chain.pop()]
     )
     assert finish.transforms[-1].stage == "tensor"
-    for i, picture in enumerate(pictures[:80]):
-        assert torch.equal(apply([*chain, finish], picture, i), apply([theirs], picture, i))
+    for i, image in enumerate(images[:80]):
+        assert torch.equal(apply([*chain, finish], image, i), apply([theirs], image, i))
 
 
 def test_random_erasing_options_are_timms():
@@ -245,10 +245,10 @@ TORCHVISION = {
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_pictures_are_torchvisions(name, pictures):
+def test_images_are_torchvisions(name, images):
     options, theirs = TORCHVISION[name]
     ours = build(*options, **options)
-    some = enumerate(pictures[:80])
+    some = enumerate(images[:80])
     results = [(apply(ours, p, i), apply([theirs], p, i), p) for i, p in some]
     assert all(mine.tobytes() == expected.tobytes() for mine, expected, _ in results)
     assert sum(mine.tobytes() != p.tobytes() for mine, _, p in results) > len(results) / 4
@@ -261,9 +261,9 @@ def test_cifar10_policy_draws_its_interpolation():
     smooth = [tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10, mode, mean) for mode in modes]
     (ours,) = build("auto_augment", auto_augment={"policy": "cifar10"})
     only = Counter()
-    for i, picture in enumerate(drawn(150)):
-        result = apply([ours], picture, i).tobytes()
-        same = [apply([theirs], picture, i).tobytes() == result for theirs in smooth]
+    for i, image in enumerate(drawn(150)):
+        result = apply([ours], image, i).tobytes()
+        same = [apply([theirs], image, i).tobytes() == result for theirs in smooth]
         assert any(same)
         only[tuple(same)] += 1
     assert only[True, False] and only[False, True]
@@ -391,24 +391,24 @@ def written(result):
 @pytest.mark.parametrize("name", MINE)
 def test_every_entry(name):
     (transform,) = build(name, **LIKELY)
-    picture = drawn(2, 70, 45)[1]
+    image = drawn(2, 70, 45)[1]
     if getattr(transform, "stage", "image") == "tensor":
-        picture = torch.rand(3, 45, 70) + 1
+        image = torch.rand(3, 45, 70) + 1
         form = (torch.Tensor, (3, 45, 70))
     else:
         form = ("RGB", SIZES.get(name, (70, 45)))
     before = pickle.dumps(transform)
-    results = [apply([transform], copy.deepcopy(picture), i) for i in range(40)]
+    results = [apply([transform], copy.deepcopy(image), i) for i in range(40)]
     for result in results:
         tensor = isinstance(result, torch.Tensor)
         found = (torch.Tensor, tuple(result.shape)) if tensor else (result.mode, result.size)
         assert found == form or (name in ANY_SIZE and found[0] == "RGB")
     raw = [written(result) for result in results]
     assert (len(set(raw)) == 1) == (name in FIXED)
-    # nothing is remembered: the same object after 40 calls, and the same pictures again
+    # nothing is remembered: the same object after 40 calls, and the same images again
     assert pickle.dumps(transform) == before
     again = pickle.loads(before)
-    assert [written(apply([again], copy.deepcopy(picture), i)) for i in range(40)] == raw
+    assert [written(apply([again], copy.deepcopy(image), i)) for i in range(40)] == raw
 
 
 @pytest.mark.parametrize("operations", ["all", "weights", "3a", "3aw"])
@@ -416,62 +416,62 @@ def test_every_entry(name):
 def test_strongest_operations_raise_nothing(operations, increasing):
     """No Pillow may refuse an argument that a magnitude within the limits leads to."""
     options = {"operations": operations, "increasing": increasing, "p": 1.0}
-    picture = drawn(2)[1]
+    image = drawn(2)[1]
     for magnitude in (0, 100):
         strength = {"magnitude": magnitude, "magnitude_max": 100, "magnitude_std": 0.0}
         (transform,) = build("rand_augment", rand_augment=options | strength)
         for op in transform.ops:
-            assert op(picture).size == picture.size
+            assert op(image).size == image.size
     (transform,) = build("aug_mix", aug_mix={"magnitude": 10, "magnitude_std": 0.0})
-    assert all(op(picture).size == picture.size for op in transform.ops)
+    assert all(op(image).size == image.size for op in transform.ops)
 
 
 @pytest.mark.parametrize("entry", ["hflip", "vflip"])
 def test_flips_by_probability(entry):
-    picture = drawn(2)[1]
-    flipped = np.array(picture)[:, ::-1] if entry == "hflip" else np.array(picture)[::-1]
+    image = drawn(2)[1]
+    flipped = np.array(image)[:, ::-1] if entry == "hflip" else np.array(image)[::-1]
     for p in (0.0, 1.0):
         (transform,) = build(entry, **{entry: {"p": p}})
-        expected = flipped if p else np.array(picture)
-        assert all(np.array_equal(apply([transform], picture, i), expected) for i in range(5))
+        expected = flipped if p else np.array(image)
+        assert all(np.array_equal(apply([transform], image, i), expected) for i in range(5))
 
 
 def test_turns_are_pillows_within_the_limit():
-    picture = drawn(2)[1]
+    image = drawn(2)[1]
     (transform,) = build("rotate", rotate={"limit": 20, "p": 1.0})
     for i in range(20):
         seed(i)
         _, angle = torch.rand(1), torch.empty(1).uniform_(-20, 20).item()
-        wanted = picture.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(124, 116, 104))
-        assert apply([transform], picture, i).tobytes() == wanted.tobytes()
+        wanted = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(124, 116, 104))
+        assert apply([transform], image, i).tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("entry", ["rotate", "brightness_contrast", "cutout"])
 def test_p_is_how_often(entry):
-    picture = drawn(2, 33, 21)[1]
+    image = drawn(2, 33, 21)[1]
     if entry == "cutout":
-        picture = torch.ones(3, 21, 33)
+        image = torch.ones(3, 21, 33)
     for p in (0.0, 0.3, 1.0):
         options = {"p": p} | ({"size": 9} if entry == "cutout" else {})
         (transform,) = build(entry, **{entry: options})
-        results = [apply([transform], copy.deepcopy(picture), i) for i in range(300)]
-        changed = np.mean([written(result) != written(picture) for result in results])
+        results = [apply([transform], copy.deepcopy(image), i) for i in range(300)]
+        changed = np.mean([written(result) != written(image) for result in results])
         assert changed == p if p in (0, 1) else abs(changed - p) < 5 * sqrt(0.21 / 300)
 
 
 def test_random_scale_keeps_the_aspect_ratio_and_covers_its_range():
-    picture = drawn(1, 80, 40)[0]
+    image = drawn(1, 80, 40)[0]
     (transform,) = build("random_scale", random_scale={"scale": [0.5, 2.0]})
-    sizes = np.array([apply([transform], picture, i).size for i in range(300)])
+    sizes = np.array([apply([transform], image, i).size for i in range(300)])
     assert (abs(sizes[:, 0] / 2 - sizes[:, 1]) <= 0.75).all()
     assert 40 <= sizes[:, 0].min() < 45 and 155 < sizes[:, 0].max() <= 160
     (tiny,) = build("random_scale", random_scale={"scale": [0.001, 0.001]})
-    assert apply([tiny], picture, 0).size == (1, 1)
+    assert apply([tiny], image, 0).size == (1, 1)
 
 
-def test_small_picture_is_padded_for_a_random_crop():
-    picture = Image.new("RGB", (10, 12), (9, 9, 9))
-    assert apply(build("random_crop"), picture, 0).size == (32, 32)
+def test_small_image_is_padded_for_a_random_crop():
+    image = Image.new("RGB", (10, 12), (9, 9, 9))
+    assert apply(build("random_crop"), image, 0).size == (32, 32)
 
 
 @pytest.mark.parametrize(

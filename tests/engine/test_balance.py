@@ -9,10 +9,10 @@ from forked import run_ranks
 from torch import nn
 
 from vision_tutorial import build
-from vision_tutorial import train as verb
+from vision_tutorial import train as command
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource
-from vision_tutorial.engine import Distributed, Learner
+from vision_tutorial.engine import Distributed, TrainingState
 from vision_tutorial.engine.step import settle, take_step
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
@@ -36,7 +36,7 @@ def train(folder: Path, *more: str) -> Path:
     run = folder / "debug" / "run"
     new = ["recipes/debug.yaml", *SMALL, "--runs", str(folder), "--id", "run"]
     words = [str(run)] if run.exists() else new
-    assert verb.main([*words, *more, "--quiet"]) == 0
+    assert command.main([*words, *more, "--quiet"]) == 0
     return run
 
 
@@ -84,17 +84,17 @@ def test_a_run_without_balance_has_no_such_state(tmp_path: Path) -> None:
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def pictures() -> ArraySource:
+def images() -> ArraySource:
     return build.registry.datasets.bind("shapes", size=16, train=64, test=10)("train")
 
 
-def learner_and_steps(distributed: Distributed, *more: str) -> tuple[Learner, list]:
+def learner_and_steps(distributed: Distributed, *more: str) -> tuple[TrainingState, list]:
     wanted = load("recipes/debug.yaml", [*SMALL, "model={test_vit: {img_size: 16}}", *more]).recipe
-    learner = build.learner(wanted, pictures(), distributed)
-    return learner, list(build.train_batches(wanted, pictures(), distributed, 0, 4))
+    learner = build.learner(wanted, images(), distributed)
+    return learner, list(build.train_batches(wanted, images(), distributed, 0, 4))
 
 
-def take(learner: Learner, distributed: Distributed, raw: object, step: int) -> bool:
+def take(learner: TrainingState, distributed: Distributed, raw: object, step: int) -> bool:
     report = take_step(learner, distributed, raw, step, stop=False)
     return settle(learner, report).skipped
 
@@ -151,7 +151,7 @@ def test_the_state_is_that_of_the_whole_batch_on_every_rank(balance: str) -> Non
     one, two = run_ranks(2, of_rank)
     assert one == two and one[1] == 4
     (alone,) = run_ranks(1, of_rank)
-    # dice is of four pictures either way, so the runs differ by the order of additions alone
+    # dice is of four images either way, so the runs differ by the order of additions alone
     assert one[0] == pytest.approx(alone[0], rel=1e-4)
 
 

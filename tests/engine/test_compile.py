@@ -19,7 +19,7 @@ NEEDS_COMPILER = pytest.mark.skipif(
 
 
 def learned(compiled: str) -> tuple[dict, dict]:
-    """The network after two steps, by name, and its metrics over 100 pictures (40, 40, 20)."""
+    """The network after two steps, by name, and its metrics over 100 images (40, 40, 20)."""
     distributed = Distributed(threads=1)
     recipe = load("recipes/debug.yaml", [*SMALL, f"compile={compiled}"]).recipe
     made = build.registry.datasets.bind("shapes", size=16, train=64, test=100)

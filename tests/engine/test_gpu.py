@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vision_tutorial import train as verb
+from vision_tutorial import train as command
 from vision_tutorial.engine import Distributed
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import run_folder
@@ -32,7 +32,7 @@ def train(folder: Path, words: list[str], *more: str) -> Path:
     """Train in this process, or go on; the run folder."""
     started = [str(run) for run in folder.glob("*/run")]
     new = [*words, "workers=0", "wandb.mode=disabled", "--runs", str(folder), "--id", "run"]
-    assert verb.main([*(started or new), *more, "--quiet"]) == 0
+    assert command.main([*(started or new), *more, "--quiet"]) == 0
     (run,) = folder.glob("*/run")
     return run
 

@@ -10,7 +10,7 @@ import torch
 from forked import run_ranks
 
 from vision_tutorial import build
-from vision_tutorial import train as verb
+from vision_tutorial import train as command
 from vision_tutorial.core.errors import ExitCode
 from vision_tutorial.engine import Distributed
 from vision_tutorial.engine.step import PATIENCE, lag_of
@@ -35,7 +35,7 @@ def trained(
         patched.setattr(FIT, "lag_of", lambda *_: lag)
         patched.setattr(build, "criteria", spoilt(build.criteria, bad))
         words = ["recipes/debug.yaml", *SMALL, "--runs", str(folder), "--id", "run", "--quiet"]
-        assert verb.main([*words, *more]) == code
+        assert command.main([*words, *more]) == code
     return left(folder / "debug" / "run")
 
 
@@ -127,7 +127,7 @@ def test_overflows_at_the_lowest_scale_are_no_search(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(FIT, "lag_of", lambda *_: 0)
         words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path), "--quiet"]
-        assert verb.main([*words, "--steps", "8"]) == code
+        assert command.main([*words, "--steps", "8"]) == code
 
 
 @pytest.mark.parametrize("clip", ["{norm: 0.5}", "{value: 0.01}", "{agc: 0.01}"])
@@ -143,11 +143,11 @@ def test_pauses_saves_and_resumes_do_not_depend_on_the_lag(tmp_path: Path) -> No
         patched.setattr(FIT, "lag_of", lambda *_: 1)
         words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path / "1"), "--id", "run"]
         run = tmp_path / "1" / "debug" / "run"
-        assert verb.main([*words, "checkpoint.every_steps=3", "--quiet", "--steps", "1"]) == 0
+        assert command.main([*words, "checkpoint.every_steps=3", "--quiet", "--steps", "1"]) == 0
         assert left(run)[2] == "step-00000001"
-        assert verb.main([str(run), "--quiet", "--steps", "6"]) == 0
+        assert command.main([str(run), "--quiet", "--steps", "6"]) == 0
         assert left(run)[2] == "step-00000007"
-        assert verb.main([str(run), "--quiet"]) == 0
+        assert command.main([str(run), "--quiet"]) == 0
     assert left(run) == whole
 
 
@@ -170,7 +170,7 @@ def test_processes_with_a_lag_stop_at_the_same_step(lag: int, tmp_path: Path) ->
             signals = importlib.import_module("vision_tutorial.engine.signals")
             patched.setattr(signals.StopRequest, "asked", lambda self, step: rank == step == 1)
             words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path), "--id", "run"]
-            return verb.main([*words, "checkpoint.every_steps=1", "--quiet"])
+            return command.main([*words, "checkpoint.every_steps=1", "--quiet"])
 
     assert run_ranks(2, of_rank) == [0, 0]
     assert left(tmp_path / "debug" / "run")[2] == f"step-0000000{2 + lag}"

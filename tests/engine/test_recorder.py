@@ -9,7 +9,7 @@ from torch import nn
 
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.errors import NonFiniteError, StorageError
-from vision_tutorial.engine import Checkpoints, Crew, NoEma, Progress
+from vision_tutorial.engine import Checkpoints, NoEma, Progress, Recorder
 from vision_tutorial.engine.progress import NoDisplay
 from vision_tutorial.recipe.fields import CheckpointPolicy
 from vision_tutorial.runs import run_folder
@@ -62,90 +62,90 @@ class Pupil:
 
 
 @pytest.fixture
-def crew(tmp_path: Path) -> Crew:
+def recorder(tmp_path: Path) -> Recorder:
     told = Told()
-    return Crew(tmp_path, Pupil(), Alone(), Slow(tmp_path), CheckpointPolicy(), told, told)
+    return Recorder(tmp_path, Pupil(), Alone(), Slow(tmp_path), CheckpointPolicy(), told, told)
 
 
-def end_epoch(crew: Crew, epoch: int, best: bool = False) -> Progress:
+def end_epoch(recorder: Recorder, epoch: int, best: bool = False) -> Progress:
     row = {"epoch": epoch, "step": 8 * epoch}
     progress = Progress(step=8 * epoch, rows=[row], table={"class": [f"best of {epoch}"]})
-    crew.save(progress, is_best=best)
-    crew.finished_epoch(progress)
+    recorder.save(progress, is_best=best)
+    recorder.finished_epoch(progress)
     return progress
 
 
-def rows(crew: Crew) -> list[int]:
-    path = crew.run / "metrics.jsonl"
+def rows(recorder: Recorder) -> list[int]:
+    path = recorder.run / "metrics.jsonl"
     return [row["epoch"] for row in run_folder.read_rows(path)] if path.exists() else []
 
 
-def test_learning_goes_on_while_a_checkpoint_is_written(crew: Crew) -> None:
-    progress = end_epoch(crew, 1, best=True)
+def test_learning_goes_on_while_a_checkpoint_is_written(recorder: Recorder) -> None:
+    progress = end_epoch(recorder, 1, best=True)
     for _ in range(3):
-        crew.stepped(progress, 1.0, 0.1, 16)  # would hang if it waited
-    assert crew.tracker.heard == ["pause"] and rows(crew) == []
-    crew.checkpoints.gate.set()
-    crew.checkpoints._thread.join()
-    assert (crew.run / "ckpt" / "step-00000008" / "MANIFEST.json").exists()
-    assert rows(crew) == []
-    crew.stepped(progress, 1.0, 0.1, 16)
-    crew.stepped(progress, 1.0, 0.1, 16)
-    assert rows(crew) == [1] and crew.tracker.heard == ["pause", "log 1", "show 1 best"]
-    assert read_json(crew.run / "classes.json") == {"class": ["best of 1"]}
+        recorder.stepped(progress, 1.0, 0.1, 16)  # would hang if it waited
+    assert recorder.tracker.heard == ["pause"] and rows(recorder) == []
+    recorder.checkpoints.gate.set()
+    recorder.checkpoints._thread.join()
+    assert (recorder.run / "ckpt" / "step-00000008" / "MANIFEST.json").exists()
+    assert rows(recorder) == []
+    recorder.stepped(progress, 1.0, 0.1, 16)
+    recorder.stepped(progress, 1.0, 0.1, 16)
+    assert rows(recorder) == [1] and recorder.tracker.heard == ["pause", "log 1", "show 1 best"]
+    assert read_json(recorder.run / "classes.json") == {"class": ["best of 1"]}
 
 
-def test_an_epoch_is_told_before_the_next_save(crew: Crew) -> None:
-    end_epoch(crew, 1, best=True)
-    threading.Timer(0.2, crew.checkpoints.gate.set).start()
-    end_epoch(crew, 2)
-    assert rows(crew) == [1]
-    crew.close()
-    assert rows(crew) == [1, 2] and crew.tracker.heard[-1] == "show 2"
-    assert read_json(crew.run / "classes.json") == {"class": ["best of 1"]}
-    crew.close()
-    assert rows(crew) == [1, 2]
+def test_an_epoch_is_told_before_the_next_save(recorder: Recorder) -> None:
+    end_epoch(recorder, 1, best=True)
+    threading.Timer(0.2, recorder.checkpoints.gate.set).start()
+    end_epoch(recorder, 2)
+    assert rows(recorder) == [1]
+    recorder.close()
+    assert rows(recorder) == [1, 2] and recorder.tracker.heard[-1] == "show 2"
+    assert read_json(recorder.run / "classes.json") == {"class": ["best of 1"]}
+    recorder.close()
+    assert rows(recorder) == [1, 2]
 
 
-def test_what_is_saved_is_of_its_moment(crew: Crew) -> None:
-    weights = crew.learner.model.weight.detach().clone()
-    end_epoch(crew, 1)
+def test_what_is_saved_is_of_its_moment(recorder: Recorder) -> None:
+    weights = recorder.learner.model.weight.detach().clone()
+    end_epoch(recorder, 1)
     with torch.no_grad():
-        crew.learner.model.weight.fill_(7)
-    crew.checkpoints.gate.set()
-    crew.close()
-    loaded = crew.checkpoints.load({})
+        recorder.learner.model.weight.fill_(7)
+    recorder.checkpoints.gate.set()
+    recorder.close()
+    loaded = recorder.checkpoints.load({})
     assert torch.equal(loaded.tensors["model"]["weight"], weights)
 
 
-def test_a_failed_last_save_is_told_and_ends_with_an_error(crew: Crew) -> None:
-    crew.checkpoints.failing = 1
-    crew.checkpoints.gate.set()
-    end_epoch(crew, 1)
+def test_a_failed_last_save_is_told_and_ends_with_an_error(recorder: Recorder) -> None:
+    recorder.checkpoints.failing = 1
+    recorder.checkpoints.gate.set()
+    end_epoch(recorder, 1)
     with pytest.raises(StorageError, match="no space"):
-        crew.close()
-    assert rows(crew) == [1]  # the disk took the line
+        recorder.close()
+    assert rows(recorder) == [1]  # the disk took the line
 
 
-def test_after_three_failures_nothing_more_is_told(crew: Crew) -> None:
-    crew.checkpoints.failing = 3
-    crew.checkpoints.gate.set()
+def test_after_three_failures_nothing_more_is_told(recorder: Recorder) -> None:
+    recorder.checkpoints.failing = 3
+    recorder.checkpoints.gate.set()
     for epoch in (1, 2, 3):
-        end_epoch(crew, epoch)
-    crew.checkpoints._thread.join()
-    for tell in (lambda: crew.stepped(Progress(), 1.0, 0.1, 16), crew.close):
+        end_epoch(recorder, epoch)
+    recorder.checkpoints._thread.join()
+    for tell in (lambda: recorder.stepped(Progress(), 1.0, 0.1, 16), recorder.close):
         with pytest.raises(StorageError, match="no space"):
             tell()
-    assert rows(crew) == [1, 2]
+    assert rows(recorder) == [1, 2]
 
 
-def test_weights_that_are_not_finite_end_the_training_untold(crew: Crew) -> None:
+def test_weights_that_are_not_finite_end_the_training_untold(recorder: Recorder) -> None:
     with torch.no_grad():
-        crew.learner.model.weight.fill_(torch.nan)
-    crew.checkpoints.gate.set()
-    progress = end_epoch(crew, 1)
-    crew.checkpoints._thread.join()
+        recorder.learner.model.weight.fill_(torch.nan)
+    recorder.checkpoints.gate.set()
+    progress = end_epoch(recorder, 1)
+    recorder.checkpoints._thread.join()
     with pytest.raises(NonFiniteError):
-        crew.stepped(progress, 1.0, 0.1, 16)
-    crew.close()
-    assert rows(crew) == [] and not [*(crew.run / "ckpt").glob("step-*")]
+        recorder.stepped(progress, 1.0, 0.1, 16)
+    recorder.close()
+    assert rows(recorder) == [] and not [*(recorder.run / "ckpt").glob("step-*")]

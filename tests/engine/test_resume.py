@@ -15,7 +15,7 @@ import torch
 from forked import Ranks
 
 from vision_tutorial import build  # noqa: F401  (imported before the fork)
-from vision_tutorial import train as verb
+from vision_tutorial import train as command
 from vision_tutorial.core.errors import ExitCode
 from vision_tutorial.runs import run_folder
 
@@ -40,7 +40,7 @@ def start(world: int, folder: Path, *more: str) -> Ranks:
         words = ["recipes/debug.yaml", *SMALL, "--runs", str(folder), "--id", "run"]
         if run.exists():  # killed before its recipe was written: nothing was reported yet
             run.rename(run.with_name(f"stillborn-{time.monotonic_ns()}"))
-    return Ranks(world, lambda rank: verb.main([*words, *more]), quiet=True)
+    return Ranks(world, lambda rank: command.main([*words, *more]), quiet=True)
 
 
 def end_state(folder: Path) -> tuple[dict[str, bytes], list[dict]]:
@@ -140,7 +140,7 @@ def test_strict_shards_are_bit_equal_on_any_number_of_processes(
 
 
 def test_without_batch_statistics_processes_do_not_matter(tmp_path: Path) -> None:
-    """Plain DDP: same pictures, same mixing, so only the order of float32 additions differs."""
+    """Plain DDP: same images, same mixing, so only the order of float32 additions differs."""
     import safetensors.torch
 
     found = []

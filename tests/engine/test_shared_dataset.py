@@ -90,7 +90,7 @@ def test_masks_stay_the_targets() -> None:
         source = replace(toy(), dense=True, keys=tuple(f"{i}.jpg" for i in range(50)))
         distributed = Distributed()
         mine = distributed.local_share(lambda: source)
-        picture, mask = mine[7]
+        image, mask = mine[7]
         distributed.sum(np_ones())
         return mine.dense, mine.key(7), mask.tobytes(), mapping(mine.masks)
 
@@ -237,7 +237,7 @@ def test_a_kill_after_the_start_leaves_nothing(temporary: Path) -> None:
     assert len(list(temporary.parent.glob("ready-*"))) == 2 and not list(temporary.iterdir())
 
 
-# -- through the verbs -----------------------------------------------------------------------------
+# -- through the commands --------------------------------------------------------------------------
 
 
 def test_every_split_is_shared(temporary: Path) -> None:

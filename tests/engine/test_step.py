@@ -10,7 +10,7 @@ from torch import nn
 from vision_tutorial import build
 from vision_tutorial.core.errors import MemoryExhausted, NonFiniteError
 from vision_tutorial.core.sources import ArraySource
-from vision_tutorial.engine import Distributed, Learner, fitting_parts
+from vision_tutorial.engine import Distributed, TrainingState, fitting_parts
 from vision_tutorial.engine.distributed import has_amx, usable_precision
 from vision_tutorial.engine.step import PATIENCE, Outcome, settle, take_step
 from vision_tutorial.recipe.fields import Recipe
@@ -23,17 +23,17 @@ def recipe(*more: str) -> Recipe:
     return load("recipes/debug.yaml", [*PLAIN, *more]).recipe
 
 
-def pictures() -> ArraySource:
+def images() -> ArraySource:
     return build.registry.datasets.bind("shapes", size=16, train=64, test=10)("train")
 
 
-def learner_and_batch(distributed: Distributed, *more: str) -> tuple[Learner, build.Raw]:
-    wanted, source = recipe(*more), pictures()
+def learner_and_batch(distributed: Distributed, *more: str) -> tuple[TrainingState, build.Raw]:
+    wanted, source = recipe(*more), images()
     learner = build.learner(wanted, source, distributed)
     return learner, next(build.train_batches(wanted, source, distributed, 0, 1))
 
 
-def stepped(learner: Learner, distributed: Distributed, *more: object, stop: bool) -> Outcome:
+def stepped(learner: TrainingState, distributed: Distributed, *more: object, stop: bool) -> Outcome:
     return settle(learner, take_step(learner, distributed, *more, stop=stop))
 
 
@@ -82,7 +82,7 @@ def test_the_mean_loss_is_over_all_items(alone: Distributed) -> None:
     assert outcome.stop
 
 
-def poison(learner: Learner) -> None:
+def poison(learner: TrainingState) -> None:
     good = learner.criteria["loss"]
 
     def poisoned(*args: torch.Tensor) -> tuple:
@@ -132,7 +132,7 @@ def test_one_ranks_trouble_is_everybodys() -> None:
 
 
 class Hungry(nn.Module):
-    """Runs out of memory above `most` pictures, as a GPU would."""
+    """Runs out of memory above `most` images, as a GPU would."""
 
     def __init__(self, inner: nn.Module, most: int):
         super().__init__()
@@ -153,12 +153,12 @@ def test_all_ranks_agree_to_halve_the_micro_batch() -> None:
         distributed.close()
         return found
 
-    notice = "out of memory at 16 pictures a pass; taking 4, 4 times a step, at the same global"
+    notice = "out of memory at 16 images a pass; taking 4, 4 times a step, at the same global"
     for parts, said in run_ranks(2, of_rank):
         assert parts == 4 and notice in said
 
 
-def test_no_memory_for_one_picture_exits_with_the_numbers(alone: Distributed) -> None:
+def test_no_memory_for_one_image_exits_with_the_numbers(alone: Distributed) -> None:
     learner, raw = learner_and_batch(alone)
     learner.model = Hungry(learner.model, most=0)
     with pytest.raises(MemoryExhausted, match=r"micro-batch of 2 does not fit .* cpu") as caught:
@@ -246,8 +246,8 @@ def test_running_statistics_are_the_mean_over_processes() -> None:
     def of_rank(rank: int) -> list:
         distributed = Distributed(threads=1)
         wanted = recipe("model={test_resnet: {stem: cifar}}", "mix=null")
-        learner = build.learner(wanted, pictures(), distributed)
-        raw = next(build.train_batches(wanted, pictures(), distributed, 0, 1))
+        learner = build.learner(wanted, images(), distributed)
+        raw = next(build.train_batches(wanted, images(), distributed, 0, 1))
         before = learner.model.bn1.running_mean.clone()
         alone = build.model(wanted, 10)
         alone(learner.prepare(raw, 0).images)  # in training mode: this rank's own statistics

@@ -30,7 +30,7 @@ def test_mirrored_answers_are_turned_back() -> None:
 
 
 @torch.no_grad()
-def test_scales_come_back_to_the_size_of_the_picture() -> None:
+def test_scales_come_back_to_the_size_of_the_image() -> None:
     network, images = dense(), image()
 
     def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -44,7 +44,7 @@ def test_scales_come_back_to_the_size_of_the_picture() -> None:
 
 
 @torch.no_grad()
-def test_answers_about_the_whole_picture_need_no_turning() -> None:
+def test_answers_about_the_whole_image_need_no_turning() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(27, 4))
     images = image()
@@ -106,7 +106,7 @@ def test_a_look_that_is_none_is_refused(words: str) -> None:
         looks(words)
 
 
-def test_the_picture_as_it_is_always_counts() -> None:
+def test_the_image_as_it_is_always_counts() -> None:
     assert looks("none") == (False, [1.0])
     assert looks("hflip,0.75,1.25") == (True, [0.75, 1.0, 1.25])
     assert looks("1.0") == (False, [1.0])

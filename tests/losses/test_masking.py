@@ -1,4 +1,4 @@
-"""What every loss on the shelf holds to: shapes, ignored positions, both forms, precision."""
+"""What every loss on the registry holds to: shapes, ignored positions, both forms, precision."""
 
 import math
 
@@ -9,7 +9,7 @@ from loss_examples import example, rows, soft
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import losses as shelf
 from vision_tutorial.core.targets import IGNORE, to_map
-from vision_tutorial.losses import pixel  # importing fills the shelf
+from vision_tutorial.losses import pixel  # importing fills the registry
 
 SHAPES = [(6, 5), (6, 5, 7), (6, 5, 4, 3), (3, 2, 2, 3, 2)]
 DEFAULTS = {"jsd": {"num_splits": 3}}
@@ -66,7 +66,7 @@ def test_ignored_positions_are_as_if_absent(name, options):
     """The loss over what counts equals the loss of a batch that never held the rest."""
     logits, ids = example(dtype=torch.float64)
     splits = options.get("num_splits", 1)
-    ids = ids[: len(ids) // splits].repeat(splits, 1, 1)  # the versions of a picture share its mask
+    ids = ids[: len(ids) // splits].repeat(splits, 1, 1)  # the versions of an image share its mask
     loss = shelf.bind(name, **options)
     keep = ids != IGNORE
     alone = rows(logits, keep).detach().requires_grad_()

@@ -2,7 +2,7 @@
 
 With smp 0.6 these coincide, for class ids and reduce=batch where every class occurs: Jaccard and
 Tversky (gamma 1) at equal `smooth`, Dice at half of ours; Lovász with per_image = (reduce == image)
-where no picture is ignored whole. Elsewhere smp differs: it divides by all classes and puts 0 for
+where no image is ignored whole. Elsewhere smp differs: it divides by all classes and puts 0 for
 absent ones, takes Tversky's exponent of the mean over classes, and Σ min(p, g) for Σ pg.
 """
 
@@ -35,7 +35,7 @@ OPTIONS = [
 
 
 def uneven(dtype=torch.float64):
-    """Five classes of which one is nowhere, one in one picture only; a picture ignored whole."""
+    """Five classes of which one is nowhere, one in one image only; an image ignored whole."""
     logits, ids = example((4, 5, 3, 4), dtype)
     ids[ids == 4] = 1
     ids[0][ids[0] == 3] = 0
@@ -48,7 +48,7 @@ def uneven(dtype=torch.float64):
 
 
 def regions(logits, target, reduce):
-    """[[(p, g) of each counted position of each class], …] for the batch or each picture."""
+    """[[(p, g) of each counted position of each class], …] for the batch or each image."""
     share = to_map(target, logits.shape[1]).double()
     found = []
     for z, g in zip(logits, share, strict=True):
@@ -121,7 +121,7 @@ def test_each_is_its_definition(name, options, reduce, classes, form):
 
 
 @pytest.mark.parametrize("name", REGIONS)
-def test_by_image_is_the_mean_over_pictures_in_which_anything_counts(name):
+def test_by_image_is_the_mean_over_images_in_which_anything_counts(name):
     logits, ids = uneven()
     loss = shelf.bind(name)
     one_by_one = [loss(logits[i : i + 1], ids[i : i + 1]) for i in range(3)]
@@ -131,7 +131,7 @@ def test_by_image_is_the_mean_over_pictures_in_which_anything_counts(name):
 
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("name", REGIONS)
-def test_by_image_without_spatial_axes_a_picture_is_a_position(name, classes):
+def test_by_image_without_spatial_axes_a_image_is_a_position(name, classes):
     logits, ids = example((6, 5), torch.float64)
     loss = shelf.bind(name, reduce="image", classes=classes)
     torch.testing.assert_close(loss(logits, ids), loss(logits[..., None], ids[..., None]))

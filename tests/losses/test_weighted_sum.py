@@ -5,7 +5,7 @@ import torch
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import losses
-from vision_tutorial.losses import Blend, pixel, region, weighted_sum
+from vision_tutorial.losses import WeightedSum, pixel, region, weighted_sum
 from vision_tutorial.recipe.fields import Balance
 from vision_tutorial.recipe.grammar import Term
 
@@ -90,7 +90,7 @@ def test_the_share_of_a_head_scales_total_and_weighted_parts(example):
     )
 
 
-def test_pictures_are_a_blend_of_focal_and_dice_as_masks_are():
+def test_images_are_a_blend_of_focal_and_dice_as_masks_are():
     """{focal: .75, dice: .25} with no spatial axes, ids and mixed."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(16, 10, generator=generator).requires_grad_()
@@ -110,7 +110,7 @@ def test_pictures_are_a_blend_of_focal_and_dice_as_masks_are():
 
 @pytest.fixture
 def given(monkeypatch):
-    """Two losses on the shelf that are whatever the list of pairs says, one pair a forward pass."""
+    """Two losses that are whatever the list of pairs says, one pair a forward pass."""
     values = []
 
     def first(logits, target):
@@ -204,7 +204,7 @@ def test_a_step_without_a_trace_is_not_counted(given):
 
 
 def test_one_term_has_nothing_to_balance():
-    assert type(weighted_sum([Term("dice")], Balance(ema=0.9))) is Blend
+    assert type(weighted_sum([Term("dice")], Balance(ema=0.9))) is WeightedSum
     assert weighted_sum([Term("dice")]).state_dict() == {}
 
 

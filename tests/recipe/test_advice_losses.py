@@ -136,7 +136,7 @@ def test_what_is_not_the_same_is_not_said(said, overrides):
 
 def test_balancing_needs_two_terms_and_time(said):
     two = "aux_loss={focal: 0.75, dice: 0.25}"
-    assert said("balance=ema")["nothing_to_balance"][0].what == "no blend has two terms"
+    assert said("balance=ema")["nothing_to_balance"][0].what == "no weighted sum has two terms"
     assert said("balance=ema", two) == {}
     (late,) = said("balance=calibrate", two)["nothing_to_balance"]  # 9 steps an epoch, 10 epochs
     assert late.what == "the calibration takes 100 steps, the training 90"

@@ -49,7 +49,7 @@ class Watched:
 
 @contextmanager
 def opened(browser: Any, file: Path, width: int = 1280, **options: Any) -> Iterator[Watched]:
-    """The file, opened; at the end, nothing but it and pictures in it may have been asked for."""
+    """The file, opened; at the end, nothing but it and images in it may have been asked for."""
     context = browser.new_context(viewport={"width": width, "height": 800}, **options)
     context.route("**/*", let_files_through)
     watched = Watched(context.new_page())
@@ -114,7 +114,7 @@ def test_it_opens_without_a_word_in_the_console(browser: Any, file: Path) -> Non
         assert (watched.said, watched.refused) == ([], [])
 
 
-def test_every_picture_is_there(browser: Any, file: Path) -> None:
+def test_every_image_is_there(browser: Any, file: Path) -> None:
     with opened(browser, file) as watched:
         sizes = watched.page.evaluate("[...document.images].map(image => image.naturalWidth)")
         assert sizes == [16, 16, 16]
@@ -339,7 +339,7 @@ def test_answers_say_right_and_wrong_in_more_than_colour(browser: Any, file: Pat
     with opened(browser, file) as watched:
         found = texts(watched.page, "#pictures figcaption strong")
         assert found == ["✗ dog", "✓ cat"]
-        assert watched.page.locator("#pictures img").first.get_attribute("alt") == "dog, picture 2"
+        assert watched.page.locator("#pictures img").first.get_attribute("alt") == "dog, image 2"
 
 
 def test_a_run_without_a_gallery_says_how_to_make_one(browser: Any, file: Path) -> None:

@@ -32,7 +32,7 @@ CATEGORIES = [{"id": 7, "name": "paper"}, {"id": 3, "name": "glass"}, {"id": 12,
 
 
 def contents() -> dict[str, Any]:
-    """Two pictures; on the first, three boxes over each other."""
+    """Two images; on the first, three boxes over each other."""
     names = ("batch_01/1.jpg", "batch_01/2.jpg")
     size = {"width": WIDTH, "height": HEIGHT}
     boxes = [(1, 12, (0, 0, 4, 4)), (2, 7, (2, 2, 8, 6)), (3, 3, (3, 3, 5, 5))]
@@ -53,7 +53,7 @@ def put(root: Path, name: str, values: Any) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set with its pictures; val.json is train.json."""
+    """A data set with its images; val.json is train.json."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = tmp_path / "trash"
     (root / "batch_01").mkdir(parents=True)
@@ -90,11 +90,11 @@ def said_of(root: Path, edit, split: str = "train", **options) -> str:
 def test_which_annotation_is_on_top(root: Path, overlap: str, rows: list[str], cache: str):
     source = coco("train", root=str(root), overlap=overlap, cache=cache)
     assert source.classes == (BACKGROUND, "paper", "glass", "metal") and source.dense
-    picture, mask = source[0]
+    image, mask = source[0]
     assert ["".join(map(str, row)) for row in mask.tolist()] == rows
     assert mask.dtype == np.uint8 and mask.flags.c_contiguous
-    assert picture.tobytes() == Image.open(root / "batch_01" / "1.jpg").tobytes()
-    assert not source[1][1].any(), "a picture without annotations is all background"
+    assert image.tobytes() == Image.open(root / "batch_01" / "1.jpg").tobytes()
+    assert not source[1][1].any(), "an image without annotations is all background"
     assert [source.key(0), source.key(1)] == ["batch_01/1.jpg", "batch_01/2.jpg"]
     assert source.targets.tolist() == [0, 0]
 
@@ -103,11 +103,11 @@ def test_where_things_are_found(root: Path, monkeypatch: pytest.MonkeyPatch):
     before = coco("test", root=str(root))
     monkeypatch.setenv("VISION_TUTORIAL_DATA", str(root.parent))
     assert coco("test", root="trash").digest() == before.digest()
-    (root / "pictures" / "val").mkdir(parents=True)
-    (root / "batch_01").rename(root / "pictures" / "val" / "batch_01")
+    (root / "images" / "val").mkdir(parents=True)
+    (root / "batch_01").rename(root / "images" / "val" / "batch_01")
     (root / "annotations").mkdir()
     (root / "val.json").rename(root / "annotations" / "all.json")
-    options = {"test": "annotations/all.json", "test_pictures": "pictures/val"}
+    options = {"test": "annotations/all.json", "test_images": "images/val"}
     after = coco("test", root=str(root), **options)
     assert isinstance(after, ArraySource) and after.digest() == before.digest()
     assert after.key(0) == "batch_01/1.jpg", "as the file has it"
@@ -116,9 +116,9 @@ def test_where_things_are_found(root: Path, monkeypatch: pytest.MonkeyPatch):
 def test_ids_may_be_text_and_unordered(root: Path):
     values = contents()
     for image in values["images"]:
-        image["id"] = f"picture {image['id']}"
+        image["id"] = f"image {image['id']}"
     for annotation in values["annotations"]:
-        annotation["image_id"] = f"picture {annotation['image_id']}"
+        annotation["image_id"] = f"image {annotation['image_id']}"
         del annotation["id"]
     put(root, "val.json", values)
     one, other = (coco(split, root=str(root)) for split in ("train", "test"))
@@ -233,7 +233,7 @@ def test_categories_that_were_not_learned(root: Path):
     assert "val.json: category 12 is null, in" in said and 'it is "metal"' in said
 
 
-def test_a_picture_of_another_size_than_the_file_says(root: Path):
+def test_a_image_of_another_size_than_the_file_says(root: Path):
     Image.new("RGB", (HEIGHT, WIDTH)).save(root / "batch_01" / "2.jpg")
     source = coco("train", root=str(root), cache="none")
     said = "2.jpg: 6x8 pixels, its mask or annotation has 8x6"
@@ -248,7 +248,7 @@ def test_files_that_are_not_there_or_no_json(root: Path):
         coco("train", root="nowhere at all")
     with pytest.raises(UserError, match="cannot read"):
         coco("train", root=str(root), train=".")
-    with pytest.raises(UserError, match=r"1 of 2 are missing\); `test_pictures` is the folder"):
+    with pytest.raises(UserError, match=r"1 of 2 are missing\); `test_images` is the folder"):
         (root / "batch_01" / "2.jpg").unlink()
         coco("test", root=str(root))
     for content in (b"", b"[1, 2]", b"\xff\xfe", b"[" * 100_000, b'{"images": '):
@@ -268,14 +268,14 @@ def test_a_link_that_leads_outside(root: Path):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("split, pictures", [("train", 570), ("test", 143)])
-def test_trashcan_as_pycocotools_reads_it(split: str, pictures: int):
+@pytest.mark.parametrize("split, images", [("train", 570), ("test", 143)])
+def test_trashcan_as_pycocotools_reads_it(split: str, images: int):
     folder = Path(os.environ.get("VISION_TUTORIAL_DATA", "")) / "trashcan"
     if not os.environ.get("VISION_TUTORIAL_DATA") or not folder.is_dir():
         pytest.skip("no trashcan here")
     reader = pytest.importorskip("pycocotools.coco")
     source = coco(split, root="trashcan")
-    assert len(source) == pictures and len(source.classes) == 17
+    assert len(source) == images and len(source.classes) == 17
     with contextlib.redirect_stdout(io.StringIO()):
         oracle = reader.COCO(folder / {"train": "train.json", "test": "val.json"}[split])
     places = {source.key(i): i for i in range(len(source))}

@@ -139,20 +139,20 @@ def test_run_lengths_in_both_forms(seed: int, height: int, width: int, share: fl
         ([[1, 2, True, 4, 5, 6]], "a polygon is [1, 2, true"),
         ([[0, 0, 3, 3]], "a polygon has 4 numbers; at least 3 points"),
         ([[0, 0, 3, 0, 3, 3, 1]], "a polygon has 7 numbers"),
-        ([[0, 0, float("nan"), 0, 3, 3]], "which is nowhere near the picture"),
-        ([[0, 0, 17, 0, 3, 3]], "reaches from 0 to 17, which is nowhere near the picture of 8x6"),
+        ([[0, 0, float("nan"), 0, 3, 3]], "which is nowhere near the image"),
+        ([[0, 0, 17, 0, 3, 3]], "reaches from 0 to 17, which is nowhere near the image of 8x6"),
         ([[0, -9, 1e308, 0, 3, 3]], "reaches from -9 to 1e+308"),
         ([[0, 0, 10**400, 0, 3, 3]], "reaches from 0 to 1000"),
-        ({"size": [8, 6], "counts": [48]}, "have the size [8, 6]; the picture's [height, width]"),
+        ({"size": [8, 6], "counts": [48]}, "have the size [8, 6]; the image's [height, width]"),
         ({"counts": [48]}, "have the size null"),
         ({"size": [6, 8]}, "its run lengths are null; a list of numbers from 0 up, or COCO's text"),
-        ({"size": [6, 8], "counts": [40, 7]}, "cover 47 pixels; the picture has 48"),
+        ({"size": [6, 8], "counts": [40, 7]}, "cover 47 pixels; the image has 48"),
         (
             {"size": [6, 8], "counts": [50, -2]},
             "run lengths are [50, -2]; a list of numbers",
         ),
         ({"size": [6, 8], "counts": [47.0, 1]}, "run lengths are [47.0, 1]"),
-        ({"size": [6, 8], "counts": as_text([40, 7])}, "cover 47 pixels; the picture has 48"),
+        ({"size": [6, 8], "counts": as_text([40, 7])}, "cover 47 pixels; the image has 48"),
         ({"size": [6, 8], "counts": as_text([40, 9])}, "cover 49 pixels"),
         ({"size": [6, 8], "counts": ""}, 'run lengths are ""'),
         ({"size": [6, 8], "counts": "Ünïcode"}, 'run lengths are "Ünïcode"'),
@@ -167,7 +167,7 @@ def test_a_bad_segmentation(segmentation: Any, said: str):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_picture_of_one_pixel():
+def test_a_image_of_one_pixel():
     assert pixels({"size": [1, 1], "counts": as_text([0, 1])}, 1, 1).tolist() == [[1]]
 
 

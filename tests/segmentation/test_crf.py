@@ -24,21 +24,21 @@ NARROW = {"gaussian_xy": 2.0, "bilateral_xy": 5.0, "bilateral_rgb": 40.0}
 
 
 def example(height=40, width=36, classes=4, seed=0):
-    """A picture of rectangles, and the noisy, coarse opinion of a network about them."""
+    """An image of rectangles, and the noisy, coarse opinion of a network about them."""
     rng = np.random.default_rng(seed)
     truth = np.zeros((height, width), int)
     for label in range(1, classes):
         top, left = rng.integers(0, height * 2 // 3 + 1), rng.integers(0, width * 2 // 3 + 1)
         truth[top : top + height // 3, left : left + width // 3] = label
     colours = rng.integers(30, 220, (classes, 3))
-    picture = (colours[truth] + rng.normal(0, 8, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    image = (colours[truth] + rng.normal(0, 8, (height, width, 3))).clip(0, 255).astype(np.uint8)
     votes = np.eye(classes)[np.roll(truth, (2, 1), (0, 1))].transpose(2, 0, 1)
     scores = torch.tensor(2 * votes + rng.normal(0, 1, votes.shape))
-    return picture, scores.softmax(0).float(), truth
+    return image, scores.softmax(0).float(), truth
 
 
-def crf(picture, probabilities, **options):
-    return dense_crf(picture, probabilities, **options).numpy()
+def crf(image, probabilities, **options):
+    return dense_crf(image, probabilities, **options).numpy()
 
 
 def agreement(found, wanted):
@@ -49,7 +49,7 @@ def agreement(found, wanted):
 
 
 def exact(
-    picture,
+    image,
     probabilities,
     *,
     iterations=10,
@@ -61,7 +61,7 @@ def exact(
 ):
     """Mean field with the kernels as whole matrices, in float64."""
     classes, height, width = probabilities.shape
-    pixels = [(x, y, *picture[y, x]) for y in range(height) for x in range(width)]
+    pixels = [(x, y, *image[y, x]) for y in range(height) for x in range(width)]
     place, colour = np.array(pixels, float)[:, :2], np.array(pixels, float)[:, 2:]
     both = np.hstack([place / bilateral_xy, colour / bilateral_rgb])
     coupling = 0
@@ -163,8 +163,8 @@ def test_the_lattice_is_a_gaussian():
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_mean_field_is_near_the_exact_one(options, least, most, seed):
-    picture, probabilities, _ = example(seed=seed)
-    found, wanted = crf(picture, probabilities, **options), exact(picture, probabilities, **options)
+    image, probabilities, _ = example(seed=seed)
+    found, wanted = crf(image, probabilities, **options), exact(image, probabilities, **options)
     assert agreement(found, wanted) >= least
     assert abs(found - wanted).mean() <= most
     assert agreement(probabilities.numpy(), wanted) < 0.8  # there was much to do
@@ -174,7 +174,7 @@ def test_mean_field_is_near_the_exact_one(options, least, most, seed):
 @pytest.mark.parametrize("size", [(40, 36), (97, 64), (1, 30)], ids=str)
 def test_pydensecrf2_gives_the_same(options, size):
     densecrf = pytest.importorskip("pydensecrf.densecrf")
-    picture, probabilities, _ = example(*size)
+    image, probabilities, _ = example(*size)
     settings = {"gaussian_xy": 1.0, "bilateral_weight": 4.0, "bilateral_xy": 67.0}
     settings |= {"bilateral_rgb": 3.0} | options
     model = densecrf.DenseCRF2D(size[1], size[0], len(probabilities))
@@ -184,11 +184,11 @@ def test_pydensecrf2_gives_the_same(options, size):
     model.addPairwiseBilateral(
         sxy=settings["bilateral_xy"],
         srgb=settings["bilateral_rgb"],
-        rgbim=picture,
+        rgbim=image,
         compat=settings["bilateral_weight"],
     )
     wanted = np.array(model.inference(10)).reshape(probabilities.shape)
-    found = crf(picture, probabilities, **options)
+    found = crf(image, probabilities, **options)
     assert agreement(found, wanted) == 1
     np.testing.assert_allclose(found, wanted, atol=1e-3)
 
@@ -197,87 +197,85 @@ def test_pydensecrf2_gives_the_same(options, size):
 
 
 def test_it_finds_the_edges():
-    picture, probabilities, truth = example()
+    image, probabilities, truth = example()
     wanted = np.eye(4)[truth].transpose(2, 0, 1)
     assert agreement(probabilities.numpy(), wanted) < 0.75
-    assert agreement(crf(picture, probabilities, **WIDE), wanted) > 0.99
+    assert agreement(crf(image, probabilities, **WIDE), wanted) > 0.99
 
 
 @pytest.mark.parametrize(
     "nothing", [{"iterations": 0}, {"gaussian_weight": 0, "bilateral_weight": 0}]
 )
 def test_without_weights_or_steps_it_is_the_softmax_of_the_unary(nothing):
-    picture, probabilities, _ = example()
+    image, probabilities, _ = example()
     probabilities[:, 0, 0] = torch.tensor([1.0, 0, 0, 0])
     wanted = probabilities.clamp(min=1e-5)
     torch.testing.assert_close(
-        dense_crf(picture, probabilities, **nothing), wanted / wanted.sum(0), rtol=1e-5, atol=1e-7
+        dense_crf(image, probabilities, **nothing), wanted / wanted.sum(0), rtol=1e-5, atol=1e-7
     )
 
 
 @pytest.mark.parametrize("alone", [{"gaussian_weight": 0.0}, {"bilateral_weight": 0.0}])
 def test_each_kernel_alone_is_near_the_exact_one(alone):
-    picture, probabilities, _ = example()
-    found, wanted = crf(picture, probabilities, **alone), exact(picture, probabilities, **alone)
+    image, probabilities, _ = example()
+    found, wanted = crf(image, probabilities, **alone), exact(image, probabilities, **alone)
     assert agreement(found, wanted) > 0.97
 
 
 def test_permuting_classes_commutes():
-    picture, probabilities, _ = example()
+    image, probabilities, _ = example()
     order = torch.tensor([2, 0, 3, 1])
-    found = dense_crf(picture, probabilities)[order]
-    torch.testing.assert_close(dense_crf(picture, probabilities[order]), found, rtol=0, atol=1e-5)
+    found = dense_crf(image, probabilities)[order]
+    torch.testing.assert_close(dense_crf(image, probabilities[order]), found, rtol=0, atol=1e-5)
 
 
 def test_probabilities_stay_probabilities_and_equal_calls_give_equal_bits():
-    picture, probabilities, _ = example()
+    image, probabilities, _ = example()
     before = probabilities.clone()
-    found = dense_crf(picture, probabilities)
+    found = dense_crf(image, probabilities)
     assert found.dtype == torch.float32 and found.shape == probabilities.shape
     assert (found >= 0).all()
     torch.testing.assert_close(found.sum(0), torch.ones(40, 36))
-    assert torch.equal(found, dense_crf(picture, probabilities))
+    assert torch.equal(found, dense_crf(image, probabilities))
     assert torch.equal(probabilities, before)
 
 
 def test_where_nothing_tells_classes_apart_nothing_changes():
-    picture = np.full((20, 30, 3), 128, np.uint8)
+    image = np.full((20, 30, 3), 128, np.uint8)
     even = torch.full((4, 20, 30), 0.25)
-    torch.testing.assert_close(dense_crf(picture, even), even)
+    torch.testing.assert_close(dense_crf(image, even), even)
     leaning = torch.tensor([0.4, 0.3, 0.2, 0.1]).view(4, 1, 1).expand(4, 20, 30)
-    assert (dense_crf(picture, leaning).argmax(0) == 0).all()
+    assert (dense_crf(image, leaning).argmax(0) == 0).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2)])
-def test_tiny_pictures(size):
-    picture, probabilities, _ = example(*size)
-    assert agreement(crf(picture, probabilities), exact(picture, probabilities)) == 1
+def test_tiny_images(size):
+    image, probabilities, _ = example(*size)
+    assert agreement(crf(image, probabilities), exact(image, probabilities)) == 1
 
 
 def test_halves_arrays_and_graphs_are_taken():
-    picture, probabilities, _ = example()
-    wanted = dense_crf(picture, probabilities.half().float())
-    assert torch.equal(dense_crf(picture, probabilities.half()), wanted)
-    assert torch.equal(dense_crf(picture, probabilities.numpy()), dense_crf(picture, probabilities))
-    assert not dense_crf(picture, probabilities.clone().requires_grad_()).requires_grad
-    picture.flags.writeable = False
-    assert dense_crf(picture, probabilities).isfinite().all()
+    image, probabilities, _ = example()
+    wanted = dense_crf(image, probabilities.half().float())
+    assert torch.equal(dense_crf(image, probabilities.half()), wanted)
+    assert torch.equal(dense_crf(image, probabilities.numpy()), dense_crf(image, probabilities))
+    assert not dense_crf(image, probabilities.clone().requires_grad_()).requires_grad
+    image.flags.writeable = False
+    assert dense_crf(image, probabilities).isfinite().all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_gives_the_same():
-    picture, probabilities, _ = example()
-    found = dense_crf(picture, probabilities.cuda())
+    image, probabilities, _ = example()
+    found = dense_crf(image, probabilities.cuda())
     assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), dense_crf(picture, probabilities), rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.cpu(), dense_crf(image, probabilities), rtol=0, atol=1e-3)
 
 
 def test_it_is_on_the_shelf():
-    picture, probabilities, _ = example()
+    image, probabilities, _ = example()
     refine = refiners.bind("dense_crf", iterations=2)
-    assert torch.equal(
-        refine(picture, probabilities), dense_crf(picture, probabilities, iterations=2)
-    )
+    assert torch.equal(refine(image, probabilities), dense_crf(image, probabilities, iterations=2))
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -286,7 +284,7 @@ PICTURE, PROBABILITIES = np.zeros((4, 5, 3), np.uint8), torch.full((2, 4, 5), 0.
 
 
 @pytest.mark.parametrize(
-    ("picture", "said"),
+    ("image", "said"),
     [
         (PICTURE.astype(np.float32), "float32, (4, 5, 3); it needs the uint8 RGB pixels"),
         (torch.zeros(4, 5, 3), "torch.float32"),
@@ -296,9 +294,9 @@ PICTURE, PROBABILITIES = np.zeros((4, 5, 3), np.uint8), torch.full((2, 4, 5), 0.
         (PICTURE[..., 0], "(4, 5) and the probabilities"),
     ],
 )
-def test_other_pictures_are_refused(picture, said):
+def test_other_images_are_refused(image, said):
     with pytest.raises(UserError) as error:
-        dense_crf(picture, PROBABILITIES)
+        dense_crf(image, PROBABILITIES)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -341,6 +339,6 @@ def test_impossible_options_are_refused(options):
     "options", [{"gaussian_xy": 1e-6}, {"bilateral_rgb": 1e-3}, {"bilateral_rgb": 1e-320}]
 )
 def test_bandwidths_too_small_for_the_lattice_are_refused(options):
-    picture, probabilities, _ = example()
+    image, probabilities, _ = example()
     with pytest.raises(UserError, match="standard deviations"):
-        dense_crf(picture, probabilities, **options)
+        dense_crf(image, probabilities, **options)

@@ -107,10 +107,10 @@ def test_boundaries_equal_erosion_class_by_class():
     said = logits.argmax(1)
     reach = round(BAND * 100)
     agreed, either = np.zeros(C), np.zeros(C)
-    for picture in range(4):
-        void = (masks[picture] == VOID).numpy()
+    for image in range(4):
+        void = (masks[image] == VOID).numpy()
         bands = []
-        for ids in (masks[picture].numpy(), said[picture].numpy()):
+        for ids in (masks[image].numpy(), said[image].numpy()):
             ids = np.where(void, VOID, ids)
             square = np.ones((2 * reach + 1, 2 * reach + 1))
             inner = [ndimage.binary_erosion(ids == c, square) for c in range(C)]
@@ -150,7 +150,7 @@ def test_all_void_counts_nothing():
 
 
 def summed_over(world: int, rank: int) -> tuple[dict, dict]:
-    """Every picture a batch, dealt to processes in turn."""
+    """Every image a batch, dealt to processes in turn."""
     from vision_tutorial.engine import Distributed
 
     distributed = Distributed(threads=1)

@@ -32,7 +32,7 @@ def sure_of(ids, confidences):
 EXAMPLE = sure_of([[0, 1], [2, 1]], [[0.9, 0.8], [0.5, 0.4]])  # 0.65 on average
 
 
-# One picture --------------------------------------------------------------------------------------
+# One image --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ EXAMPLE = sure_of([[0, 1], [2, 1]], [[0.9, 0.8], [0.5, 0.4]])  # 0.65 on average
         (Rule(0, 0.95), [[255, 255], [255, 255]], "no pixel reaches pixel_threshold"),
     ],
 )
-def test_a_rule_keeps_pictures_and_pixels(rule, mask, dropped):
+def test_a_rule_keeps_images_and_pixels(rule, mask, dropped):
     made = pseudo_label(EXAMPLE, rule)
     assert made.mask.dtype == made.predicted.dtype == np.uint8
     assert made.mask.tolist() == mask and made.dropped == dropped
@@ -101,7 +101,7 @@ def test_total_variation(pixels, others, wanted):
 
 @pytest.fixture
 def unlabelled(tmp_path):
-    """Three pictures and their predictions: sure, half sure, unsure."""
+    """Three images and their predictions: sure, half sure, unsure."""
     rng = np.random.default_rng(0)
     made = []
     for name, confidences in (
@@ -109,7 +109,7 @@ def unlabelled(tmp_path):
         ("b.jpg", [[0.9, 0.9], [0.4, 0.4]]),
         ("c.png", [[0.4, 0.4], [0.4, 0.4]]),
     ):
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)).save(path)
         made.append((path, sure_of([[0, 1], [2, 2]], confidences)))
@@ -147,8 +147,8 @@ def test_a_folder_of_pseudo_labels(tmp_path, unlabelled):
     assert found["classes"] == list(CLASSES)
     assert found["pixels"] == {"before": [3, 3, 6], "after": [2, 2, 1], "labelled": [10, 10, 0]}
     assert found["shift"] == {"before": pytest.approx(0.3), "labelled": pytest.approx(0.2)}
-    assert [p["name"] for p in found["pictures"]] == ["a.png", "b.jpg", "c.png"]
-    assert [p["dropped"] is None for p in found["pictures"]] == [True, True, False]
+    assert [p["name"] for p in found["images"]] == ["a.png", "b.jpg", "c.png"]
+    assert [p["dropped"] is None for p in found["images"]] == [True, True, False]
     assert found["twins"] == []
 
 
@@ -156,7 +156,7 @@ def test_the_summary_is_one_line(tmp_path, unlabelled):
     ledger = Ledger(CLASSES, Rule(0.5, 0.85), [], labelled=[10, 10, 0])
     write_folder(tmp_path / "pseudo", unlabelled, ledger)
     assert ledger.summary() == (
-        "2 of 3 pictures kept; 1 dropped: mean confidence below min_confidence; "
+        "2 of 3 images kept; 1 dropped: mean confidence below min_confidence; "
         "class shares 30.0 % off all predictions (total variation); "
         "class shares 20.0 % off the labelled set (total variation)"
     )
@@ -180,22 +180,22 @@ def refused(target, predictions, rule=None):
 
 def test_nothing_kept_is_an_error_that_says_how_near_it_was(tmp_path, unlabelled):
     said = refused(tmp_path / "pseudo", unlabelled, Rule(min_confidence=0.95))
-    assert "0 of 3 pictures kept" in said and "highest mean confidence is 0.9;" in said
-    assert "0 of 0 pictures" in refused(tmp_path / "pseudo", [])
+    assert "0 of 3 images kept" in said and "highest mean confidence is 0.9;" in said
+    assert "0 of 0 images" in refused(tmp_path / "pseudo", [])
 
 
-def test_a_prediction_has_the_size_of_its_picture(tmp_path, unlabelled):
+def test_a_prediction_has_the_size_of_its_image(tmp_path, unlabelled):
     path, probabilities = unlabelled[0]
     said = refused(tmp_path / "pseudo", [unlabelled[1], (path, probabilities[:, :1])])
     assert "a.png is 2x2, its prediction 2x1; resize" in said
 
 
-def test_two_pictures_cannot_share_a_mask(tmp_path, unlabelled):
+def test_two_images_cannot_share_a_mask(tmp_path, unlabelled):
     path, probabilities = unlabelled[0]
     again = path.with_suffix(".bmp")
     Image.open(path).save(again)
     said = refused(tmp_path / "pseudo", [unlabelled[0], (again, probabilities)])
-    assert "a second picture called a" in said
+    assert "a second image called a" in said
 
 
 def test_what_is_there_already_is_left_alone(tmp_path, unlabelled):
@@ -215,29 +215,29 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, unlabelled):
     target = tmp_path / "pseudo"
     with pytest.raises(RuntimeError):
         write_folder(target, failing(), Ledger(CLASSES, Rule(), []))
-    assert [p.name for p in tmp_path.iterdir()] == ["pictures"]
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
 
 
-def test_a_damaged_picture_is_named(tmp_path, unlabelled):
-    unlabelled[0][0].write_bytes(b"no picture")
-    assert "a.png: not a readable picture" in refused(tmp_path / "pseudo", unlabelled)
+def test_a_damaged_image_is_named(tmp_path, unlabelled):
+    unlabelled[0][0].write_bytes(b"no image")
+    assert "a.png: not a readable image" in refused(tmp_path / "pseudo", unlabelled)
 
 
 # Twins --------------------------------------------------------------------------------------------
 
 
-def picture(seed, size=(4, 5)):
+def image(seed, size=(4, 5)):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def test_twins_are_found_by_pixels_and_by_name():
-    evaluation = [("val/x.jpg", picture(0)), ("val/y.jpg", picture(1))]
+    evaluation = [("val/x.jpg", image(0)), ("val/y.jpg", image(1))]
     unlabelled = [
-        ("renamed.png", picture(1)),
-        ("other/x.png", picture(2)),
-        ("y.png", picture(1)),
-        ("new.jpg", picture(3)),
-        ("turned.jpg", picture(0).reshape(5, 4, 3)),  # the same bytes, another picture
+        ("renamed.png", image(1)),
+        ("other/x.png", image(2)),
+        ("y.png", image(1)),
+        ("new.jpg", image(3)),
+        ("turned.jpg", image(0).reshape(5, 4, 3)),  # the same bytes, another image
     ]
     found = twins(iter(unlabelled), iter(evaluation))
     assert [tuple(twin) for twin in found] == [
@@ -246,7 +246,7 @@ def test_twins_are_found_by_pixels_and_by_name():
         ("y.png", "val/y.jpg", "pixels"),
     ]
     said = about_twins(found)
-    assert "3 of the unlabelled pictures" in said and "2 by their pixels, 1 by name only" in said
+    assert "3 of the unlabelled images" in said and "2 by their pixels, 1 by name only" in said
     assert "\n" not in said
     ledger = Ledger(CLASSES, Rule(), [], twins=found)
     wanted = {"name": "renamed.png", "evaluation": "val/y.jpg", "same": "pixels"}
@@ -254,10 +254,10 @@ def test_twins_are_found_by_pixels_and_by_name():
 
 
 def test_no_twins_no_word():
-    assert twins([("a.png", picture(0))], [("b.png", picture(1))]) == []
+    assert twins([("a.png", image(0))], [("b.png", image(1))]) == []
     assert about_twins([]) is None
 
 
 def test_pixels_in_another_order_of_memory_are_the_same():
-    turned = np.asfortranarray(picture(0))
-    assert [twin.same for twin in twins([("a", turned)], [("b", picture(0))])] == ["pixels"]
+    turned = np.asfortranarray(image(0))
+    assert [twin.same for twin in twins([("a", turned)], [("b", image(0))])] == ["pixels"]

@@ -16,7 +16,7 @@ from vision_tutorial.core import arrays
 from vision_tutorial.core.errors import StorageError, UserError
 from vision_tutorial.core.registry import datasets
 from vision_tutorial.core.sources import ArraySource, FileSource, Source, Subset, hold_out
-from vision_tutorial.data import shapes  # noqa: F401  (fills the shelf)
+from vision_tutorial.data import shapes  # noqa: F401  (fills the registry)
 from vision_tutorial.segmentation import decoding
 from vision_tutorial.segmentation.datasets import (
     CAMVID,
@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def drawn(folder: Path, masks: Path, name: str, ids: list[int], size=SIZE, seed: int = 0) -> None:
-    """A picture of noise, losslessly, and its mask of these ids."""
+    """An image of noise, losslessly, and its mask of these ids."""
     rng = np.random.default_rng([seed, *name.encode()])
     for parent in ((folder / name).parent, (masks / name).parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -52,14 +52,14 @@ def drawn(folder: Path, masks: Path, name: str, ids: list[int], size=SIZE, seed:
 
 
 def same(one: Source, other: Source) -> None:
-    """Equal pictures, masks, names, digest."""
+    """Equal images, masks, names, digest."""
     assert len(one) == len(other) and one.digest() == other.digest()
     assert (one.name, one.classes, one.dense) == (other.name, other.classes, other.dense)
     assert one.targets.tolist() == other.targets.tolist()
     for index in range(len(one)):
-        (picture, mask), (picture_, mask_) = one[index], other[index]
-        assert picture.mode == picture_.mode == "RGB" and mask.dtype == mask_.dtype == np.uint8
-        assert picture.tobytes() == picture_.tobytes() and one.key(index) == other.key(index)
+        (image, mask), (image_, mask_) = one[index], other[index]
+        assert image.mode == image_.mode == "RGB" and mask.dtype == mask_.dtype == np.uint8
+        assert image.tobytes() == image_.tobytes() and one.key(index) == other.key(index)
         np.testing.assert_array_equal(mask, mask_)
 
 
@@ -98,8 +98,8 @@ def test_camvid(street: Path):
         assert source.targets.tolist() == [0] * len(names) and source.targets.dtype == np.int64
         for index, name in enumerate(names):
             folder = street / "camvid" / name
-            picture, mask = source[index]
-            assert picture.tobytes() == Image.open(folder / source.key(index)).tobytes()
+            image, mask = source[index]
+            assert image.tobytes() == Image.open(folder / source.key(index)).tobytes()
             stored = np.asarray(Image.open(f"{folder}_masks/{source.key(index)}"))
             np.testing.assert_array_equal(mask, np.where(stored == 11, 255, stored))
     rest, held = hold_out(camvid("train", root=str(street)), 0.4, 0)
@@ -141,8 +141,8 @@ def test_the_real_camvid():
     shares = 100 * counts[:11] / counts[:11].sum()
     wanted = [17.5, 24.2, 1.0, 33.0, 4.7, 10.1, 1.2, 1.2, 6.1, 0.67, 0.30]
     np.testing.assert_allclose(shares, wanted, atol=0.05)
-    picture, mask = sources[0][0]
-    assert picture.size == (480, 360) and mask.shape == (360, 480)
+    image, mask = sources[0][0]
+    assert image.size == (480, 360) and mask.shape == (360, 480)
 
 
 # -- VOC -------------------------------------------------------------------------------------------
@@ -167,10 +167,10 @@ def test_voc(devkit: Path):
     train, val = (voc(split, root=root) for split in ("train", "test"))
     assert train.classes == VOC and len(VOC) == 21 and VOC[15] == "person"
     assert [train.key(i) for i in range(2)] == ["2007_01.jpg", "2007_02.jpg"]
-    picture, mask = val[0]
+    image, mask = val[0]
     stored = Image.open(devkit / "SegmentationClass" / "2007_03.png")
     np.testing.assert_array_equal(mask, np.asarray(stored))
-    assert picture.tobytes() == Image.open(devkit / "JPEGImages" / "2007_03.jpg").tobytes()
+    assert image.tobytes() == Image.open(devkit / "JPEGImages" / "2007_03.jpg").tobytes()
     assert len(voc("test", root=root, test="train")) == 2
 
 
@@ -178,7 +178,7 @@ def test_voc_that_is_not_whole(devkit: Path):
     root = str(devkit.parent.parent)
     lists = devkit / "ImageSets" / "Segmentation"
     assert "cannot read" in refused(voc, root=root, year=2007)
-    assert "trainval.txt names no pictures" in refused(voc, root=root, train="trainval")
+    assert "trainval.txt names no images" in refused(voc, root=root, train="trainval")
     (devkit / "SegmentationClass" / "2007_02.png").unlink()
     assert "SegmentationClass/2007_02.png, which" in refused(voc, root=root)
     (lists / "val.txt").write_text("../../../secret\n")
@@ -190,7 +190,7 @@ def test_voc_that_is_not_whole(devkit: Path):
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """root/train and root/val with masks of the ids 0 … 2, 255; one picture deeper than others."""
+    """root/train and root/val with masks of the ids 0 … 2, 255; one image deeper than others."""
     root = tmp_path / "pets"
     for part in ("train", "val"):
         for name in ("b.png", "a.png", "deep/a.png"):
@@ -222,7 +222,7 @@ def test_other_names_of_folders(pets: Path):
     options = {"test": "validation", "test_masks": "labels/val"}
     same(mask_folder("test", root=str(pets), **options), before)
     said = refused(mask_folder, "test", root=str(pets), test="validation")
-    assert f"no folder {pets}/validation_masks; pictures lie in one folder, their masks" in said
+    assert f"no folder {pets}/validation_masks; images lie in one folder, their masks" in said
 
 
 def test_what_a_mask_folder_refuses(pets: Path):
@@ -238,13 +238,13 @@ def test_what_a_mask_folder_refuses(pets: Path):
     assert "classes.txt" in said() and "one class a line" in said()
     (pets / "classes.txt").unlink()
     (pets / "train_masks" / "deep" / "a.png").unlink()
-    assert f"no mask {pets}/train_masks/deep/a.png (1 of 3 pictures" in said()
-    (pets / "val" / "a.png").write_bytes(b"no picture")
-    (pets / "train_masks" / "deep" / "a.png").write_bytes(b"no picture")
-    assert "train_masks/deep/a.png: not a readable picture" in said()
+    assert f"no mask {pets}/train_masks/deep/a.png (1 of 3 images" in said()
+    (pets / "val" / "a.png").write_bytes(b"no image")
+    (pets / "train_masks" / "deep" / "a.png").write_bytes(b"no image")
+    assert "train_masks/deep/a.png: not a readable image" in said()
     (pets / "empty").mkdir()
     (pets / "empty_masks").mkdir()
-    assert f"no pictures in {pets}/empty; looked for .bmp" in said(train="empty")
+    assert f"no images in {pets}/empty; looked for .bmp" in said(train="empty")
 
 
 @pytest.mark.parametrize("link", ["train/b.png", "train_masks/b.png", "train", "train_masks"])
@@ -311,15 +311,15 @@ def test_a_cache_that_cannot_be_written(pets: Path, cache: Path):
         mask_folder("train", root=str(pets), cache="disk")
 
 
-def test_pictures_of_several_sizes_stay_files(pets: Path):
+def test_images_of_several_sizes_stay_files(pets: Path):
     drawn(pets / "train", pets / "train_masks", "c.png", [0, 1], size=(9, 3))
     source = mask_folder("train", root=str(pets))
     assert isinstance(source, DenseFiles)
-    picture, mask = source[2]
-    assert source.key(2) == "c.png" and picture.size == (9, 3) and mask.shape == (3, 9)
+    image, mask = source[2]
+    assert source.key(2) == "c.png" and image.size == (9, 3) and mask.shape == (3, 9)
     for kind in ("memory", "disk"):
         said = refused(mask_folder, root=str(pets), cache=kind)
-        assert f"cache is {kind}, which needs pictures of one size; there are 6x4 and 9x3" in said
+        assert f"cache is {kind}, which needs images of one size; there are 6x4 and 9x3" in said
 
 
 def test_the_digest_sees_what_matters(pets: Path):
@@ -350,7 +350,7 @@ def test_processes_hold_one_copy(pets: Path):
 
 @pytest.fixture
 def guessed(pets: Path) -> Path:
-    """A folder of two pseudo-labelled pictures."""
+    """A folder of two pseudo-labelled images."""
     folder = pets / "guessed"
     for name in ("p.png", "q.png"):
         drawn(folder / "images", folder / "masks", name, [0, 2, 255], seed=1)
@@ -386,7 +386,7 @@ def test_pseudo_labels_of_another_size_stay_files(pets: Path, guessed: Path):
     assert source.digest() == pickle.loads(pickle.dumps(source)).digest()
 
 
-def test_pseudo_labels_beside_pictures_in_memory(guessed: Path):
+def test_pseudo_labels_beside_images_in_memory(guessed: Path):
     shape = {"size": 16, "train": 20, "test": 10, "masks": True}
     (guessed / "ledger.json").write_text("{}")
     made = with_pseudo_labels("train", dataset="shapes", options=shape, folder=str(guessed))
@@ -405,12 +405,12 @@ def test_the_share_of_pseudo_labels(labelled: int, extra: int, ratio: float | No
     rows = shared_rows(labelled, extra, ratio, seed)
     assert rows.dtype == np.int64
     assert (rows == shared_rows(labelled, extra, ratio, seed)).all()
-    assert rows[:labelled].tolist() == list(range(labelled)), "each labelled picture, once"
+    assert rows[:labelled].tolist() == list(range(labelled)), "each labelled image, once"
     counts = np.bincount(rows[labelled:] - labelled, minlength=extra)
     assert len(counts) == extra and np.ptp(counts) <= 1
     if ratio is None:
         assert (counts == 1).all()
-    else:  # no other whole number of pictures comes nearer
+    else:  # no other whole number of images comes nearer
         wanted = ratio / (1 - ratio) * labelled
         assert abs(counts.sum() - wanted) <= 0.5 + 1e-9
 

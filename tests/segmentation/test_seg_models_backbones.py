@@ -253,5 +253,5 @@ def test_explain_says_that_deconvnet_needs_224_pixels(tmp_path, capsys):
     path.write_text(RECIPE.rstrip() + " {deconvnet: {hidden: 8}}\n")
     assert explain.main([str(path)]) == 0
     words = " ".join(capsys.readouterr().out.split())
-    assert "deconvnet does not take pictures of 32 px" in words
-    assert "deconvnet needs pictures of 224 px or more, not 32x32; resize or crop to that" in words
+    assert "deconvnet does not take images of 32 px" in words
+    assert "deconvnet needs images of 224 px or more, not 32x32; resize or crop to that" in words

@@ -64,7 +64,7 @@ def reached(network: nn.Module) -> list[str]:
 
 
 @every
-def test_logits_have_the_pictures_size_whatever_it_is(name):
+def test_logits_have_the_images_size_whatever_it_is(name):
     network = seeded(SMALL[name], 5).eval()
     with torch.no_grad():
         for size in ((64, 64), (45, 70)):
@@ -81,7 +81,7 @@ def test_a_batch_of_one_trains_and_reaches_every_parameter(name):
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_deconvnet_trains_on_one_picture_of_its_least_size(monkeypatch):
+def test_deconvnet_trains_on_one_image_of_its_least_size(monkeypatch):
     """fc6 leaves one value a channel there. On VGG11, whose pools have VGG16's channels."""
     monkeypatch.setattr(mirrored, "encoder", lambda name, **o: encoder("vgg11_bn", **o))
     network = seeded(deconvnet, 3, hidden=8).train()
@@ -89,7 +89,7 @@ def test_deconvnet_trains_on_one_picture_of_its_least_size(monkeypatch):
     assert logits.shape == (1, 3, 224, 224)
     logits.square().mean().backward()
     assert not reached(network)
-    with pytest.raises(UserError, match="deconvnet needs pictures of 224 px or more, not 300x190"):
+    with pytest.raises(UserError, match="deconvnet needs images of 224 px or more, not 300x190"):
         network(pictures(1, 3, 190, 300))
 
 
@@ -304,7 +304,7 @@ def test_summed_scores_have_several_last_layers(name, count):
 
 
 @every
-def test_layer_decay_falls_towards_the_picture(name):
+def test_layer_decay_falls_towards_the_image(name):
     with torch.device("meta"):
         network = SMALL[name](3)
     groups = parameter_groups(network, weight_decay=0.1, layer_decay=0.5)

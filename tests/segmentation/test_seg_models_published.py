@@ -130,7 +130,7 @@ def test_outputs_are_torchvisions(name):
 
 
 def seen_by_one_output(network: nn.Module, width: int) -> int:
-    """How many columns of the picture reach the logit in the middle: gradients that are not 0."""
+    """How many columns of the image reach the logit in the middle: gradients that are not 0."""
     for module in network.modules():
         for child, layer in module.named_children():
             if isinstance(layer, nn.MaxPool2d):  # passes on one gradient of its window, not all
@@ -139,10 +139,10 @@ def seen_by_one_output(network: nn.Module, width: int) -> int:
             elif isinstance(layer, nn.Conv2d):
                 nn.init.constant_(layer.weight, 1 / layer.weight[0].numel())
                 nn.init.zeros_(layer.bias)
-    picture = torch.ones(1, 3, 8, width, requires_grad=True)
-    (logits,) = network.eval().maps(picture)
+    image = torch.ones(1, 3, 8, width, requires_grad=True)
+    (logits,) = network.eval().maps(image)
     logits[0, 0, 0, logits.shape[-1] // 2].backward()
-    return int((picture.grad[0, 0] != 0).any(0).sum())
+    return int((image.grad[0, 0] != 0).any(0).sum())
 
 
 @pytest.mark.parametrize("rate", [12, 4])

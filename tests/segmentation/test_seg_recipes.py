@@ -1,6 +1,6 @@
 """Every row of the students' tables loads, builds and takes two real optimizer steps.
 
-The networks, losses, optimizers, schedules and augmentations are the recipes' own. The pictures are
+The networks, losses, optimizers, schedules and augmentations are the recipes' own. The images are
 few and small, weights are random where pretrained ones are asked for, and the data is drawn.
 """
 
@@ -24,7 +24,7 @@ ROWS = sorted({path.stem for path in FOLDER.glob("*.yaml")} - OURS)
 
 
 def shrunk(recipe: Recipe) -> Recipe:
-    """The recipe on four drawn pictures, as small as its network allows."""
+    """The recipe on four drawn images, as small as its network allows."""
     side = 224 if recipe.model.name == "deconvnet" else 64
 
     def sized(chain: tuple[Choice, ...]) -> tuple[Choice, ...]:
@@ -41,11 +41,11 @@ def shrunk(recipe: Recipe) -> Recipe:
     if recipe.model.name == "deconvnet" and recipe.name != "d-v2":
         options["hidden"] = 256  # 4,096 take half a minute, and d-v2 has them
     model = Choice(recipe.model.name, Options(options))
-    pictures = Options({"masks": True, "size": 64, "train": 4, "test": 2, "seed": 0})
+    images = Options({"masks": True, "size": 64, "train": 4, "test": 2, "seed": 0})
     return recipe.model_copy(
         update={
             "model": model,
-            "dataset": Choice("shapes", pictures),
+            "dataset": Choice("shapes", images),
             "augment": sized(recipe.augment),
             "eval_augment": sized(recipe.eval_augment),
             "batch_size": 2,

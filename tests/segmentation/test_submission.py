@@ -76,9 +76,9 @@ def test_a_file_that_is_none_is_refused(tmp_path):
         submission.read(tmp_path / "missing.csv", 5)
 
 
-def test_the_pictures_must_be_those_that_are_scored(tmp_path):
+def test_the_images_must_be_those_that_are_scored(tmp_path):
     submission.check_names(tmp_path, MASKS, MASKS)
-    with pytest.raises(UserError, match=r"lacks new.jpg \(1 of 3 pictures\)"):
+    with pytest.raises(UserError, match=r"lacks new.jpg \(1 of 3 images\)"):
         submission.check_names(tmp_path, MASKS, [*MASKS, "new.jpg"])
     with pytest.raises(UserError, match="unknown here"):
         submission.check_names(tmp_path, MASKS, ["가.jpg"])

@@ -57,7 +57,7 @@ def test_the_proportions_of_the_table_are_kept(size: tuple[int, int], tmp_path: 
     for name, recipe in shrunk(made, tmp_path).items():
         full = FULL[name]
         assert recipe.epochs * 200 == full.epochs * epochs, "250/200, exactly"
-        assert (recipe.subset or 50_000) == made.pictures
+        assert (recipe.subset or 50_000) == made.images
         for now, was in ((recipe.warmup, full.warmup), (recipe.cooldown, full.cooldown)):
             assert now.epochs >= 1
             assert abs(now.epochs - was.epochs * epochs / 200) <= 0.5 or now.epochs == 1
@@ -68,11 +68,11 @@ def test_the_proportions_of_the_table_are_kept(size: tuple[int, int], tmp_path: 
 
 
 @pytest.mark.parametrize("size", SOME)
-def test_the_batch_shrinks_with_the_pictures_and_the_lr_with_the_batch(
+def test_the_batch_shrinks_with_the_images_and_the_lr_with_the_batch(
     size: tuple[int, int], tmp_path: Path
 ) -> None:
     made = plan(*size, "thin")
-    steps = made.pictures / made.batch_size
+    steps = made.images / made.batch_size
     if made.batch_size > scale_down.SMALLEST_BATCH:
         assert 97.7 / math.sqrt(2) <= steps <= 97.7 * math.sqrt(2)  # 50,000 / 512
     else:
@@ -115,7 +115,7 @@ EPOCHS = [recipe.epochs for recipe in FULL.values()]
 def test_the_time_of_a_run_is_the_sum_of_its_parts() -> None:
     made = Plan("thin", 40, 2000, 32, warmup=1, cooldown=2, eval_every=15)
     speed = Speed(start=5.0, rate=1000.0, saving=0.5)
-    # 42 epochs of 2 s and 0.5 s; evaluations after 15, 30, 42 epochs, each 10,000/2 pictures
+    # 42 epochs of 2 s and 0.5 s; evaluations after 15, 30, 42 epochs, each 10,000/2 images
     assert made.seconds(200, speed, 10_000) == pytest.approx(5 + 42 * 2.5 + 3 * 5)
     assert made.seconds(250, speed, 10_000) == pytest.approx(5 + 52 * 2.5 + 4 * 5)
 
@@ -132,7 +132,7 @@ def test_the_largest_table_that_fits(seconds: float, seeds: int, seats: int) -> 
 
     made = largest("thin", speed, seconds, EPOCHS, CIFAR, seeds, seats)
     every = list(sizes(CIFAR))
-    place = every.index((made.epochs, made.pictures))
+    place = every.index((made.epochs, made.images))
     assert total(every[place]) <= seconds and (place == 0 or total(every[place - 1]) > seconds)
 
 
@@ -150,22 +150,22 @@ def test_runs_begin_in_order_on_the_first_seat_that_is_free() -> None:
 
 
 def test_tables_shrink_step_by_step() -> None:
-    """Pictures first, then epochs."""
+    """Images first, then epochs."""
     every = list(sizes(CIFAR))
     assert every[0] == (200, 50_000) and every[-1] == (20, 300)
-    assert all(epochs == 200 or pictures == 300 for epochs, pictures in every)
-    shown = [epochs * pictures for epochs, pictures in every]
+    assert all(epochs == 200 or images == 300 for epochs, images in every)
+    shown = [epochs * images for epochs, images in every]
     assert shown == sorted(set(shown), reverse=True)
     assert max(more / fewer for more, fewer in pairwise(shown)) < 1.21
     assert list(sizes(Data(250, 50)))[:2] == [(200, 250), (196, 250)]
 
 
 @pytest.mark.parametrize("share", (0.0, 1e-6, 0.001, 0.01, 0.1, 0.5, 1.0))
-def test_a_share_of_the_pictures_seen(share: float) -> None:
+def test_a_share_of_the_images_seen(share: float) -> None:
     made = plan(*size_of_share(share, CIFAR), "thin")
-    seen = made.epochs / 200 * made.pictures / 50_000
+    seen = made.epochs / 200 * made.images / 50_000
     if share < 0.001:
-        assert (made.epochs, made.pictures) == (20, 300)
+        assert (made.epochs, made.images) == (20, 300)
     else:
         assert share >= seen == pytest.approx(share, rel=0.05)
 
@@ -174,7 +174,7 @@ def test_a_share_of_the_pictures_seen(share: float) -> None:
 
 
 class Machine:
-    """A pretended one: multiply-adds a second, and pictures a second at most."""
+    """A pretended one: multiply-adds a second, and images a second at most."""
 
     def __init__(self, work: float, most: float, seconds: float):
         self.work, self.most, self.seconds = work, most, seconds
@@ -202,17 +202,17 @@ def test_two_cores_take_the_smallest_network_and_measure_no_large_one() -> None:
 def test_a_gpu_takes_the_network_of_the_report() -> None:
     machine = Machine(work=5e12, most=30_000, seconds=1100)
     made = machine.choose()
-    assert made.network == "resnet50" and made.pictures >= scale_down.ENOUGH
+    assert made.network == "resnet50" and made.images >= scale_down.ENOUGH
     assert len(machine.measured) < 12
 
 
-def test_a_larger_network_must_leave_enough_pictures() -> None:
+def test_a_larger_network_must_leave_enough_images() -> None:
     for seconds in (400, 800, 1600, 3200, 6400):
         made = Machine(35e9, 1e9, seconds).choose()
-        assert made.network == "thin" or made.pictures >= scale_down.ENOUGH
+        assert made.network == "thin" or made.images >= scale_down.ENOUGH
         larger = list(NETWORKS)[list(NETWORKS).index(made.network) + 1]
         next_one = Machine(35e9, 1e9, seconds).choose([larger])
-        assert next_one is None or next_one.pictures < scale_down.ENOUGH
+        assert next_one is None or next_one.images < scale_down.ENOUGH
 
 
 def test_a_machine_too_slow_for_anything() -> None:

@@ -54,7 +54,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     import vision_tutorial.build  # noqa: F401  (before the forks)
     import vision_tutorial.engine  # noqa: F401
 
-    monkeypatch.setattr(children, "start", partial(counting.start, verb=train.main))
+    monkeypatch.setattr(children, "start", partial(counting.start, command=train.main))
 
 
 def probe(folder: Path, *words: str, seats: int = 1, seconds: float = 6.0) -> Probe:
@@ -70,7 +70,7 @@ def test_a_network_is_measured_on_all_seats_at_once(forked: None, tmp_path: Path
 def test_what_goes_wrong_while_measuring_is_told(forked: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="short training failed: exit code 2: .*more than the 300"):
         probe(tmp_path)("thin", 512, 300)
-    with pytest.raises(UserError, match="fewer than 32 steps of 8 pictures in 0 s. Name a smaller"):
+    with pytest.raises(UserError, match="fewer than 32 steps of 8 images in 0 s. Name a smaller"):
         probe(tmp_path, seconds=0.01)("thin", 8, 300)
     stopped = probe(tmp_path)
     stopped.stop.asked = True

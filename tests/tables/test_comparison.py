@@ -166,7 +166,7 @@ def test_what_cannot_be_compared(tmp_path: Path, parents: dict, childs: dict) ->
     assert found.parent.label == "r3" and found.delta is None and found.verdict == "unknown"
 
 
-def test_a_best_chosen_on_other_pictures_is_no_comparison(tmp_path: Path) -> None:
+def test_a_best_chosen_on_other_images_is_no_comparison(tmp_path: Path) -> None:
     make_run(tmp_path, "r3"), make_run(tmp_path, "r4")
     edit(tmp_path / "r4" / "1" / "summary.json", chosen_on="holdout")
     assert steps(made(tmp_path))["r4"].delta is None

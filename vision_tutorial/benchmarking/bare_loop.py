@@ -16,9 +16,9 @@ from ..engine.distributed import Distributed
 from ..engine.evaluation import Evaluation, evaluating
 from ..engine.loop import Duties, Plan, Progress, fit
 from ..engine.progress import make_display
-from ..engine.recorder import Crew
+from ..engine.recorder import Recorder
 from ..engine.signals import StopRequest
-from ..engine.step import Learner
+from ..engine.step import TrainingState
 from ..recipe.fields import CheckpointPolicy
 from ..runs.wandb_logger import NoTracker
 from .timed_pairs import Sample
@@ -96,11 +96,11 @@ class Until(StopRequest):
 
 
 class TimedTraining:
-    """The real loop with a real crew, for some seconds at a time."""
+    """The real loop with a real recorder, for some seconds at a time."""
 
     def __init__(
         self,
-        learner: Learner,
+        learner: TrainingState,
         plan: Plan,
         distributed: Distributed,
         run: Path,
@@ -111,7 +111,7 @@ class TimedTraining:
         self.learner, self.plan, self.distributed = learner, plan, distributed
         self.checkpoints = Checkpoints(run, "timed", keep=policy.keep, say=say)
         given = (self.checkpoints, policy, NoTracker(), make_display(False))
-        self.watch = Watch(Crew(run, learner, distributed, *given), settler(distributed.device))
+        self.watch = Watch(Recorder(run, learner, distributed, *given), settler(distributed.device))
         self.progress = Progress()
         self.data_shares: list[float] = []  # of each run: waiting for data and preparing it
         self.prepare, learner.prepare = learner.prepare, self

@@ -131,14 +131,14 @@ def verdict(
     if not {"step", "evaluation"} <= by_name.keys():
         return {"epoch": None, "limits": None}
     step, evaluation = by_name["step"], by_name["evaluation"]
-    training = facts["train_pictures"] / step["ours"]["median"]
+    training = facts["train_images"] / step["ours"]["median"]
     data = training * facts["data_share_of_step"]
-    bare = min(facts["train_pictures"] / step["other"]["median"], training - data)
+    bare = min(facts["train_images"] / step["other"]["median"], training - data)
     seconds = {
         "data": data,
         "step": bare,
         "loop": training - data - bare,
-        "evaluation": facts["val_pictures"] / evaluation["ours"]["median"],
+        "evaluation": facts["val_images"] / evaluation["ours"]["median"],
         "tracking": facts["epoch_end_seconds"],
     }
     whole = sum(seconds.values())

@@ -1,6 +1,6 @@
 """An arrays folder as lossless WebP sprites, in parts small enough to be carried, and back.
 
-CIFAR-100 is 176 MiB as arrays and 96 MiB as sprites of 1,000 pictures: on one sheet they share what
+CIFAR-100 is 176 MiB as arrays and 96 MiB as sprites of 1,000 images: on one sheet they share what
 a file of its own would have to say again. The way there and back is bit for bit, by digests.
 
     out/part-1-of-2/    part.json    train-images-0000000.webp …
@@ -49,7 +49,7 @@ ClassId = Annotated[int, Field(ge=0, lt=1_000_000)]
 
 
 class Sprite(Facts):
-    """One sheet of pictures (or masks), row by row, and the class ids of its pictures."""
+    """One sheet of images (or masks), row by row, and the class ids of its images."""
 
     split: Literal["train", "test"]
     array: Literal["images", "masks"]
@@ -93,7 +93,7 @@ class Part(Facts):
 
 
 def sheet_size(count: int, columns: int, height: int, width: int) -> tuple[int, int]:
-    """(width, height) in pixels of a sheet of `count` pictures."""
+    """(width, height) in pixels of a sheet of `count` images."""
     return columns * width, -(-count // columns) * height
 
 
@@ -137,7 +137,7 @@ def _sheets(root: Path, split: str, folder: Path, map_all: Callable) -> list[Spr
     source = load(root, split, verify=True)
     height, width = source.images.shape[1:3]
     if max(height, width) > LONGEST or height * width > MOST_PIXELS:
-        raise UserError(f"{root}: pictures of {width}x{height} are too large for sprites.")
+        raise UserError(f"{root}: images of {width}x{height} are too large for sprites.")
     columns = min(COLUMNS, LONGEST // width)
     count = min(PICTURES, columns * (LONGEST // height), MOST_PIXELS // (height * width))
     columns = min(columns, count)
@@ -167,7 +167,7 @@ def _sheets(root: Path, split: str, folder: Path, map_all: Callable) -> list[Spr
 
 
 def sheet(rows: np.ndarray, columns: int) -> np.ndarray:
-    """Pictures (n, H, W, 3), or masks (n, H, W), side by side: RGB, empty places black."""
+    """Images (n, H, W, 3), or masks (n, H, W), side by side: RGB, empty places black."""
     if rows.ndim == 3:
         rows = np.repeat(rows[..., None], 3, axis=-1)
     n, height, width, _ = rows.shape
@@ -178,7 +178,7 @@ def sheet(rows: np.ndarray, columns: int) -> np.ndarray:
     return np.ascontiguousarray(grid.reshape(lines * height, columns * width, 3))
 
 
-def pictures(grid: np.ndarray, count: int, columns: int, height: int, width: int) -> np.ndarray:
+def images(grid: np.ndarray, count: int, columns: int, height: int, width: int) -> np.ndarray:
     """What `sheet` was made of, as (count, H, W, 3)."""
     lines = -(-count // columns)
     cells = grid.reshape(lines, height, columns, width, 3).swapaxes(1, 2)
@@ -274,7 +274,7 @@ def _place(folder: Path, part: Part, root: Path, threads: int) -> None:
         height, width = array.shape[1:3]
         size = sheet_size(sprite.count, sprite.columns, height, width)
         grid = read_sheet(folder / sprite.file, sprite, size)
-        found = pictures(grid, sprite.count, sprite.columns, height, width)
+        found = images(grid, sprite.count, sprite.columns, height, width)
         if sprite.array == "masks":
             array[rows] = found[..., 0]
         else:
@@ -297,10 +297,10 @@ def read_sheet(path: Path, sprite: Sprite, size: tuple[int, int]) -> np.ndarray:
     if len(content) != sprite.bytes or hashlib.sha256(content).hexdigest() != sprite.sha256:
         raise UserError(f"{path}: not the file that was packed (its digest differs); {AGAIN}.")
     try:
-        with Image.open(io.BytesIO(content), formats=["WEBP"]) as picture:
-            if (picture.size, picture.mode) == (size, "RGB"):
-                return np.asarray(picture)
-            found = f"{picture.width}x{picture.height} {picture.mode}"
+        with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
+            if (image.size, image.mode) == (size, "RGB"):
+                return np.asarray(image)
+            found = f"{image.width}x{image.height} {image.mode}"
     except Exception as error:  # Pillow's decoders raise whatever they like
         raise UserError(f"{path}: not a readable sprite ({short(str(error), 120)}).") from error
     raise UserError(f"{path}: {found}, it should be {size[0]}x{size[1]} RGB; {AGAIN}.")

@@ -15,7 +15,7 @@ from .timm_baseline import rate_of_log
 
 MOST_STARTS = 3  # pairs of whole processes; each takes the seconds of an import
 EPOCHS = 3  # of a scaling run; the first warms up
-SMALL_SPLIT = 200  # pictures that a scaling run evaluates on, so that it ends soon
+SMALL_SPLIT = 200  # images that a scaling run evaluates on, so that it ends soon
 
 
 @dataclass(frozen=True)
@@ -125,16 +125,16 @@ def startup(job: Job, data_seconds: float) -> list[Pair]:
     ]
 
 
-def scaling(job: Job, pictures: int, rate: float, per_process: bool) -> list[Pair]:
+def scaling(job: Job, images: int, rate: float, per_process: bool) -> list[Pair]:
     """Two processes beside one, by the images/s of their own metrics.jsonl.
 
-    pictures: in the training set. rate: about how many a second one process trains on, which says
+    images: in the training set. rate: about how many a second one process trains on, which says
     how long an epoch lasts `job.seconds`. per_process: each process has a device of its own, so
     twice as much is expected; else both share the same cores.
     """
     batch = job.load().recipe.batch_size
-    holdout = min(0.1, SMALL_SPLIT / pictures)
-    most = int((1 - holdout) * pictures) - 1
+    holdout = min(0.1, SMALL_SPLIT / images)
+    most = int((1 - holdout) * images) - 1
     steps = max(1, min(round(job.seconds * rate / batch), most // batch))
     small = [f"epochs={EPOCHS}", f"eval_every={EPOCHS}", "warmup={}", "cooldown={}"]
     small += [f"holdout={holdout}", f"subset={steps * batch}", "checkpoint.every_minutes=null"]

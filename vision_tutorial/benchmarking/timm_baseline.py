@@ -150,8 +150,8 @@ class Transformed:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        picture, target = self.source[index]
-        return self.transform(picture), target
+        image, target = self.source[index]
+        return self.transform(image), target
 
 
 def timm_batches(
@@ -163,7 +163,7 @@ def timm_batches(
 ) -> Iterator[int]:
     """timm's own loader, without end: how many images each batch has put on the device, normalised.
 
-    prefetcher: normalise whole batches (train.py's default); else picture by picture. The colours
+    prefetcher: normalise whole batches (train.py's default); else image by image. The colours
     are ImageNet's: another mean costs the same. Raises Untranslatable.
     """
     import torch
@@ -194,7 +194,7 @@ def timm_batches(
 
 
 def source_size(recipe: Recipe, source: Source) -> int:
-    """The side of a training picture."""
+    """The side of a training image."""
     return side_after(recipe.augment, None) or source[0][0].width
 
 
@@ -213,7 +213,7 @@ def held(sources: Sequence[Source]) -> int:
 
 
 def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:
-    """How train.py is told where the pictures are; some are written to `folder` where it must."""
+    """How train.py is told where the images are; some are written to `folder` where it must."""
     name, options = recipe.dataset.name, recipe.dataset.options
     if name in ("cifar10", "cifar100"):
         return ["--data-dir", str(data_root(options["root"])), "--dataset", f"torch/{name}"]
@@ -221,10 +221,10 @@ def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:
         return ["--data-dir", options["root"]]
     for split in ("train", "val"):
         for index in range(min(len(source), MOST_PICTURES)):
-            picture, target = source[index]
+            image, target = source[index]
             path = folder / split / f"{target:05d}" / f"{index:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            image.save(path)
     return ["--data-dir", str(folder)]
 
 
@@ -239,7 +239,7 @@ def train_words(
 ) -> list[str]:
     """timm's train.py on the recipe's model, batch, optimizer, augmentation and precision.
 
-    source: the training pictures. parts: micro-batches a step. Raises Untranslatable.
+    source: the training images. parts: micro-batches a step. Raises Untranslatable.
     """
     size, classes = source_size(recipe, source), len(source.classes)
     words = [

@@ -22,7 +22,7 @@ from rich.progress import wrap_file
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ..core.errors import StorageError, UserError
-from ..core.images import EXTENSIONS, pictures_in, stay_inside, visible
+from ..core.images import EXTENSIONS, images_in, stay_inside, visible
 from ..core.registry import datasets
 from ..core.sources import ArraySource, FileSource, check_split, data_root
 
@@ -34,19 +34,19 @@ Archive = type[CIFAR10]  # torchvision's class, for the names, the address and t
 
 @datasets.register
 def cifar10(split: str, *, root: str | None = None, download: bool = False) -> ArraySource:
-    """CIFAR-10: 50,000 + 10,000 pictures of 32x32, 10 classes (Krizhevsky 2009)."""
+    """CIFAR-10: 50,000 + 10,000 images of 32x32, 10 classes (Krizhevsky 2009)."""
     return _cifar("cifar10", CIFAR10, split, root, download)
 
 
 @datasets.register
 def cifar100(split: str, *, root: str | None = None, download: bool = False) -> ArraySource:
-    """CIFAR-100: 50,000 + 10,000 pictures of 32x32, 100 classes (Krizhevsky 2009)."""
+    """CIFAR-100: 50,000 + 10,000 images of 32x32, 100 classes (Krizhevsky 2009)."""
     return _cifar("cifar100", CIFAR100, split, root, download)
 
 
 @datasets.register
 def image_folder(split: str, *, root: str, train: str = "train", test: str = "val") -> FileSource:
-    """Your own pictures: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg (png, webp, … too)."""
+    """Your own images: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg (png, webp, … too)."""
     check_split(split)
     base = Path(root).expanduser()
     # The training folder alone says which classes there are, and in which order.
@@ -63,13 +63,13 @@ def image_folder(split: str, *, root: str, train: str = "train", test: str = "va
     paths: list[Path] = []
     targets: list[int] = []
     for folder in folders:
-        pictures = sorted(pictures_in(folder, base, "image_folder"))
-        if split == "train" and not pictures:
-            raise _no_pictures(folder)
-        paths += pictures
-        targets += [classes.index(folder.name)] * len(pictures)
+        images = sorted(images_in(folder, base, "image_folder"))
+        if split == "train" and not images:
+            raise _no_images(folder)
+        paths += images
+        targets += [classes.index(folder.name)] * len(images)
     if not paths:
-        raise _no_pictures(base / test)
+        raise _no_images(base / test)
     return FileSource("image_folder", paths, np.array(targets, np.int64), classes)
 
 
@@ -84,13 +84,13 @@ def _cifar(name: str, kind: Archive, split: str, root: str | None, download: boo
     labels = [table.get("fine_labels", table.get("labels")) for table in tables]
     return ArraySource(
         name,
-        _pictures_of([table.pop("data") for table in tables]),
+        _images_of([table.pop("data") for table in tables]),
         np.concatenate(labels).astype(np.int64),
         tuple(_text(word) for word in meta[kind.meta["key"]]),
     )
 
 
-def _pictures_of(tables: list[np.ndarray]) -> np.ndarray:
+def _images_of(tables: list[np.ndarray]) -> np.ndarray:
     """Rows (N, 3072) -> uint8 (N, 32, 32, 3); each table is let go of once it is copied."""
     images = np.empty((sum(len(table) for table in tables), 32, 32, 3), np.uint8)
     filled = 0
@@ -201,7 +201,7 @@ def _class_folders(base: Path, name: str) -> list[Path]:
     if not folder.is_dir():
         raise UserError(
             f"image_folder: no folder {folder}; `root` needs '{name}' with one sub-folder of "
-            "pictures per class (the options `train` and `test` name the two folders)."
+            "images per class (the options `train` and `test` name the two folders)."
         )
     stay_inside(folder, base, "image_folder")
     folders = sorted(entry for entry in folder.iterdir() if visible(entry.name) and entry.is_dir())
@@ -210,5 +210,5 @@ def _class_folders(base: Path, name: str) -> list[Path]:
     return folders
 
 
-def _no_pictures(folder: Path) -> UserError:
-    return UserError(f"image_folder: no pictures in {folder}; looked for {', '.join(EXTENSIONS)}.")
+def _no_images(folder: Path) -> UserError:
+    return UserError(f"image_folder: no images in {folder}; looked for {', '.join(EXTENSIONS)}.")

@@ -1,4 +1,4 @@
-"""Networks: every timm model, with the options that small pictures need.
+"""Networks: every timm model, with the options that small images need.
 
 The initial weights are drawn from torch's global generator, which the caller seeds, and from
 nothing else. Without options a model is exactly what `timm.create_model` builds.
@@ -56,7 +56,7 @@ def timm_model(
     """Any model of timm, by timm's name; further options go to timm's own class (Wightman 2019).
 
     num_classes: size of the classifier. The model maps images (B, 3, H, W) to logits (B, K).
-    stem: `cifar` is a 3x3 convolution of stride 1 and no pooling, for pictures of about 32 pixels.
+    stem: `cifar` is a 3x3 convolution of stride 1 and no pooling, for images of about 32 pixels.
     stage4_stride: 1 lets the last stage keep its resolution; null and 2 leave it as it is.
     drop_path: stochastic depth, rate of the last block (Huang et al. 2016). dropout: before the
         classifier.

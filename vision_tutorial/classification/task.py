@@ -56,7 +56,7 @@ class Accuracy:
 
 
 class Classification:
-    """Task: one class per picture."""
+    """Task: one class per image."""
 
     dense = False
 
@@ -80,5 +80,5 @@ class Classification:
 
 @tasks.register
 def classification(classes: Sequence[str]) -> Classification:
-    """One class per picture: top-1, top-5, per-class accuracy."""
+    """One class per image: top-1, top-5, per-class accuracy."""
     return Classification(classes)

@@ -20,13 +20,13 @@ from ..benchmarking.startup import Job, scaling, startup, tell, turns_with_timm
 from ..benchmarking.timed_pairs import Pair, Sample, Side, drawn
 from ..core.child_process import in_child, peak_memory, usable_cores
 from ..core.cli_types import positive, positive_count
-from ..core.errors import UserError, run_verb, unknown
+from ..core.errors import UserError, run_main, unknown
 from ..recipe.fields import Recipe
 from ..runs import run_folder
 
 FAR = 10**9  # a step that no measurement reaches
 ENDLESS = ("epochs=1000000", f"eval_every={FAR}", "checkpoint.every_minutes=null")
-PASS = 5  # an evaluation lasts so many times --seconds, if there are pictures enough
+PASS = 5  # an evaluation lasts so many times --seconds, if there are images enough
 PEAKS = ("main memory", "GPU memory")
 Found = tuple[list[Pair], dict[str, Any]]  # what was measured, and what else came to light
 
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial bench`."""
     args = parser().parse_intermixed_args(argv)
-    return run_verb(lambda: bench(args))
+    return run_main(lambda: bench(args))
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -132,7 +132,7 @@ def data(job: Job) -> Found:
 
 
 def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
-    """Our path, timm's loader in both of its ways, ours by picture; why timm's are left out."""
+    """Our path, timm's loader in both of its ways, ours by image; why timm's are left out."""
     from .. import build, engine
     from ..benchmarking import bare_loop
 
@@ -157,7 +157,7 @@ def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     reason = timm_baseline.missing(recipe)
     if not reason:
         sides |= {"timm's loader": timms(False), "timm's, prefetcher": timms(True)}
-    sides["picture by picture"] = own(single, 1 + workers)
+    sides["image by image"] = own(single, 1 + workers)
     found = job.in_turn(f"data, {cores} core(s)", list(sides.values()))
     return [Side.rates(*side) for side in zip(sides, found, strict=True)], reason
 
@@ -202,7 +202,7 @@ class Workshop:
         return list(self.pupil.prepare.parts(raw, 0, self.pupil.parts))
 
     def evaluating(self, count: int) -> Callable[[], Any]:
-        """The evaluation of so many pictures, or of all, as the loop does it after each epoch."""
+        """The evaluation of so many images, or of all, as the loop does it after each epoch."""
         from .. import build
         from ..core.sources import take
 
@@ -233,8 +233,8 @@ def step(job: Job) -> Found:
     found = shop.evaluating(shop.recipe.eval_batch_size)()
     ends = shop.training.ends_of_epochs(1 + job.rounds, found)
     facts = {
-        "train_pictures": len(shop.both.train),
-        "val_pictures": len(shop.both.val),
+        "train_images": len(shop.both.train),
+        "val_images": len(shop.both.val),
         "micro_batches": shop.pupil.parts,
         "data_share_of_step": statistics.median(shop.training.data_shares[1:]),
         "epoch_end_seconds": statistics.median(ends[1:]),
@@ -288,7 +288,7 @@ def one_rate(job: Job, *more: str) -> Sample:
 
 
 def timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
-    """The command of train.py for the recipe, the pictures of its steps; or why there is none."""
+    """The command of train.py for the recipe, the images of its steps; or why there is none."""
     shop = Workshop(job, plain)
     recipe, source, place = shop.recipe, shop.both.train, shop.place
     given = (place.precision, place.device.type, len(usable_cores()), shop.pupil.parts)
@@ -296,7 +296,7 @@ def timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
         words = timm_baseline.train_words(recipe, job.script, source, *given)
     except timm_baseline.Untranslatable as error:
         return [], 0, str(error)
-    words += timm_baseline.data_words(recipe, source, job.folder / "pictures")
+    words += timm_baseline.data_words(recipe, source, job.folder / "images")
     return [*words, "--output", str(job.folder / "timm")], recipe.batch_size, ""
 
 
@@ -315,12 +315,12 @@ def reading(job: Job) -> float:
 
 
 def memory(job: Job) -> Found:
-    """The trainer's peak beside the bare loop's and the pictures."""
+    """The trainer's peak beside the bare loop's and the images."""
     tell("memory: the trainer, the bare loop")
-    trainer, pictures, batches = in_child(trainer_peaks, job)
+    trainer, images, batches = in_child(trainer_peaks, job)
     bare = in_child(bare_peaks, job, *batches)
     pairs = []
-    for name, ours, other, more in zip(PEAKS, trainer, bare, (pictures, 0), strict=True):
+    for name, ours, other, more in zip(PEAKS, trainer, bare, (images, 0), strict=True):
         if ours and other:
             sides = Side("trainer", (ours,)), Side("bare loop + data", (other + more,))
             pairs.append(Pair(name, "bytes", *sides, {"data_bytes": more}))
@@ -328,7 +328,7 @@ def memory(job: Job) -> Found:
 
 
 def trainer_peaks(job: Job) -> tuple[tuple, int, tuple]:
-    """Its peaks; the pictures' bytes; classes and the batches of a step for the bare loop."""
+    """Its peaks; the images' bytes; classes and the batches of a step for the bare loop."""
     shop = Workshop(job)
     shop.run()
     reached, train = peaks(), shop.both.train
@@ -363,14 +363,14 @@ def peaks() -> tuple[int | None, int]:
 
 def two(job: Job) -> Found:
     """Two processes beside one."""
-    gpus, pictures, rate = in_child(scale, job)
+    gpus, images, rate = in_child(scale, job)
     if gpus == 1:
         return [], {"no_scaling": "there is one GPU"}
-    return scaling(job, pictures, rate, per_process=gpus > 1), {}
+    return scaling(job, images, rate, per_process=gpus > 1), {}
 
 
 def scale(job: Job) -> tuple[int, int, float]:
-    """GPUs, training pictures, and about how many a second one process trains on."""
+    """GPUs, training images, and about how many a second one process trains on."""
     import torch
 
     shop = Workshop(job)
@@ -378,7 +378,7 @@ def scale(job: Job) -> tuple[int, int, float]:
 
 
 STAGES: dict[str, tuple[Callable[[Job], Found], str]] = {
-    "data": (data, "the data path beside timm's loader and beside our own picture by picture"),
+    "data": (data, "the data path beside timm's loader and beside our own image by image"),
     "step": (partial(in_child, step), "the trainer beside the bare loop"),
     "eval": (partial(in_child, evaluation), "an evaluation beside the bare forward pass"),
     "timm": (timm, "the trainer beside timm's train.py (needs --timm-train)"),

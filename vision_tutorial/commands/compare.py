@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.cli_types import positive
-from ..core.errors import UserError, run_verb
+from ..core.errors import UserError, run_main
 from ..runs.reader import collect
 from ..runs.run import Run
 from ..runs.run_folder import write_text
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial compare`."""
     args = parser().parse_args(argv)
-    return run_verb(lambda: compare(args))
+    return run_main(lambda: compare(args))
 
 
 def compare(args: argparse.Namespace) -> int:

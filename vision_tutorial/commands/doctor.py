@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..core.errors import UserError, run_verb
+from ..core.errors import UserError, run_main
 
 GIGA = 2**30
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial doctor` and `python -m vision_tutorial.doctor`."""
     args = parser().parse_args(argv)
-    return run_verb(lambda: report(args))
+    return run_main(lambda: report(args))
 
 
 def report(args: argparse.Namespace) -> int:
@@ -164,7 +164,7 @@ def disk() -> Iterator[Check]:
 
 
 def shared_memory() -> Iterator[Check]:
-    """What loader workers hand pictures over in (Linux)."""
+    """What loader workers hand images over in (Linux)."""
     place = Path("/dev/shm")
     if sys.platform == "linux":
         free = shutil.disk_usage(place).free / GIGA if place.is_dir() else 0.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.atomic import plain
 from ..core.cli_types import add_looks
-from ..core.errors import UserError, run_verb
+from ..core.errors import UserError, run_main
 from ..recipe.fields import identity
 from ..recipe.loading import Loaded, load
 from ..runs import run_folder
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial evaluate`."""
     args = parser().parse_args(argv)
-    return run_verb(lambda: evaluate(args))
+    return run_main(lambda: evaluate(args))
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -132,7 +132,7 @@ def evaluate_runs(
         finer = build.evaluation(recipe, source, network, task, distributed, refine=timed, **common)
         result["refined"] = {
             "by": [choice.name for choice in recipe.refine],
-            "seconds_a_picture": timed.mean,
+            "seconds_a_image": timed.mean,
             **numbers(finer),
         }
     return result
@@ -178,13 +178,13 @@ def text(shown: dict[str, Any], classes: bool) -> str:
     """For people."""
     lines = []
     for result in shown["runs"]:
-        lines.append(f"{result['run']}  {result['split']}, {result['images']:,} pictures")
+        lines.append(f"{result['run']}  {result['split']}, {result['images']:,} images")
         lines.append(f"  weights {result['weights']}")
         finer = result.get("refined")
         if finer:
             lines.append(
-                f"  refined by {', '.join(finer['by'])}: {finer['seconds_a_picture']:.2f} s a "
-                "picture; plain, refined, difference"
+                f"  refined by {', '.join(finer['by'])}: {finer['seconds_a_image']:.2f} s a "
+                "image; plain, refined, difference"
             )
         for name, value in result["metrics"].items():
             lines.append(f"  {name:<16}" + beside(value, finer and finer["metrics"][name]))

@@ -10,7 +10,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UserError, run_verb, short, shown
+from ..core.errors import UserError, run_main, short, shown
 from ..recipe import advice_losses  # noqa: F401  (puts its lints on the list)
 from ..recipe.advice import Advice, advice
 from ..recipe.fields import Recipe, changes, to_plain, to_yaml
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error("name a recipe, such as recipes/r4.yaml, or ask for --schema")
     if args.world is not None and args.world < 1:
         made.error(f"--world is {args.world}; a number of processes from 1 up is expected")
-    return run_verb(lambda: explain(args))
+    return run_main(lambda: explain(args))
 
 
 def explain(args: argparse.Namespace) -> int:
@@ -89,7 +89,7 @@ def built(loaded: Loaded, known: Facts, trusted: bool) -> tuple[dict[str, Any], 
 
     recipe, said = loaded.recipe, []
     build.import_files(loaded.imports, trusted)
-    if known.pictures is None:
+    if known.images is None:
         known, said = counted(recipe, known)
     network = build.check(recipe, known.classes or 10)
     parts = build.batch_parts(recipe, known.world, torch.cuda.is_available())
@@ -116,7 +116,7 @@ def built(loaded: Loaded, known: Facts, trusted: bool) -> tuple[dict[str, Any], 
             said.append(
                 Advice(
                     "model",
-                    f"{recipe.model.name} does not take pictures of {known.side} px",
+                    f"{recipe.model.name} does not take images of {known.side} px",
                     f"trying it gave {type(error).__name__}: {reason}",
                     "another size in augment and eval_augment, or another model",
                 )
@@ -125,7 +125,7 @@ def built(loaded: Loaded, known: Facts, trusted: bool) -> tuple[dict[str, Any], 
 
 
 def counted(recipe: Recipe, known: Facts) -> tuple[Facts, list[Advice]]:
-    """The facts with the data set's own size, for one that is not on our shelves by size."""
+    """The facts with the data set's own size, for one that is not on our registries by size."""
     from ..core import registry
 
     try:
@@ -133,9 +133,9 @@ def counted(recipe: Recipe, known: Facts) -> tuple[Facts, list[Advice]]:
     except UserError as error:
         todo = "bring the data, or leave it: the rest is as it would be"
         return known, [Advice("dataset", "the data is not here", str(error), todo)]
-    pictures = used(recipe, len(source))
-    steps = pictures // recipe.batch_size
-    more = {"pictures": pictures, "classes": len(source.classes), "steps_per_epoch": steps}
+    images = used(recipe, len(source))
+    steps = images // recipe.batch_size
+    more = {"images": images, "classes": len(source.classes), "steps_per_epoch": steps}
     return replace(known, **more), []
 
 
@@ -170,7 +170,7 @@ def report(loaded: Loaded, known: Facts, found: dict[str, Any], said: list[Advic
         "base": str(loaded.base_path) if base else None,
         "changes": changes(recipe, base) if base else {},
         "epochs": known.epochs,
-        "pictures": known.pictures,
+        "images": known.images,
         "steps_per_epoch": known.steps_per_epoch,
         "steps": known.steps,
         "world": known.world,
@@ -211,15 +211,15 @@ def length(recipe: Recipe, known: Facts) -> Iterator[str]:
         yield from entry("training", f"{total}; steps unknown, the data is not here")
         return
     steps = f"{known.steps_per_epoch:,} steps = {known.steps:,} steps"
-    pictures = f"{known.pictures:,} pictures of {recipe.dataset.name}"
-    yield from entry("training", f"{total} x {steps} ({pictures})")
+    images = f"{known.images:,} images of {recipe.dataset.name}"
+    yield from entry("training", f"{total} x {steps} ({images})")
 
 
 def closing(
     recipe: Recipe, known: Facts, found: dict[str, Any], said: list[Advice]
 ) -> Iterator[str]:
     """What the network and this machine add, and the advice."""
-    if known.steps_per_epoch is None or facts(recipe).pictures is None:
+    if known.steps_per_epoch is None or facts(recipe).images is None:
         yield from length(recipe, known)
     yield from batch(recipe, known, found["parts"])
     yield from entry("data path", found["data_path"])
@@ -232,7 +232,7 @@ def closing(
         decay = f"weight decay {group['weight_decay']:g}"
         numbers = f"{group['parameters']:>12,} in {group['tensors']:>3} tensors"
         yield from entry("parameters", f"{numbers}: {decay}{scale}")
-    macs = "" if found["macs"] is None else f", {found['macs'] / 1e9:.2f} GMAC a picture of"
+    macs = "" if found["macs"] is None else f", {found['macs'] / 1e9:.2f} GMAC an image of"
     size = "" if found["macs"] is None else f" {known.side}x{known.side}"
     yield from entry("network", f"{found['parameters'] / 1e6:.1f} M parameters{macs}{size}")
     for item in said:
@@ -252,7 +252,7 @@ def batch(recipe: Recipe, known: Facts, parts: int) -> Iterator[str]:
     words = f"{recipe.batch_size} = {processes} x {micro} x {known.micro_batch}"
     share = recipe.batch_size // known.world
     device = "a GPU each" if known.gpu else "CPU"
-    yield from entry("batch", f"{words} pictures ({share} a process, on {device})")
+    yield from entry("batch", f"{words} images ({share} a process, on {device})")
 
 
 def entry(title: str, words: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run's gallery: what its network says of pictures, and what augmentation does to one."""
+"""A run's gallery: what its network says of images, and what augmentation does to one."""
 
 import argparse
 import heapq
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.cli_types import positive_count
-from ..core.errors import UserError, exit_code, run_verb, short
+from ..core.errors import UserError, exit_code, run_main, short
 from ..core.randomness import generator
 from ..core.sources import take
 from ..recipe.loading import Loaded, load
@@ -19,23 +19,23 @@ from ..report import gallery_files
 from ..report.gallery_files import Answer, Gallery, Group, Mask, Tile, Writer
 from ..runs.run_folder import recipe_file
 
-RIGHT, WRONG = 12, 24  # pictures of a classification run
-WORST, BY_LOT = 6, 6  # pictures of a segmentation run
-NAMED = 3  # classes that are told of each picture
+RIGHT, WRONG = 12, 24  # images of a classification run
+WORST, BY_LOT = 6, 6  # images of a segmentation run
+NAMED = 3  # classes that are told of each image
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
         prog="vision-tutorial gallery",
-        description="Pictures that a run's network gets right and wrong, its confusion matrix, and "
+        description="Images that a run's network gets right and wrong, its confusion matrix, and "
         "its augmentation under the microscope, in RUN/gallery, where `report` finds them.",
     )
     add = made.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
     add("--weights", default="best", metavar="best|last|FILE", help="default: %(default)s")
     add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
-    add("--most", type=positive_count, metavar="N", help="look at N pictures only, drawn by lot")
+    add("--most", type=positive_count, metavar="N", help="look at N images only, drawn by lot")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
 
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial gallery`."""
     args = parser().parse_args(argv)
-    return run_verb(lambda: gallery(args))
+    return run_main(lambda: gallery(args))
 
 
 def gallery(args: argparse.Namespace) -> int:
@@ -145,7 +145,7 @@ def labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
 
 
 def kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> Answer:
-    """One answer, its picture kept."""
+    """One answer, its image kept."""
     index, truth, pairs = answer
     names = source.classes
     return Answer(
@@ -160,7 +160,7 @@ def kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> A
 
 
 def masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
-    """The pictures with the lowest mean IoU, and some by lot: picture, truth, prediction."""
+    """The images with the lowest mean IoU, and some by lot: image, truth, prediction."""
     lot = set(generator(0, "gallery").permutation(len(source))[:BY_LOT].tolist())
     drawn: list[tuple] = []
     worst: list[tuple] = []  # (IoU, index, what is shown), the lowest first
@@ -183,25 +183,25 @@ def masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[s
 
 
 def seen(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Picture (H, W, 3), and its true and predicted class ids (H, W), all uint8."""
+    """Image (H, W, 3), and its true and predicted class ids (H, W), all uint8."""
     from .. import inference
     from ..core.targets import to_masks
 
-    picture = answer.pixels.permute(1, 2, 0).cpu().numpy()
+    image = answer.pixels.permute(1, 2, 0).cpu().numpy()
     return (
-        picture,
+        image,
         to_masks(answer.target).cpu().numpy(),
         inference.mask_of(answer.probabilities, None, smooth=False),
     )
 
 
 def kept_mask(shown: tuple, writer: Writer) -> Mask:
-    """One answer: its picture, truth and prediction kept."""
+    """One answer: its image, truth and prediction kept."""
     from ..inference import painting
 
-    iou, key, picture, *ids = shown
-    laid = (np.asarray(painting.overlay(picture, mask)) for mask in ids)
-    images = tuple(writer.keep(pixels) for pixels in (picture, *laid))
+    iou, key, image, *ids = shown
+    laid = (np.asarray(painting.overlay(image, mask)) for mask in ids)
+    images = tuple(writer.keep(pixels) for pixels in (image, *laid))
     return Mask(images=images, key=short(key, 200), iou=iou)
 
 

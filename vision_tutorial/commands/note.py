@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..core.errors import UserError, run_verb
+from ..core.errors import UserError, run_main
 from ..runs.reader import add_note, read
 from ..runs.run import Note
 from ..tables.table import clean
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial note`."""
     args = parser().parse_args(argv)
-    return run_verb(lambda: note(args))
+    return run_main(lambda: note(args))
 
 
 def note(args: argparse.Namespace) -> int:

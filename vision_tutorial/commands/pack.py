@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..benchmarking import sprites
 from ..core import arrays, registry
-from ..core.errors import UserError, run_verb
+from ..core.errors import UserError, run_main
 from ..recipe.loading import load
 
 EPILOG = """\
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial pack`."""
     args = parser().parse_args(argv)
     work = {"arrays": pack_arrays, "parts": pack_parts, "unpack": unpack}[args.action]
-    return run_verb(lambda: work(args))
+    return run_main(lambda: work(args))
 
 
 def pack_arrays(args: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ def place(text: str) -> Path:
 def described(folder: Path, manifest: arrays.Manifest) -> str:
     """What an arrays folder holds, and how to use it."""
     splits = ", ".join(
-        f"{name} {n:,} pictures of {w}x{h}"
+        f"{name} {n:,} images of {w}x{h}"
         for name, facts in manifest.splits.items()
         for n, h, w, _ in [facts.images.shape]
     )

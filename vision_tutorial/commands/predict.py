@@ -1,4 +1,4 @@
-"""Pictures -> labels, or masks, overlays, a submission, pseudo labels."""
+"""Images -> labels, or masks, overlays, a submission, pseudo labels."""
 
 import argparse
 import csv
@@ -15,29 +15,29 @@ from rich.progress import track
 
 from ..core.atomic import replacing, write_text
 from ..core.cli_types import add_looks, share
-from ..core.errors import UserError, run_verb
-from ..core.images import pictures_in
+from ..core.errors import UserError, run_main
+from ..core.images import images_in
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
 
-TOP = 5  # classes that are written of each picture
+TOP = 5  # classes that are written of each image
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
         prog="vision-tutorial predict",
-        description="What a run's network says of pictures: labels, or masks and what is made of "
+        description="What a run's network says of images: labels, or masks and what is made of "
         "them. Several runs are asked as one (--ensemble).",
     )
     add = made.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
     what = made.add_mutually_exclusive_group(required=True)
-    what.add_argument("--on", nargs="+", metavar="PATH", help="picture files, or folders of them")
+    what.add_argument("--on", nargs="+", metavar="PATH", help="image files, or folders of them")
     what.add_argument("--split", choices=("val", "test", "train"), help="of the run's data set")
     add("-o", "--output", required=True, metavar="DIR", help="the folder to write to")
     add_looks(made)
-    add("--overlays", action="store_true", help="masks: write them laid over the pictures, too")
+    add("--overlays", action="store_true", help="masks: write them laid over the images, too")
     add("--submission", metavar="FILE", help="masks: write the contest's CSV (--size is 256 there)")
     add("--smooth", action="store_true", help="masks: resize probabilities, then decide")
     add("--pseudo-labels", action="store_true", help="masks: make DIR a data set of sure answers")
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial predict`."""
     args = parser().parse_args(argv)
-    return run_verb(lambda: predict(args))
+    return run_main(lambda: predict(args))
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -93,23 +93,23 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def listed(given: Iterable[str]) -> list[Path]:
-    """The picture files that were named, or lie in the folders that were."""
+    """The image files that were named, or lie in the folders that were."""
     paths: list[Path] = []
     for path in map(Path, given):
         if path.is_dir():
-            inside = sorted(pictures_in(path, path, "predict"))
+            inside = sorted(images_in(path, path, "predict"))
             if not inside:
-                raise UserError(f"no pictures in {path}; name another folder, or files.")
+                raise UserError(f"no images in {path}; name another folder, or files.")
             paths += inside
         elif path.is_file():
             paths.append(path)
         else:
-            raise UserError(f"no {path}; name a picture, or a folder of pictures.")
+            raise UserError(f"no {path}; name an image, or a folder of images.")
     return paths
 
 
 def subject(run: Path, recipe: Any, paths: Sequence[Path], args: argparse.Namespace) -> Any:
-    """The pictures to look at, as a source."""
+    """The images to look at, as a source."""
     from .. import build, inference
 
     if args.split:
@@ -118,23 +118,23 @@ def subject(run: Path, recipe: Any, paths: Sequence[Path], args: argparse.Namesp
     dense = build.task(recipe, classes).dense
     names = {path.stem for path in paths}
     if dense and len(names) < len(paths):
-        raise UserError("two pictures of one name; predict their folders one after the other.")
-    return inference.pictures(paths, classes, dense)
+        raise UserError("two images of one name; predict their folders one after the other.")
+    return inference.images(paths, classes, dense)
 
 
 def one_by_one(recipe: Any, source: Any) -> Any:
-    """The recipe for pictures of any sizes: masks keep theirs, so each is a batch of its own."""
+    """The recipe for images of any sizes: masks keep theirs, so each is a batch of its own."""
     return recipe.model_copy(update={"eval_batch_size": 1}) if source.dense else recipe
 
 
 def labels(
     answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Write predictions.csv: each picture's likeliest classes."""
+    """Write predictions.csv: each image's likeliest classes."""
     if args.pseudo_labels:
-        raise UserError("--pseudo-labels is for masks; this run names one class per picture.")
+        raise UserError("--pseudo-labels is for masks; this run names one class per image.")
     most = min(TOP, len(source.classes))
-    header = ["picture"] + [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
+    header = ["image"] + [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
     path = folder_of(args) / "predictions.csv"
     count = 0
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -146,7 +146,7 @@ def labels(
             pairs = zip(names, (f"{p:.6f}" for p in values.tolist()), strict=True)
             rows.writerow([answer.key, *(word for pair in pairs for word in pair)])
             count += 1
-    return {"pictures": count, "predictions": str(path), "said": f"{count} pictures: {path}"}
+    return {"images": count, "predictions": str(path), "said": f"{count} images: {path}"}
 
 
 def masks(
@@ -163,13 +163,13 @@ def masks(
 
     def written() -> Iterator[tuple[str, Any]]:
         for answer in answers:
-            picture = source[answer.index][0]
-            size = (args.size, args.size) if args.size else picture.size[::-1]
+            image = source[answer.index][0]
+            size = (args.size, args.size) if args.size else image.size[::-1]
             mask = inference.mask_of(answer.probabilities, size, args.smooth or not args.size)
             name = f"{Path(answer.key).with_suffix('')}.png"
-            inference.painting.save(inference.painting.picture_of(mask), folder / "masks" / name)
+            inference.painting.save(inference.painting.image_of(mask), folder / "masks" / name)
             if args.overlays:
-                shown = picture.resize(mask.shape[::-1])
+                shown = image.resize(mask.shape[::-1])
                 laid = inference.painting.overlay(np.asarray(shown), mask)
                 inference.painting.save(laid, folder / "overlays" / name)
             yield answer.key, answer.probabilities
@@ -185,25 +185,25 @@ def masks(
         count = sum(1 for _ in written())
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in source.classes))
     places = ", ".join(f"{what} in {where}" for what, where in told.items())
-    return {"pictures": count, **told, "said": f"{count} pictures: {places}"}
+    return {"images": count, **told, "said": f"{count} images: {places}"}
 
 
 def pseudo_labels(
     answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Make the output folder a data set of the pictures whose answers are sure enough."""
+    """Make the output folder a data set of the images whose answers are sure enough."""
     from .. import inference
 
     if args.split or args.size or args.submission or args.overlays:
         raise UserError(
-            "--pseudo-labels looks at unlabelled pictures (--on) at their own size; leave out "
+            "--pseudo-labels looks at unlabelled images (--on) at their own size; leave out "
             "--split, --size, --submission and --overlays."
         )
     rule = inference.refine.Rule(args.min_confidence, args.pixel_threshold)
     ledger = inference.refine.Ledger(source.classes, rule, args.runs)
     folder = Path(args.output)
     said = inference.write_pseudo_labels(folder, answers, source.paths, recipe, ledger)
-    facts = {name: value for name, value in ledger.plain().items() if name != "pictures"}
+    facts = {name: value for name, value in ledger.plain().items() if name != "images"}
     return {"folder": str(folder), **facts, "said": "\n".join([*said, f"pseudo labels: {folder}"])}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..core.atomic import write_text
 from ..core.cli_types import positive
-from ..core.errors import UserError, run_verb, short
+from ..core.errors import UserError, run_main, short
 from ..report import gallery_files
 from ..report.contents import contents
 from ..report.rendering import render
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="vision-tutorial report",
         description="One HTML page over runs: their table, curves, classes, confusion matrices, "
-        "pictures, recipes and environments. It opens from disk and fetches nothing. Folders that "
+        "images, recipes and environments. It opens from disk and fetches nothing. Folders that "
         "hold no whole run are left out, with a line each.",
     )
     add = made.add_argument
@@ -34,11 +34,12 @@ def parser() -> argparse.ArgumentParser:
     add("--lang", choices=LANGUAGES, default="en", help="language of its words")
     add("--galleries", action="store_true", help="make the galleries of runs that have none")
     add(
+        "--images",
         "--pictures",
         type=positive,
         default=16.0,
         metavar="MIB",
-        help="most that embedded pictures may take (default: %(default)g MiB)",
+        help="most that embedded images may take (default: %(default)g MiB)",
     )
     return made
 
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial report`."""
     args = parser().parse_args(argv)
-    return run_verb(lambda: report(args))
+    return run_main(lambda: report(args))
 
 
 def report(args: argparse.Namespace) -> int:
@@ -56,7 +57,7 @@ def report(args: argparse.Namespace) -> int:
         raise UserError("; ".join(complaints[:3]) + ". Name run folders that `train` made.")
     if args.galleries:
         complaints += make_galleries(runs)
-    shown = contents(runs, complaints, args.lang, round(args.pictures * MIB))
+    shown = contents(runs, complaints, args.lang, round(args.images * MIB))
     text = render(shown, args.title)
     write_text(args.output, text)
     for line in shown["complaints"]:

@@ -11,7 +11,7 @@ from ..core import arrays, child_process
 from ..core.atomic import read_json, storage, write_json, write_text
 from ..core.child_process import Ended, last_line
 from ..core.cli_types import UNITS, positive_count, seconds, share
-from ..core.errors import ExitCode, UserError, run_verb, short
+from ..core.errors import ExitCode, UserError, run_main, short
 from ..core.sources import data_root
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         "--budget", type=seconds, metavar="TIME", help="shrink it to end within 90s, 20min, 1.5h"
     )
     size.add_argument(
-        "--scale", type=share, metavar="S", help="shrink it to this share of the pictures seen"
+        "--scale", type=share, metavar="S", help="shrink it to this share of the images seen"
     )
     add("--network", choices=NETWORKS, help="of all runs (default: by the budget, else resnet50)")
     add("--data", choices=("cifar100", SHAPES), help="shapes: drawn by the package")
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial reproduce`."""
     args = parser().parse_intermixed_args(argv)
-    return run_verb(lambda: reproduce(args))
+    return run_main(lambda: reproduce(args))
 
 
 def reproduce(args: argparse.Namespace) -> int:
@@ -178,7 +178,7 @@ def checked(args: argparse.Namespace) -> dict[str, Recipe]:
     return {name: load(path_of(name), settings(args)).recipe for name in TABLE}
 
 
-def pictures(recipe: Recipe) -> Data:
+def images(recipe: Recipe) -> Data:
     """How many a recipe trains and tests on. UserError if only its data knows."""
     name, options = recipe.dataset.name, recipe.dataset.options
     if name == "arrays":
@@ -190,7 +190,7 @@ def pictures(recipe: Recipe) -> Data:
         whole, test = facts(recipe).whole, options.get("test", CIFAR.test)
     if whole is None:
         raise UserError(
-            f"dataset {name}: nobody knows how many pictures it has. Leave out --budget, --scale "
+            f"dataset {name}: nobody knows how many images it has. Leave out --budget, --scale "
             "and --network, or take cifar100, shapes, or arrays (vision-tutorial pack)."
         )
     train = used(recipe, whole)
@@ -242,7 +242,7 @@ def plan_anew(
     args: argparse.Namespace, recipes: dict[str, Recipe], probe: Probe, clock: Clock
 ) -> tuple[Plan, Speed | None]:
     """The plan by the rule; with a budget also the speed that it stands on, measured here."""
-    data = pictures(recipes["r0"])
+    data = images(recipes["r0"])
     if not args.budget:
         size = size_of_share(1.0 if args.scale is None else args.scale, data)
         return plan(*size, args.network or "resnet50", data), None
@@ -265,7 +265,7 @@ def plan_anew(
         raise UserError(
             f"--budget {spelled(args.budget)}: too little for the smallest table here, which takes "
             f"{duration(wanted)} (measuring, {speed.start:.0f} s a start, "
-            f"{speed.rate * seats:,.0f} pictures a second). Give more."
+            f"{speed.rate * seats:,.0f} images a second). Give more."
         )
     return made, speed
 
@@ -287,15 +287,15 @@ def described(
             told = f"; the report: {minutes:g} min on two GPUs" if minutes else ""
             yield f"{name}: {recipe.total_epochs} epochs, {recipe.model.name}{told}"
         return
-    fast = f", {speed.rate * jobs:,.0f} pictures a second here" if speed else ""
+    fast = f", {speed.rate * jobs:,.0f} images a second here" if speed else ""
     yield f"{name_of(args)}: network {made.network}, batch {made.batch_size}{fast}{seeds}"
-    times, test = [], pictures(recipes["r0"]).test
+    times, test = [], images(recipes["r0"]).test
     for name, recipe in recipes.items():
         about = ""
         if speed:
             times.append(made.seconds(recipe.epochs, speed, test))
             about = f", about {duration(times[-1])}"
-        epochs = f"{made.total_epochs(recipe.epochs)} epochs of {made.pictures:,} pictures"
+        epochs = f"{made.total_epochs(recipe.epochs)} epochs of {made.images:,} images"
         yield f"{name}: {epochs} (in full {recipe.total_epochs}){about}"
     if speed:
         total = makespan(times * args.seeds, jobs)
@@ -309,7 +309,7 @@ def trials_of(
     """The runs: all recipes with the first seed, then with the next. Writes the shrunk recipes."""
     if made:
         dataset = SHAPES if args.data == SHAPES else None
-        write_recipes(made, folder, dataset, pictures(recipes["r0"]).train)
+        write_recipes(made, folder, dataset, images(recipes["r0"]).train)
     return [
         Trial(
             name,
@@ -350,19 +350,19 @@ def write_page(args: argparse.Namespace, shift: Shift, runs: Sequence[Run]) -> N
     bare = [run.folder for run in runs if run.status == "done" and run.folder]
     bare = [str(folder) for folder in bare if not gallery_files.exists(folder)]
     log, clock = shift.logs / "page.log", shift.clock
-    verb(page, log)
+    command(page, log)
     if bare and clock.left() > 2 * PAGE and not shift.stop.asked:
         log = shift.logs / "galleries.log"
-        made = verb(["gallery", *bare], log, lambda: clock.left() < PAGE or shift.stop.asked)
+        made = command(["gallery", *bare], log, lambda: clock.left() < PAGE or shift.stop.asked)
         if made.seen or made.code:
             why = "the time was up" if made.seen else last_line(log)
             print(f"not all galleries are on the page: {why} (log: {log})")
-        verb(page, shift.logs / "page.log")
+        command(page, shift.logs / "page.log")
     print(last_line(shift.logs / "page.log"))
 
 
-def verb(words: Sequence[str], log: Path, enough: Callable[[], bool] = lambda: False) -> Ended:
-    """Run a verb in a process of its own, until `enough` at most."""
+def command(words: Sequence[str], log: Path, enough: Callable[[], bool] = lambda: False) -> Ended:
+    """Run a command in a process of its own, until `enough` at most."""
     command = [sys.executable, "-m", "vision_tutorial", *words]
     return child_process.run_command(command, log, enough, then_stop=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.cli_types import positive, positive_count
-from ..core.errors import ExitCode, UserError, run_verb
+from ..core.errors import ExitCode, UserError, run_main
 from ..runs import reader, run_folder
 from ..runs.reproducibility import Verdict, differences, edited, first_difference, judge
 from ..runs.run import Run
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial rerun`."""
     args = parser().parse_args(argv)
-    return run_verb(lambda: rerun(args))
+    return run_main(lambda: rerun(args))
 
 
 def rerun(args: argparse.Namespace) -> int:

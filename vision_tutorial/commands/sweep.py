@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ..core.atomic import storage
 from ..core.cli_types import positive_count
-from ..core.errors import ExitCode, UserError, run_verb, unknown
+from ..core.errors import ExitCode, UserError, run_main, unknown
 from ..recipe.notation import duration
 from ..runs import run_folder
 from ..runs.seed_statistics import margin, pooled
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial sweep`."""
     args = parser().parse_intermixed_args(argv)
-    return run_verb(lambda: sweep(args))
+    return run_main(lambda: sweep(args))
 
 
 def sweep(args: argparse.Namespace) -> int:

@@ -109,7 +109,7 @@ class Manifest(Facts):
 
 
 def counts(root: Path) -> dict[str, int]:
-    """How many pictures each split of a folder has, from its manifest alone."""
+    """How many images each split of a folder has, from its manifest alone."""
     splits = read_facts(root / MANIFEST, Manifest).splits
     return {name: split.images.shape[0] for name, split in splits.items()}
 
@@ -221,7 +221,7 @@ def digest_of(array: np.ndarray) -> str:
 
 
 def write(root: Path, name: str, splits: Mapping[str, Source]) -> Manifest:
-    """Write sources as an arrays folder, all of it or nothing. Pictures must be of one size."""
+    """Write sources as an arrays folder, all of it or nothing. Images must be of one size."""
     first = next(iter(splits.values()))
     with new_folder(root) as work:
         found = {split: _write_split(work / split, source) for split, source in splits.items()}
@@ -255,24 +255,24 @@ def _write_split(folder: Path, source: Source) -> Split:
 
 
 def names_of(source: Source) -> tuple[str, ...] | None:
-    """What the pictures are called; None where only by number. Names need not be UTF-8."""
+    """What the images are called; None where only by number. Names need not be UTF-8."""
     keys = (source.key(index).encode(errors="replace").decode() for index in range(len(source)))
     named = tuple(keys)
     return None if named == tuple(map(str, range(len(source)))) else named
 
 
 def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) -> None:
-    """Decode every picture into images uint8 (N, H, W, 3), and every mask, on all cores."""
+    """Decode every image into images uint8 (N, H, W, 3), and every mask, on all cores."""
     height, width = images.shape[1:3]
 
     def decode(index: int) -> None:
-        picture, target = source[index]
-        if picture.size != (width, height):
+        image, target = source[index]
+        if image.size != (width, height):
             raise UserError(
-                f"{source.name}, picture {index}: {picture.width}x{picture.height} pixels, the "
+                f"{source.name}, image {index}: {image.width}x{image.height} pixels, the "
                 f"first has {width}x{height}; an arrays folder needs one size. Resize them first."
             )
-        images[index] = np.asarray(picture)
+        images[index] = np.asarray(image)
         if masks is not None:
             masks[index] = target
 

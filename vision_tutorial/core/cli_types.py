@@ -39,7 +39,7 @@ def positive_count(text: str) -> int:
 
 
 def add_looks(parser: argparse.ArgumentParser) -> None:
-    """The options of verbs that look at pictures with trained networks."""
+    """The options of commands that look at images with trained networks."""
     add = parser.add_argument
     add("--weights", default="best", metavar="best|last|FILE", help="default: %(default)s")
     add(

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every verb; also written to status.json, since torchrun flattens them to 1."""
+    """Exit codes of all commands; status.json has them too, since torchrun flattens them to 1."""
 
     DONE = 0
     PEER_LOST = 1
@@ -88,8 +88,8 @@ def exit_code(error: BaseException) -> int:
     return int(known.get(type(error), 1))
 
 
-def run_verb(main: Callable[[], int | None]) -> int:
-    """Run a verb; a UserError becomes one line on stderr and its exit code, never a traceback."""
+def run_main(main: Callable[[], int | None]) -> int:
+    """Run a command; a UserError becomes one line on stderr and its exit code, no traceback."""
     with suppress(AttributeError, ValueError):  # not every stream has it
         sys.stdout.reconfigure(errors="replace")  # a letter that a console lacks ends nothing
     # Read when torch loads. OpenMP's threads spin while they wait, which beside other work (a

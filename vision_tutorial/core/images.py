@@ -1,4 +1,4 @@
-"""Picture files: which there are in a folder, and what is in one."""
+"""Image files: which there are in a folder, and what is in one."""
 
 import os
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from PIL import Image
 from .errors import UserError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 64_000_000  # a larger picture is a mistake or an attack
+MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack
 SPREAD = ("L;2", "L;4")  # Pillow spreads the grey levels of these over 0 … 255
 VOID = 255  # where nothing counts in a mask uint8, as it lies in files
 
 
-def pictures_in(folder: Path, base: Path, who: str) -> Iterator[Path]:
-    """The picture files at or below `folder`. A link may lead to a file inside `base`, no further.
+def images_in(folder: Path, base: Path, who: str) -> Iterator[Path]:
+    """The image files at or below `folder`. A link may lead to a file inside `base`, no further.
 
     `who` asks: the data set that the error names.
     """
@@ -35,7 +35,7 @@ def pictures_in(folder: Path, base: Path, who: str) -> Iterator[Path]:
 
 def visible(name: str) -> bool:
     """Whether a file or folder is meant to be seen."""
-    return not name.startswith(".")  # such as .ipynb_checkpoints, or macOS's ._picture.jpg
+    return not name.startswith(".")  # such as .ipynb_checkpoints, or macOS's ._image.jpg
 
 
 def stay_inside(path: Path, base: Path, who: str) -> None:
@@ -46,45 +46,43 @@ def stay_inside(path: Path, base: Path, who: str) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file whose header was read; whatever is wrong with it is one line."""
+    """An image file whose header was read; whatever is wrong with it is one line."""
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
                 raise UserError(
-                    f"{path}: {picture.width}x{picture.height} pixels; at most {MAX_PIXELS:,} "
-                    "are read. Make the picture smaller."
+                    f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} "
+                    "are read. Make the image smaller."
                 )
-            yield picture
+            yield image
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
-        raise UserError(
-            f"{path}: not a readable picture ({error}). Replace or remove it."
-        ) from error
+        raise UserError(f"{path}: not a readable image ({error}). Replace or remove it.") from error
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels, as the file's head says; nothing is decoded."""
-    with opened(path) as picture:
-        return picture.size
+    with opened(path) as image:
+        return image.size
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """Decode the whole file to RGB (Pillow's `verify()` would pass half a JPEG)."""
-    with opened(path) as picture:
-        return picture.convert("RGB")
+    with opened(path) as image:
+        return image.convert("RGB")
 
 
 def read_mask(path: Path, classes: int, void: int | None = None) -> np.ndarray:
     """The class ids in a PNG, uint8 (H, W), below `classes` or VOID; `void` becomes VOID, too."""
-    with opened(path) as picture:
-        spread = any(tile[3] in SPREAD for tile in picture.tile)
-        if picture.format != "PNG" or picture.mode not in ("L", "P") or spread:
+    with opened(path) as image:
+        spread = any(tile[3] in SPREAD for tile in image.tile)
+        if image.format != "PNG" or image.mode not in ("L", "P") or spread:
             raise UserError(
-                f"{path}: {picture.format}, {picture.mode}; a mask is a PNG whose pixels are class "
+                f"{path}: {image.format}, {image.mode}; a mask is a PNG whose pixels are class "
                 "ids: a palette, or grey with 8 bits. Convert it, without resampling."
             )
-        mask = np.array(picture)
+        mask = np.array(image)
     if void is not None:
         mask[mask == void] = VOID
     strange = mask[(mask >= classes) & (mask != VOID)]

@@ -30,11 +30,11 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def uniforms(key: int, items: np.ndarray, count: int, block: int | np.ndarray = 0) -> np.ndarray:
-    """Draws for many pictures at once: uniform in [0, 1), steps of 2**-32; float64 (B, count).
+    """Draws for many images at once: uniform in [0, 1), steps of 2**-32; float64 (B, count).
 
-    key: 64 bits, an `address`. items: whole numbers (B, 2), (epoch, index) of each picture, epoch
-    below 2**32. block: one number or (B,), in units of four draws: where in each picture's stream
-    to begin. A picture's draws depend on its item and on nothing else; they come from
+    key: 64 bits, an `address`. items: whole numbers (B, 2), (epoch, index) of each image, epoch
+    below 2**32. block: one number or (B,), in units of four draws: where in each image's stream
+    to begin. An image's draws depend on its item and on nothing else; they come from
     Philox4x32-10 (Salmon et al. 2011).
     """
     blocks = -(-count // 4)

@@ -1,4 +1,4 @@
-"""Shelves: a name in a recipe -> the function of that name.
+"""Registries: a name in a recipe -> the function of that name.
 
 An entry is one decorated function. It is named after the function, its keyword-only parameters are
 the schema of its recipe key, and the first line of its docstring is its description.
@@ -13,7 +13,7 @@ from .errors import UserError, unknown
 
 
 class Registry:
-    """One shelf: `losses.register` puts a function on it, `losses.bind` takes one off, set up."""
+    """Functions by name: `losses.register` adds one, `losses.bind` gives it with its options set."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -22,7 +22,7 @@ class Registry:
         self.prefixes: dict[str, Callable] = {}
 
     def register(self, function: Callable) -> Callable:
-        """Put `function` on the shelf under its own name; refuse a name that is taken."""
+        """Put `function` on the registry under its own name; refuse a name that is taken."""
         name = function.__name__
         if name in self.entries:
             taken = self.entries[name].__module__
@@ -32,7 +32,7 @@ class Registry:
 
     def open(self, function: Callable) -> Callable:
         """Let `function(name, …)` answer for every name that no entry has (timm's, say)."""
-        assert self.fallback is None, f"the shelf of {self.kind}s is open already"
+        assert self.fallback is None, f"the registry of {self.kind}s is open already"
         self.fallback = function
         return function
 
@@ -47,7 +47,7 @@ class Registry:
         return open_for_prefix
 
     def bind(self, name: str, /, **options: Any) -> Callable:
-        """The entry `name` with its options bound; what remains is the shelf's own call."""
+        """The entry `name` with its options bound; what remains is the registry's own call."""
         if name in self.entries:
             return partial(self.entries[name], **options)
         for prefix, function in self.prefixes.items():

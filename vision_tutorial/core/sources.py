@@ -1,6 +1,6 @@
-"""Where pixels come from: pictures in memory or in files, with one target each.
+"""Where pixels come from: images in memory or in files, with one target each.
 
-A dataset entry returns a `Source`. The loader asks it for `(picture, target)` by index and never
+A dataset entry returns a `Source`. The loader asks it for `(image, target)` by index and never
 learns what kind it is.
 """
 
@@ -16,26 +16,26 @@ import numpy as np
 from PIL import Image
 
 from .errors import UserError
-from .images import VOID, read_picture
+from .images import VOID, read_image
 from .randomness import generator
 
 
 class Source(Protocol):
-    """Pictures by index."""
+    """Images by index."""
 
     name: str
     classes: tuple[str, ...]
     targets: np.ndarray  # int64 (N,): the classes that a hold-out keeps in their shares
-    dense: bool  # whether the target of a picture is a mask
+    dense: bool  # whether the target of an image is a mask
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        """The RGB picture and its target: a class id, or a mask uint8 (H, W), `files.VOID` where
+        """The RGB image and its target: a class id, or a mask uint8 (H, W), `files.VOID` where
         nothing counts. Several threads may ask at once."""
 
     def key(self, index: int) -> str:
-        """What the picture is called: its file's name, or its number."""
+        """What the image is called: its file's name, or its number."""
 
     def digest(self) -> str:
         """A hash of the data itself (or of names and sizes, for files), for the fingerprint."""
@@ -64,9 +64,9 @@ class _Map:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Pictures in memory, or mapped into it. images uint8 (N, H, W, 3); targets int64 (N,); masks
+    """Images in memory, or mapped into it. images uint8 (N, H, W, 3); targets int64 (N,); masks
     uint8 (N, H, W), which are the targets of a `dense` set. `known_digest` spares reading a mapped
-    set through: its manifest has it. keys: what the pictures are called, where not by number."""
+    set through: its manifest has it. keys: what the images are called, where not by number."""
 
     name: str
     images: np.ndarray
@@ -78,7 +78,7 @@ class ArraySource:
     keys: Sequence[str] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # a loader process that is not forked would otherwise be sent all pictures by value
+        # a loader process that is not forked would otherwise be sent all images by value
         return {name: _Map.of(value) for name, value in vars(self).items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Pictures in files, decoded when asked for. targets int64 (N,); dense: masks in which nothing
+    """Images in files, decoded when asked for. targets int64 (N,); dense: masks in which nothing
     counts instead, since there are none."""
 
     name: str
@@ -124,10 +124,10 @@ class FileSource:
         return self.paths[index].name
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        picture = read_picture(self.paths[index])
+        image = read_image(self.paths[index])
         if self.dense:
-            return picture, np.full((picture.height, picture.width), VOID, np.uint8)
-        return picture, int(self.targets[index])
+            return image, np.full((image.height, image.width), VOID, np.uint8)
+        return image, int(self.targets[index])
 
     def digest(self) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(self.targets))

@@ -19,7 +19,7 @@ def is_map(target: Tensor) -> bool:
 
 
 def is_spatial(target: Tensor) -> bool:
-    """Whether there is a class for each position, and not one for the whole picture."""
+    """Whether there is a class for each position, and not one for the whole image."""
     return target.ndim > (2 if is_map(target) else 1)
 
 

@@ -14,7 +14,7 @@ Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Parts]]
 class Batch:
     """Ready for the model. images float (B, 3, H, W); target ids (B, *S) or map (B, C, *S).
 
-    pixels: the pictures before they were normalised, uint8 (B, 3, H, W), where they were asked for.
+    pixels: the images before they were normalised, uint8 (B, 3, H, W), where they were asked for.
     """
 
     images: Tensor
@@ -42,7 +42,7 @@ class Meter(Protocol):
 class Task(Protocol):
     """What a track adds to the engine; three methods, and no fourth.
 
-    dense: whether targets have a place in the picture, (B, H, W) instead of (B,).
+    dense: whether targets have a place in the image, (B, H, W) instead of (B,).
     """
 
     dense: bool

@@ -1,5 +1,5 @@
-"""From pictures to batches: sources, augmentation, mixing, order."""
+"""From images to batches: sources, augmentation, mixing, order."""
 
-# Importing them fills their shelves, and the batched forms of their entries.
+# Importing them fills their registries, and the batched forms of their entries.
 from . import arrays, mix, shapes  # noqa: F401
 from .augmentation import colour, erasing, policies, transforms  # noqa: F401

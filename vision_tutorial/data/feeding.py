@@ -1,6 +1,6 @@
-"""Recipe -> what feeds a training or an evaluation: which path pictures take, and where they end.
+"""Recipe -> what feeds a training or an evaluation: which path images take, and where they end.
 
-`copies` is how many extra versions of a picture the loss wants to see (jsd); the batched path has
+`copies` is how many extra versions of an image the loss wants to see (jsd); the batched path has
 none of these, nor entries without a batched form. A dense source's masks go along on the batched
 path, and on the joint path where that one is not taken.
 """
@@ -23,14 +23,14 @@ from .augmentation.pairs import joint
 from .augmentation.sampling import Program
 from .augmentation.sampling import program as drawn
 from .augmentation.transforms import FRAMING, RANDOM
-from .loader import EvalOrder, Pictures, Raw, Singly, TrainOrder, make_loader
+from .loader import AugmentedImages, EvalOrder, Raw, Singly, TrainOrder, make_loader
 
 Feed = Callable[[], Iterator[Raw]]
 
 
 @dataclass(frozen=True)
 class Place:
-    """The process that takes the pictures, and what it has. workers: of torch's loader."""
+    """The process that takes the images, and what it has. workers: of torch's loader."""
 
     device: torch.device
     rank: int = 0
@@ -40,7 +40,7 @@ class Place:
 
 
 def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
-    """Transforms of pictures, and of normalised tensors, in order."""
+    """Transforms of images, and of normalised tensors, in order."""
     made = [augments.bind(c.name, **c.options)() for c in choices]
     late = [t for t in made if getattr(t, "stage", "image") == "tensor"]
     if late and made[-len(late) :] != late:
@@ -51,14 +51,14 @@ def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
 
 
 def is_random(choice: Choice) -> bool:
-    """Whether an entry of the package may treat a picture in more ways than one."""
+    """Whether an entry of the package may treat an image in more ways than one."""
     if choice.name in ("clahe", "equalize_luma"):
         return choice.options["p"] < 1 or len({*choice.options.get("clip", (1,))}) > 1
     return choice.name in RANDOM or choice.name == "brightness_contrast"
 
 
 def program(recipe: Recipe, copies: int = 0) -> Program | None:
-    """The batched form of the training pictures' augmentation; None where they go singly.
+    """The batched form of the training images' augmentation; None where they go singly.
 
     UserError where `data.path` insists on it and an entry has none.
     """
@@ -75,7 +75,7 @@ def attempt(
     if recipe.data.path == "timm":
         return None
     if copies:
-        return UserError("loss: jsd needs copies of pictures; data.path=batched has none.")
+        return UserError("loss: jsd needs copies of images; data.path=batched has none.")
     try:
         return in_batches(choices, recipe.seed)
     except UserError as error:
@@ -83,12 +83,12 @@ def attempt(
 
 
 def path(recipe: Recipe, copies: int = 0, dense: bool = False) -> str:
-    """In words: which path training pictures take, and why not the faster one."""
+    """In words: which path training images take, and why not the faster one."""
     made = attempt(recipe, recipe.augment, copies)
     if isinstance(made, Program):
         return "batched: whole batches at once, the pixels that Pillow would give"
     reason = "as data.path says" if made is None else str(made).partition(". ")[0].rstrip(".")
-    singly = "joint: one picture and its mask" if dense else "timm: one picture"
+    singly = "joint: one image and its mask" if dense else "timm: one image"
     return f"{singly} at a time ({reason})"
 
 
@@ -105,7 +105,7 @@ def training(
     if made is not None and pipeline.is_array(source):
         feed = pipeline.Batched(store(recipe, source, place), made).batches
     else:
-        feed = partial(loaded, pictures(recipe, source, copies), place=place)
+        feed = partial(loaded, images(recipe, source, copies), place=place)
 
     def batches(start: int, stop: int) -> Iterator[Raw]:
         n, size = len(source), recipe.batch_size
@@ -114,43 +114,43 @@ def training(
     return batches
 
 
-def pictures(recipe: Recipe, source: Source, copies: int = 0) -> Pictures:
-    """Augmented training pictures by (epoch, index), one at a time."""
+def images(recipe: Recipe, source: Source, copies: int = 0) -> AugmentedImages:
+    """Augmented training images by (epoch, index), one at a time."""
     if source.dense:
         if copies:
-            raise UserError("loss: jsd compares copies of pictures; there are none with masks.")
-        return Pictures(source, joint(recipe.augment, recipe.seed))
+            raise UserError("loss: jsd compares copies of images; there are none with masks.")
+        return AugmentedImages(source, joint(recipe.augment, recipe.seed))
     made = program(recipe, copies)
     if made is not None:
-        return Pictures(source, pipeline.Together(made))
+        return AugmentedImages(source, pipeline.Together(made))
     if not copies:
-        return Pictures(source, Singly(chain(recipe.augment)[0], recipe.seed))
+        return AugmentedImages(source, Singly(chain(recipe.augment)[0], recipe.seed))
     framing = [choice for choice in recipe.augment if choice.name in FRAMING]
     others = [choice for choice in recipe.augment if choice.name not in FRAMING]
     several = Singly(chain(framing)[0], recipe.seed, copies, chain(others)[0])
-    return Pictures(source, several)
+    return AugmentedImages(source, several)
 
 
 def eval_order(recipe: Recipe, source: Source, place: Place) -> EvalOrder:
-    """Which pictures of a split the process sees in an evaluation, batch by batch."""
+    """Which images of a split the process sees in an evaluation, batch by batch."""
     return EvalOrder(len(source), recipe.eval_batch_size, place.rank, place.world)
 
 
 def evaluating(recipe: Recipe, source: Source, place: Place) -> Feed:
-    """The process's share of a split, from the beginning at each call; it may remember pictures."""
+    """The process's share of a split, from the beginning at each call; it may remember images."""
     order = eval_order(recipe, source, place)
     made = attempt(recipe, recipe.eval_augment)
     batched = isinstance(made, Program)  # not so with an entry of the student's own, say
     if batched and pipeline.is_array(source):
         feed = pipeline.Batched(store(recipe, source, place), made).batches
-        # Where nothing is done to the pictures they are in memory already.
+        # Where nothing is done to the images they are in memory already.
         return partial(pipeline.Evaluated(feed).batches if made.drawers else feed, order)
     if source.dense:
-        shown = Pictures(source, joint(recipe.eval_augment, recipe.seed))
+        shown = AugmentedImages(source, joint(recipe.eval_augment, recipe.seed))
         return partial(pipeline.Evaluated(partial(loaded, shown, place=place)).batches, order)
     singly = Singly(chain(recipe.eval_augment)[0], recipe.seed)
     augment = pipeline.Together(made) if batched else singly
-    return partial(loaded, Pictures(source, augment), order, place)
+    return partial(loaded, AugmentedImages(source, augment), order, place)
 
 
 def store(recipe: Recipe, source: Source, place: Place) -> pipeline.Store:
@@ -158,7 +158,7 @@ def store(recipe: Recipe, source: Source, place: Place) -> pipeline.Store:
     return pipeline.Store(source, place.device, recipe.data.memory, place.threads)
 
 
-def loaded(made: Pictures, order: TrainOrder | EvalOrder, place: Place) -> Iterator[Raw]:
+def loaded(made: AugmentedImages, order: TrainOrder | EvalOrder, place: Place) -> Iterator[Raw]:
     """Batches through torch's loader and its workers."""
     return make_loader(made, order, place.workers, pin=place.device.type == "cuda")
 

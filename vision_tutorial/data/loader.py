@@ -1,9 +1,9 @@
-"""Which process sees which picture when, and how it gets there.
+"""Which process sees which image when, and how it gets there.
 
-The order is a function of (seed, epoch), the pictures of (seed, epoch, index); a loader that starts
+The order is a function of (seed, epoch), the images of (seed, epoch, index); a loader that starts
 in the middle is as good as one that ran through. A global batch is dealt in mirror pairs: whoever
 takes position i also takes B-1-i. CutMix and Mixup pair i with B-1-i, so a mixed batch is the same
-set of pictures for every number of processes, micro-batches and shards.
+set of images for every number of processes, micro-batches and shards.
 """
 
 import ctypes
@@ -63,7 +63,7 @@ class Raw:
 
 
 def chosen(tensor: Tensor, rows: Tensor | None) -> Tensor:
-    """Some rows of a tensor (B, …), or all of them. Pictures that lie as (B, H, W, 3) are copied as
+    """Some rows of a tensor (B, …), or all of them. Images that lie as (B, H, W, 3) are copied as
     whole blocks, twenty times faster than by index."""
     if rows is None:
         return tensor
@@ -106,7 +106,7 @@ class TrainOrder:
         return (listed(items) for items in self.items())
 
     def items(self) -> Iterator[np.ndarray]:
-        """(epoch, index) of each picture of a batch, int64 (B, 2)."""
+        """(epoch, index) of each image of a batch, int64 (B, 2)."""
         mine = part(self.batch_size, self.rank, self.world)
         steps = self.n // self.batch_size
         current, permutation = -1, np.empty(0)
@@ -135,7 +135,7 @@ class EvalOrder:
         return (listed(items) for items in self.items())
 
     def items(self) -> Iterator[np.ndarray]:
-        """(0, index) of each picture of a batch, int64 (B, 2)."""
+        """(0, index) of each image of a batch, int64 (B, 2)."""
         for first in range(self.rank * self.batch_size, self.n, self.world * self.batch_size):
             indices = np.arange(first, min(first + self.batch_size, self.n))
             yield np.stack([np.zeros_like(indices), indices], 1)
@@ -148,9 +148,9 @@ def listed(items: np.ndarray) -> list[Item]:
 
 @dataclass(frozen=True)
 class Singly:
-    """One picture at a time through transforms that draw from the global generators: timm's way.
+    """One image at a time through transforms that draw from the global generators: timm's way.
 
-    They are seeded by the picture's address. Each picture gets `transforms`; then come `copies` of
+    They are seeded by the image's address. Each image gets `transforms`; then come `copies` of
     it that get `of_copies` as well.
     """
 
@@ -159,20 +159,20 @@ class Singly:
     copies: int = 0
     of_copies: Sequence[Transform] = ()
 
-    def __call__(self, picture: Image.Image, item: Item) -> Tensor:
+    def __call__(self, image: Image.Image, item: Item) -> Tensor:
         """uint8 (3, H, W), or (V, 3, H, W) in V versions."""
         seed_generators(address(self.seed, *item, "augment"))
-        picture = applied(self.transforms, picture)
+        image = applied(self.transforms, image)
         if not self.copies:
-            return to_tensor(picture)
-        versions = [picture, *(applied(self.of_copies, picture) for _ in range(self.copies))]
+            return to_tensor(image)
+        versions = [image, *(applied(self.of_copies, image) for _ in range(self.copies))]
         return torch.stack([to_tensor(version) for version in versions])
 
 
-class Pictures(Dataset):
-    """(epoch, index) -> picture tensor, target; every draw is addressed, nothing is remembered.
+class AugmentedImages(Dataset):
+    """(epoch, index) -> image tensor, target; every draw is addressed, nothing is remembered.
 
-    `augment` takes (picture, item); for a dense source (picture, mask, item), and returns both.
+    `augment` takes (image, item); for a dense source (image, mask, item), and returns both.
     """
 
     def __init__(self, source: Source, augment: Callable):
@@ -184,26 +184,26 @@ class Pictures(Dataset):
     def __getitem__(self, item: Item) -> tuple[Tensor, Any, Item] | UserError:
         _, index = item
         try:
-            picture, target = self.source[index]
+            image, target = self.source[index]
         except UserError as error:
             # raised here, a worker would wrap it in a page of traceback
-            return UserError(f"{self.source.name}, picture {index}: {error}")
+            return UserError(f"{self.source.name}, image {index}: {error}")
         if not self.source.dense:
-            return self.augment(picture, item), target, item
-        if target.shape != (picture.height, picture.width):
+            return self.augment(image, item), target, item
+        if target.shape != (image.height, image.width):
             height, width = target.shape
             return UserError(
-                f"{self.source.name}, {self.source.key(index)}: {picture.width}x{picture.height} "
+                f"{self.source.name}, {self.source.key(index)}: {image.width}x{image.height} "
                 f"pixels, but its mask has {width}x{height}; they must be alike."
             )
-        return *self.augment(picture, target, item), item
+        return *self.augment(image, target, item), item
 
 
-def applied(transforms: Sequence[Transform], picture: Image.Image) -> Image.Image:
-    """The picture after all transforms, in order."""
+def applied(transforms: Sequence[Transform], image: Image.Image) -> Image.Image:
+    """The image after all transforms, in order."""
     for transform in transforms:
-        picture = transform(picture)
-    return picture
+        image = transform(image)
+    return image
 
 
 def seed_generators(number: int) -> None:
@@ -213,13 +213,13 @@ def seed_generators(number: int) -> None:
     torch.default_generator.manual_seed(number)
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """RGB picture -> uint8 tensor (3, H, W)."""
-    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> uint8 tensor (3, H, W)."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
 def collate(samples: list[Any]) -> Raw | UserError:
-    """Samples -> one batch; the first unreadable picture speaks for all."""
+    """Samples -> one batch; the first unreadable image speaks for all."""
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
@@ -228,7 +228,7 @@ def collate(samples: list[Any]) -> Raw | UserError:
     if len(sizes) > 1:
         shown = ", ".join(f"{w}x{h}" for _, h, w in sorted(sizes)[:3])
         return UserError(
-            f"pictures of different sizes in one batch ({shown}, …); end `augment` and "
+            f"images of different sizes in one batch ({shown}, …); end `augment` and "
             "`eval_augment` with a crop or resize to one size."
         )
     # They lie as (H, W, 3), and stay so: whole blocks are copied then.
@@ -237,11 +237,11 @@ def collate(samples: list[Any]) -> Raw | UserError:
 
 
 def make_loader(
-    pictures: Pictures, batches: TrainOrder | EvalOrder, workers: int, pin: bool
+    images: AugmentedImages, batches: TrainOrder | EvalOrder, workers: int, pin: bool
 ) -> Iterator[Raw]:
-    """Batches in the given order. UserError names a picture that cannot be read."""
+    """Batches in the given order. UserError names an image that cannot be read."""
     loader = DataLoader(
-        pictures,
+        images,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,

@@ -1,7 +1,7 @@
-"""CutMix and Mixup: batches in which each picture meets its mirror, sample i and sample B-1-i.
+"""CutMix and Mixup: batches in which each image meets its mirror, sample i and sample B-1-i.
 
 In mode `batch` every draw is addressed by (seed, step) and is the same for the whole global batch;
-in modes `pair` and `elem` it is a pair's or a picture's own, by its address. Either way a part of
+in modes `pair` and `elem` it is a pair's or an image's own, by its address. Either way a part of
 the batch that keeps mirror pairs together (a process's share, a micro-batch) is mixed as the whole
 would be. The modes are timm's.
 """
@@ -25,7 +25,7 @@ Mixer = Callable[[Tensor, np.random.Generator], tuple[Tensor, Share]]
 # images, target, classes, seed, step, items -> images, target
 Mix = Callable[[Tensor, Tensor, int, int, int, Tensor | None], tuple[Tensor, Tensor]]
 Mode = Literal["batch", "pair", "elem"]
-TIMMS = ("cutmix", "mixup")  # those that can mix each picture on its own
+TIMMS = ("cutmix", "mixup")  # those that can mix each image on its own
 
 
 class Term(Protocol):
@@ -45,12 +45,12 @@ def cutmix(
     p: float = 1.0,
     mode: Literal["batch", "pair", "elem"] = "batch",
 ) -> tuple[Tensor, Share]:
-    """Paste one box of the mirror picture into every picture (Yun et al. 2019).
+    """Paste one box of the mirror image into every image (Yun et al. 2019).
 
     images (B, C, H, W) of any type -> images, and 1.0, or which pixels are kept: bool (1, 1, H, W).
     The box has H·√(1-λ) x W·√(1-λ) pixels, λ ~ Beta(alpha, alpha), around a
     uniform centre, clipped; p is the probability that a batch is mixed at all. mode: one λ and box
-    for the batch, for each mirror pair, or for each picture. UserError for an option out of range.
+    for the batch, for each mirror pair, or for each image. UserError for an option out of range.
     """
     check_options("cutmix", alpha, p, mode)
     if rng.random() >= p:
@@ -72,11 +72,11 @@ def mixup(
     p: float = 1.0,
     mode: Literal["batch", "pair", "elem"] = "batch",
 ) -> tuple[Tensor, Share]:
-    """Blend every picture with its mirror, rounded to whole grey levels (Zhang et al. 2018).
+    """Blend every image with its mirror, rounded to whole grey levels (Zhang et al. 2018).
 
-    images uint8 (B, C, H, W) -> images, and the share λ ~ Beta(alpha, alpha) that each picture
+    images uint8 (B, C, H, W) -> images, and the share λ ~ Beta(alpha, alpha) that each image
     keeps; p is the probability that a batch is mixed at all. mode: one λ for the batch, for each
-    mirror pair, or for each picture. UserError if alpha or p are out of range.
+    mirror pair, or for each image. UserError if alpha or p are out of range.
     """
     check_options("mixup", alpha, p, mode)
     if rng.random() >= p:
@@ -114,7 +114,7 @@ def check_options(entry: str, alpha: float, p: float, mode: str) -> None:
 def mix(terms: Sequence[Term] | None) -> Mix:
     """A recipe's mixers as one function, a `Mix`.
 
-    Each batch (or each picture, by their mode) is given to one of them, drawn by weight, and its
+    Each batch (or each image, by their mode) is given to one of them, drawn by weight, and its
     class ids become a class map. No terms: a twin that changes nothing. UserError for a bad option,
     modes that differ, or weights that are all zero.
     """
@@ -170,5 +170,5 @@ def mix_batch(
         if isinstance(share, Tensor) and share.dtype == torch.bool:
             return images, targets.paste(target, target.flip(0), share[:, 0])
     elif isinstance(share, Tensor):
-        share = share.float().mean((-2, -1))  # one label for the picture: by area
+        share = share.float().mean((-2, -1))  # one label for the image: by area
     return images, targets.mix(target, target.flip(0), share, classes)

@@ -1,4 +1,4 @@
-"""CutMix and Mixup with a share (and box) of its own for each picture, or each pair of mirrors."""
+"""CutMix and Mixup with a share (and box) of its own for each image, or each pair of mirrors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def mix_each(
 ) -> tuple[Tensor, Tensor]:
     """images uint8 (B, C, H, W), target ids or map -> mixed images, class map (B, classes, *S).
 
-    items int64 (B, 2): the address of each picture's draws. in_pairs: mirrors share their draws.
+    items int64 (B, 2): the address of each image's draws. in_pairs: mirrors share their draws.
     Masks stay class ids if CutMix is all there is.
     """
     draws = Draws(owners(items.numpy(), in_pairs), address(seed, "mix"))
@@ -56,12 +56,12 @@ def mix_each(
     kept = 1 - inside.float()
     kept[blended] = part
     if not targets.is_spatial(target):
-        kept = kept.mean((-2, -1))  # one label for the picture: by area
+        kept = kept.mean((-2, -1))  # one label for the image: by area
     return mixed, targets.mix(target, target.flip(0), kept, classes)
 
 
 def owners(items: np.ndarray, in_pairs: bool) -> np.ndarray:
-    """Whose draws each picture takes: its own, or those of the first, by index, of its pair."""
+    """Whose draws each image takes: its own, or those of the first, by index, of its pair."""
     mirror = items[::-1]
     return np.where(in_pairs & (mirror[:, 1:] < items[:, 1:]), mirror, items)
 
@@ -78,13 +78,13 @@ def boxes(size: tuple[int, int], share: np.ndarray, centres: np.ndarray) -> Tens
 
 
 def beta(draws: Draws, alpha: np.ndarray) -> np.ndarray:
-    """Beta(alpha, alpha) for each picture, float64 (B,): of two gammas, the first one's share."""
+    """Beta(alpha, alpha) for each image, float64 (B,): of two gammas, the first one's share."""
     one, other = gamma(draws, alpha, 1), gamma(draws, alpha, 2)
     return one / (one + other)
 
 
 def gamma(draws: Draws, alpha: np.ndarray, lane: int) -> np.ndarray:
-    """Gamma(alpha) for each picture (Marsaglia and Tsang 2000); attempts take every other block."""
+    """Gamma(alpha) for each image (Marsaglia and Tsang 2000); attempts take every other block."""
     raised = np.where(alpha < 1, alpha + 1, alpha)
     d = raised - 1 / 3
     found = np.ones(len(alpha))

@@ -1,4 +1,4 @@
-"""The batched path: pictures by (epoch, index), augmented by the batch, where their pixels lie.
+"""The batched path: images by (epoch, index), augmented by the batch, where their pixels lie.
 
 Pixels lie on the GPU if they fit, else in the machine's memory or in a mapped file. Only indices
 cross from the order of an epoch to here. Which code carries out the slots makes no difference to
@@ -25,9 +25,9 @@ from .loader import EvalOrder, Item, Raw, TrainOrder
 
 logger = logging.getLogger(__name__)
 
-TOGETHER = {False: 2048, True: 4096}  # pictures augmented at once, by whether on a GPU,
+TOGETHER = {False: 2048, True: 4096}  # images augmented at once, by whether on a GPU,
 ROOM = 2**26  # if they have no more bytes than this
-KEPT = 2**30  # bytes of finished pictures that an evaluation keeps for the next one
+KEPT = 2**30  # bytes of finished images that an evaluation keeps for the next one
 
 
 @cache
@@ -36,13 +36,13 @@ def has_numba() -> bool:
     try:
         import numba  # noqa: F401
     except ImportError:
-        logger.warning("no numba here: pictures are augmented by torch, several times slower")
+        logger.warning("no numba here: images are augmented by torch, several times slower")
         return False
     return True
 
 
 def carry_out(images: np.ndarray, rows: np.ndarray, slots: Sequence[Slot], threads: int) -> Tensor:
-    """Pictures `rows` of images uint8 (N, H, W, 3) after `slots`, on the CPU: (B, 3, h, w)."""
+    """Images `rows` of images uint8 (N, H, W, 3) after `slots`, on the CPU: (B, 3, h, w)."""
     if has_numba():
         from .executors import compiled
 
@@ -54,13 +54,13 @@ def carry_out(images: np.ndarray, rows: np.ndarray, slots: Sequence[Slot], threa
 
 @dataclass(frozen=True)
 class Together:
-    """The batched form for one picture of any size, as the loader's workers decode them."""
+    """The batched form for one image of any size, as the loader's workers decode them."""
 
     program: Program
 
-    def __call__(self, picture: Image.Image, item: Item) -> Tensor:
+    def __call__(self, image: Image.Image, item: Item) -> Tensor:
         """uint8 (3, h, w)."""
-        pixels = np.asarray(picture)[None]
+        pixels = np.asarray(image)[None]
         slots = self.program.slots(np.array([item]), pixels.shape[1:3])
         return carry_out(pixels, np.zeros(1, np.int64), slots, threads=1)[0]
 
@@ -69,7 +69,7 @@ class Store:
     """The pixels and targets (masks, if it is dense) of a source in memory, or in a mapped file."""
 
     def __init__(self, source: Source, device: torch.device, memory: str, threads: int):
-        """memory: `device`, `host`, or `auto` for the first where the pictures fit."""
+        """memory: `device`, `host`, or `auto` for the first where the images fit."""
         arrays, self.rows = unfolded(source)
         self.device, self.threads = device, threads
         self.targets = torch.from_numpy(np.ascontiguousarray(source.targets)).to(device)
@@ -81,12 +81,12 @@ class Store:
             self.masks = None if self.masks is None else torch.tensor(self.masks, device=device)
 
     def fits(self) -> bool:
-        """Whether pictures and masks take less than a quarter of the GPU's free memory."""
+        """Whether images and masks take less than a quarter of the GPU's free memory."""
         free, _ = torch.cuda.mem_get_info(self.device)
         return self.images.nbytes + (0 if self.masks is None else self.masks.nbytes) < free / 4
 
     def __call__(self, program: Program, items: np.ndarray) -> Raw:
-        """The pictures `items` int64 (B, 2), augmented, and their targets."""
+        """The images `items` int64 (B, 2), augmented, and their targets."""
         chosen = items[:, 1]
         slots = program.slots(items, tuple(self.images.shape[1:3]))
         rows = chosen if self.rows is None else self.rows[chosen]
@@ -110,7 +110,7 @@ class Store:
         return tensors.apply(chosen, mask_ops.of_masks(slots))[:, 0]
 
     def on_gpu(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
-        """Some rows of the pictures or masks."""
+        """Some rows of the images or masks."""
         if isinstance(values, Tensor):
             return values[torch.from_numpy(rows).to(self.device)]
         pinned = torch.from_numpy(values[rows]).pin_memory()
@@ -126,7 +126,7 @@ def unfolded(source: Source) -> tuple[ArraySource, np.ndarray | None]:
 
 
 def is_array(source: Source) -> bool:
-    """Whether the pictures lie in arrays, under any subsets."""
+    """Whether the images lie in arrays, under any subsets."""
     return isinstance(base(source), ArraySource)
 
 
@@ -143,7 +143,7 @@ class Batched:
         return ahead(made, self.store.device) if self.store.device.type == "cuda" else made
 
     def by_the_dozen(self, order: TrainOrder | EvalOrder) -> Iterator[Raw]:
-        """Many batches augmented at once: drawing for many pictures costs little more than for few,
+        """Many batches augmented at once: drawing for many images costs little more than for few,
         and a GPU has something to do."""
         most = ROOM // max(self.store.images[0].nbytes, 1)
         together = min(TOGETHER[self.store.device.type == "cuda"], most)

@@ -53,7 +53,7 @@ def compiled_normalize(
 def erase_singly(
     transforms: Sequence[Callable], seed: int, images: Tensor, items: Tensor
 ) -> Tensor:
-    """Apply the per-picture tensor transforms (random erasing) to normalised images, by address."""
+    """Apply the per-image tensor transforms (random erasing) to normalised images, by address."""
     for row, (epoch, index) in enumerate(items.tolist() if transforms else ()):
         seed_generators(address(seed, epoch, index, "erase"))
         for transform in transforms:
@@ -66,7 +66,7 @@ class Finisher:
 
     A batch (B, V, 3, H, W) of V versions becomes (V·B, 3, H, W), all first versions first. Masks
     become class ids. threads: for compiled code on the CPU; 0 does without it. pixels: whether the
-    batch also keeps its pictures as they were before normalising.
+    batch also keeps its images as they were before normalising.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Finisher:
             yield self.finished(images, *(chosen(tensor, rows) for tensor in (target, items)), rows)
 
     def finished(self, images: Tensor, target: Tensor, items: Tensor, rows: Tensor | None) -> Batch:
-        """The pictures `rows` (None: all) of a mixed batch, and what belongs to these."""
+        """The images `rows` (None: all) of a mixed batch, and what belongs to these."""
         if images.dim() == 5:
             versions = images.shape[1]
             images, rows = chosen(images, rows).transpose(0, 1).flatten(0, 1), None

@@ -1,4 +1,4 @@
-"""What augmentation does to one picture: a chain's entries, a policy's operations, the mixers.
+"""What augmentation does to one image: a chain's entries, a policy's operations, the mixers.
 
 Everything is made by the code that training runs; only what is left to chance there (whether an
 operation happens at all, a spread around its magnitude) is fixed here, so that it can be seen.
@@ -34,7 +34,7 @@ DRAWS = 4  # of one entry, or one mixer
 
 
 class Shot(NamedTuple):
-    """A picture and what was done to it. pixels uint8 (H, W, 3); mask uint8 (H, W), where it has
+    """An image and what was done to it. pixels uint8 (H, W, 3); mask uint8 (H, W), where it has
     one that went along."""
 
     label: str
@@ -50,9 +50,9 @@ class Panel(NamedTuple):
 
 
 def microscope(recipe: Recipe, source: Source) -> list[Panel]:
-    """One training picture under all of a recipe's augmentation.
+    """One training image under all of a recipe's augmentation.
 
-    In order: as an evaluation sees it; under the whole chain in the first epochs (the very pictures
+    In order: as an evaluation sees it; under the whole chain in the first epochs (the very images
     that training sees); under each entry alone, with each part of a policy; under each mixer.
     """
     index = address(recipe.seed, "microscope") % len(source)
@@ -81,9 +81,9 @@ def microscope(recipe: Recipe, source: Source) -> list[Panel]:
 def shots(
     recipe: Recipe, source: Source, indices: Sequence[int], epochs: int, label: str
 ) -> list[Shot]:
-    """The first of these pictures as training sees it in each epoch, where it differs from before;
-    called `label` and the epoch, counted from 1, or by their shares, where pictures are mixed."""
-    pictures = feeding.pictures(recipe, source)
+    """The first of these images as training sees it in each epoch, where it differs from before;
+    called `label` and the epoch, counted from 1, or by their shares, where images are mixed."""
+    images = feeding.images(recipe, source)
     finish = feeding.finishing(
         recipe,
         feeding.Place(torch.device("cpu")),
@@ -93,7 +93,7 @@ def shots(
     )
     made: dict[bytes, Shot] = {}
     for epoch in range(epochs):
-        raw = collate([pictures[epoch, index] for index in indices])
+        raw = collate([images[epoch, index] for index in indices])
         if isinstance(raw, UserError):
             raise raw
         batch = finish(raw, epoch)
@@ -109,14 +109,14 @@ def shots(
 
 
 def visible(image: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> np.ndarray:
-    """A normalised picture (3, H, W) as people see it: uint8 (H, W, 3)."""
+    """A normalised image (3, H, W) as people see it: uint8 (H, W, 3)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in colours)
     pixels = (image * std + mean) * 255
     return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
 def shares(target: Tensor, classes: Sequence[str]) -> str:
-    """What a mixed picture is called, by its class map (C,): "0.71 ship + 0.29 dog"."""
+    """What a mixed image is called, by its class map (C,): "0.71 ship + 0.29 dog"."""
     top = target.topk(min(2, len(classes)))
     pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
     return " + ".join(f"{value:.2f} {classes[index]}" for value, index in pairs if value > 0.005)
@@ -162,13 +162,13 @@ def apart(choice: Choice, pixels: np.ndarray, seed: int) -> list[Shot]:
 def timms(ops: Sequence[timm_policies.AugmentOp], pixels: np.ndarray, seed: int) -> Shot:
     """timm's operations, one after the other."""
     seed_generators(seed)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     for op in ops:
         sure = copy(op)
         sure.prob, sure.magnitude_std = 1.0, 0
-        picture = sure(picture)
+        image = sure(image)
     label = " + ".join(f"{op.name} {op.magnitude:g}" for op in ops)
-    return Shot(label, np.asarray(picture))
+    return Shot(label, np.asarray(image))
 
 
 def torchvisions(

@@ -1,7 +1,7 @@
-"""An embedded data set: small pictures of shapes, drawn by the package, with their masks.
+"""An embedded data set: small images of shapes, drawn by the package, with their masks.
 
 A linear model fails on it, because place, turn, size and colours say nothing about the class; a
-small convolutional network learns it on a laptop. The pictures are the same bits on every machine:
+small convolutional network learns it on a laptop. The images are the same bits on every machine:
 the draws are raw Philox integers, whose stream NumPy promises to keep, and the drawing uses only
 operations that IEEE 754 rounds exactly (+, -, *, /, sqrt, floor, comparisons: no sine, no sum).
 """
@@ -17,7 +17,7 @@ from ..core.registry import datasets
 from ..core.sources import ArraySource, check_split
 
 SMALLEST, LARGEST = 16, 256  # pixels
-NUMBERS = 37  # drawn per picture, before its noise
+NUMBERS = 37  # drawn per image, before its noise
 CONTRAST = 90  # grey levels
 NOISE = 8.0  # grey levels, each way
 FIFTHS = (  # unit vectors 72 degrees apart, written out because libraries round sines differently
@@ -48,7 +48,7 @@ def shapes(
         raise UserError(f"shapes: size is {size}; use {SMALLEST} to {LARGEST} pixels.")
     count = {"train": train, "test": test}[split]
     if count < 1:
-        raise UserError(f"shapes: {split} is {count}; use at least 1 picture.")
+        raise UserError(f"shapes: {split} is {count}; use at least 1 image.")
     images = np.empty((count, size, size, 3), np.uint8)
     drawn = np.empty((count, size, size), np.uint8)
     for label, outline in enumerate(OUTLINES.values()):
@@ -67,7 +67,7 @@ def shapes(
 def _draw(
     outline: Outline, seed: int, split: str, indices: Array, size: int
 ) -> tuple[Array, Array]:
-    """Pictures uint8 (n, size, size, 3), and where their shape is: bool (n, size, size)."""
+    """Images uint8 (n, size, size, 3), and where their shape is: bool (n, size, size)."""
     numbers, noise = _numbers(seed, split, indices, size)
     draw = iter(numbers)
     radius = size * (0.26 + 0.16 * next(draw))
@@ -91,12 +91,12 @@ def _draw(
     apart = (x - size * next(draw)) * cosine + (y - size * next(draw)) * sine
     _paint(ground, np.abs(apart) - size / 40, [255 * next(draw) for _ in "rgb"])
     _paint(ground, edge, ink)
-    picture = np.stack(np.broadcast_arrays(*ground), -1) + noise
-    return np.clip(np.floor(picture + 0.5), 0, 255).astype(np.uint8), edge < 0
+    image = np.stack(np.broadcast_arrays(*ground), -1) + noise
+    return np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8), edge < 0
 
 
 def _numbers(seed: int, split: str, indices: Array, size: int) -> tuple[Array, Array]:
-    """Each picture's own draws: uniform in [0, 1), (NUMBERS, n, 1, 1); noise (n, size, size, 3)."""
+    """Each image's own draws: uniform in [0, 1), (NUMBERS, n, 1, 1); noise (n, size, size, 3)."""
     values = size * size * 3
     raw = np.empty((len(indices), NUMBERS + -(-values // 8)), "<u8")
     for row, index in zip(raw, indices, strict=True):

@@ -7,20 +7,20 @@ from .evaluation import Evaluation, Timed, evaluate, rounds_of
 from .loop import Plan, Progress, fit
 from .profiling import profiled
 from .progress import make_display
-from .recorder import Crew, NoCrew, restore, summarise
+from .recorder import NoRecorder, Recorder, restore, summarise
 from .signals import StopRequest
-from .step import Learner, fitting_parts
+from .step import TrainingState, fitting_parts
 from .tta import looking
 
 __all__ = [
     "Checkpoints",
-    "Crew",
+    "Recorder",
     "Distributed",
     "Ema",
     "Evaluation",
-    "Learner",
+    "TrainingState",
     "NoCheckpoints",
-    "NoCrew",
+    "NoRecorder",
     "NoEma",
     "Plan",
     "Progress",

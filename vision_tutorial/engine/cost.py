@@ -1,4 +1,4 @@
-"""What a model costs: parameters, and multiply-accumulates (MACs) of one picture's forward pass."""
+"""What a model costs: parameters, and multiply-accumulates (MACs) of one image's forward pass."""
 
 import copy
 from itertools import chain
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def cost(model: nn.Module, image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(parameters, MACs) of `model` for one RGB picture of `image_size` pixels, a side or (H, W).
+    """(parameters, MACs) of `model` for one RGB image of `image_size` pixels, a side or (H, W).
 
     Counted by torch's own FlopCounterMode in evaluation mode: convolutions, matrix products and
     attention; norms, activations and pooling are free, as in every paper's table. Nothing is
@@ -18,9 +18,9 @@ def cost(model: nn.Module, image_size: int | tuple[int, int]) -> tuple[int, int]
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     twin = _weightless(model).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    picture = torch.zeros(1, 3, height, width, device="meta", dtype=dtype)
+    image = torch.zeros(1, 3, height, width, device="meta", dtype=dtype)
     with FlopCounterMode(display=False) as counter:
-        twin(picture)
+        twin(image)
     parameters = sum(p.numel() for p in model.parameters())
     return parameters, counter.get_total_flops() // 2  # one MAC is a multiplication and an addition
 

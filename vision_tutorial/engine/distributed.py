@@ -29,7 +29,7 @@ from .shared_dataset import Desk, take_up
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
 PATIENCE = 20  # seconds between signs of life of a process that others wait for
-CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 pictures takes minutes on a laptop
+CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 images takes minutes on a laptop
 
 
 class Distributed:
@@ -203,7 +203,7 @@ class Distributed:
             if "DefaultCPUAllocator" in text:
                 raise MemoryExhausted(
                     f"out of memory on the CPU: {text.splitlines()[0][:200]}. Lower micro_batch, "
-                    "eval_batch_size or the size of pictures."
+                    "eval_batch_size or the size of images."
                 ) from error
             if self.world > 1 and any(word in text for word in ("gloo", "NCCL", "process group")):
                 raise PeerLost(

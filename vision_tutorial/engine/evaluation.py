@@ -90,7 +90,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Timed:
-    """A function of pictures, and how long it took on average."""
+    """A function of images, and how long it took on average."""
 
     def __init__(self, function: Callable):
         self.function, self.seconds, self.calls = function, 0.0, 0
@@ -109,17 +109,17 @@ class Timed:
 
 
 def refined(refine: Callable, output: Tensor, pixels: Tensor) -> Tensor:
-    """Logits (B, C, H, W) after `refine(picture, probabilities)` of each picture, as logarithms;
-    pixels uint8 (B, 3, H, W), as the pictures are."""
-    pictures = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    pairs = zip(pictures, output.float().softmax(1).cpu(), strict=True)
+    """Logits (B, C, H, W) after `refine(image, probabilities)` of each image, as logarithms;
+    pixels uint8 (B, 3, H, W), as the images are."""
+    images = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    pairs = zip(images, output.float().softmax(1).cpu(), strict=True)
     made = torch.stack([torch.as_tensor(refine(*pair)) for pair in pairs])
     return made.clamp(min=torch.finfo(made.dtype).tiny).log().to(output.device)
 
 
 @torch.inference_mode()
 def answer_to_blank(model: nn.Module, height: int, width: int) -> str:
-    """The shape of what the model says of one blank picture, or what it complains of; no trace."""
+    """The shape of what the model says of one blank image, or what it complains of; no trace."""
     blank = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
     try:
         with evaluating(model):

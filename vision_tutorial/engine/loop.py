@@ -11,7 +11,7 @@ from ..core.task import Meter
 from .distributed import Distributed
 from .evaluation import Evaluation, Interrupted
 from .signals import StopRequest
-from .step import Learner, Outcome, Reader, lag_of, take_step
+from .step import Outcome, Reader, TrainingState, lag_of, take_step
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Duties(Protocol):
         """Whether a checkpoint within the epoch is due."""
 
     def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
-        """Show a step of `items` pictures; the loss is that of the last step that was read."""
+        """Show a step of `items` images; the loss is that of the last step that was read."""
 
     def evaluating(self, done: int, total: int) -> None:
         """Show how far an evaluation is."""
@@ -105,7 +105,7 @@ class Duties(Protocol):
 
 
 def fit(
-    learner: Learner,
+    learner: TrainingState,
     plan: Plan,
     distributed: Distributed,
     duties: Duties,
@@ -179,7 +179,7 @@ def pending(plan: Plan, progress: Progress) -> bool:
 
 
 def end_epoch(
-    learner: Learner,
+    learner: TrainingState,
     plan: Plan,
     distributed: Distributed,
     duties: Duties,

@@ -19,7 +19,7 @@ from .distributed import Distributed
 from .loop import Plan, Progress
 from .optimizer_state import flatten_optimizer, restore_optimizer
 from .progress import Display
-from .step import Learner
+from .step import TrainingState
 
 
 class News(NamedTuple):
@@ -31,14 +31,14 @@ class News(NamedTuple):
 
 
 @dataclass
-class Crew:
+class Recorder:
     """Saves first, then tells: what was reported is on disk, unless the disk itself failed.
 
     A thread writes while the training goes on, so an epoch is told of some steps after its end.
     """
 
     run: Path
-    learner: Learner
+    learner: TrainingState
     distributed: Distributed
     checkpoints: Checkpoints
     policy: CheckpointPolicy
@@ -94,7 +94,7 @@ class Crew:
         self.checkpoints.finish()
 
 
-class NoCrew:
+class NoRecorder:
     """The twin of `Crew` for the other processes."""
 
     def save(self, progress: Progress, is_best: bool) -> None:
@@ -118,7 +118,7 @@ class NoCrew:
 
 
 def frozen(
-    learner: Learner, distributed: Distributed, progress: Progress
+    learner: TrainingState, distributed: Distributed, progress: Progress
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """All that training depends on from here: tensors by file, and JSON."""
     optimizer, packed = flatten_optimizer(learner.optimizer.state_dict())
@@ -131,7 +131,7 @@ def frozen(
     return {name: group for name, group in tensors.items() if group}, state
 
 
-def named(learner: Learner) -> dict[str, Mapping[str, Tensor]]:
+def named(learner: TrainingState) -> dict[str, Mapping[str, Tensor]]:
     """The tensors whose names and shapes the recipe gives, by file."""
     return {
         "model": learner.model.state_dict(),
@@ -141,7 +141,7 @@ def named(learner: Learner) -> dict[str, Mapping[str, Tensor]]:
 
 
 def restore(
-    learner: Learner, distributed: Distributed, checkpoints: Checkpoints | NoCheckpoints
+    learner: TrainingState, distributed: Distributed, checkpoints: Checkpoints | NoCheckpoints
 ) -> Progress | None:
     """Put the newest whole checkpoint into `learner`; None where there never was one."""
     loaded = checkpoints.load({name: group for name, group in named(learner).items() if group})

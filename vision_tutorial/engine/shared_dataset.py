@@ -2,7 +2,7 @@
 
 The first process of a machine lays the arrays down in files, the others map them, and then the
 files lose their names: the memory lives as long as somebody maps it, and a process that is killed
-leaves nothing behind. Sets that lie in files anyway (pictures, arrays folders) need none of this.
+leaves nothing behind. Sets that lie in files anyway (images, arrays folders) need none of this.
 """
 
 import shutil

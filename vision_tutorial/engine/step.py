@@ -24,7 +24,7 @@ MIN_SCALE = 1.0  # with no more than this loss scale, an overflow is not fp16's 
 
 
 @dataclass
-class Learner:
+class TrainingState:
     """What learns. `model` is the bare network, `replica` what is called (DDP or itself)."""
 
     model: nn.Module
@@ -98,7 +98,7 @@ class Report:
 
 
 def take_step(
-    learner: Learner, distributed: Distributed, raw: Any, step: int, stop: bool
+    learner: TrainingState, distributed: Distributed, raw: Any, step: int, stop: bool
 ) -> Report:
     """Forward, backward, check, clip, step: unless a loss or gradient is not finite anywhere."""
     learner.optimizer.zero_grad(set_to_none=True)
@@ -124,7 +124,7 @@ def take_step(
     return report
 
 
-def update(learner: Learner, distributed: Distributed, norm: Tensor, step: int) -> None:
+def update(learner: TrainingState, distributed: Distributed, norm: Tensor, step: int) -> None:
     """Clip, and let the optimizer step."""
     learner.clip(learner.model, norm)
     # some optimizers draw (kron): the same on all processes, whatever their dropout drew
@@ -133,7 +133,7 @@ def update(learner: Learner, distributed: Distributed, norm: Tensor, step: int) 
 
 
 def update_unless(
-    bad: Tensor, learner: Learner, distributed: Distributed, norm: Tensor, step: int
+    bad: Tensor, learner: TrainingState, distributed: Distributed, norm: Tensor, step: int
 ) -> None:
     """`update`, left out by the device itself where `bad` is true: nobody waits for the answer."""
     learner.buffers.put_back(bad)
@@ -143,7 +143,7 @@ def update_unless(
 
 
 def plain_gradients(
-    learner: Learner, distributed: Distributed, raw: Any, step: int
+    learner: TrainingState, distributed: Distributed, raw: Any, step: int
 ) -> dict[str, Tensor]:
     """Mean gradient over micro-batches and processes, by DDP. Returns mean losses by name."""
     first = distributed.rank * learner.parts
@@ -157,7 +157,7 @@ def plain_gradients(
 
 
 def strict_gradients(
-    learner: Learner, distributed: Distributed, raw: Any, step: int
+    learner: TrainingState, distributed: Distributed, raw: Any, step: int
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
     mine = learner.parts
@@ -178,7 +178,12 @@ def strict_gradients(
 
 
 def forward_backward(
-    learner: Learner, distributed: Distributed, batch: Batch, step: int, index: int, share: int
+    learner: TrainingState,
+    distributed: Distributed,
+    batch: Batch,
+    step: int,
+    index: int,
+    share: int,
 ) -> dict[str, Tensor]:
     """Adds the gradient of loss / share. Dropout's draws are addressed by (seed, step, part)."""
     distributed.seed(address(learner.seed, step, index, "model"))
@@ -194,7 +199,7 @@ def add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> 
         sums[name] = sums.get(name, 0) + wide(value) / parts
 
 
-def take_gradients(learner: Learner) -> Iterator[Tensor]:
+def take_gradients(learner: TrainingState) -> Iterator[Tensor]:
     """Each parameter's gradient, zero where the loss did not reach it; then empties them."""
     for parameter in learner.parameters:
         if parameter.grad is None:
@@ -215,7 +220,7 @@ def summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distribut
 
 
 def reported(
-    learner: Learner,
+    learner: TrainingState,
     distributed: Distributed,
     terms: dict[str, Tensor],
     norm: Tensor,
@@ -241,7 +246,7 @@ def reported(
     return Report(step, list(terms), whole[: len(mine)])
 
 
-def settle(learner: Learner, report: Report) -> Outcome:
+def settle(learner: TrainingState, report: Report) -> Outcome:
     """Read a report, and hold to the non-finite policy: skip a few, then stop.
 
     Such weights are never stepped to, saved or resumed. NonFiniteError after PATIENCE bad steps in
@@ -264,7 +269,7 @@ def settle(learner: Learner, report: Report) -> Outcome:
 class Reader:
     """Reads the reports of steps in order; the newest `lag` of them later."""
 
-    def __init__(self, learner: Learner, count: Callable[[Outcome], None]):
+    def __init__(self, learner: TrainingState, count: Callable[[Outcome], None]):
         self.learner, self.count = learner, count
         self.reports: deque[Report] = deque()
         self.stop_at = math.inf  # steps
@@ -292,7 +297,7 @@ class Reader:
         return self.stop_at <= steps or (all_read and self.stop_at < math.inf)
 
 
-def lag_of(learner: Learner, distributed: Distributed) -> int:
+def lag_of(learner: TrainingState, distributed: Distributed) -> int:
     """How many steps may be under way before the result of one is read.
 
     One, where the device itself can leave out a bad step: the host then never makes it wait. The
@@ -305,12 +310,12 @@ def lag_of(learner: Learner, distributed: Distributed) -> int:
 
 
 def fitting_parts(
-    learner: Learner, distributed: Distributed, raw: Any, parts: int
+    learner: TrainingState, distributed: Distributed, raw: Any, parts: int
 ) -> tuple[int, str | None]:
     """The fewest micro-batches that fit the memory, the same on all processes: tried, not guessed.
 
     Takes one forward and backward pass of the first batch outside DDP, halving until every process
-    says it fits. MemoryExhausted gives the numbers where two pictures are too much.
+    says it fits. MemoryExhausted gives the numbers where two images are too much.
     """
     asked, replica = parts, learner.replica
     learner.replica = learner.model
@@ -321,7 +326,7 @@ def fitting_parts(
                 raise MemoryExhausted(
                     f"a micro-batch of {len(raw) // parts} does not fit the memory of "
                     f"{distributed.device} and cannot be halved. Use a smaller model, smaller "
-                    "pictures, precision: bf16, or a batch_size with more factors of two."
+                    "images, precision: bf16, or a batch_size with more factors of two."
                 )
             parts *= 2
     finally:
@@ -331,12 +336,12 @@ def fitting_parts(
     if parts == asked:
         return parts, None
     return parts, (
-        f"out of memory at {len(raw) // asked} pictures a pass; taking {len(raw) // parts}, "
+        f"out of memory at {len(raw) // asked} images a pass; taking {len(raw) // parts}, "
         f"{parts} times a step, at the same global batch."
     )
 
 
-def fits(learner: Learner, distributed: Distributed, raw: Any, parts: int) -> bool:
+def fits(learner: TrainingState, distributed: Distributed, raw: Any, parts: int) -> bool:
     """Whether one forward and backward pass of one of `parts` finds the memory it needs."""
     try:
         first = next(learner.prepare.parts(raw, 0, parts))

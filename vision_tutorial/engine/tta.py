@@ -1,7 +1,7 @@
-"""Several looks at a picture, or several networks: each way is a forward function made of others.
+"""Several looks at an image, or several networks: each way is a forward function made of others.
 
 All average probabilities and return their logarithm. What a network says of every pixel is turned
-back before it is averaged; what it says of the picture needs no turning.
+back before it is averaged; what it says of the image needs no turning.
 """
 
 import math
@@ -33,7 +33,7 @@ def looking(
 
 def test_time_augmentation(forward: Forward, words: str) -> Forward:
     """`forward` seen through the looks that `words` name: `none`, or `hflip` and scales, such as
-    `hflip,0.75,1.25`. The picture as it is always counts as one of them.
+    `hflip,0.75,1.25`. The image as it is always counts as one of them.
 
     UserError for a word that is neither.
     """
@@ -65,7 +65,7 @@ def looks(words: str) -> tuple[bool, list[float]]:
 
 
 def seen(forward: Forward, scale: float, mirrored: bool) -> Forward:
-    """`forward` of the picture resized by `scale`, and mirrored or not."""
+    """`forward` of the image resized by `scale`, and mirrored or not."""
 
     def look(images: Tensor) -> Tensor:
         size = images.shape[-2:]
@@ -119,7 +119,7 @@ def windowed(forward: Forward, size: int, stride: int | None = None) -> Forward:
     """`forward` of windows of size x size pixels, `stride` apart (two thirds of a window), whose
     probabilities are averaged where they overlap; for networks that answer for every pixel.
 
-    A picture smaller than a window is seen whole. UserError for a stride that leaves gaps.
+    An image smaller than a window is seen whole. UserError for a stride that leaves gaps.
     """
     step = stride or max(1, 2 * size // 3)
     if step > size:

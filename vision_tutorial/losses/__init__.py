@@ -1,6 +1,6 @@
-"""Losses: the face of the pillar. Importing it fills the shelf; `blend` makes a criterion of it."""
+"""Losses. Importing the package fills the registry; `weighted_sum` makes a criterion of its entries."""
 
 from . import pixel, region
-from .weighted_sum import Blend, blend, copies, without_copies
+from .weighted_sum import WeightedSum, copies, weighted_sum, without_copies
 
-__all__ = ["Blend", "blend", "copies", "pixel", "region", "without_copies"]
+__all__ = ["WeightedSum", "copies", "pixel", "region", "weighted_sum", "without_copies"]

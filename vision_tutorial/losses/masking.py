@@ -1,4 +1,4 @@
-"""What every loss holds to, so that one shelf serves both tracks.
+"""What every loss holds to, so that one registry serves both tracks.
 
 logits (B, C, *S) with any number of spatial axes, none for classification; target class ids (B, *S)
 or class map (B, C, *S). Positions that `core.targets` calls ignored are dropped before everything,

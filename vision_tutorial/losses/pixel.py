@@ -152,15 +152,15 @@ def jsd(
     alpha: float = 12.0,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy on clean pictures + α·Jensen-Shannon divergence to copies (AugMix; timm's).
+    """Cross-entropy on clean images + α·Jensen-Shannon divergence to copies (AugMix; timm's).
 
-    The batch is `num_splits` versions of the same pictures, one after the other, the clean ones
+    The batch is `num_splits` versions of the same images, one after the other, the clean ones
     first (Hendrycks et al. 2020, arXiv 1912.02781). logits (B, C, *S); target ids (B, *S) or class
     map (B, C, *S), of which the clean part is read.
     """
     if num_splits < 2 or len(logits) % num_splits:
         raise UserError(
-            f"jsd: a batch of {len(logits)} is not made of {num_splits} versions of its pictures; "
+            f"jsd: a batch of {len(logits)} is not made of {num_splits} versions of its images; "
             "num_splits is at least 2 and divides the batch."
         )
     clean = target[: len(target) // num_splits]

@@ -3,8 +3,8 @@
 `contract` says what all of them hold to. p is the softmax of the logits and g the class map of the
 target. Per class over the counted positions: TP = Σ pg, FP = Σ p(1−g), FN = Σ (1−p)g.
 
-reduce  `batch`: one region of a class over all pictures; `image`: one in each, then the mean over
-        the pictures in which anything counts. With no spatial axes, a picture is one position.
+reduce  `batch`: one region of a class over all images; `image`: one in each, then the mean over
+        the images in which anything counts. With no spatial axes, an image is one position.
 classes `present`: the mean over the classes that occur there in the target; `all`: over all, which
         also tells a network of an absent class that it should not be there.
 

@@ -12,7 +12,7 @@ from ..recipe.fields import Balance
 from ..recipe.grammar import Options, Term
 
 
-class Blend(nn.Module):
+class WeightedSum(nn.Module):
     """The criterion (logits, target) -> (total, parts) that `terms` describe.
 
     total is `scale` times the weighted sum, a scalar to differentiate. parts holds, detached, each
@@ -24,7 +24,9 @@ class Blend(nn.Module):
     def __init__(self, terms: Sequence[Term], scale: float = 1.0):
         super().__init__()
         if not terms:
-            raise UserError("a blend of no losses; name at least one, such as cross_entropy.")
+            raise UserError(
+                "a weighted sum of no losses; name at least one, such as cross_entropy."
+            )
         if not any(term.weight for term in terms):
             names = ", ".join(term.name for term in terms)
             raise UserError(f"{names}: every weight is 0, so nothing would be learned; raise one.")
@@ -54,8 +56,8 @@ class Blend(nn.Module):
         """Nothing; the engine says so before each step."""
 
 
-class Balanced(Blend):
-    """A blend whose weights are divided by the mean size of their terms, |value|.
+class Balanced(WeightedSum):
+    """A weighted sum whose weights are divided by the mean size of their terms, |value|.
 
     They keep the sum of the given weights, so terms of equal weight add equally much to the total.
     A step's weights follow from the steps before it, so that they are the same for all its
@@ -101,13 +103,17 @@ class Balanced(Blend):
         self.seen.zero_()
 
 
-def blend(terms: Sequence[Term], balance: Balance | None = None, scale: float = 1.0) -> Blend:
+def weighted_sum(
+    terms: Sequence[Term], balance: Balance | None = None, scale: float = 1.0
+) -> WeightedSum:
     """The criterion that `terms` describe, with weights as given, or balanced where two meet."""
-    return Balanced(terms, balance, scale) if balance and len(terms) > 1 else Blend(terms, scale)
+    return (
+        Balanced(terms, balance, scale) if balance and len(terms) > 1 else WeightedSum(terms, scale)
+    )
 
 
 def copies(terms: Sequence[Term]) -> int:
-    """How many augmented copies of each picture the losses need: jsd's num_splits less one."""
+    """How many augmented copies of each image the losses need: jsd's num_splits less one."""
     wanted = {term.options["num_splits"] - 1 for term in terms if term.name == "jsd"}
     if wanted and len(terms) > 1:
         raise UserError("loss: jsd reads a batch of copies, as no other loss does; use it alone.")
@@ -115,7 +121,7 @@ def copies(terms: Sequence[Term]) -> int:
 
 
 def without_copies(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """The losses for an evaluation, where no picture has copies: jsd is its cross-entropy."""
+    """The losses for an evaluation, where no image has copies: jsd is its cross-entropy."""
     return tuple(
         Term("cross_entropy", t.weight, Options({"label_smoothing": t.options["smoothing"]}))
         if t.name == "jsd"

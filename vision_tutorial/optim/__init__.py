@@ -1,4 +1,4 @@
-"""Optimizers, schedules, parameter groups: the pillar's face. Importing it fills the shelves."""
+"""Optimizers, schedules, parameter groups: the pillar's face. Importing it fills the registries."""
 
 from . import optimizers, schedules
 from .clipping import clipping

@@ -15,7 +15,7 @@ LEARNED = {"auto_augment", "rand_augment", "trivial_augment", "aug_mix"}
 SMOOTHING = {"cross_entropy": "label_smoothing", "label_smoothing": "epsilon"}
 SMALL_PICTURE, SMALL_BATCH = 64, 8
 FEW_EPOCHS = 20
-TYPICAL_LR = (0.01, 2.0)  # SGD's, per 256 pictures; Goyal et al. 2017 have 0.1
+TYPICAL_LR = (0.01, 2.0)  # SGD's, per 256 images; Goyal et al. 2017 have 0.1
 MOST_ADAM_LR = 0.01
 
 
@@ -43,18 +43,18 @@ def advice(recipe: Recipe, facts: Facts) -> list[Advice]:
     return [said for check in LINTS for said in check(recipe, facts)]
 
 
-# -- network and pictures --------------------------------------------------------------------------
+# -- network and images --------------------------------------------------------------------------
 
 
 @lint
 def imagenet_stem(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
-    """A stem made for 224 px on small pictures."""
+    """A stem made for 224 px on small images."""
     small = facts.side is not None and facts.side <= SMALL_PICTURE
     attention = recipe.model.name.startswith(("vit", "deit", "swin", "beit", "cait", "mixer"))
     if small and recipe.model.options.get("stem") == "imagenet" and not attention:
         yield Advice(
             f"model.{recipe.model.name}.stem",
-            f"an ImageNet stem on pictures of {facts.side} px",
+            f"an ImageNet stem on images of {facts.side} px",
             f"most stems shrink them 4 times, to {facts.side // 4} px, before the first block; "
             "ResNet-50 on CIFAR-100: 62.7 % with it, 80.4 % without",
             f"model.{recipe.model.name}.stem=cifar, where the family has it",
@@ -76,7 +76,7 @@ def sizes_differ(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 @lint
 def sizes_open(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
-    """Pictures of any size that nothing makes equal."""
+    """Images of any size that nothing makes equal."""
     for key, side, chain in (
         ("augment", facts.side, recipe.augment),
         ("eval_augment", facts.eval_side, recipe.eval_augment),
@@ -86,8 +86,8 @@ def sizes_open(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
         if (side is None or by_one_side) and recipe.dataset.name == "image_folder":
             yield Advice(
                 key,
-                "nothing crops the pictures to one size",
-                "a batch needs pictures of one size; `resize` sets the shorter side only",
+                "nothing crops the images to one size",
+                "a batch needs images of one size; `resize` sets the shorter side only",
                 f"end {key} with a crop, such as {{center_crop: {{size: 224}}}}",
             )
 
@@ -114,7 +114,7 @@ def constants_of_another_set(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
     if pretrained and given != "imagenet":
         yield Advice(
             "normalize",
-            f"pretrained weights, and pictures normalised by {given} constants",
+            f"pretrained weights, and images normalised by {given} constants",
             "most of timm's weights were trained with ImageNet's",
             "normalize=imagenet, unless the weights want it so",
         )
@@ -178,7 +178,7 @@ def one_seed(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 @lint
 def copies_cost(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
-    """A loss that looks at several versions of each picture."""
+    """A loss that looks at several versions of each image."""
     for term in recipe.loss:
         if term.name == "jsd":
             count = term.options["num_splits"]
@@ -186,7 +186,7 @@ def copies_cost(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
             alike = "; without augmentation beyond crops and flips they would be alike"
             yield Advice(
                 "loss.jsd",
-                f"jsd trains on {count} versions of each picture",
+                f"jsd trains on {count} versions of each image",
                 f"a step costs {count} times as much" + ("" if varied else alike),
                 "count it in; augment with aug_mix, which the loss was made for",
             )
@@ -201,9 +201,9 @@ def more_batch_than_data(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
     if facts.steps_per_epoch == 0:
         yield Advice(
             "batch_size",
-            f"{recipe.batch_size} is more than the {facts.pictures} training pictures",
+            f"{recipe.batch_size} is more than the {facts.images} training images",
             "only whole batches are trained on, so there is none",
-            f"batch_size={facts.pictures} or less, or a larger subset",
+            f"batch_size={facts.images} or less, or a larger subset",
         )
 
 
@@ -220,7 +220,7 @@ def lr_of_another_batch(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
         yield Advice(
             f"optimizer.{recipe.optimizer.name}.lr",
             f"lr {lr:g} was meant for batch_size {before.batch_size}, not {recipe.batch_size}",
-            f"a step averages {factor:g} times the pictures; lr usually follows {rule} "
+            f"a step averages {factor:g} times the images; lr usually follows {rule} "
             "(Goyal et al. 2017)",
             f"optimizer.{recipe.optimizer.name}.lr={scaled:.4g}, or keep it on purpose",
         )
@@ -235,7 +235,7 @@ def unusual_lr(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
         yield Advice(
             f"optimizer.{name}.lr",
             f"lr {lr:g} for batch_size {recipe.batch_size}",
-            "with SGD about 0.1 per 256 pictures is usual when training from scratch "
+            "with SGD about 0.1 per 256 images is usual when training from scratch "
             f"(here {0.1 * recipe.batch_size / 256:.2g}); fine-tuning takes less",
             "check the number of zeros",
         )
@@ -250,12 +250,12 @@ def unusual_lr(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 @lint
 def small_norm_batches(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
-    """BatchNorm over few pictures."""
+    """BatchNorm over few images."""
     micro = facts.micro_batch
     if facts.batch_norm and micro and micro < SMALL_BATCH:
         yield Advice(
             "micro_batch",
-            f"BatchNorm sees {micro} pictures at a time",
+            f"BatchNorm sees {micro} images at a time",
             "accumulation and processes do not help: each forward pass has its own statistics",
             "a larger micro_batch or batch_size, sync_bn=true on GPUs, or a model without it",
         )
@@ -267,7 +267,7 @@ def odd_mixing(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
     if recipe.mix and facts.micro_batch and facts.micro_batch % 2:
         yield Advice(
             "mix",
-            f"pairs in a micro-batch of {facts.micro_batch} pictures",
+            f"pairs in a micro-batch of {facts.micro_batch} images",
             "the middle one meets itself and stays as it is",
             "an even batch_size",
         )

@@ -92,7 +92,7 @@ def nothing_to_balance(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
     if balance and all(len(getattr(recipe, key) or ()) < 2 for key in HEADS):
         yield Advice(
             "balance",
-            "no blend has two terms",
+            "no weighted sum has two terms",
             "a weight alone has nothing to be balanced with",
             "balance=fixed, or a second term",
         )

@@ -9,7 +9,7 @@ CPU_MICRO_BATCH = 128  # ResNet-50 with the CIFAR stem: about 6 GB; larger ones 
 def batch_parts(recipe: Recipe, world: int, on_gpu: bool) -> int:
     """Micro-batches a process takes a step (with shards: shards of the global batch).
 
-    The fewest that keep within `micro_batch`; mixing needs an even number of pictures in each.
+    The fewest that keep within `micro_batch`; mixing needs an even number of images in each.
     """
     owners = recipe.shards or world
     share, rest = divmod(recipe.batch_size, owners)
@@ -21,7 +21,7 @@ def batch_parts(recipe: Recipe, world: int, on_gpu: bool) -> int:
         )
     if (recipe.mix or recipe.shards) and share % 2 and owners > 1:
         raise UserError(
-            f"pictures are dealt in pairs (mix, shards), and batch_size {recipe.batch_size} gives "
+            f"images are dealt in pairs (mix, shards), and batch_size {recipe.batch_size} gives "
             f"each of {owners} parts an odd number, {share}; choose a multiple of {2 * owners}."
         )
     if recipe.shards:
@@ -32,12 +32,12 @@ def batch_parts(recipe: Recipe, world: int, on_gpu: bool) -> int:
     return share // max((n for n in sizes if n <= most), default=sizes[0])
 
 
-def steps_per_epoch(recipe: Recipe, pictures: int) -> int:
+def steps_per_epoch(recipe: Recipe, images: int) -> int:
     """Whole batches in the training set; what is left over is dropped, another one each epoch."""
-    steps = pictures // recipe.batch_size
+    steps = images // recipe.batch_size
     if not steps:
         raise UserError(
-            f"batch_size {recipe.batch_size} is more than the {pictures} training pictures; "
+            f"batch_size {recipe.batch_size} is more than the {images} training images; "
             "lower batch_size or raise subset."
         )
     return steps

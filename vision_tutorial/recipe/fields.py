@@ -98,10 +98,10 @@ class Colours(Frozen):
 
 
 class DataPath(Frozen):
-    """How pictures come: `batched` augments whole batches, `timm` one picture at a time.
+    """How images come: `batched` augments whole batches, `timm` one image at a time.
 
-    path: `auto` is batched wherever that gives the pixels that Pillow would, bit for bit; a picture
-    then depends on (seed, epoch, index) alone. memory: where pictures lie; `auto` is the GPU, if
+    path: `auto` is batched wherever that gives the pixels that Pillow would, bit for bit; an image
+    then depends on (seed, epoch, index) alone. memory: where images lie; `auto` is the GPU, if
     there is one and they take no more than a quarter of its free memory.
     """
 
@@ -151,12 +151,12 @@ class Recipe(Frozen):
     expects: Annotated[dict[str, float | None], AfterValidator(grammar.Options)] = Field(
         default_factory=grammar.Options, description="The claim; null where unknown."
     )
-    imports: Words = Field((), description="Python files whose entries join the shelves.")
+    imports: Words = Field((), description="Python files whose entries join the registries.")
     task: Annotated[Choice, On("tasks")] = Choice("classification")
 
     dataset: Annotated[Choice, On("datasets")]
     holdout: Fraction = Field(0.0, description="Share of train kept for validation; 0: use test.")
-    subset: Positive | None = Field(None, description="Train on this many pictures only.")
+    subset: Positive | None = Field(None, description="Train on this many images only.")
     augment: Annotated[tuple[Choice, ...], On("augments", "chain")] = ()
     eval_augment: Annotated[tuple[Choice, ...], On("augments", "chain")] = ()
     normalize: Literal["imagenet", "cifar10", "cifar100", "half", "none"] | Colours = "imagenet"
@@ -173,7 +173,7 @@ class Recipe(Frozen):
     )
     aux_weight: NotNegative = Field(0.4, description="Of aux_loss in the total.")
     balance: Literal["fixed", "calibrate", "ema"] | Balance = Field(
-        "fixed", description="Whether weights of a blend are divided by their terms' size."
+        "fixed", description="Whether weights of a weighted sum are divided by their terms' size."
     )
 
     epochs: Annotated[int, Field(ge=1, le=10**6)]
@@ -181,7 +181,7 @@ class Recipe(Frozen):
         description="Global: over all processes and accumulation."
     )
     micro_batch: Positive | None = Field(
-        None, description="Most pictures in one forward pass of one process; null: what fits."
+        None, description="Most images in one forward pass of one process; null: what fits."
     )
     optimizer: Annotated[Choice, On("optimizers")]
     parameter_groups: ParameterGroups = ParameterGroups()

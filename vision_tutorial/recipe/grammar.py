@@ -1,4 +1,4 @@
-"""The three forms a recipe key can take: a choice, a blend, a chain; checked against the shelves.
+"""The forms of a recipe key: a choice, a weighted sum, a list; checked against the registries.
 
 choice  `name` or `{name: {options}}`
 blend   `name`, `{name: weight, …}` or `{name: {weight: w, options}}`
@@ -40,7 +40,7 @@ def _frozen(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Choice:
-    """One entry of a shelf with all its options, defaults filled in."""
+    """One entry of a registry with all its options, defaults filled in."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=Options)
@@ -61,7 +61,7 @@ class Term:
 
 @dataclass(frozen=True)
 class On:
-    """Marks a recipe key as a `form` (choice, blend, chain) of entries on `shelf`."""
+    """Marks a recipe key as a `form` (choice, blend, chain) of entries on `registry`."""
 
     shelf: str
     form: str = "choice"

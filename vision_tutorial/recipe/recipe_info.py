@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .fields import Recipe
 from .grammar import Choice
 
-CIFAR = {"cifar10": 10, "cifar100": 100}  # 50,000 pictures of 32x32 to train on
+CIFAR = {"cifar10": 10, "cifar100": 100}  # 50,000 images of 32x32 to train on
 RESIZING = ("random_resized_crop", "random_crop", "center_crop", "resize")
 
 
@@ -17,12 +17,12 @@ class Facts:
 
     epochs: int  # with warm-up in front and cool-down
     world: int = 1
-    whole: int | None = None  # pictures of the train split
-    pictures: int | None = None  # of them to train on
+    whole: int | None = None  # images of the train split
+    images: int | None = None  # of them to train on
     classes: int | None = None
-    side: int | None = None  # of a training picture, in pixels, as the network sees it
+    side: int | None = None  # of a training image, in pixels, as the network sees it
     eval_side: int | None = None
-    micro_batch: int | None = None  # pictures in one forward pass
+    micro_batch: int | None = None  # images in one forward pass
     batch_norm: bool | None = None
     gpu: bool | None = None
     reference: Recipe | None = None  # what this recipe was made from
@@ -35,35 +35,35 @@ class Facts:
 
 
 def facts(recipe: Recipe, reference: Recipe | None = None, world: int | None = None) -> Facts:
-    """All that can be said without the data; a data set's size is known for the shelf's own."""
+    """All that can be said without the data; a data set's size is known for the registry's own."""
     name, options = recipe.dataset.name, recipe.dataset.options
     whole, classes, side = None, None, None
     if name in CIFAR:
         whole, classes, side = 50_000, CIFAR[name], 32
     elif name == "shapes":
         whole, classes, side = options["train"], 10 + options["masks"], options["size"]
-    pictures = None if whole is None else used(recipe, whole)
+    images = None if whole is None else used(recipe, whole)
     return Facts(
         epochs=recipe.total_epochs,
         world=world or int(os.environ.get("WORLD_SIZE", 1)),
         whole=whole,
-        pictures=pictures,
+        images=images,
         classes=classes,
         side=side_after(recipe.augment, side),
         eval_side=side_after(recipe.eval_augment, side),
         reference=reference,
-        steps_per_epoch=None if pictures is None else pictures // recipe.batch_size,
+        steps_per_epoch=None if images is None else images // recipe.batch_size,
     )
 
 
 def used(recipe: Recipe, whole: int) -> int:
-    """How many of `whole` training pictures are trained on."""
+    """How many of `whole` training images are trained on."""
     left = whole - round(recipe.holdout * whole)
     return min(left, recipe.subset or left)
 
 
 def side_after(chain: tuple[Choice, ...], side: int | None) -> int | None:
-    """The side of a picture, or its shorter one, in pixels after a chain of transforms."""
+    """The side of an image, or its shorter one, in pixels after a chain of transforms."""
     for choice in chain:
         if choice.name in RESIZING:
             size = choice.options["size"]

@@ -13,7 +13,7 @@ Schema = dict[str, Any]
 
 
 class Generate(GenerateJsonSchema):
-    """What stands on shelves is described here, not by pydantic."""
+    """What stands on registries is described here, not by pydantic."""
 
     def dataclass_schema(self, schema: Any) -> Schema:
         """A Choice or Term; `schema` below puts another in its place."""
@@ -21,14 +21,14 @@ class Generate(GenerateJsonSchema):
 
 
 def schema(shelves: Mapping[str, Shelf]) -> Schema:
-    """The schema of a recipe whose entries are `shelves`."""
+    """The schema of a recipe whose entries are `registries`."""
     whole = Recipe.model_json_schema(schema_generator=Generate)
     defs = {k: v for k, v in whole.get("$defs", {}).items() if k not in ("Choice", "Term")}
     properties = whole["properties"]
     for key, mark in SHELVED.items():
         shelf, optional = shelves[mark.shelf], Recipe.model_fields[key].default is None
         defs |= _definitions(mark.shelf, mark.form, shelf)
-        reference = {"$ref": f"#/$defs/{mark.shelf}.{mark.form}"}
+        reference = {"$ref": f"#/$defs/{mark.registry}.{mark.form}"}
         properties[key] = {"anyOf": [reference, {"type": "null"}]} if optional else reference
     properties["extends"] = {"type": "string", "description": "A recipe whose keys hold here too."}
     return {

@@ -1,4 +1,4 @@
-"""What stands on the shelves, read from the source text: a typo is answered before torch loads.
+"""What stands on the registries, read from the source text: a typo is answered before torch loads.
 
 Importing torch and timm takes seconds. An entry's name, options, defaults and first docstring line
 are all in its text, so `ast` reads them in milliseconds. The files are listed here, not searched
@@ -76,7 +76,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One function on a shelf. `open` answers for outside names, `forwards` takes any option.
+    """One function on a registry. `open` answers for outside names, `forwards` takes any option.
 
     prefix: the names that an open entry answers for, such as `smp/`; "" for those nobody has.
     """
@@ -98,7 +98,7 @@ class Entry:
 
 @dataclass
 class Shelf:
-    """The entries of one shelf; `outside` are the names its open entry answers for, if known.
+    """The entries of one registry; `outside` are the names its open entry answers for, if known.
 
     prefixes: the open entries that answer for all names that begin so.
     """
@@ -126,7 +126,7 @@ class Shelf:
 
 
 def catalogue(extra: Iterable[Path] = ()) -> dict[str, Shelf]:
-    """All shelves with the package's entries and those in the files `extra` (recipe's imports)."""
+    """All registries: the package's entries and those in the files `extra` (a recipe's imports)."""
     shelves = {name: Shelf(getattr(registry, name).kind) for name in SHELVES}
     for entry in (*_packaged(), *(e for path in extra for e in read(path))):
         shelf = shelves[entry.shelf]
@@ -136,7 +136,7 @@ def catalogue(extra: Iterable[Path] = ()) -> dict[str, Shelf]:
             other = shelf.fallback if entry.open else shelf.entries.get(entry.name)
         if other:
             raise UserError(
-                f"{entry.where}: {shelf.kind} '{entry.name}' exists already ({other.where}); "
+                f"{entry.where}: {registry.kind} '{entry.name}' exists already ({other.where}); "
                 "choose another name."
             )
         if entry.prefix:

@@ -15,7 +15,7 @@ from ..tables.columns import View
 from ..tables.comparison import lines
 from ..tables.labels import state_word
 from . import gallery_files
-from .gallery_files import Gallery, Picture
+from .gallery_files import Gallery, GalleryImage
 from .words import words
 
 MOST_POINTS = 2000  # of a curve; of more epochs, every second one, or third, …
@@ -31,7 +31,7 @@ Words = dict[str, str]
 def contents(
     runs: Sequence[Run], complaints: Sequence[str], language: str, most_bytes: int
 ) -> dict[str, Any]:
-    """Everything on the page but its title and age. most_bytes: of all embedded pictures."""
+    """Everything on the page but its title and age. most_bytes: of all embedded images."""
     wall = Wall(most_bytes)
     names = labels(runs)
     shown = [described(run, label, language, wall) for run, label in zip(runs, names, strict=True)]
@@ -166,7 +166,7 @@ def classes(run: Run, said: Words) -> dict[str, Any] | None:
 
 
 def confusion(run: Run, gallery: Gallery | None, said: Words) -> dict[str, Any] | None:
-    """The matrix of classes.json (pixels), else of the gallery (pictures); None without either."""
+    """The matrix of classes.json (pixels), else of the gallery (images); None without either."""
     matrix, names, unit = run.classes.get("confusion"), run.classes.get("class"), "pixels"
     if matrix is None and gallery:
         matrix, names, unit = gallery.confusion, gallery.classes, "images"
@@ -226,11 +226,11 @@ def cut(text: str) -> str:
     return kept.encode("utf-8", "replace").decode("utf-8")
 
 
-# -- pictures --------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------
 
 
 class Wall:
-    """The pictures of all galleries, each once, as data URIs, up to `most` bytes of page."""
+    """The images of all galleries, each once, as data URIs, up to `most` bytes of page."""
 
     def __init__(self, most: int):
         self.most, self.taken = most, 0
@@ -238,12 +238,12 @@ class Wall:
         self.complaints: list[str] = []
 
     def hang(self, run: Run, said: Words) -> Gallery | None:
-        """The run's gallery, with its pictures on the wall; None if there is none, or no room."""
+        """The run's gallery, with its images on the wall; None if there is none, or no room."""
         if run.folder is None or not gallery_files.exists(run.folder):
             return None
         try:
             gallery = gallery_files.read(run.folder)
-            found = dict(self.encoded(run, gallery_files.pictures(gallery)))
+            found = dict(self.encoded(run, gallery_files.images(gallery)))
         except UserError as error:
             self.complaints.append(str(error))
             return None
@@ -257,13 +257,13 @@ class Wall:
         self.images |= found
         return gallery
 
-    def encoded(self, run: Run, pictures: Iterable[Picture]) -> Iterator[tuple[str, str]]:
-        """(name, data URI) of the pictures that are not yet on the wall."""
-        for picture in pictures:
-            if picture.name not in self.images:
-                kind = picture.name.rpartition(".")[2]
-                data = gallery_files.picture_bytes(run.folder, picture)
-                yield picture.name, f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    def encoded(self, run: Run, images: Iterable[GalleryImage]) -> Iterator[tuple[str, str]]:
+        """(name, data URI) of the images that are not yet on the wall."""
+        for image in images:
+            if image.name not in self.images:
+                kind = image.name.rpartition(".")[2]
+                data = gallery_files.image_bytes(run.folder, image)
+                yield image.name, f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def shown_gallery(gallery: Gallery, said: Words) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""A run's gallery: what its network said of pictures, and what augmentation does to one.
+"""A run's gallery: what its network said of images, and what augmentation does to one.
 
-    RUN/gallery/  gallery.json  and the pictures that it names
+    RUN/gallery/  gallery.json  and the images that it names
 
-`gallery.json` is written last and replaced as a whole, and pictures are named by their contents, so
-nobody is shown half a gallery, or one picture for another.
+`gallery.json` is written last and replaced as a whole, and images are named by their contents, so
+nobody is shown half a gallery, or one image for another.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ FOLDER, FILE = "gallery", "gallery.json"
 MOST_BYTES = 8 * 2**20  # of gallery.json
 MOST_BYTES_OF_A_PICTURE = 2**20
 MOST_CLASSES = 200  # of a confusion matrix
-LOSSLESS_SIDE = 96  # pictures up to this size are kept to the bit, as PNG
+LOSSLESS_SIDE = 96  # images up to this size are kept to the bit, as PNG
 KINDS = {"png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
 
 Text = Annotated[str, Field(max_length=300)]
@@ -40,16 +40,16 @@ class Picture(Frozen):
 
 
 class Answer(Frozen):
-    """What a classifier said of a picture: the classes it found likeliest, the first one first."""
+    """What a classifier said of an image: the classes it found likeliest, the first one first."""
 
     image: Picture
-    key: Text  # what the data set calls the picture
+    key: Text  # what the data set calls the image
     truth: Text
     said: Annotated[tuple[tuple[Text, Share], ...], Field(min_length=1, max_length=10)]
 
 
 class Mask(Frozen):
-    """Picture, truth and prediction of one picture. iou: the mean over its classes, in per cent."""
+    """Image, truth and prediction of one image. iou: the mean over its classes, in per cent."""
 
     images: tuple[Picture, Picture, Picture]
     key: Text
@@ -57,7 +57,7 @@ class Mask(Frozen):
 
 
 class Tile(Frozen):
-    """One picture under the microscope, and what was done to it."""
+    """One image under the microscope, and what was done to it."""
 
     image: Picture
     label: Text
@@ -108,13 +108,13 @@ def read(run: Path) -> Gallery:
 
 
 def digest(data: bytes) -> str:
-    """What a picture's file is called."""
+    """What an image's file is called."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def picture_bytes(run: Path, picture: Picture) -> bytes:
-    """The file of a picture. UserError unless it is the picture that was kept, of a modest size."""
-    path = run / FOLDER / picture.name
+def image_bytes(run: Path, image: Picture) -> bytes:
+    """The file of an image. UserError unless it is the image that was kept, of a modest size."""
+    path = run / FOLDER / image.name
     try:
         with path.open("rb") as file:
             found = file.read(MOST_BYTES_OF_A_PICTURE + 1)
@@ -129,7 +129,7 @@ def picture_bytes(run: Path, picture: Picture) -> bytes:
 
 
 class Writer:
-    """Keeps pictures for a run's gallery; `finish` makes the gallery be."""
+    """Keeps images for a run's gallery; `finish` makes the gallery be."""
 
     def __init__(self, run: Path):
         self.folder = run / FOLDER
@@ -165,8 +165,8 @@ class Writer:
         return path
 
 
-def pictures(gallery: Gallery) -> Iterable[Picture]:
-    """Every picture of a gallery."""
+def images(gallery: Gallery) -> Iterable[Picture]:
+    """Every image of a gallery."""
     for answer in (*gallery.wrong, *gallery.right):
         yield answer.image
     for mask in (*gallery.worst, *gallery.masks):

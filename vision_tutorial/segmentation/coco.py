@@ -1,4 +1,4 @@
-"""Pictures with COCO annotations.
+"""Images with COCO annotations.
 
 Every annotation is drawn when the data set is built, so that a bad one is met at once, and is kept
 as run lengths: a few hundred bytes that travel cheaply to the loader's workers.
@@ -24,8 +24,8 @@ Id = int | str
 Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 
 
-class Picture(BaseModel):
-    """What a file says of one picture."""
+class ImageEntry(BaseModel):
+    """What a file says of one image."""
 
     id: Id
     file_name: Annotated[str, Field(min_length=1)]
@@ -52,7 +52,7 @@ class Category(BaseModel):
 class Contents(BaseModel):
     """A COCO file; a test set may come without annotations, and then without categories."""
 
-    images: Annotated[list[Picture], Field(min_length=1)]
+    images: Annotated[list[ImageEntry], Field(min_length=1)]
     annotations: list[Annotation] = []
     categories: list[Category] = []
 
@@ -71,15 +71,15 @@ def coco(
     root: str,
     train: str = "train.json",
     test: str = "val.json",
-    train_pictures: str = ".",
-    test_pictures: str = ".",
+    train_images: str = ".",
+    test_images: str = ".",
     overlap: Literal["max_label", "area", "order"] = "max_label",
     cache: Literal["auto", "memory", "disk", "none"] = "auto",
 ) -> Source:
-    """Pictures with COCO annotations; what none covers is Background, class 0.
+    """Images with COCO annotations; what none covers is Background, class 0.
 
     root: a folder, or the name of one below VISION_TUTORIAL_DATA. train, test: annotation files.
-    train_pictures, test_pictures: the folder below `root` that the files' `file_name`s start from.
+    train_images, test_images: the folder below `root` that the files' `file_name`s start from.
     overlap: which annotation is on top, the one of the highest class, the smallest, or the last of
     the file. A test file without annotations gives masks of nothing but VOID: to predict, not to
     score. Crowd regions count as their class.
@@ -98,14 +98,14 @@ def coco(
             _same(base / train, categories, file, contents.categories)
     elif not contents.annotations:
         raise UserError(f"{file}: no annotations to learn from. Name another file with `train`.")
-    folder = base / (train_pictures if split == "train" else test_pictures)
+    folder = base / (train_images if split == "train" else test_images)
     labels = {key: place for place, key in enumerate(categories, start=1)}
-    pictures = _pictures(file, contents.images)
-    regions = _regions(file, contents.annotations, pictures, labels, ORDERS[overlap])
+    images = _images(file, contents.images)
+    regions = _regions(file, contents.annotations, images, labels, ORDERS[overlap])
     source = DenseFiles(
         "coco",
-        _paths(file, contents.images, folder, base, f"{split}_pictures"),
-        tuple(picture.file_name for picture in contents.images),
+        _paths(file, contents.images, folder, base, f"{split}_images"),
+        tuple(image.file_name for image in contents.images),
         classes,
         Drawn(tuple((p.height, p.width) for p in contents.images), regions),
     )
@@ -164,19 +164,19 @@ def _same(train: Path, known: dict[Id, str], test: Path, categories: Sequence[Ca
         )
 
 
-def _pictures(file: Path, pictures: Sequence[Picture]) -> dict[Id, tuple[int, Picture]]:
-    """Place and facts of each picture by its id."""
+def _images(file: Path, images: Sequence[ImageEntry]) -> dict[Id, tuple[int, ImageEntry]]:
+    """Place and facts of each image by its id."""
     for kind in ("id", "file_name"):
-        twice = _first_twice([getattr(picture, kind) for picture in pictures])
+        twice = _first_twice([getattr(image, kind) for image in images])
         if twice is not None:
             raise UserError(f"{file}: two images of the {kind} {shown(twice)}. Remove one.")
-    large = next((p for p in pictures if p.width * p.height > MAX_PIXELS), None)
+    large = next((p for p in images if p.width * p.height > MAX_PIXELS), None)
     if large:
         raise UserError(
             f"{file}: {large.file_name} has {large.width}x{large.height} pixels; at most "
-            f"{MAX_PIXELS:,} are read. Make the picture smaller."
+            f"{MAX_PIXELS:,} are read. Make the image smaller."
         )
-    return {picture.id: (place, picture) for place, picture in enumerate(pictures)}
+    return {image.id: (place, image) for place, image in enumerate(images)}
 
 
 def _first_twice(values: Sequence[Any]) -> Any:
@@ -186,10 +186,10 @@ def _first_twice(values: Sequence[Any]) -> Any:
 
 
 def _paths(
-    file: Path, pictures: Sequence[Picture], folder: Path, base: Path, option: str
+    file: Path, images: Sequence[ImageEntry], folder: Path, base: Path, option: str
 ) -> tuple[Path, ...]:
-    """Where the pictures are; all of them must be there, and below `base`."""
-    paths = tuple(folder / picture.file_name for picture in pictures)
+    """Where the images are; all of them must be there, and below `base`."""
+    paths = tuple(folder / image.file_name for image in images)
     for parent in {path.parent for path in paths}:
         stay_inside(parent, base, "coco")
     for path in paths:
@@ -198,7 +198,7 @@ def _paths(
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UserError(
-            f"coco: no picture {missing[0]}, which {file} names ({len(missing):,} of "
+            f"coco: no image {missing[0]}, which {file} names ({len(missing):,} of "
             f"{len(paths):,} are missing); `{option}` is the folder that its file names start from."
         )
     return paths
@@ -207,21 +207,21 @@ def _paths(
 def _regions(
     file: Path,
     annotations: Sequence[Annotation],
-    pictures: dict[Id, tuple[int, Picture]],
+    images: dict[Id, tuple[int, ImageEntry]],
     labels: dict[Id, int],
     order: Callable[[Region], int],
 ) -> tuple[tuple[Region, ...], ...] | None:
-    """The regions of each picture in the order in which they are drawn; None without any at all."""
+    """The regions of each image in the order in which they are drawn; None without any at all."""
     if not annotations:
         return None
-    found: list[list[Region]] = [[] for _ in pictures]
+    found: list[list[Region]] = [[] for _ in images]
     for number, annotation in enumerate(annotations):
         name = shown(annotation.id if annotation.id is not None else number)
         where = f"{file}: annotation {name}"
-        if annotation.image_id not in pictures:
+        if annotation.image_id not in images:
             raise UserError(
                 f"{where}: no image has the id {shown(annotation.image_id)}"
-                f"{_other_kind(annotation.image_id, pictures)}. Correct its image_id or remove it."
+                f"{_other_kind(annotation.image_id, images)}. Correct its image_id or remove it."
             )
         if annotation.category_id not in labels:
             raise UserError(
@@ -229,10 +229,10 @@ def _regions(
                 f"{_other_kind(annotation.category_id, labels)}. Correct its category_id or "
                 "remove it."
             )
-        place, picture = pictures[annotation.image_id]
+        place, image = images[annotation.image_id]
         try:
             label, shape = labels[annotation.category_id], annotation.segmentation
-            found[place].append(region(label, shape, picture.height, picture.width))
+            found[place].append(region(label, shape, image.height, image.width))
         except UserError as error:
             raise UserError(f"{where}: {error} Correct or remove it.") from error
     return tuple(tuple(sorted(regions, key=order)) for regions in found)

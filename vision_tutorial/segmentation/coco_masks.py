@@ -1,4 +1,4 @@
-"""Regions of a picture as COCO defines them: polygons and run lengths, and masks made of them.
+"""Regions of an image as COCO defines them: polygons and run lengths, and masks made of them.
 
 pycocotools' rules to the pixel (the tests compare), and not the package itself: its C code brings
 the process down on damaged text (2.0.11), and a data set is a stranger's.
@@ -31,7 +31,7 @@ class Region(NamedTuple):
 class Drawn:
     """Masks as regions in the order in which they are drawn; None where nothing is known."""
 
-    sizes: tuple[tuple[int, int], ...]  # (height, width) of each picture
+    sizes: tuple[tuple[int, int], ...]  # (height, width) of each image
     regions: tuple[tuple[Region, ...], ...] | None
     paths: ClassVar[tuple[Path, ...]] = ()
 
@@ -77,7 +77,7 @@ def _covered(counts: np.ndarray) -> np.ndarray:
 
 
 def _points(polygon: Any, height: int, width: int) -> np.ndarray:
-    """A polygon [x, y, …] as float64 (n, 2), if it can belong to the picture."""
+    """A polygon [x, y, …] as float64 (n, 2), if it can belong to the image."""
     if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
         raise UserError(f"a polygon is {shown(polygon)}; a list [x, y, …] of numbers is expected.")
     if len(polygon) < 6 or len(polygon) % 2:
@@ -86,7 +86,7 @@ def _points(polygon: Any, height: int, width: int) -> np.ndarray:
     if not (-most <= low and high <= 2 * most and math.isfinite(sum(polygon))):
         raise UserError(
             f"a polygon reaches from {shown(low)} to {shown(high)}, which is nowhere near the "
-            f"picture of {width}x{height} pixels."
+            f"image of {width}x{height} pixels."
         )
     return np.array(polygon, np.float64).reshape(-1, 2)
 
@@ -133,11 +133,11 @@ def _walk(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """The counts of {size, counts}, a list or COCO's text; they must cover the whole picture."""
+    """The counts of {size, counts}, a list or COCO's text; they must cover the whole image."""
     size, counts = coded.get("size"), coded.get("counts")
     if size != [height, width]:
         raise UserError(
-            f"its run lengths have the size {shown(size)}; the picture's [height, width] is "
+            f"its run lengths have the size {shown(size)}; the image's [height, width] is "
             f"[{height}, {width}]."
         )
     if isinstance(counts, str):
@@ -149,7 +149,7 @@ def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
         )
     if sum(counts) != height * width:
         raise UserError(
-            f"its run lengths cover {sum(counts):,} pixels; the picture has {height * width:,}."
+            f"its run lengths cover {sum(counts):,} pixels; the image has {height * width:,}."
         )
     return np.array(counts, np.int64)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.atomic import read_json
 from ..core.errors import UserError, shown
-from ..core.images import EXTENSIONS, VOID, pictures_in, read_mask, stay_inside
+from ..core.images import EXTENSIONS, VOID, images_in, read_mask, stay_inside
 from ..core.randomness import generator
 from ..core.registry import datasets
 from ..core.sources import Source, Subset, check_split, data_folder, data_root
@@ -28,7 +28,7 @@ VOC = (
     *("train", "tvmonitor"),
 )
 
-Pair = tuple[Path, Path]  # a picture, and its mask
+Pair = tuple[Path, Path]  # an image, and its mask
 
 
 @datasets.register
@@ -42,7 +42,7 @@ def camvid(
 ) -> Source:
     """CamVid: 367 + 101 + 233 street scenes of 480x360, 11 classes (Brostow et al. 2008).
 
-    root/camvid/ has train/, val/, test/ of pictures, and train_masks/ … (or SegNet's trainannot/ …)
+    root/camvid/ has train/, val/, test/ of images, and train_masks/ … (or SegNet's trainannot/ …)
     of class ids, 11 where nothing counts. test: what stands for the test split, `val` to choose on.
     """
     check_split(split)
@@ -60,7 +60,7 @@ def camvid(
         for part in parts
         for pair in _pairs("camvid", base, base / part, _first_of(base, part, "_masks", "annot"))
     ]
-    keys = [picture.name for picture, _ in pairs]
+    keys = [image.name for image, _ in pairs]
     return decoded(_source("camvid", pairs, keys, CAMVID, void=11), cache)
 
 
@@ -75,7 +75,7 @@ def voc(
     masks: str = "SegmentationClass",
     cache: Literal["auto", "memory", "disk", "none"] = "auto",
 ) -> Source:
-    """PASCAL VOC: 20 classes and background; 1,464 + 1,449 pictures in 2012 (Everingham et al.).
+    """PASCAL VOC: 20 classes and background; 1,464 + 1,449 images in 2012 (Everingham et al.).
 
     root/VOCdevkit/VOC2012/ has JPEGImages/, `masks`/, and ImageSets/Segmentation/NAME.txt, of which
     `train` and `test` are the names, such as trainval.
@@ -91,13 +91,13 @@ def voc(
             f"{data_root(root)}, or set `root` or VISION_TUTORIAL_DATA to the folder that has it."
         ) from error
     if not names:
-        raise UserError(f"voc: {listed} names no pictures.")
+        raise UserError(f"voc: {listed} names no images.")
     pairs = [(base / "JPEGImages" / f"{n}.jpg", base / masks / f"{n}.png") for n in names]
     for path in (path for pair in pairs for path in pair):
         stay_inside(path, base, "voc")
         if not path.is_file():
             raise UserError(f"voc: no {path}, which {listed} names. Unpack the set again.")
-    return decoded(_source("voc", pairs, [picture.name for picture, _ in pairs], VOC), cache)
+    return decoded(_source("voc", pairs, [image.name for image, _ in pairs], VOC), cache)
 
 
 @datasets.register
@@ -113,9 +113,9 @@ def mask_folder(
     void: int | None = None,
     cache: Literal["auto", "memory", "disk", "none"] = "auto",
 ) -> Source:
-    """Your own pictures and masks: root/train/*.jpg, root/train_masks/*.png, val, val_masks.
+    """Your own images and masks: root/train/*.jpg, root/train_masks/*.png, val, val_masks.
 
-    root: a folder, or the name of one below VISION_TUTORIAL_DATA. A mask has its picture's name,
+    root: a folder, or the name of one below VISION_TUTORIAL_DATA. A mask has its image's name,
     and class ids as pixels; `void` and 255 do not count. classes: their names in the order of the
     ids; else the lines of root/classes.txt; else numbers up to the highest in the training masks.
     """
@@ -129,7 +129,7 @@ def mask_folder(
     folder, pairs = base / train, learned
     if split == "test":
         folder, pairs = base / test, _masked("mask_folder", base, test, test_masks)
-    keys = [picture.relative_to(folder).as_posix() for picture, _ in pairs]
+    keys = [image.relative_to(folder).as_posix() for image, _ in pairs]
     return decoded(_source("mask_folder", pairs, keys, tuple(names), void), cache)
 
 
@@ -144,11 +144,11 @@ def with_pseudo_labels(
     seed: int = 0,
     cache: Literal["auto", "memory", "disk", "none"] = "auto",
 ) -> Source:
-    """A labelled set, and to train on a folder of pseudo-labelled pictures, too.
+    """A labelled set, and to train on a folder of pseudo-labelled images, too.
 
     dataset, options: as they would be chosen alone; its test split is the test split here. folder:
     images/, masks/*.png and ledger.json, as pseudo-labelling writes them. ratio: the share of
-    pseudo-labelled pictures in an epoch, some left out or repeated to reach it, by `seed`; None
+    pseudo-labelled images in an epoch, some left out or repeated to reach it, by `seed`; None
     takes each once. A hold-out would be drawn from both kinds: choose on the test split instead.
     """
     check_split(split)
@@ -163,7 +163,7 @@ def with_pseudo_labels(
 
 
 def shared_rows(labelled: int, extra: int, ratio: float | None, seed: int) -> np.ndarray:
-    """Rows of (labelled, extra) pictures, one behind the other, with `ratio` of the second kind:
+    """Rows of (labelled, extra) images, one behind the other, with `ratio` of the second kind:
     all of the first, and of the second each as often as another, give or take one; int64."""
     if ratio is not None and not 0 <= ratio < 1:
         raise UserError(f"with_pseudo_labels: ratio is {ratio:g}; a share from 0 to below 1.")
@@ -175,7 +175,7 @@ def shared_rows(labelled: int, extra: int, ratio: float | None, seed: int) -> np
 
 
 def _chosen(name: str, options: dict[str, Any], cache: str) -> Callable[[str], Source]:
-    """The entry `name` of the shelf, its options checked; `cache` where it has and is not told."""
+    """The entry `name`, its options checked; `cache` where it has that option and is not told."""
     shelf = catalogue()["datasets"]
     if name in datasets and name not in shelf.entries:  # a student's own
         return datasets.bind(name, **options)
@@ -203,11 +203,11 @@ def _pseudo_labelled(folder: Path, classes: tuple[str, ...]) -> DenseFiles:
             f"data set has {shown(classes)}. Make them with a model of this data set."
         )
     pairs = _pairs("with_pseudo_labels", folder, folder / "images", folder / "masks")
-    keys = [picture.relative_to(folder / "images").as_posix() for picture, _ in pairs]
+    keys = [image.relative_to(folder / "images").as_posix() for image, _ in pairs]
     return _source("with_pseudo_labels", pairs, keys, classes)
 
 
-# -- pictures and masks in folders -----------------------------------------------------------------
+# -- images and masks in folders -----------------------------------------------------------------
 
 
 def _source(
@@ -217,8 +217,8 @@ def _source(
     classes: tuple[str, ...],
     void: int | None = None,
 ) -> DenseFiles:
-    pictures, masks = zip(*pairs, strict=True)
-    return DenseFiles(name, pictures, tuple(keys), classes, MaskFiles(masks, len(classes), void))
+    images, masks = zip(*pairs, strict=True)
+    return DenseFiles(name, images, tuple(keys), classes, MaskFiles(masks, len(classes), void))
 
 
 def _masked(who: str, base: Path, folder: str, masks: str | None) -> list[Pair]:
@@ -226,23 +226,23 @@ def _masked(who: str, base: Path, folder: str, masks: str | None) -> list[Pair]:
 
 
 def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[Pair]:
-    """Every picture at or below `folder`, in the order of their names, and its mask."""
+    """Every image at or below `folder`, in the order of their names, and its mask."""
     for needed in (folder, masks):
         if not needed.is_dir():
             raise UserError(
-                f"{who}: no folder {needed}; pictures lie in one folder, their masks under the "
+                f"{who}: no folder {needed}; images lie in one folder, their masks under the "
                 "same names as .png in another, and the options say which."
             )
         stay_inside(needed, base, who)
-    pictures = sorted(pictures_in(folder, base, who))
-    if not pictures:
-        raise UserError(f"{who}: no pictures in {folder}; looked for {', '.join(EXTENSIONS)}.")
-    pairs = [(p, (masks / p.relative_to(folder)).with_suffix(".png")) for p in pictures]
+    images = sorted(images_in(folder, base, who))
+    if not images:
+        raise UserError(f"{who}: no images in {folder}; looked for {', '.join(EXTENSIONS)}.")
+    pairs = [(p, (masks / p.relative_to(folder)).with_suffix(".png")) for p in images]
     missing = [mask for _, mask in pairs if not mask.is_file()]
     if missing:
         raise UserError(
-            f"{who}: no mask {missing[0]} ({len(missing):,} of {len(pairs):,} pictures in {folder} "
-            "have none). Add it, or move the picture away."
+            f"{who}: no mask {missing[0]} ({len(missing):,} of {len(pairs):,} images in {folder} "
+            "have none). Add it, or move the image away."
         )
     for _, mask in pairs:
         if mask.is_symlink():

@@ -1,4 +1,4 @@
-"""Pictures decoded once: into memory where they fit, else into files that are mapped.
+"""Images decoded once: into memory where they fit, else into files that are mapped.
 
 An epoch would decode all of them again. What is kept is what was read, bit for bit, and has the
 digest of the files: a run may go on with either form.
@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from ..core import arrays
 from ..core.errors import StorageError, UserError
-from ..core.images import picture_size
+from ..core.images import image_size
 from ..core.sources import ArraySource, Source, Subset
 from .mask_files import DenseFiles, Joined
 
@@ -25,7 +25,7 @@ Cache = Literal["auto", "memory", "disk", "none"]
 
 
 def decoded(source: Source, cache: Cache) -> Source:
-    """`source` in arrays, if its pictures are of one size; `none`, or `auto` if they are not: as
+    """`source` in arrays, if its images are of one size; `none`, or `auto` if they are not: as
     it is. `auto` keeps up to a quarter of the available memory there, and more on the disk."""
     if cache == "none":
         return source
@@ -36,7 +36,7 @@ def decoded(source: Source, cache: Cache) -> Source:
         if cache == "auto":
             return source
         raise UserError(
-            f"{source.name}: cache is {cache}, which needs pictures of one size; there are "
+            f"{source.name}: cache is {cache}, which needs images of one size; there are "
             f"{width}x{height} and {other[0]}x{other[1]}. Use cache: none, or resize the files."
         )
     needed = len(source) * width * height * 4  # three channels, and the mask
@@ -46,7 +46,7 @@ def decoded(source: Source, cache: Cache) -> Source:
 
 
 def in_memory(source: Source, width: int, height: int) -> ArraySource:
-    """Every picture and mask of a dense source, all of one size in pixels."""
+    """Every image and mask of a dense source, all of one size in pixels."""
     images = np.empty((len(source), height, width, 3), np.uint8)
     masks = np.empty((len(source), height, width), np.uint8)
     arrays.fill(source, images, masks)
@@ -77,14 +77,14 @@ def on_disk(source: Source) -> ArraySource:
                 arrays.write(folder, source.name, {"train": source})
     except (OSError, StorageError) as error:
         raise StorageError(
-            f"{source.name}: decoded pictures cannot be kept ({error}). Set XDG_CACHE_HOME to a "
+            f"{source.name}: decoded images cannot be kept ({error}). Set XDG_CACHE_HOME to a "
             "folder that has room, or cache: none."
         ) from error
     return replace(arrays.load(folder, "train"), known_digest=digest)
 
 
 def cache_folder() -> Path:
-    """Where decoded pictures are kept; whatever is in it may be removed."""
+    """Where decoded images are kept; whatever is in it may be removed."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "vision_tutorial" / "decoded"
 
@@ -108,9 +108,9 @@ def _files(leaf: Source) -> list[Path]:
 
 
 def _sizes(leaf: Source) -> Iterator[tuple[int, int]]:
-    """(width, height) of the pictures."""
+    """(width, height) of the images."""
     if isinstance(leaf, DenseFiles):
-        return map(picture_size, leaf.paths)
+        return map(image_size, leaf.paths)
     if isinstance(leaf, ArraySource):
         return iter([leaf.images.shape[2:0:-1]])
     return (leaf[index][0].size for index in range(len(leaf)))

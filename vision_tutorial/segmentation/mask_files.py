@@ -1,4 +1,4 @@
-"""Sources of segmentation: pictures in files with a mask each, and two sources as one."""
+"""Sources of segmentation: images in files with a mask each, and two sources as one."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import UserError
-from ..core.images import VOID, read_mask, read_picture
+from ..core.images import VOID, read_image, read_mask
 from ..core.sources import Source
 
 
@@ -46,7 +46,7 @@ class MaskFiles:
 
 @dataclass(frozen=True)
 class DenseFiles:
-    """Pictures in files and their masks, decoded when asked for."""
+    """Images in files and their masks, decoded when asked for."""
 
     name: str
     paths: Sequence[Path]
@@ -66,14 +66,14 @@ class DenseFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        picture, mask = read_picture(self.paths[index]), self.masks[index]
-        if mask.shape[::-1] != picture.size:
+        image, mask = read_image(self.paths[index]), self.masks[index]
+        if mask.shape[::-1] != image.size:
             raise UserError(
-                f"{self.paths[index]}: {picture.width}x{picture.height} pixels, its mask or "
-                f"annotation has {mask.shape[1]}x{mask.shape[0]}; they belong to another picture, "
+                f"{self.paths[index]}: {image.width}x{image.height} pixels, its mask or "
+                f"annotation has {mask.shape[1]}x{mask.shape[0]}; they belong to another image, "
                 "or one of the two was resized. Replace one."
             )
-        return picture, mask
+        return image, mask
 
     @property
     def targets(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..core.counts import exact_sum, tally, wide
 from ..core.targets import IGNORE
 
-BAND = 0.02  # width of a boundary, in diagonals of the picture (Cheng et al. 2021)
+BAND = 0.02  # width of a boundary, in diagonals of the image (Cheng et al. 2021)
 OUTSIDE = -1.0  # a class id of its own beyond the border
 SUMS = ("images", "counted", "batches", "iou_of_images", "iou_of_batches", "entropy")
 
@@ -98,7 +98,7 @@ class Overlap:
 
 
 def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Pixels by (true class, predicted class), each picture's own; ids (B, H, W), the target's
+    """Pixels by (true class, predicted class), each image's own; ids (B, H, W), the target's
     IGNORE left out -> float64 (B, C, C)."""
     b = len(target)
     image = torch.arange(b, device=target.device).view(b, 1, 1)

@@ -1,4 +1,4 @@
-"""The contest's CSV: a row a picture, `image_id,PredictionString`, the class ids of its mask.
+"""The contest's CSV: a row an image, `image_id,PredictionString`, the class ids of its mask.
 
 The ids are those of the mask at SIZE x SIZE pixels, row by row, separated by spaces.
 """
@@ -31,7 +31,7 @@ def write(path: Path, masks: Iterable[tuple[str, np.ndarray]]) -> int:
 
 
 def read(path: Path, classes: int, size: int = SIZE) -> dict[str, np.ndarray]:
-    """Masks uint8 (size, size) by picture. UserError names the line that is not as it should be."""
+    """Masks uint8 (size, size) by image. UserError names the line that is not as it should be."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     found: dict[str, np.ndarray] = {}
     try:
@@ -56,7 +56,7 @@ def _read_row(
         raise UserError(f"{where}: {len(row)} cells; a name and the ids of its mask are expected.")
     name, text = row
     if name in found:
-        raise UserError(f"{where}: '{name}' comes a second time; keep one row a picture.")
+        raise UserError(f"{where}: '{name}' comes a second time; keep one row an image.")
     try:
         ids = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
@@ -75,7 +75,7 @@ def _read_row(
 
 
 def check_names(path: Path, found: Mapping[str, np.ndarray], wanted: Iterable[str]) -> None:
-    """UserError unless the submission has exactly the pictures that are to be scored."""
+    """UserError unless the submission has exactly the images that are to be scored."""
     wanted = set(wanted)
     for what, names in (
         ("lacks", wanted - set(found)),
@@ -84,6 +84,6 @@ def check_names(path: Path, found: Mapping[str, np.ndarray], wanted: Iterable[st
         if names:
             shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
             raise UserError(
-                f"{path} {what} {shown} ({len(names)} of {len(wanted)} pictures). Is it of another "
+                f"{path} {what} {shown} ({len(names)} of {len(wanted)} images). Is it of another "
                 "split or data set?"
             )

@@ -1,4 +1,4 @@
-"""Masks as pictures: a palette that every viewer shows, and overlays."""
+"""Masks as images: a palette that every viewer shows, and overlays."""
 
 from pathlib import Path
 
@@ -27,21 +27,21 @@ def palette(count: int = 256) -> np.ndarray:
 PALETTE = palette()
 
 
-def picture_of(mask: np.ndarray) -> Image.Image:
-    """Class ids uint8 (H, W) as a palette picture: the numbers stay what they are."""
+def image_of(mask: np.ndarray) -> Image.Image:
+    """Class ids uint8 (H, W) as a palette image: the numbers stay what they are."""
     made = Image.fromarray(mask)
     made.putpalette(PALETTE.tobytes())
     return made
 
 
-def overlay(picture: np.ndarray, mask: np.ndarray, strength: float = 0.5) -> Image.Image:
-    """The picture uint8 (H, W, 3) with each class's colour laid over it, and white outlines.
+def overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.5) -> Image.Image:
+    """The image uint8 (H, W, 3) with each class's colour laid over it, and white outlines.
 
     mask uint8 (H, W). Class 0 and void pixels are left as they are.
     """
     shown = (mask != 0) & (mask != VOID)
-    mixed = picture * (1 - strength) + PALETTE[mask] * strength
-    made = np.where(shown[..., None], mixed, picture)
+    mixed = image * (1 - strength) + PALETTE[mask] * strength
+    made = np.where(shown[..., None], mixed, image)
     rim = np.zeros_like(shown)
     rim[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     rim[1:] |= mask[1:] != mask[:-1]
@@ -49,8 +49,8 @@ def overlay(picture: np.ndarray, mask: np.ndarray, strength: float = 0.5) -> Ima
     return Image.fromarray(made.round().astype(np.uint8))
 
 
-def save(picture: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: Path) -> None:
     """As PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        picture.save(temporary, "PNG")
+        image.save(temporary, "PNG")

@@ -1,18 +1,18 @@
 """The Week-3 table made smaller, by one rule that keeps the shape of its schedules. No torch here.
 
-First the pictures shrink: each class keeps its share, and all epochs, warm-up and cool-down stay as
-they are. Where not even LEAST pictures leave time for all epochs, then those shrink too, to a
+First the images shrink: each class keeps its share, and all epochs, warm-up and cool-down stay as
+they are. Where not even LEAST images leave time for all epochs, then those shrink too, to a
 multiple of four, E instead of 200. With x = E/200
 
 - r4 and r5 get 250/200 of them;
 - warm-up and cool-down get 5x and 10x epochs, to the nearest, at least one.
 
-The batch shrinks with the pictures, to a power of two from 32 to 512, so that an epoch keeps its
+The batch shrinks with the images, to a power of two from 32 to 512, so that an epoch keeps its
 number of steps as far as that goes, and every lr in proportion to the batch (Goyal et al. 2017).
 
-Momentum, weight decay, augmentation, mixing and loss stay. The time that there is decides pictures,
-epochs and network: the largest network for which ENOUGH pictures and all epochs fit, and the most
-pictures that fit. docs/reproduce.md says why.
+Momentum, weight decay, augmentation, mixing and loss stay. The time that there is decides images,
+epochs and network: the largest network for which ENOUGH images and all epochs fit, and the most
+images that fit. docs/reproduce.md says why.
 """
 
 import heapq
@@ -34,9 +34,9 @@ TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
 EPOCHS, BATCH, PICTURES = 200, 512, 50_000  # of r0 … r3, in full
 STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it
 FEWEST = 20  # epochs
-GRAIN = 20  # what pictures are a multiple of
-LEAST = 300  # pictures; fewer epochs instead
-ENOUGH = 2000  # pictures that make a larger network worth its time
+GRAIN = 20  # what images are a multiple of
+LEAST = 300  # images; fewer epochs instead
+ENOUGH = 2000  # images that make a larger network worth its time
 SMALLEST_BATCH = 32
 EVALUATING = 2  # times as fast as training, at least
 LOOKING = 1 / 6  # of the training's time at most, about, for evaluations
@@ -49,7 +49,7 @@ class Network(NamedTuple):
     """A rung of the ladder. model: the recipes' key; None leaves theirs."""
 
     model: dict[str, Any] | None
-    work: float  # multiply-adds of a picture of 32x32, as engine/cost.py counts them
+    work: float  # multiply-adds of an image of 32x32, as engine/cost.py counts them
 
 
 def _resnet10(stem_width: int, channels: list[int]) -> dict[str, Any]:
@@ -69,12 +69,12 @@ class Speed(NamedTuple):
     """What a short training with a network took here."""
 
     start: float  # seconds of a run in which no step is taken
-    rate: float  # training pictures a second
+    rate: float  # training images a second
     saving: float  # seconds at the end of an epoch
 
 
 class Data(NamedTuple):
-    """How many pictures the table is trained and tested on, in full."""
+    """How many images the table is trained and tested on, in full."""
 
     train: int
     test: int
@@ -89,7 +89,7 @@ class Plan:
 
     network: str
     epochs: int
-    pictures: int
+    images: int
     batch_size: int
     warmup: int
     cooldown: int
@@ -106,22 +106,22 @@ class Plan:
     def seconds(self, full: int, speed: Speed, test: int) -> float:
         """About how long such a recipe takes from its start to its end."""
         epochs = self.total_epochs(full)
-        training = epochs * (self.pictures / speed.rate + speed.saving)
+        training = epochs * (self.images / speed.rate + speed.saving)
         looks = math.ceil(epochs / self.eval_every)
         return speed.start + training + looks * test / (EVALUATING * speed.rate)
 
 
-def plan(epochs: int, pictures: int, network: str, data: Data = CIFAR) -> Plan:
-    """The table of E = `epochs`, 200 in full, on so many pictures, by the rule."""
+def plan(epochs: int, images: int, network: str, data: Data = CIFAR) -> Plan:
+    """The table of E = `epochs`, 200 in full, on so many images, by the rule."""
     x = epochs / EPOCHS
-    batch = 2 ** round(math.log2(BATCH * pictures / PICTURES))
+    batch = 2 ** round(math.log2(BATCH * images / PICTURES))
     cooldown = max(1, round(10 * x))
     total = epochs + cooldown
-    looks = max(1, int(total * pictures * LOOKING / (data.test / EVALUATING)))
+    looks = max(1, int(total * images * LOOKING / (data.test / EVALUATING)))
     return Plan(
         network=network,
         epochs=epochs,
-        pictures=pictures,
+        images=images,
         batch_size=min(max(batch, SMALLEST_BATCH), BATCH),
         warmup=max(1, round(5 * x)),
         cooldown=cooldown,
@@ -130,7 +130,7 @@ def plan(epochs: int, pictures: int, network: str, data: Data = CIFAR) -> Plan:
 
 
 def sizes(data: Data) -> Iterator[tuple[int, int]]:
-    """(E, pictures) of all tables that the rule knows, from the full one down."""
+    """(E, images) of all tables that the rule knows, from the full one down."""
     least = min(LEAST, data.train)
     yield EPOCHS, data.train
     for grains in range((data.train - 1) // GRAIN, math.ceil(least / GRAIN) - 1, -1):
@@ -140,7 +140,7 @@ def sizes(data: Data) -> Iterator[tuple[int, int]]:
 
 
 def size_of_share(share: float, data: Data) -> tuple[int, int]:
-    """E and pictures of the table that shows networks at most `share` of what the full one does."""
+    """E and images of the table that shows networks at most `share` of what the full one does."""
     most, every = share * EPOCHS * data.train, list(sizes(data))
     return next((size for size in every if size[0] * size[1] <= most), every[-1])
 
@@ -166,8 +166,8 @@ def largest(
 
     full: the epochs of each recipe of the table, as it stands. speed: on one of the seats.
     """
-    for epochs, pictures in sizes(data):
-        made = plan(epochs, pictures, network, data)
+    for epochs, images in sizes(data):
+        made = plan(epochs, images, network, data)
         if makespan([made.seconds(n, speed, data.test) for n in [*full] * seeds], seats) <= seconds:
             return made
     return None
@@ -178,7 +178,7 @@ def fitting(
     measure: Callable[[str, int], Speed],
     make: Callable[[str, Speed], Plan | None],
 ) -> tuple[Plan | None, Speed]:
-    """The plan with the largest of `networks`, smallest first, for which ENOUGH pictures fit.
+    """The plan with the largest of `networks`, smallest first, for which ENOUGH images fit.
 
     measure: how fast a network is with a batch size. make: the largest plan at that speed. If none
     of the networks is so fast, it is the smallest's plan, or None.
@@ -189,10 +189,10 @@ def fitting(
             break
         work = NETWORKS[larger].work / NETWORKS[smaller].work
         hoped = make(larger, speed._replace(rate=speed.rate * EFFICIENCY / work))
-        if hoped is None or hoped.pictures < ENOUGH:
+        if hoped is None or hoped.images < ENOUGH:
             break
         tried, its_speed = _settled(larger, measure, make)
-        if tried is None or tried.pictures < ENOUGH:
+        if tried is None or tried.images < ENOUGH:
             break
         made, speed = tried, its_speed
     # once more: measuring took its time
@@ -223,14 +223,14 @@ def path_of(name: str) -> Path:
     return RECIPES / f"{name}.yaml"
 
 
-def write_recipes(made: Plan, folder: Path, dataset: str | None, all_pictures: int) -> None:
+def write_recipes(made: Plan, folder: Path, dataset: str | None, all_images: int) -> None:
     """r0.yaml … r5.yaml in `folder`. r0 extends the full r0; the others extend each other as ever.
 
     So `compare` tells the shrinking once, and for the others what they change. dataset: another.
     """
     for name in TABLE:
         own = read_document(path_of(name)).values
-        ruled = by_rule(made, load(path_of(name)).recipe, dataset, all_pictures)
+        ruled = by_rule(made, load(path_of(name)).recipe, dataset, all_images)
         values = {"extends": own.pop("extends", None), "expects": {"top1": None}}
         if values["extends"] is None:
             values["extends"] = Path(
@@ -244,13 +244,13 @@ def write_recipes(made: Plan, folder: Path, dataset: str | None, all_pictures: i
         write_text(folder / f"{name}.yaml", f"# {name}, shrunk: {head}\n{to_yaml(values, True)}")
 
 
-def by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_pictures: int) -> dict[str, Any]:
+def by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_images: int) -> dict[str, Any]:
     """The keys that the plan sets, with their values for a recipe."""
     model = NETWORKS[made.network].model
     slower = made.batch_size / recipe.batch_size
     return {
         **({"dataset": dataset} if dataset else {}),
-        **({"subset": made.pictures} if made.pictures < all_pictures else {}),
+        **({"subset": made.images} if made.images < all_images else {}),
         **({"model": model} if model else {}),
         "epochs": made.epochs_of(recipe.epochs),
         "batch_size": made.batch_size,

@@ -35,13 +35,13 @@ class Probe:
     seconds: float
     stop: Stop
 
-    def __call__(self, network: str, batch_size: int, pictures: int) -> Speed:
+    def __call__(self, network: str, batch_size: int, images: int) -> Speed:
         """The speed of a network on a seat, the mean of all; UserError if a training fails, is
-        stopped, or is too slow. pictures: as many as there are."""
+        stopped, or is too slow. images: as many as there are."""
         shutil.rmtree(self.folder, ignore_errors=True)  # of a probe that was cut
         with storage(self.folder):
             self.folder.mkdir(parents=True)
-        words = [str(path_of(PROBED)), *self.overrides, *settings(network, batch_size, pictures)]
+        words = [str(path_of(PROBED)), *self.overrides, *settings(network, batch_size, images)]
         words += ["--minutes", f"{self.seconds / 60:.4f}", "--runs", str(self.folder), "--quiet"]
         running = []
         try:
@@ -84,20 +84,20 @@ class Probe:
         found = speed(run_folder.read_rows(run / "metrics.jsonl"), batch_size, seconds, summary)
         if found is None:
             raise UserError(
-                f"fewer than {2 * STEPS} steps of {batch_size} pictures in {self.seconds:.0f} s. "
+                f"fewer than {2 * STEPS} steps of {batch_size} images in {self.seconds:.0f} s. "
                 "Name a smaller --network, or a larger --budget."
             )
         return found
 
 
-def settings(network: str, batch_size: int, pictures: int) -> list[str]:
+def settings(network: str, batch_size: int, images: int) -> list[str]:
     """What makes a recipe a training without an end and with a low lr, which cannot diverge."""
     model = NETWORKS[network].model
     return [
         *([f"model={written(model)}"] if model else []),
         "name=probe",
         f"batch_size={batch_size}",
-        f"subset={min(STEPS * batch_size, pictures)}",
+        f"subset={min(STEPS * batch_size, images)}",
         f"epochs={ENDLESS}",
         f"eval_every={ENDLESS}",
         f"warmup.epochs={ENDLESS}",

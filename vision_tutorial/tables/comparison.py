@@ -51,7 +51,7 @@ class Line:
 
     @cached_property
     def measure(self) -> str:
-        """Equal for lines whose headline metrics measure the same thing on the same pictures."""
+        """Equal for lines whose headline metrics measure the same thing on the same images."""
         data = [self.run.recipe.get(key) for key in ("dataset", "holdout", "eval_augment")]
         return json.dumps([self.run.metric, self.run.chosen_on, *data], sort_keys=True)
 

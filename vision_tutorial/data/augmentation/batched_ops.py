@@ -1,6 +1,6 @@
-"""The words of the batched path: what can be done to a picture, and the numbers that each takes.
+"""The words of the batched path: what can be done to an image, and the numbers that each takes.
 
-A `Slot` holds one operation for each picture of a batch, side by side: codes and numbers, not
+A `Slot` holds one operation for each image of a batch, side by side: codes and numbers, not
 pixels. `drawing.py` fills slots from addressed draws; `compiled.py` (CPU) and `tensors.py` (any
 device) carry them out, to the same bits as Pillow, which defines every operation here.
 """
@@ -10,7 +10,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ARGUMENTS = 8  # numbers a picture, at most
+ARGUMENTS = 8  # numbers an image, at most
 Rows = tuple[np.ndarray, np.ndarray]  # codes int64 (n,), args float64 (n, ARGUMENTS)
 
 
@@ -23,11 +23,11 @@ class Filter(IntEnum):
 
 
 class Op(IntEnum):
-    """What happens to one picture, with its arguments. f is a factor: 1 changes nothing."""
+    """What happens to one image, with its arguments. f is a factor: 1 changes nothing."""
 
     NONE = 0
     RESAMPLE = 1  # top, left, height, width, filter: crop, then an antialiased resize to slot.size
-    WINDOW = 2  # top, left: a window of slot.size into the picture padded by slot.rows, .columns
+    WINDOW = 2  # top, left: a window of slot.size into the image padded by slot.rows, .columns
     HFLIP = 3
     VFLIP = 4
     AFFINE = 5  # a, b, c, d, e, f, filter: output (x, y) is input (ax + by + c, dx + ey + f)
@@ -41,7 +41,7 @@ class Op(IntEnum):
     AUTOCONTRAST = 13
     EQUALIZE = 14
     COLOR = 15  # f, away from grey
-    SHARPNESS = 16  # f, away from the smoothed picture
+    SHARPNESS = 16  # f, away from the smoothed image
     GRAYSCALE = 17
 
 
@@ -50,7 +50,7 @@ class Slot:
     """codes int64 (B,); args float64 (B, ARGUMENTS); `size` (height, width) of every result.
 
     fill: the colour that comes from outside (AFFINE, WINDOW). rows, columns: for WINDOW, the source
-    row or column of each one of the padded picture; -1 where there is only `fill`.
+    row or column of each one of the padded image; -1 where there is only `fill`.
     """
 
     codes: np.ndarray
@@ -62,7 +62,7 @@ class Slot:
 
 
 def rows(count: int, code: int | np.ndarray, *args: object) -> Rows:
-    """Operations for `count` pictures; the code and each argument one number or (count,)."""
+    """Operations for `count` images; the code and each argument one number or (count,)."""
     table = np.zeros((count, ARGUMENTS))
     for column, values in enumerate(args):
         table[:, column] = values

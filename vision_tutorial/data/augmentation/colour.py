@@ -1,6 +1,6 @@
 """Augmentations of light and contrast, as segmentation uses them; every pixel stays in its place.
 
-Transforms of RGB pictures, under the rules of `augment.py`. Luma is the Y of Pillow's YCbCr: that
+Transforms of RGB images, under the rules of `augment.py`. Luma is the Y of Pillow's YCbCr: that
 of BT.601, from 0 to 255.
 """
 # ruff: noqa: B006 - an option's default must be the literal a recipe would hold; none is written to
@@ -25,7 +25,7 @@ LEVELS = 256
 def brightness_contrast(*, limit: float = 0.2, p: float = 0.5) -> Transform:
     """Each value v becomes (1 + c)·v + 255·b, with probability p; b and c in ± limit.
 
-    Rounded and clipped; c and b are drawn for the picture. Albumentations' RandomBrightnessContrast
+    Rounded and clipped; c and b are drawn for the image. Albumentations' RandomBrightnessContrast
     with `brightness_by_max`, its default.
     """
     check("brightness_contrast", "limit", limit, 0, 1)
@@ -33,10 +33,10 @@ def brightness_contrast(*, limit: float = 0.2, p: float = 0.5) -> Transform:
     return coloured(tv.RandomApply([partial(brighten, limit=limit)], p))
 
 
-def brighten(picture: Image.Image, limit: float) -> Image.Image:
-    """The picture through one random line of `linear`."""
+def brighten(image: Image.Image, limit: float) -> Image.Image:
+    """The image through one random line of `linear`."""
     factor = 1 + random.uniform(-limit, limit)
-    return picture.point(linear(factor, 255 * random.uniform(-limit, limit)) * 3)
+    return image.point(linear(factor, 255 * random.uniform(-limit, limit)) * 3)
 
 
 def linear(factor: float, shift: float) -> list[int]:
@@ -64,17 +64,17 @@ def clahe(*, p: float = 0.5, clip: list[float] = [1.0, 4.0], grid: int = 8) -> T
     return coloured(tv.RandomApply([partial(adapt, clip=tuple(clip), grid=grid)], p))
 
 
-def adapt(picture: Image.Image, clip: tuple[float, float], grid: int) -> Image.Image:
-    """The picture, its luma equalised tile by tile under a random limit."""
+def adapt(image: Image.Image, clip: tuple[float, float], grid: int) -> Image.Image:
+    """The image, its luma equalised tile by tile under a random limit."""
     limit = random.uniform(*clip)
     return on_luma(
-        picture, lambda luma: Image.fromarray(equalized_in_tiles(np.asarray(luma), limit, grid))
+        image, lambda luma: Image.fromarray(equalized_in_tiles(np.asarray(luma), limit, grid))
     )
 
 
-def on_luma(picture: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The RGB picture with its luma, a grey picture, changed."""
-    luma, blue, red = picture.convert("YCbCr").split()
+def on_luma(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The RGB image with its luma, a grey image, changed."""
+    luma, blue, red = image.convert("YCbCr").split()
     return Image.merge("YCbCr", (change(luma), blue, red)).convert("RGB")
 
 
@@ -104,7 +104,7 @@ def equalized_in_tiles(values: np.ndarray, clip: float, grid: int) -> np.ndarray
 def tile_tables(values: np.ndarray, clip: float, grid: int) -> tuple[np.ndarray, tuple[int, int]]:
     """What each tile makes of each value: float32 (grid², 256); and a tile's height and width.
 
-    A picture that does not divide is continued by its mirror image; a side of it that does divide
+    An image that does not divide is continued by its mirror image; a side of it that does divide
     by `grid` lines then, as in OpenCV.
     """
     lacking = [grid - length % grid for length in values.shape]

@@ -1,6 +1,6 @@
-"""Boxes of the normalised picture that are overwritten, drawn for many pictures at once.
+"""Boxes of the normalised image that are overwritten, drawn for many images at once.
 
-Drawn on the CPU wherever the pictures are, so that every device erases the same. As in timm, a box
+Drawn on the CPU wherever the images are, so that every device erases the same. As in timm, a box
 is tried ten times and left out if it never fits.
 """
 
@@ -43,7 +43,7 @@ def erased_boxes(
     counts: np.ndarray,
     box: int,
 ) -> np.ndarray:
-    """Box number `box` of each picture int64 (B, 4): top, left, height, width; 0 high: none."""
+    """Box number `box` of each image int64 (B, 4): top, left, height, width; 0 high: none."""
     height, width = source
     boxes = np.zeros((len(draws), 4), np.int64)
     left = np.flatnonzero(counts > box)
@@ -106,7 +106,7 @@ def patch(draws: Draws, boxes: np.ndarray, mode: str, number: int) -> Patch:
 
 
 def normals(draws: Draws, number: int, counts: np.ndarray) -> np.ndarray:
-    """counts (B,) normal draws for each picture's box `number`, one after the other; float32."""
+    """counts (B,) normal draws for each image's box `number`, one after the other; float32."""
     blocks = -(-counts // 4)
     owners = np.repeat(np.arange(len(counts)), blocks)
     block = np.arange(len(owners)) - np.repeat(np.cumsum(blocks) - blocks, blocks)

@@ -1,7 +1,7 @@
-"""What timm's and torchvision's named operations mean in numbers, for many pictures at once.
+"""What timm's and torchvision's named operations mean in numbers, for many images at once.
 
 Levels and magnitudes become the arguments of `operations.Op`, by the formulas that timm and
-torchvision apply to one picture. The policies' tables themselves are read from those libraries.
+torchvision apply to one image. The policies' tables themselves are read from those libraries.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What happens to masks: the slots of their pictures, as far as these move pixels.
+"""What happens to masks: the slots of their images, as far as these move pixels.
 
-A mask takes the nearest pixel, never a blend of two, and is VOID where nothing of the picture is:
-so it has no label that it did not have before, and lies on its picture as it lay on the original.
+A mask takes the nearest pixel, never a blend of two, and is VOID where nothing of the image is:
+so it has no label that it did not have before, and lies on its image as it lay on the original.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ AS_MASK = np.array([op if op in MOVING else Op.NONE for op in Op])  # code -> wh
 
 
 def of_masks(slots: Sequence[Slot]) -> list[Slot]:
-    """Slots for whoever carries out pictures, that do to masks (B, 1, H, W) what is done here."""
+    """Slots for whoever carries out images, that do to masks (B, 1, H, W) what is done here."""
     return [of_mask(slot) for slot in slots if AS_MASK[slot.codes].any()]
 
 
@@ -32,7 +32,7 @@ def of_mask(slot: Slot) -> Slot:
 
 
 def carried_out(masks: np.ndarray, rows: np.ndarray, slots: Sequence[Slot]) -> np.ndarray:
-    """Masks `rows` of masks uint8 (N, H, W) after the slots of their pictures: (B, h, w)."""
+    """Masks `rows` of masks uint8 (N, H, W) after the slots of their images: (B, h, w)."""
     out = np.empty((len(rows), *(slots[-1].size if slots else masks.shape[1:])), np.uint8)
     for i, row in enumerate(rows):
         mask = masks[row]

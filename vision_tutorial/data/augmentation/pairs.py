@@ -1,7 +1,7 @@
-"""Picture and mask together, one pair at a time: for sources in files, and any chain of entries.
+"""Image and mask together, one pair at a time: for sources in files, and any chain of entries.
 
-Entries that have a batched form (`drawing.py`) are drawn as slots: the picture takes them all, the
-mask those that move pixels (`masks.py`). Others touch the picture alone and must leave its pixels
+Entries that have a batched form (`drawing.py`) are drawn as slots: the image takes them all, the
+mask those that move pixels (`masks.py`). Others touch the image alone and must leave its pixels
 in their places. What a pair becomes is a function of the seed and its (epoch, index).
 """
 
@@ -29,7 +29,7 @@ Step = Drawer | Callable[[Image.Image], Image.Image]
 
 
 def random_scale(*, scale: Sequence[float], interpolation: str) -> Drawer:
-    """Both sides by one factor. No batched form: every picture has a size of its own."""
+    """Both sides by one factor. No batched form: every image has a size of its own."""
 
     def draw(draws: Draws, source: Size) -> list[Slot]:
         factor = scale[0] + (scale[1] - scale[0]) * draws(1).item()
@@ -41,15 +41,15 @@ def random_scale(*, scale: Sequence[float], interpolation: str) -> Drawer:
 
 @dataclass(frozen=True)
 class Joint:
-    """A chain for one picture and its mask; each part with the key of its draws."""
+    """A chain for one image and its mask; each part with the key of its draws."""
 
     parts: tuple[Program | tuple[int, Callable], ...]
 
     def __call__(
-        self, picture: Image.Image, mask: np.ndarray, item: Item
+        self, image: Image.Image, mask: np.ndarray, item: Item
     ) -> tuple[Tensor, np.ndarray]:
-        """Picture uint8 (3, h, w), mask uint8 (h, w)."""
-        pixels = np.array(picture)
+        """Image uint8 (3, h, w), mask uint8 (h, w)."""
+        pixels = np.array(image)
         for part in self.parts:
             if isinstance(part, Program):
                 slots = part.slots(np.array([item]), pixels.shape[:2])
@@ -64,7 +64,7 @@ class Joint:
 
 
 def joint(chain: Sequence[Choice], seed: int) -> Joint:
-    """The joint form of a chain, but for what acts on the normalised picture.
+    """The joint form of a chain, but for what acts on the normalised image.
 
     UserError names an entry that would move pixels without telling where to.
     """

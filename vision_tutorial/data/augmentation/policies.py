@@ -24,7 +24,7 @@ FILTER = 6  # the filter's place among the arguments of AFFINE
 def auto_augment(
     *, policy: str, magnitude_std: float | None, fill: Sequence[int], interpolation: str
 ) -> Drawer | None:
-    """One of a policy's pairs of operations for each picture."""
+    """One of a policy's pairs of operations for each image."""
     if policy == "cifar10":
         return torchvision_pairs(tuple(fill), interpolation)
     spread = math.inf if magnitude_std is None else magnitude_std
@@ -88,7 +88,7 @@ def distinct(numbers: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 class Layer:
-    """timm's operations, one of which happens to each picture, with its probability and level."""
+    """timm's operations, one of which happens to each image, with its probability and level."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Layer:
         return all(timm_operation(name, level, minus, (1, 1)) for name in self.names)
 
     def draw(self, draws: Draws, block: int, which: np.ndarray, source: Size) -> Slot:
-        """Operation number `which` (B,) for each picture. Takes two blocks of draws."""
+        """Operation number `which` (B,) for each image. Takes two blocks of draws."""
         happens, minus, filtering, first, *more = draws(5 if self.spread else 4, block).T
         happening = np.flatnonzero(happens < self.chances[which])
         levels = self.levels[which]
@@ -134,7 +134,7 @@ class Layer:
 
 
 def set_filter(codes: np.ndarray, args: np.ndarray, kinds: np.ndarray | int) -> None:
-    """Write the filter (a number, or one a picture) into the rows that have one."""
+    """Write the filter (a number, or one an image) into the rows that have one."""
     args[:, FILTER] = np.where(codes == Op.AFFINE, kinds, 0)
 
 
@@ -166,7 +166,7 @@ def signed(space: dict, name: str, place: int | None, source: Size) -> list[Rows
 
 
 def torchvision_pairs(fill: tuple[int, ...], interpolation: str) -> Drawer:
-    """torchvision's AutoAugment policy for CIFAR-10; `random` draws one filter a picture."""
+    """torchvision's AutoAugment policy for CIFAR-10; `random` draws one filter an image."""
     policy = tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10)
     chances = np.array([[p for _, p, _ in pair] for pair in policy.policies])
 

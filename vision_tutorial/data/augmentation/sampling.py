@@ -1,9 +1,9 @@
-"""What the batched path draws: for each entry of the `augments` shelf, slots for many pictures.
+"""What the batched path draws: for each entry of the `augments` registry, slots for many images.
 
 The functions here have the names and options of the entries in `augment.py`, which check them. Each
 returns a drawer: (draws, size) -> slots, with the distribution that timm's or torchvision's
 transform has; `draws` are uniform numbers by address. An entry that is missing here, or returns
-None for its options, has no batched form, and its recipe takes the path of single pictures.
+None for its options, has no batched form, and its recipe takes the path of single images.
 """
 
 import math
@@ -28,7 +28,7 @@ FILTERS = {"nearest": Filter.NEAREST, "bilinear": Filter.BILINEAR, "bicubic": Fi
 
 @dataclass(frozen=True)
 class Draws:
-    """Uniform numbers of one entry for a batch of pictures. items int64 (B, 2): epoch, index."""
+    """Uniform numbers of one entry for a batch of images. items int64 (B, 2): epoch, index."""
 
     items: np.ndarray
     key: int
@@ -37,22 +37,23 @@ class Draws:
         return len(self.items)
 
     def __call__(self, count: int, block: int | np.ndarray = 0) -> np.ndarray:
-        """`count` numbers a picture, from `block` (of four) on; float64 (B, count)."""
+        """`count` numbers an image, from `block` (of four) on; float64 (B, count)."""
         return uniforms(self.key, self.items, count, block)
 
     def of(self, rows: np.ndarray) -> "Draws":
-        """The draws of some of the pictures, or of some several times."""
+        """The draws of some of the images, or of some several times."""
         return Draws(self.items[rows], self.key)
 
 
 @dataclass(frozen=True)
 class Patch:
-    """At most one box a picture, and what it is filled with.
+    """At most one box an image, and what it is filled with.
 
-    pictures, rows, columns int64 (n,): which pixels are overwritten; values float32 (n, C).
+    positions (in the batch), rows, columns int64 (n,): the pixels that are overwritten;
+    values float32 (n, C): with what.
     """
 
-    pictures: np.ndarray
+    positions: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
     values: np.ndarray
@@ -62,7 +63,7 @@ class Patch:
         device = images.device
         where = tuple(
             torch.from_numpy(part).to(device, non_blocking=True)
-            for part in (self.pictures, self.rows, self.columns)
+            for part in (self.positions, self.rows, self.columns)
         )
         values = torch.from_numpy(self.values).to(device, images.dtype, non_blocking=True)
         images.permute(0, 2, 3, 1)[where] = values
@@ -91,7 +92,7 @@ class Program:
     erasers: tuple[tuple[int, Eraser], ...]
 
     def slots(self, items: np.ndarray, size: Size) -> list[Slot]:
-        """All that happens to the pictures `items` int64 (B, 2) of `size` (height, width)."""
+        """All that happens to the images `items` int64 (B, 2) of `size` (height, width)."""
         made: list[Slot] = []
         for key, drawer in self.drawers:
             made += drawer(Draws(items, key), made[-1].size if made else size)
@@ -184,7 +185,7 @@ def middle(source: Size, ratio: Sequence[float]) -> tuple[int, int, int, int]:
 
 @batched
 def random_crop(*, size: int, padding: int, fill: Sequence[int], mode: str) -> Drawer:
-    """torchvision's RandomCrop with padding, and more of it where the picture is too small."""
+    """torchvision's RandomCrop with padding, and more of it where the image is too small."""
 
     def draw(draws: Draws, source: Size) -> list[Slot]:
         lines = [padded(length, size, padding, mode) for length in source]
@@ -205,7 +206,7 @@ def random_crop(*, size: int, padding: int, fill: Sequence[int], mode: str) -> D
 
 
 def padded(length: int, size: int, padding: int, mode: str) -> np.ndarray:
-    """Which row of `length` each row of the padded picture shows; -1: none."""
+    """Which row of `length` each row of the padded image shows; -1: none."""
     line = np.arange(length)
     extra = max(0, size - length - 2 * padding)
     for pad in (padding, extra):
@@ -218,7 +219,7 @@ def padded(length: int, size: int, padding: int, mode: str) -> np.ndarray:
 
 @batched
 def resize(*, size: int | Sequence[int], interpolation: str) -> Drawer:
-    """torchvision's Resize: the shorter side becomes `size`, or the picture [height, width]."""
+    """torchvision's Resize: the shorter side becomes `size`, or the image [height, width]."""
 
     def draw(draws: Draws, source: Size) -> list[Slot]:
         height, width = source
@@ -235,7 +236,7 @@ def resize(*, size: int | Sequence[int], interpolation: str) -> Drawer:
 
 @batched
 def center_crop(*, size: int) -> Drawer:
-    """torchvision's CenterCrop: black beside a picture that is smaller."""
+    """torchvision's CenterCrop: black beside an image that is smaller."""
 
     def draw(draws: Draws, source: Size) -> list[Slot]:
         lines, starts = [], []

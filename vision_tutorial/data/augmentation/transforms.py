@@ -1,6 +1,6 @@
 """Augmentations with timm's meaning, built from timm's and torchvision's own transforms.
 
-A transform takes an RGB picture and returns one; it draws from the global generators of Python,
+A transform takes an RGB image and returns one; it draws from the global generators of Python,
 NumPy and torch, which the loader seeds for each sample, and remembers nothing between two calls.
 One with `stage = "colour"` leaves every pixel in its place, so that a mask need not follow; one
 with `stage = "tensor"` takes the normalised float tensor (C, H, W) instead, and writes into it.
@@ -31,7 +31,7 @@ from ...core.errors import UserError
 from ...core.registry import augments
 from .validation import MOST_PIXELS, check, check_colour, check_name, check_size, check_span
 
-# Entries that place and cut a picture; AugMix's copies (the jsd loss) share what these did.
+# Entries that place and cut an image; AugMix's copies (the jsd loss) share what these did.
 FRAMING = {
     *("random_resized_crop", "random_crop", "center_crop", "resize", "random_scale"),
     *("hflip", "vflip"),
@@ -52,7 +52,7 @@ def random_resized_crop(
 ) -> Transform:
     """A random share `scale` of the area at a random aspect ratio, resized to `size` (Inception).
 
-    interpolation: `random` draws bilinear or bicubic for each picture; both are antialiased.
+    interpolation: `random` draws bilinear or bicubic for each image; both are antialiased.
     """
     check("random_resized_crop", "size", size, 1, MOST_PIXELS)
     check_span("random_resized_crop", "scale", scale, 1.0)
@@ -69,9 +69,9 @@ def random_crop(
     fill: list[int] = [0, 0, 0],
     mode: Literal["constant", "reflect"] = "constant",
 ) -> Transform:
-    """A random `size` x `size` window of the picture padded by `padding` pixels (CIFAR's classic).
+    """A random `size` x `size` window of the image padded by `padding` pixels (CIFAR's classic).
 
-    A picture that is still too small is padded further.
+    An image that is still too small is padded further.
     """
     check("random_crop", "size", size, 1, MOST_PIXELS)
     check("random_crop", "padding", padding, 0, MOST_PIXELS)
@@ -126,11 +126,11 @@ def random_scale(
     return partial(rescale, scale=tuple(scale), mode=mode)
 
 
-def rescale(picture: Image.Image, scale: tuple[float, float], mode: InterpolationMode) -> Any:
-    """The picture, both sides times one factor from scale[0] to scale[1], each at least a pixel."""
+def rescale(image: Image.Image, scale: tuple[float, float], mode: InterpolationMode) -> Any:
+    """The image, both sides times one factor from scale[0] to scale[1], each at least a pixel."""
     factor = random.uniform(*scale)
-    size = [max(1, round(factor * side)) for side in (picture.height, picture.width)]
-    return tv.functional.resize(picture, size, mode)
+    size = [max(1, round(factor * side)) for side in (image.height, image.width)]
+    return tv.functional.resize(image, size, mode)
 
 
 @augments.register
@@ -159,11 +159,11 @@ def auto_augment(
     fill: list[int] = [124, 116, 104],
     interpolation: Literal["random", "nearest", "bilinear", "bicubic"] = "random",
 ) -> Transform:
-    """A learned policy: one of its pairs of operations per picture (Cubuk et al. 2019).
+    """A learned policy: one of its pairs of operations per image (Cubuk et al. 2019).
 
     policy: timm's, or torchvision's `cifar10`. fill: the colour that moves in from outside; the
     default is ImageNet's mean. interpolation: `random` draws bilinear or bicubic for each geometric
-    operation (cifar10: for each picture). magnitude_std: see `rand_augment`; not for cifar10.
+    operation (cifar10: for each image). magnitude_std: see `rand_augment`; not for cifar10.
     """
     check_name("policy of auto_augment", policy, (*TIMM_POLICIES, "cifar10"))
     hparams = timm_hparams("auto_augment", magnitude_std, fill, interpolation)
@@ -226,7 +226,7 @@ def aug_mix(
     fill: list[int] = [124, 116, 104],
     interpolation: Literal["random", "nearest", "bilinear", "bicubic"] = "random",
 ) -> Transform:
-    """`width` chains of operations blended with the picture (Hendrycks et al. 2020).
+    """`width` chains of operations blended with the image (Hendrycks et al. 2020).
 
     The defaults are timm's `augmix-m3-w3`. depth: operations in a chain; null draws 1 to 3.
     alpha: of the Dirichlet and Beta weights. magnitude_std: see `rand_augment`.
@@ -281,7 +281,7 @@ def resize(
     size: int | list[int] = 36,
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic",
 ) -> Transform:
-    """Make the shorter side `size` pixels, antialiased, or the picture [height, width].
+    """Make the shorter side `size` pixels, antialiased, or the image [height, width].
 
     With one number the aspect ratio stays.
     """
@@ -292,7 +292,7 @@ def resize(
 
 @augments.register
 def center_crop(*, size: int = 32) -> Transform:
-    """The middle `size` x `size` pixels; a smaller picture is padded with black."""
+    """The middle `size` x `size` pixels; a smaller image is padded with black."""
     check("center_crop", "size", size, 1, MOST_PIXELS)
     return tv.CenterCrop(size)
 
@@ -306,24 +306,24 @@ def random_erasing(
     aspect: list[float] = [0.3, 3.3333333333333335],
     count: int = 1,
 ) -> Transform:
-    """Overwrite random boxes of the normalised picture, with probability p (Zhong et al. 2020).
+    """Overwrite random boxes of the normalised image, with probability p (Zhong et al. 2020).
 
     mode: zero (the mean colour), one normal colour a box, or a normal draw a pixel. area: share of
-    the picture that all boxes cover. count: at most so many boxes.
+    the image that all boxes cover. count: at most so many boxes.
     """
     check("random_erasing", "p", p, 0, 1)
     check_name("mode of random_erasing", mode, ("const", "rand", "pixel"))
     check_span("random_erasing", "area", area, 1.0)
     check_span("random_erasing", "aspect", aspect, 100.0)
     check("random_erasing", "count", count, 1, 100)
-    # Drawn on the CPU wherever the picture is, so that every device erases the same.
+    # Drawn on the CPU wherever the image is, so that every device erases the same.
     erase = RandomErasing(p, *area, *aspect, mode, max_count=count, device="cpu")
     return on_tensor(erase)
 
 
 @augments.register
 def cutout(*, holes: int = 1, size: int = 16, p: float = 1.0) -> Transform:
-    """Set square holes of the normalised picture to zero, its mean colour (DeVries & Taylor 2017).
+    """Set square holes of the normalised image to zero, its mean colour (DeVries & Taylor 2017).
 
     A hole's centre is any pixel, so it may reach over the border. p: how often there are any. A
     mask keeps its labels under a hole, as in mmsegmentation and albumentations.

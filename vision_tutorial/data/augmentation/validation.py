@@ -1,4 +1,4 @@
-"""What the options of the `augments` shelf may be: checks that answer in one line."""
+"""What the options of the `augments` registry may be: checks that answer in one line."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
-"""Slots carried out by numba on the CPU: one picture at a time, in the processor's cache.
+"""Slots carried out by numba on the CPU: one image at a time, in the processor's cache.
 
-The kernels hold the arithmetic; this file lines up the operations of a picture and hands the
-pictures out to threads (numba lets go of Python's lock, so plain threads serve, and nothing is left
+The kernels hold the arithmetic; this file lines up the operations of an image and hands the
+images out to threads (numba lets go of Python's lock, so plain threads serve, and nothing is left
 behind that a fork would break). The first call on a machine compiles for some seconds; the result
 is kept beside the source, or in the user's cache.
 """
@@ -40,7 +40,7 @@ SHARPNESS, GRAYSCALE = int(Op.SHARPNESS), int(Op.GRAYSCALE)
 def apply(
     images: np.ndarray, indices: np.ndarray, slots: Sequence[Slot], threads: int = 1
 ) -> np.ndarray:
-    """The pictures `indices` (B,) of images uint8 (N, H, W, 3), after `slots`: (B, h, w, 3)."""
+    """The images `indices` (B,) of images uint8 (N, H, W, 3), after `slots`: (B, h, w, 3)."""
     height, width = slots[-1].size if slots else images.shape[1:3]
     out = np.empty((len(indices), height, width, 3), np.uint8)
     if slots:
@@ -59,7 +59,7 @@ def apply(
 def normalize(
     images: np.ndarray, rows: np.ndarray, table: np.ndarray, channels_last: bool, threads: int = 1
 ) -> np.ndarray:
-    """Pictures `rows` (B,) of uint8 (N, H, W, 3) -> float32 by table (3, 256): (B, H, W, 3), or
+    """Images `rows` (B,) of uint8 (N, H, W, 3) -> float32 by table (3, 256): (B, H, W, 3), or
     (B, 3, H, W)."""
     count, (height, width) = len(rows), images.shape[1:3]
     shape = (count, height, width, 3) if channels_last else (count, 3, height, width)
@@ -78,7 +78,7 @@ def announce() -> None:
 
 
 def in_parts(count: int, pixels: int, threads: int, work: Callable[[int, int], None]) -> None:
-    """work(first, last) over 0 … count, pictures of so many pixels, on up to `threads` threads."""
+    """work(first, last) over 0 … count, images of so many pixels, on up to `threads` threads."""
     parts = max(1, min(threads, count, count * pixels // SHARE))
     edges = np.linspace(0, count, parts + 1).astype(int).tolist()
     if parts == 1:
@@ -142,11 +142,11 @@ def operate(
 
 
 def runner(version: int) -> Callable:
-    """The compiled loop over pictures; `version`, in its closure, tells numba what is stale."""
+    """The compiled loop over images; `version`, in its closure, tells numba what is stale."""
 
     @kept
     def run(images, indices, first, last, out, codes, args, sizes, fills, lines):
-        """Pictures first … last - 1, each through all of its operations, between two buffers."""
+        """Images first … last - 1, each through all of its operations, between two buffers."""
         if version == 0:
             return
         height, width = sizes[:, 0].max(), sizes[:, 1].max()
@@ -159,7 +159,7 @@ def runner(version: int) -> Callable:
             start = buffers[0, : h0 * w0 * 3]
             old = start.reshape((h0, w0, 3))
             other, skipped = 1, 0
-            if codes[0, i] == RESAMPLE:  # from where the picture lies: only the crop is read
+            if codes[0, i] == RESAMPLE:  # from where the image lies: only the crop is read
                 h, w = sizes[1]
                 old = buffers[0, : h * w * 3].reshape((h, w, 3))
                 mirrored = len(codes) > 1 and codes[1, i] == HFLIP
@@ -190,7 +190,7 @@ run = runner(VERSION)
 
 @kept
 def look_up_last(images: np.ndarray, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    """out (B, H, W, 3) = table (3, 256) at pictures `rows` (B,) of images (N, H, W, 3)."""
+    """out (B, H, W, 3) = table (3, 256) at images `rows` (B,) of images (N, H, W, 3)."""
     for i in range(len(rows)):
         values, found = images[rows[i]].reshape(-1, 3), out[i].reshape(-1, 3)
         for p in range(len(values)):
@@ -200,10 +200,10 @@ def look_up_last(images: np.ndarray, rows: np.ndarray, table: np.ndarray, out: n
 
 @kept
 def look_up_first(images: np.ndarray, rows: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    """out (B, 3, H, W) = table (3, 256) at pictures `rows` (B,) of images (N, H, W, 3)."""
+    """out (B, 3, H, W) = table (3, 256) at images `rows` (B,) of images (N, H, W, 3)."""
     for i in range(len(rows)):
-        picture = images[rows[i]]
+        image = images[rows[i]]
         for c in range(3):
             for y in range(images.shape[1]):
                 for x in range(images.shape[2]):
-                    out[i, c, y, x] = table[c, picture[y, x, c]]
+                    out[i, c, y, x] = table[c, image[y, x, c]]

@@ -1,4 +1,4 @@
-"""What Pillow computes where a picture is framed, for one uint8 (H, W, 3), in numba.
+"""What Pillow computes where an image is framed, for one uint8 (H, W, 3), in numba.
 
 Every formula keeps Pillow's order of operations and types (float64 where it has double, float32
 where it has float), and numba contracts nothing unless asked to, so the bits are Pillow's. Sources:
@@ -91,7 +91,7 @@ def resample(old: Array, args: Array, mirrored: bool, memory: tuple, new: Array)
 @compiled
 def remembering(sizes: Array) -> tuple[Array, Array, Array, Array]:
     """Room for the weights of short lines, by slot, axis, filter and length: made once, used by
-    many pictures. Which are there; then starts, counts and weights, as `weigh` fills them.
+    many images. Which are there; then starts, counts and weights, as `weigh` fills them.
 
     sizes (S + 1, 2): of the source, and of each slot's results.
     """
@@ -226,7 +226,7 @@ def pick(
 def window(
     old: Array, top: int, left: int, fill: Array, rows: Array, columns: Array, new: Array
 ) -> None:
-    """A window into the picture whose padding `rows` and `columns` describe."""
+    """A window into the image whose padding `rows` and `columns` describe."""
     for i in range(new.shape[0]):
         y = rows[top + i]
         for j in range(new.shape[1]):

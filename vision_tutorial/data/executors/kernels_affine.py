@@ -1,6 +1,6 @@
-"""What Pillow computes where a picture is turned, sheared or shifted, in numba.
+"""What Pillow computes where an image is turned, sheared or shifted, in numba.
 
-As in `kernels.py`, Pillow's order and types. Source: libImaging's Geometry.c. Pictures are uint8
+As in `kernels.py`, Pillow's order and types. Source: libImaging's Geometry.c. Images are uint8
 (H, W, 3).
 """
 

@@ -1,4 +1,4 @@
-"""What Pillow computes of grey levels, for one picture uint8 (H, W, 3), in numba.
+"""What Pillow computes of grey levels, for one image uint8 (H, W, 3), in numba.
 
 As in `kernels.py`, Pillow's order and types. Sources: libImaging's Blend.c, Filter.c, Convert.c
 (grey), and ImageOps' look-up tables.
@@ -49,7 +49,7 @@ def color(old: Array, f: np.float32, new: Array) -> None:
 
 @compiled
 def sharpness(old: Array, f: np.float32, new: Array) -> None:
-    """Away from the smoothed picture by f; the border is not smoothed."""
+    """Away from the smoothed image by f; the border is not smoothed."""
     height, width = old.shape[:2]
     n = max(3 * width - 6, 0)
     base, sums = np.empty(n, np.int32), np.empty(n, np.int32)
@@ -130,7 +130,7 @@ def histograms(old: Array) -> Array:
 
 @compiled
 def entry(code: int, value: float, shift: float, base: int, v: int) -> int:
-    """What value v becomes, whatever else is in the picture."""
+    """What value v becomes, whatever else is in the image."""
     if code == BRIGHTNESS or code == CONTRAST:
         return int(blend(base, v, np.float32(value)))
     if code == POSTERIZE:
@@ -149,7 +149,7 @@ def entry(code: int, value: float, shift: float, base: int, v: int) -> int:
 
 @compiled
 def mean_grey(old: Array) -> int:
-    """The picture's mean grey, rounded."""
+    """The image's mean grey, rounded."""
     total = 0
     for i in range(old.shape[0]):
         for j in range(old.shape[1]):

@@ -1,7 +1,7 @@
 """Carry out slots on whole batches with torch: any device, to the bits of Pillow 13 on x86-64.
 
 Jobs are made on the host, from the numbers of the slots alone, and travel to the device in one
-copy; nothing here waits for the device. Only the pictures that ask for an operation pay for it.
+copy; nothing here waits for the device. Only the images that ask for an operation pay for it.
 
 Two rules keep the bits. Where rounding shows, each float operation is a step of its own (a fused
 multiply-add would round once), and tensors are divided by tensors or powers of two (by any other
@@ -26,7 +26,7 @@ FIXED_ONE = 2.0**16  # one pixel, in the units of Pillow's nearest affine transf
 
 @dataclass(frozen=True)
 class Job:
-    """One operation on the pictures `rows` (n,): run(pictures (n, 3, H, W), *cargo on the device).
+    """One operation on the images `rows` (n,): run(images (n, 3, H, W), *cargo on the device).
 
     cargo: arrays whose bytes are a multiple of 8, so that they can share one buffer.
     """
@@ -50,7 +50,7 @@ def apply(images: Tensor, slots: Sequence[Slot]) -> Tensor:
 
 
 def plan(slot: Slot) -> list[Job]:
-    """The jobs of one slot; no picture is in two of them."""
+    """The jobs of one slot; no image is in two of them."""
     jobs = []
     for ops, planner in PLANNERS.items():
         rows = np.flatnonzero(np.isin(slot.codes, ops))
@@ -118,14 +118,14 @@ def plan_resample(slot: Slot, rows: np.ndarray) -> list[Job]:
 
 
 def resampled(
-    pictures: Tensor, axes: Tensor, *, size: tuple[int, int], taps: int, height_first: bool
+    images: Tensor, axes: Tensor, *, size: tuple[int, int], taps: int, height_first: bool
 ) -> Tensor:
-    """Crops of pictures (n, 3, H, W) resized to `size`, antialiased; axes, taps: see `weights`."""
-    count, _, height, width = pictures.shape
+    """Crops of images (n, 3, H, W) resized to `size`, antialiased; axes, taps: see `weights`."""
+    count, _, height, width = images.shape
     both = weights(axes, max(size), max(height, width), taps)
     rows, columns = both[:, 0, : size[0], :height], both[:, 1, : size[1], :width].mT
     # (n, H, 3, W) serves both passes: the products before and after it are views.
-    canvas = pictures.permute(0, 2, 1, 3).to(torch.float64, memory_format=torch.contiguous_format)
+    canvas = images.permute(0, 2, 1, 3).to(torch.float64, memory_format=torch.contiguous_format)
     for vertical in (height_first, not height_first):
         if vertical:
             sums = rows @ canvas.view(count, height, -1)
@@ -172,7 +172,7 @@ def cubic_weight(distance: Tensor) -> Tensor:
 
 
 def plan_window(slot: Slot, rows: np.ndarray) -> list[Job]:
-    """A window of the padded picture, by tables."""
+    """A window of the padded image, by tables."""
     top, left = slot.args[rows, :2].T[..., None].astype(np.int64)
     down, across = top + np.arange(slot.size[0]), left + np.arange(slot.size[1])
     return [move(slot, rows, slot.rows[down], slot.columns[across])]
@@ -221,31 +221,31 @@ def colour(slot: Slot) -> np.ndarray:
     return np.array(slot.fill, np.int64).reshape(1, 3, 1, 1)
 
 
-def moved(pictures: Tensor, rows: Tensor, columns: Tensor, fill: Tensor) -> Tensor:
-    """pictures (n, C, H, W) at int64 rows (n, 1, h, 1 or w) and columns (n, 1, 1 or h, w).
+def moved(images: Tensor, rows: Tensor, columns: Tensor, fill: Tensor) -> Tensor:
+    """images (n, C, H, W) at int64 rows (n, 1, h, 1 or w) and columns (n, 1, 1 or h, w).
 
-    -> (n, C, h, w); fill (1, 3, 1, 1) where the picture has no such row or column. C is 3 or 1.
+    -> (n, C, h, w); fill (1, 3, 1, 1) where the image has no such row or column. C is 3 or 1.
     """
-    channels, height, width = pictures.shape[1:]
-    picture = torch.arange(len(pictures), device=rows.device)[:, None, None, None]
+    channels, height, width = images.shape[1:]
+    image = torch.arange(len(images), device=rows.device)[:, None, None, None]
     channel = torch.arange(channels, device=rows.device)[:, None, None]
     row, column = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     inside, fill = (row == rows) & (column == columns), fill[:, :channels].to(torch.uint8)
-    return torch.where(inside, pictures[picture, channel, row, column], fill)
+    return torch.where(inside, images[image, channel, row, column], fill)
 
 
-def affine_fixed(pictures: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
-    """Nearest pixels of pictures (n, 3, H, W) in 16.16 fixed point; arguments: `affine_smooth`."""
-    y, x = (torch.arange(length, device=matrix.device) for length in pictures.shape[-2:])
+def affine_fixed(images: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
+    """Nearest pixels of images (n, 3, H, W) in 16.16 fixed point; arguments: `affine_smooth`."""
+    y, x = (torch.arange(length, device=matrix.device) for length in images.shape[-2:])
     a, b, c = matrix[..., None, None].unbind(2)
     a, b, c = ((n * FIXED_ONE + 0.5).floor().long() for n in (a, b, c + a * 0.5 + b * 0.5))
     columns, rows = ((c + b * y[:, None] + a * x) >> 16).split(1, 1)
-    return moved(pictures, rows, columns, fill)
+    return moved(images, rows, columns, fill)
 
 
-def affine_smooth(pictures: Tensor, matrix: Tensor, fill: Tensor, *, cubic: bool) -> Tensor:
-    """Pictures (n, 3, H, W) under matrix float64 (n, 2, 3); fill (1, 3, 1, 1) lies around them."""
-    height, width = pictures.shape[-2:]
+def affine_smooth(images: Tensor, matrix: Tensor, fill: Tensor, *, cubic: bool) -> Tensor:
+    """Images (n, 3, H, W) under matrix float64 (n, 2, 3); fill (1, 3, 1, 1) lies around them."""
+    height, width = images.shape[-2:]
     ramp = torch.arange(max(height, width), dtype=torch.float64, device=matrix.device) + 0.5
     a, b, c = matrix[..., None, None].unbind(2)
     x, y = (a * ramp[:width] + b * ramp[:height, None] + c).unbind(1)  # (n, H, W) each
@@ -254,7 +254,7 @@ def affine_smooth(pictures: Tensor, matrix: Tensor, fill: Tensor, *, cubic: bool
     columns, across = taps_around(x, reach, width)
     rows, down = taps_around(y, reach, height)
     index = rows[:, :, None] * width + columns[:, None]  # (n, taps down, taps across, H, W)
-    found = pictures.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, 3, -1))
+    found = images.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, 3, -1))
     found = found.view(-1, 3, *index.shape[1:])
     blend = cubic_blend if cubic else linear_blend
     lines = blend([tap.double() for tap in found.unbind(3)], across[:, None, None])
@@ -309,18 +309,18 @@ KNOWN_TABLES = {  # arguments (n, 1) -> what each value becomes, (n, 256) below 
 }
 
 
-def tabulated(pictures: Tensor, known: Tensor, factors: Tensor, *, counts: Sequence[int]) -> Tensor:
-    """pictures (n, 3, H, W), each through its own three tables.
+def tabulated(images: Tensor, known: Tensor, factors: Tensor, *, counts: Sequence[int]) -> Tensor:
+    """images (n, 3, H, W), each through its own three tables.
 
-    The first have tables `known`, uint8 (k, 256); then come counts[0] pictures to contrast by
+    The first have tables `known`, uint8 (k, 256); then come counts[0] images to contrast by
     `factors` (counts[0], 1), counts[1] to autocontrast and counts[2] to equalize.
     """
-    values = pictures.flatten(2).long()
+    values = images.flatten(2).long()
     _, *others = values.split([len(known), *counts])
     makers = partial(contrast_tables, factors=factors), autocontrast_tables, equalize_tables
     tables = [known[:, None].expand(-1, 3, -1)]
     tables += [make(some) for make, some in zip(makers, others, strict=True) if len(some)]
-    return torch.cat(tables).gather(2, values).view_as(pictures)
+    return torch.cat(tables).gather(2, values).view_as(images)
 
 
 def contrast_tables(values: Tensor, factors: Tensor) -> Tensor:
@@ -360,21 +360,21 @@ def plan_blend(slot: Slot, rows: np.ndarray, run: Callable[..., Tensor]) -> list
     return [Job(run, rows, (factors.reshape(-1, 1, 1, 1),))]
 
 
-def colored(pictures: Tensor, factors: Tensor) -> Tensor:
-    """pictures (n, 3, H, W) away from their grey by factors float64 (n, 1, 1, 1)."""
-    pictures = pictures.float()
-    return blended(luma(pictures), pictures, factors)
+def colored(images: Tensor, factors: Tensor) -> Tensor:
+    """images (n, 3, H, W) away from their grey by factors float64 (n, 1, 1, 1)."""
+    images = images.float()
+    return blended(luma(images), images, factors)
 
 
-def sharpened(pictures: Tensor, factors: Tensor) -> Tensor:
-    """pictures (n, 3, H, W) away from their smoothed selves by factors float64 (n, 1, 1, 1)."""
-    smooth = pictures.float()
-    pictures = smooth.clone()
-    lines = pictures[..., :-2, :] + pictures[..., 1:-1, :] + pictures[..., 2:, :]
-    sums = lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:] + 4 * pictures[..., 1:-1, 1:-1]
+def sharpened(images: Tensor, factors: Tensor) -> Tensor:
+    """images (n, 3, H, W) away from their smoothed selves by factors float64 (n, 1, 1, 1)."""
+    smooth = images.float()
+    images = smooth.clone()
+    lines = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+    sums = lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:] + 4 * images[..., 1:-1, 1:-1]
     # Half a grey level is never a whole number of 13ths, so no rounding of floats shows here.
     smooth[..., 1:-1, 1:-1] = ((sums + 6.5) / 13).floor_()  # the outermost pixels stay
-    return blended(smooth, pictures, factors)
+    return blended(smooth, images, factors)
 
 
 def luma(values: Tensor) -> Tensor:

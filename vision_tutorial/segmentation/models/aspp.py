@@ -11,7 +11,7 @@ RATES = (1, 6, 12, 18)  # at output strides 16 and 32; twice as wide at 8
 
 
 class ASPP(nn.Module):
-    """DeepLabV3's: branches of several rates and the mean of the picture, joined by a convolution.
+    """DeepLabV3's: branches of several rates and the mean of the image, joined by a convolution.
 
     Rate 1 is a 1x1 convolution, any other a 3x3 one (Chen et al. 2017, 1706.05587).
     """
@@ -49,7 +49,7 @@ class ASPP(nn.Module):
 
 
 class ImagePooling(nn.Module):
-    """The mean over the picture, a 1x1 convolution, and back to every position."""
+    """The mean over the image, a 1x1 convolution, and back to every position."""
 
     def __init__(self, inputs: int, channels: int, dropout: float = 0.0):
         super().__init__()

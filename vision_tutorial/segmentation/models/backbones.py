@@ -18,7 +18,7 @@ from .layers import at_least, dropout_layer
 class Encoder(nn.Module):
     """A backbone that gives its feature maps from fine to coarse.
 
-    channels, strides: of each map; a map of stride s has 1/s of the picture's height and width.
+    channels, strides: of each map; a map of stride s has 1/s of the image's height and width.
     """
 
     def __init__(self, net: nn.Module, strides: Sequence[int], dropout: float = 0.0):
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         if stride not in self.strides:
             raise UserError(
                 f"the backbone has no features of stride {stride}, only of {self.strides}; "
-                "choose a backbone that halves pictures step by step, such as resnet50."
+                "choose a backbone that halves images step by step, such as resnet50."
             )
         return len(self.strides) - 1 - self.strides[::-1].index(stride)
 
@@ -84,7 +84,7 @@ def encoder(
 ) -> Encoder:
     """The timm model `name` without its classifier, as an Encoder.
 
-    output_stride: how much smaller than the picture its last features are; below 32 the last
+    output_stride: how much smaller than the image its last features are; below 32 the last
     stages keep their resolution and widen their kernels instead. dropout: after each stage.
     multi_grid: of a ResNet's last stage, by how much each block widens its kernels further.
     pretrained: true for timm's weights, or a file. UserError where these do not go together.
@@ -99,7 +99,7 @@ def encoder(
     if strides[-1] != output_stride:
         raise UserError(
             f"backbone '{name}' ends at stride {strides[-1]}, not at {output_stride}; choose one "
-            "that halves pictures step by step, such as resnet50."
+            "that halves images step by step, such as resnet50."
         )
     if multi_grid:
         _widen(net, name, multi_grid, 32 // output_stride)

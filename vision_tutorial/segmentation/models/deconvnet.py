@@ -32,7 +32,7 @@ def deconvnet(
     dropout: before the classifier. dropout_encoder: after each stage; dropout_decoder: after each
         layer of the decoder, fc6 to the last transposed convolution.
     pretrained: true takes timm's weights of the encoder, a path takes a file.
-    (B, 3, H, W) -> (B, C, H, W). Raises UserError for pictures below 224 pixels.
+    (B, 3, H, W) -> (B, C, H, W). Raises UserError for images below 224 pixels.
     """
     at_least(1, hidden=hidden)
     features = encoder("vgg16_bn", dropout=dropout_encoder, pretrained=pretrained)
@@ -53,7 +53,7 @@ class DeconvNet(Segmenter):
         height, width = images.shape[-2:]
         if min(height, width) < LEAST:
             raise UserError(
-                f"deconvnet needs pictures of {LEAST} px or more, not {width}x{height}; resize or "
+                f"deconvnet needs images of {LEAST} px or more, not {width}x{height}; resize or "
                 "crop to that, or choose deeplabv3 or unet."
             )
         return super().forward(images)

@@ -1,7 +1,7 @@
 """DeepLabV3 and V3+: atrous spatial pyramid pooling (ASPP), and a light decoder behind it.
 
 What the options of both mean:
-backbone: any timm model that gives features. output_stride: how much smaller than the picture the
+backbone: any timm model that gives features. output_stride: how much smaller than the image the
     last ones are; 8 and 16 for VGGs and where timm has it (ResNets, EfficientNets, ConvNeXts, …).
 multi_grid: by how much more each block of a ResNet's last stage widens its kernels.
 projection: channels of a 1x1 convolution between the encoder and ASPP; null for none.
@@ -52,7 +52,7 @@ def deeplabv3(
     auxiliary_channels: int = 256,
     pretrained: bool | str = False,
 ) -> nn.Module:
-    """DeepLabV3: features of several rates and of the whole picture (Chen et al. 2017).
+    """DeepLabV3: features of several rates and of the whole image (Chen et al. 2017).
 
     The paper (1706.05587) has `multi_grid: [1, 2, 4]`. torchvision's has output stride 8, no
     multi-grid, and `decoder_convolutions: 1` (3x3 convolutions between ASPP and the classifier).

@@ -71,7 +71,7 @@ def deeplabv2(
     one 3x3 convolution to classes a branch.
     field_of_view: `large` is ASPP-L, rates 6, 12, 18, 24; `small` is ASPP-S, rates 2, 4, 8, 12.
     rates: instead of these.
-    multi_scale: see the picture at 0.5, 0.75 and 1 times its size and take the largest logit. The
+    multi_scale: see the image at 0.5, 0.75 and 1 times its size and take the largest logit. The
         authors also teach each scale by itself; here the loss sees the largest alone.
     hidden, dropout: of fc6 and fc7, in a VGG's branches. dropout_encoder: after each stage.
     pretrained: true takes timm's weights of the backbone, a path takes a file.

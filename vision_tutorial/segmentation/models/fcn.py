@@ -1,4 +1,4 @@
-"""FCN: the first network that is convolutional from the picture to the class map."""
+"""FCN: the first network that is convolutional from the image to the class map."""
 
 from typing import Literal
 
@@ -32,7 +32,7 @@ def fcn(
 
     Class scores of the last stage, doubled in size and summed with those of finer stages
     (1411.4038). A doubling is a transposed convolution that starts as bilinear and learns; the last
-    enlargement is bilinear. Pictures are padded to whole strides; the authors pad them by 100.
+    enlargement is bilinear. Images are padded to whole strides; the authors pad them by 100.
     stride: of the finest stage that is scored: 8 is FCN-8s, 32 is FCN-32s.
     output_stride: of the last stage, as in deeplabv3; it is 8 in torchvision's fcn_resnet50.
     hidden: on a VGG, channels of fc6 (7x7) and fc7, null is 4096; elsewhere, of one 3x3 convolution

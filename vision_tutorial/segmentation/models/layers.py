@@ -11,7 +11,7 @@ class BatchNorm(nn.BatchNorm2d):
     """BatchNorm2d that takes its running statistics where a channel has one value only.
 
     One value has no variance, so PyTorch raises there in training. It happens after global pooling
-    when the batch is a single picture, such as the last one of an epoch.
+    when the batch is a single image, such as the last one of an epoch.
     """
 
     def forward(self, features: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ class Segmenter(nn.Module):
     """Images (B, 3, H, W) to logits (B, C, H, W); in training with an auxiliary head, to both.
 
     encoder: images -> feature maps, from fine to coarse. decoder: feature maps -> one map.
-    classifier: that map -> logits. stride: what pictures are padded to multiples of; the padding
+    classifier: that map -> logits. stride: what images are padded to multiples of; the padding
     is cut off again. auxiliary: a head on the last map but one, which learns and is never asked.
     """
 

@@ -67,7 +67,7 @@ def smp(
 
 
 class Padded(nn.Module):
-    """smp's network for pictures of any size."""
+    """smp's network for images of any size."""
 
     def __init__(self, network: nn.Module):
         super().__init__()

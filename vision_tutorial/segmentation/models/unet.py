@@ -30,7 +30,7 @@ def unet(
 ) -> nn.Module:
     """U-Net: each level up sees the same level on the way down (Ronneberger et al. 2015).
 
-    31.0 M parameters (1505.04597). Convolutions are padded, so that maps are as large as pictures.
+    31.0 M parameters (1505.04597). Convolutions are padded, so that maps are as large as images.
     backbone: null is the paper's encoder, two 3x3 convolutions a level; else any timm model that
         gives features of strides up to 32.
     channels: of the levels from fine to coarse; null is 64, 128, 256, 512, 1024 without a backbone,

@@ -1,4 +1,4 @@
-"""Dense CRF: probabilities redrawn along the edges of the picture, by mean field."""
+"""Dense CRF: probabilities redrawn along the edges of the image, by mean field."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ FLOOR = 1e-5  # of a probability: a class that the network rules out can still b
 
 @refiners.register
 def dense_crf(
-    picture: np.ndarray,
+    image: np.ndarray,
     probabilities: Tensor,
     *,
     iterations: int = 10,
@@ -35,7 +35,7 @@ def dense_crf(
     80, bilateral_rgb 13. Kernels are normalised symmetrically and hold the pixel itself, as in the
     authors' code.
 
-    picture uint8 RGB (H, W, 3), not normalised; probabilities (C, H, W) on any device, clipped at
+    image uint8 RGB (H, W, 3), not normalised; probabilities (C, H, W) on any device, clipped at
     1e-5. Returns probabilities float32 (C, H, W) there. UserError if these do not fit. On a CPU,
     512x512 pixels and 12 classes take 0.26 GB of memory (measured by benchmarks/crf.py).
     """
@@ -43,7 +43,7 @@ def dense_crf(
     _from_zero(gaussian_weight=gaussian_weight, bilateral_weight=bilateral_weight)
     _above_zero(gaussian_xy=gaussian_xy, bilateral_xy=bilateral_xy, bilateral_rgb=bilateral_rgb)
     probabilities = checked(probabilities)
-    colours = _colours(picture, probabilities)
+    colours = _colours(image, probabilities)
     rows, columns = (torch.arange(n, device=colours.device) for n in probabilities.shape[1:])
     places = torch.cartesian_prod(rows, columns).flip(1).T  # x, y (2, H·W)
     kernels = []
@@ -69,21 +69,21 @@ def mean_field(unary: Tensor, kernels: Sequence[Lattice], iterations: int) -> Te
     return found
 
 
-def _colours(picture: np.ndarray, probabilities: Tensor) -> Tensor:
+def _colours(image: np.ndarray, probabilities: Tensor) -> Tensor:
     """float32 (3, H·W) on the device of the probabilities."""
     size = tuple(probabilities.shape[1:])
-    given = f"{getattr(picture, 'dtype', type(picture).__name__)}, {np.shape(picture)}"
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
+    given = f"{getattr(image, 'dtype', type(image).__name__)}, {np.shape(image)}"
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         raise UserError(
-            f"dense_crf: the picture is {given}; it needs the uint8 RGB pixels (H, W, 3), as they "
+            f"dense_crf: the image is {given}; it needs the uint8 RGB pixels (H, W, 3), as they "
             "were before any normalisation."
         )
-    if picture.shape != (*size, 3):
+    if image.shape != (*size, 3):
         raise UserError(
-            f"dense_crf: the picture is {given} and the probabilities are for {size}; give an RGB "
-            f"picture {(*size, 3)}, or resize the probabilities to it."
+            f"dense_crf: the image is {given} and the probabilities are for {size}; give an RGB "
+            f"image {(*size, 3)}, or resize the probabilities to it."
         )
-    return torch.tensor(picture, device=probabilities.device).flatten(0, 1).T.float()
+    return torch.tensor(image, device=probabilities.device).flatten(0, 1).T.float()
 
 
 def _from_zero(**options: float) -> None:

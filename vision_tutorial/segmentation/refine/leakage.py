@@ -1,4 +1,4 @@
-"""Pictures in two sets: trained on pseudo labels of evaluation pictures, scores mean little."""
+"""Images in two sets: trained on pseudo labels of evaluation images, scores mean little."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Named = tuple[str, np.ndarray]  # a picture uint8 (H, W, 3) and its file's name
+Named = tuple[str, np.ndarray]  # an image uint8 (H, W, 3) and its file's name
 
 
 class Twin(NamedTuple):
-    """An unlabelled picture that an evaluation picture resembles, and in what."""
+    """An unlabelled image that an evaluation image resembles, and in what."""
 
     name: str
     evaluation: str
@@ -19,18 +19,18 @@ class Twin(NamedTuple):
 
 
 def twins(unlabelled: Iterable[Named], evaluation: Iterable[Named]) -> list[Twin]:
-    """Which unlabelled pictures have the pixels of an evaluation picture, or else its name.
+    """Which unlabelled images have the pixels of an evaluation image, or else its name.
 
     Pixels are compared by SHA-256 after decoding, so that another file format hides nothing, but
-    another size or JPEG quality does; names without folder and ending. One picture at a time is
+    another size or JPEG quality does; names without folder and ending. One image at a time is
     held in memory.
     """
     by_pixels, by_name = {}, {}
-    for name, picture in evaluation:
-        by_pixels[_digest(picture)] = by_name[PurePath(name).stem] = name
+    for name, image in evaluation:
+        by_pixels[_digest(image)] = by_name[PurePath(name).stem] = name
     found = []
-    for name, picture in unlabelled:
-        if other := by_pixels.get(_digest(picture)):
+    for name, image in unlabelled:
+        if other := by_pixels.get(_digest(image)):
             found.append(Twin(name, other, "pixels"))
         elif other := by_name.get(PurePath(name).stem):
             found.append(Twin(name, other, "name"))
@@ -44,13 +44,13 @@ def about_twins(found: Sequence[Twin]) -> str | None:
     pixels = sum(twin.same == "pixels" for twin in found)
     first = found[0]
     return (
-        f"{len(found)} of the unlabelled pictures are among the evaluation pictures ({pixels} by "
+        f"{len(found)} of the unlabelled images are among the evaluation images ({pixels} by "
         f"their pixels, {len(found) - pixels} by name only), such as {first.name} "
         f"({first.evaluation}); trained on them, scores there mean little. Leave them out."
     )
 
 
-def _digest(picture: np.ndarray) -> bytes:
-    digest = hashlib.sha256(f"{picture.shape}".encode())
-    digest.update(np.ascontiguousarray(picture))
+def _digest(image: np.ndarray) -> bytes:
+    digest = hashlib.sha256(f"{image.shape}".encode())
+    digest.update(np.ascontiguousarray(image))
     return digest.digest()

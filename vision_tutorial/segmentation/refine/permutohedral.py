@@ -104,7 +104,7 @@ def _radix(height: Tensor) -> Tensor:
     # As far as float32 tells apart hundredths (NaN is not), and int64 the products.
     if not (max(map(abs, low + high)) < 2**16 and prod(spans[:d]) < 2**62):
         raise UserError(
-            "the standard deviations of the Gaussian are too small for a picture of this size and "
+            "the standard deviations of the Gaussian are too small for an image of this size and "
             "these colours: the lattice between its pixels is too fine. Give larger ones."
         )
     radix = [prod(ceil(span) for span in spans[:j]) for j in range(d)]

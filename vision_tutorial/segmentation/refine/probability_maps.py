@@ -12,7 +12,7 @@ def checked(probabilities: Tensor) -> Tensor:
     if found.ndim != 3 or not found.numel() or not found.is_floating_point():
         raise UserError(
             f"given {found.dtype} of shape {tuple(found.shape)}; probabilities (C, H, W) of one "
-            "picture are expected."
+            "image are expected."
         )
     low, high = found.min().item(), found.max().item()
     if not (0 <= low and high <= 1.001):  # not so for NaN either; sums of halves may exceed 1

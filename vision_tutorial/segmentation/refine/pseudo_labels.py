@@ -1,6 +1,6 @@
-"""Pseudo labels: predictions on unlabelled pictures that become masks to learn from (Lee 2013).
+"""Pseudo labels: predictions on unlabelled images that become masks to learn from (Lee 2013).
 
-A picture is kept if the network is confident on average, a pixel if it is confident there. The
+An image is kept if the network is confident on average, a pixel if it is confident there. The
 ledger says what was kept, what was not and why, and how the classes have shifted: pseudo labels
 repeat what the network believes already, so rare classes tend to get rarer.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from ...core.arrays import new_folder
 from ...core.atomic import sync_folder, write_bytes, write_json
 from ...core.errors import UserError
-from ...core.images import VOID, read_picture
+from ...core.images import VOID, read_image
 from .leakage import Twin
 from .probability_maps import checked
 
@@ -30,7 +30,7 @@ LEDGER = "ledger.json"
 class Rule:
     """What is kept. Confidence is the probability of the likeliest class."""
 
-    min_confidence: float = 0.0  # the mean over a picture
+    min_confidence: float = 0.0  # the mean over an image
     pixel_threshold: float = 0.0  # a pixel below it is ignored
 
     def __post_init__(self):
@@ -44,8 +44,8 @@ class PseudoLabel(NamedTuple):
 
     predicted: np.ndarray
     mask: np.ndarray
-    confidence: float  # mean over the picture
-    dropped: str | None  # why the picture is not kept
+    confidence: float  # mean over the image
+    dropped: str | None  # why the image is not kept
 
 
 def pseudo_label(probabilities: Tensor, rule: Rule) -> PseudoLabel:
@@ -90,34 +90,34 @@ class Ledger:
     runs: Sequence[str]
     labelled: Sequence[int] | None = None
     twins: Sequence[Twin] = ()
-    pictures: list[dict[str, Any]] = field(default_factory=list, init=False)
+    images: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def __post_init__(self):
         self.before, self.after = np.zeros((2, len(self.classes)), np.int64)
 
     def enter(self, name: str, made: PseudoLabel) -> None:
-        """Take account of the picture `name`."""
+        """Take account of the image `name`."""
         self.before += class_pixels([made.predicted], len(self.classes))
         if not made.dropped:
             self.after += class_pixels([made.mask], len(self.classes))
         ignored = float((made.mask == VOID).mean())
         entry = {"name": name, "confidence": made.confidence, "ignored": ignored}
-        self.pictures.append(entry | {"dropped": made.dropped})
+        self.images.append(entry | {"dropped": made.dropped})
 
     def plain(self) -> dict[str, Any]:
-        """For JSON. Pixels of each class: `before` the rule in all pictures, `after` it in those
+        """For JSON. Pixels of each class: `before` the rule in all images, `after` it in those
         kept; `shift` of the latter against the others, as `total_variation`."""
-        kept = [picture for picture in self.pictures if not picture["dropped"]]
+        kept = [image for image in self.images if not image["dropped"]]
         pixels = {"before": self.before.tolist(), "after": self.after.tolist()}
         if self.labelled is not None:
             pixels["labelled"] = [int(n) for n in self.labelled]
         return {
             "runs": list(self.runs),
             "rule": asdict(self.rule),
-            "unlabelled": len(self.pictures),
+            "unlabelled": len(self.images),
             "kept": len(kept),
-            "dropped": Counter(p["dropped"] for p in self.pictures if p["dropped"]),
-            "confidence": _mean(self.pictures, "confidence"),
+            "dropped": Counter(p["dropped"] for p in self.images if p["dropped"]),
+            "confidence": _mean(self.images, "confidence"),
             "confidence_kept": _mean(kept, "confidence"),
             "ignored_kept": _mean(kept, "ignored"),
             "classes": list(self.classes),
@@ -128,7 +128,7 @@ class Ledger:
                 if name != "after"
             },
             "twins": [twin._asdict() for twin in self.twins],
-            "pictures": self.pictures,
+            "images": self.images,
         }
 
     def summary(self) -> str:
@@ -137,7 +137,7 @@ class Ledger:
         against = {"before": "all predictions", "labelled": "the labelled set"}
         return "; ".join(
             [
-                f"{facts['kept']} of {facts['unlabelled']} pictures kept",
+                f"{facts['kept']} of {facts['unlabelled']} images kept",
                 *(f"{count} dropped: {reason}" for reason, count in facts["dropped"].items()),
                 *(
                     f"class shares {100 * shift:.1f} % off {against[name]} (total variation)"
@@ -155,8 +155,8 @@ def _mean(rows: Sequence[dict[str, Any]], name: str) -> float | None:
 def write_folder(target: Path, predictions: Iterable[tuple[Path, Tensor]], ledger: Ledger) -> None:
     """Make the folder `target`: images/, masks/*.png and the ledger; whole or not at all.
 
-    predictions: each unlabelled picture and its probabilities (C, H, W), at the picture's size.
-    Each is judged by the ledger's rule and entered. UserError if a size differs, if two pictures
+    predictions: each unlabelled image and its probabilities (C, H, W), at the image's size.
+    Each is judged by the ledger's rule and entered. UserError if a size differs, if two images
     would share a mask, or if nothing is kept.
     """
     names = set()
@@ -167,14 +167,14 @@ def write_folder(target: Path, predictions: Iterable[tuple[Path, Tensor]], ledge
             made = pseudo_label(probabilities, ledger.rule)
             _check_size(path, made.mask)
             if path.stem in names:
-                raise UserError(f"{path}: a second picture called {path.stem}; rename one.")
+                raise UserError(f"{path}: a second image called {path.stem}; rename one.")
             names.add(path.stem)
             ledger.enter(path.name, made)
             if not made.dropped:
                 write_bytes(folder / "images" / path.name, path.read_bytes())
                 write_bytes(folder / "masks" / f"{path.stem}.png", _png(made.mask))
         if not ledger.after.any():
-            most = max((picture["confidence"] for picture in ledger.pictures), default=0)
+            most = max((image["confidence"] for image in ledger.images), default=0)
             raise UserError(
                 f"no pseudo label is kept: {ledger.summary()}. The highest mean confidence is "
                 f"{most:.4g}; choose lower thresholds ({asdict(ledger.rule)})."
@@ -185,11 +185,11 @@ def write_folder(target: Path, predictions: Iterable[tuple[Path, Tensor]], ledge
 
 
 def _check_size(path: Path, mask: np.ndarray) -> None:
-    width, height = read_picture(path).size
+    width, height = read_image(path).size
     if mask.shape != (height, width):
         raise UserError(
             f"{path} is {width}x{height}, its prediction {mask.shape[1]}x{mask.shape[0]}; resize "
-            "the probabilities to the picture."
+            "the probabilities to the image."
         )
 
 

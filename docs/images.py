@@ -1,4 +1,4 @@
-"""The pictures of the pages: `python docs/pictures.py [NAME …]` draws them.
+"""The images of the pages: `python docs/images.py [NAME …]` draws them.
 
 They are made by the package's own code, on the embedded shapes. Nothing is trained, nothing is
 downloaded. tests/test_docs.py draws them again and compares.
@@ -12,7 +12,7 @@ import curves
 import strips
 from drawing import Block, svg
 
-FOLDER = Path(__file__).parent / "pictures"
+FOLDER = Path(__file__).parent / "images"
 PICTURES: dict[str, tuple[Callable[[], Block], str]] = {
     "momentum": (curves.momentum, "Distance to the minimum by step, for momentum 0, 0.4 and 0.9"),
     "weight-decay": (
@@ -21,7 +21,7 @@ PICTURES: dict[str, tuple[Callable[[], Block], str]] = {
     ),
     "warmup-cosine": (curves.warmup_cosine, "Learning rate by epoch: warm-up, cosine, cool-down"),
     "label-smoothing": (curves.label_smoothing, "Label smoothing: loss over the right probability"),
-    "ddp": (strips.ddp, "How three batches of eight pictures are dealt to 1, 2 and 4 processes"),
+    "ddp": (strips.ddp, "How three batches of eight images are dealt to 1, 2 and 4 processes"),
     "colour-jitter": (strips.colour_jitter, "A star under colour jitter of strength 0.2 and 0.5"),
     "auto-augment": (
         strips.auto_augment,
@@ -37,7 +37,7 @@ PICTURES: dict[str, tuple[Callable[[], Block], str]] = {
     "region-losses": (curves.region_losses, "Region losses of a shifted and of a grown square"),
     "balance": (
         curves.balance,
-        "Terms of a blend of focal and dice, and the share of focal by balance",
+        "Terms of a weighted sum of focal and dice, and the share of focal by balance",
     ),
     "iou": (curves.iou, "IoU and boundary IoU of discs whose rim is three pixels off"),
     "dense-crf": (strips.refined, "A coarse mask before and after a dense CRF"),
@@ -48,13 +48,13 @@ PICTURES: dict[str, tuple[Callable[[], Block], str]] = {
 
 
 def drawn(name: str) -> str:
-    """The text of one picture's file."""
+    """The text of one image's file."""
     make, about = PICTURES[name]
     return svg(make(), about)
 
 
 def main() -> int:
-    """Write the pictures that are named, or all."""
+    """Write the images that are named, or all."""
     FOLDER.mkdir(exist_ok=True)
     for name in sys.argv[1:] or PICTURES:
         (FOLDER / f"{name}.svg").write_text(drawn(name), "utf-8")
