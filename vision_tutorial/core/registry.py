@@ -13,7 +13,7 @@ from .errors import UserError, unknown
 
 
 class Registry:
-    """Functions by name: `losses.register` adds one, `losses.bind` gives it with its options set."""
+    """Functions by name: `losses.register` adds one, `losses.bind` returns it with options set."""
 
     def __init__(self, kind: str):
         self.kind = kind

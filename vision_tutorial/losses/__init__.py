@@ -1,4 +1,4 @@
-"""Losses. Importing the package fills the registry; `weighted_sum` makes a criterion of its entries."""
+"""Losses. Importing the package fills the registry; `weighted_sum` makes a criterion of it."""
 
 from . import pixel, region
 from .weighted_sum import WeightedSum, copies, weighted_sum, without_copies
