@@ -90,7 +90,9 @@ def test_nproc_must_count(capsys):
 
 
 def test_it_parses_before_it_imports_torch():
-    code = "import sys; from vision_tutorial import doctor; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from vision_tutorial.commands import doctor; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -97,7 +97,7 @@ def test_the_resolved_recipe_it_prints_is_a_recipe(tmp_path):
 
 def test_the_first_part_needs_no_torch(tiny):
     program = (
-        "import sys; from vision_tutorial import explain as e; from pathlib import Path; "
+        "import sys; from vision_tutorial.commands import explain as e; from pathlib import Path; "
         "l = e.load(Path(sys.argv[1])); k = e.facts(l.recipe); "
         "print(*e.opening(l, k)); print(*e.advice(l.recipe, k)); e.schema(e.catalogue()); "
         "print(sorted({'torch', 'numpy', 'timm'} & set(sys.modules)))"

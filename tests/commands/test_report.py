@@ -16,8 +16,8 @@ import pytest
 from run_folders import edit, make_run
 
 from vision_tutorial.commands import report as command
+from vision_tutorial.commands.report import contents, rendering, words
 from vision_tutorial.core.atomic import write_json
-from vision_tutorial.report import contents, rendering, words
 from vision_tutorial.report.gallery_files import Answer, Gallery, Group, Tile, Writer
 from vision_tutorial.runs import reader
 
@@ -437,7 +437,7 @@ def test_lone_surrogates_and_endless_texts(tmp_path: Path) -> None:
 def test_it_starts_without_torch(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     code = (
-        "import sys; from vision_tutorial import report; "
+        "import sys; from vision_tutorial.commands import report; "
         f"report.main([{str(folder)!r}, '-o', {str(tmp_path / 'out.html')!r}]); "
         "sys.exit(bool({'torch', 'numpy', 'PIL', 'wandb'} & set(sys.modules)))"
     )

@@ -160,7 +160,7 @@ def test_asked_to_stop_it_says_how_to_go_on(
 def test_it_starts_without_torch(original: Path) -> None:
     shutil.copytree(original, original.with_name("b"))
     script = (
-        "import sys; from vision_tutorial import rerun; code = rerun.main(sys.argv[1:]); "
+        "import sys; from vision_tutorial.commands import rerun; code = rerun.main(sys.argv[1:]); "
         "assert not {'torch', 'timm', 'wandb'} & sys.modules.keys(); sys.exit(code)"
     )
     words = [str(original), "--against", str(original.with_name("b"))]

@@ -303,7 +303,7 @@ def test_a_sweep_at_wandb(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_it_starts_without_torch(place: Path) -> None:
     file = write(place, "grid: {epochs: [1, 2]}")
     script = (
-        "import sys; from vision_tutorial import sweep; code = sweep.main(sys.argv[1:]); "
+        "import sys; from vision_tutorial.commands import sweep; code = sweep.main(sys.argv[1:]); "
         "assert not {'torch', 'timm', 'numpy', 'wandb'} & sys.modules.keys(); sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", script, str(file), "--dry-run"], check=True)

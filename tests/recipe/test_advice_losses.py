@@ -150,5 +150,5 @@ def test_they_are_on_the_list_that_explain_reads(said):
 
 
 def test_torch_is_not_needed():
-    words = "import sys, vision_tutorial.core.lint_losses; assert 'torch' not in sys.modules"
+    words = "import sys, vision_tutorial.recipe.advice_losses; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", words], check=True)

@@ -175,7 +175,7 @@ def test_names_of_timm():
 
 def test_loading_a_recipe_imports_nothing_heavy(repository):
     program = (
-        "import sys; from vision_tutorial.core.loading import load; "
+        "import sys; from vision_tutorial.recipe.loading import load; "
         f"load({str(repository / 'recipes' / 'r4.yaml')!r}); "
         "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'accelerate', 'wandb', 'PIL', 'rich'}; "
         "print(sorted(heavy & set(sys.modules)))"

@@ -309,7 +309,7 @@ def test_windows_locks_a_byte_behind_the_text(tmp_path, monkeypatch):
 
 def test_fingerprint_without_torch(tmp_path):
     script = (
-        "import json, sys; from vision_tutorial.core import runs;"
+        "import json, sys; from vision_tutorial.runs import run_folder as runs;"
         "print(json.dumps(runs.fingerprint('abc'), allow_nan=False));"
         "assert 'torch' not in sys.modules"
     )

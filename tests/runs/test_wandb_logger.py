@@ -182,7 +182,7 @@ TRAINING = """
 import sys, time
 import psutil
 from pathlib import Path
-from vision_tutorial.core import tracking
+from vision_tutorial.runs import wandb_logger as tracking
 tracker = tracking.make_tracker("offline", project="vision", name="r4", id="r4-1", config={},
                                 folder=Path(sys.argv[1]), say=lambda line: None)
 for step in range(100_000):

@@ -136,7 +136,7 @@ def catalogue(extra: Iterable[Path] = ()) -> dict[str, Shelf]:
             other = shelf.fallback if entry.open else shelf.entries.get(entry.name)
         if other:
             raise UserError(
-                f"{entry.where}: {registry.kind} '{entry.name}' exists already ({other.where}); "
+                f"{entry.where}: {shelf.kind} '{entry.name}' exists already ({other.where}); "
                 "choose another name."
             )
         if entry.prefix:
