@@ -317,7 +317,8 @@ def test_imports_need_trust(tmp_path, capsys):
 
 def test_a_mistake_is_answered_before_torch_is_there():
     program = (
-        "import sys; from vision_tutorial.commands import bench; code = bench.main([sys.argv[1], 'x=1']); "
+        "import sys; from vision_tutorial.commands import bench; "
+        "code = bench.main([sys.argv[1], 'x=1']); "
         "print(code, sorted({'torch', 'timm'} & set(sys.modules)))"
     )
     import subprocess

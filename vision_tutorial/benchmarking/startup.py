@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.atomic import read_json
 from ..core.child_process import Ended, last_line, run_command
 from ..core.errors import UserError
 from ..recipe.loading import Loaded, load
@@ -104,7 +105,7 @@ def startup(job: Job, data_seconds: float) -> list[Pair]:
         words = job.training(name, "--steps", "1")
         ended = job.command(name, words, lambda: saved.is_dir() and any(saved.iterdir()))
         (state,) = saved.glob("*/state.json")
-        progress = runs.read_json(state)["progress"]
+        progress = read_json(state)["progress"]
         steps.append(progress["seconds"] - progress["seconds_data"])
         return (ended.seen or ended.seconds) - steps[-1] - data_seconds
 
