@@ -63,13 +63,13 @@ def test_galleries_are_for_the_time_that_is_left(
         code, seen = ended if command[3] == "gallery" else (0, None)
         return child_process.Ended(code, 1.0, seen)
 
-    monkeypatch.setattr(command.processes, "run_command", run_command)
+    monkeypatch.setattr(child_process, "run_command", run_command)
     make_run(tmp_path, "recipes/debug.yaml", id="1")
-    clock = SimpleNamespace(left=lambda: left)
-    stop = SimpleNamespace(asked=False)
-    shift = SimpleNamespace(folder=tmp_path, logs=tmp_path, clock=clock, stop=stop)
+    deadline, stop = SimpleNamespace(left=lambda: left), SimpleNamespace(asked=False)
+    (tmp_path / ".reproduce").mkdir()
     args = command.parser().parse_args(["week3"])
-    command.write_page(args, shift, collect([tmp_path])[0])
+    own = tmp_path / ".reproduce"
+    command.write_page(args, own, collect([tmp_path])[0], deadline, stop)
     assert called == ["report", "gallery", "report"][:commands]
     out = capsys.readouterr().out
     assert out.endswith("by report\n") and told in out

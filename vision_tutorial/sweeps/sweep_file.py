@@ -86,23 +86,6 @@ class Point:
         return " ".join(setting.text for setting in self.settings) or "the recipe as it is"
 
 
-class Trial(NamedTuple):
-    """A point with a seed: one run."""
-
-    point: Point
-    seed: int
-
-    @property
-    def id(self) -> str:
-        """The name of its run folder."""
-        return f"{self.point.id}-{self.seed}"
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """All that is set on the recipe."""
-        return (*self.point.overrides, f"seed={self.seed}")
-
-
 def points_of(sweep: Sweep, stage: int, best: Sequence[Setting] = ()) -> list[Point]:
     """The points of a stage, on top of the best settings of the stages before it; each once."""
     found: dict[str, Point] = {}
@@ -110,13 +93,6 @@ def points_of(sweep: Sweep, stage: int, best: Sequence[Setting] = ()) -> list[Po
         point = _point(sweep, (*best, *choice))
         found.setdefault(point.id, point)
     return list(found.values())
-
-
-def trials_of(sweep: Sweep, points: Sequence[Point]) -> list[Trial]:
-    """Every point with the first seed, then every point with the second, and so on."""
-    if not sweep.seeds:
-        return [Trial(point, point.recipe.seed) for point in points]
-    return [Trial(point, seed) for seed in sweep.seeds for point in points]
 
 
 def _point(sweep: Sweep, settings: tuple[Setting, ...]) -> Point:
