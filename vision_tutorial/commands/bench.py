@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmarking import timm_baseline
-from ..benchmarking.result import earlier, report, shown
+from ..benchmarking.result import print_result, read_result, report
 from ..benchmarking.startup import Job, scaling, startup, tell, turns_with_timm
 from ..benchmarking.timed_pairs import Pair, Sample, Side, drawn
 from ..core.child_process import in_child, peak_memory, usable_cores
@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, or read what was measured, and print."""
-    said = earlier(args.recipe) if args.recipe.endswith(".json") else measured(args)
-    print(json.dumps(said, indent=1) if args.json else "\n".join(shown(said, args.markdown)))
+    result = read_result(args.recipe) if args.recipe.endswith(".json") else measured(args)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_result(result, args.markdown)
     return 0
 
 
