@@ -193,11 +193,11 @@ class Workshop:
         build.fit_memory(self.pupil, self.plan, self.place, tell)
         given = (self.pupil, self.plan, self.place)
         run = run_folder.new_run(job.folder, recipe.name)
-        self.training = bare_loop.TimedTraining(*given, run, recipe.checkpoint, tell)
+        self.timed = bare_loop.TimedTraining(*given, run, recipe.checkpoint, tell)
 
     def run(self) -> Sample:
         """The real loop for some seconds."""
-        return self.training.run(self.job.seconds, self.recipe.batch_size)
+        return self.timed.run(self.job.seconds, self.recipe.batch_size)
 
     def batches(self) -> list[Any]:
         """The prepared micro-batches of the first step."""
@@ -234,12 +234,12 @@ def step(job: Job) -> Found:
     trainer, bare = job.in_turn("step", [shop.run, lambda: loop.run(job.seconds)])
     tell("step: checkpoints and rows")
     found = shop.evaluating(shop.recipe.eval_batch_size)()
-    ends = shop.training.ends_of_epochs(1 + job.rounds, found)
+    ends = shop.timed.ends_of_epochs(1 + job.rounds, found)
     facts = {
         "train_images": len(shop.both.train),
         "val_images": len(shop.both.val),
         "micro_batches": shop.pupil.parts,
-        "data_share_of_step": statistics.median(shop.training.data_shares[1:]),
+        "data_share_of_step": statistics.median(shop.timed.data_shares[1:]),
         "epoch_end_seconds": statistics.median(ends[1:]),
     }
     sides = Side.rates("trainer", trainer), Side.rates("bare loop", bare)
