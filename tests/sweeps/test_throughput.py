@@ -2,15 +2,52 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import counting
 import pytest
 
 from vision_tutorial import train
+from vision_tutorial.core.atomic import write_json
 from vision_tutorial.core.errors import UserError
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.runs import run_folder
 from vision_tutorial.sweeps import children
 from vision_tutorial.sweeps.children import DeviceSlot, Stop
-from vision_tutorial.sweeps.throughput import ThroughputProbe
+from vision_tutorial.sweeps.scale_down import NETWORKS, path_of
+from vision_tutorial.sweeps.throughput import ENDLESS, RECIPE, STEPS, ThroughputProbe
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_is_trained_and_what_is_read_off_its_rows(
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[str] = []
+
+    def start(command: list[str], slot: DeviceSlot, output: Any) -> Any:
+        words.extend(command[command.index("vision_tutorial.train") + 1 :])
+        run = tmp_path / "probe" / "0"
+        run.mkdir(parents=True)
+        for step, seconds, overhead in ((10, 9, 0), (20, 1, 0.5), (30, 3, 0.1), (40, 2, 0.2)):
+            row = {"step": step, "seconds": seconds, "seconds_overhead": overhead}
+            run_folder.append_row(run / "metrics.jsonl", row)
+        write_json(run / "summary.json", {"wall_seconds": 0.0})
+        return SimpleNamespace(poll=lambda: 0, returncode=0)
+
+    monkeypatch.setattr(children, "start", start)
+    probe = ThroughputProbe(tmp_path, [], [DeviceSlot()], 1, 6.0, Stop())
+    found = probe.measure(network, 64, 50_000)
+    assert found.rate == 3 * 10 * 64 / 6 and found.saving == 0.2 and 0 <= found.start < 5
+    recipe = load(words[0], [word for word in words[1:] if "=" in word]).recipe
+    full = load(path_of(RECIPE)).recipe
+    assert (recipe.batch_size, recipe.subset, recipe.name) == (64, STEPS * 64, "probe")
+    model = NETWORKS[network]
+    assert recipe.model.name == (next(iter(model)) if model else full.model.name)
+    for key in ("augment", "mix", "loss", "normalize", "precision", "dataset"):
+        assert getattr(recipe, key) == getattr(full, key)
+    assert recipe.warmup.epochs == recipe.epochs == recipe.eval_every == ENDLESS, "lr stays low"
+
 
 # -- the training itself, in a forked process ------------------------------------------------------
 
