@@ -16,7 +16,7 @@ from typing import Any
 
 from ..benchmarking import timm_baseline
 from ..benchmarking.result import print_result, read_result, report
-from ..benchmarking.startup import Job, scaling, startup, tell, turns_with_timm
+from ..benchmarking.startup import Job, beside_timm, scaling, startup, tell
 from ..benchmarking.timed_pairs import Pair, Sample, Side, drawn
 from ..core.child_process import in_child, peak_memory, usable_cores
 from ..core.cli_types import positive, positive_count
@@ -280,7 +280,7 @@ def timm(job: Job) -> Found:
     words, batch, reason = in_child(timm_words, job, plain)
     if reason:
         return [], {"no_timm_train": reason}
-    ours, other = turns_with_timm(job, lambda: in_child(one_rate, job, plain), words, batch)
+    ours, other = beside_timm(job, lambda: in_child(one_rate, job, plain), words, batch)
     sides = Side.rates("trainer", ours), Side.rates("timm's train.py", other)
     return [Pair("step, plain model", "images/s", *sides, {"command": words[1:]})], {}
 
