@@ -19,6 +19,7 @@ from vision_tutorial.sweeps.scale_down import (
     Data,
     Plan,
     Speed,
+    TooSlow,
     choose,
     largest,
     makespan,
@@ -214,6 +215,20 @@ def test_the_largest_network_with_enough_images_is_taken(seconds: float) -> None
 def test_a_gpu_takes_the_network_of_the_report() -> None:
     made = Machine(work=5e12, most=30_000, seconds=1100).choose()
     assert made.network == "resnet50" and made.images >= scale_down.ENOUGH
+
+
+def test_a_network_too_slow_to_measure_ends_the_search() -> None:
+    machine = Machine(work=5e12, most=30_000, seconds=1100)
+
+    def measure(network: str, batch_size: int) -> Speed:
+        if network == "resnet18":
+            raise TooSlow("fewer than 32 steps")
+        return Machine.measure(machine, network, batch_size)
+
+    machine.measure = measure
+    assert machine.choose().network == "resnet10"
+    with pytest.raises(TooSlow):
+        machine.choose(["resnet18"])
 
 
 def test_a_machine_too_slow_for_anything() -> None:

@@ -61,6 +61,10 @@ NETWORKS: dict[str, dict[str, Any] | None] = {
 }
 
 
+class TooSlow(UserError):
+    """A network takes too few steps in the time of a measurement."""
+
+
 class Speed(NamedTuple):
     """What a short training with a network took here."""
 
@@ -200,11 +204,16 @@ def choose(
     """
     chosen, speed = None, Speed(0.0, 1.0, 0.0)
     for network in networks:
-        its_speed = measure(network, SMALLEST_BATCH)
-        its_plan = make(network, its_speed)
-        if its_plan and its_plan.batch_size > SMALLEST_BATCH:  # larger batches are faster
-            its_speed = measure(network, its_plan.batch_size)
+        try:
+            its_speed = measure(network, SMALLEST_BATCH)
             its_plan = make(network, its_speed)
+            if its_plan and its_plan.batch_size > SMALLEST_BATCH:  # larger batches are faster
+                its_speed = measure(network, its_plan.batch_size)
+                its_plan = make(network, its_speed)
+        except TooSlow:
+            if network == networks[0]:
+                raise
+            break
         enough = its_plan is not None and its_plan.images >= ENOUGH
         if network == networks[0] or enough:
             chosen, speed = its_plan, its_speed

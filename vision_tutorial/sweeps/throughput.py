@@ -13,7 +13,7 @@ from ..recipe.fields import written
 from ..runs import run_folder
 from . import children
 from .children import DeviceSlot, Stop
-from .scale_down import NETWORKS, Speed, path_of
+from .scale_down import NETWORKS, Speed, TooSlow, path_of
 
 RECIPE = "r3"  # AutoAugment and CutMix: none of the table takes longer to augment
 STEPS = 16  # of an epoch; the first epoch is not counted
@@ -81,7 +81,7 @@ class ThroughputProbe:
             raise UserError(f"the short training failed: {reason}") from None
         rows = run_folder.read_rows(run / "metrics.jsonl")
         if len(rows) < 2:
-            raise UserError(
+            raise TooSlow(
                 f"fewer than {2 * STEPS} steps of {batch_size} images in {self.seconds:.0f} s. "
                 "Name a smaller --network, or a larger --budget."
             )
