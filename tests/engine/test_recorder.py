@@ -10,14 +10,13 @@ from torch import nn
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.errors import NonFiniteError, StorageError
 from vision_tutorial.engine import Checkpoints, NoEma, Progress, Recorder
-from vision_tutorial.engine.progress import NoDisplay
 from vision_tutorial.recipe.fields import CheckpointPolicy
 from vision_tutorial.runs import run_folder
 from vision_tutorial.runs.wandb_logger import NoTracker
 
 
-class Told(NoTracker, NoDisplay):
-    """Remembers what it hears."""
+class Told(NoTracker):
+    """Remembers what it hears, as tracker and as display."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -27,6 +26,9 @@ class Told(NoTracker, NoDisplay):
 
     def epoch(self, row: dict, best: bool = False) -> None:
         self.heard.append(f"show {row['epoch']}{' best' * best}")
+
+    def step(self, *given: object) -> None:
+        """Nothing to show."""
 
     def pause(self) -> None:
         self.heard.append("pause")
