@@ -23,7 +23,6 @@ from .data.preview import microscope as microscope
 from .engine import (
     Distributed,
     Ema,
-    NoEma,
     Plan,
     TrainingState,
     decay_at,
@@ -226,7 +225,7 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Trainin
             classes=len(source.classes),
         ),
         clip=optim.clipping(recipe.clip),
-        ema=Ema(network) if recipe.ema else NoEma(),
+        ema=Ema(network if recipe.ema else None),
         decay=averaging(recipe.ema),
         seed=recipe.seed,
         parts=parts // distributed.world if recipe.shards else parts,

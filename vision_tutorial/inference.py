@@ -18,9 +18,8 @@ from .core.sources import FileSource, Source
 from .core.targets import sampled
 from .core.task import Task
 from .data import feeding
-from .engine import Distributed, Evaluation, load_weights
+from .engine import Distributed, Evaluation, load_weights, put_weights, weights_path
 from .engine.evaluation import refined
-from .engine.weights_file import put, weights_path
 from .recipe.fields import Recipe
 from .recipe.loading import Loaded
 from .segmentation import refine, submission, visualisation  # noqa: F401  (for the commands)
@@ -53,7 +52,7 @@ def networks(
     for run, loaded in found:
         recipe, path = loaded.recipe, weights_path(run, which)
         network = build.model(recipe, classes, weights=False)
-        put(network, load_weights(path, "ema" if recipe.ema else "model"), path)
+        put_weights(network, load_weights(path, "ema" if recipe.ema else "model"), path)
         network = build.placed(recipe, network, distributed)
         distributed.wrap(network, replicate=False)
         made.append(network)

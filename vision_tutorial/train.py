@@ -181,20 +181,18 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
     learner = build.learner(recipe, both.train, distributed)
     plan = build.plan(recipe, both, learner, distributed)
-    checkpoints = (
-        engine.Checkpoints(run, identity(recipe), keep=recipe.checkpoint.keep, say=display.say)
-        if main
-        else engine.NoCheckpoints(run, identity(recipe))
+    checkpoints = engine.Checkpoints(
+        run, identity(recipe), keep=recipe.checkpoint.keep, say=display.say, write=main
     )
     progress = engine.restore(learner, distributed, checkpoints) or engine.Progress()
     check_progress(run, plan, progress)
-    recorder: Any = engine.NoRecorder()
+    recorder = engine.Recorder()
     if main:
         start_records(run, loaded, digest, progress)
         tracker = make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
-        recorder = engine.Recorder(
+        recorder = engine.RunRecorder(
             run, learner, distributed, checkpoints, recipe.checkpoint, tracker, display
         )
     for line in notices(recipe, both, learner, plan, distributed, progress):

@@ -8,7 +8,7 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.engine.ema import Ema, NoEma, decay_at
+from vision_tutorial.engine.ema import Ema, decay_at
 
 
 def network():
@@ -126,7 +126,7 @@ def test_load_refuses_another_model():
 
 
 def test_the_twin_does_nothing():
-    model, ema = network(), NoEma()
+    model, ema = network(), Ema()
     before = copy.deepcopy(model.state_dict())
     ema.update(model, 0.5)
     ema.load({})

@@ -14,9 +14,9 @@ from ..core.task import Batch
 from ..engine.checkpoint import Checkpoints
 from ..engine.distributed import Distributed
 from ..engine.evaluation import Evaluation, evaluating
-from ..engine.loop import Duties, Plan, Progress, fit
+from ..engine.loop import Plan, Progress, Recorder, fit
 from ..engine.progress import make_display
-from ..engine.recorder import Recorder
+from ..engine.recorder import RunRecorder
 from ..engine.signals import StopRequest
 from ..engine.step import TrainingState
 from ..recipe.fields import CheckpointPolicy
@@ -29,7 +29,7 @@ SKIP = 1  # steps after a start that nobody counts: the loader starts, caches fi
 class Watch:
     """The duties of another, on the clock: seconds of each step, and of duties."""
 
-    def __init__(self, duties: Duties, settle: Callable[[], None]):
+    def __init__(self, duties: Recorder, settle: Callable[[], None]):
         self.duties, self.settle = duties, settle
         self.start()
 
@@ -111,7 +111,9 @@ class TimedTraining:
         self.learner, self.plan, self.distributed = learner, plan, distributed
         self.checkpoints = Checkpoints(run, "timed", keep=policy.keep, say=say)
         given = (self.checkpoints, policy, NoTracker(), make_display(False))
-        self.watch = Watch(Recorder(run, learner, distributed, *given), settler(distributed.device))
+        self.watch = Watch(
+            RunRecorder(run, learner, distributed, *given), settler(distributed.device)
+        )
         self.progress = Progress()
         self.data_shares: list[float] = []  # of each run: waiting for data and preparing it
         self.prepare, learner.prepare = learner.prepare, self

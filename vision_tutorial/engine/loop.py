@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from ..core.task import Meter
 from .distributed import Distributed
@@ -85,14 +85,15 @@ class Progress:
         return [row.get(name) for row in self.rows]
 
 
-class Duties(Protocol):
-    """What rank 0 does beside learning: save and tell. Other ranks hold a do-nothing twin."""
+class Recorder:
+    """What rank 0 does beside training: save and report. This one does nothing, as other ranks."""
 
     def save(self, progress: Progress, is_best: bool) -> None:
         """Write a checkpoint."""
 
     def due(self, progress: Progress) -> bool:
         """Whether a checkpoint within the epoch is due."""
+        return False
 
     def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
         """Show a step of `items` images; the loss is that of the last step that was read."""
@@ -103,12 +104,15 @@ class Duties(Protocol):
     def finished_epoch(self, progress: Progress) -> None:
         """Report the last of progress.rows, at once or later: when its checkpoint is safe."""
 
+    def close(self) -> None:
+        """Finish what is under way."""
+
 
 def fit(
     learner: TrainingState,
     plan: Plan,
     distributed: Distributed,
-    duties: Duties,
+    recorder: Recorder,
     progress: Progress,
     stop: StopRequest,
 ) -> bool:
@@ -116,7 +120,7 @@ def fit(
     learner.skipped_in_row = progress.skipped_in_row
     learner.lag = lag_of(learner, distributed)
     if pending(plan, progress) and not end_epoch(
-        learner, plan, distributed, duties, progress, stop
+        learner, plan, distributed, recorder, progress, stop
     ):
         return False
     if plan.converged(progress.rows):  # before it was interrupted
@@ -131,7 +135,7 @@ def fit(
         asked = stop.asked(progress.step)
         reader.expect(take_step(learner, distributed, raw, progress.step, asked))
         progress.step += 1
-        ended, due = pending(plan, progress), duties.due(progress)
+        ended, due = pending(plan, progress), recorder.due(progress)
         reader.read(behind=0 if ended or due else learner.lag)
         leaving = reader.stops(progress.step, ended) or stop.reached(progress.step)
         if leaving:
@@ -140,15 +144,15 @@ def fit(
         now = time.perf_counter()
         progress.spend(waited, now - clock, now - began)
         with progress.overhead():
-            duties.stepped(progress, reader.loss, lr, len(raw) * distributed.world)
+            recorder.stepped(progress, reader.loss, lr, len(raw) * distributed.world)
         if ended:
-            if not end_epoch(learner, plan, distributed, duties, progress, stop):
+            if not end_epoch(learner, plan, distributed, recorder, progress, stop):
                 return False
             if plan.converged(progress.rows):
                 return True
         elif leaving or due:
             with progress.overhead():
-                duties.save(progress, is_best=False)
+                recorder.save(progress, is_best=False)
         if leaving and progress.step < plan.steps:
             return False
         clock = time.perf_counter()
@@ -182,7 +186,7 @@ def end_epoch(
     learner: TrainingState,
     plan: Plan,
     distributed: Distributed,
-    duties: Duties,
+    recorder: Recorder,
     progress: Progress,
     stop: StopRequest,
 ) -> bool:
@@ -191,9 +195,9 @@ def end_epoch(
     evaluation = None
     if epoch % plan.eval_every == 0 or epoch == plan.epochs:
         try:
-            evaluation = plan.evaluate(stop.signalled, duties.evaluating)
+            evaluation = plan.evaluate(stop.signalled, recorder.evaluating)
         except Interrupted:
-            duties.save(progress, is_best=False)
+            recorder.save(progress, is_best=False)
             return False
         progress.total_seconds += evaluation.seconds
     best = is_best(plan, progress, evaluation)
@@ -202,8 +206,8 @@ def end_epoch(
     progress.rows.append(row(plan, progress, evaluation, epoch))
     progress.start_epoch()
     with progress.overhead():
-        duties.save(progress, is_best=best)
-        duties.finished_epoch(progress)
+        recorder.save(progress, is_best=best)
+        recorder.finished_epoch(progress)
     return True
 
 

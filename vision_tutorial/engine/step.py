@@ -16,7 +16,7 @@ from ..core.randomness import address
 from ..core.task import Batch, Task
 from .buffers import Buffers, flat, put
 from .distributed import Distributed
-from .ema import Ema, NoEma
+from .ema import Ema
 
 PATIENCE = 3  # non-finite steps in a row that are skipped before giving up
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
@@ -34,7 +34,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     prepare: Any  # (raw, step) -> Batch; prepare.parts(raw, step, count) gives micro-batches
     clip: Callable[[nn.Module, Tensor], None]  # given the gradients' norm
-    ema: Ema | NoEma
+    ema: Ema
     decay: Callable[[int], float]  # of the ema, at a step counted from 1
     seed: int
     parts: int = 1  # micro-batches (or shards) a process takes a step
