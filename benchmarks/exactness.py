@@ -24,9 +24,9 @@ from data.oracle import ORIGINAL, by_pillow, random_slot  # noqa: E402
 from vision_tutorial import build  # noqa: E402, F401  (fills the registries)
 from vision_tutorial.core import registry  # noqa: E402
 from vision_tutorial.core.sources import base  # noqa: E402
-from vision_tutorial.data import feeding  # noqa: E402
 from vision_tutorial.data.augmentation.batched_ops import Op, Slot  # noqa: E402
 from vision_tutorial.data.executors import compiled, tensors  # noqa: E402
+from vision_tutorial.data.pipeline import batched_plan  # noqa: E402
 from vision_tutorial.recipe.loading import load  # noqa: E402
 
 RECIPES = [ROOT / "recipes" / f"{name}.yaml" for name in ("r0", "r4-tuned", "r4")]
@@ -74,7 +74,7 @@ def rows(recipes: list[Path]) -> Iterator[str]:
             yield compared(op.name.lower(), test, [slot])
     items = np.stack([np.zeros(len(train), int), np.arange(len(train))], 1)
     for path in recipes:
-        made = feeding.program(load(path).recipe)
+        made = batched_plan(load(path).recipe)
         slots = made.slots(items, train.shape[1:3])
         yield compared(f"all of {path.stem}'s chain", train, slots)
         policy = [choice for choice in load(path).recipe.augment if choice.name == "auto_augment"]

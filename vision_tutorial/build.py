@@ -17,9 +17,8 @@ from .core.randomness import address
 from .core.sources import Source, hold_out, take
 from .core.targets import sampled
 from .core.task import Batch, Task
-from .data import feeding, mix
-from .data.loader import Raw
-from .data.preview import microscope as microscope
+from .data import mix, pipeline
+from .data.pipeline import DataPipeline, WorkerContext
 from .engine import (
     Distributed,
     Ema,
@@ -53,8 +52,8 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
 
     Returns the network on the meta device.
     """
-    feeding.chain(recipe.augment)
-    random = {c.name for c in recipe.eval_augment if feeding.is_random(c)}
+    pipeline.chain(recipe.augment)
+    random = {c.name for c in recipe.eval_augment if pipeline.is_random(c)}
     if random:
         names = ", ".join(sorted(random))
         raise UserError(
@@ -62,7 +61,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         )
     mix.mix(recipe.mix)
     criteria(recipe)
-    feeding.program(recipe, losses.copies(recipe.loss))
+    pipeline.batched_plan(recipe, losses.copies(recipe.loss))
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
     if recipe.refine and not task(recipe, ()).dense:
@@ -217,13 +216,6 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Trainin
         task=task(recipe, source.classes),
         criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
-        prepare=feeding.finishing(
-            recipe,
-            place(recipe, distributed),
-            mixing=mix.mix(recipe.mix),
-            erase=feeding.erasing(recipe, losses.copies(recipe.loss)),
-            classes=len(source.classes),
-        ),
         clip=optim.clipping(recipe.clip),
         ema=Ema(network if recipe.ema else None),
         decay=averaging(recipe.ema),
@@ -235,7 +227,7 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Trainin
 
 def try_out(recipe: Recipe, source: Source, pupil: TrainingState) -> None:
     """One blank image of the recipe's size through the network: do they fit each other?"""
-    sample = feeding.images(recipe, source, losses.copies(recipe.loss))[0, 0]
+    sample = pipeline.augmented_images(recipe, source, copies=losses.copies(recipe.loss))[0, 0]
     if isinstance(sample, UserError):
         raise sample
     height, width = sample[0].shape[-2:]
@@ -254,15 +246,20 @@ def fit_memory(
     """On a GPU, try the first batch and halve the micro-batch until all processes can hold it."""
     if distributed.device.type != "cuda" or pupil.shards:
         return
-    (raw,) = work.batches(0, 1)
-    pupil.parts, notice = fitting_parts(pupil, distributed, raw, pupil.parts)
+
+    def prepare(parts: int) -> list[Batch]:
+        (batches,) = work.batches(0, 1, parts)
+        return batches
+
+    size = work.batch_size // distributed.world
+    pupil.parts, notice = fitting_parts(pupil, distributed, prepare, size, pupil.parts)
     if notice:
         say(notice)
 
 
-def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
+def worker_context(recipe: Recipe, distributed: Distributed) -> WorkerContext:
     """Where this process's images go."""
-    return feeding.Place(
+    return WorkerContext(
         distributed.device,
         distributed.rank,
         distributed.world,
@@ -274,22 +271,18 @@ def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
 def data_path(recipe: Recipe) -> str:
     """Which path the training images take, in words."""
     dense = task(recipe, ()).dense
-    return feeding.path(recipe, losses.copies(recipe.loss), dense)
+    return pipeline.describe_path(recipe, losses.copies(recipe.loss), dense)
 
 
-def train_batches(
-    recipe: Recipe, source: Source, distributed: Distributed, start: int, stop: int
-) -> Iterator[Raw]:
-    """This process's raw batches of the steps `start` to `stop`."""
-    return training_batches(recipe, source, distributed)(start, stop)
+def train_pipeline(recipe: Recipe, source: Source, distributed: Distributed) -> DataPipeline:
+    """What makes this process's training batches."""
+    worker, copies = worker_context(recipe, distributed), losses.copies(recipe.loss)
+    return DataPipeline(recipe, source, worker, training=True, copies=copies)
 
 
-def training_batches(
-    recipe: Recipe, source: Source, distributed: Distributed
-) -> Callable[[int, int], Iterator[Raw]]:
-    """`train_batches` as a function of the steps: the images are put in place once."""
-    where = place(recipe, distributed)
-    return feeding.training(recipe, source, losses.copies(recipe.loss), where)
+def eval_pipeline(recipe: Recipe, source: Source, distributed: Distributed) -> DataPipeline:
+    """What makes this process's share of the batches of an evaluation."""
+    return DataPipeline(recipe, source, worker_context(recipe, distributed), training=False)
 
 
 def evaluation(
@@ -299,20 +292,18 @@ def evaluation(
     task: Task,
     distributed: Distributed,
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    feed: feeding.Feed | None = None,
+    data: DataPipeline | None = None,
     refine: Callable | None = None,
     size: int | None = None,
     **callbacks: Any,
 ) -> Evaluation:
     """All metrics of `network` on `source`.
 
-    forward: what is called instead of the network (it seen several times, say). feed:
-    `feeding.evaluating` of before, to use again. refine: `refining`'s, for the probabilities.
+    forward: what is called instead of the network (it seen several times, say). data:
+    `eval_pipeline` of before, to use again. refine: `refining`'s, for the probabilities.
     size: masks are compared at size x size pixels, as those of a submission are.
     """
-    where = place(recipe, distributed)
-    feed = feed or feeding.evaluating(recipe, source, where)
-    finish = feeding.finishing(recipe, where, pixels=refine is not None)
+    data = data or eval_pipeline(recipe, source, distributed)
     look = forward or network
 
     def answer(batch: Batch) -> torch.Tensor:
@@ -321,7 +312,7 @@ def evaluation(
         return sampled(output, size, size) if size else output
 
     def batches() -> Iterator[Batch]:
-        for batch in map(finish, feed()):
+        for batch in data.evaluation(pixels=refine is not None):
             yield replace(batch, target=sampled(batch.target, size, size)) if size else batch
 
     return evaluate(
@@ -340,10 +331,10 @@ def plan(recipe: Recipe, both: Data, pupil: TrainingState, distributed: Distribu
     """What is to be done, step by step."""
     steps = steps_per_epoch(recipe, len(both.train))
     meter = pupil.task.meter()
-    feed = feeding.evaluating(recipe, both.val, place(recipe, distributed))
+    val = eval_pipeline(recipe, both.val, distributed)
 
     def evaluated(stop: Callable[[], bool], progress: Callable[[int, int], None]) -> Evaluation:
-        calls = {"stop": stop, "progress": progress, "feed": feed}
+        calls = {"stop": stop, "progress": progress, "data": val}
         with pupil.ema.applied_to(pupil.model):
             return evaluation(recipe, both.val, pupil.model, pupil.task, distributed, **calls)
 
@@ -351,7 +342,8 @@ def plan(recipe: Recipe, both: Data, pupil: TrainingState, distributed: Distribu
         steps_per_epoch=steps,
         epochs=recipe.total_epochs,
         lr=learning_rate(recipe, pupil.optimizer, steps),
-        batches=training_batches(recipe, both.train, distributed),
+        batches=train_pipeline(recipe, both.train, distributed).train,
+        batch_size=recipe.batch_size,
         evaluate=evaluated,
         headline=meter.headline,
         higher_is_better=meter.higher_is_better,

@@ -17,7 +17,7 @@ from .core.images import image_size, read_image
 from .core.sources import FileSource, Source
 from .core.targets import sampled
 from .core.task import Task
-from .data import feeding
+from .data.pipeline import eval_order
 from .engine import Distributed, Evaluation, load_weights, put_weights, weights_path
 from .engine.evaluation import refined
 from .recipe.fields import Recipe
@@ -79,7 +79,7 @@ def scored(
     size = size or submission.SIZE
     masks = submission.read(file, len(source.classes), size)
     submission.check_names(file, masks, map(source.key, range(len(source))))
-    order = feeding.eval_order(recipe, source, build.place(recipe, distributed))
+    order = eval_order(recipe, source, build.worker_context(recipe, distributed))
     names = ([source.key(index) for _, index in items] for items in order)
 
     def answer(_: torch.Tensor) -> torch.Tensor:
@@ -128,17 +128,16 @@ def answers(
 
     pixels: the images too, as the network saw them.
     """
-    where = build.place(recipe, distributed)
-    finish = feeding.finishing(recipe, where, pixels=pixels or refine is not None)
+    data = build.eval_pipeline(recipe, source, distributed)
+    batches = data.evaluation(pixels=pixels or refine is not None)
     with torch.inference_mode():
-        for raw in feeding.evaluating(recipe, source, where)():
-            batch = finish(raw)
+        for items, batch in zip(data.eval_order(), batches, strict=True):
             said = task.predict(forward, batch.images)
             if refine:
                 said = refined(refine, said.log(), batch.pixels).exp()
             seen = batch.pixels if pixels else [None] * len(said)
-            rows = zip(raw.items[:, 1].tolist(), said, batch.target, seen, strict=True)
-            for index, probabilities, target, image in rows:
+            rows = zip(items, said, batch.target, seen, strict=True)
+            for (_, index), probabilities, target, image in rows:
                 yield Answer(index, source.key(index), probabilities, target, image)
 
 

@@ -61,13 +61,13 @@ def test_images_are_timms(monkeypatch, mode, cuts):
 
 @pytest.mark.parametrize("mode", ["elem", "pair"])
 def test_parts_are_mixed_as_the_whole(mode):
-    from vision_tutorial.data.loader import Raw
+    from vision_tutorial.data.loader import RawBatch
 
     images, target, items = batch(16)
     ours = mix(terms(mode, cutmix=1.0, mixup=1.0))
     whole = ours(images, target, CLASSES, 5, 0, items)
     for parts in (2, 4):
-        pieces = Raw(images, target, items).parts(parts)
+        pieces = RawBatch(images, target, items).parts(parts)
         made = [ours(p.images, p.target, CLASSES, 5, 7, p.items) for p in pieces]
         order = [items.tolist().index(row) for p in pieces for row in p.items.tolist()]
         for i in (0, 1):

@@ -91,7 +91,9 @@ def images() -> ArraySource:
 def learner_and_steps(distributed: Distributed, *more: str) -> tuple[TrainingState, list]:
     wanted = load("recipes/debug.yaml", [*SMALL, "model={test_vit: {img_size: 16}}", *more]).recipe
     learner = build.learner(wanted, images(), distributed)
-    return learner, list(build.train_batches(wanted, images(), distributed, 0, 4))
+    return learner, list(
+        build.train_pipeline(wanted, images(), distributed).train(0, 4, learner.parts)
+    )
 
 
 def take(learner: TrainingState, distributed: Distributed, raw: object, step: int) -> bool:

@@ -24,8 +24,9 @@ def learned(compiled: str) -> tuple[dict, dict]:
     recipe = load("recipes/debug.yaml", [*SMALL, f"compile={compiled}"]).recipe
     made = build.registry.datasets.bind("shapes", size=16, train=64, test=100)
     learner = build.learner(recipe, made("train"), distributed)
-    for step, raw in enumerate(build.train_batches(recipe, made("train"), distributed, 0, 2)):
-        settle(learner, take_step(learner, distributed, raw, step, stop=False))
+    data = build.train_pipeline(recipe, made("train"), distributed)
+    for step, batches in enumerate(data.train(0, 2)):
+        settle(learner, take_step(learner, distributed, batches, step, stop=False))
     metrics = build.evaluation(recipe, made("test"), learner.model, learner.task, distributed)
     weights = {name: t.numpy() for name, t in learner.model.state_dict().items()}
     distributed.close()

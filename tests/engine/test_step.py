@@ -1,6 +1,7 @@
 """One step: accumulation, the non-finite policy, memory, clipping, precision."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from vision_tutorial import build
 from vision_tutorial.core.errors import MemoryExhausted, NonFiniteError
 from vision_tutorial.core.sources import ArraySource
+from vision_tutorial.core.task import Batch
 from vision_tutorial.engine import Distributed, TrainingState, fitting_parts
 from vision_tutorial.engine.distributed import has_amx, usable_precision
 from vision_tutorial.engine.step import PATIENCE, Outcome, settle, take_step
@@ -27,10 +29,16 @@ def images() -> ArraySource:
     return build.registry.datasets.bind("shapes", size=16, train=64, test=10)("train")
 
 
-def learner_and_batch(distributed: Distributed, *more: str) -> tuple[TrainingState, build.Raw]:
+def learner_and_batch(distributed: Distributed, *more: str) -> tuple[TrainingState, list[Batch]]:
     wanted, source = recipe(*more), images()
     learner = build.learner(wanted, source, distributed)
-    return learner, next(build.train_batches(wanted, source, distributed, 0, 1))
+    data = build.train_pipeline(wanted, source, distributed)
+    return learner, next(data.train(0, 1, learner.parts))
+
+
+def prepare(distributed: Distributed, *more: str) -> Callable[[int], list[Batch]]:
+    data = build.train_pipeline(recipe(*more), images(), distributed)
+    return lambda parts: next(data.train(0, 1, parts))
 
 
 def stepped(learner: TrainingState, distributed: Distributed, *more: object, stop: bool) -> Outcome:
@@ -43,8 +51,8 @@ def alone() -> Distributed:
 
 
 def weights_after_a_step(distributed: Distributed, *more: str) -> dict[str, torch.Tensor]:
-    learner, raw = learner_and_batch(distributed, *more)
-    outcome = stepped(learner, distributed, raw, 0, stop=False)
+    learner, batches = learner_and_batch(distributed, *more)
+    outcome = stepped(learner, distributed, batches, 0, stop=False)
     assert outcome.items == 32 and not outcome.skipped
     return learner.model.state_dict()
 
@@ -72,11 +80,11 @@ def test_two_processes_give_the_step_of_one(alone: Distributed) -> None:
 
 
 def test_the_mean_loss_is_over_all_items(alone: Distributed) -> None:
-    learner, raw = learner_and_batch(alone, "mix=null", "micro_batch=8")
+    learner, batches = learner_and_batch(alone, "mix=null", "micro_batch=8")
     learner.model.eval()
-    batch = learner.prepare(raw, 0)
+    (batch,) = learner_and_batch(alone, "mix=null")[1]
     expected, parts = learner.criteria["loss"](learner.model(batch.images), batch.target)
-    outcome = stepped(learner, alone, raw, 0, stop=True)
+    outcome = stepped(learner, alone, batches, 0, stop=True)
     assert outcome.losses["loss"] / outcome.items == pytest.approx(expected.item(), rel=1e-5)
     assert set(outcome.losses) == {"loss", *(f"loss/{name}" for name in parts)}
     assert outcome.stop
@@ -93,7 +101,7 @@ def poison(learner: TrainingState) -> None:
 
 
 def test_non_finite_steps_are_skipped_then_stop(alone: Distributed) -> None:
-    learner, raw = learner_and_batch(
+    learner, batches = learner_and_batch(
         alone, "optimizer={adamw: {lr: 0.1}}", "model=test_resnet", "ema={decay: 0.9}"
     )
     poison(learner)
@@ -101,30 +109,30 @@ def test_non_finite_steps_are_skipped_then_stop(alone: Distributed) -> None:
         next(iter(learner.model.parameters())).fill_(math.inf)  # running statistics go bad too
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
     for step in range(PATIENCE):
-        assert stepped(learner, alone, raw, step, stop=False).skipped
+        assert stepped(learner, alone, batches, step, stop=False).skipped
     with pytest.raises(NonFiniteError, match=r"step 4: loss nan .* Lower the lr"):
-        stepped(learner, alone, raw, PATIENCE, stop=False)
+        stepped(learner, alone, batches, PATIENCE, stop=False)
     assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
     assert all(v.isfinite().all() for v in learner.model.buffers())
 
 
 def test_a_good_step_forgives(alone: Distributed) -> None:
-    learner, raw = learner_and_batch(alone)
+    learner, batches = learner_and_batch(alone)
     good = learner.criteria["loss"]
     for step in range(3 * PATIENCE):
         learner.criteria["loss"] = good
         if step % PATIENCE:
             poison(learner)
-        stepped(learner, alone, raw, step, stop=False)
+        stepped(learner, alone, batches, step, stop=False)
 
 
 def test_one_ranks_trouble_is_everybodys() -> None:
     def of_rank(rank: int) -> list:
         distributed = Distributed(threads=1)
-        learner, raw = learner_and_batch(distributed)
+        learner, batches = learner_and_batch(distributed)
         if rank == 1:
             poison(learner)
-        skipped = stepped(learner, distributed, raw, 0, stop=rank == 1)
+        skipped = stepped(learner, distributed, batches, 0, stop=rank == 1)
         distributed.close()
         return [skipped.skipped, skipped.stop]
 
@@ -147,9 +155,9 @@ class Hungry(nn.Module):
 def test_all_ranks_agree_to_halve_the_micro_batch() -> None:
     def of_rank(rank: int) -> tuple:
         distributed = Distributed(threads=1)
-        learner, raw = learner_and_batch(distributed)
+        learner, batches = learner_and_batch(distributed)
         learner.model = Hungry(learner.model, most=16 if rank == 0 else 5)
-        found = fitting_parts(learner, distributed, raw, 1)
+        found = fitting_parts(learner, distributed, prepare(distributed), 16, 1)
         distributed.close()
         return found
 
@@ -159,17 +167,17 @@ def test_all_ranks_agree_to_halve_the_micro_batch() -> None:
 
 
 def test_no_memory_for_one_image_exits_with_the_numbers(alone: Distributed) -> None:
-    learner, raw = learner_and_batch(alone)
+    learner, batches = learner_and_batch(alone)
     learner.model = Hungry(learner.model, most=0)
     with pytest.raises(MemoryExhausted, match=r"micro-batch of 2 does not fit .* cpu") as caught:
-        fitting_parts(learner, alone, raw, 1)
+        fitting_parts(learner, alone, prepare(alone), 32, 1)
     assert caught.value.code == 4
 
 
 def test_trying_the_memory_leaves_no_trace(alone: Distributed) -> None:
     more = "model=test_resnet"
-    learner, raw = learner_and_batch(alone, more)
-    assert fitting_parts(learner, alone, raw, 2) == (2, None)
+    learner, batches = learner_and_batch(alone, more)
+    assert fitting_parts(learner, alone, prepare(alone, more), 32, 2) == (2, None)
     fresh, _ = learner_and_batch(alone, more)
     state = learner.model.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in fresh.model.state_dict().items())
@@ -179,12 +187,12 @@ def test_trying_the_memory_leaves_no_trace(alone: Distributed) -> None:
     "clip, bound", [("norm: 1.0e-3", "norm"), ("value: 1.0e-5", "value"), ("agc: 1.0e-4", "agc")]
 )
 def test_gradients_are_clipped(alone: Distributed, clip: str, bound: str) -> None:
-    learner, raw = learner_and_batch(alone, f"clip={{{clip}}}")
-    stepped(learner, alone, raw, 0, stop=False)
+    learner, batches = learner_and_batch(alone, f"clip={{{clip}}}")
+    stepped(learner, alone, batches, 0, stop=False)
     grads = [p.grad for p in learner.parameters]
     norm, largest = torch.nn.utils.get_total_norm(grads), max(g.abs().max() for g in grads)
     free, _ = learner_and_batch(alone)
-    stepped(free, alone, raw, 0, stop=False)
+    stepped(free, alone, batches, 0, stop=False)
     whole = torch.nn.utils.get_total_norm([p.grad for p in free.parameters])
     if bound == "norm":
         assert norm == pytest.approx(1e-3, rel=1e-3)
@@ -197,9 +205,9 @@ def test_gradients_are_clipped(alone: Distributed, clip: str, bound: str) -> Non
 def test_bf16_runs_and_losses_stay_float32() -> None:
     def of_rank(rank: int) -> tuple:
         half = Distributed("bf16", threads=1)
-        learner, raw = learner_and_batch(half)
-        outcome = stepped(learner, half, raw, 0, stop=False)
-        output = learner.replica(learner.prepare(raw, 0).images)
+        learner, batches = learner_and_batch(half)
+        outcome = stepped(learner, half, batches, 0, stop=False)
+        output = learner.replica(batches[0].images)
         inner = learner.model.patch_embed.proj(torch.zeros(1, 3, 16, 16))
         return outcome.losses["loss"] / outcome.items, str(output.dtype), str(inner.dtype)
 
@@ -247,11 +255,11 @@ def test_running_statistics_are_the_mean_over_processes() -> None:
         distributed = Distributed(threads=1)
         wanted = recipe("model={test_resnet: {stem: cifar}}", "mix=null")
         learner = build.learner(wanted, images(), distributed)
-        raw = next(build.train_batches(wanted, images(), distributed, 0, 1))
+        batches = next(build.train_pipeline(wanted, images(), distributed).train(0, 1))
         before = learner.model.bn1.running_mean.clone()
         alone = build.model(wanted, 10)
-        alone(learner.prepare(raw, 0).images)  # in training mode: this rank's own statistics
-        stepped(learner, distributed, raw, 0, stop=False)
+        alone(batches[0].images)  # in training mode: this rank's own statistics
+        stepped(learner, distributed, batches, 0, stop=False)
         own = alone.bn1.running_mean
         distributed.close()
         return [own.tolist(), learner.model.bn1.running_mean.tolist(), before.tolist()]
@@ -262,10 +270,10 @@ def test_running_statistics_are_the_mean_over_processes() -> None:
 
 
 def test_agc_leaves_the_classifier_alone(alone: Distributed) -> None:
-    free, raw = learner_and_batch(alone)
-    stepped(free, alone, raw, 0, stop=False)
+    free, batches = learner_and_batch(alone)
+    stepped(free, alone, batches, 0, stop=False)
     clipped, _ = learner_and_batch(alone, "clip={agc: 1.0e-4}")
-    stepped(clipped, alone, raw, 0, stop=False)
+    stepped(clipped, alone, batches, 0, stop=False)
     heads = [learner.model.get_classifier().weight.grad for learner in (free, clipped)]
     assert torch.equal(*heads)
 

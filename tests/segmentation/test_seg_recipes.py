@@ -80,9 +80,9 @@ def test_two_optimizer_steps(row, monkeypatch):
     plan = build.plan(recipe, both, pupil, distributed)
     before = [p.detach().clone() for p in pupil.parameters]
     pupil.model.train()
-    for step, raw in enumerate(plan.batches(0, 2)):
+    for step, batches in enumerate(plan.batches(0, 2, pupil.parts)):
         plan.lr(max(step, 1), [])  # a warm-up may begin at 0
-        outcome = take_step(pupil, distributed, raw, step, False).read()
+        outcome = take_step(pupil, distributed, batches, step, False).read()
         assert not outcome.skipped and outcome.losses["loss"] >= 0
     moved = sum(not torch.equal(a, b) for a, b in zip(before, pupil.parameters, strict=True))
     assert moved > 0.9 * len(before)

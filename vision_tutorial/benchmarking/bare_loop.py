@@ -115,18 +115,7 @@ class TimedTraining:
             RunRecorder(run, learner, distributed, *given), settler(distributed.device)
         )
         self.progress = Progress()
-        self.data_shares: list[float] = []  # of each run: waiting for data and preparing it
-        self.prepare, learner.prepare = learner.prepare, self
-        self.preparing: list[float] = []
-
-    def parts(self, raw: Any, step: int, count: int) -> Iterator[Batch]:
-        """The learner's own `prepare`, on the clock."""
-        made = self.prepare.parts(raw, step, count)
-        for _ in range(count):
-            began = time.perf_counter()
-            batch = next(made)
-            self.preparing.append(time.perf_counter() - began)
-            yield batch
+        self.data_shares: list[float] = []  # of each run: waiting for data
 
     def run(self, seconds: float, batch_size: int) -> Sample:
         """Go on for some seconds: the images, and the seconds of their steps.
@@ -135,13 +124,11 @@ class TimedTraining:
         """
         watch = self.watch
         watch.start()
-        self.preparing = []
         given = (self.learner, self.plan, self.distributed, watch, self.progress)
         fit(*given, Until(watch, seconds))
         self.checkpoints.wait()  # the one of the stop; its writing is not to slow the other side
         took = sum(watch.steps[SKIP:])
-        data = sum(watch.waits[SKIP:]) + sum(self.preparing[SKIP * self.learner.parts :])
-        self.data_shares.append(min(data / took, 1.0))
+        self.data_shares.append(min(sum(watch.waits[SKIP:]) / took, 1.0))
         return Sample(batch_size * len(watch.steps[SKIP:]), took)
 
     def ends_of_epochs(self, count: int, evaluation: Evaluation) -> list[float]:

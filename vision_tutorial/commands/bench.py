@@ -7,7 +7,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -166,9 +165,9 @@ def prepared(recipe: Recipe, source: Any, pupil: Any, distributed: Any) -> Itera
     """The images of each batch of the recipe's own path, said once they are ready for the model."""
     from .. import build
 
-    for step, raw in enumerate(build.train_batches(recipe, source, distributed, 0, FAR)):
-        deque(pupil.prepare.parts(raw, step, pupil.parts), maxlen=0)
-        yield len(raw)
+    data = build.train_pipeline(recipe, source, distributed)
+    for batches in data.train(0, FAR, pupil.parts):
+        yield sum(map(len, batches))
 
 
 # -- the step --------------------------------------------------------------------------------------
@@ -198,8 +197,8 @@ class Workshop:
 
     def batches(self) -> list[Any]:
         """The prepared micro-batches of the first step."""
-        (raw,) = self.plan.batches(0, 1)
-        return list(self.pupil.prepare.parts(raw, 0, self.pupil.parts))
+        (batches,) = self.plan.batches(0, 1, self.pupil.parts)
+        return batches
 
     def evaluating(self, count: int) -> Callable[[], Any]:
         """The evaluation of so many images, or of all, as the loop does it after each epoch."""

@@ -74,6 +74,7 @@ def gallery(args: argparse.Namespace) -> int:
 def make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> Path:
     """Ask the network, look at the augmentation, write the gallery of one run."""
     from .. import build, engine, inference
+    from ..data.preview import preview
 
     build.import_files(loaded.imports, args.trust_imports)
     build.check(loaded.recipe)
@@ -94,7 +95,7 @@ def make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) 
     said = inference.answers(recipe, source, task, forward, distributed, pixels=task.dense)
     writer = Writer(run)
     parts = (masks if task.dense else labels)(said, source, task, writer)
-    panels = build.microscope(recipe, both.train)
+    panels = preview(recipe, both.train)
     return writer.finish(
         Gallery(
             weights=short(os.path.relpath(weights, run), 300),

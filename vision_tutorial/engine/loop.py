@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.task import Meter
+from ..core.task import Batch, Meter
 from .distributed import Distributed
 from .evaluation import Evaluation, Interrupted
 from .signals import StopRequest
@@ -21,7 +21,8 @@ class Plan:
     steps_per_epoch: int
     epochs: int
     lr: Callable[[int, list[float | None]], float]
-    batches: Callable[[int, int], Iterator[Any]]
+    batches: Callable[[int, int, int], Iterator[list[Batch]]]  # (start, stop, micro-batches a step)
+    batch_size: int  # of all processes together
     evaluate: Callable[[Callable[[], bool], Callable[[int, int], None]], Evaluation]
     headline: str
     higher_is_better: bool
@@ -129,11 +130,11 @@ def fit(
     reader = Reader(learner, progress.add)
     began = time.perf_counter() - progress.total_seconds
     clock = time.perf_counter()
-    for raw in plan.batches(progress.step, plan.steps):
+    for batches in plan.batches(progress.step, plan.steps, learner.parts):
         waited = time.perf_counter() - clock
         lr = plan.lr(progress.step, progress.headlines(f"val/{plan.headline}"))
         asked = stop.asked(progress.step)
-        reader.expect(take_step(learner, distributed, raw, progress.step, asked))
+        reader.expect(take_step(learner, distributed, batches, progress.step, asked))
         progress.step += 1
         ended, due = pending(plan, progress), recorder.due(progress)
         reader.read(behind=0 if ended or due else learner.lag)
@@ -144,7 +145,8 @@ def fit(
         now = time.perf_counter()
         progress.spend(waited, now - clock, now - began)
         with progress.overhead():
-            recorder.stepped(progress, reader.loss, lr, len(raw) * distributed.world)
+            images = sum(map(len, batches)) * distributed.world
+            recorder.stepped(progress, reader.loss, lr, images)
         if ended:
             if not end_epoch(learner, plan, distributed, recorder, progress, stop):
                 return False

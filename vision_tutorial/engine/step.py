@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,6 @@ class TrainingState:
     task: Task
     criteria: dict[str, Callable]
     optimizer: torch.optim.Optimizer
-    prepare: Any  # (raw, step) -> Batch; prepare.parts(raw, step, count) gives micro-batches
     clip: Callable[[nn.Module, Tensor], None]  # given the gradients' norm
     ema: Ema
     decay: Callable[[int], float]  # of the ema, at a step counted from 1
@@ -98,19 +96,26 @@ class Report:
 
 
 def take_step(
-    learner: TrainingState, distributed: Distributed, raw: Any, step: int, stop: bool
+    learner: TrainingState,
+    distributed: Distributed,
+    batches: Sequence[Batch],
+    step: int,
+    stop: bool,
 ) -> Report:
-    """Forward, backward, check, clip, step: unless a loss or gradient is not finite anywhere."""
+    """Forward, backward, check, clip, step: unless a loss or gradient is not finite anywhere.
+
+    batches: the process's micro-batches (or shards) of the step.
+    """
     learner.optimizer.zero_grad(set_to_none=True)
     for criterion in learner.blends.values():
         criterion.begin_step()
     learner.buffers.keep()
     gradients = strict_gradients if learner.shards else plain_gradients
-    terms = gradients(learner, distributed, raw, step)
+    terms = gradients(learner, distributed, batches, step)
     if distributed.scaler:
         distributed.scaler.unscale_(learner.optimizer)
     norm = nn.utils.get_total_norm(learner.gradients)
-    report = reported(learner, distributed, terms, norm, (step, len(raw), stop))
+    report = reported(learner, distributed, terms, norm, (step, sum(map(len, batches)), stop))
     if learner.lag and learner.stepped:
         update_unless(report.bad, learner, distributed, norm, step)
     elif report.read().skipped:
@@ -143,27 +148,28 @@ def update_unless(
 
 
 def plain_gradients(
-    learner: TrainingState, distributed: Distributed, raw: Any, step: int
+    learner: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient over micro-batches and processes, by DDP. Returns mean losses by name."""
-    first = distributed.rank * learner.parts
+    count = len(batches)
+    first = distributed.rank * count
     sums: dict[str, Tensor] = {}
-    for i, batch in enumerate(learner.prepare.parts(raw, step, learner.parts)):
-        last = i + 1 == learner.parts
+    for i, batch in enumerate(batches):
+        last = i + 1 == count
         with distributed.unsynchronised(learner.replica, not last):
-            terms = forward_backward(learner, distributed, batch, step, first + i, learner.parts)
-        add_terms(sums, terms, learner.parts)
+            terms = forward_backward(learner, distributed, batch, step, first + i, count)
+        add_terms(sums, terms, count)
     return sums
 
 
 def strict_gradients(
-    learner: TrainingState, distributed: Distributed, raw: Any, step: int
+    learner: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
-    mine = learner.parts
+    mine = len(batches)
     sums: dict[str, Tensor] = {}
     flats = []
-    for i, shard in enumerate(learner.prepare.parts(raw, step, mine)):
+    for i, shard in enumerate(batches):
         learner.buffers.put_back()
         index = distributed.rank * mine + i
         terms = forward_backward(learner, distributed, shard, step, index, learner.shards)
@@ -310,21 +316,26 @@ def lag_of(learner: TrainingState, distributed: Distributed) -> int:
 
 
 def fitting_parts(
-    learner: TrainingState, distributed: Distributed, raw: Any, parts: int
+    learner: TrainingState,
+    distributed: Distributed,
+    prepare: Callable[[int], Sequence[Batch]],
+    size: int,
+    parts: int,
 ) -> tuple[int, str | None]:
     """The fewest micro-batches that fit the memory, the same on all processes: tried, not guessed.
 
-    Takes one forward and backward pass of the first batch outside DDP, halving until every process
-    says it fits. MemoryExhausted gives the numbers where two images are too much.
+    Takes one forward and backward pass of the first of `prepare(parts)`, a step of `size` images,
+    outside DDP, halving until every process says it fits. MemoryExhausted gives the numbers where
+    two images are too much.
     """
     asked, replica = parts, learner.replica
     learner.replica = learner.model
     learner.buffers.keep()
     try:
-        while distributed.any(not fits(learner, distributed, raw, parts)):
-            if len(raw) % (4 * parts):  # halves must stay even, for mixing and for BatchNorm
+        while distributed.any(not fits(learner, distributed, prepare, parts)):
+            if size % (4 * parts):  # halves must stay even, for mixing and for BatchNorm
                 raise MemoryExhausted(
-                    f"a micro-batch of {len(raw) // parts} does not fit the memory of "
+                    f"a micro-batch of {size // parts} does not fit the memory of "
                     f"{distributed.device} and cannot be halved. Use a smaller model, smaller "
                     "images, precision: bf16, or a batch_size with more factors of two."
                 )
@@ -336,16 +347,20 @@ def fitting_parts(
     if parts == asked:
         return parts, None
     return parts, (
-        f"out of memory at {len(raw) // asked} images a pass; taking {len(raw) // parts}, "
+        f"out of memory at {size // asked} images a pass; taking {size // parts}, "
         f"{parts} times a step, at the same global batch."
     )
 
 
-def fits(learner: TrainingState, distributed: Distributed, raw: Any, parts: int) -> bool:
+def fits(
+    learner: TrainingState,
+    distributed: Distributed,
+    prepare: Callable[[int], Sequence[Batch]],
+    parts: int,
+) -> bool:
     """Whether one forward and backward pass of one of `parts` finds the memory it needs."""
     try:
-        first = next(learner.prepare.parts(raw, 0, parts))
-        forward_backward(learner, distributed, first, 0, 0, 1)
+        forward_backward(learner, distributed, prepare(parts)[0], 0, 0, 1)
         return True
     except torch.OutOfMemoryError:
         return False

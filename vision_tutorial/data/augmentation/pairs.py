@@ -19,7 +19,7 @@ from ...core.randomness import address
 from ...core.registry import augments
 from ...recipe.grammar import Choice
 from ..loader import Item, seed_generators
-from ..pipeline import carry_out
+from ..store import carry_out
 from .batched_ops import Op, Slot, slot
 from .mask_ops import carried_out
 from .sampling import DRAWERS, ERASING, FILTERS, Drawer, Draws, Program, Size
