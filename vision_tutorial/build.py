@@ -26,7 +26,7 @@ from .engine import (
     TrainingState,
     decay_at,
     evaluate,
-    fitting_parts,
+    fit_accumulation_steps,
     rounds_of,
 )
 from .engine.distributed import cores
@@ -97,7 +97,7 @@ def data(recipe: Recipe, distributed: Distributed | None = None) -> Data:
 def whole(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
     """All of the data set's train or test; of several processes on a machine, one reads it."""
     make = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)
-    made = distributed.local_share(lambda: make(name)) if distributed else make(name)
+    made = distributed.share_dataset(lambda: make(name)) if distributed else make(name)
     if made.dense != task(recipe, made.classes).dense:
         has, other = ("masks", "segmentation") if made.dense else ("no masks", "classification")
         raise UserError(
@@ -139,7 +139,7 @@ def task(recipe: Recipe, classes: Sequence[str]) -> Task:
     return registry.tasks.bind(recipe.task.name, **recipe.task.options)(classes)
 
 
-def placed(recipe: Recipe, network: nn.Module, distributed: Distributed) -> nn.Module:
+def place_model(recipe: Recipe, network: nn.Module, distributed: Distributed) -> nn.Module:
     """On the device, in the memory layout and compiled as the recipe says."""
     network = network.to(distributed.device)
     if recipe.channels_last:
@@ -205,14 +205,14 @@ def loader_workers(recipe: Recipe, distributed: Distributed) -> int:
     return max(0, min(spare, 8))
 
 
-def learner(recipe: Recipe, source: Source, distributed: Distributed) -> TrainingState:
+def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> TrainingState:
     """The network with all that teaches it."""
     parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
-    network = placed(recipe, model(recipe, len(source.classes)), distributed)
-    replica = distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards)
+    network = place_model(recipe, model(recipe, len(source.classes)), distributed)
+    ddp_model = distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards)
     return TrainingState(
         model=network,
-        replica=replica,
+        ddp_model=ddp_model,
         task=task(recipe, source.classes),
         criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
@@ -220,18 +220,18 @@ def learner(recipe: Recipe, source: Source, distributed: Distributed) -> Trainin
         ema=Ema(network if recipe.ema else None),
         decay=averaging(recipe.ema),
         seed=recipe.seed,
-        parts=parts // distributed.world if recipe.shards else parts,
+        accumulation_steps=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,
     )
 
 
-def try_out(recipe: Recipe, source: Source, pupil: TrainingState) -> None:
+def try_out(recipe: Recipe, source: Source, training: TrainingState) -> None:
     """One blank image of the recipe's size through the network: do they fit each other?"""
     sample = pipeline.augmented_images(recipe, source, copies=losses.copies(recipe.loss))[0, 0]
     if isinstance(sample, UserError):
         raise sample
     height, width = sample[0].shape[-2:]
-    said = answer_to_blank(pupil.model, height, width)
+    said = answer_to_blank(training.model, height, width)
     if said != f"{(1, len(source.classes), *((height, width) if source.dense else ()))}":
         raise UserError(
             f"model {recipe.model.name} does not fit images of {width}x{height} and "
@@ -241,10 +241,10 @@ def try_out(recipe: Recipe, source: Source, pupil: TrainingState) -> None:
 
 
 def fit_memory(
-    pupil: TrainingState, work: Plan, distributed: Distributed, say: Callable[[str], None]
+    training: TrainingState, work: Plan, distributed: Distributed, say: Callable[[str], None]
 ) -> None:
     """On a GPU, try the first batch and halve the micro-batch until all processes can hold it."""
-    if distributed.device.type != "cuda" or pupil.shards:
+    if distributed.device.type != "cuda" or training.shards:
         return
 
     def prepare(parts: int) -> list[Batch]:
@@ -252,7 +252,9 @@ def fit_memory(
         return batches
 
     size = work.batch_size // distributed.world
-    pupil.parts, notice = fitting_parts(pupil, distributed, prepare, size, pupil.parts)
+    training.accumulation_steps, notice = fit_accumulation_steps(
+        training, distributed, prepare, size, training.accumulation_steps
+    )
     if notice:
         say(notice)
 
@@ -327,21 +329,21 @@ def evaluation(
     )
 
 
-def plan(recipe: Recipe, both: Data, pupil: TrainingState, distributed: Distributed) -> Plan:
+def plan(recipe: Recipe, both: Data, training: TrainingState, distributed: Distributed) -> Plan:
     """What is to be done, step by step."""
     steps = steps_per_epoch(recipe, len(both.train))
-    meter = pupil.task.meter()
+    meter = training.task.meter()
     val = eval_pipeline(recipe, both.val, distributed)
 
     def evaluated(stop: Callable[[], bool], progress: Callable[[int, int], None]) -> Evaluation:
         calls = {"stop": stop, "progress": progress, "data": val}
-        with pupil.ema.applied_to(pupil.model):
-            return evaluation(recipe, both.val, pupil.model, pupil.task, distributed, **calls)
+        with training.ema.applied_to(training.model):
+            return evaluation(recipe, both.val, training.model, training.task, distributed, **calls)
 
     return Plan(
         steps_per_epoch=steps,
         epochs=recipe.total_epochs,
-        lr=learning_rate(recipe, pupil.optimizer, steps),
+        lr=learning_rate(recipe, training.optimizer, steps),
         batches=train_pipeline(recipe, both.train, distributed).train,
         batch_size=recipe.batch_size,
         evaluate=evaluated,

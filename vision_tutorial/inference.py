@@ -37,7 +37,7 @@ def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
     return recipes[0]
 
 
-def check_looks(task: Task, args: argparse.Namespace) -> None:
+def check_options(task: Task, args: argparse.Namespace) -> None:
     """UserError for options that only make sense where every pixel has an answer."""
     for option in () if task.dense else ("size", "window", "submission", "overlays", "smooth"):
         if getattr(args, option, None):
@@ -53,7 +53,7 @@ def networks(
         recipe, path = loaded.recipe, weights_path(run, which)
         network = build.model(recipe, classes, weights=False)
         put_weights(network, load_weights(path, "ema" if recipe.ema else "model"), path)
-        network = build.placed(recipe, network, distributed)
+        network = build.place_model(recipe, network, distributed)
         distributed.wrap(network, replicate=False)
         made.append(network)
         paths.append(path)

@@ -78,7 +78,9 @@ def train(args: argparse.Namespace) -> int:
     distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     try:
         with distributed.peers():
-            run = distributed.share(run or (new_run(args, loaded) if distributed.main else None))
+            run = distributed.broadcast_object(
+                run or (new_run(args, loaded) if distributed.main else None)
+            )
             with recorded(run, distributed.main), distributed.peers():
                 code = train_in(run, loaded, args, distributed)
     finally:
@@ -179,12 +181,12 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     display = engine.make_display(main and not args.quiet)
     both = build.data(recipe, distributed)
     digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
-    learner = build.learner(recipe, both.train, distributed)
-    plan = build.plan(recipe, both, learner, distributed)
+    training = build.training_state(recipe, both.train, distributed)
+    plan = build.plan(recipe, both, training, distributed)
     checkpoints = engine.Checkpoints(
         run, identity(recipe), keep=recipe.checkpoint.keep, say=display.say, write=main
     )
-    progress = engine.restore(learner, distributed, checkpoints) or engine.Progress()
+    progress = engine.restore(training, distributed, checkpoints) or engine.Progress()
     check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
@@ -193,18 +195,18 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
         recorder = engine.RunRecorder(
-            run, learner, distributed, checkpoints, recipe.checkpoint, tracker, display
+            run, training, distributed, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in notices(recipe, both, learner, plan, distributed, progress):
+    for line in notices(recipe, both, training, plan, distributed, progress):
         display.say(line)
-    build.try_out(recipe, both.train, learner)
-    build.fit_memory(learner, plan, distributed, display.say)
+    build.try_out(recipe, both.train, training)
+    build.fit_memory(training, plan, distributed, display.say)
     few = PROFILED if args.profile and not args.steps else args.steps
     stop = engine.StopRequest(args.minutes, few, progress.step)
     display.start(plan.steps, plan.steps_per_epoch, plan.epochs, progress.step)
     with closing(display), stop.listening(), closing(recorder):
         with engine.profiled(args.profile and main) as lines:
-            done = engine.fit(learner, plan, distributed, recorder, progress, stop)
+            done = engine.fit(training, plan, distributed, recorder, progress, stop)
     status, code = verdict(done, stop.signalled())
     last = progress.rows[-1].get("val/loss") if progress.rows else None
     if done and last is not None and not math.isfinite(last):
@@ -326,19 +328,20 @@ def make_tracker(run: Path, recipe: Any, say: Any) -> Any:
 
 
 def notices(
-    recipe: Any, both: Any, learner: Any, plan: Any, distributed: Any, progress: Any
+    recipe: Any, both: Any, training: Any, plan: Any, distributed: Any, progress: Any
 ) -> Iterator[str]:
     """What a person wants to know before the first step."""
     if distributed.notice:
         yield distributed.notice
-    micro = recipe.batch_size // distributed.world // learner.parts
+    steps = training.accumulation_steps
+    micro = recipe.batch_size // distributed.world // steps
     processes = "1 process" if distributed.world == 1 else f"{distributed.world} processes"
     yield (
         f"{recipe.name}: {len(both.train):,} images of {both.train.name}, {plan.epochs} epochs "
         f"of {plan.steps_per_epoch} steps"
     )
     yield (
-        f"batch {recipe.batch_size} = {processes} x {learner.parts} x {micro} images, "
+        f"batch {recipe.batch_size} = {processes} x {steps} x {micro} images, "
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"
     )
     if progress.step:

@@ -136,7 +136,7 @@ def test_the_lowest_iou_is_the_lowest_there_is(masked: Path, repository: Path) -
         network, _ = inference.networks([(masked, loaded)], 11, "best", distributed)
         network.eval()
         task = build.task(loaded.recipe, source.classes)
-        forward = engine.looking(network)
+        forward = engine.prediction_function(network)
         values = []
         for answer in inference.answers(loaded.recipe, source, task, forward, distributed):
             said, truth = answer.probabilities.argmax(0).numpy(), source[answer.index][1]

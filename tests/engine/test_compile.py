@@ -9,7 +9,7 @@ from forked import run_ranks
 from vision_tutorial import build
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.engine import Distributed
-from vision_tutorial.engine.step import settle, take_step
+from vision_tutorial.engine.step import resolve, take_step
 from vision_tutorial.recipe.loading import load
 
 SMALL = ["threads=1", "ema=null", "mix=null", "augment=[]", "eval_batch_size=40"]
@@ -23,12 +23,12 @@ def learned(compiled: str) -> tuple[dict, dict]:
     distributed = Distributed(threads=1)
     recipe = load("recipes/debug.yaml", [*SMALL, f"compile={compiled}"]).recipe
     made = build.registry.datasets.bind("shapes", size=16, train=64, test=100)
-    learner = build.learner(recipe, made("train"), distributed)
+    training = build.training_state(recipe, made("train"), distributed)
     data = build.train_pipeline(recipe, made("train"), distributed)
     for step, batches in enumerate(data.train(0, 2)):
-        settle(learner, take_step(learner, distributed, batches, step, stop=False))
-    metrics = build.evaluation(recipe, made("test"), learner.model, learner.task, distributed)
-    weights = {name: t.numpy() for name, t in learner.model.state_dict().items()}
+        resolve(training, take_step(training, distributed, batches, step, stop=False))
+    metrics = build.evaluation(recipe, made("test"), training.model, training.task, distributed)
+    weights = {name: t.numpy() for name, t in training.model.state_dict().items()}
     distributed.close()
     return weights, metrics.metrics
 
@@ -55,7 +55,7 @@ def test_the_mode_is_handed_to_torch(
     asked = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append(options))
     recipe = load("recipes/debug.yaml", [f"compile={compiled}"]).recipe
-    build.placed(recipe, torch.nn.Linear(2, 2), Distributed(threads=1))
+    build.place_model(recipe, torch.nn.Linear(2, 2), Distributed(threads=1))
     assert asked == [{"mode": mode}]
 
 

@@ -110,10 +110,10 @@ def test_an_epoch_is_told_before_the_next_save(recorder: RunRecorder) -> None:
 
 
 def test_what_is_saved_is_of_its_moment(recorder: RunRecorder) -> None:
-    weights = recorder.learner.model.weight.detach().clone()
+    weights = recorder.training.model.weight.detach().clone()
     end_epoch(recorder, 1)
     with torch.no_grad():
-        recorder.learner.model.weight.fill_(7)
+        recorder.training.model.weight.fill_(7)
     recorder.checkpoints.gate.set()
     recorder.close()
     loaded = recorder.checkpoints.load({})
@@ -143,7 +143,7 @@ def test_after_three_failures_nothing_more_is_told(recorder: RunRecorder) -> Non
 
 def test_weights_that_are_not_finite_end_the_training_untold(recorder: RunRecorder) -> None:
     with torch.no_grad():
-        recorder.learner.model.weight.fill_(torch.nan)
+        recorder.training.model.weight.fill_(torch.nan)
     recorder.checkpoints.gate.set()
     progress = end_epoch(recorder, 1)
     recorder.checkpoints._thread.join()

@@ -100,7 +100,7 @@ class TimedTraining:
 
     def __init__(
         self,
-        learner: TrainingState,
+        training: TrainingState,
         plan: Plan,
         distributed: Distributed,
         run: Path,
@@ -108,11 +108,11 @@ class TimedTraining:
         say: Callable[[str], None],
     ):
         """run: a folder for checkpoints and metrics."""
-        self.learner, self.plan, self.distributed = learner, plan, distributed
+        self.training, self.plan, self.distributed = training, plan, distributed
         self.checkpoints = Checkpoints(run, "timed", keep=policy.keep, say=say)
         given = (self.checkpoints, policy, NoTracker(), make_display(False))
         self.watch = Watch(
-            RunRecorder(run, learner, distributed, *given), settler(distributed.device)
+            RunRecorder(run, training, distributed, *given), settler(distributed.device)
         )
         self.progress = Progress()
         self.data_shares: list[float] = []  # of each run: waiting for data
@@ -124,7 +124,7 @@ class TimedTraining:
         """
         watch = self.watch
         watch.start()
-        given = (self.learner, self.plan, self.distributed, watch, self.progress)
+        given = (self.training, self.plan, self.distributed, watch, self.progress)
         fit(*given, Until(watch, seconds))
         self.checkpoints.wait()  # the one of the stop; its writing is not to slow the other side
         took = sum(watch.steps[SKIP:])
@@ -141,7 +141,7 @@ class TimedTraining:
         for _ in range(count):
             watch.start()
             stop = StopRequest(steps=1, start=progress.step)
-            fit(self.learner, plan, self.distributed, watch, progress, stop)
+            fit(self.training, plan, self.distributed, watch, progress, stop)
             self.checkpoints.wait()
             found.append(watch.busy)
         return found

@@ -143,8 +143,8 @@ def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     settle = bare_loop.settler(distributed.device)
 
     def own(recipe: Recipe, skip: int) -> Callable[[], Sample]:
-        pupil = build.learner(recipe, source, distributed)
-        given = (recipe, source, pupil, distributed)
+        training = build.training_state(recipe, source, distributed)
+        given = (recipe, source, training, distributed)
         return lambda: drawn(prepared(*given), job.seconds, skip, settle)
 
     def timms(prefetcher: bool) -> Callable[[], Sample]:
@@ -161,12 +161,12 @@ def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     return [Side.rates(*side) for side in zip(sides, found, strict=True)], reason
 
 
-def prepared(recipe: Recipe, source: Any, pupil: Any, distributed: Any) -> Iterator[int]:
+def prepared(recipe: Recipe, source: Any, training: Any, distributed: Any) -> Iterator[int]:
     """The images of each batch of the recipe's own path, said once they are ready for the model."""
     from .. import build
 
     data = build.train_pipeline(recipe, source, distributed)
-    for batches in data.train(0, FAR, pupil.parts):
+    for batches in data.train(0, FAR, training.accumulation_steps):
         yield sum(map(len, batches))
 
 
@@ -184,10 +184,10 @@ class Workshop:
         recipe = self.recipe
         self.place = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
         self.both = build.data(recipe)
-        self.pupil = build.learner(recipe, self.both.train, self.place)
-        self.plan = build.plan(recipe, self.both, self.pupil, self.place)
-        build.fit_memory(self.pupil, self.plan, self.place, tell)
-        given = (self.pupil, self.plan, self.place)
+        self.training = build.training_state(recipe, self.both.train, self.place)
+        self.plan = build.plan(recipe, self.both, self.training, self.place)
+        build.fit_memory(self.training, self.plan, self.place, tell)
+        given = (self.training, self.plan, self.place)
         run = run_folder.new_run(job.folder, recipe.name)
         self.training = bare_loop.TimedTraining(*given, run, recipe.checkpoint, tell)
 
@@ -197,7 +197,7 @@ class Workshop:
 
     def batches(self) -> list[Any]:
         """The prepared micro-batches of the first step."""
-        (batches,) = self.plan.batches(0, 1, self.pupil.parts)
+        (batches,) = self.plan.batches(0, 1, self.training.accumulation_steps)
         return batches
 
     def evaluating(self, count: int) -> Callable[[], Any]:
@@ -208,7 +208,7 @@ class Workshop:
         val = self.both.val
         few = val if count >= len(val) else take(val, count, self.recipe.seed)
         both = replace(self.both, val=few)
-        plan = build.plan(self.recipe, both, self.pupil, self.place)
+        plan = build.plan(self.recipe, both, self.training, self.place)
         return lambda: plan.evaluate(lambda: False, lambda done, total: None)
 
 
@@ -217,7 +217,7 @@ def made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: 
     from .. import build
     from ..benchmarking import bare_loop
 
-    model = build.placed(recipe, build.model(recipe, classes), place)
+    model = build.place_model(recipe, build.model(recipe, classes), place)
     criterion = build.criteria(recipe, place.device)["loss"]
     optimizer = build.optimizer(recipe, model)
     return bare_loop.BareLoop(model, optimizer, criterion, batches, place)
@@ -234,7 +234,7 @@ def step(job: Job) -> Found:
     facts = {
         "train_images": len(shop.both.train),
         "val_images": len(shop.both.val),
-        "micro_batches": shop.pupil.parts,
+        "micro_batches": shop.training.accumulation_steps,
         "data_share_of_step": statistics.median(shop.training.data_shares[1:]),
         "epoch_end_seconds": statistics.median(ends[1:]),
     }
@@ -247,7 +247,7 @@ def evaluation(job: Job) -> Found:
     from ..benchmarking import bare_loop
 
     shop = Workshop(job)
-    model, size = shop.pupil.model, shop.recipe.eval_batch_size
+    model, size = shop.training.model, shop.recipe.eval_batch_size
     with bare_loop.seen_by(model) as seen:
         shop.evaluating(size)()
     rate = bare_loop.bare_forward(model, seen[:1], shop.place).rate
@@ -290,7 +290,12 @@ def timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     """The command of train.py for the recipe, the images of its steps; or why there is none."""
     shop = Workshop(job, plain)
     recipe, source, place = shop.recipe, shop.both.train, shop.place
-    given = (place.precision, place.device.type, len(usable_cores()), shop.pupil.parts)
+    given = (
+        place.precision,
+        place.device.type,
+        len(usable_cores()),
+        shop.training.accumulation_steps,
+    )
     try:
         words = timm_baseline.train_words(recipe, job.script, source, *given)
     except timm_baseline.Untranslatable as error:

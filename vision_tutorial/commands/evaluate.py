@@ -112,9 +112,11 @@ def evaluate_runs(
     source = build.split(recipe, args.split, distributed)
     network, paths = inference.networks(found, len(source.classes), args.weights, distributed)
     task = build.task(recipe, source.classes)
-    inference.check_looks(task, args)
+    inference.check_options(task, args)
     looks = {"tta": args.tta, "window": args.window, "stride": args.stride}
-    common = {"forward": engine.looking(network, **looks, ensemble=args.ensemble or "soft")}
+    common = {
+        "forward": engine.prediction_function(network, **looks, ensemble=args.ensemble or "soft")
+    }
     common["size"] = args.size
     plain = build.evaluation(recipe, source, network, task, distributed, **common)
     result = {
@@ -154,7 +156,7 @@ def score(path: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any
 
     recipe, file = loaded.recipe, Path(args.submission)
     source = build.split(recipe, args.split, distributed)
-    inference.check_looks(build.task(recipe, source.classes), args)
+    inference.check_options(build.task(recipe, source.classes), args)
     found = inference.scored(recipe, source, file, args.size, distributed)
     return {"run": str(path), "weights": str(file), "split": args.split, **numbers(found)}
 

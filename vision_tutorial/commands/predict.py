@@ -75,12 +75,12 @@ def predict(args: argparse.Namespace) -> int:
         recipe = recipe if args.split else one_by_one(recipe, source)
         network, _ = inference.networks(found, len(source.classes), args.weights, distributed)
         network.eval()
-        forward = engine.looking(
+        forward = engine.prediction_function(
             network, args.tta, args.window, args.stride, args.ensemble or "soft"
         )
         refine = None if args.no_refine else inference.refining(recipe)
         task = build.task(recipe, source.classes)
-        inference.check_looks(task, args)
+        inference.check_options(task, args)
         said = inference.answers(recipe, source, task, forward, distributed, refine)
         console = Console(stderr=True)
         bar = track(said, "predicting", len(source), console=console, disable=args.json)

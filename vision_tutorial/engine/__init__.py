@@ -9,8 +9,8 @@ from .profiling import profiled
 from .progress import make_display
 from .recorder import RunRecorder, restore, summarise
 from .signals import StopRequest
-from .step import TrainingState, fitting_parts
-from .tta import looking
+from .step import TrainingState, fit_accumulation_steps
+from .tta import prediction_function
 from .weights import load_weights, put_weights, weights_path
 
 __all__ = [
@@ -28,9 +28,9 @@ __all__ = [
     "decay_at",
     "evaluate",
     "fit",
-    "fitting_parts",
+    "fit_accumulation_steps",
     "load_weights",
-    "looking",
+    "prediction_function",
     "make_display",
     "profiled",
     "put_weights",

@@ -11,7 +11,7 @@ from ..core.task import Batch, Meter
 from .distributed import Distributed
 from .evaluation import Evaluation, Interrupted
 from .signals import StopRequest
-from .step import Outcome, Reader, TrainingState, lag_of, take_step
+from .step import StepQueue, StepResult, TrainingState, async_steps_of, take_step
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Progress:
     table: dict[str, list[Any]] = field(default_factory=dict)  # of classes, at the best epoch
     total_seconds: float = 0.0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, result: StepResult) -> None:
         """Count a step. The loss of a skipped step is no number and stays out of the mean."""
-        self.skipped += outcome.skipped
-        if not outcome.skipped:
-            self.items += outcome.items
-            for name, value in outcome.losses.items():
+        self.skipped += result.skipped
+        if not result.skipped:
+            self.items += result.items
+            for name, value in result.losses.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
 
     def spend(self, waited: float, took: float, total: float) -> None:
@@ -110,7 +110,7 @@ class Recorder:
 
 
 def fit(
-    learner: TrainingState,
+    training: TrainingState,
     plan: Plan,
     distributed: Distributed,
     recorder: Recorder,
@@ -118,37 +118,37 @@ def fit(
     stop: StopRequest,
 ) -> bool:
     """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
-    learner.skipped_in_row = progress.skipped_in_row
-    learner.lag = lag_of(learner, distributed)
+    training.skipped_in_row = progress.skipped_in_row
+    training.async_steps = async_steps_of(training, distributed)
     if pending(plan, progress) and not end_epoch(
-        learner, plan, distributed, recorder, progress, stop
+        training, plan, distributed, recorder, progress, stop
     ):
         return False
     if plan.converged(progress.rows):  # before it was interrupted
         return True
-    learner.model.train()
-    reader = Reader(learner, progress.add)
+    training.model.train()
+    queue = StepQueue(training, progress.add)
     began = time.perf_counter() - progress.total_seconds
     clock = time.perf_counter()
-    for batches in plan.batches(progress.step, plan.steps, learner.parts):
+    for batches in plan.batches(progress.step, plan.steps, training.accumulation_steps):
         waited = time.perf_counter() - clock
         lr = plan.lr(progress.step, progress.headlines(f"val/{plan.headline}"))
         asked = stop.asked(progress.step)
-        reader.expect(take_step(learner, distributed, batches, progress.step, asked))
+        queue.expect(take_step(training, distributed, batches, progress.step, asked))
         progress.step += 1
         ended, due = pending(plan, progress), recorder.due(progress)
-        reader.read(behind=0 if ended or due else learner.lag)
-        leaving = reader.stops(progress.step, ended) or stop.reached(progress.step)
+        queue.read(behind=0 if ended or due else training.async_steps)
+        leaving = queue.stops(progress.step, ended) or stop.reached(progress.step)
         if leaving:
-            reader.read(behind=0)
-        progress.skipped_in_row = learner.skipped_in_row
+            queue.read(behind=0)
+        progress.skipped_in_row = training.skipped_in_row
         now = time.perf_counter()
         progress.spend(waited, now - clock, now - began)
         with progress.overhead():
             images = sum(map(len, batches)) * distributed.world
-            recorder.stepped(progress, reader.loss, lr, images)
+            recorder.stepped(progress, queue.loss, lr, images)
         if ended:
-            if not end_epoch(learner, plan, distributed, recorder, progress, stop):
+            if not end_epoch(training, plan, distributed, recorder, progress, stop):
                 return False
             if plan.converged(progress.rows):
                 return True
@@ -185,7 +185,7 @@ def pending(plan: Plan, progress: Progress) -> bool:
 
 
 def end_epoch(
-    learner: TrainingState,
+    training: TrainingState,
     plan: Plan,
     distributed: Distributed,
     recorder: Recorder,

@@ -38,7 +38,7 @@ class RunRecorder(Recorder):
     """
 
     run: Path
-    learner: TrainingState
+    training: TrainingState
     distributed: Distributed
     checkpoints: Checkpoints
     policy: CheckpointPolicy
@@ -51,7 +51,7 @@ class RunRecorder(Recorder):
     def save(self, progress: Progress, is_best: bool) -> None:
         """Write a checkpoint, on a thread, when the one before is written and reported."""
         self.catch_up()
-        tensors, state = training_state_dict(self.learner, self.distributed, progress)
+        tensors, state = training_state_dict(self.training, self.distributed, progress)
         self.checkpoints.save(progress.step, tensors, state, is_best)
         self.saved, self.is_best = time.monotonic(), is_best
 
@@ -95,11 +95,11 @@ class RunRecorder(Recorder):
 
 
 def training_state_dict(
-    learner: TrainingState, distributed: Distributed, progress: Progress
+    training: TrainingState, distributed: Distributed, progress: Progress
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """All that training depends on from here: tensors by file, and JSON."""
-    optimizer, packed = flatten_optimizer(learner.optimizer.state_dict())
-    tensors = tensors_by_file(learner) | {"optim": optimizer}
+    optimizer, packed = flatten_optimizer(training.optimizer.state_dict())
+    tensors = tensors_by_file(training) | {"optim": optimizer}
     state = {
         "progress": asdict(progress),
         "optimizer": packed,
@@ -108,34 +108,36 @@ def training_state_dict(
     return {name: group for name, group in tensors.items() if group}, state
 
 
-def tensors_by_file(learner: TrainingState) -> dict[str, Mapping[str, Tensor]]:
+def tensors_by_file(training: TrainingState) -> dict[str, Mapping[str, Tensor]]:
     """The tensors whose names and shapes the recipe gives, by file."""
     return {
-        "model": learner.model.state_dict(),
-        "ema": learner.ema.tensors,
-        "criteria": learner.blends.state_dict(),
+        "model": training.model.state_dict(),
+        "ema": training.ema.tensors,
+        "criteria": training.blends.state_dict(),
     }
 
 
 def restore(
-    learner: TrainingState, distributed: Distributed, checkpoints: Checkpoints
+    training: TrainingState, distributed: Distributed, checkpoints: Checkpoints
 ) -> Progress | None:
-    """Put the newest whole checkpoint into `learner`; None where there never was one."""
+    """Put the newest whole checkpoint into `training`; None where there never was one."""
     loaded = checkpoints.load(
-        {name: group for name, group in tensors_by_file(learner).items() if group}
+        {name: group for name, group in tensors_by_file(training).items() if group}
     )
     step = -1 if loaded is None else loaded.step
-    if distributed.any(step != distributed.share(step)):
+    if distributed.any(step != distributed.broadcast_object(step)):
         raise UserError(
             f"{checkpoints.folder}: the processes found different checkpoints; all must see the "
             "same run folder. Use a shared disk, or one machine."
         )
     if loaded is None:
         return None
-    learner.model.load_state_dict(loaded.tensors["model"])
-    learner.ema.load(loaded.tensors.get("ema", {}))
-    learner.blends.load_state_dict(loaded.tensors.get("criteria", {}))
-    restore_optimizer(learner.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"])
+    training.model.load_state_dict(loaded.tensors["model"])
+    training.ema.load(loaded.tensors.get("ema", {}))
+    training.blends.load_state_dict(loaded.tensors.get("criteria", {}))
+    restore_optimizer(
+        training.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"]
+    )
     if distributed.scaler and loaded.state["scaler"]:
         distributed.scaler.load_state_dict(loaded.state["scaler"])
     return Progress(**loaded.state["progress"])

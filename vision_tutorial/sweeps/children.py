@@ -9,8 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,8 +19,8 @@ from typing import BinaryIO
 from ..core.atomic import read_json
 from ..core.child_process import environment, last_line, usable_cores
 from ..core.errors import ExitCode, UserError
+from ..core.stop import StopSignal
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 Child = subprocess.Popen[bytes]
 
@@ -123,7 +123,7 @@ def complaint(run: Path, log: Path) -> str:
     return next((line for line in reversed(lines) if line.startswith("error: ")), last_line(log))
 
 
-class Stop:
+class Stop(StopSignal):
     """Whether we were asked to stop; the children are asked in turn, once for each time."""
 
     def __init__(self) -> None:
@@ -143,15 +143,3 @@ class Stop:
         for child in self.children:
             if child.poll() is None:
                 child.terminate()
-
-    @contextmanager
-    def listening(self) -> Iterator["Stop"]:
-        """Take TERM, INT, HUP and USR1 for as long as this lasts."""
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # nohup's
-        before = {number: signal.signal(number, self.receive) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
