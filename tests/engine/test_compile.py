@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from forked import run_ranks
+from torch import nn
 
 from vision_tutorial import build
 from vision_tutorial.core.errors import UserError
@@ -18,14 +19,23 @@ NEEDS_COMPILER = pytest.mark.skipif(
 )
 
 
+@build.registry.models.register
+def two_layers(num_classes: int, /) -> nn.Module:
+    """A network that compiles fast."""
+    pool = (nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), *pool, nn.Linear(16, num_classes)
+    )
+
+
 def learned(compiled: str) -> tuple[dict, dict]:
     """The network after two steps, by name, and its metrics over 100 images (40, 40, 20)."""
     distributed = Distributed(threads=1)
-    recipe = load("recipes/debug.yaml", [*SMALL, f"compile={compiled}"]).recipe
+    recipe = load("recipes/debug.yaml", [*SMALL, "model=two_layers", f"compile={compiled}"]).recipe
     made = build.registry.datasets.bind("shapes", size=16, train=64, test=100)
     training = build.training_state(recipe, made("train"), distributed)
     data = build.train_pipeline(recipe, made("train"), distributed)
-    for step, batches in enumerate(data.train(0, 2)):
+    for step, batches in enumerate(data.train(0, 2, training.accumulation_steps)):
         resolve(training, take_step(training, distributed, batches, step, stop=False))
     metrics = build.evaluation(recipe, made("test"), training.model, training.task, distributed)
     weights = {name: t.numpy() for name, t in training.model.state_dict().items()}
@@ -34,15 +44,13 @@ def learned(compiled: str) -> tuple[dict, dict]:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_compiled_network_learns_and_is_evaluated_alike(world: int) -> None:
-    eager = run_ranks(world, lambda rank: learned("false"))
-    compiled = run_ranks(world, lambda rank: learned("true"), timeout=500)
-    for (weights, metrics), (others, same) in zip(compiled, eager, strict=True):
-        assert weights.keys() == others.keys()  # no "_orig_mod." in a checkpoint
-        for name, value in others.items():
-            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
-        assert metrics["loss"] == pytest.approx(same["loss"], rel=1e-3)
+def test_a_compiled_network_learns_and_is_evaluated_alike() -> None:
+    ((weights, metrics),) = run_ranks(1, lambda rank: learned("true"), timeout=500)
+    ((others, same),) = run_ranks(1, lambda rank: learned("false"))
+    assert weights.keys() == others.keys()  # no "_orig_mod." in a checkpoint
+    for name, value in others.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+    assert metrics["loss"] == pytest.approx(same["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ from accelerate.utils import (
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
+from ..core.child_process import usable_cores
 from ..core.errors import MemoryExhausted, PeerLost, UserError
 from ..core.sources import Source
-from .shared_dataset import Desk, take_up
+from .shared_dataset import sharing
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
@@ -39,7 +40,7 @@ class Distributed:
         self, precision: str = "fp32", threads: int | None = None, deterministic: bool = True
     ):
         self.rank, self.world, self.local_world = launched()
-        self.threads = threads or max(1, cores() // self.local_world)
+        self.threads = threads or max(1, len(usable_cores()) // self.local_world)
         torch.set_num_threads(self.threads)
         on_cpu = not torch.cuda.is_available() and self.world > 1
         self.precision, self.notice = usable_precision(
@@ -161,15 +162,15 @@ class Distributed:
         if self.world == 1:
             return read()
         first = self.rank == self.leader
-        with Desk() as desk:
+        with sharing() as shared:
             own = self.run_together(lambda: read() if first else None)
             several = first and self.local_world > 1
-            offer = self.run_together(lambda: desk.lay_down(own) if several else None)
-            offers = self.all_gather_object((offer, desk.notice))
-            notices = {self.notice, *(notice for _, notice in offers)} - {None}
+            shared = self.run_together(lambda: shared.publish(own) if several else shared)
+            everyones = self.all_gather_object(shared)
+            notices = {self.notice, *(other.notice for other in everyones)} - {None}
             self.notice = " ".join(sorted(notices)) or None
-            mine = offers[self.leader][0]
-            return self.run_together(lambda: take_up(mine) or own or read())
+            mine = everyones[self.leader]
+            return self.run_together(lambda: mine.attach() or own or read())
 
     def broadcast(self, values: Tensor, source: int) -> Tensor:
         """`values` of process `source`, in place."""
@@ -243,11 +244,6 @@ def launched() -> tuple[int, int, int]:
         f"the environment says {shown}, which no launcher would set; unset these, or start with "
         "torchrun --nproc N."
     )
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_algorithms(deterministic: bool) -> None:
