@@ -437,7 +437,7 @@ def test_every_key_and_entry_is_described(validator):
     for shelf, on_it in catalogue().items():
         for entry in on_it.entries.values():
             if shelf != "refiners":
-                assert entry.doc in made["$defs"][f"{registry}.{entry.name}"]["description"]
+                assert entry.doc in made["$defs"][f"{shelf}.{entry.name}"]["description"]
 
 
 # each is refused by loading as well, which the test checks

@@ -167,11 +167,11 @@ def masks(
             size = (args.size, args.size) if args.size else image.size[::-1]
             mask = inference.mask_of(answer.probabilities, size, args.smooth or not args.size)
             name = f"{Path(answer.key).with_suffix('')}.png"
-            inference.painting.save(inference.painting.image_of(mask), folder / "masks" / name)
+            inference.visualisation.save(inference.painting.image_of(mask), folder / "masks" / name)
             if args.overlays:
                 shown = image.resize(mask.shape[::-1])
-                laid = inference.painting.overlay(np.asarray(shown), mask)
-                inference.painting.save(laid, folder / "overlays" / name)
+                laid = inference.visualisation.overlay(np.asarray(shown), mask)
+                inference.visualisation.save(laid, folder / "overlays" / name)
             yield answer.key, answer.probabilities
 
     if args.submission:

@@ -28,7 +28,7 @@ def schema(shelves: Mapping[str, Shelf]) -> Schema:
     for key, mark in SHELVED.items():
         shelf, optional = shelves[mark.shelf], Recipe.model_fields[key].default is None
         defs |= _definitions(mark.shelf, mark.form, shelf)
-        reference = {"$ref": f"#/$defs/{mark.registry}.{mark.form}"}
+        reference = {"$ref": f"#/$defs/{mark.shelf}.{mark.form}"}
         properties[key] = {"anyOf": [reference, {"type": "null"}]} if optional else reference
     properties["extends"] = {"type": "string", "description": "A recipe whose keys hold here too."}
     return {

@@ -31,7 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=8192)]
 
 
-class Picture(Frozen):
+class GalleryImage(Frozen):
     """A file in the gallery's folder, and its size in pixels."""
 
     name: Annotated[str, Field(pattern=r"^[0-9a-f]{16}\.(png|webp)$")]
@@ -42,7 +42,7 @@ class Picture(Frozen):
 class Answer(Frozen):
     """What a classifier said of an image: the classes it found likeliest, the first one first."""
 
-    image: Picture
+    image: GalleryImage
     key: Text  # what the data set calls the image
     truth: Text
     said: Annotated[tuple[tuple[Text, Share], ...], Field(min_length=1, max_length=10)]
@@ -51,7 +51,7 @@ class Answer(Frozen):
 class Mask(Frozen):
     """Image, truth and prediction of one image. iou: the mean over its classes, in per cent."""
 
-    images: tuple[Picture, Picture, Picture]
+    images: tuple[GalleryImage, GalleryImage, GalleryImage]
     key: Text
     iou: float | None
 
@@ -59,7 +59,7 @@ class Mask(Frozen):
 class Tile(Frozen):
     """One image under the microscope, and what was done to it."""
 
-    image: Picture
+    image: GalleryImage
     label: Text
 
 
@@ -112,7 +112,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def image_bytes(run: Path, image: Picture) -> bytes:
+def image_bytes(run: Path, image: GalleryImage) -> bytes:
     """The file of an image. UserError unless it is the image that was kept, of a modest size."""
     path = run / FOLDER / image.name
     try:
@@ -137,7 +137,7 @@ class Writer:
             self.folder.mkdir(exist_ok=True)
         self.names: set[str] = set()
 
-    def keep(self, pixels: Any, most: int = 256) -> Picture:
+    def keep(self, pixels: Any, most: int = 256) -> GalleryImage:
         """uint8 (H, W, 3), written as a file; made smaller where a side is longer than `most`."""
         from PIL import Image
 
@@ -151,7 +151,7 @@ class Writer:
             self.names.add(name)
             with replacing(self.folder / name) as temporary:
                 write_bytes(temporary, out.getvalue())
-        return Picture(name=name, width=made.width, height=made.height)
+        return GalleryImage(name=name, width=made.width, height=made.height)
 
     def finish(self, gallery: Gallery) -> Path:
         """Write gallery.json; then take away what an earlier gallery left. Returns its path."""
@@ -165,7 +165,7 @@ class Writer:
         return path
 
 
-def images(gallery: Gallery) -> Iterable[Picture]:
+def images(gallery: Gallery) -> Iterable[GalleryImage]:
     """Every image of a gallery."""
     for answer in (*gallery.wrong, *gallery.right):
         yield answer.image
