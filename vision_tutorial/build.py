@@ -19,6 +19,7 @@ from .core.sources import Source, hold_out, take
 from .core.targets import sampled
 from .core.task import Batch, Task
 from .data import mix, pipeline
+from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import (
     Distributed,
@@ -53,7 +54,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     Returns the network on the meta device.
     """
     pipeline.chain(recipe.augment)
-    random = {c.name for c in recipe.eval_augment if pipeline.is_random(c)}
+    random = {c.name for c in recipe.eval_augment if operation(c).random}
     if random:
         names = ", ".join(sorted(random))
         raise UserError(

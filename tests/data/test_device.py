@@ -41,7 +41,7 @@ def test_chains_on_real_images():
     if not root:
         pytest.skip("VISION_TUTORIAL_ARRAYS names no folder that `vision-tutorial pack` made")
     images = np.array(arrays.load(Path(root), "test", "auto").images)
-    host, device = both(images, whole_chain().slots(draws(len(images)).items, (32, 32)))
+    host, device = both(images, whole_chain().ops(draws(len(images)).items, (32, 32)))
     assert len(CHAIN) > 4 and np.array_equal(host, device)
 
 

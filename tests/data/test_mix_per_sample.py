@@ -52,7 +52,9 @@ def test_images_are_timms(monkeypatch, mode, cuts):
 
     monkeypatch.setattr(mix_per_sample, "beta", lambda draws, alpha: shares.copy())
     numbers = np.stack([np.zeros(8), np.zeros(8), *(centres.T + 0.5) / 32], 1)
-    monkeypatch.setattr(mix_per_sample.Draws, "__call__", lambda self, count, block=0: numbers)
+    monkeypatch.setattr(
+        mix_per_sample.RandomStream, "__call__", lambda self, count, block=0: numbers
+    )
     ours = mix(terms(mode, **{"cutmix" if cuts else "mixup": 1.0}))
     mixed, class_map = ours(images, target, CLASSES, 0, 0, items)
     assert torch.equal(mixed, pixels)

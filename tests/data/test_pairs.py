@@ -21,10 +21,10 @@ from vision_tutorial.core.registry import augments
 from vision_tutorial.core.sources import ArraySource, Subset
 from vision_tutorial.core.targets import IGNORE, VOID
 from vision_tutorial.data import mix, pipeline, store
-from vision_tutorial.data.augmentation.batched_ops import Filter, Op, slot
+from vision_tutorial.data.augmentation.batched_ops import Filter, Op, batched_op
 from vision_tutorial.data.augmentation.mask_ops import MOVING, carried_out, of_masks
+from vision_tutorial.data.augmentation.operation import Operation, operation
 from vision_tutorial.data.augmentation.pairs import joint
-from vision_tutorial.data.augmentation.transforms import coloured
 from vision_tutorial.data.executors import tensors
 from vision_tutorial.data.loader import AugmentedImages, EvalOrder, make_loader
 from vision_tutorial.recipe.grammar import Choice
@@ -191,7 +191,7 @@ def test_masks_follow_learned_policies(policy):
     program = pipeline.attempt(recipe("seed=0"), [policy])
     for index in range(60):
         _, target = made([policy], mask, index)
-        slots = of_masks(program.slots(np.array([[0, index]]), (37, 53)))
+        slots = of_masks(program.ops(np.array([[0, index]]), (37, 53)))
         wanted = by_pillow(mask[None, ..., None].repeat(3, -1), slots)[0, ..., 0]
         assert np.array_equal(target, wanted)
         assert set(np.unique(target)) <= {*LABELS, VOID}
@@ -248,7 +248,7 @@ def test_masks_agree_with_torchvision():
     assert np.array_equal(made([choice("center_crop", size=30)], mask, 0)[1], crop)
     for index in range(5):
         _, target = made([choice("rotate", limit=45, p=1.0)], mask, index)
-        (drawn,) = pipeline.attempt(recipe("seed=0"), [choice("rotate", limit=45, p=1.0)]).slots(
+        (drawn,) = pipeline.attempt(recipe("seed=0"), [choice("rotate", limit=45, p=1.0)]).ops(
             np.array([[0, index]]), (60, 80)
         )
         angle = np.degrees(np.arcsin(-drawn.args[0, 1]))
@@ -266,7 +266,7 @@ def test_resized_masks_are_torchs_nearest_exact(size):
 
 
 def test_a_mask_takes_the_nearest_pixel_and_void_from_outside():
-    shift = slot(1, Op.AFFINE, (2, 3), 1, 0, 1, 0, 1, 0, int(Filter.BICUBIC), fill=(9, 9, 9))
+    shift = batched_op(1, Op.AFFINE, (2, 3), 1, 0, 1, 0, 1, 0, int(Filter.BICUBIC), fill=(9, 9, 9))
     found = carried_out(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), [0], [shift])
     assert found.tolist() == [[[2, 3, VOID], [5, 6, VOID]]]
 
@@ -473,13 +473,13 @@ def test_the_path_is_told():
 
 def test_what_evaluation_may_do():
     steady = ["resize", "center_crop", "equalize_luma"]
-    assert not any(pipeline.is_random(choice(name)) for name in steady)
-    assert not pipeline.is_random(choice("clahe", p=1.0, clip=(2.0, 2.0)))
+    assert not any(operation(choice(name)).random for name in steady)
+    assert not operation(choice("clahe", p=1.0, clip=(2.0, 2.0))).random
     for lucky in (choice("clahe", p=1.0), choice("clahe", clip=(2.0, 2.0)), choice("rotate")):
-        assert pipeline.is_random(lucky)
+        assert operation(lucky).random
     for name in ("brightness_contrast", "random_scale", "hflip", "cutout"):
-        assert pipeline.is_random(choice(name))
-    assert pipeline.is_random(choice("equalize_luma", p=0.5))
+        assert operation(choice(name)).random
+    assert operation(choice("equalize_luma", p=0.5)).random
 
 
 @pytest.mark.parametrize(
@@ -497,7 +497,7 @@ def test_entries_of_ones_own_say_that_they_move_nothing(monkeypatch):
     monkeypatch.setitem(augments.entries, "dim", lambda: dim)
     with pytest.raises(UserError, match=r'augment: dim \(\) has no form .* stage = "colour"'):
         joint([Choice("dim")], 0)
-    monkeypatch.setitem(augments.entries, "dim", lambda: coloured(partial(dim)))
+    monkeypatch.setitem(augments.entries, "dim", lambda: Operation(partial(dim), "colour"))
     mask = blocks(8, 9, 11)
     image, target = made([Choice("dim"), choice("hflip", p=1.0)], mask, 0)
     assert np.array_equal(image, np.array(painted(mask))[:, ::-1] // 2)

@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.registry import augments
 from ..core.sources import Source
 from ..core.task import Batch
 from ..recipe.fields import Colours, Recipe
 from ..recipe.grammar import Choice
 from . import mix
+from .augmentation.operation import AugmentationPlan, batched_form, operation
 from .augmentation.pairs import joint
-from .augmentation.sampling import Program
-from .augmentation.sampling import program as drawn
-from .augmentation.transforms import FRAMING, RANDOM
 from .loader import AugmentedImages, EvalOrder, PerImage, RawBatch, TrainOrder, make_loader
 from .preprocess import COLOURS, Preprocessor, erase_per_image
 from .store import OneImage, Store, ahead, has_numba, is_array
@@ -64,12 +61,12 @@ class DataPipeline:
             self.plan = batched_plan(recipe, copies)
         else:
             self.plan = attempt(recipe, recipe.eval_augment)
-            self.plan = self.plan if isinstance(self.plan, Program) else None
+            self.plan = self.plan if isinstance(self.plan, AugmentationPlan) else None
         self.store = None
         if self.plan is not None and is_array(source):
             self.store = Store(source, worker.device, recipe.data.memory, worker.threads)
             # where nothing is done to the images they are in memory already
-            self.keeps = not training and bool(self.plan.drawers)
+            self.keeps = not training and bool(self.plan.samplers)
         else:
             self.images = augmented_images(recipe, source, training, copies)
             self.keeps = not training and source.dense
@@ -139,24 +136,19 @@ class DataPipeline:
 
 
 def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
-    """Transforms of images, and of normalised tensors, in order."""
-    made = [augments.bind(c.name, **c.options)() for c in choices]
-    late = [t for t in made if getattr(t, "stage", "image") == "tensor"]
+    """References of the operations on images, and on normalised tensors, in order."""
+    made = [operation(choice) for choice in choices]
+    late = [one for one in made if one.stage == "tensor"]
     if late and made[-len(late) :] != late:
         raise UserError(
             "augment: random_erasing and cutout act after normalising; put them last in the list."
         )
-    return made[: len(made) - len(late)], late
+    references = [one.reference for one in made]
+    first = len(made) - len(late)
+    return references[:first], references[first:]
 
 
-def is_random(choice: Choice) -> bool:
-    """Whether an entry of the package may treat an image in more ways than one."""
-    if choice.name in ("clahe", "equalize_luma"):
-        return choice.options["p"] < 1 or len({*choice.options.get("clip", (1,))}) > 1
-    return choice.name in RANDOM or choice.name == "brightness_contrast"
-
-
-def batched_plan(recipe: Recipe, copies: int = 0) -> Program | None:
+def batched_plan(recipe: Recipe, copies: int = 0) -> AugmentationPlan | None:
     """The batched form of the training images' augmentation; None where it goes image by image.
 
     UserError where `data.path` insists on it and an entry has none.
@@ -164,19 +156,19 @@ def batched_plan(recipe: Recipe, copies: int = 0) -> Program | None:
     made = attempt(recipe, recipe.augment, copies)
     if isinstance(made, UserError) and recipe.data.path == "batched":
         raise made
-    return made if isinstance(made, Program) else None
+    return made if isinstance(made, AugmentationPlan) else None
 
 
 def attempt(
     recipe: Recipe, choices: Sequence[Choice], copies: int = 0
-) -> Program | UserError | None:
+) -> AugmentationPlan | UserError | None:
     """The batched form of a chain, or why there is none; None where it is not wanted."""
     if recipe.data.path == "timm":
         return None
     if copies:
         return UserError("loss: jsd needs copies of images; data.path=batched has none.")
     try:
-        return drawn([(choice.name, dict(choice.options)) for choice in choices], recipe.seed)
+        return batched_form(choices, recipe.seed)
     except UserError as error:
         return error
 
@@ -184,7 +176,7 @@ def attempt(
 def describe_path(recipe: Recipe, copies: int = 0, dense: bool = False) -> str:
     """In words: which path training images take, and why not the faster one."""
     made = attempt(recipe, recipe.augment, copies)
-    if isinstance(made, Program):
+    if isinstance(made, AugmentationPlan):
         return "batched: whole batches at once, the pixels that Pillow would give"
     reason = "as data.path says" if made is None else str(made).partition(". ")[0].rstrip(".")
     per_image = "joint: one image and its mask" if dense else "timm: one image"
@@ -201,13 +193,14 @@ def augmented_images(
             raise UserError("loss: jsd compares copies of images; there are none with masks.")
         return AugmentedImages(source, joint(choices, recipe.seed))
     made = batched_plan(recipe, copies) if training else attempt(recipe, choices)
-    if isinstance(made, Program):
+    if isinstance(made, AugmentationPlan):
         return AugmentedImages(source, OneImage(made))
     if not copies:
         return AugmentedImages(source, PerImage(chain(choices)[0], recipe.seed))
-    framing = [choice for choice in choices if choice.name in FRAMING]
-    others = [choice for choice in choices if choice.name not in FRAMING]
-    several = PerImage(chain(framing)[0], recipe.seed, copies, chain(others)[0])
+    made = [one for one in map(operation, choices) if one.stage != "tensor"]
+    framing = [one.reference for one in made if one.framing]
+    others = [one.reference for one in made if not one.framing]
+    several = PerImage(framing, recipe.seed, copies, others)
     return AugmentedImages(source, several)
 
 

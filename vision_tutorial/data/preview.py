@@ -19,12 +19,12 @@ from torchvision import transforms as tv
 from ..core import targets
 from ..core.errors import UserError
 from ..core.randomness import address
-from ..core.registry import augments
 from ..core.sources import Source
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice, Term
 from ..recipe.notation import scalar
-from .augmentation.batched_ops import Slot
+from .augmentation.batched_ops import BatchedOp
+from .augmentation.operation import operation
 from .augmentation.policies import signed
 from .loader import collate, seed_generators
 from .pipeline import DataPipeline, WorkerContext, augmented_images, colours
@@ -139,7 +139,7 @@ def apart(choice: Choice, pixels: np.ndarray, seed: int) -> list[Shot]:
 
     Each happens surely and at its nominal magnitude; which way (left, right) is drawn by `seed`.
     """
-    made = augments.bind(choice.name, **choice.options)()
+    made = operation(choice).reference
     made = made.transforms[0] if isinstance(made, tv.RandomChoice) else made
     if isinstance(made, timm_policies.AutoAugment):
         return [timms(pair, pixels, address(seed, n)) for n, pair in enumerate(made.policy)]
@@ -177,7 +177,7 @@ def torchvisions(
     size, slots, names = pixels.shape[:2], [], []
     for name, _, place in ops:
         codes, args = signed(space, name, place, size)[0]
-        slots.append(Slot(codes, args, size, tuple(fill or (0, 0, 0))))
+        slots.append(BatchedOp(codes, args, size, tuple(fill or (0, 0, 0))))
         levels = space[name][0]
         names.append(f"{name} {float(levels[place]):.3g}" if levels.ndim else name)
     made = carry_out(pixels[None], np.zeros(1, np.int64), slots, threads=1)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..core.sources import ArraySource, Source, Subset, base
 from .augmentation import mask_ops
-from .augmentation.batched_ops import Slot
-from .augmentation.sampling import Program
+from .augmentation.batched_ops import BatchedOp
+from .augmentation.operation import AugmentationPlan
 from .executors import tensors
 from .loader import Item, RawBatch
 
@@ -36,7 +36,9 @@ def has_numba() -> bool:
     return True
 
 
-def carry_out(images: np.ndarray, rows: np.ndarray, slots: Sequence[Slot], threads: int) -> Tensor:
+def carry_out(
+    images: np.ndarray, rows: np.ndarray, slots: Sequence[BatchedOp], threads: int
+) -> Tensor:
     """Images `rows` of images uint8 (N, H, W, 3) after `slots`, on the CPU: (B, 3, h, w)."""
     if has_numba():
         from .executors import compiled
@@ -51,12 +53,12 @@ def carry_out(images: np.ndarray, rows: np.ndarray, slots: Sequence[Slot], threa
 class OneImage:
     """The batched form for one image of any size, as the loader's workers decode them."""
 
-    program: Program
+    plan: AugmentationPlan
 
     def __call__(self, image: Image.Image, item: Item) -> Tensor:
         """uint8 (3, h, w)."""
         pixels = np.asarray(image)[None]
-        slots = self.program.slots(np.array([item]), pixels.shape[1:3])
+        slots = self.plan.ops(np.array([item]), pixels.shape[1:3])
         return carry_out(pixels, np.zeros(1, np.int64), slots, threads=1)[0]
 
 
@@ -80,10 +82,10 @@ class Store:
         free, _ = torch.cuda.mem_get_info(self.device)
         return self.images.nbytes + (0 if self.masks is None else self.masks.nbytes) < free / 4
 
-    def __call__(self, program: Program, items: np.ndarray) -> RawBatch:
+    def __call__(self, plan: AugmentationPlan, items: np.ndarray) -> RawBatch:
         """The images `items` int64 (B, 2), augmented, and their targets."""
         chosen = items[:, 1]
-        slots = program.slots(items, tuple(self.images.shape[1:3]))
+        slots = plan.ops(items, tuple(self.images.shape[1:3]))
         rows = chosen if self.rows is None else self.rows[chosen]
         if self.masks is None:
             target = self.targets[torch.from_numpy(chosen).to(self.targets.device)]
@@ -91,13 +93,13 @@ class Store:
             target = self.moved(rows, slots)
         return RawBatch(self.pixels(rows, slots), target, torch.from_numpy(items))
 
-    def pixels(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
+    def pixels(self, rows: np.ndarray, slots: Sequence[BatchedOp]) -> Tensor:
         """uint8 (B, 3, h, w), on the device that will augment or read them."""
         if self.device.type != "cuda":
             return carry_out(self.images, rows, slots, self.threads)
         return tensors.apply(self.on_gpu(self.images, rows).permute(0, 3, 1, 2), slots)
 
-    def moved(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
+    def moved(self, rows: np.ndarray, slots: Sequence[BatchedOp]) -> Tensor:
         """Masks uint8 (B, h, w), likewise."""
         if self.device.type != "cuda":
             return torch.from_numpy(mask_ops.carried_out(self.masks, rows, slots))
