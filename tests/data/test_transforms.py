@@ -19,7 +19,7 @@ from torchvision import transforms as tv
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import augments
-from vision_tutorial.data.augmentation import transforms as shelf
+from vision_tutorial.data.augmentation import transforms as registry
 
 
 def seed(number):
@@ -54,7 +54,7 @@ def images(request):
 
 def build(*names, **options):
     """A chain of entries; options by entry name."""
-    return [augments.bind(name, **options.get(name, {}))() for name in names]
+    return [augments.build(name, **options.get(name, {}))() for name in names]
 
 
 def apply(chain, image, number):
@@ -381,7 +381,7 @@ SIZES = {"random_resized_crop": (32, 32), "random_crop": (32, 32), "center_crop"
 ANY_SIZE = {"random_scale"}
 FIXED = {"resize", "center_crop"}
 LIKELY = {"grayscale": {"p": 0.5}, "gaussian_blur": {"p": 0.5}, "random_erasing": {"p": 0.5}}
-MINE = [name for name in augments if augments.entries[name].__module__ == shelf.__name__]
+MINE = [name for name in augments if augments.entries[name].__module__ == registry.__name__]
 
 
 def written(result):
@@ -536,5 +536,5 @@ def test_small_image_is_padded_for_a_random_crop():
 )
 def test_bad_options_answer_in_one_line(entry, options, message):
     with pytest.raises(UserError, match=message) as caught:
-        augments.bind(entry, **options)()
+        augments.build(entry, **options)()
     assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ def learned(compiled: str) -> tuple[dict, dict]:
     """The network after two steps, by name, and its metrics over 100 images (40, 40, 20)."""
     distributed = Distributed(threads=1)
     recipe = load("recipes/debug.yaml", [*SMALL, f"compile={compiled}"]).recipe
-    made = build.registry.datasets.bind("shapes", size=16, train=64, test=100)
+    made = build.registry.datasets.build("shapes", size=16, train=64, test=100)
     learner = build.learner(recipe, made("train"), distributed)
     for step, raw in enumerate(build.train_batches(recipe, made("train"), distributed, 0, 2)):
         settle(learner, take_step(learner, distributed, raw, step, stop=False))

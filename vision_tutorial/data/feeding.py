@@ -41,7 +41,7 @@ class Place:
 
 def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
     """Transforms of images, and of normalised tensors, in order."""
-    made = [augments.bind(c.name, **c.options)() for c in choices]
+    made = [augments.build(c.name, **c.options)() for c in choices]
     late = [t for t in made if getattr(t, "stage", "image") == "tensor"]
     if late and made[-len(late) :] != late:
         raise UserError(

@@ -143,7 +143,7 @@ def apart(choice: Choice, pixels: np.ndarray, seed: int) -> list[Shot]:
 
     Each happens surely and at its nominal magnitude; which way (left, right) is drawn by `seed`.
     """
-    made = augments.bind(choice.name, **choice.options)()
+    made = augments.build(choice.name, **choice.options)()
     made = made.transforms[0] if isinstance(made, tv.RandomChoice) else made
     if isinstance(made, timm_policies.AutoAugment):
         return [timms(pair, pixels, address(seed, n)) for n, pair in enumerate(made.policy)]

@@ -88,7 +88,7 @@ def step(choice: Choice) -> Step:
     drawer = form(**choice.options) if form else None
     if drawer is not None:
         return drawer
-    transform = augments.bind(choice.name, **choice.options)()
+    transform = augments.build(choice.name, **choice.options)()
     if getattr(transform, "stage", "image") == "image":
         shown = ", ".join(f"{key}: {value}" for key, value in choice.options.items())
         raise UserError(
