@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         + ". Leave the machine alone meanwhile: whatever else runs shows in the spread.",
     )
     add = made.add_argument
-    add("recipe", help="a recipe file; or the JSON of an earlier bench, to be shown again")
+    add("recipe", help="a recipe (file or name), or the JSON of an earlier bench")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
     add("--only", metavar="LIST", help=f"some of {','.join(STAGES)} (default: all)")
     add(
