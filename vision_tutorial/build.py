@@ -13,6 +13,7 @@ from torch import nn
 from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the registries)
 from .core import registry
 from .core.errors import UserError
+from .core.machine import usable_cores
 from .core.randomness import address
 from .core.sources import Source, hold_out, take
 from .core.targets import sampled
@@ -31,7 +32,6 @@ from .engine import (
     fitting_parts,
     rounds_of,
 )
-from .engine.distributed import cores
 from .engine.evaluation import Evaluation, answer_to_blank, refined
 from .engine.loop import converged
 from .recipe.batch_split import batch_parts, steps_per_epoch
@@ -203,7 +203,7 @@ def loader_workers(recipe: Recipe, distributed: Distributed) -> int:
     """Loader processes beside each training process."""
     if recipe.workers is not None:
         return recipe.workers
-    spare = cores() // distributed.local_world - 1
+    spare = len(usable_cores()) // distributed.local_world - 1
     return max(0, min(spare, 8))
 
 

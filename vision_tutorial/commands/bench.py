@@ -18,9 +18,10 @@ from ..benchmarking import timm_baseline
 from ..benchmarking.result import earlier, report, shown
 from ..benchmarking.startup import Job, scaling, startup, tell, turns_with_timm
 from ..benchmarking.timed_pairs import Pair, Sample, Side, drawn
-from ..core.child_process import in_child, peak_memory, usable_cores
+from ..core.child_process import in_child, peak_memory
 from ..core.cli_types import positive, positive_count
 from ..core.errors import UserError, run_main, unknown
+from ..core.machine import usable_cores
 from ..recipe.fields import Recipe
 from ..runs import run_folder
 

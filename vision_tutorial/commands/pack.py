@@ -9,6 +9,7 @@ from pathlib import Path
 from ..benchmarking import sprites
 from ..core import arrays, registry
 from ..core.errors import UserError, run_main
+from ..core.machine import usable_cores
 from ..recipe.loading import load
 
 EPILOG = """\
@@ -72,7 +73,7 @@ def pack_parts(args: argparse.Namespace) -> int:
     if not 0 < args.mib < 1e6:
         raise UserError(f"--mib is {args.mib:g}; a size above 0 is expected.")
     for part, size in sprites.pack(
-        place(args.folder), place(args.out), int(args.mib * 2**20), threads()
+        place(args.folder), place(args.out), int(args.mib * 2**20), len(usable_cores())
     ):
         print(f"{part}: {size / 2**20:.1f} MiB")
     return 0
@@ -81,7 +82,9 @@ def pack_parts(args: argparse.Namespace) -> int:
 def unpack(args: argparse.Namespace) -> int:
     """Parts as an arrays folder; says which are missing."""
     target = place(args.to)
-    manifest, missing = sprites.unpack([Path(part) for part in args.parts], target, threads())
+    manifest, missing = sprites.unpack(
+        [Path(part) for part in args.parts], target, len(usable_cores())
+    )
     if missing:
         print(f"{target}: still missing {', '.join(missing)}; unpack to the same folder.")
     else:
@@ -108,11 +111,6 @@ def described(folder: Path, manifest: arrays.Manifest) -> str:
         f"{folder}: {manifest.name}, {splits}, {len(manifest.classes)} classes\n"
         f"use it with: 'dataset={{arrays: {{root: {folder}}}}}'"
     )
-
-
-def threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

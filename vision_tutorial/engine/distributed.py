@@ -23,6 +23,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..core.errors import MemoryExhausted, PeerLost, UserError
+from ..core.machine import usable_cores
 from ..core.sources import Source
 from .shared_dataset import Desk, take_up
 
@@ -39,7 +40,7 @@ class Distributed:
         self, precision: str = "fp32", threads: int | None = None, deterministic: bool = True
     ):
         self.rank, self.world, self.local_world = launched()
-        self.threads = threads or max(1, cores() // self.local_world)
+        self.threads = threads or max(1, len(usable_cores()) // self.local_world)
         torch.set_num_threads(self.threads)
         on_cpu = not torch.cuda.is_available() and self.world > 1
         self.precision, self.notice = usable_precision(
@@ -243,11 +244,6 @@ def launched() -> tuple[int, int, int]:
         f"the environment says {shown}, which no launcher would set; unset these, or start with "
         "torchrun --nproc N."
     )
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_algorithms(deterministic: bool) -> None:
