@@ -62,7 +62,7 @@ def compared(title: str, images: np.ndarray, slots: list[BatchedOp]) -> str:
 def rows(recipes: list[Path]) -> Iterator[str]:
     """The table, then the frequencies of timm's original policy."""
     first = load(recipes[0]).recipe
-    make = registry.datasets.bind(first.dataset.name, **first.dataset.options)
+    make = registry.datasets.build(first.dataset.name, **first.dataset.options)
     test, train = (np.asarray(base(make(split)).images) for split in ("test", "train"))
     versions = f"Pillow {PIL.__version__}, torch {torch.__version__}"
     yield f"Images of {first.dataset.name}; {versions}, NumPy {np.__version__}."

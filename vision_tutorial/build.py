@@ -12,8 +12,8 @@ from torch import nn
 
 from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the registries)
 from .core import registry
-from .core.child_process import usable_cores
 from .core.errors import UserError
+from .core.machine import usable_cores
 from .core.randomness import address
 from .core.sources import Source, hold_out, take
 from .core.targets import sampled
@@ -97,7 +97,7 @@ def data(recipe: Recipe, distributed: Distributed | None = None) -> Data:
 
 def whole(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
     """All of the data set's train or test; of several processes on a machine, one reads it."""
-    make = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)
+    make = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)
     made = distributed.share_dataset(lambda: make(name)) if distributed else make(name)
     if made.dense != task(recipe, made.classes).dense:
         has, other = ("masks", "segmentation") if made.dense else ("no masks", "classification")
@@ -132,12 +132,12 @@ def model(recipe: Recipe, classes: int, weights: bool = True) -> nn.Module:
     if not weights and options.get("pretrained"):
         options["pretrained"] = False
     torch.manual_seed(address(recipe.seed, "init"))
-    return registry.models.bind(recipe.model.name, **options)(classes)
+    return registry.models.build(recipe.model.name, **options)(classes)
 
 
 def task(recipe: Recipe, classes: Sequence[str]) -> Task:
     """What the engine needs to know of the track."""
-    return registry.tasks.bind(recipe.task.name, **recipe.task.options)(classes)
+    return registry.tasks.build(recipe.task.name, **recipe.task.options)(classes)
 
 
 def place_model(recipe: Recipe, network: nn.Module, distributed: Distributed) -> nn.Module:
@@ -159,13 +159,13 @@ def optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
         no_decay_1d=recipe.parameter_groups.no_decay_1d,
         layer_decay=recipe.parameter_groups.layer_decay,
     )
-    return registry.optimizers.bind(recipe.optimizer.name, **options)(groups)
+    return registry.optimizers.build(recipe.optimizer.name, **options)(groups)
 
 
 def learning_rates(recipe: Recipe, steps_per_epoch: int) -> Callable[[int, Sequence[float]], float]:
     """lr as a function of the step (and, for plateau, of the metrics so far)."""
     return optim.learning_rates(
-        registry.schedules.bind(recipe.schedule.name, **recipe.schedule.options),
+        registry.schedules.build(recipe.schedule.name, **recipe.schedule.options),
         lr=recipe.optimizer.options["lr"],
         epochs=recipe.epochs,
         steps_per_epoch=steps_per_epoch,

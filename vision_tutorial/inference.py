@@ -62,7 +62,7 @@ def networks(
 
 def refining(recipe: Recipe) -> Callable | None:
     """The recipe's refiners as one function (image, probabilities) -> probabilities, or None."""
-    steps = [registry.refiners.bind(c.name, **c.options) for c in recipe.refine]
+    steps = [registry.refiners.build(c.name, **c.options) for c in recipe.refine]
 
     def refine(image: np.ndarray, probabilities: torch.Tensor) -> torch.Tensor:
         for step in steps:

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "5 storage, 143 preempted (continue with the run folder).",
     )
     add = made.add_argument
-    add("recipe", help="a recipe file, or a run folder to continue")
+    add("recipe", help="a recipe (file or name), or a run folder to continue")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
     add(
         "--resume",

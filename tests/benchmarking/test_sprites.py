@@ -26,7 +26,7 @@ BUDGET = 300_000  # bytes a part: two parts
 def packed(tmp_path_factory) -> Path:
     """root/set as an arrays folder, root/out with its two parts."""
     root = tmp_path_factory.mktemp("packed")
-    make = datasets.bind("shapes", size=16, train=530, test=30)
+    make = datasets.build("shapes", size=16, train=530, test=30)
     arrays.write(root / "set", "shapes", {split: make(split) for split in ("train", "test")})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sprites, "PICTURES", 250)  # several sheets of few images

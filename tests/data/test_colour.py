@@ -171,5 +171,5 @@ def test_clahe_of_a_image_changes_its_luma_by_a_limit_from_clip():
 )
 def test_bad_options_answer_in_one_line(entry, options, message):
     with pytest.raises(UserError, match=message) as caught:
-        augments.bind(entry, **options)()
+        augments.build(entry, **options)()
     assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from vision_tutorial.data.preview import Panel, apart, preview
 from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
-from vision_tutorial.recipe.signatures import catalogue
+from vision_tutorial.recipe.signatures import static_signatures
 
 SMALL = "dataset={shapes: {train: 60, test: 20, size: 16}}"
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -38,7 +38,7 @@ def by_title(panels: list[Panel], beginning: str) -> Panel:
 
 def entry(name: str, **options: object) -> Choice:
     """A choice with all its options, as a recipe has it."""
-    defaults = {o.name: o.default for o in catalogue()["augments"].entries[name].options}
+    defaults = {o.name: o.default for o in static_signatures()["augments"].entries[name].options}
     return Choice(name, defaults | options)
 
 

@@ -388,7 +388,7 @@ def test_a_size_of_two_numbers_is_both_sides():
     images = channels_last(drawn(np.random.default_rng(3), 4, 40, 30))
     (slot,) = drawer("resize", size=(20, 50))(draws(4), (40, 30))
     found = compiled.apply(images, np.arange(4), [slot])
-    singly = augments.bind("resize", size=(20, 50))()
+    singly = augments.build("resize", size=(20, 50))()
     for image, picture in zip(images, found, strict=True):
         wanted = Image.fromarray(image).resize((50, 20), Image.Resampling.BICUBIC)
         assert np.array_equal(picture, wanted)

@@ -53,7 +53,7 @@ def images(request):
 
 def build(*names, **options):
     """A chain of entries; options by entry name."""
-    return [augments.bind(name, **options.get(name, {}))().reference for name in names]
+    return [augments.build(name, **options.get(name, {}))().reference for name in names]
 
 
 def apply(chain, image, number):
@@ -534,5 +534,5 @@ def test_small_image_is_padded_for_a_random_crop():
 )
 def test_bad_options_answer_in_one_line(entry, options, message):
     with pytest.raises(UserError, match=message) as caught:
-        augments.bind(entry, **options)()
+        augments.build(entry, **options)()
     assert "\n" not in str(caught.value)

@@ -85,7 +85,7 @@ def test_a_run_without_balance_has_no_such_state(tmp_path: Path) -> None:
 
 
 def images() -> ArraySource:
-    return build.registry.datasets.bind("shapes", size=16, train=64, test=10)("train")
+    return build.registry.datasets.build("shapes", size=16, train=64, test=10)("train")
 
 
 def learner_and_steps(distributed: Distributed, *more: str) -> tuple[TrainingState, list]:

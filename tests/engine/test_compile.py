@@ -32,7 +32,7 @@ def learned(compiled: str) -> tuple[dict, dict]:
     """The network after two steps, by name, and its metrics over 100 images (40, 40, 20)."""
     distributed = Distributed(threads=1)
     recipe = load("recipes/debug.yaml", [*SMALL, "model=two_layers", f"compile={compiled}"]).recipe
-    made = build.registry.datasets.bind("shapes", size=16, train=64, test=100)
+    made = build.registry.datasets.build("shapes", size=16, train=64, test=100)
     training = build.training_state(recipe, made("train"), distributed)
     data = build.train_pipeline(recipe, made("train"), distributed)
     for step, batches in enumerate(data.train(0, 2, training.accumulation_steps)):

@@ -26,7 +26,7 @@ def recipe(*more: str) -> Recipe:
 
 
 def images() -> ArraySource:
-    return build.registry.datasets.bind("shapes", size=16, train=64, test=10)("train")
+    return build.registry.datasets.build("shapes", size=16, train=64, test=10)("train")
 
 
 def training_and_batch(distributed: Distributed, *more: str) -> tuple[TrainingState, list[Batch]]:
@@ -287,7 +287,7 @@ def test_synchronised_batchnorm_keeps_the_activations() -> None:
     from vision_tutorial.engine import distributed
 
     assert distributed.convert_sync_batchnorm is convert_sync_batchnorm
-    network = build.registry.models.bind("regnety_002", stem="cifar")(10).eval()
+    network = build.registry.models.build("regnety_002", stem="cifar")(10).eval()
     images = torch.randn(2, 3, 32, 32)
     expected = network(images)
     torch.testing.assert_close(convert_sync_batchnorm(network).eval()(images), expected)

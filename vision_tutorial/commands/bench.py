@@ -17,9 +17,10 @@ from ..benchmarking import timm_baseline
 from ..benchmarking.result import earlier, report, shown
 from ..benchmarking.startup import Job, scaling, startup, tell, turns_with_timm
 from ..benchmarking.timed_pairs import Pair, Sample, Side, drawn
-from ..core.child_process import in_child, peak_memory, usable_cores
+from ..core.child_process import in_child, peak_memory
 from ..core.cli_types import positive, positive_count
 from ..core.errors import UserError, run_main, unknown
+from ..core.machine import usable_cores
 from ..recipe.fields import Recipe
 from ..runs import run_folder
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         + ". Leave the machine alone meanwhile: whatever else runs shows in the spread.",
     )
     add = made.add_argument
-    add("recipe", help="a recipe file; or the JSON of an earlier bench, to be shown again")
+    add("recipe", help="a recipe (file or name), or the JSON of an earlier bench")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
     add("--only", metavar="LIST", help=f"some of {','.join(STAGES)} (default: all)")
     add(

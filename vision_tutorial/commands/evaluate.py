@@ -12,7 +12,7 @@ from ..core.atomic import plain
 from ..core.cli_types import add_looks
 from ..core.errors import UserError, run_main
 from ..recipe.fields import identity
-from ..recipe.loading import Loaded, load
+from ..recipe.loading import Loaded, load, recipe_path
 from ..runs import run_folder
 
 
@@ -82,8 +82,8 @@ def wanted(args: argparse.Namespace) -> list[Path]:
 
 def recipe_of(run: Path, args: argparse.Namespace) -> Path:
     """The recipe of a run folder."""
-    if args.submission and run.is_file():
-        return run
+    if args.submission and recipe_path(run).is_file():
+        return recipe_path(run)
     return run_folder.recipe_file(run)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..benchmarking import sprites
 from ..core import arrays, registry
 from ..core.errors import UserError, run_main
+from ..core.machine import usable_cores
 from ..recipe.loading import load
 
 EPILOG = """\
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     )
     actions = made.add_subparsers(dest="action", required=True, metavar="arrays|parts|unpack")
     add = actions.add_parser("arrays", description="A recipe's data set as an arrays folder.")
-    add.add_argument("recipe", help="a recipe file; its `dataset` is packed")
+    add.add_argument("recipe", help="a recipe (file or name); its `dataset` is packed")
     add.add_argument("folder", help="the folder to make")
     add.add_argument("overrides", nargs="*", metavar="key.sub=value", help="change the recipe")
     add.add_argument(
@@ -60,7 +61,7 @@ def pack_arrays(args: argparse.Namespace) -> int:
 
     build.import_files(loaded.imports, args.trust_imports)
     choice = loaded.recipe.dataset
-    make = registry.datasets.bind(choice.name, **choice.options)
+    make = registry.datasets.build(choice.name, **choice.options)
     splits = {split: make(split) for split in ("train", "test")}
     manifest = arrays.write(place(args.folder), splits["train"].name, splits)
     print(described(place(args.folder), manifest))
@@ -72,7 +73,7 @@ def pack_parts(args: argparse.Namespace) -> int:
     if not 0 < args.mib < 1e6:
         raise UserError(f"--mib is {args.mib:g}; a size above 0 is expected.")
     for part, size in sprites.pack(
-        place(args.folder), place(args.out), int(args.mib * 2**20), threads()
+        place(args.folder), place(args.out), int(args.mib * 2**20), len(usable_cores())
     ):
         print(f"{part}: {size / 2**20:.1f} MiB")
     return 0
@@ -81,7 +82,9 @@ def pack_parts(args: argparse.Namespace) -> int:
 def unpack(args: argparse.Namespace) -> int:
     """Parts as an arrays folder; says which are missing."""
     target = place(args.to)
-    manifest, missing = sprites.unpack([Path(part) for part in args.parts], target, threads())
+    manifest, missing = sprites.unpack(
+        [Path(part) for part in args.parts], target, len(usable_cores())
+    )
     if missing:
         print(f"{target}: still missing {', '.join(missing)}; unpack to the same folder.")
     else:
@@ -108,11 +111,6 @@ def described(folder: Path, manifest: arrays.Manifest) -> str:
         f"{folder}: {manifest.name}, {splits}, {len(manifest.classes)} classes\n"
         f"use it with: 'dataset={{arrays: {{root: {folder}}}}}'"
     )
-
-
-def threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ..core.sources import data_root
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
 from ..recipe.notation import duration
-from ..recipe.recipe_info import facts, used
+from ..recipe.recipe_info import recipe_info, used
 from ..report import gallery_files
 from ..runs import run_folder
 from ..runs.reader import collect
@@ -187,7 +187,7 @@ def images(recipe: Recipe) -> Data:
             raise UserError(f"{options['root']}: has no split '{min(missing)}'.")
         whole, test = counted["train"], counted["test"]
     else:
-        whole, test = facts(recipe).whole, options.get("test", CIFAR.test)
+        whole, test = recipe_info(recipe).whole, options.get("test", CIFAR.test)
     if whole is None:
         raise UserError(
             f"dataset {name}: nobody knows how many images it has. Leave out --budget, --scale "

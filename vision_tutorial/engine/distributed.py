@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..core.child_process import usable_cores
 from ..core.errors import MemoryExhausted, PeerLost, UserError
+from ..core.machine import usable_cores
 from ..core.sources import Source
 from .shared_dataset import sharing
 

@@ -10,31 +10,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from .fields import SHELVED, UNESSENTIAL, Recipe
+from .fields import REGISTRY_FIELDS, UNESSENTIAL, Recipe
 
 NONE = "–"
 SHORT = {"cross_entropy": "CE"}
 LEADING = "lr"  # the option that is written without its name
 HEADS = "‖"  # decoder ‖ auxiliary
-FORMS = {key: mark.form for key, mark in SHELVED.items()}
+FORMS = {key: mark.form for key, mark in REGISTRY_FIELDS.items()}
 
 
 class Entry(NamedTuple):
-    """One entry of a choice, blend or chain."""
+    """One entry of a choice, weighted sum or list."""
 
     name: str
-    weight: float | None  # None: no summand of a blend
+    weight: float | None  # None: no summand of a weighted sum
     options: Mapping[str, Any]
 
 
 def entries(key: str, value: Any) -> list[Entry]:
     """The entries that a recipe's value names; [] for null."""
     form = FORMS[key]
-    if form == "blend":
+    if form == "weighted_sum":
         value = {value: {}} if isinstance(value, str) else value
         pairs = value.items() if isinstance(value, dict) else ()
         return [_term(name, given) for name, given in pairs]
-    listed = value if form == "chain" and isinstance(value, list) else [value] * (value is not None)
+    listed = value if form == "list" and isinstance(value, list) else [value] * (value is not None)
     return [_choice(item) for item in listed]
 
 
@@ -76,12 +76,12 @@ def duration(seconds: float) -> str:
 
 
 class Notation:
-    """Cells for some recipes. Options, and entries of a chain, are written where they differ."""
+    """Cells for some recipes. Options, and entries of a list, are written where they differ."""
 
     def __init__(self, recipes: Sequence[dict[str, Any]], everything: bool = False) -> None:
         self.recipes, self.everything = recipes, everything
         self._visible = {key: self._differing(key) for key in FORMS}
-        self._shared = {key: self._common(key) for key in FORMS if FORMS[key] == "chain"}
+        self._shared = {key: self._common(key) for key in FORMS if FORMS[key] == "list"}
 
     @cached_property
     def columns(self) -> list[str]:
@@ -113,7 +113,7 @@ class Notation:
         return cell
 
     def words(self, key: str, value: Any) -> str:
-        """A choice, blend or chain in words."""
+        """A choice, weighted sum or list in words."""
         named = entries(key, value)
         weighted = any(entry.weight not in (None, 1.0) for entry in named)
         shared = self._shared.get(key, frozenset())
@@ -124,7 +124,7 @@ class Notation:
             if _fixed(entry) not in shared
         ]
         shown = ["…"] * (len(shown) < len(named)) + shown
-        return (" + " if FORMS[key] == "blend" else ", ").join(shown) or NONE
+        return (" + " if FORMS[key] == "weighted_sum" else ", ").join(shown) or NONE
 
     def _entry(self, key: str, entry: Entry) -> str:
         visible = self._visible[key]
@@ -148,7 +148,7 @@ class Notation:
         return {pair for pair, values in seen.items() if len(values) > 1}
 
     def _common(self, key: str) -> frozenset[str]:
-        """The entries of a chain that every recipe has, which are worth no words."""
+        """The entries of a list that every recipe has, which are worth no words."""
         if self.everything or not self.recipes:
             return frozenset()
         each = [{_fixed(entry) for entry in entries(key, r.get(key))} for r in self.recipes]
@@ -213,7 +213,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
 def _entries_changed(key: str, one: Any, two: Any) -> Iterator[str]:
     old, new = _numbered(entries(key, one)), _numbered(entries(key, two))
     weights = [{name: entry.weight for name, entry in each.items()} for each in (old, new)]
-    if FORMS[key] == "chain":
+    if FORMS[key] == "list":
         yield from (f"− {name}" for name in old if name not in new)
         yield from (f"+ {name}" for name in new if name not in old)
         if list(old) != list(new) and old.keys() == new.keys():

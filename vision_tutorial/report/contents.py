@@ -188,7 +188,7 @@ def recipe(values: dict[str, Any]) -> dict[str, str]:
 
     def cell(key: str) -> str:
         value = leaf(values, key)
-        if FORMS.get(key) == "chain" and isinstance(value, list):
+        if FORMS.get(key) == "list" and isinstance(value, list):
             return "\n".join(written.words(key, [item]) for item in value)
         return scalar(written.cell(values, key))
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ..core.child_process import kill_family, usable_cores
+from ..core.child_process import kill_family
 from ..core.errors import ExitCode, UserError
+from ..core.machine import usable_cores
 from ..recipe.batch_split import batch_parts
 from ..recipe.fields import Recipe
 from ..recipe.notation import duration

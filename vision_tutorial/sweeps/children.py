@@ -17,8 +17,9 @@ from types import FrameType
 from typing import BinaryIO
 
 from ..core.atomic import read_json
-from ..core.child_process import environment, last_line, usable_cores
+from ..core.child_process import environment, last_line
 from ..core.errors import ExitCode, UserError
+from ..core.machine import usable_cores
 from ..core.stop import StopSignal
 
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG

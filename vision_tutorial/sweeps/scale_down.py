@@ -26,10 +26,9 @@ from typing import Any, NamedTuple
 from ..core.atomic import write_text
 from ..recipe.fields import Recipe, to_yaml
 from ..recipe.grammar import Choice
-from ..recipe.loading import load
+from ..recipe.loading import RECIPES, load
 from ..recipe.yaml_lines import read_document
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
 EPOCHS, BATCH, PICTURES = 200, 512, 50_000  # of r0 … r3, in full
 STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it

@@ -104,7 +104,7 @@ def operation(choice: Choice) -> Operation:
 
     An entry of a student's own may return a plain transform, with `stage` as an attribute.
     """
-    made = augments.bind(choice.name, **choice.options)()
+    made = augments.build(choice.name, **choice.options)()
     if isinstance(made, Operation):
         return made
     return Operation(made, getattr(made, "stage", "image"), random=False)
