@@ -23,7 +23,7 @@ COMMANDS = {
     "report": "runs as one HTML page",
     "gallery": "a run's images, right and wrong, for its report",
     "note": "a remark about a run, kept in its folder",
-    "pack": "a data set as mapped files, or as sprites in parts",
+    "pack": "a data set as mapped files",
     "doctor": "is this machine ready?",
 }
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmarking import timm_baseline
-from ..benchmarking.result import earlier, report, shown
-from ..benchmarking.startup import Job, scaling, startup, tell, turns_with_timm
+from ..benchmarking.result import print_result, read_result, report
+from ..benchmarking.startup import Job, beside_timm, scaling, startup, tell
 from ..benchmarking.timed_pairs import Pair, Sample, Side, drawn
 from ..core.child_process import in_child, peak_memory
 from ..core.cli_types import positive, positive_count
@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, or read what was measured, and print."""
-    said = earlier(args.recipe) if args.recipe.endswith(".json") else measured(args)
-    print(json.dumps(said, indent=1) if args.json else "\n".join(shown(said, args.markdown)))
+    result = read_result(args.recipe) if args.recipe.endswith(".json") else measured(args)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_result(result, args.markdown)
     return 0
 
 
@@ -190,11 +193,11 @@ class Workshop:
         build.fit_memory(self.training, self.plan, self.place, tell)
         given = (self.training, self.plan, self.place)
         run = run_folder.new_run(job.folder, recipe.name)
-        self.training = bare_loop.TimedTraining(*given, run, recipe.checkpoint, tell)
+        self.timed = bare_loop.TimedTraining(*given, run, recipe.checkpoint, tell)
 
     def run(self) -> Sample:
         """The real loop for some seconds."""
-        return self.training.run(self.job.seconds, self.recipe.batch_size)
+        return self.timed.run(self.job.seconds, self.recipe.batch_size)
 
     def batches(self) -> list[Any]:
         """The prepared micro-batches of the first step."""
@@ -231,12 +234,12 @@ def step(job: Job) -> Found:
     trainer, bare = job.in_turn("step", [shop.run, lambda: loop.run(job.seconds)])
     tell("step: checkpoints and rows")
     found = shop.evaluating(shop.recipe.eval_batch_size)()
-    ends = shop.training.ends_of_epochs(1 + job.rounds, found)
+    ends = shop.timed.ends_of_epochs(1 + job.rounds, found)
     facts = {
         "train_images": len(shop.both.train),
         "val_images": len(shop.both.val),
         "micro_batches": shop.training.accumulation_steps,
-        "data_share_of_step": statistics.median(shop.training.data_shares[1:]),
+        "data_share_of_step": statistics.median(shop.timed.data_shares[1:]),
         "epoch_end_seconds": statistics.median(ends[1:]),
     }
     sides = Side.rates("trainer", trainer), Side.rates("bare loop", bare)
@@ -277,7 +280,7 @@ def timm(job: Job) -> Found:
     words, batch, reason = in_child(timm_words, job, plain)
     if reason:
         return [], {"no_timm_train": reason}
-    ours, other = turns_with_timm(job, lambda: in_child(one_rate, job, plain), words, batch)
+    ours, other = beside_timm(job, lambda: in_child(one_rate, job, plain), words, batch)
     sides = Side.rates("trainer", ours), Side.rates("timm's train.py", other)
     return [Pair("step, plain model", "images/s", *sides, {"command": words[1:]})], {}
 

@@ -22,7 +22,6 @@ from accelerate.utils import (
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from ..core.child_process import usable_cores
 from ..core.errors import MemoryExhausted, PeerLost, UserError
 from ..core.machine import usable_cores
 from ..core.sources import Source
