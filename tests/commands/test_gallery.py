@@ -13,10 +13,10 @@ from PIL import Image
 from vision_tutorial import build, inference
 from vision_tutorial import train as training
 from vision_tutorial.commands import gallery as command
-from vision_tutorial.commands.report import gallery_files
 from vision_tutorial.data.executors import compiled  # noqa: F401  (numba, before the fork)
 from vision_tutorial.data.shapes import shapes
 from vision_tutorial.recipe.loading import load
+from vision_tutorial.report import gallery_files
 from vision_tutorial.report.contents import Wall, described
 from vision_tutorial.runs.reader import read
 

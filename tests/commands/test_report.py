@@ -16,8 +16,8 @@ import pytest
 from run_folders import edit, make_run
 
 from vision_tutorial.commands import report as command
-from vision_tutorial.commands.report import contents, rendering, words
 from vision_tutorial.core.atomic import write_json
+from vision_tutorial.report import contents, rendering, words
 from vision_tutorial.report.gallery_files import Answer, Gallery, Group, Tile, Writer
 from vision_tutorial.runs import reader
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.atomic import read_json
 from ..core.errors import UserError
-from ..runs import run_folder
+from ..runs.fingerprint import fingerprint
 from .startup import Job
 from .timed_pairs import Pair
 
@@ -25,7 +25,7 @@ def report(
 ) -> dict[str, Any]:
     """All that a bench found, on what machine, with which versions; took: seconds."""
     plain = [pair.plain() for pair in pairs]
-    here, name = run_folder.fingerprint(), job.load().recipe.name
+    here, name = fingerprint(), job.load().recipe.name
     return {
         "recipe": name,
         "overrides": list(job.overrides),

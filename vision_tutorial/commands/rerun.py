@@ -10,7 +10,8 @@ from typing import Any
 
 from ..core.cli_types import positive, positive_count
 from ..core.errors import ExitCode, UserError, run_main
-from ..runs import reader, run_folder
+from ..runs import reader
+from ..runs.fingerprint import fingerprint
 from ..runs.reproducibility import Verdict, differences, edited, first_difference, judge
 from ..runs.run import Run
 from ..sweeps import children
@@ -105,7 +106,7 @@ def processes(run: Run) -> int:
 
 def expected(world: int) -> dict[str, Any]:
     """The fingerprint that a training here will have, as far as it is known before."""
-    facts = run_folder.fingerprint()
+    facts = fingerprint()
     if world > 1:
         facts["environment"] |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     return facts

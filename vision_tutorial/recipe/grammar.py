@@ -67,6 +67,10 @@ class On:
     form: str = "choice"
 
 
+# A registry that takes any name with any options, for values that were checked before.
+UNCHECKED = Shelf("entry", fallback=Entry("", "", (), "", "", forwards=True), outside=None)
+
+
 class At(UserError):
     """A UserError that knows the path, below its key, of what is wrong."""
 

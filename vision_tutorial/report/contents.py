@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..core.errors import UserError, short
-from ..recipe.notation import FORMS, Notation, changed, duration, leaf, leaves, number, scalar
+from ..recipe.loading import read_back
+from ..recipe.notation import FORMS, Notation, duration, entries, leaf, leaves, number, scalar
 from ..runs.run import Point, Run
 from ..runs.seed_statistics import Sample
 from ..tables import columns
 from ..tables.columns import View
-from ..tables.comparison import lines
+from ..tables.comparison import changed_in_base, lines
 from ..tables.labels import state_word
 from . import gallery_files
 from .gallery_files import Gallery, GalleryImage
@@ -96,7 +97,7 @@ def described(run: Run, label: str, language: str, wall: "Wall") -> dict[str, An
         "series": series(run),
         "classes": classes(run, said),
         "confusion": confusion(run, gallery, said),
-        "recipe": recipe(run.recipe),
+        "recipe": recipe(run.typed),
         "base": base(run),
         "environment": environment(run),
         "gallery": gallery and shown_gallery(gallery, said),
@@ -120,8 +121,7 @@ def facts(run: Run, said: Words, language: str) -> Iterator[tuple[str, str | Non
     yield said["time"], duration(run.seconds) if run.seconds else None
     yield said["created"], run.created
     if run.base:
-        pairs = ({key: pair[n] for key, pair in run.changes.items()} for n in (0, 1))
-        yield said["changed"].format(base=run.base), changed(*pairs)
+        yield said["changed"].format(base=run.base), changed_in_base(run)
     yield said["folder"], str(run.folder) if run.folder else None
 
 
@@ -188,8 +188,8 @@ def recipe(values: dict[str, Any]) -> dict[str, str]:
 
     def cell(key: str) -> str:
         value = leaf(values, key)
-        if FORMS.get(key) == "chain" and isinstance(value, list):
-            return "\n".join(written.words(key, [item]) for item in value)
+        if FORMS.get(key) == "chain":
+            return "\n".join(written.words(key, entry) for entry in entries(value))
         return scalar(written.cell(values, key))
 
     return {cut(key): cut(cell(key)) for key in leaves(values)}
@@ -199,8 +199,7 @@ def base(run: Run) -> dict[str, Any] | None:
     """What the recipe extends: its name, and in what it differs (None: it lacks the key)."""
     if run.base is None:
         return None
-    mine = recipe(run.recipe)
-    theirs = recipe(run.recipe | {key: before for key, (before, _) in run.changes.items()})
+    mine, theirs = recipe(run.typed), recipe(read_back(run.base_recipe))
     keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     return {"name": short(run.base, 80), "recipe": {key: theirs.get(key) for key in keys}}
 

@@ -21,7 +21,7 @@ from ..core.errors import UserError
 from ..recipe.fields import digest
 from ..recipe.yaml_lines import read_document
 from . import reader
-from .run import Run, mapping
+from .run import Run, json_object
 from .run_folder import TIMED
 from .seed_statistics import Sample, Spread, margin, pooled
 
@@ -151,7 +151,7 @@ def _manifests(run: Run) -> dict[str, dict[str, Any]]:
     found = {}
     for folder in sorted((run.folder / "ckpt").glob("step-*")):
         try:
-            found[folder.name] = mapping(folder, "MANIFEST.json")
+            found[folder.name] = json_object(folder / "MANIFEST.json")
         except UserError:
             continue  # a damaged checkpoint tells nothing
     return {name: manifest for name, manifest in found.items() if manifest}

@@ -38,19 +38,19 @@ def from_api(api: Any, path: str) -> list[Run]:
 
 
 def _run(found: Any) -> Run:
-    recipe, kept = dict(found.config), dict(found.summary)
+    recipe, summary = dict(found.config), dict(found.summary)
     status = STATES.get(found.state, found.state)
     if status == "done":  # also of a run that was paused
-        status = as_text(kept.get("status")) or status
-    summary = {key: kept.get(key) for key in ("metric", "chosen_on")}
+        status = as_text(summary.get("status")) or status
+    kept = {key: summary.get(key) for key in ("metric", "chosen_on")}
     for which in ("best", "last"):
-        summary[which] = {part: kept.get(f"{which}/{part}") for part in ("epoch", "value")}
+        kept[which] = {part: summary.get(f"{which}/{part}") for part in ("epoch", "value")}
     return Run(
         name=str(recipe.get("name") or found.name),
         id=found.id,
         recipe=recipe,
         status=status,
-        summary=summary | {"status": status, "wall_seconds": kept.get("_runtime")},
+        summary=kept | {"status": status, "wall_seconds": summary.get("_runtime")},
         fingerprint={"created": found.created_at},
         link=found.url,
     )

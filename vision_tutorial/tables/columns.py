@@ -56,7 +56,7 @@ class View:
     @cached_property
     def notation(self) -> Notation:
         """The notation of the lines' recipes."""
-        return Notation([line.run.recipe for line in self.lines], self.everything)
+        return Notation([line.run.typed for line in self.lines], self.everything)
 
     @cached_property
     def groups(self) -> list[Line]:
@@ -88,7 +88,7 @@ def recipes(view: View) -> Iterable[Field]:
     """The keys in which the recipes differ, or all keys."""
 
     def cell(key: str, line: Line) -> Any:
-        return view.notation.cell(line.run.recipe, key)
+        return view.notation.cell(line.run.typed, key)
 
     for key in view.notation.columns:
         yield Field(Column(key, key_words(key, view.language)), partial(cell, key))

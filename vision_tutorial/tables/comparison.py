@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from ..core.errors import UserError, unknown
+from ..recipe import grammar
+from ..recipe.loading import read_back
 from ..recipe.notation import FORMS, changed, entries, find, leaves, number
 from ..runs.reader import natural
 from ..runs.run import Point, Run, recipe_key
@@ -127,15 +129,15 @@ def ordered(made: Sequence[Line], key: str) -> list[Line]:
         "last": lambda line: _better_first(line, line.last),
     }
     if key not in keys:
-        known = {name for line in made for name in (*leaves(line.run.recipe), *_options(line.run))}
+        known = {name for line in made for name in (*leaves(line.run.typed), *_options(line.run))}
         if key not in known:
             raise UserError(unknown("column", key, {*keys, *known}))
-    return sorted(made, key=keys.get(key, lambda line: _number_first(find(line.run.recipe, key))))
+    return sorted(made, key=keys.get(key, lambda line: _number_first(find(line.run.typed, key))))
 
 
 def _options(run: Run) -> Iterable[str]:
     for key in FORMS:
-        yield from (f"{key}.{o}" for x in entries(key, run.recipe.get(key)) for o in x.options)
+        yield from (f"{key}.{o}" for x in entries(run.typed.get(key)) for o in x.options)
 
 
 def _better_first(line: Line, sample: Sample | None) -> Any:
@@ -148,7 +150,7 @@ def _number_first(value: Any) -> Any:
     """A key that puts numbers before words and nothing last."""
     if number(value) is not None:
         return (0, value, [])
-    return (2, 0, []) if value is None else (1, 0, natural(json.dumps(value)))
+    return (2, 0, []) if value is None else (1, 0, natural(json.dumps(grammar.plain(value))))
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -165,12 +167,18 @@ def step(line: Line, groups: Sequence[Line], assumed: float | None = None) -> St
         return None
     over = parent(run, groups)
     if over is None:
-        return Step(changed(*({k: v[n] for k, v in run.changes.items()} for n in (0, 1))))
-    words = changed(over.run.recipe, run.recipe)
+        return Step(changed_in_base(run))
+    words = changed(over.run.typed, run.typed)
     if not (line.done and over.done and line.measure == over.measure):
         return Step(words, over)
     delta = line.best.mean - over.best.mean
     return Step(words, over, delta, margin(line.best, over.best, usual(line, groups, assumed)))
+
+
+def changed_in_base(run: Run) -> str:
+    """What a run's recipe changed in the one that it extends, in words."""
+    before, after = ({key: pair[n] for key, pair in run.changes.items()} for n in (0, 1))
+    return changed(read_back(before), read_back(after))
 
 
 def usual(line: Line, groups: Sequence[Line], assumed: float | None) -> Spread | None:
@@ -181,7 +189,7 @@ def usual(line: Line, groups: Sequence[Line], assumed: float | None) -> Spread |
 
 def parent(run: Run, groups: Sequence[Line]) -> Line | None:
     """The line of the recipe that a run's extends: the very same one, else one of that file."""
-    before = recipe_key(run.recipe | {key: pair[0] for key, pair in run.changes.items()})
+    before = recipe_key(run.base_recipe)
     others = [other for other in groups if other.run.key != run.key]
     same = [other for other in others if other.run.key == before]
     named = [other for other in others if other.run.file == run.base]

@@ -31,7 +31,7 @@ def week3(view: View) -> Table:
     """The Week-3 report's own rows, as columns: it is shown transposed. And what it left out."""
 
     def cell(name: str, key: str) -> columns.Field:
-        return view.field(name, lambda line: find(line.run.recipe, key))
+        return view.field(name, lambda line: find(line.run.typed, key))
 
     def option(name: str, key: str, wanted: str, absent: Any = None) -> columns.Field:
         return view.field(name, partial(entry_option, key, name, wanted, absent))
@@ -67,18 +67,18 @@ def week3(view: View) -> Table:
 
 def chosen(line: Line, key: str) -> str:
     """The name of the entry that a choice chose."""
-    return PLAIN.words(key, line.run.recipe.get(key)).partition("(")[0]
+    return PLAIN.words(key, line.run.typed.get(key)).partition("(")[0]
 
 
 def entry_option(key: str, name: str, option: str, absent: Any, line: Line) -> Any:
     """An option of the entry `name` in a chain or blend; `absent` without that entry."""
-    named = [entry for entry in entries(key, line.run.recipe.get(key)) if entry.name == name]
+    named = [entry for entry in entries(line.run.typed.get(key)) if entry.name == name]
     return named[0].options.get(option) if named else absent
 
 
 def warmup(line: Line) -> str | None:
     """ "0.01 / 5" """
-    lr, epochs = (find(line.run.recipe, f"warmup.{part}") for part in ("lr", "epochs"))
+    lr, epochs = (find(line.run.typed, f"warmup.{part}") for part in ("lr", "epochs"))
     return f"{scalar(lr)} / {scalar(epochs)}" if epochs else None
 
 
@@ -105,15 +105,15 @@ def runlog(view: View) -> Table:
 
 def model_name(line: Line) -> str:
     """The model and its backbone."""
-    model = line.run.recipe.get("model")
-    options = next((entry.options for entry in entries("model", model)), {})
+    model = line.run.typed.get("model")
+    options = next((entry.options for entry in entries(model)), {})
     backbones = [scalar(options[name]) for name in BACKBONES if options.get(name)]
     return " / ".join([chosen(line, "model"), *backbones])
 
 
 def arguments(view: View, line: Line) -> str:
     """The settings that the students' log names, and what else differs between the runs."""
-    recipe = line.run.recipe
+    recipe = line.run.typed
     said = {key: PLAIN.cell(recipe, key) for key in ARGUMENTS}
     said["optimizer"] = Notation([], everything=True).cell(recipe, "optimizer")
     others = (key for key in view.notation.columns if key not in said)
@@ -144,8 +144,8 @@ def losses(view: View) -> Table:
     fields = [
         view.field("run", lambda line: line.label),
         *columns.status(view),
-        view.field("optimizer", lambda line: notation.cell(line.run.recipe, "optimizer")),
-        view.field("heads", lambda line: notation.cell(line.run.recipe, "loss")),
+        view.field("optimizer", lambda line: notation.cell(line.run.typed, "optimizer")),
+        view.field("heads", lambda line: notation.cell(line.run.typed, "loss")),
         *columns.results(view),
         *columns.times(view),
     ]
