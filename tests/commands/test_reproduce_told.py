@@ -11,7 +11,7 @@ from vision_tutorial.commands import reproduce as command
 from vision_tutorial.core import child_process
 from vision_tutorial.runs.reader import collect
 from vision_tutorial.tables.columns import View
-from vision_tutorial.tables.comparison import lines
+from vision_tutorial.tables.comparison import rows_of
 
 
 def view_of(tmp_path: Path, **values: list[float]) -> View:
@@ -19,7 +19,7 @@ def view_of(tmp_path: Path, **values: list[float]) -> View:
     for name, bests in values.items():
         for seed, best in enumerate(bests):
             make_run(tmp_path, name, f"seed={seed}", id=str(seed), values=[best])
-    return View(lines(collect([tmp_path])[0]))
+    return View(rows_of(collect([tmp_path])[0]))
 
 
 def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from vision_tutorial.engine import Checkpoints, NoEma, Progress, Recorder
 from vision_tutorial.engine.progress import NoDisplay
 from vision_tutorial.recipe.fields import CheckpointPolicy
 from vision_tutorial.runs import run_folder
-from vision_tutorial.runs.wandb_logger import NoTracker
+from vision_tutorial.runs.wandb_logger import Tracker
 
 
-class Told(NoTracker, NoDisplay):
+class Told(Tracker, NoDisplay):
     """Remembers what it hears."""
 
     def __init__(self) -> None:

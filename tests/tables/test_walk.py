@@ -20,7 +20,7 @@ from vision_tutorial.recipe.grammar import Term
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import reader
 from vision_tutorial.tables.columns import View
-from vision_tutorial.tables.comparison import lines
+from vision_tutorial.tables.comparison import rows_of
 from vision_tutorial.tables.layouts import generic
 
 PACKAGE = Path(vision_tutorial.__file__).parent
@@ -65,7 +65,7 @@ def test_a_loss_walks_through_few_files(tmp_path: Path) -> None:
 
     def walk() -> None:
         folder = make_run(tmp_path / "runs", file)
-        table = generic(View(lines([reader.read(folder), reader.read(other)])))
+        table = generic(View(rows_of([reader.read(folder), reader.read(other)])))
         place = [column.key for column in table.columns].index("loss")
         cells["text"] = table.rows[0][place]
 
@@ -91,4 +91,4 @@ def test_a_foreign_or_older_recipe_is_shown_as_far_as_it_can_be(tmp_path: Path) 
     for loss, cell in (("{new_loss: {weight: 0.5, a: 1}}", "0.5 new_loss"), ("[3, x]", "[3, x]")):
         (folder / "recipe.yaml").write_text(text.partition("loss:")[0] + f"loss: {loss}\nfar: 1\n")
         run = reader.read(folder)
-        assert View(lines([run])).notation.cell(run.typed, "loss") == cell
+        assert View(rows_of([run])).notation.cell(run.typed, "loss") == cell

@@ -11,7 +11,7 @@ from ..core.errors import UserError, run_main
 from ..runs.reader import collect
 from ..runs.run import Run
 from ..runs.run_folder import write_text
-from ..runs.wandb_logger import NoTracker, make_tracker
+from ..runs.wandb_logger import WandbTracker, make_tracker
 from ..runs.wandb_reader import PREFIX, project_runs
 from ..tables import comparison, table
 from ..tables.columns import View
@@ -63,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(args: argparse.Namespace) -> int:
     """Read the runs, make the table, show it."""
     runs = found(args.runs)
-    lines = comparison.lines(runs, args.each or args.layout == "runlog")
+    rows = comparison.rows_of(runs, args.each or args.layout == "runlog")
     if args.sort:
-        lines = comparison.ordered(lines, args.sort)
-    made = LAYOUTS[args.layout](View(lines, args.lang, args.all, args.spread))
+        rows = comparison.ordered(rows, args.sort)
+    made = LAYOUTS[args.layout](View(rows, args.lang, args.all, args.spread))
     form = args.format or SUFFIXES.get(args.output.suffix if args.output else "", "terminal")
     as_columns = (args.layout == "week3") != args.transpose
     shown = made.transposed() if as_columns and form != "json" else made
@@ -115,7 +115,7 @@ def log(made: Table, runs: Sequence[Run]) -> None:
         folder=Path.cwd(),
         say=say,
     )
-    if isinstance(tracker, NoTracker):
+    if not isinstance(tracker, WandbTracker):
         say("wandb: nothing was logged")
     titles, rows = table.uniform(made)
     tracker.table("compare", titles, rows)

@@ -329,7 +329,7 @@ def finish(args: argparse.Namespace, shift: Shift) -> int:
     """The table on the screen and as Markdown, the page, and what is missing; the exit code."""
     found, _ = collect([shift.folder])
     if found:
-        view = View(comparison.lines(found), args.lang)
+        view = View(comparison.rows_of(found), args.lang)
         made = week3(view).transposed()
         table.terminal(made, sys.stdout)
         write_text(shift.folder / "week3.md", table.markdown(made))
@@ -369,11 +369,11 @@ def command(words: Sequence[str], log: Path, enough: Callable[[], bool] = lambda
 
 def order(view: View) -> str:
     """Whether r0 < r1 < r2 came out, and whether that is more than noise."""
-    done = {line.run.name: line for line in view.lines if line.done}
+    done = {line.run.name: line for line in view.rows if line.done}
     if missing := [name for name in TABLE[:3] if name not in done]:
         return f"r0 < r1 < r2: not known without {', '.join(missing)}"
     r0, r1, r2 = (done[name].best.mean for name in TABLE[:3])
-    steps = {name: view.steps[line] for name, line in done.items()}
+    steps = {name: view.deltas[line] for name, line in done.items()}
     known = [VERDICTS.get(steps[name].verdict if steps[name] else "") for name in TABLE[1:3]]
     told = [
         f"{after - before:+.2f}{f' {verdict}' if verdict else ''}"

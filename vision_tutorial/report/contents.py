@@ -13,7 +13,7 @@ from ..runs.run import Point, Run
 from ..runs.seed_statistics import Sample
 from ..tables import columns
 from ..tables.columns import View
-from ..tables.comparison import changed_in_base, lines
+from ..tables.comparison import changed_in_base, rows_of
 from ..tables.labels import state_word
 from . import gallery_files
 from .gallery_files import Gallery, GalleryImage
@@ -61,12 +61,12 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
     """`compare`'s table, with the results in front; a row names the places of its runs."""
     places = {id(run): place for place, run in enumerate(runs)}
-    view = View(lines(runs), language)
+    view = View(rows_of(runs), language)
     parts = (columns.status, columns.results, columns.progress, columns.times, columns.recipes)
     fields = [field for part in parts for field in part(view)]
     table = columns.table(view, [view.field("run", lambda line: line.label), *fields])
     rows = []
-    for line, values, texts in zip(view.lines, table.rows, table.texts(), strict=True):
+    for line, values, texts in zip(view.rows, table.rows, table.texts(), strict=True):
         cells = [{"value": sortable(v), "text": cut(t)} for v, t in zip(values, texts, strict=True)]
         rows.append({"runs": [places[id(run)] for run in line.runs], "cells": cells})
     titles = [{"title": c.title, "number": c.kind != "text"} for c in table.columns]

@@ -23,7 +23,7 @@ from ..recipe.yaml_lines import read_document
 from . import reader
 from .run import Run, json_object
 from .run_folder import TIMED
-from .seed_statistics import Sample, Spread, margin, pooled
+from .seed_statistics import Sample, Spread, confidence_interval, pooled
 
 # Facts of a fingerprint that change no number, or that others say better (threads, GPUs, data).
 HARMLESS = re.compile(
@@ -209,7 +209,7 @@ def _by_noise(there: Run, here: Run, epochs: int, given: float | None, why: str)
         return Verdict("not reproduced", f"{why}; there is no headline metric to compare")
     known = spread_of(there, epochs) or (Spread(given) if given else None)
     samples = [Sample((value,)) for value in values]
-    widest = margin(*samples, known)
+    widest = confidence_interval(*samples, known)
     apart = abs(values[0] - values[1])
     text = f"{why}; best {there.metric} {values[0]:.2f} there, {values[1]:.2f} here"
     if widest is None:

@@ -52,7 +52,7 @@ def pooled(samples: Iterable[Sample]) -> Spread | None:
     return Spread(math.sqrt(sum(s * s * n for s, n in seeded) / freedom), freedom)
 
 
-def margin(one: Sample, two: Sample, elsewhere: Spread | None = None) -> float | None:
+def confidence_interval(one: Sample, two: Sample, elsewhere: Spread | None = None) -> float | None:
     """How far the means may lie apart by chance, at 95 %: a smaller difference is within noise.
 
     Welch's test, t · √(s₁²/n₁ + s₂²/n₂), where both have seeds; else t · s · √(1/n₁ + 1/n₂) with

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..core.errors import UserError
 from .run import Run, as_text
-from .wandb_logger import settle_mode
+from .wandb_logger import decide_mode
 
 PREFIX = "wandb:"
 SECONDS = 20
@@ -18,7 +18,7 @@ def project_runs(word: str) -> list[Run]:
     try:
         import wandb
 
-        mode, reason = settle_mode("auto", wandb)
+        mode, reason = decide_mode("auto", wandb)
         if mode != "online":
             raise UserError(reason)
         return from_api(wandb.Api(timeout=SECONDS), path)
