@@ -57,12 +57,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial compare`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: compare(args))
+    return run_main(lambda: _compare(args))
 
 
-def compare(args: argparse.Namespace) -> int:
+def _compare(args: argparse.Namespace) -> int:
     """Read the runs, make the table, show it."""
-    runs = found(args.runs)
+    runs = _found(args.runs)
     rows = comparison.rows_of(runs, args.each or args.layout == "runlog")
     if args.sort:
         rows = comparison.ordered(rows, args.sort)
@@ -79,11 +79,11 @@ def compare(args: argparse.Namespace) -> int:
     else:
         print(FORMATS[form](shown), end="")
     if args.wandb:
-        log(made, runs)
+        _log(made, runs)
     return 0
 
 
-def found(words: Sequence[str]) -> list[Run]:
+def _found(words: Sequence[str]) -> list[Run]:
     """The runs that the words name. A line on stderr for each folder that is left out."""
     projects = [word for word in words if word.startswith(PREFIX)]
     runs, complaints = collect(word for word in words if word not in projects)
@@ -97,7 +97,7 @@ def found(words: Sequence[str]) -> list[Run]:
     return runs
 
 
-def log(made: Table, runs: Sequence[Run]) -> None:
+def _log(made: Table, runs: Sequence[Run]) -> None:
     """Send the table to the project of the runs at wandb, or record it in ./wandb if offline."""
 
     def say(line: str) -> None:

@@ -38,10 +38,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial evaluate`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: evaluate(args))
+    return run_main(lambda: _evaluate(args))
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def _evaluate(args: argparse.Namespace) -> int:
     """Evaluate each run, or all together, and print."""
     found = [(path, load(_recipe_path(path, args), args.set)) for path in _selected(args)]
     first = found[0][1].recipe
@@ -139,7 +139,6 @@ def _evaluate_runs(
 
 
 def _numbers(found: Any) -> dict[str, Any]:
-    """An evaluation as plain values."""
     return {
         "images": found.images,
         "metrics": found.metrics,
@@ -162,7 +161,6 @@ def _score(
 
 
 def _over_seeds(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and sample standard deviation of each metric, over runs that differ in their seed."""
     samples = {
         name: Sample(tuple(result["metrics"][name] for result in results))
         for name in results[0]["metrics"]
@@ -196,7 +194,6 @@ def _text(report: dict[str, Any], classes: bool) -> str:
 
 
 def _class_table(columns: dict[str, list], refined: dict[str, list] | None) -> str:
-    """The table of classes, with the difference that refinement made to the IoU."""
     columns = {name: cells for name, cells in columns.items() if name != "confusion"}
     if refined:
         pairs = zip(columns["iou"], refined["iou"], strict=True)

@@ -21,7 +21,7 @@ from ..runs.run_folder import recipe_file
 
 RIGHT, WRONG = 12, 24  # images of a classification run
 WORST, AT_RANDOM = 6, 6  # images of a segmentation run
-NAMED = 3  # classes that are listed for each image
+_NAMED = 3  # classes that are listed for each image
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial gallery`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: gallery(args))
+    return run_main(lambda: _gallery(args))
 
 
-def gallery(args: argparse.Namespace) -> int:
+def _gallery(args: argparse.Namespace) -> int:
     """Make the gallery of each run; one that fails does not keep the others from theirs."""
     found = [(Path(run), load(recipe_file(Path(run)))) for run in args.runs]
     first = found[0][1].recipe
@@ -108,7 +108,6 @@ def _make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any)
 
 
 def _preview_group(panel: Any, writer: Writer) -> Group:
-    """A group of the augmentation preview."""
     from ..segmentation import visualisation
 
     tiles = []
@@ -127,7 +126,7 @@ def _labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict
     matrix = np.zeros((classes, classes), np.int64)
     answers = []  # (index, truth, [(class, probability), …])
     for answer in said:
-        shares, ids = answer.probabilities.float().nan_to_num(0).topk(min(NAMED, classes))
+        shares, ids = answer.probabilities.float().nan_to_num(0).topk(min(_NAMED, classes))
         pairs = list(zip(ids.tolist(), shares.tolist(), strict=True))
         truth = int(answer.target)
         matrix[truth, pairs[0][0]] += 1
@@ -145,7 +144,6 @@ def _labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict
 
 
 def _kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> Answer:
-    """One answer, its image kept."""
     index, truth, pairs = answer
     names = source.classes
     return Answer(
@@ -200,7 +198,6 @@ def _masks_of(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _kept_mask(shown: tuple, writer: Writer) -> Mask:
-    """One answer: its image, truth and prediction kept."""
     from ..segmentation import visualisation
 
     iou, key, image, *ids = shown

@@ -20,7 +20,7 @@ from ..core.images import images_in
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
 
-TOP = 5  # classes that are written of each image
+_TOP = 5  # classes that are written of each image
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,10 +52,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial predict`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: predict(args))
+    return run_main(lambda: _predict(args))
 
 
-def predict(args: argparse.Namespace) -> int:
+def _predict(args: argparse.Namespace) -> int:
     """Ask the network, write what it says, and print where that lies."""
     if len(args.runs) > 1 and not args.ensemble:
         raise UserError("several runs predict as one: add --ensemble soft or hard.")
@@ -129,7 +129,7 @@ def _write_labels(
     """Write predictions.csv: each image's likeliest classes."""
     if args.pseudo_labels:
         raise UserError("--pseudo-labels is for masks; this run names one class per image.")
-    most = min(TOP, len(source.classes))
+    most = min(_TOP, len(source.classes))
     header = ["image"] + [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
     path = _output_folder(args) / "predictions.csv"
     count = 0
@@ -210,7 +210,6 @@ def _write_pseudo_labels(
 
 
 def _output_folder(args: argparse.Namespace) -> Path:
-    """The output folder, made if need be."""
     folder = Path(args.output)
     with suppress(FileExistsError):
         folder.mkdir(parents=True)

@@ -15,10 +15,10 @@ from . import grammar
 from .fields import SHELVED, UNESSENTIAL, Recipe
 from .grammar import Choice, Term
 
-NONE = "–"
-SHORT = {"cross_entropy": "CE"}
-LEADING = "lr"  # the option that is written without its name
-HEADS = "‖"  # decoder ‖ auxiliary
+_NONE = "–"
+_SHORT = {"cross_entropy": "CE"}
+_LEADING = "lr"  # the option that is written without its name
+_HEADS = "‖"  # decoder ‖ auxiliary
 FORMS = {key: mark.form for key, mark in SHELVED.items()}
 
 
@@ -31,7 +31,7 @@ def entries(value: Any) -> tuple[Choice | Term, ...]:
 def scalar(value: Any) -> str:
     """One value: 0.0005, 1e-9, yes, – for null."""
     if value is None:
-        return NONE
+        return _NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -86,7 +86,7 @@ class Notation:
             return value if number(value) is not None else scalar(value)
         cell = self.words(key, value)
         if key == "loss" and recipe.get("aux_loss") is not None:
-            return f"{cell} {HEADS} {self.words('aux_loss', recipe['aux_loss'])}"
+            return f"{cell} {_HEADS} {self.words('aux_loss', recipe['aux_loss'])}"
         return cell
 
     def words(self, key: str, value: Any) -> str:
@@ -107,11 +107,11 @@ class Notation:
         options = [
             f"{name}={scalar(value)}"
             for name, value in entry.options.items()
-            if name != LEADING and (self.everything or (entry.name, name) in visible)
+            if name != _LEADING and (self.everything or (entry.name, name) in visible)
         ]
-        if LEADING in entry.options:
-            options.insert(0, scalar(entry.options[LEADING]))
-        name = SHORT.get(entry.name, entry.name)
+        if _LEADING in entry.options:
+            options.insert(0, scalar(entry.options[_LEADING]))
+        name = _SHORT.get(entry.name, entry.name)
         return f"{name}({', '.join(options)})" if options else name
 
     def _differing(self, key: str) -> set[tuple[str, str]]:
@@ -208,7 +208,6 @@ def _entries_changed(key: str, one: Any, two: Any) -> Iterator[str]:
 
 
 def _numbered(named: Iterable[Choice | Term]) -> dict[str, Choice | Term]:
-    """Entries by name; of one name, the second is `name 2`."""
     found: dict[str, Choice | Term] = {}
     for entry in named:
         count = sum(other.name == entry.name for other in found.values())

@@ -16,12 +16,12 @@ import psutil
 
 from .redaction import redact
 
-PACKAGES = ("vision-tutorial", "torch", "torchvision", "timm", "accelerate", "safetensors")
-PACKAGES += ("numpy", "pillow", "pydantic", "pyyaml", "wandb")
-ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE")
-ENVIRONMENT += ("LOCAL_WORLD_SIZE", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF")
-ENVIRONMENT += ("PYTORCH_ALLOC_CONF", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED", "WANDB_MODE")
-ENVIRONMENT += ("VISION_TUTORIAL_DATA", "SLURM_JOB_ID")
+_PACKAGES = ("vision-tutorial", "torch", "torchvision", "timm", "accelerate", "safetensors")
+_PACKAGES += ("numpy", "pillow", "pydantic", "pyyaml", "wandb")
+_ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE")
+_ENVIRONMENT += ("LOCAL_WORLD_SIZE", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF")
+_ENVIRONMENT += ("PYTORCH_ALLOC_CONF", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED", "WANDB_MODE")
+_ENVIRONMENT += ("VISION_TUTORIAL_DATA", "SLURM_JOB_ID")
 
 
 def fingerprint(data_hash: str | None = None) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def fingerprint(data_hash: str | None = None) -> dict[str, Any]:
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": redact(shlex.join(sys.argv)),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
         "host": platform.node(),
@@ -44,7 +44,7 @@ def fingerprint(data_hash: str | None = None) -> dict[str, Any]:
             "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         },
         "memory_bytes": psutil.virtual_memory().total,
-        "environment": {n: redact(os.environ[n]) for n in ENVIRONMENT if n in os.environ},
+        "environment": {n: redact(os.environ[n]) for n in _ENVIRONMENT if n in os.environ},
         "torch": _torch(),
         "git": _git(Path(__file__).parents[1]),
         "data": data_hash,
@@ -82,7 +82,6 @@ def _torch() -> dict[str, Any] | None:
 
 
 def _git(package: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that holds `package`; None if it is merely installed inside one."""
     git = ("git", "-C", str(package))
     if _output(*git, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None

@@ -21,8 +21,8 @@ from .redaction import redact
 from .run import NOTES, Note, Run, as_text, json_object
 from .run_folder import append_row
 
-FILES = ("recipe.yaml", "status.json", "metrics.jsonl", "summary.json", "fingerprint.json")
-SEARCH_DEPTH = 3  # runs/<recipe>/<id>, and a folder around it
+_FILES = ("recipe.yaml", "status.json", "metrics.jsonl", "summary.json", "fingerprint.json")
+_SEARCH_DEPTH = 3  # runs/<recipe>/<id>, and a folder around it
 
 
 def collect(words: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
@@ -93,12 +93,12 @@ def _find(word: Path | str) -> tuple[list[Path], list[str]]:
     except (OSError, ValueError):  # a name too long, say
         pattern = False
     if not pattern:
-        return _search(path, SEARCH_DEPTH)
+        return _search(path, _SEARCH_DEPTH)
     matches = [Path(name) for name in sorted(glob.glob(str(word)), key=natural)]
     folders = [path for path in matches if path.is_dir()]  # runs/r4/* may match files too
     if not folders:
         return [], [_complaint(path, "no folder has this name")]
-    return _joined(folders, SEARCH_DEPTH)
+    return _joined(folders, _SEARCH_DEPTH)
 
 
 def _search(folder: Path, depth: int) -> tuple[list[Path], list[str]]:
@@ -124,7 +124,7 @@ def _joined(folders: Iterable[Path], depth: int) -> tuple[list[Path], list[str]]
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in FILES)
+    return any((folder / name).is_file() for name in _FILES)
 
 
 def _one_line(reason: Any) -> str:
@@ -141,7 +141,6 @@ def _complaint(folder: Path, reason: Any) -> str:
 
 
 def _recipe(path: Path) -> dict[str, Any]:
-    """The plain recipe; keys that it lacks, as those of an older version do, get their defaults."""
     if not path.is_file():
         raise UserError("no recipe.yaml in it")
     values = read_document(path, path.name).values
@@ -158,7 +157,6 @@ def _status(status: dict[str, Any], fingerprint: dict[str, Any]) -> str:
 
 
 def _link(folder: Path) -> str | None:
-    """The run's page at wandb, as the logger kept it."""
     path = folder / "wandb" / "url"
     text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     return text if re.fullmatch(r"https?://\S{1,500}", text) else None

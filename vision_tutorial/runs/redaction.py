@@ -10,7 +10,7 @@ _SECRET = (
     r"(?:(?:api|access|private|secret)[_-]?key|secret|token|password|passwd|passphrase|credentials?"
     r"|authorization|cookie)(?![a-z])"
 )
-SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)
+_SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)
 _VALUE = r"""(?!(?:true|false|null|none)\b)(?:"[^"]*"|'[^']*'|[^\s&]+)"""
 _PATTERNS = (
     (re.compile(r"://[^/\s]*@"), f"://{REDACTED}@"),
@@ -38,12 +38,12 @@ def redact(value: Any) -> Any:
 
 def _redact_item(name: str, item: Any) -> Any:
     harmless = item is None or isinstance(item, bool) or (name[:1] == "-" and "=" in name)
-    return REDACTED if SECRET_NAME.search(name) and not harmless else redact(item)
+    return REDACTED if _SECRET_NAME.search(name) and not harmless else redact(item)
 
 
 def _redact_text(text: str) -> str:
     for name, secret in os.environ.items():
-        if len(secret) >= 8 and SECRET_NAME.search(name):
+        if len(secret) >= 8 and _SECRET_NAME.search(name):
             text = text.replace(secret, REDACTED)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)

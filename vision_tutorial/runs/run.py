@@ -15,8 +15,8 @@ from ..recipe.loading import read_back
 from ..recipe.notation import number
 
 NOTES = "notes.jsonl"
-HEADLINES = ("val/top1", "val/miou")  # of runs that have no summary yet
-LOWER_IS_BETTER = re.compile(r"(loss|cross_entropy|error)$")
+_HEADLINES = ("val/top1", "val/miou")  # of runs that have no summary yet
+_LOWER_IS_BETTER = re.compile(r"(loss|cross_entropy|error)$")
 
 
 class Point(NamedTuple):
@@ -88,12 +88,12 @@ class Run:
         if isinstance(named, str):
             return named
         found = [name for row in self.rows for name in row if name.startswith("val/")]
-        return next((name for name in HEADLINES if name in found), found[0] if found else None)
+        return next((name for name in _HEADLINES if name in found), found[0] if found else None)
 
     @property
     def higher_is_better(self) -> bool:
         """Whether more of the headline metric is better, judged by its name."""
-        return not LOWER_IS_BETTER.search(self.metric or "")
+        return not _LOWER_IS_BETTER.search(self.metric or "")
 
     @cached_property
     def points(self) -> list[Point]:

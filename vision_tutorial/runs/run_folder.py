@@ -21,7 +21,7 @@ from typing import Any, Literal
 from ..core.atomic import BINARY, plain, storage, sync_folder, write_all, write_json, write_text
 from ..core.errors import StorageError, UserError
 
-Status = Literal["running", "done", "paused", "preempted", "failed"]
+_Status = Literal["running", "done", "paused", "preempted", "failed"]
 TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the same twice
     "images_per_second",
     "seconds",
@@ -30,7 +30,7 @@ TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the sa
     "seconds_eval",
     "seconds_overhead",
 )
-NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 # -- metrics.jsonl ---------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def check_name(kind: str, name: str) -> str:
     """`name` if it is safe as the name of a folder, else a UserError."""
-    if not NAME.fullmatch(name) or not name.strip("."):
+    if not _NAME.fullmatch(name) or not name.strip("."):
         raise UserError(
             f"'{name}' cannot be the name of a {kind}: 1 to 64 letters, digits, '.', '_' or '-'."
         )
@@ -119,7 +119,7 @@ def recipe_file(run: Path) -> Path:
     return run / "recipe.yaml"
 
 
-def set_status(run: Path, status: Status, **facts: Any) -> None:
+def set_status(run: Path, status: _Status, **facts: Any) -> None:
     """Write status.json: the status, when it became so, and facts such as `exit_code`."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_json(Path(run) / "status.json", {"status": status, "since": now, **facts})

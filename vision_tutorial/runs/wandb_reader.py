@@ -8,8 +8,8 @@ from .run import Run, as_text
 from .wandb_logger import decide_mode
 
 PREFIX = "wandb:"
-SECONDS = 20
-STATES = {"finished": "done", "crashed": "killed"}
+_SECONDS = 20
+_STATES = {"finished": "done", "crashed": "killed"}
 
 
 def project_runs(word: str) -> list[Run]:
@@ -21,7 +21,7 @@ def project_runs(word: str) -> list[Run]:
         mode, reason = decide_mode("auto", wandb)
         if mode != "online":
             raise UserError(reason)
-        return from_api(wandb.Api(timeout=SECONDS), path)
+        return from_api(wandb.Api(timeout=_SECONDS), path)
     except Exception as error:  # whatever wandb raises
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
@@ -39,7 +39,7 @@ def from_api(api: Any, path: str) -> list[Run]:
 
 def _run(found: Any) -> Run:
     recipe, summary = dict(found.config), dict(found.summary)
-    status = STATES.get(found.state, found.state)
+    status = _STATES.get(found.state, found.state)
     if status == "done":  # also of a run that was paused
         status = as_text(summary.get("status")) or status
     kept = {key: summary.get(key) for key in ("metric", "chosen_on")}

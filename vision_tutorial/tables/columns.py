@@ -10,7 +10,7 @@ from .comparison import Delta, Row, delta_of, rows_of, usual
 from .labels import key_words, state_word, word
 from .table import Column, Table
 
-MOST_IDS = 5  # named in a note
+_MOST_IDS = 5  # named in a note
 
 
 class Field(NamedTuple):
@@ -75,7 +75,7 @@ def table(view: View, fields: Iterable[Field]) -> Table:
     rows = [tuple(field.value(row) for field in fields) for row in view.rows]
     columns = tuple(field.column for field in fields)
     judged = any(column.key == "noise" for column in columns)
-    return Table(columns, tuple(rows), (*notes(view), *(noise_notes(view) if judged else ())))
+    return Table(columns, tuple(rows), (*_notes(view), *(_noise_notes(view) if judged else ())))
 
 
 def status(view: View) -> Iterable[Field]:
@@ -124,18 +124,16 @@ def progress(view: View) -> Iterable[Field]:
     if any(found):
         yield view.field("changed", lambda row: getattr(view.deltas[row], "words", None))
     if any(delta and delta.parent for delta in found):
-        yield view.field("over", lambda row: over(view.deltas[row]))
+        yield view.field("over", lambda row: _over(view.deltas[row]))
         yield view.field("delta", lambda row: getattr(view.deltas[row], "value", None), "signed")
-        yield view.field("noise", lambda row: verdict(view, view.deltas[row]))
+        yield view.field("noise", lambda row: _verdict(view, view.deltas[row]))
 
 
-def over(delta: Delta | None) -> str | None:
-    """The parent's label."""
+def _over(delta: Delta | None) -> str | None:
     return delta.parent.label if delta and delta.parent else None
 
 
-def verdict(view: View, delta: Delta | None) -> str | None:
-    """Whether a difference is noise, in words; None where there is no difference."""
+def _verdict(view: View, delta: Delta | None) -> str | None:
     return None if delta is None or delta.value is None else view.say(delta.verdict)
 
 
@@ -143,11 +141,10 @@ def times(view: View) -> Iterable[Field]:
     """Wall-clock time, and what was expected."""
     yield view.field("seconds", lambda row: row.seconds, "duration")
     if any("minutes" in row.run.expects for row in view.rows):
-        yield view.field("expected_seconds", expected_seconds, "duration")
+        yield view.field("expected_seconds", _expected_seconds, "duration")
 
 
-def expected_seconds(row: Row) -> float | None:
-    """The claimed minutes, in seconds."""
+def _expected_seconds(row: Row) -> float | None:
     minutes = row.run.expects.get("minutes")
     return None if minutes is None else 60 * minutes
 
@@ -155,30 +152,29 @@ def expected_seconds(row: Row) -> float | None:
 # -- what stands below -----------------------------------------------------------------------------
 
 
-def notes(view: View) -> Iterable[str]:
-    """What ± means, and which runs were left out."""
+def _notes(view: View) -> Iterable[str]:
     if any(row.best and row.best.n > 1 for row in view.rows):
         yield view.say("mean")
     repeats = [run for row in view.rows for run in row.repeats]
     if repeats:
-        ids = [f"{run.name}/{run.id}" for run in repeats[:MOST_IDS]]
-        more = [f"… ({len(repeats)})"] * (len(repeats) > MOST_IDS)
+        ids = [f"{run.name}/{run.id}" for run in repeats[:_MOST_IDS]]
+        more = [f"… ({len(repeats)})"] * (len(repeats) > _MOST_IDS)
         yield view.say("repeats", ids=", ".join(ids + more))
 
 
-def noise_notes(view: View) -> Iterable[str]:
+def _noise_notes(view: View) -> Iterable[str]:
     """The rule by which a difference is noise, and which spread a single run is given."""
     compared = [(x, delta) for x, delta in view.deltas.items() if delta and delta.value is not None]
     if compared:
         yield view.say("rule")
     yield from dict.fromkeys(
-        basis(view, row)
+        _basis(view, row)
         for row, delta in compared
         if row.best.spread is None or delta.parent.best.spread is None
     )
 
 
-def basis(view: View, row: Row) -> str:
+def _basis(view: View, row: Row) -> str:
     """Which spread a single run was given."""
     spread = usual(row, view.groups, view.spread)
     if spread is None:
