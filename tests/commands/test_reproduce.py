@@ -18,9 +18,9 @@ import pytest
 from vision_tutorial import train
 from vision_tutorial.commands import pack
 from vision_tutorial.commands import reproduce as command
-from vision_tutorial.commands.report import gallery_files
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.loading import load
+from vision_tutorial.report import gallery_files
 from vision_tutorial.runs import run_folder
 from vision_tutorial.runs.reader import collect
 from vision_tutorial.sweeps import budget, children, scale_down, scheduler
