@@ -17,6 +17,8 @@ from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_cod
 from .recipe.fields import changes, identity, to_plain, to_yaml
 from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
+from .runs.fingerprint import fingerprint
+from .runs.redaction import redact
 from .runs.time_breakdown import shares
 from .runs.time_breakdown import verdict as verdict_of
 
@@ -143,7 +145,7 @@ def write_recipe(run: Path, loaded: Loaded) -> None:
         if path.parent.absolute() != run.absolute():
             shutil.copy(path, run / path.name)
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
-    values["wandb"] = run_folder.redact(values["wandb"])  # the one place for free text
+    values["wandb"] = redact(values["wandb"])  # the one place for free text
     run_folder.write_text(run / "recipe.yaml", to_yaml(values))
 
 
@@ -247,23 +249,23 @@ def verdict(done: bool, signalled: bool) -> tuple[str, int]:
 
 def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
-    fingerprint = run / "fingerprint.json"
-    if fingerprint.exists():
-        facts = read_json(fingerprint)
+    file = run / "fingerprint.json"
+    if file.exists():
+        facts = read_json(file)
         if not isinstance(facts, dict) or facts.get("data") != digest:
             raise UserError(
                 f"{run}: the training data is not what this run began with (its hash differs). "
                 "Restore the data, or start a new run."
             )
     else:
-        facts = run_folder.fingerprint(digest)
+        facts = fingerprint(digest)
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
             facts["recipe"] |= {
                 "base": loaded.base_path.name,
                 "changes": changes(loaded.recipe, loaded.base),
             }
-        write_json(fingerprint, facts)
+        write_json(file, facts)
     write_recipe(run, loaded)
     run_folder.write_rows(run / "metrics.jsonl", progress.rows)
     if progress.table:
@@ -321,7 +323,7 @@ def make_tracker(run: Path, recipe: Any, say: Any) -> Any:
         tags=wandb.tags,
         group=wandb.group or recipe.name,
         notes=wandb.notes,
-        config=run_folder.redact(to_plain(recipe)),
+        config=redact(to_plain(recipe)),
         folder=run,
         say=say,
     )

@@ -12,10 +12,10 @@ from vision_tutorial.core.errors import NonFiniteError, StorageError
 from vision_tutorial.engine import Checkpoints, Ema, Progress, RunRecorder
 from vision_tutorial.recipe.fields import CheckpointPolicy
 from vision_tutorial.runs import run_folder
-from vision_tutorial.runs.wandb_logger import NoTracker
+from vision_tutorial.runs.wandb_logger import Tracker
 
 
-class Told(NoTracker):
+class Told(Tracker):
     """Remembers what it hears, as tracker and as display."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from ..engine.recorder import RunRecorder
 from ..engine.signals import StopRequest
 from ..engine.step import TrainingState
 from ..recipe.fields import CheckpointPolicy
-from ..runs.wandb_logger import NoTracker
+from ..runs.wandb_logger import Tracker
 from .timed_pairs import Sample
 
 SKIP = 1  # steps after a start that nobody counts: the loader starts, caches fill
@@ -110,7 +110,7 @@ class TimedTraining:
         """run: a folder for checkpoints and metrics."""
         self.training, self.plan, self.distributed = training, plan, distributed
         self.checkpoints = Checkpoints(run, "timed", keep=policy.keep, say=say)
-        given = (self.checkpoints, policy, NoTracker(), make_display(False))
+        given = (self.checkpoints, policy, Tracker(), make_display(False))
         self.watch = Watch(
             RunRecorder(run, training, distributed, *given), settler(distributed.device)
         )

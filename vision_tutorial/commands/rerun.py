@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.cli_types import positive, positive_count
 from ..core.errors import ExitCode, UserError, run_main
-from ..runs import reader, run_folder
+from ..runs import reader
 from ..runs.reproducibility import Verdict, differences, edited, first_difference, judge
 from ..runs.run import Run
 from ..sweeps import children
@@ -67,7 +67,7 @@ def rerun(args: argparse.Namespace) -> int:
         return _print_verdict(judge(first, second, epochs, args.spread))
     world = str((first.fingerprint.get("environment") or {}).get("WORLD_SIZE", 1))
     processes = args.nproc or (int(world) if world.isdecimal() else 1)
-    facts = run_folder.fingerprint()
+    facts = fingerprint()
     if processes > 1:
         names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
         facts["environment"] |= dict.fromkeys(names, str(processes))

@@ -67,6 +67,12 @@ class RegistryField:
     form: str = "choice"
 
 
+# A registry that takes any name with any options, for values that were checked before.
+UNCHECKED = Signatures(
+    "entry", fallbacks={"": Entry("", "", (), "", "", forwards=True)}, outside=None
+)
+
+
 class GrammarError(UserError):
     """A UserError that knows the path, below its key, of what is wrong."""
 

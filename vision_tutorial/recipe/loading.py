@@ -1,7 +1,8 @@
 """YAML file -> `extends` -> overrides -> Recipe, with file and line in every complaint."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,20 @@ def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
         return Recipe(**values), imports
     except ValidationError as error:
         raise UserError(_first(error, document)) from error
+
+
+def read_back(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a recipe that was checked when it was written: each as `Recipe` holds it.
+
+    No registry is asked, so entries of older versions and of foreign files are kept as well. A
+    value that does not fit the form of its key stays plain.
+    """
+    typed_values = dict(values)
+    for key, mark in REGISTRY_FIELDS.items():
+        if values.get(key) is not None:
+            with suppress(UserError):
+                typed_values[key] = grammar.parse(values[key], grammar.UNCHECKED, mark.form)
+    return typed_values
 
 
 def _height(value: Any) -> int:
