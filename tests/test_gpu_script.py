@@ -101,14 +101,8 @@ def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:
     assert (train["status"], train["epochs_done"]) == ("done", 1)
     assert {"epoch", "seconds", "images_per_second", "val/top1"} <= set(train["epochs"][0])
 
-    done = call(
-        tmp_path,
-        packed,
-        "--",
-        "threads=1",
-        "epochs=2",
-        **{**QUICK, "PHASES": "bench train", "STAGES": "none"},
-    )
+    more = QUICK | {"PHASES": "bench train", "STAGES": "none"}
+    done = call(tmp_path, packed, "--", *WORDS, "epochs=2", **more)
     again = results(tmp_path)
     assert done.returncode == 1 and again["phases"]["bench"]["exit_code"] == 2
     assert "no measurement called 'none'" in done.stderr, "one phase fails, the others go on"
