@@ -153,7 +153,7 @@ def slugs(page: Path) -> set[str]:
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "README.ko.md"], ids=str)
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*.md")], ids=str)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -278,6 +278,10 @@ def test_notebooks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     bin_folder = str(Path(sys.executable).parent)
     monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
     book = nbformat.read(DOCS / f"{name}.ipynb", as_version=4)
+    for cell in book.cells:  # fewer images and epochs, the same lines
+        cell.source = re.sub(r"train: 1[02]00", "train: 96", cell.source)
+        cell.source = re.sub(r"test: (300|60)", "test: 40", cell.source)
+        cell.source = re.sub(r"epochs=[34]", "epochs=2", cell.source)
     where = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(book, timeout=300, resources=where).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
