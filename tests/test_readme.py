@@ -12,8 +12,10 @@ import pytest
 from forked import Ranks
 
 from vision_tutorial import __main__ as program
-from vision_tutorial import build  # noqa: F401  (imported before the fork)
-from vision_tutorial import train
+from vision_tutorial import (
+    build,  # noqa: F401  (imported before the fork)
+    train,
+)
 from vision_tutorial.recipe.loading import load
 
 ROOT = Path(__file__).parent.parent
