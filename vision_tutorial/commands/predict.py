@@ -167,7 +167,9 @@ def masks(
             size = (args.size, args.size) if args.size else image.size[::-1]
             mask = inference.mask_of(answer.probabilities, size, args.smooth or not args.size)
             name = f"{Path(answer.key).with_suffix('')}.png"
-            inference.visualisation.save(inference.painting.image_of(mask), folder / "masks" / name)
+            inference.visualisation.save(
+                inference.visualisation.image_of(mask), folder / "masks" / name
+            )
             if args.overlays:
                 shown = image.resize(mask.shape[::-1])
                 laid = inference.visualisation.overlay(np.asarray(shown), mask)
