@@ -1,4 +1,4 @@
-"""The house stands as design and README say: floors, circles, sizes, registries, recipes."""
+"""The rules of CONTRIBUTING.md: imports, sizes, names, registries, recipes."""
 
 import ast
 import inspect
@@ -179,14 +179,14 @@ def test_test_files_have_names_of_their_own():
     assert len(names) == len(set(names))
 
 
-def test_the_tree_in_the_readme_is_complete():
-    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
-    block = re.search(r"```\w*\nvision_tutorial/[^\n]*\n(.*?)```", readme, re.DOTALL)
-    assert block, "README.md has no fenced block that starts with the line `vision_tutorial/`"
-    lines = [line.split(None, 1) for line in block[1].splitlines() if line.strip()]
-    assert all(len(line) == 2 for line in lines), "a file without a word about it"
-    listed = [name for name, _ in lines if name.endswith(".py")]
-    assert sorted(listed) == sorted(relative(p) for p in FILES if p.name != "__init__.py")
+def test_the_list_of_files_in_contributing_is_complete():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8")
+    block = re.search(r"^```text\nvision_tutorial/\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.split(None, 1) for line in block[1].splitlines()]
+    assert all(len(line) == 2 for line in lines), "a file without a sentence about it"
+    assert sorted(name for name, _ in lines) == sorted(
+        relative(path) for path in FILES if path.name != "__init__.py"
+    )
 
 
 # -- registries ------------------------------------------------------------------------------------

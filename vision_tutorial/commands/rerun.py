@@ -11,6 +11,7 @@ from typing import Any
 from ..core.cli_types import positive, positive_count
 from ..core.errors import ExitCode, UserError, run_main
 from ..runs import reader
+from ..runs.fingerprint import fingerprint
 from ..runs.reproducibility import Verdict, differences, edited, first_difference, judge
 from ..runs.run import Run
 from ..sweeps import children
@@ -136,7 +137,7 @@ class _Progress:
         self.started = False
         self.rows = 0
 
-    def print_differences(self, fingerprint: Mapping[str, Any]) -> None:
+    def print_differences(self, facts: Mapping[str, Any]) -> None:
         """Print what around the run is not as it was, and has not been printed."""
         found = differences(self.first.fingerprint, fingerprint)
         for difference in found:
