@@ -139,12 +139,12 @@ class _Progress:
 
     def print_differences(self, facts: Mapping[str, Any]) -> None:
         """Print what around the run is not as it was, and has not been printed."""
-        found = differences(self.first.fingerprint, fingerprint)
+        found = differences(self.first.fingerprint, facts)
         for difference in found:
             if difference.fact not in self.printed:
                 _print(f"differs    {difference}")
         self.printed.update(difference.fact for difference in found)
-        known = bool(fingerprint.get("data"))
+        known = bool(facts.get("data"))
         if not found:
             more = ", data, threads" if known else "; data and threads not known yet"
             _print(f"the same   versions, hardware, settings, code{more}")
