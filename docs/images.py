@@ -13,7 +13,7 @@ import strips
 from drawing import Block, svg
 
 FOLDER = Path(__file__).parent / "images"
-PICTURES: dict[str, tuple[Callable[[], Block], str]] = {
+IMAGES: dict[str, tuple[Callable[[], Block], str]] = {
     "momentum": (curves.momentum, "Distance to the minimum by step, for momentum 0, 0.4 and 0.9"),
     "weight-decay": (
         curves.weight_decay,
@@ -21,7 +21,7 @@ PICTURES: dict[str, tuple[Callable[[], Block], str]] = {
     ),
     "warmup-cosine": (curves.warmup_cosine, "Learning rate by epoch: warm-up, cosine, cool-down"),
     "label-smoothing": (curves.label_smoothing, "Label smoothing: loss over the right probability"),
-    "ddp": (strips.ddp, "How three batches of eight images are dealt to 1, 2 and 4 processes"),
+    "ddp": (strips.ddp, "How three batches of eight images are divided among 1, 2 and 4 processes"),
     "colour-jitter": (strips.colour_jitter, "A star under colour jitter of strength 0.2 and 0.5"),
     "auto-augment": (
         strips.auto_augment,
@@ -49,14 +49,14 @@ PICTURES: dict[str, tuple[Callable[[], Block], str]] = {
 
 def drawn(name: str) -> str:
     """The text of one image's file."""
-    make, about = PICTURES[name]
+    make, about = IMAGES[name]
     return svg(make(), about)
 
 
 def main() -> int:
     """Write the images that are named, or all."""
     FOLDER.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or PICTURES:
+    for name in sys.argv[1:] or IMAGES:
         (FOLDER / f"{name}.svg").write_text(drawn(name), "utf-8")
     return 0
 

@@ -18,6 +18,7 @@ from vision_tutorial.core.atomic import write_json
 from vision_tutorial.core.errors import run_main
 from vision_tutorial.recipe.fields import Recipe, identity
 from vision_tutorial.runs import run_folder
+from vision_tutorial.runs.fingerprint import fingerprint
 from vision_tutorial.sweeps import children
 
 EPOCH_SECONDS = float(os.environ.get("COUNTING_SECONDS", 0.05))
@@ -74,7 +75,7 @@ def count(words: list[str]) -> int:
         train.write_recipe(run, loaded)
         note(f"start {run.name} cores={len(os.sched_getaffinity(0))}")
         if not (run / "fingerprint.json").exists():
-            facts = run_folder.fingerprint("d1") | {"recipe": {"identity": identity(recipe)}}
+            facts = fingerprint("d1") | {"recipe": {"identity": identity(recipe)}}
             write_json(run / "fingerprint.json", facts | {"torch": {"threads": 1}})
         run_folder.set_status(run, "running", pid=os.getpid())
         rows = run_folder.read_rows(run / "metrics.jsonl")

@@ -3,7 +3,6 @@
 import base64
 import importlib
 import io
-import json
 import os
 import re
 import shlex
@@ -25,7 +24,7 @@ from vision_tutorial import build, train
 from vision_tutorial.__main__ import COMMANDS
 from vision_tutorial.recipe.fields import changes
 from vision_tutorial.recipe.loading import Loaded, load
-from vision_tutorial.recipe.signatures import catalogue
+from vision_tutorial.recipe.signatures import static_signatures
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -75,7 +74,7 @@ def test_every_loss_has_its_section() -> None:
     for family in ("pixel", "region"):
         text = (DOCS / "losses" / f"{family}.md").read_text("utf-8")
         sections |= dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
-    assert sections.keys() == catalogue()["losses"].entries.keys()
+    assert sections.keys() == static_signatures()["losses"].entries.keys()
     for name, text in sections.items():
         (recipe,) = blocks(text, "yaml")
         assert re.search(rf"^loss: \W*{name}\b", recipe, re.M), name
@@ -153,7 +152,7 @@ def slugs(page: Path) -> set[str]:
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "README.ko.md"], ids=str)
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*.md")], ids=str)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -183,7 +182,7 @@ NUMBER = re.compile(r"-?\d+\.\d")
 
 
 def test_images_are_drawn_and_shown() -> None:
-    assert FILES == sorted(artist().PICTURES)
+    assert FILES == sorted(artist().IMAGES)
     text = "".join(page.read_text("utf-8") for page in PAGES)
     assert set(re.findall(r"images/([\w-]+)\.svg\)", text)) == set(FILES)
 
@@ -261,13 +260,6 @@ def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebooks_hold_no_outputs(name: str) -> None:
-    book = json.loads((DOCS / f"{name}.ipynb").read_text("utf-8"))
-    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-    assert cells and all(not c["outputs"] and c["execution_count"] is None for c in cells)
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first cell to the last, in a folder that has only the recipes."""
     nbformat = pytest.importorskip("nbformat")
@@ -278,6 +270,12 @@ def test_notebooks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     bin_folder = str(Path(sys.executable).parent)
     monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
     book = nbformat.read(DOCS / f"{name}.ipynb", as_version=4)
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert all(not c.outputs and c.execution_count is None for c in cells), "saved with outputs"
+    for cell in cells:  # fewer images and epochs, the same lines
+        cell.source = re.sub(r"train: 1[02]00", "train: 96", cell.source)
+        cell.source = re.sub(r"test: (300|60)", "test: 40", cell.source)
+        cell.source = re.sub(r"epochs=[34]", "epochs=2", cell.source)
     where = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(book, timeout=300, resources=where).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]

@@ -1,4 +1,4 @@
-"""The house stands as design and README say: floors, circles, sizes, registries, recipes."""
+"""The rules of CONTRIBUTING.md: imports, sizes, names, registries, recipes."""
 
 import ast
 import inspect
@@ -179,40 +179,38 @@ def test_test_files_have_names_of_their_own():
     assert len(names) == len(set(names))
 
 
-def test_the_tree_in_the_readme_is_complete():
-    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
-    block = re.search(r"```\w*\nvision_tutorial/[^\n]*\n(.*?)```", readme, re.DOTALL)
-    assert block, "README.md has no fenced block that starts with the line `vision_tutorial/`"
-    lines = [line.split(None, 1) for line in block[1].splitlines() if line.strip()]
-    assert all(len(line) == 2 for line in lines), "a file without a word about it"
-    listed = [name for name, _ in lines if name.endswith(".py")]
-    assert sorted(listed) == sorted(relative(p) for p in FILES if p.name != "__init__.py")
+def test_the_list_of_files_in_contributing_is_complete():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8")
+    block = re.search(r"^```text\nvision_tutorial/\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.split(None, 1) for line in block[1].splitlines()]
+    assert all(len(line) == 2 for line in lines), "a file without a sentence about it"
+    assert sorted(name for name, _ in lines) == sorted(
+        relative(path) for path in FILES if path.name != "__init__.py"
+    )
 
 
 # -- registries ------------------------------------------------------------------------------------
 
 
-def test_every_file_with_an_entry_is_catalogued():
+def test_every_file_with_an_entry_is_listed():
     from vision_tutorial.recipe import signatures
 
     with_entries = {relative(path) for path in FILES if signatures.read(path)}
     assert with_entries == set(signatures.FILES)
 
 
-def test_the_catalogue_equals_the_registries():
+def test_the_static_signatures_equal_the_registries():
     import vision_tutorial.build  # noqa: F401  (fills them)
     from vision_tutorial.core import registry
     from vision_tutorial.recipe import signatures
 
-    for name, shelf in signatures.catalogue().items():
+    for name, known in signatures.static_signatures().items():
         filled = getattr(registry, name)
-        assert set(shelf.entries) == set(filled.entries), name
-        assert (shelf.fallback is None) == (filled.fallback is None), name
-        assert set(shelf.prefixes) == set(filled.prefixes), name
+        assert set(known.entries) == set(filled.entries), name
+        assert set(known.fallbacks) == set(filled.fallbacks), name
         for entry, function in (
-            *((entry, filled.entries[entry.name]) for entry in shelf.entries.values()),
-            *((entry, filled.prefixes[prefix]) for prefix, entry in shelf.prefixes.items()),
-            *([(shelf.fallback, filled.fallback)] if shelf.fallback else []),
+            *((entry, filled.entries[entry.name]) for entry in known.entries.values()),
+            *((entry, filled.fallbacks[prefix]) for prefix, entry in known.fallbacks.items()),
         ):
             assert facts(function) == (
                 entry.name,
@@ -223,7 +221,7 @@ def test_the_catalogue_equals_the_registries():
 
 
 def facts(function) -> tuple:
-    """What the catalogue says of an entry, from the function itself."""
+    """What the signatures say of an entry, from the function itself."""
     parameters = inspect.signature(function).parameters.values()
     options = [
         (p.name, eval(p.annotation, vars(inspect.getmodule(function))), p.default)  # noqa: S307

@@ -17,7 +17,8 @@ from vision_tutorial import train
 from vision_tutorial.benchmarking import result, startup
 from vision_tutorial.benchmarking.startup import Job
 from vision_tutorial.commands import bench
-from vision_tutorial.core.child_process import Ended, usable_cores
+from vision_tutorial.core.child_process import Ended
+from vision_tutorial.core.machine import usable_cores
 from vision_tutorial.engine import distributed
 
 DEBUG = str(Path(__file__).parents[2] / "recipes" / "debug.yaml")
@@ -54,7 +55,7 @@ def one_core():
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "usable_cores", lambda: usable_cores()[:1])
-        patch.setattr(distributed, "cores", lambda: 1)
+        patch.setattr(distributed, "usable_cores", lambda: usable_cores()[:1])
         yield
 
 

@@ -75,16 +75,16 @@ def test_two_optimizer_steps(row, monkeypatch):
     monkeypatch.setattr(build, "model", lambda *_, **__: copy.deepcopy(drawn))
     distributed = Distributed("fp32", 1)
     both = build.data(recipe)
-    pupil = build.learner(recipe, both.train, distributed)
-    build.try_out(recipe, both.train, pupil)
-    plan = build.plan(recipe, both, pupil, distributed)
-    before = [p.detach().clone() for p in pupil.parameters]
-    pupil.model.train()
-    for step, raw in enumerate(plan.batches(0, 2)):
+    training = build.training_state(recipe, both.train, distributed)
+    build.try_out(recipe, both.train, training)
+    plan = build.plan(recipe, both, training, distributed)
+    before = [p.detach().clone() for p in training.parameters]
+    training.model.train()
+    for step, batches in enumerate(plan.batches(0, 2, training.accumulation_steps)):
         plan.lr(max(step, 1), [])  # a warm-up may begin at 0
-        outcome = take_step(pupil, distributed, raw, step, False).read()
-        assert not outcome.skipped and outcome.losses["loss"] >= 0
-    moved = sum(not torch.equal(a, b) for a, b in zip(before, pupil.parameters, strict=True))
+        result = take_step(training, distributed, batches, step, False).read()
+        assert not result.skipped and result.losses["loss"] >= 0
+    moved = sum(not torch.equal(a, b) for a, b in zip(before, training.parameters, strict=True))
     assert moved > 0.9 * len(before)
 
 

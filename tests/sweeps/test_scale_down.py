@@ -30,7 +30,7 @@ from vision_tutorial.sweeps.scale_down import (
     write_recipes,
 )
 from vision_tutorial.tables.columns import View
-from vision_tutorial.tables.comparison import lines
+from vision_tutorial.tables.comparison import rows_of
 
 FULL = {name: load(path_of(name)).recipe for name in TABLE}
 SOME = ((20, 300), (48, 300), (200, 300), (200, 2100), (200, 50_000))
@@ -245,8 +245,8 @@ def test_compare_tells_the_shrinking_once_and_then_what_each_recipe_changes(tmp_
         make_run(tmp_path / "runs", tmp_path / f"{name}.yaml")
     found, complaints = collect([tmp_path / "runs"])
     assert not complaints
-    view = View(lines(found))
-    steps = {line.run.name: view.steps[line] for line in view.lines}
+    view = View(rows_of(found))
+    steps = {line.run.name: view.deltas[line] for line in view.rows}
     assert [steps[name].parent and steps[name].parent.label for name in TABLE] == [
         None, "r0", "r1", "r2", "r3", "r4",
     ]  # fmt: skip
@@ -262,5 +262,5 @@ def test_seeds_of_a_shrunk_recipe_are_one_line(tmp_path: Path) -> None:
     for seed in (42, 43, 44):
         recipe = tmp_path / "r0.yaml"
         make_run(tmp_path / "runs", recipe, f"seed={seed}", id=str(seed), data=f"d{seed}")
-    (line,) = lines(collect([tmp_path / "runs"])[0])
+    (line,) = rows_of(collect([tmp_path / "runs"])[0])
     assert line.best.n == 3

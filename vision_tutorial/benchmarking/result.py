@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.atomic import read_json
 from ..core.errors import UserError
-from ..runs import run_folder
+from ..runs.fingerprint import fingerprint
 from ..tables.table import Column, Table, plain_text
 from ..tables.table import markdown as render_markdown
 from .startup import Job
@@ -27,7 +27,7 @@ def report(
 ) -> dict[str, Any]:
     """All that a bench found, on what machine, with which versions; took: seconds."""
     plain = [pair.plain() for pair in pairs]
-    here, name = run_folder.fingerprint(), job.load().recipe.name
+    here, name = fingerprint(), job.load().recipe.name
     return {
         "recipe": name,
         "overrides": list(job.overrides),

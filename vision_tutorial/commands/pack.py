@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     )
     actions = made.add_subparsers(dest="action", required=True, metavar="arrays")
     add = actions.add_parser("arrays", description="A recipe's data set as an arrays folder.")
-    add.add_argument("recipe", help="a recipe file; its `dataset` is packed")
+    add.add_argument("recipe", help="a recipe (file or name); its `dataset` is packed")
     add.add_argument("folder", help="the folder to make")
     add.add_argument("overrides", nargs="*", metavar="key.sub=value", help="change the recipe")
     add.add_argument(
@@ -45,7 +45,7 @@ def _pack_arrays(args: argparse.Namespace) -> int:
 
     build.import_files(loaded.imports, args.trust_imports)
     choice = loaded.recipe.dataset
-    make = registry.datasets.bind(choice.name, **choice.options)
+    make = registry.datasets.build(choice.name, **choice.options)
     splits = {split: make(split) for split in ("train", "test")}
     manifest = arrays.write(folder, splits["train"].name, splits)
     counts = []

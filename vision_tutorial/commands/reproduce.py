@@ -329,7 +329,7 @@ def _finish(
     """The table on the screen and as Markdown, the page, and what is missing; the exit code."""
     runs, _ = collect([own.parent])
     if runs:
-        view = View(comparison.lines(runs), args.lang)
+        view = View(comparison.rows_of(runs), args.lang)
         week3_table = week3(view).transposed()
         table.terminal(week3_table, sys.stdout)
         write_text(own.parent / "week3.md", table.markdown(week3_table))
@@ -375,11 +375,11 @@ def write_page(
 
 def order(view: View) -> str:
     """Whether r0 < r1 < r2 came out, and whether that is more than noise."""
-    done = {line.run.name: line for line in view.lines if line.done}
+    done = {line.run.name: line for line in view.rows if line.done}
     if missing := [name for name in TABLE[:3] if name not in done]:
         return f"r0 < r1 < r2: not known without {', '.join(missing)}"
     r0, r1, r2 = (done[name].best.mean for name in TABLE[:3])
-    steps = {name: view.steps[line] for name, line in done.items()}
+    steps = {name: view.deltas[line] for name, line in done.items()}
     known = [VERDICTS.get(steps[name].verdict if steps[name] else "") for name in TABLE[1:3]]
     told = [
         f"{after - before:+.2f}{f' {verdict}' if verdict else ''}"

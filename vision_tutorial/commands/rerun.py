@@ -10,7 +10,8 @@ from typing import Any
 
 from ..core.cli_types import positive, positive_count
 from ..core.errors import ExitCode, UserError, run_main
-from ..runs import reader, run_folder
+from ..runs import reader
+from ..runs.fingerprint import fingerprint
 from ..runs.reproducibility import Verdict, differences, edited, first_difference, judge
 from ..runs.run import Run
 from ..sweeps import children
@@ -67,7 +68,7 @@ def rerun(args: argparse.Namespace) -> int:
         return _print_verdict(judge(first, second, epochs, args.spread))
     world = str((first.fingerprint.get("environment") or {}).get("WORLD_SIZE", 1))
     processes = args.nproc or (int(world) if world.isdecimal() else 1)
-    facts = run_folder.fingerprint()
+    facts = fingerprint()
     if processes > 1:
         names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
         facts["environment"] |= dict.fromkeys(names, str(processes))
@@ -136,14 +137,14 @@ class _Progress:
         self.started = False
         self.rows = 0
 
-    def print_differences(self, fingerprint: Mapping[str, Any]) -> None:
+    def print_differences(self, facts: Mapping[str, Any]) -> None:
         """Print what around the run is not as it was, and has not been printed."""
-        found = differences(self.first.fingerprint, fingerprint)
+        found = differences(self.first.fingerprint, facts)
         for difference in found:
             if difference.fact not in self.printed:
                 _print(f"differs    {difference}")
         self.printed.update(difference.fact for difference in found)
-        known = bool(fingerprint.get("data"))
+        known = bool(facts.get("data"))
         if not found:
             more = ", data, threads" if known else "; data and threads not known yet"
             _print(f"the same   versions, hardware, settings, code{more}")

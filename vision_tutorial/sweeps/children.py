@@ -9,8 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,12 +19,13 @@ from typing import BinaryIO
 import psutil
 
 from ..core.atomic import read_json
-from ..core.child_process import environment, last_line, usable_cores
+from ..core.child_process import environment, last_line
 from ..core.errors import ExitCode, UserError
+from ..core.machine import usable_cores
+from ..core.stop import StopSignal
 from ..recipe.batch_split import batch_parts
 from ..recipe.fields import Recipe
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 MEMORY, LARGE_MEMORY = 2 * 2**30, 8 * 2**30  # bytes for each of several trainings on a CPU
 Child = subprocess.Popen[bytes]
@@ -159,7 +160,7 @@ def failure_reason(run: Path, log: Path) -> str:
     return next((line for line in reversed(lines) if line.startswith("error: ")), last_line(log))
 
 
-class Stop:
+class Stop(StopSignal):
     """Whether we were asked to stop; the children are asked in turn, once for each time."""
 
     def __init__(self) -> None:
@@ -179,15 +180,3 @@ class Stop:
         for child in self.children:
             if child.poll() is None:
                 child.terminate()
-
-    @contextmanager
-    def listening(self) -> Iterator["Stop"]:
-        """Take TERM, INT, HUP and USR1 for as long as this lasts."""
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # nohup's
-        before = {number: signal.signal(number, self.receive) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

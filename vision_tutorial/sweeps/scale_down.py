@@ -28,11 +28,10 @@ from ..core.atomic import write_text
 from ..core.errors import UserError
 from ..recipe.fields import Recipe, to_yaml
 from ..recipe.grammar import Choice
-from ..recipe.loading import load
-from ..recipe.recipe_info import facts, used
+from ..recipe.loading import RECIPES, load
+from ..recipe.recipe_info import recipe_info, used
 from ..recipe.yaml_lines import read_document
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
 EPOCHS, BATCH, IMAGES = 200, 512, 50_000  # of r0 … r3, in full
 STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it
@@ -92,7 +91,7 @@ def count_images(recipe: Recipe) -> Data:
             raise UserError(f"{options['root']}: has no split '{min(missing)}'.")
         whole, test = counted["train"], counted["test"]
     else:
-        whole, test = facts(recipe).whole, options.get("test", CIFAR.test)
+        whole, test = recipe_info(recipe).whole, options.get("test", CIFAR.test)
     if whole is None:
         raise UserError(
             f"dataset {name}: nobody knows how many images it has. Leave out --budget, --scale "
