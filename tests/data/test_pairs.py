@@ -296,6 +296,7 @@ class Files:
     arrays: ArraySource
     name: str = "files"
     dense: ClassVar[bool] = True
+    classes: ClassVar[tuple[str, ...]] = tuple(map(str, range(255)))
 
     def __len__(self):
         return len(self.arrays)

@@ -270,7 +270,7 @@ def test_cifar10_policy_draws_its_interpolation():
 def test_cutout_is_the_papers():
     """Against DeVries' mask, written out: centre anywhere, clipped, `holes` times."""
     (ours,) = build("cutout", cutout={"holes": 2, "size": 11})
-    assert ours.stage == "tensor"
+    assert augments.entries["cutout"]().stage == "tensor"
     for i in range(100):
         image = torch.rand(3, 20, 30) + 1
         seed(i)
