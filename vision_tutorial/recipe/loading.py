@@ -44,7 +44,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Loaded:
     document = _merged([document for _, document in chain])
     for text in overrides:
         _override(document, text)
-    recipe, imports = typed(document, path.stem)
+    recipe, imports = typed(document, _name(path))
     base = _base(chain[1:])
     return Loaded(recipe, path, base, chain[1][0] if base else None, imports)
 
@@ -84,14 +84,14 @@ def _chain(path: Path) -> list[tuple[Path, Document]]:
     chain: list[tuple[Path, Document]] = []
     place = ""
     while True:
-        if not _is_file(path):
-            raise UserError(place + _missing(path))
+        if not _is_file(split_variant(path)[0]):
+            raise UserError(place + _missing(split_variant(path)[0]))
         names = " -> ".join(shown(p.name) for p in (*(p for p, _ in chain), path))
-        if any(path.samefile(other) for other, _ in chain):
+        if any(_same(path, other) for other, _ in chain):
             raise UserError(f"{place}a circle: {names}. A recipe cannot be its own base.")
         if len(chain) > MAX_BASES:
             raise UserError(f"{place}more than {MAX_BASES} bases, one upon the other.")
-        document = read_document(path)
+        document = _read(path)
         chain.append((path, document))
         place = _at(document, ("extends",))
         base = document.values.get("extends")
@@ -102,6 +102,43 @@ def _chain(path: Path) -> list[tuple[Path, Document]]:
         path = path.parent / base
 
 
+def split_variant(path: Path) -> tuple[Path, str | None]:
+    """`b.yaml:0503` -> the file `b.yaml` and its variant `0503`; without a variant, None."""
+    stem, colon, variant = path.name.partition(".yaml:")
+    return (path.with_name(f"{stem}.yaml"), variant) if colon else (path, None)
+
+
+def _name(path: Path) -> str:
+    file, variant = split_variant(path)
+    return file.stem if variant is None else f"{file.stem}-{variant}"
+
+
+def _same(one: Path, other: Path) -> bool:
+    (file, variant), (other_file, other_variant) = split_variant(one), split_variant(other)
+    return variant == other_variant and file.samefile(other_file)
+
+
+def _read(path: Path) -> Document:
+    """The recipe file, or one of its variants, which extends the file if it names no other base."""
+    file, variant = split_variant(path)
+    document = read_document(file)
+    variants = document.values.pop("variants", {})
+    if variant is None:
+        return document
+    at = ("variants", variant)
+    if not isinstance(variants, dict) or not variants:
+        raise UserError(f"{file}: the recipe has no variants, so none called {shown(variant)}.")
+    if variant not in variants:
+        raise UserError(f"{file}: {unknown('variant', variant, variants, 600)}")
+    values = variants[variant]
+    if not isinstance(values, dict):
+        raise UserError(f"{_at(document, at)}given {shown(values)}; `key: value` lines expected.")
+    places = {key[2:]: place for key, place in document.places.items() if key[:2] == at}
+    plain = {key: value for key, value in values.items() if "." not in key}
+    settings = {key: value for key, value in values.items() if "." in key}
+    return Document({"extends": file.name, **plain}, places, settings)
+
+
 def _merged(documents: list[Document]) -> Document:
     """The first document, with its bases under it: a key replaces the base's key whole."""
     values: dict[str, Any] = {}
@@ -109,7 +146,10 @@ def _merged(documents: list[Document]) -> Document:
     for document in reversed(documents):
         kept = {k: v for k, v in values.items() if k not in OWN}
         places = {at: p for at, p in places.items() if at and at[0] not in document.values}
-        values, places = {**kept, **document.values}, {**places, **document.places}
+        merged = Document({**kept, **document.values}, {**places, **document.places})
+        for key, value in document.settings.items():
+            _assign(merged, key, value, document.places[(key,)])
+        values, places = merged.values, merged.places
     values.pop("extends", None)
     return Document(values, places)
 
@@ -117,7 +157,7 @@ def _merged(documents: list[Document]) -> Document:
 def _base(chain: list[tuple[Path, Document]]) -> Recipe | None:
     """What is extended, as a recipe; None where there is none, or only a part of one."""
     try:
-        return typed(_merged([d for _, d in chain]), chain[0][0].stem)[0] if chain else None
+        return typed(_merged([d for _, d in chain]), _name(chain[0][0]))[0] if chain else None
     except UserError:
         return None
 
@@ -226,15 +266,19 @@ def _fields(key: str) -> list[str]:
 
 
 def _override(document: Document, text: str) -> None:
-    """Set one value from `key.sub=value`; what lies on the way is opened up as needed."""
+    """Set one value from `key.sub=value`."""
     path, equals, value = text.partition("=")
-    key, *rest = (part.strip() for part in path.split("."))
     name = f"{COMMAND_LINE} ({short(text, 50)})"
-    if not equals or not all((key, *rest)):
+    if not equals or not all(part.strip() for part in path.split(".")):
         raise UserError(f"{name}: no override; write key=value or key.sub=value.")
+    _assign(document, path, parse_value(value, name), name)
+
+
+def _assign(document: Document, path: str, parsed: Any, name: str) -> None:
+    """Set what `key.sub` names; what lies on the way is opened up as needed."""
+    key, *rest = (part.strip() for part in path.split("."))
     if key not in Recipe.model_fields:
         raise UserError(f"{name}: {unknown('key', key, Recipe.model_fields)}")
-    parsed = parse_value(value, name)
     current = document.values.get(key)
     if rest and key in SHELVED:
         current = _opened(key, current, rest, name)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ..core.errors import UserError, short, shown, unknown
 from ..recipe.fields import Recipe, to_plain, written
-from ..recipe.loading import COMMAND_LINE, Loaded, load
+from ..recipe.loading import COMMAND_LINE, Loaded, load, split_variant
 from ..recipe.yaml_lines import Document, Key, read_document
 from ..runs import run_folder
 from ..runs.run import recipe_key
@@ -206,7 +206,7 @@ def _recipe(document: Document, path: Path) -> Path:
     if not isinstance(given, str):
         raise UserError(f"{_at(document, 'recipe')}given {shown(given)}; name a recipe file.")
     recipe = Path(os.path.normpath(path.parent / given))
-    if not recipe.is_file():
+    if not split_variant(recipe)[0].is_file():
         raise UserError(f"{_at(document, 'recipe')}{shown(given)}: there is no {recipe}.")
     return recipe
 
