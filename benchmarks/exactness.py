@@ -24,27 +24,29 @@ from data.oracle import ORIGINAL, by_pillow, random_slot  # noqa: E402
 from vision_tutorial import build  # noqa: E402, F401  (fills the registries)
 from vision_tutorial.core import registry  # noqa: E402
 from vision_tutorial.core.sources import base  # noqa: E402
-from vision_tutorial.data import feeding  # noqa: E402
-from vision_tutorial.data.augmentation.batched_ops import Op, Slot  # noqa: E402
+from vision_tutorial.data.augmentation.batched_ops import BatchedOp, Op  # noqa: E402
 from vision_tutorial.data.executors import compiled, tensors  # noqa: E402
+from vision_tutorial.data.pipeline import batched_plan  # noqa: E402
 from vision_tutorial.recipe.loading import load  # noqa: E402
 
 RECIPES = [ROOT / "recipes" / f"{name}.yaml" for name in ("r0", "r4-tuned", "r4")]
 
 
-def by_tensors(images: np.ndarray, slots: list[Slot]) -> np.ndarray:
+def by_tensors(images: np.ndarray, slots: list[BatchedOp]) -> np.ndarray:
     """The same by tensors.py, some thousand at a time, on a GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = []
     for first in range(0, len(images), 2000):
         rows = slice(first, first + 2000)
-        some = [Slot(s.codes[rows], s.args[rows], s.size, s.fill, s.rows, s.columns) for s in slots]
+        some = [
+            BatchedOp(s.codes[rows], s.args[rows], s.size, s.fill, s.rows, s.columns) for s in slots
+        ]
         batch = torch.tensor(images[rows], device=device).permute(0, 3, 1, 2)
         found.append(tensors.apply(batch, some).permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(found)
 
 
-def compared(title: str, images: np.ndarray, slots: list[Slot]) -> str:
+def compared(title: str, images: np.ndarray, slots: list[BatchedOp]) -> str:
     """A row: images, values that differ, by how much at most, for both executors."""
     wanted = by_pillow(images, slots)
     cells = [title, f"{len(images):,}"]
@@ -60,7 +62,7 @@ def compared(title: str, images: np.ndarray, slots: list[Slot]) -> str:
 def rows(recipes: list[Path]) -> Iterator[str]:
     """The table, then the frequencies of timm's original policy."""
     first = load(recipes[0]).recipe
-    make = registry.datasets.bind(first.dataset.name, **first.dataset.options)
+    make = registry.datasets.build(first.dataset.name, **first.dataset.options)
     test, train = (np.asarray(base(make(split)).images) for split in ("test", "train"))
     versions = f"Pillow {PIL.__version__}, torch {torch.__version__}"
     yield f"Images of {first.dataset.name}; {versions}, NumPy {np.__version__}."
@@ -74,8 +76,8 @@ def rows(recipes: list[Path]) -> Iterator[str]:
             yield compared(op.name.lower(), test, [slot])
     items = np.stack([np.zeros(len(train), int), np.arange(len(train))], 1)
     for path in recipes:
-        made = feeding.program(load(path).recipe)
-        slots = made.slots(items, train.shape[1:3])
+        made = batched_plan(load(path).recipe)
+        slots = made.ops(items, train.shape[1:3])
         yield compared(f"all of {path.stem}'s chain", train, slots)
         policy = [choice for choice in load(path).recipe.augment if choice.name == "auto_augment"]
         if policy and policy[0].options["policy"] == "original":
@@ -83,7 +85,7 @@ def rows(recipes: list[Path]) -> Iterator[str]:
             yield chi2(path.stem, slots[-2:])
 
 
-def chi2(name: str, slots: list[Slot]) -> str:
+def chi2(name: str, slots: list[BatchedOp]) -> str:
     """Counts of operations against timm's original policy, whose pairs are the last two slots."""
     count = len(slots[0].codes)
     found = Counter(np.concatenate([slot.codes for slot in slots]).tolist())

@@ -4,13 +4,14 @@
 #   [MINUTES=9] [OUT=benchmarks/results] [WORK=/tmp/vision_tutorial] [RECIPE=recipes/r4.yaml] \
 #       benchmarks/gpu.sh [PACKED] [-- key.sub=value …]
 # PACKED (default benchmarks/packed) holds part-*-of-* folders, made where the data is by
-#   vision-tutorial pack arrays recipes/r4.yaml set && vision-tutorial pack parts set benchmarks/packed
+#   vision-tutorial pack arrays recipes/r4.yaml set && python benchmarks/pack_parts.py pack set benchmarks/packed
 # and, where packages are missing and there is no network, a folder wheels/. The parts may come in
 # several calls; a call without all of them says what is missing and ends there.
 # Call it again to go on: what was unpacked and the run with its checkpoints stay in WORK. They are too
 # large for a machine that returns nothing but OUT, so there a later call goes on only as long as that
 # machine keeps its WORK; on a GPU server of your own it always does. Nothing needs to be installed.
-# REHEARSE=1 goes through all of it on a CPU, for tests: name a small RECIPE with it.
+# REHEARSE=1 goes through all of it on a CPU, for tests: name a small RECIPE with it. PHASES chooses some
+# of "parity bench train", PARITY the tests of parity (pytest -k).
 # Exit codes: 0 every phase ended well (or parts are missing still), 1 one did not, 2 wrong use.
 set -uo pipefail
 here="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -52,7 +53,7 @@ data() {
     [ -f "$set/arrays.json" ] && return 0
     local parts=("$packed"/part-*-of-*)
     [ -d "${parts[0]}" ] || fail "no parts in $packed; see the head of this script for how to make them"
-    "$python" -m vision_tutorial pack unpack "${parts[@]}" --to "$set" >&2
+    "$python" "$here/benchmarks/pack_parts.py" unpack "${parts[@]}" --to "$set" >&2
 }
 
 # The batched path's images on this device are those on a CPU, which are Pillow's and timm's; a
@@ -60,7 +61,8 @@ data() {
 parity() {
     (cd "$here" && VISION_TUTORIAL_ARRAYS="$set" VISION_TUTORIAL_TEST_GPU=1 \
         timeout "$(within 150)" "$python" -m pytest -o addopts="-q --import-mode=importlib" \
-        tests/data/test_device.py tests/engine/test_gpu.py -k "not compile and not epochs" \
+        tests/data/test_device.py tests/engine/test_gpu.py \
+        -k "${PARITY:-not compile and not epochs}" \
         -p no:cacheprovider >"$work/parity.txt" 2>&1)
     local code=$?
     tail -n 3 "$work/parity.txt" >&2
@@ -112,8 +114,8 @@ fi
 
 phase data data
 if [ -f "$set/arrays.json" ]; then
-    phase parity parity
-    phase bench bench "$@"
-    phase train train "$@"
+    for name in ${PHASES:-parity bench train}; do
+        phase "$name" "$name" "$@"
+    done
 fi
 "$python" "$here/benchmarks/gpu_report.py" "$work" "$out" "$(basename "$recipe" .yaml)"

@@ -9,6 +9,7 @@ from typing import Any
 from vision_tutorial.core.atomic import read_json, write_json
 from vision_tutorial.core.errors import UserError, run_main
 from vision_tutorial.runs import run_folder
+from vision_tutorial.runs.fingerprint import fingerprint
 
 KEPT = ("epoch", "seconds", "seconds_data", "seconds_eval", "images_per_second", "val/top1")
 MACHINE = ("cpu", "memory_bytes", "system", "python", "torch", "git")
@@ -24,10 +25,10 @@ def main(argv: Sequence[str]) -> int:
     train, bench = trained(work / "runs" / recipe), json_or_none(work / "bench.json")
     # theirs name the GPUs; this process has no torch to ask
     run = json_or_none(Path(train["run"]) / "fingerprint.json") if train else None
-    here = run or bench or run_folder.fingerprint()
+    here = run or bench or fingerprint()
     here = here.get("machine", {}) | here
     found = {
-        "created": run_folder.fingerprint()["created"],
+        "created": fingerprint()["created"],
         "all_data": (work / "set" / "arrays.json").exists(),
         "phases": phases,
         "machine": {key: here.get(key) for key in MACHINE},

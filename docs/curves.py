@@ -33,7 +33,7 @@ def momentum() -> Block:
     for share in (0.0, 0.4, 0.9):
         place = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
         options = {"lr": 0.02, "momentum": share, "nesterov": share > 0}
-        optimizer = registry.optimizers.bind("sgd", **options)([place])
+        optimizer = registry.optimizers.build("sgd", **options)([place])
         far = []
         for _ in range(150):
             far.append(place.detach().norm().item())
@@ -54,7 +54,7 @@ def weight_decay() -> Block:
         rates = build.learning_rates(made, steps)
         weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
         weight.grad = torch.zeros_like(weight)
-        optimizer = registry.optimizers.bind("sgd", **made.optimizer.options)([weight])
+        optimizer = registry.optimizers.build("sgd", **made.optimizer.options)([weight])
         left = []
         for step in range(12 * steps):
             if step % steps == 0:
@@ -177,7 +177,7 @@ def hard_positions() -> Block:
         lines.append(Line(name, shares.tolist(), values))
     p = torch.linspace(0.05, 0.95, 91, dtype=torch.float64)
     apart = [
-        registry.losses.bind("jsd")(
+        registry.losses.build("jsd")(
             torch.cat([spread(p.new_tensor([0.95]), 10)] + 2 * [spread(q.view(1), 10)]),
             torch.zeros(3, dtype=torch.int64),
         ).item()
@@ -203,7 +203,7 @@ def spread(p: Tensor, classes: int) -> Tensor:
 
 def one_by_one(name: str, logits: Tensor, target: Tensor, **options: object) -> list[float]:
     """A loss of the registry for each row of logits (N, C, …) alone."""
-    loss = registry.losses.bind(name, **options)
+    loss = registry.losses.build(name, **options)
     return [loss(logits[i : i + 1], target[i : i + 1]).item() for i in range(len(logits))]
 
 

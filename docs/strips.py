@@ -29,7 +29,7 @@ def shapes(*overrides: str) -> tuple[Recipe, ArraySource]:
     small = "dataset={shapes: {size: 32, train: 40, test: 10}}"
     plain = [small, "augment=[]", "eval_augment=[]", "normalize=half", "channels_last=false"]
     made = load(RECIPES / "r0.yaml", [*plain, *overrides]).recipe
-    return made, registry.datasets.bind("shapes", **made.dataset.options)("train")
+    return made, registry.datasets.build("shapes", **made.dataset.options)("train")
 
 
 def shown(found: list[Shot]) -> list[tuple[str, np.ndarray]]:
@@ -89,7 +89,7 @@ def mixup() -> Block:
 def blurred() -> tuple[np.ndarray, np.ndarray, Tensor]:
     """An image (H, W, 3), its mask (H, W), and probabilities (2, H, W) as coarse as those of a
     network of output stride 8: the true mask in cells of 8 x 8 pixels, enlarged bilinearly."""
-    source = registry.datasets.bind("shapes", size=96, train=40, test=10, masks=True)("train")
+    source = registry.datasets.build("shapes", size=96, train=40, test=10, masks=True)("train")
     mask = torch.from_numpy(source.masks[STAR] > 0).double()
     cells = torch.nn.functional.avg_pool2d(mask[None, None], 8)
     p = torch.nn.functional.interpolate(cells, scale_factor=8, mode="bilinear")[0, 0]
@@ -161,8 +161,8 @@ def ddp() -> Block:
 def stem() -> Block:
     """How large the maps of a ResNet-50 are, by its stem."""
     with torch.device("meta"):
-        usual = registry.models.bind("resnet50")(100)
-        small = registry.models.bind("resnet50", stem="cifar")(100)
+        usual = registry.models.build("resnet50")(100)
+        small = registry.models.build("resnet50", stem="cifar")(100)
     rows = [
         maps("ImageNet stem: 7x7, stride 2, max-pool", usual),
         maps("CIFAR stem: 3x3, stride 1, no max-pool", small),

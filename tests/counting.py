@@ -18,10 +18,11 @@ from vision_tutorial.core.atomic import write_json
 from vision_tutorial.core.errors import run_main
 from vision_tutorial.recipe.fields import Recipe, identity
 from vision_tutorial.runs import run_folder
+from vision_tutorial.runs.fingerprint import fingerprint
 from vision_tutorial.sweeps import children
 
 EPOCH_SECONDS = float(os.environ.get("COUNTING_SECONDS", 0.05))
-real_start, real_seated = children.start, children._seated
+real_start, real_prepare = children.start, children._prepare
 
 
 def count_instead() -> None:
@@ -30,29 +31,29 @@ def count_instead() -> None:
 
 
 def start(
-    command: Sequence[str], *args: Any, verb: Callable[[list[str]], int] | None = None
+    command: Sequence[str], *args: Any, command_main: Callable[[list[str]], int] | None = None
 ) -> Any:
     """As `children.start`, but what follows the fork is `count` (or a command), not the command."""
 
-    def seated(seat: children.Seat) -> Any:
-        sit = real_seated(seat)
+    def prepare(slot: children.DeviceSlot) -> Any:
+        prepare_child = real_prepare(slot)
 
         def work() -> None:
-            sit()
+            prepare_child()
             os.closerange(3, 1024)  # Popen waits until this pipe is closed
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            code = run_main(lambda: (verb or count)(words))
+            code = run_main(lambda: (command_main or count)(words))
             sys.stderr.flush()
             os._exit(code)
 
         return work
 
     words = list(command)[list(command).index("vision_tutorial.train") + 1 :]
-    children._seated = seated
+    children._prepare = prepare
     try:
         return real_start(command, *args)
     finally:
-        children._seated = real_seated
+        children._prepare = real_prepare
 
 
 def note(event: str) -> None:
@@ -74,7 +75,7 @@ def count(words: list[str]) -> int:
         train.write_recipe(run, loaded)
         note(f"start {run.name} cores={len(os.sched_getaffinity(0))}")
         if not (run / "fingerprint.json").exists():
-            facts = run_folder.fingerprint("d1") | {"recipe": {"identity": identity(recipe)}}
+            facts = fingerprint("d1") | {"recipe": {"identity": identity(recipe)}}
             write_json(run / "fingerprint.json", facts | {"torch": {"threads": 1}})
         run_folder.set_status(run, "running", pid=os.getpid())
         rows = run_folder.read_rows(run / "metrics.jsonl")

@@ -25,7 +25,7 @@ from vision_tutorial import build, train
 from vision_tutorial.__main__ import COMMANDS
 from vision_tutorial.recipe.fields import changes
 from vision_tutorial.recipe.loading import Loaded, load
-from vision_tutorial.recipe.signatures import catalogue
+from vision_tutorial.recipe.signatures import static_signatures
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -75,7 +75,7 @@ def test_every_loss_has_its_section() -> None:
     for family in ("pixel", "region"):
         text = (DOCS / "losses" / f"{family}.md").read_text("utf-8")
         sections |= dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
-    assert sections.keys() == catalogue()["losses"].entries.keys()
+    assert sections.keys() == static_signatures()["losses"].entries.keys()
     for name, text in sections.items():
         (recipe,) = blocks(text, "yaml")
         assert re.search(rf"^loss: \W*{name}\b", recipe, re.M), name

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from vision_tutorial.commands import pack
+from vision_tutorial.core import arrays
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "benchmarks" / "gpu.sh")
 SHAPES = "dataset={shapes: {train: 64, test: 30, size: 16}}"
+WORDS = ["threads=1", "data.path=timm", "workers=0"]  # nothing is compiled
 # the measuring itself is tested with its command
 QUICK = {"REHEARSE": "1", "STAGES": "eval", "ROUNDS": "1", "PACE": "0.05", "SPARE": "1"}
+QUICK |= {"PARITY": "test_chains_on_real_images"}
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +26,37 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A small data set in two parts."""
     root = tmp_path_factory.mktemp("gpu")
     assert pack.main(["arrays", "recipes/debug.yaml", str(root / "set"), SHAPES]) == 0
-    assert pack.main(["parts", str(root / "set"), str(root / "out"), "--mib", "0.05"]) == 0
+    parts_script("pack", root / "set", root / "out", "--mib", "0.04")
     folders = sorted((root / "out").iterdir())
     assert len(folders) == 2
     return folders
+
+
+def parts_script(*words: object, code: int = 0) -> str:
+    """What benchmarks/pack_parts.py prints."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "pack_parts.py"), *map(str, words)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_damaged_part_is_refused(parts: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / parts[0].name
+    shutil.copytree(parts[0], broken)
+    sheet = next(broken.glob("*.webp"))
+    sheet.write_bytes(sheet.read_bytes()[:-1] + b"x")
+    error = parts_script("unpack", broken, parts[1], "--to", tmp_path / "set", code=2)
+    assert f"{sheet}: its digest differs" in error and not (tmp_path / "set").exists()
+    parts_script("unpack", *parts, "--to", tmp_path / "set")
+    for split in ("train", "test"):
+        packed, unpacked = (
+            arrays.load(at / "set", split) for at in (parts[0].parents[1], tmp_path)
+        )
+        assert packed.digest() == unpacked.digest()
 
 
 def call(folder: Path, *words: object, **more: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +90,7 @@ def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:
 
     (packed / parts[1].name).unlink()
     (packed / parts[0].name).symlink_to(parts[0])
-    done = call(tmp_path, packed, "--", "threads=1", "epochs=1", **QUICK)
+    done = call(tmp_path, packed, "--", *WORDS, "epochs=1", **QUICK)
     found = results(tmp_path)
     codes = {name: phase["exit_code"] for name, phase in found["phases"].items()}
     assert codes.pop("parity") == 0, done.stderr
@@ -70,7 +101,8 @@ def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:
     assert (train["status"], train["epochs_done"]) == ("done", 1)
     assert {"epoch", "seconds", "images_per_second", "val/top1"} <= set(train["epochs"][0])
 
-    done = call(tmp_path, packed, "--", "threads=1", "epochs=2", **{**QUICK, "STAGES": "none"})
+    more = QUICK | {"PHASES": "bench train", "STAGES": "none"}
+    done = call(tmp_path, packed, "--", *WORDS, "epochs=2", **more)
     again = results(tmp_path)
     assert done.returncode == 1 and again["phases"]["bench"]["exit_code"] == 2
     assert "no measurement called 'none'" in done.stderr, "one phase fails, the others go on"

@@ -23,7 +23,7 @@ COMMANDS = {
     "report": "runs as one HTML page",
     "gallery": "a run's images, right and wrong, for its report",
     "note": "a remark about a run, kept in its folder",
-    "pack": "a data set as mapped files, or as sprites in parts",
+    "pack": "a data set as mapped files",
     "doctor": "is this machine ready?",
 }
 
@@ -50,7 +50,7 @@ def dispatch(argv: Sequence[str] | None) -> int:
 
 def overview() -> str:
     """The commands, and every registry with each entry's options and what it is."""
-    from .recipe.signatures import catalogue
+    from .recipe.signatures import static_signatures
 
     lines = [
         f"vision-tutorial {__version__}",
@@ -58,17 +58,14 @@ def overview() -> str:
         "usage: vision-tutorial COMMAND …   (COMMAND --help)",
     ]
     lines += ["", *(f"  {command:<10} {words}" for command, words in COMMANDS.items())]
-    for name, shelf in catalogue().items():
-        if shelf.entries or shelf.prefixes or shelf.fallback:
-            lines += ["", name]
-        for entry in shelf.entries.values():
+    for name, known in static_signatures().items():
+        lines += ["", name]
+        for entry in known.entries.values():
             lines += described(f"{entry.name}{entry.signature()}", entry.doc)
-        for prefix, entry in shelf.prefixes.items():
-            lines += described(f"{prefix}<name>{entry.signature()}", entry.doc)
-        if shelf.fallback:
-            count = f"{len(shelf.outside)} names" if shelf.outside else "any name"
-            title = f"<{count} of timm>{shelf.fallback.signature()}"
-            lines += described(title, shelf.fallback.doc)
+        for prefix, entry in known.fallbacks.items():
+            count = f"{len(known.outside)} names" if known.outside else "any name"
+            title = f"{prefix}<name>" if prefix else f"<{count} of timm>"
+            lines += described(f"{title}{entry.signature()}", entry.doc)
     return "\n".join(lines)
 
 

@@ -13,25 +13,24 @@ from torch import nn
 from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the registries)
 from .core import registry
 from .core.errors import UserError
+from .core.machine import usable_cores
 from .core.randomness import address
 from .core.sources import Source, hold_out, take
 from .core.targets import sampled
 from .core.task import Batch, Task
-from .data import feeding, mix
-from .data.loader import Raw
-from .data.preview import microscope as microscope
+from .data import mix, pipeline
+from .data.augmentation.operation import operation
+from .data.pipeline import DataPipeline, WorkerContext
 from .engine import (
     Distributed,
     Ema,
-    NoEma,
     Plan,
     TrainingState,
     decay_at,
     evaluate,
-    fitting_parts,
+    fit_accumulation_steps,
     rounds_of,
 )
-from .engine.distributed import cores
 from .engine.evaluation import Evaluation, answer_to_blank, refined
 from .engine.loop import converged
 from .recipe.batch_split import batch_parts, steps_per_epoch
@@ -54,8 +53,8 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
 
     Returns the network on the meta device.
     """
-    feeding.chain(recipe.augment)
-    random = {c.name for c in recipe.eval_augment if feeding.is_random(c)}
+    pipeline.chain(recipe.augment)
+    random = {c.name for c in recipe.eval_augment if operation(c).random}
     if random:
         names = ", ".join(sorted(random))
         raise UserError(
@@ -63,7 +62,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         )
     mix.mix(recipe.mix)
     criteria(recipe)
-    feeding.program(recipe, losses.copies(recipe.loss))
+    pipeline.batched_plan(recipe, losses.copies(recipe.loss))
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
     if recipe.refine and not task(recipe, ()).dense:
@@ -98,8 +97,8 @@ def data(recipe: Recipe, distributed: Distributed | None = None) -> Data:
 
 def whole(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
     """All of the data set's train or test; of several processes on a machine, one reads it."""
-    make = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)
-    made = distributed.local_share(lambda: make(name)) if distributed else make(name)
+    make = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)
+    made = distributed.share_dataset(lambda: make(name)) if distributed else make(name)
     if made.dense != task(recipe, made.classes).dense:
         has, other = ("masks", "segmentation") if made.dense else ("no masks", "classification")
         raise UserError(
@@ -133,15 +132,15 @@ def model(recipe: Recipe, classes: int, weights: bool = True) -> nn.Module:
     if not weights and options.get("pretrained"):
         options["pretrained"] = False
     torch.manual_seed(address(recipe.seed, "init"))
-    return registry.models.bind(recipe.model.name, **options)(classes)
+    return registry.models.build(recipe.model.name, **options)(classes)
 
 
 def task(recipe: Recipe, classes: Sequence[str]) -> Task:
     """What the engine needs to know of the track."""
-    return registry.tasks.bind(recipe.task.name, **recipe.task.options)(classes)
+    return registry.tasks.build(recipe.task.name, **recipe.task.options)(classes)
 
 
-def placed(recipe: Recipe, network: nn.Module, distributed: Distributed) -> nn.Module:
+def place_model(recipe: Recipe, network: nn.Module, distributed: Distributed) -> nn.Module:
     """On the device, in the memory layout and compiled as the recipe says."""
     network = network.to(distributed.device)
     if recipe.channels_last:
@@ -160,13 +159,13 @@ def optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
         no_decay_1d=recipe.parameter_groups.no_decay_1d,
         layer_decay=recipe.parameter_groups.layer_decay,
     )
-    return registry.optimizers.bind(recipe.optimizer.name, **options)(groups)
+    return registry.optimizers.build(recipe.optimizer.name, **options)(groups)
 
 
 def learning_rates(recipe: Recipe, steps_per_epoch: int) -> Callable[[int, Sequence[float]], float]:
     """lr as a function of the step (and, for plateau, of the metrics so far)."""
     return optim.learning_rates(
-        registry.schedules.bind(recipe.schedule.name, **recipe.schedule.options),
+        registry.schedules.build(recipe.schedule.name, **recipe.schedule.options),
         lr=recipe.optimizer.options["lr"],
         epochs=recipe.epochs,
         steps_per_epoch=steps_per_epoch,
@@ -203,44 +202,37 @@ def loader_workers(recipe: Recipe, distributed: Distributed) -> int:
     """Loader processes beside each training process."""
     if recipe.workers is not None:
         return recipe.workers
-    spare = cores() // distributed.local_world - 1
+    spare = len(usable_cores()) // distributed.local_world - 1
     return max(0, min(spare, 8))
 
 
-def learner(recipe: Recipe, source: Source, distributed: Distributed) -> TrainingState:
+def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> TrainingState:
     """The network with all that teaches it."""
     parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
-    network = placed(recipe, model(recipe, len(source.classes)), distributed)
-    replica = distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards)
+    network = place_model(recipe, model(recipe, len(source.classes)), distributed)
+    ddp_model = distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards)
     return TrainingState(
         model=network,
-        replica=replica,
+        ddp_model=ddp_model,
         task=task(recipe, source.classes),
         criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
-        prepare=feeding.finishing(
-            recipe,
-            place(recipe, distributed),
-            mixing=mix.mix(recipe.mix),
-            erase=feeding.erasing(recipe, losses.copies(recipe.loss)),
-            classes=len(source.classes),
-        ),
         clip=optim.clipping(recipe.clip),
-        ema=Ema(network) if recipe.ema else NoEma(),
+        ema=Ema(network if recipe.ema else None),
         decay=averaging(recipe.ema),
         seed=recipe.seed,
-        parts=parts // distributed.world if recipe.shards else parts,
+        accumulation_steps=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,
     )
 
 
-def try_out(recipe: Recipe, source: Source, pupil: TrainingState) -> None:
+def try_out(recipe: Recipe, source: Source, training: TrainingState) -> None:
     """One blank image of the recipe's size through the network: do they fit each other?"""
-    sample = feeding.images(recipe, source, losses.copies(recipe.loss))[0, 0]
+    sample = pipeline.augmented_images(recipe, source, copies=losses.copies(recipe.loss))[0, 0]
     if isinstance(sample, UserError):
         raise sample
     height, width = sample[0].shape[-2:]
-    said = answer_to_blank(pupil.model, height, width)
+    said = answer_to_blank(training.model, height, width)
     if said != f"{(1, len(source.classes), *((height, width) if source.dense else ()))}":
         raise UserError(
             f"model {recipe.model.name} does not fit images of {width}x{height} and "
@@ -250,20 +242,27 @@ def try_out(recipe: Recipe, source: Source, pupil: TrainingState) -> None:
 
 
 def fit_memory(
-    pupil: TrainingState, work: Plan, distributed: Distributed, say: Callable[[str], None]
+    training: TrainingState, work: Plan, distributed: Distributed, say: Callable[[str], None]
 ) -> None:
     """On a GPU, try the first batch and halve the micro-batch until all processes can hold it."""
-    if distributed.device.type != "cuda" or pupil.shards:
+    if distributed.device.type != "cuda" or training.shards:
         return
-    (raw,) = work.batches(0, 1)
-    pupil.parts, notice = fitting_parts(pupil, distributed, raw, pupil.parts)
+
+    def prepare(parts: int) -> list[Batch]:
+        (batches,) = work.batches(0, 1, parts)
+        return batches
+
+    size = work.batch_size // distributed.world
+    training.accumulation_steps, notice = fit_accumulation_steps(
+        training, distributed, prepare, size, training.accumulation_steps
+    )
     if notice:
         say(notice)
 
 
-def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
+def worker_context(recipe: Recipe, distributed: Distributed) -> WorkerContext:
     """Where this process's images go."""
-    return feeding.Place(
+    return WorkerContext(
         distributed.device,
         distributed.rank,
         distributed.world,
@@ -275,22 +274,18 @@ def place(recipe: Recipe, distributed: Distributed) -> feeding.Place:
 def data_path(recipe: Recipe) -> str:
     """Which path the training images take, in words."""
     dense = task(recipe, ()).dense
-    return feeding.path(recipe, losses.copies(recipe.loss), dense)
+    return pipeline.describe_path(recipe, losses.copies(recipe.loss), dense)
 
 
-def train_batches(
-    recipe: Recipe, source: Source, distributed: Distributed, start: int, stop: int
-) -> Iterator[Raw]:
-    """This process's raw batches of the steps `start` to `stop`."""
-    return training_batches(recipe, source, distributed)(start, stop)
+def train_pipeline(recipe: Recipe, source: Source, distributed: Distributed) -> DataPipeline:
+    """What makes this process's training batches."""
+    worker, copies = worker_context(recipe, distributed), losses.copies(recipe.loss)
+    return DataPipeline(recipe, source, worker, training=True, copies=copies)
 
 
-def training_batches(
-    recipe: Recipe, source: Source, distributed: Distributed
-) -> Callable[[int, int], Iterator[Raw]]:
-    """`train_batches` as a function of the steps: the images are put in place once."""
-    where = place(recipe, distributed)
-    return feeding.training(recipe, source, losses.copies(recipe.loss), where)
+def eval_pipeline(recipe: Recipe, source: Source, distributed: Distributed) -> DataPipeline:
+    """What makes this process's share of the batches of an evaluation."""
+    return DataPipeline(recipe, source, worker_context(recipe, distributed), training=False)
 
 
 def evaluation(
@@ -300,20 +295,18 @@ def evaluation(
     task: Task,
     distributed: Distributed,
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    feed: feeding.Feed | None = None,
+    data: DataPipeline | None = None,
     refine: Callable | None = None,
     size: int | None = None,
     **callbacks: Any,
 ) -> Evaluation:
     """All metrics of `network` on `source`.
 
-    forward: what is called instead of the network (it seen several times, say). feed:
-    `feeding.evaluating` of before, to use again. refine: `refining`'s, for the probabilities.
+    forward: what is called instead of the network (it seen several times, say). data:
+    `eval_pipeline` of before, to use again. refine: `refining`'s, for the probabilities.
     size: masks are compared at size x size pixels, as those of a submission are.
     """
-    where = place(recipe, distributed)
-    feed = feed or feeding.evaluating(recipe, source, where)
-    finish = feeding.finishing(recipe, where, pixels=refine is not None)
+    data = data or eval_pipeline(recipe, source, distributed)
     look = forward or network
 
     def answer(batch: Batch) -> torch.Tensor:
@@ -322,7 +315,7 @@ def evaluation(
         return sampled(output, size, size) if size else output
 
     def batches() -> Iterator[Batch]:
-        for batch in map(finish, feed()):
+        for batch in data.evaluation(pixels=refine is not None):
             yield replace(batch, target=sampled(batch.target, size, size)) if size else batch
 
     return evaluate(
@@ -337,22 +330,23 @@ def evaluation(
     )
 
 
-def plan(recipe: Recipe, both: Data, pupil: TrainingState, distributed: Distributed) -> Plan:
+def plan(recipe: Recipe, both: Data, training: TrainingState, distributed: Distributed) -> Plan:
     """What is to be done, step by step."""
     steps = steps_per_epoch(recipe, len(both.train))
-    meter = pupil.task.meter()
-    feed = feeding.evaluating(recipe, both.val, place(recipe, distributed))
+    meter = training.task.meter()
+    val = eval_pipeline(recipe, both.val, distributed)
 
     def evaluated(stop: Callable[[], bool], progress: Callable[[int, int], None]) -> Evaluation:
-        calls = {"stop": stop, "progress": progress, "feed": feed}
-        with pupil.ema.applied_to(pupil.model):
-            return evaluation(recipe, both.val, pupil.model, pupil.task, distributed, **calls)
+        calls = {"stop": stop, "progress": progress, "data": val}
+        with training.ema.applied_to(training.model):
+            return evaluation(recipe, both.val, training.model, training.task, distributed, **calls)
 
     return Plan(
         steps_per_epoch=steps,
         epochs=recipe.total_epochs,
-        lr=learning_rate(recipe, pupil.optimizer, steps),
-        batches=training_batches(recipe, both.train, distributed),
+        lr=learning_rate(recipe, training.optimizer, steps),
+        batches=train_pipeline(recipe, both.train, distributed).train,
+        batch_size=recipe.batch_size,
         evaluate=evaluated,
         headline=meter.headline,
         higher_is_better=meter.higher_is_better,

@@ -17,10 +17,9 @@ from .core.images import image_size, read_image
 from .core.sources import FileSource, Source
 from .core.targets import sampled
 from .core.task import Task
-from .data import feeding
-from .engine import Distributed, Evaluation, load_weights
+from .data.pipeline import eval_order
+from .engine import Distributed, Evaluation, load_weights, put_weights, weights_path
 from .engine.evaluation import refined
-from .engine.weights_file import put, weights_path
 from .recipe.fields import Recipe
 from .recipe.loading import Loaded
 from .segmentation import refine, submission, visualisation  # noqa: F401  (for the commands)
@@ -38,7 +37,7 @@ def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
     return recipes[0]
 
 
-def check_looks(task: Task, args: argparse.Namespace) -> None:
+def check_options(task: Task, args: argparse.Namespace) -> None:
     """UserError for options that only make sense where every pixel has an answer."""
     for option in () if task.dense else ("size", "window", "submission", "overlays", "smooth"):
         if getattr(args, option, None):
@@ -53,8 +52,8 @@ def networks(
     for run, loaded in found:
         recipe, path = loaded.recipe, weights_path(run, which)
         network = build.model(recipe, classes, weights=False)
-        put(network, load_weights(path, "ema" if recipe.ema else "model"), path)
-        network = build.placed(recipe, network, distributed)
+        put_weights(network, load_weights(path, "ema" if recipe.ema else "model"), path)
+        network = build.place_model(recipe, network, distributed)
         distributed.wrap(network, replicate=False)
         made.append(network)
         paths.append(path)
@@ -63,7 +62,7 @@ def networks(
 
 def refining(recipe: Recipe) -> Callable | None:
     """The recipe's refiners as one function (image, probabilities) -> probabilities, or None."""
-    steps = [registry.refiners.bind(c.name, **c.options) for c in recipe.refine]
+    steps = [registry.refiners.build(c.name, **c.options) for c in recipe.refine]
 
     def refine(image: np.ndarray, probabilities: torch.Tensor) -> torch.Tensor:
         for step in steps:
@@ -80,7 +79,7 @@ def scored(
     size = size or submission.SIZE
     masks = submission.read(file, len(source.classes), size)
     submission.check_names(file, masks, map(source.key, range(len(source))))
-    order = feeding.eval_order(recipe, source, build.place(recipe, distributed))
+    order = eval_order(recipe, source, build.worker_context(recipe, distributed))
     names = ([source.key(index) for _, index in items] for items in order)
 
     def answer(_: torch.Tensor) -> torch.Tensor:
@@ -129,17 +128,16 @@ def answers(
 
     pixels: the images too, as the network saw them.
     """
-    where = build.place(recipe, distributed)
-    finish = feeding.finishing(recipe, where, pixels=pixels or refine is not None)
+    data = build.eval_pipeline(recipe, source, distributed)
+    batches = data.evaluation(pixels=pixels or refine is not None)
     with torch.inference_mode():
-        for raw in feeding.evaluating(recipe, source, where)():
-            batch = finish(raw)
+        for items, batch in zip(data.eval_order(), batches, strict=True):
             said = task.predict(forward, batch.images)
             if refine:
                 said = refined(refine, said.log(), batch.pixels).exp()
             seen = batch.pixels if pixels else [None] * len(said)
-            rows = zip(raw.items[:, 1].tolist(), said, batch.target, seen, strict=True)
-            for index, probabilities, target, image in rows:
+            rows = zip(items, said, batch.target, seen, strict=True)
+            for (_, index), probabilities, target, image in rows:
                 yield Answer(index, source.key(index), probabilities, target, image)
 
 

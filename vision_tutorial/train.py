@@ -17,6 +17,8 @@ from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_cod
 from .recipe.fields import changes, identity, to_plain, to_yaml
 from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
+from .runs.fingerprint import fingerprint
+from .runs.redaction import redact
 from .runs.time_breakdown import shares
 from .runs.time_breakdown import verdict as verdict_of
 
@@ -32,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "5 storage, 143 preempted (continue with the run folder).",
     )
     add = made.add_argument
-    add("recipe", help="a recipe file, or a run folder to continue")
+    add("recipe", help="a recipe (file or name), or a run folder to continue")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
     add(
         "--resume",
@@ -78,7 +80,9 @@ def train(args: argparse.Namespace) -> int:
     distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     try:
         with distributed.peers():
-            run = distributed.share(run or (new_run(args, loaded) if distributed.main else None))
+            run = distributed.broadcast_object(
+                run or (new_run(args, loaded) if distributed.main else None)
+            )
             with recorded(run, distributed.main), distributed.peers():
                 code = train_in(run, loaded, args, distributed)
     finally:
@@ -141,7 +145,7 @@ def write_recipe(run: Path, loaded: Loaded) -> None:
         if path.parent.absolute() != run.absolute():
             shutil.copy(path, run / path.name)
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
-    values["wandb"] = run_folder.redact(values["wandb"])  # the one place for free text
+    values["wandb"] = redact(values["wandb"])  # the one place for free text
     run_folder.write_text(run / "recipe.yaml", to_yaml(values))
 
 
@@ -179,34 +183,32 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     display = engine.make_display(main and not args.quiet)
     both = build.data(recipe, distributed)
     digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
-    learner = build.learner(recipe, both.train, distributed)
-    plan = build.plan(recipe, both, learner, distributed)
-    checkpoints = (
-        engine.Checkpoints(run, identity(recipe), keep=recipe.checkpoint.keep, say=display.say)
-        if main
-        else engine.NoCheckpoints(run, identity(recipe))
+    training = build.training_state(recipe, both.train, distributed)
+    plan = build.plan(recipe, both, training, distributed)
+    checkpoints = engine.Checkpoints(
+        run, identity(recipe), keep=recipe.checkpoint.keep, say=display.say, write=main
     )
-    progress = engine.restore(learner, distributed, checkpoints) or engine.Progress()
+    progress = engine.restore(training, distributed, checkpoints) or engine.Progress()
     check_progress(run, plan, progress)
-    recorder: Any = engine.NoRecorder()
+    recorder = engine.Recorder()
     if main:
         start_records(run, loaded, digest, progress)
         tracker = make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
-        recorder = engine.Recorder(
-            run, learner, distributed, checkpoints, recipe.checkpoint, tracker, display
+        recorder = engine.RunRecorder(
+            run, training, distributed, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in notices(recipe, both, learner, plan, distributed, progress):
+    for line in notices(recipe, both, training, plan, distributed, progress):
         display.say(line)
-    build.try_out(recipe, both.train, learner)
-    build.fit_memory(learner, plan, distributed, display.say)
+    build.try_out(recipe, both.train, training)
+    build.fit_memory(training, plan, distributed, display.say)
     few = PROFILED if args.profile and not args.steps else args.steps
     stop = engine.StopRequest(args.minutes, few, progress.step)
     display.start(plan.steps, plan.steps_per_epoch, plan.epochs, progress.step)
     with closing(display), stop.listening(), closing(recorder):
         with engine.profiled(args.profile and main) as lines:
-            done = engine.fit(learner, plan, distributed, recorder, progress, stop)
+            done = engine.fit(training, plan, distributed, recorder, progress, stop)
     status, code = verdict(done, stop.signalled())
     last = progress.rows[-1].get("val/loss") if progress.rows else None
     if done and last is not None and not math.isfinite(last):
@@ -247,23 +249,23 @@ def verdict(done: bool, signalled: bool) -> tuple[str, int]:
 
 def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
-    fingerprint = run / "fingerprint.json"
-    if fingerprint.exists():
-        facts = read_json(fingerprint)
+    file = run / "fingerprint.json"
+    if file.exists():
+        facts = read_json(file)
         if not isinstance(facts, dict) or facts.get("data") != digest:
             raise UserError(
                 f"{run}: the training data is not what this run began with (its hash differs). "
                 "Restore the data, or start a new run."
             )
     else:
-        facts = run_folder.fingerprint(digest)
+        facts = fingerprint(digest)
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
             facts["recipe"] |= {
                 "base": loaded.base_path.name,
                 "changes": changes(loaded.recipe, loaded.base),
             }
-        write_json(fingerprint, facts)
+        write_json(file, facts)
     write_recipe(run, loaded)
     run_folder.write_rows(run / "metrics.jsonl", progress.rows)
     if progress.table:
@@ -321,26 +323,27 @@ def make_tracker(run: Path, recipe: Any, say: Any) -> Any:
         tags=wandb.tags,
         group=wandb.group or recipe.name,
         notes=wandb.notes,
-        config=run_folder.redact(to_plain(recipe)),
+        config=redact(to_plain(recipe)),
         folder=run,
         say=say,
     )
 
 
 def notices(
-    recipe: Any, both: Any, learner: Any, plan: Any, distributed: Any, progress: Any
+    recipe: Any, both: Any, training: Any, plan: Any, distributed: Any, progress: Any
 ) -> Iterator[str]:
     """What a person wants to know before the first step."""
     if distributed.notice:
         yield distributed.notice
-    micro = recipe.batch_size // distributed.world // learner.parts
+    steps = training.accumulation_steps
+    micro = recipe.batch_size // distributed.world // steps
     processes = "1 process" if distributed.world == 1 else f"{distributed.world} processes"
     yield (
         f"{recipe.name}: {len(both.train):,} images of {both.train.name}, {plan.epochs} epochs "
         f"of {plan.steps_per_epoch} steps"
     )
     yield (
-        f"batch {recipe.batch_size} = {processes} x {learner.parts} x {micro} images, "
+        f"batch {recipe.batch_size} = {processes} x {steps} x {micro} images, "
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"
     )
     if progress.step:

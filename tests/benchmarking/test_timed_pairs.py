@@ -33,16 +33,13 @@ def test_ratios_pair_what_was_measured_together(values):
     assert all(math.isfinite(value) for value in plain["ratio"]["values"])
 
 
-def test_sides_of_unequal_length_are_no_pairs():
-    with pytest.raises(ValueError, match="zip"):
-        Pair("x", "s", Side("a", (1.0,)), Side("b", (1.0, 2.0))).ratios()
-
-
-def test_a_rate_is_images_by_seconds():
+def test_a_rate_is_images_by_seconds_and_sides_must_be_pairs():
     side = Side.rates("a", [Sample(100, 4.0), Sample(30, 0.5)])
     assert side.values == (25.0, 60.0)
     plain = side.plain()
     assert (plain["images"], plain["seconds"]) == ([100, 30], [4.0, 0.5])
+    with pytest.raises(ValueError, match="zip"):
+        Pair("x", "s", side, Side("b", (1.0,))).ratios()
 
 
 def test_sides_take_turns_and_the_first_round_is_dropped():
@@ -69,26 +66,18 @@ def clock(monkeypatch):
     return now
 
 
-def test_batches_are_counted_until_the_time_is_over(clock):
+def test_batches_are_counted_until_the_time_is_over_and_the_device_is_waited_for(clock):
+    settled = []
+
     def batches():
         for seconds in (7.0, 0.5, 0.5, 0.5, 0.5):
             clock[0] += seconds
             yield 10
 
-    assert drawn(batches(), seconds=1.2, skip=1) == Sample(30, 1.5)
-
-
-def test_at_least_one_batch_is_counted_and_the_device_is_waited_for(clock):
-    settled = []
-
     def settle():
         settled.append(clock[0])
         clock[0] += 0.25
 
-    def batches():
-        while True:
-            clock[0] += 2.0
-            yield 8
-
-    assert drawn(batches(), seconds=0.1, skip=2, settle=settle) == Sample(8, 2.25)
-    assert settled == [104.0, 106.25]
+    assert drawn(batches(), seconds=1.2, skip=1, settle=settle) == Sample(30, 1.75)
+    assert settled == [107.0, 108.75]
+    assert drawn(batches(), seconds=0.1, skip=2) == Sample(10, 0.5), "one batch at least"

@@ -35,7 +35,7 @@ def transforms(*words, name="r4"):
 
 @pytest.mark.parametrize("name", ["r0", "r1", "r2", "r3", "r4", "r5"])
 def test_the_recipes_of_the_report_become_the_same_transforms(name):
-    ours = build.feeding.chain(recipe(name=name).augment)[0]
+    ours = build.pipeline.chain(recipe(name=name).augment)[0]
     names, made = transforms(name=name)
     assert names == [*(type(one).__name__ for one in ours), "MaybeToTensor", "Normalize"]
     for mine, theirs in zip(ours, made, strict=False):
@@ -43,7 +43,7 @@ def test_the_recipes_of_the_report_become_the_same_transforms(name):
 
 
 def test_a_policy_has_the_operations_it_has_here():
-    (policy,) = (t for t in build.feeding.chain(recipe().augment)[0] if hasattr(t, "policy"))
+    (policy,) = (t for t in build.pipeline.chain(recipe().augment)[0] if hasattr(t, "policy"))
     (theirs,) = (t for t in transforms()[1] if hasattr(t, "policy"))
     assert [[(op.name, op.prob, op.magnitude) for op in pair] for pair in policy.policy] == [
         [(op.name, op.prob, op.magnitude) for op in pair] for pair in theirs.policy

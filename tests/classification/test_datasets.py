@@ -431,4 +431,4 @@ def test_a_damaged_image_is_named_when_it_is_read(pets: Path):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "image_folder"])
 def test_the_shelf_has_them_and_they_know_two_splits(name, tmp_path: Path):
     with pytest.raises(UserError, match="no split called 'val'"):
-        datasets.bind(name, root=str(tmp_path))("val")
+        datasets.build(name, root=str(tmp_path))("val")

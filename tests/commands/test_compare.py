@@ -132,7 +132,7 @@ def test_each_and_sort_and_all(report: Path, capsys: pytest.CaptureFixture) -> N
 
 def test_korean(report: Path, capsys: pytest.CaptureFixture) -> None:
     text = shown(capsys, "runs", "--layout", "week3", "--lang", "ko", "--spread", "0.4")
-    assert "최고 top1 (CIFAR-100)" in text and "잡음 범위 안" in text
+    assert "최고 top1 (CIFAR-100)" in text and "오차 범위 내" in text
     assert "표준편차 s = 0.40" in text
 
 
@@ -211,7 +211,7 @@ def test_a_project_of_wandb_beside_folders(
 def test_a_project_without_a_network_is_one_line(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_reader, "settle_mode", lambda mode, wandb: ("offline", "no key"))
+    monkeypatch.setattr(wandb_reader, "decide_mode", lambda mode, wandb: ("offline", "no key"))
     assert compare.main(["wandb:a/b"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: wandb:a/b: cannot be read (no key)") and err.count("\n") == 1

@@ -20,9 +20,9 @@ from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.advice import LINTS, advice
 from vision_tutorial.recipe.fields import Recipe, to_plain
 from vision_tutorial.recipe.loading import load
-from vision_tutorial.recipe.recipe_info import Facts, facts, smoothing_floor
+from vision_tutorial.recipe.recipe_info import RecipeInfo, recipe_info, smoothing_floor
 from vision_tutorial.recipe.schema import schema
-from vision_tutorial.recipe.signatures import catalogue
+from vision_tutorial.recipe.signatures import static_signatures
 from vision_tutorial.recipe.yaml_lines import read_document
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -98,8 +98,8 @@ def test_the_resolved_recipe_it_prints_is_a_recipe(tmp_path):
 def test_the_first_part_needs_no_torch(tiny):
     program = (
         "import sys; from vision_tutorial.commands import explain as e; from pathlib import Path; "
-        "l = e.load(Path(sys.argv[1])); k = e.facts(l.recipe); "
-        "print(*e.opening(l, k)); print(*e.advice(l.recipe, k)); e.schema(e.catalogue()); "
+        "l = e.load(Path(sys.argv[1])); k = e.recipe_info(l.recipe); "
+        "print(*e.opening(l, k)); print(*e.advice(l.recipe, k)); e.schema(e.static_signatures()); "
         "print(sorted({'torch', 'numpy', 'timm'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program, tiny], capture_output=True, text=True)
@@ -171,7 +171,7 @@ def test_images_known_without_data_are_the_true_ones(tiny, data_root):
         given = [*words, "model.test_resnet.stem=cifar"]
         recipe = load(tiny, [f"dataset={{cifar100: {{root: {data_root}}}}}", *words[1:]]).recipe
         source = build.data(recipe).train
-        known = facts(load(tiny, given).recipe)
+        known = recipe_info(load(tiny, given).recipe)
         assert (known.images, known.classes) == (len(source), len(source.classes))
         assert known.side == source[0][0].width == 32
 
@@ -180,7 +180,7 @@ def test_shapes_to_segment_have_a_class_more(tiny):
     for masks in (False, True):
         words = [f"dataset={{shapes: {{train: 40, test: 20, masks: {masks}}}}}"]
         recipe = load(tiny, [*words, *["task=segmentation"] * masks]).recipe
-        known, source = facts(recipe), build.data(recipe).train
+        known, source = recipe_info(recipe), build.data(recipe).train
         assert known.classes == len(source.classes) == 10 + masks
         assert known.images == len(source)
 
@@ -283,7 +283,7 @@ def test_consoles_without_blocks_get_letters(tiny, encoding, monkeypatch):
 
 # -- lints -----------------------------------------------------------------------------------------
 
-# lint -> overrides that make it speak, and near ones that do not; facts beside the recipe's
+# lint -> overrides that make it speak, and near ones that do not; recipe_info beside the recipe's
 SPEAK = {
     "imagenet_stem": (["model=resnet18"], ["model={resnet18: {stem: cifar}}"]),
     "sizes_differ": (
@@ -336,7 +336,7 @@ def spoken(path, overrides, **more) -> dict:
     """What each lint says of a recipe, by the lint's name."""
     recipe = load(path, overrides).recipe
     reference = load(path).recipe if overrides else None
-    known = Facts(**{**vars(facts(recipe, reference)), **more})
+    known = RecipeInfo(**{**vars(recipe_info(recipe, reference)), **more})
     return {check.__name__: list(check(recipe, known)) for check in LINTS}
 
 
@@ -392,7 +392,7 @@ def test_small_batches_count_only_where_norms_are(tiny):
 
 def test_r4_keeps_its_advice_in_order():
     loaded = load(RECIPES / "r4.yaml")
-    keys = [item.key for item in advice(loaded.recipe, facts(loaded.recipe, loaded.base))]
+    keys = [item.key for item in advice(loaded.recipe, recipe_info(loaded.recipe, loaded.base))]
     smoothing = "loss.cross_entropy.label_smoothing"
     assert keys == ["normalize", smoothing, "holdout", "seed", "cooldown.epochs"]
 
@@ -415,7 +415,7 @@ def test_the_floor_is_what_a_perfect_network_gets(epsilon, classes):
 
 @pytest.fixture(scope="module")
 def validator():
-    made = schema(catalogue())
+    made = schema(static_signatures())
     jsonschema.Draft202012Validator.check_schema(made)
     return jsonschema.Draft202012Validator(made)
 
@@ -434,10 +434,10 @@ def test_every_recipe_fits_the_schema_as_written_and_resolved(validator, name):
 def test_every_key_and_entry_is_described(validator):
     made = validator.schema
     assert set(made["properties"]) == {*Recipe.model_fields, "extends"}
-    for shelf, on_it in catalogue().items():
+    for name, on_it in static_signatures().items():
         for entry in on_it.entries.values():
-            if shelf != "refiners":
-                assert entry.doc in made["$defs"][f"{shelf}.{entry.name}"]["description"]
+            if name != "refiners":
+                assert entry.doc in made["$defs"][f"{name}.{entry.name}"]["description"]
 
 
 # each is refused by loading as well, which the test checks

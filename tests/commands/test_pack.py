@@ -1,4 +1,4 @@
-"""The pack command: a recipe's data set there and back through the command line."""
+"""The pack command: a recipe's data set as an arrays folder."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def run(capfd: Any, *words: object) -> tuple[int, str, str]:
     return code, out, err
 
 
-def test_there_and_back(tmp_path: Path, capfd: Any) -> None:
+def test_it_writes_both_splits(tmp_path: Path, capfd: Any) -> None:
     code, out, err = run(capfd, "arrays", "recipes/debug.yaml", tmp_path / "set", DEBUG)
     assert code == 0 and not err
     shown = "train 60 images of 16x16, test 30 images of 16x16, 10 classes"
@@ -27,20 +27,8 @@ def test_there_and_back(tmp_path: Path, capfd: Any) -> None:
         f"{tmp_path / 'set'}: shapes, {shown}",
         f"use it with: 'dataset={{arrays: {{root: {tmp_path / 'set'}}}}}'",
     ]
-    code, out, _ = run(capfd, "parts", tmp_path / "set", tmp_path / "out", "--mib", 0.05)
-    folders = sorted((tmp_path / "out").iterdir())
-    assert code == 0 and [line.partition(":")[0] for line in out.splitlines()] == [
-        str(folder) for folder in folders
-    ]
-    assert len(folders) == 2
-    again = tmp_path / "again"
-    code, out, _ = run(capfd, "unpack", folders[1], "--to", again)
-    assert code == 0 and out.startswith(f"{again}: still missing part-1-of-2")
-    code, out, _ = run(capfd, "unpack", folders[0], "--to", again)
-    assert code == 0 and shown in out
-    for split in ("train", "test"):
-        digests = [arrays.load(tmp_path / name, split).digest() for name in ("set", "again")]
-        assert digests[0] == digests[1]
+    for split, count in (("train", 60), ("test", 30)):
+        assert len(arrays.load(tmp_path / "set", split, verify=True)) == count
 
 
 @pytest.mark.parametrize(
@@ -49,10 +37,6 @@ def test_there_and_back(tmp_path: Path, capfd: Any) -> None:
         (["arrays", "recipes/none.yaml", "OUT"], "none.yaml"),
         (["arrays", "recipes/debug.yaml", "OUT", "dataset=cifar1000"], "did you mean 'cifar100'"),
         (["arrays", "recipes/debug.yaml", "/"], "/ cannot be made"),
-        (["parts", "OUT", "OUT"], "arrays.json; name a folder"),
-        (["parts", "OUT", "OUT", "--mib", "-1"], "--mib is -1"),
-        (["unpack", "OUT", "--to", "OUT"], "no OUT/part.json; name a folder"),
-        (["unpack", "OUT", "--to", "/"], "/ cannot be made"),
     ],
 )
 def test_a_wrong_word_is_one_line(words: list[str], said: str, tmp_path: Path, capfd: Any) -> None:

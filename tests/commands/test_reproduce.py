@@ -10,23 +10,28 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import counting
 import pytest
+from run_folders import make_run
 
 from vision_tutorial import train
 from vision_tutorial.commands import pack
 from vision_tutorial.commands import reproduce as command
+from vision_tutorial.core import child_process
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.report import gallery_files
 from vision_tutorial.runs import run_folder
 from vision_tutorial.runs.reader import collect
-from vision_tutorial.sweeps import budget, children, scale_down, scheduler
-from vision_tutorial.sweeps.budget import Shift
-from vision_tutorial.sweeps.scale_down import TABLE, Speed
-from vision_tutorial.sweeps.throughput import Probe
+from vision_tutorial.sweeps import children, scale_down, scheduler
+from vision_tutorial.sweeps.scale_down import TABLE, Speed, count_images
+from vision_tutorial.sweeps.scheduler import Scheduler
+from vision_tutorial.sweeps.throughput import ThroughputProbe
+from vision_tutorial.tables.columns import View
+from vision_tutorial.tables.comparison import lines
 
 ROOT = Path(__file__).parents[2]
 REAL_START, REAL_PAGE = children.start, command.write_page
@@ -95,7 +100,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def fast(self: Probe, network: str, batch_size: int, images: int) -> Speed:
+def fast(self: ThroughputProbe, network: str, batch_size: int, images: int) -> Speed:
     """A machine on which everything fits."""
     return Speed(start=0.01, rate=1e9, saving=0.0)
 
@@ -106,8 +111,9 @@ def fast(self: Probe, network: str, batch_size: int, images: int) -> Speed:
 def test_all_recipes_with_the_first_seed_then_with_the_next(place: Path, reproduce: Any) -> None:
     ended = reproduce(*SMALL, "--seeds", "2")
     assert ended.code == 0, ended.out + ended.err
-    begun = [line for line in ended.out.splitlines() if line.endswith(": started")]
-    assert begun == [f"{name} seed {seed}: started" for seed in (42, 43) for name in TABLE]
+    started = [line for line in ended.out.splitlines() if line.startswith("started")]
+    order = [f"started    seed{n}  {name} seed {n}" for n in (42, 43) for name in TABLE]
+    assert started == order
     assert set(states(place, "week3-0").values()) == {"done"}
     assert len(states(place, "week3-0")) == 12
     again = len(diary(place))
@@ -130,7 +136,7 @@ def test_killed_twice_every_epoch_is_trained_once(
         assert command_beside.wait() == -signal.SIGKILL
     ended = reproduce(*SMALL)
     assert ended.code == 0, ended.out + ended.err
-    assert "goes on (stopped at epoch" in ended.out
+    assert "at epoch" in ended.out
     told = Counter(line for line in diary(place) if line.startswith("epoch "))
     for name in TABLE:
         rows = run_folder.read_rows(place / "runs" / "week3-0" / name / "seed42" / "metrics.jsonl")
@@ -154,18 +160,18 @@ def test_a_run_that_fails_does_not_stop_the_others(place: Path, reproduce: Any) 
     """Those of other recipes; here all have the batch size that the pretended training refuses."""
     ended = reproduce("batch_size=13", "epochs=1")
     assert ended.code == 1
-    assert ended.out.count("failed with code 4: ") == 6 and "log: " in ended.out
+    assert ended.out.count("exit code 4: out of luck") == 6 and "log: " in ended.out
     assert "not done: r0 seed 42 (failed), r1 seed 42 (failed)" in ended.out
 
 
 def test_stopped_while_it_measures_it_keeps_no_plan(
     place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(self: Probe, *given: Any) -> Speed:
+    def stopped(self: ThroughputProbe, *given: Any) -> Speed:
         self.stop.receive(signal.SIGINT, None)
         raise UserError("the short training was stopped")
 
-    monkeypatch.setattr(Probe, "__call__", stopped)
+    monkeypatch.setattr(ThroughputProbe, "measure", stopped)
     ended = reproduce("--budget", "5min")
     assert ended.code == 143 and "the same command goes on from here" in ended.out
     assert not ended.err and not list(place.rglob("plan.json"))
@@ -184,16 +190,13 @@ def test_what_another_process_trains_is_waited_for(
 ) -> None:
     said: list[str] = []
 
-    def busy(run: Path) -> bool:
+    def is_busy(run: Path) -> bool:
         return run.parent.name == "r5" and not any(line.startswith("waiting") for line in said)
 
-    def say(self: Shift, line: str) -> None:
-        said.append(line)
-
-    monkeypatch.setattr(scheduler, "busy", busy)
-    monkeypatch.setattr(Shift, "say", say)
+    monkeypatch.setattr(scheduler, "is_busy", is_busy)
+    monkeypatch.setattr(Scheduler, "_say", lambda self, line: said.append(line))
     assert reproduce(*SMALL).code == 0
-    assert "waiting: another process trains r5 seed 42" in said
+    assert "waiting    other processes train r5 seed 42" in said
 
 
 # -- the budget ------------------------------------------------------------------------------------
@@ -202,17 +205,19 @@ def test_what_another_process_trains_is_waited_for(
 def test_at_the_end_of_the_budget_it_stops_with_what_is_there(
     place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "ASKED", 1.0)
-    monkeypatch.setattr(budget, "KILLED", 0.3)
+    monkeypatch.setattr(scheduler, "ASKED", 1.0)
+    monkeypatch.setattr(scheduler, "KILLED", 0.3)
     monkeypatch.setattr(counting, "EPOCH_SECONDS", 0.02)  # 200 of them: 4 s
-    monkeypatch.setattr(Probe, "__call__", fast)
+    monkeypatch.setattr(ThroughputProbe, "measure", fast)
     began = time.monotonic()
     ended = reproduce("--budget", "3s")
     assert time.monotonic() - began < 4 and ended.code == 1
     assert states(place, "week3-3s") == {"r0/seed42": "preempted"}
     assert "the time was up: not done: r0 seed 42 (stopped at epoch" in ended.out
     assert "r1 seed 42 (new)" in ended.out and "r0 < r1 < r2: not known without r0" in ended.out
-    monkeypatch.setattr(Probe, "__call__", None)  # the plan is kept: nothing is measured again
+    monkeypatch.setattr(
+        ThroughputProbe, "measure", None
+    )  # the plan is kept: nothing is measured again
     monkeypatch.setattr(counting, "EPOCH_SECONDS", 0.0)
     second = reproduce("--budget", "3s", "--dry-run")
     assert second.code == 0 and "r0: 210 epochs of 50,000 images" in second.out
@@ -235,35 +240,42 @@ def test_several_at_a_time_each_on_its_own_cores(
     assert most == jobs and (f"{jobs} at a time" in ended.out or jobs == 1)
 
 
-def test_by_default_one_a_core_if_it_is_shrunk(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+def test_by_default_one_a_core_if_it_is_scaled_down(
+    place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seats(*words: str) -> tuple[int, int]:
-        args = command.parser().parse_intermixed_args(["week3", *words])
-        found, processes = command.seating(args, command.checked(args))
-        return len(found), processes
+    used: list[tuple[int, int]] = []
 
-    monkeypatch.setattr(budget, "usable_cores", lambda: list(range(40)))
-    monkeypatch.setattr(budget, "ROOM", 1)
+    def slots(jobs: int | None, processes: int) -> list[children.DeviceSlot]:
+        used.append((jobs, processes))
+        return [children.DeviceSlot()] * jobs
+
+    def used_by(*words: str) -> tuple[int, int]:
+        code = command.main(["week3", "--dry-run", "--runs", str(place / "runs"), *words])
+        assert code == 0
+        return used[-1]
+
+    monkeypatch.setattr(children, "device_slots", slots)
+    monkeypatch.setattr(children, "usable_cores", lambda: list(range(40)))
+    monkeypatch.setattr(children, "MEMORY", 1)
     small = [*SMALL, "--network", "thin"]
-    assert seats() == (1, 1), "in full"
-    assert seats(*small) == (6, 1) and seats(*small, "--seeds", "3") == (18, 1)
-    assert seats(*small, "--nproc", "20") == (2, 20)
-    assert seats(*small, "--jobs", "3") == (3, 1) and seats("--jobs", "3") == (3, 1)
-    monkeypatch.setattr(budget, "LARGE_ROOM", 2**60)
-    assert seats(*SMALL) == (1, 1), "there is no memory for two of ResNet-50"
+    assert used_by() == (1, 1), "in full"
+    assert used_by(*small) == (6, 1) and used_by(*small, "--seeds", "3") == (18, 1)
+    assert used_by(*small, "--nproc", "20") == (2, 20)
+    assert used_by(*small, "--jobs", "3") == (3, 1) and used_by("--jobs", "3") == (3, 1)
+    monkeypatch.setattr(children, "LARGE_MEMORY", 2**60)
+    assert used_by(*SMALL) == (1, 1), "there is no memory for two of ResNet-50"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert seats(*small) == (4, 1) and seats() == (1, 4)
+    assert used_by(*small) == (4, 1) and used_by() == (1, 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    assert seats() == (1, 2), "512 does not divide over three"
+    assert used_by() == (1, 2), "512 does not divide over three"
 
 
 def test_a_training_that_does_not_listen_is_killed(
     place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "ASKED", 1.5)
-    monkeypatch.setattr(budget, "KILLED", 1.0)
-    monkeypatch.setattr(Probe, "__call__", fast)
+    monkeypatch.setattr(scheduler, "ASKED", 1.5)
+    monkeypatch.setattr(scheduler, "KILLED", 1.0)
+    monkeypatch.setattr(ThroughputProbe, "measure", fast)
     deaf = [
         sys.executable,
         "-c",
@@ -277,7 +289,7 @@ def test_a_training_that_does_not_listen_is_killed(
 
 
 def test_too_small_a_budget_is_told(reproduce: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Probe, "__call__", lambda *_: Speed(6.0, 1500.0, 0.1))
+    monkeypatch.setattr(ThroughputProbe, "measure", lambda *_: Speed(6.0, 1500.0, 0.1))
     ended = reproduce("--budget", "1min")
     assert ended.code == 2 and "--budget 1min: too little" in ended.err
     needed = re.search(r"which takes (\d+)m(\d+)s \(measuring, 6 s a start", ended.err)
@@ -292,7 +304,7 @@ def test_too_small_a_budget_is_told(reproduce: Any, monkeypatch: pytest.MonkeyPa
 def test_dry_run_says_what_would_be_and_how_long_it_takes(
     place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Probe, "__call__", lambda *_: Speed(6.0, 1500.0, 0.1))
+    monkeypatch.setattr(ThroughputProbe, "measure", lambda *_: Speed(6.0, 1500.0, 0.1))
     ended = reproduce("--budget", "10min", "--network", "thin", "--dry-run")
     assert ended.code == 0 and not diary(place)
     head, *rows, total = [line for line in ended.out.splitlines() if "measuring" not in line]
@@ -335,9 +347,9 @@ def test_what_cannot_be_is_told(words: list[str], told: str, reproduce: Any) -> 
 def test_a_packed_folder_says_how_many_it_has(tmp_path: Path) -> None:
     assert pack.main(["arrays", "recipes/debug.yaml", str(tmp_path / "set")]) == 0
     words = [f"dataset={{arrays: {{root: '{tmp_path}/set'}}}}"]
-    assert command.images(load("recipes/debug.yaml", words).recipe) == (320, 100)
-    assert command.images(load("recipes/debug.yaml", [*words, "holdout=0.1"]).recipe) == (288, 32)
-    assert command.images(load("recipes/debug.yaml", [*words, "subset=50"]).recipe) == (50, 100)
+    assert count_images(load("recipes/debug.yaml", words).recipe) == (320, 100)
+    assert count_images(load("recipes/debug.yaml", [*words, "holdout=0.1"]).recipe) == (288, 32)
+    assert count_images(load("recipes/debug.yaml", [*words, "subset=50"]).recipe) == (50, 100)
 
 
 @pytest.mark.parametrize("text", ("20", "0min", "ten", "-5min", "1d"))
@@ -362,16 +374,16 @@ def test_without_cifar_a_shrunk_table_is_of_shapes_and_says_so(
 def test_one_process_a_gpu(place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
-    def start(command: list[str], seat: children.Seat, *args: Any) -> Any:
+    def start(command: list[str], slot: children.DeviceSlot, *args: Any) -> Any:
         started.append(command)
-        assert seat.gpus == ("0", "1", "2", "3")
-        return REAL_START([sys.executable, "-c", ""], seat, *args)
+        assert slot.gpus == ("0", "1", "2", "3")
+        return REAL_START([sys.executable, "-c", ""], slot, *args)
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     monkeypatch.setattr(children, "start", start)
     assert reproduce().code == 1, "nothing was trained"
     assert len(started) == 6
-    assert started[0][1].endswith("launch.py") and started[0][2:6] == [
+    assert started[0][1].endswith("torchrun_nproc.py") and started[0][2:6] == [
         "--nproc", "4", "-m", "vision_tutorial.train",
     ]  # fmt: skip
     assert started[4][6].endswith("recipes/r4.yaml")
@@ -386,7 +398,7 @@ def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.Mon
     import vision_tutorial.engine  # noqa: F401
 
     monkeypatch.setattr(command, "write_page", REAL_PAGE)
-    monkeypatch.setattr(children, "start", partial(counting.start, command=train.main))
+    monkeypatch.setattr(children, "start", partial(counting.start, command_main=train.main))
     monkeypatch.setattr(scale_down, "SMALLEST_BATCH", 4)
     monkeypatch.setattr(scale_down, "FEWEST", 4)
     words = ["--scale", "0", "--network", "thin", "--runs", str(place)]
@@ -405,3 +417,64 @@ def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.Mon
     assert (folder / "report.html").stat().st_size > 10_000
     assert "report.html: 6 runs" in out
     assert all(gallery_files.exists(folder / name / "seed42") for name in TABLE)
+
+
+def view_of(tmp_path: Path, **values: list[float]) -> View:
+    """r0, r1, r2 with the best of each seed."""
+    for name, bests in values.items():
+        for seed, best in enumerate(bests):
+            make_run(tmp_path, name, f"seed={seed}", id=str(seed), values=[best])
+    return View(lines(collect([tmp_path])[0]))
+
+
+def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:
+    out = command.order(view_of(tmp_path / "a", r0=[10, 11, 12], r1=[20, 21, 22], r2=[21, 22, 23]))
+    assert out == (
+        "r0 < r1 < r2 came out: 11.00, 21.00, 22.00 (+10.00 beyond noise, +1.00 within noise)"
+    )
+    out = command.order(view_of(tmp_path / "b", r0=[10], r1=[9], r2=[12]))
+    assert out == (
+        "r0 < r1 < r2 did not come out: 10.00, 9.00, 12.00 "
+        "(-1.00, +3.00; only more --seeds tell that from noise)"
+    )
+    out = command.order(view_of(tmp_path / "c", r0=[10], r2=[12]))
+    assert out == "r0 < r1 < r2: not known without r1"
+
+
+@pytest.mark.parametrize(
+    ("left", "ended", "commands", "told"),
+    [
+        (15.0, (0, None), 1, ""),
+        (60.0, (0, None), 3, ""),
+        (60.0, (1, None), 3, "not all galleries are on the page: by gallery"),
+        (60.0, (-15, 50.0), 3, "not all galleries are on the page: the time was up"),
+    ],
+)
+def test_galleries_are_for_the_time_that_is_left(
+    left: float,
+    ended: tuple,
+    commands: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
+    called = []
+
+    def run_command(command: list[str], log: Path, enough: Any, then_stop: bool) -> Any:
+        called.append(command[3])
+        assert then_stop and not enough()
+        log.write_text(f"by {command[3]}")
+        code, seen = ended if command[3] == "gallery" else (0, None)
+        return child_process.Ended(code, 1.0, seen)
+
+    monkeypatch.setattr(child_process, "run_command", run_command)
+    make_run(tmp_path, "recipes/debug.yaml", id="1")
+    deadline, stop = SimpleNamespace(left=lambda: left), SimpleNamespace(asked=False)
+    (tmp_path / ".reproduce").mkdir()
+    args = command.parser().parse_args(["week3"])
+    own = tmp_path / ".reproduce"
+    command.write_page(args, own, collect([tmp_path])[0], deadline, stop)
+    assert called == ["report", "gallery", "report"][:commands]
+    out = capsys.readouterr().out
+    assert out.endswith("by report\n") and told in out

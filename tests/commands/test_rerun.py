@@ -133,7 +133,7 @@ def test_what_differs_is_said_first_and_noise_is_told_from_seeds(
 def test_a_second_run_that_fails(
     original: Path, rerun: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(children, "start", partial(counting.start, command=lambda words: 4))
+    monkeypatch.setattr(children, "start", partial(counting.start, command_main=lambda words: 4))
     assert rerun(original).code == 4
     ended = rerun(original.parent / "nowhere")
     assert ended.code == 2 and ended.err.count("\n") == 1 and "Give a folder" in ended.err
@@ -172,7 +172,7 @@ def test_a_real_run_on_the_cpu_is_bit_identical(
 ) -> None:
     from vision_tutorial import build  # noqa: F401  (imported before the fork)
 
-    start = partial(counting.start, command=train.main)
+    start = partial(counting.start, command_main=train.main)
     words = [str(ROOT / "recipes" / "debug.yaml"), *SMALL, "--runs", str(tmp_path), "--id", "a"]
     assert start(children.training([*words, "--quiet"])).wait() == 0
     monkeypatch.setattr(children, "start", start)

@@ -22,7 +22,8 @@ from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import run_folder
 from vision_tutorial.sweeps import children, scheduler
-from vision_tutorial.sweeps.sweep_file import points_of, read_sweep, trials_of
+from vision_tutorial.sweeps.sweep_file import read_sweep
+from vision_tutorial.sweeps.trials import SweepState
 
 ROOT = Path(__file__).parents[2]
 COUNTING = str(Path(__file__).parents[1] / "counting.py")
@@ -80,6 +81,13 @@ def diary(place: Path) -> list[str]:
 def done(place: Path) -> Counter:
     """How often each run was brought to its end."""
     return Counter(line.split()[1] for line in diary(place) if line.startswith("done "))
+
+
+def trials_of(file: Path) -> list[Any]:
+    """The trials of a sweep with one stage."""
+    state = SweepState(read_sweep(file), "runs")
+    state.advance()
+    return state.trials(state.points)
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
@@ -177,7 +185,7 @@ def test_a_child_that_ends_without_a_word_in_its_folder_is_heard(place: Path, sw
     base.write_text(base.read_text() + "imports: [mine.py]\n")
     (place / "mine.py").write_text("x = 1")
     file = write(place, "points: [{epochs: 1}]")
-    (one,) = trials_of(read_sweep(file), points_of(read_sweep(file), 0))
+    (one,) = trials_of(file)
     run = place / "runs" / "s" / one.id
     run.parent.mkdir(parents=True)
     run.write_text("in the way")
@@ -256,7 +264,7 @@ def test_the_printed_commands_train_the_points_and_can_be_repeated(place: Path, 
 
 def test_one_point_by_its_id(place: Path, swept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(place, "grid: {epochs: [1, 2]}")
-    (one, _) = trials_of(read_sweep(file), points_of(read_sweep(file), 0))
+    (one, _) = trials_of(file)
     monkeypatch.setattr(os, "execv", lambda _, words: counting.start(words).wait())
     assert swept(file, "--point", one.id).code == 0
     assert list(done(place)) == [one.id]
@@ -280,7 +288,7 @@ def test_a_sweep_at_wandb(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert command.main(words) == 0
     assert "wandb agent vision-tutorial/abc123" in capsys.readouterr().out
     ((config, project),) = made
-    ids = [trial.id for trial in trials_of(read_sweep(file), points_of(read_sweep(file), 0))]
+    ids = [trial.id for trial in trials_of(file)]
     assert config["parameters"] == {"point": {"values": ids}} and config["method"] == "grid"
     assert project == "vision-tutorial"
     # what an agent makes of the command runs the point

@@ -24,7 +24,7 @@ SPLITS = ("train", "test")
 
 
 def made() -> dict[str, ArraySource]:
-    return {s: datasets.bind("shapes", size=16, train=60, test=30)(s) for s in SPLITS}
+    return {s: datasets.build("shapes", size=16, train=60, test=30)(s) for s in SPLITS}
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_masks_beside_class_ids_are_not_the_targets(folder: Path):
 
 
 def test_numbers_are_no_names(tmp_path: Path):
-    source = datasets.bind("shapes", size=16, train=20, test=10, masks=True)("train")
+    source = datasets.build("shapes", size=16, train=20, test=10, masks=True)("train")
     module.write(tmp_path / "set", "shapes", {"train": source})
     found = arrays("train", root=str(tmp_path / "set"))
     assert found.dense and found.keys is None and found.key(3) == "3"

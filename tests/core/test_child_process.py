@@ -15,9 +15,9 @@ from vision_tutorial.core.child_process import (
     kill_family,
     peak_memory,
     run_command,
-    usable_cores,
 )
 from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.machine import usable_cores
 
 
 def add(a, b):

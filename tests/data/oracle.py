@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import functional
 
-from vision_tutorial.data.augmentation.batched_ops import ARGUMENTS, Filter, Op, Slot
+from vision_tutorial.data.augmentation.batched_ops import ARGUMENTS, BatchedOp, Filter, Op
 
 OLD = int(PIL.__version__.partition(".")[0]) < 13  # its resize always begins with the width
 NEW_PILLOW = "Pillow 13 or newer is what resizing is compared with"
@@ -39,7 +39,7 @@ ENHANCERS = {
 }
 
 
-def expected(picture: Image.Image, code: int, args: np.ndarray, slot: Slot) -> Image.Image:
+def expected(picture: Image.Image, code: int, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     """`image` (RGB) after one operation of `slot` with its arguments (ARGUMENTS,), by Pillow."""
     if code in SIMPLE:
         return SIMPLE[code](picture)
@@ -48,7 +48,7 @@ def expected(picture: Image.Image, code: int, args: np.ndarray, slot: Slot) -> I
     return SPECIAL[code](picture, args, slot)
 
 
-def resample(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Image:
+def resample(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     if OLD:
         pytest.skip(NEW_PILLOW)
     top, left, height, width = (int(value) for value in args[:4])
@@ -56,7 +56,7 @@ def resample(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Image:
     return crop.resize(slot.size[::-1], FILTERS[args[4]])
 
 
-def window(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Image:
+def window(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     (top, bottom), (left, right) = (
         padding(source, length)
         for source, length in ((slot.rows, picture.height), (slot.columns, picture.width))
@@ -72,28 +72,28 @@ def padding(source: np.ndarray, length: int) -> tuple[int, int]:
     return before, len(source) - length - before
 
 
-def affine(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Image:
+def affine(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     matrix = tuple(args[:6].tolist())
     method = Image.Transform.AFFINE
     return picture.transform(picture.size, method, matrix, FILTERS[args[6]], fillcolor=slot.fill)
 
 
-def posterize(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Image:
+def posterize(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     if args[0] <= 0:  # black, as timm's policy v0 has it; Pillow 13 refuses
         return Image.new("RGB", picture.size)
     return ImageOps.posterize(picture, int(args[0]))
 
 
-def solarize(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Image:
+def solarize(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     return ImageOps.solarize(picture, args[0])
 
 
-def solarize_add(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Image:
+def solarize_add(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     table = [min(255, value + int(args[0])) if value < 128 else value for value in range(256)]
     return picture.point(table * 3)
 
 
-def linear(picture: Image.Image, args: np.ndarray, slot: Slot) -> Image.Image:
+def linear(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     table = [math.floor(args[0] * value + args[1] + 0.5) for value in range(256)]
     return picture.point([min(max(value, 0), 255) for value in table] * 3)
 
@@ -109,7 +109,7 @@ SPECIAL = {
 }
 
 
-def by_pillow(images: np.ndarray, slots: Sequence[Slot]) -> np.ndarray:
+def by_pillow(images: np.ndarray, slots: Sequence[BatchedOp]) -> np.ndarray:
     """images uint8 (B, H, W, 3) through `slots`, one image at a time."""
     made = []
     for i, image in enumerate(images):
@@ -148,13 +148,13 @@ FILL = (124, 116, 104)
 
 def random_slot(
     op: int, rng: np.random.Generator, batch: int, height: int, width: int, size=None
-) -> Slot:
+) -> BatchedOp:
     """`op` for `batch` images of height x width, each with its own arguments, edge values too.
 
     size: (height, width) of the result, where op can change it; drawn if None.
     """
     codes, args = np.full(batch, op, np.int64), np.zeros((batch, ARGUMENTS))
-    slot = Slot(codes, args, (height, width), FILL)
+    slot = BatchedOp(codes, args, (height, width), FILL)
     if op == Op.RESAMPLE:
         size = size or some_size(rng, height, width)
         for row in args:
@@ -194,7 +194,7 @@ def crop(rng, height, width, size):
     return rng.integers(height - sides[0] + 1), rng.integers(width - sides[1] + 1), *sides
 
 
-def random_window(slot: Slot, rng, height: int, width: int, size=None) -> Slot:
+def random_window(slot: BatchedOp, rng, height: int, width: int, size=None) -> BatchedOp:
     """A window of one padded size; reflected or filled."""
     reflect = bool(rng.integers(2)) and min(height, width) > 1
     pad = int(rng.integers(1, min(height, width, 5))) if reflect else 4

@@ -8,7 +8,7 @@ from data.oracle import by_pillow, random_slot
 from data.test_tensors import SIZES, chain, drawn
 from numba.core.registry import cpu_target
 
-from vision_tutorial.data.augmentation.batched_ops import Op, slot
+from vision_tutorial.data.augmentation.batched_ops import Op, batched_op
 from vision_tutorial.data.executors import compiled
 
 
@@ -50,7 +50,7 @@ def test_order_of_the_two_passes_is_pillows(size):
     height, width = rng.integers(1, 420, 60), rng.integers(1, 50, 60)
     height[:20], width[:20] = size[0] + 2 * np.arange(1, 21), size[1] + 1
     kinds = rng.integers(0, 3, 60)
-    resize = slot(60, Op.RESAMPLE, size, 420 - height, 50 - width, height, width, kinds)
+    resize = batched_op(60, Op.RESAMPLE, size, 420 - height, 50 - width, height, width, kinds)
     assert differing(images, [resize]) == []
 
 
@@ -68,7 +68,7 @@ def test_takes_images_by_index_from_a_mapped_file(tmp_path):
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     indices = np.array([7, 7, 0, 3])
-    mirror = slot(4, Op.HFLIP, (6, 5))
+    mirror = batched_op(4, Op.HFLIP, (6, 5))
     assert np.array_equal(compiled.apply(mapped, indices, [mirror]), images[indices][:, :, ::-1])
     assert np.array_equal(compiled.apply(mapped, indices, []), images[indices])
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from data.oracle import random_slot
 from data.test_compiled import channels_last
-from data.test_pipeline import batches, place, recipe, source
+from data.test_pipeline import batches, made, recipe, source
 from data.test_sampling import CHAIN, draws, whole_chain
 from data.test_tensors import drawn
 
 from vision_tutorial.core import arrays
-from vision_tutorial.data import feeding
 from vision_tutorial.data.augmentation.batched_ops import Op
 from vision_tutorial.data.executors import compiled, tensors
 from vision_tutorial.recipe.loading import load
@@ -42,29 +41,26 @@ def test_chains_on_real_images():
     if not root:
         pytest.skip("VISION_TUTORIAL_ARRAYS names no folder that `vision-tutorial pack` made")
     images = np.array(arrays.load(Path(root), "test", "auto").images)
-    host, device = both(images, whole_chain().slots(draws(len(images)).items, (32, 32)))
+    host, device = both(images, whole_chain().ops(draws(len(images)).items, (32, 32)))
     assert len(CHAIN) > 4 and np.array_equal(host, device)
 
 
 @pytest.mark.parametrize("memory", ["device", "host"])
 def test_a_gpu_makes_the_same_batches(memory):
     expected = batches(recipe(), stop=7)
-    gpu = feeding.Place(torch.device("cuda"))
-    wanted = recipe(f"data.memory={memory}")
-    finish = feeding.finishing(wanted, gpu, erase=feeding.erasing(wanted))
-    for step, raw in enumerate(feeding.training(wanted, source(), 0, gpu)(0, 7)):
+    found = batches(recipe(f"data.memory={memory}"), stop=7, device=torch.device("cuda"))
+    for step, (raw, batch) in enumerate(found):
         assert raw.images.is_cuda
         assert torch.equal(raw.images.cpu(), expected[step][0].images)
-        assert torch.equal(finish(raw, step).images.cpu(), expected[step][1].images)
+        assert torch.equal(batch.images.cpu(), expected[step][1].images)
 
 
 def test_a_gpu_evaluates_the_same_images():
     wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
     images = source(size=(32, 32))
-    gpu = feeding.Place(torch.device("cuda"))
     for one, other in zip(
-        feeding.evaluating(wanted, images, gpu)(),
-        feeding.evaluating(wanted, images, place())(),
+        made(wanted, images, False, torch.device("cuda")).raw_evaluation(),
+        made(wanted, images, False).raw_evaluation(),
         strict=True,
     ):
         assert torch.equal(one.images.cpu(), other.images)

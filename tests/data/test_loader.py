@@ -14,8 +14,8 @@ from vision_tutorial.core.sources import ArraySource, FileSource
 from vision_tutorial.data.loader import (
     AugmentedImages,
     EvalOrder,
-    Raw,
-    Singly,
+    PerImage,
+    RawBatch,
     TrainOrder,
     make_loader,
     part,
@@ -51,7 +51,7 @@ def test_parts_share_a_batch_and_keep_mirror_pairs(half: int, parts: int) -> Non
 @settings(deadline=None, max_examples=40)
 def test_parts_of_parts_are_parts(half: int, outer: int, inner: int) -> None:
     n = 2 * half * outer * inner
-    batch = Raw(torch.arange(n), torch.arange(n), torch.arange(n))
+    batch = RawBatch(torch.arange(n), torch.arange(n), torch.arange(n))
     for i, share in enumerate(batch.parts(outer)):
         for j, piece in enumerate(share.parts(inner)):
             assert piece.images.tolist() == part(n, i * inner + j, outer * inner).tolist()
@@ -95,7 +95,7 @@ def test_images_do_not_depend_on_workers(workers: int) -> None:
     def pictures(count: int) -> list[torch.Tensor]:
         order = TrainOrder(n=24, batch_size=8, seed=3, start=0, stop=6)
         loader = make_loader(
-            AugmentedImages(noise(), Singly([Jitter()], 5)), order, count, pin=False
+            AugmentedImages(noise(), PerImage([Jitter()], 5)), order, count, pin=False
         )
         return [raw.images for raw in loader]
 
@@ -103,7 +103,7 @@ def test_images_do_not_depend_on_workers(workers: int) -> None:
 
 
 def test_a_image_is_the_same_in_any_batch_and_new_each_epoch() -> None:
-    pictures = AugmentedImages(noise(), Singly([Jitter()], 5))
+    pictures = AugmentedImages(noise(), PerImage([Jitter()], 5))
     once, again = pictures[2, 7][0], pictures[2, 7][0]
     assert torch.equal(once, again)
     assert not torch.equal(once, pictures[3, 7][0])
@@ -117,7 +117,9 @@ def test_an_unreadable_image_is_one_line(tmp_path: Path, workers: int) -> None:
     source = FileSource("mine", [path], np.zeros(1, np.int64), ("a",))
     with pytest.raises(UserError, match=r"mine, image 0: .*half\.jpg") as caught:
         list(
-            make_loader(AugmentedImages(source, Singly([], 0)), EvalOrder(1, 1), workers, pin=False)
+            make_loader(
+                AugmentedImages(source, PerImage([], 0)), EvalOrder(1, 1), workers, pin=False
+            )
         )
     assert "Traceback" not in str(caught.value)
 
@@ -128,14 +130,14 @@ def test_images_of_different_sizes_say_what_to_do(tmp_path: Path) -> None:
         Image.new("RGB", size).save(path)
     source = FileSource("mine", paths, np.zeros(2, np.int64), ("a",))
     with pytest.raises(UserError, match="end `augment` and `eval_augment` with a crop"):
-        list(make_loader(AugmentedImages(source, Singly([], 0)), EvalOrder(2, 2), 0, pin=False))
+        list(make_loader(AugmentedImages(source, PerImage([], 0)), EvalOrder(2, 2), 0, pin=False))
 
 
 def test_copies_share_the_frame_and_differ_in_the_rest() -> None:
     flip = lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # noqa: E731
-    pictures = AugmentedImages(noise(), Singly([flip], 5, 2, [Jitter()]))
+    pictures = AugmentedImages(noise(), PerImage([flip], 5, 2, [Jitter()]))
     images, _, _ = pictures[0, 3]
-    assert torch.equal(images[0], AugmentedImages(noise(), Singly([flip], 5))[0, 3][0])
+    assert torch.equal(images[0], AugmentedImages(noise(), PerImage([flip], 5))[0, 3][0])
     shifts = {
         tuple((images[k].int() - images[0].int()).remainder(256).unique().tolist()) for k in (1, 2)
     }

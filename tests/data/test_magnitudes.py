@@ -9,7 +9,7 @@ from timm.data import auto_augment as timm_policies
 from torchvision import transforms as tv
 from torchvision.transforms.autoaugment import _apply_op
 
-from vision_tutorial.data.augmentation.batched_ops import Op, Slot
+from vision_tutorial.data.augmentation.batched_ops import BatchedOp, Op
 from vision_tutorial.data.augmentation.magnitudes import timm_operation, torchvision_operation
 
 SIZE = (32, 27)
@@ -32,7 +32,7 @@ def carried_out(image, made):
     args = args.copy()
     if codes[0] == Op.AFFINE:
         args[0, 6] = 1
-    return expected(image, codes[0], args[0], Slot(codes, args, SIZE, FILL))
+    return expected(image, codes[0], args[0], BatchedOp(codes, args, SIZE, FILL))
 
 
 class Script:

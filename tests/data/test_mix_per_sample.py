@@ -52,7 +52,9 @@ def test_images_are_timms(monkeypatch, mode, cuts):
 
     monkeypatch.setattr(mix_per_sample, "beta", lambda draws, alpha: shares.copy())
     numbers = np.stack([np.zeros(8), np.zeros(8), *(centres.T + 0.5) / 32], 1)
-    monkeypatch.setattr(mix_per_sample.Draws, "__call__", lambda self, count, block=0: numbers)
+    monkeypatch.setattr(
+        mix_per_sample.RandomStream, "__call__", lambda self, count, block=0: numbers
+    )
     ours = mix(terms(mode, **{"cutmix" if cuts else "mixup": 1.0}))
     mixed, class_map = ours(images, target, CLASSES, 0, 0, items)
     assert torch.equal(mixed, pixels)
@@ -61,13 +63,13 @@ def test_images_are_timms(monkeypatch, mode, cuts):
 
 @pytest.mark.parametrize("mode", ["elem", "pair"])
 def test_parts_are_mixed_as_the_whole(mode):
-    from vision_tutorial.data.loader import Raw
+    from vision_tutorial.data.loader import RawBatch
 
     images, target, items = batch(16)
     ours = mix(terms(mode, cutmix=1.0, mixup=1.0))
     whole = ours(images, target, CLASSES, 5, 0, items)
     for parts in (2, 4):
-        pieces = Raw(images, target, items).parts(parts)
+        pieces = RawBatch(images, target, items).parts(parts)
         made = [ours(p.images, p.target, CLASSES, 5, 7, p.items) for p in pieces]
         order = [items.tolist().index(row) for p in pieces for row in p.items.tolist()]
         for i in (0, 1):

@@ -20,11 +20,11 @@ from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import augments
 from vision_tutorial.core.sources import ArraySource, Subset
 from vision_tutorial.core.targets import IGNORE, VOID
-from vision_tutorial.data import feeding, mix, pipeline
-from vision_tutorial.data.augmentation.batched_ops import Filter, Op, slot
+from vision_tutorial.data import mix, pipeline, store
+from vision_tutorial.data.augmentation.batched_ops import Filter, Op, batched_op
 from vision_tutorial.data.augmentation.mask_ops import MOVING, carried_out, of_masks
+from vision_tutorial.data.augmentation.operation import Operation, operation
 from vision_tutorial.data.augmentation.pairs import joint
-from vision_tutorial.data.augmentation.transforms import coloured
 from vision_tutorial.data.executors import tensors
 from vision_tutorial.data.loader import AugmentedImages, EvalOrder, make_loader
 from vision_tutorial.recipe.grammar import Choice
@@ -188,10 +188,10 @@ POLICIES = [
 def test_masks_follow_learned_policies(policy):
     """Pillow, given the policy's movements alone, moves the mask as the joint path does."""
     mask, movements = blocks(4, 37, 53, side=5), 0
-    program = feeding.in_batches([policy], 0)
+    program = pipeline.attempt(recipe("seed=0"), [policy])
     for index in range(60):
         _, target = made([policy], mask, index)
-        slots = of_masks(program.slots(np.array([[0, index]]), (37, 53)))
+        slots = of_masks(program.ops(np.array([[0, index]]), (37, 53)))
         wanted = by_pillow(mask[None, ..., None].repeat(3, -1), slots)[0, ..., 0]
         assert np.array_equal(target, wanted)
         assert set(np.unique(target)) <= {*LABELS, VOID}
@@ -248,7 +248,7 @@ def test_masks_agree_with_torchvision():
     assert np.array_equal(made([choice("center_crop", size=30)], mask, 0)[1], crop)
     for index in range(5):
         _, target = made([choice("rotate", limit=45, p=1.0)], mask, index)
-        (drawn,) = feeding.in_batches([choice("rotate", limit=45, p=1.0)], 0).slots(
+        (drawn,) = pipeline.attempt(recipe("seed=0"), [choice("rotate", limit=45, p=1.0)]).ops(
             np.array([[0, index]]), (60, 80)
         )
         angle = np.degrees(np.arcsin(-drawn.args[0, 1]))
@@ -266,7 +266,7 @@ def test_resized_masks_are_torchs_nearest_exact(size):
 
 
 def test_a_mask_takes_the_nearest_pixel_and_void_from_outside():
-    shift = slot(1, Op.AFFINE, (2, 3), 1, 0, 1, 0, 1, 0, int(Filter.BICUBIC), fill=(9, 9, 9))
+    shift = batched_op(1, Op.AFFINE, (2, 3), 1, 0, 1, 0, 1, 0, int(Filter.BICUBIC), fill=(9, 9, 9))
     found = carried_out(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), [0], [shift])
     assert found.tolist() == [[[2, 3, VOID], [5, 6, VOID]]]
 
@@ -312,17 +312,19 @@ def recipe(*more):
     return load("recipes/debug.yaml", words).recipe
 
 
-def place(**more):
-    return feeding.Place(CPU, **more)
+def pipeline_of(wanted, pairs, training=True, mixing=mix.leave, **more):
+    data = pipeline.DataPipeline(
+        wanted, pairs, pipeline.WorkerContext(CPU, **more), training=training
+    )
+    data.preprocessor.mixing, data.preprocessor.classes = mixing, 255
+    return data
 
 
 def batches(wanted, pairs, start=0, stop=6, mixing=mix.leave, **more):
     """Raw and finished batches."""
-    finish = feeding.finishing(
-        wanted, place(**more), mixing=mixing, erase=feeding.erasing(wanted), classes=255
-    )
-    raws = feeding.training(wanted, pairs, 0, place(**more))(start, stop)
-    return [(raw, finish(raw, start + i)) for i, raw in enumerate(raws)]
+    data = pipeline_of(wanted, pairs, mixing=mixing, **more)
+    raws = data.raw_training(start, stop)
+    return [(raw, data.preprocessor(raw, start + i)) for i, raw in enumerate(raws)]
 
 
 def by_item(found):
@@ -341,7 +343,8 @@ def test_arrays_and_files_and_workers_make_the_same_pairs(monkeypatch):
     assert len(expected) == 48 and len(set(expected.values())) == 48
     for workers in (0, 2):
         assert by_item(batches(recipe(), Files(source()), workers=workers)) == expected
-    monkeypatch.setattr(pipeline, "has_numba", lambda: False)
+    for module in (pipeline, store):
+        monkeypatch.setattr(module, "has_numba", lambda: False)
     assert by_item(batches(recipe(), source())) == expected
     assert by_item(batches(recipe(), Files(source()))) == expected
 
@@ -387,9 +390,8 @@ def test_finished_masks_are_ids_on_which_nothing_counts_where_void():
 
 def test_pixels_are_the_images_before_they_were_normalised():
     wanted = recipe("data.path=timm")
-    finish = feeding.finishing(wanted, place(), pixels=True)
-    for raw in feeding.evaluating(wanted, source(), place())():
-        batch = finish(raw)
+    data = pipeline_of(wanted, source(), training=False)
+    for raw, batch in zip(data.raw_evaluation(), data.evaluation(pixels=True), strict=True):
         assert batch.pixels.dtype == torch.uint8
         assert torch.equal(batch.pixels, raw.images)
         half = (batch.pixels.float() / 255 - 0.5) / 0.5  # the recipe's colours
@@ -401,8 +403,8 @@ def test_cutmix_pastes_labels_with_their_pixels():
     geometry = recipe("augment=[{resize: {size: [20, 26], interpolation: nearest}}, hflip]")
     pasted = 0
     for raw, batch in batches(geometry, source(), mixing=mixing):
-        finish = feeding.finishing(geometry, place(), mixing=mixing, pixels=True, classes=255)
-        again = finish(raw, 0)
+        data = pipeline_of(geometry, source(), mixing=mixing)
+        again = data.preprocessor(raw, 0, pixels=True)
         labels = torch.where(again.pixels[:, 0] == VOID, IGNORE, again.pixels[:, 0].long())
         assert torch.equal(again.target, labels)
         pasted += not torch.equal(again.pixels, raw.images)
@@ -423,8 +425,8 @@ def test_micro_batches_keep_masks_with_images():
 def test_evaluations_see_every_pair_once_and_remember_them(kind, more):
     seen = {}
     for rank in range(2):
-        feed = feeding.evaluating(recipe(*more), kind(), place(rank=rank, world=2))
-        first, again = list(feed()), list(feed())
+        data = pipeline_of(recipe(*more), kind(), training=False, rank=rank, world=2)
+        first, again = list(data.raw_evaluation()), list(data.raw_evaluation())
         assert all(a is b for a, b in zip(first, again, strict=True))
         for raw in first:
             assert raw.target.shape[1:] == raw.images.shape[2:]
@@ -437,18 +439,18 @@ def test_evaluations_see_every_pair_once_and_remember_them(kind, more):
 
 
 def test_an_evaluation_too_large_to_remember_counts_its_masks(monkeypatch):
-    monkeypatch.setattr(pipeline, "KEPT", 24 * 16 * 18 * 3 + 1)  # the images alone would fit
-    feed = feeding.evaluating(recipe(), Files(source()), place())
-    first, again = list(feed()), list(feed())
+    monkeypatch.setattr(pipeline, "KEPT_BYTES", 24 * 16 * 18 * 3 + 1)  # the images alone would fit
+    data = pipeline_of(recipe(), Files(source()), training=False)
+    first, again = list(data.raw_evaluation()), list(data.raw_evaluation())
     assert not any(a is b for a, b in zip(first, again, strict=True))
     assert all(torch.equal(a.target, b.target) for a, b in zip(first, again, strict=True))
 
 
 def test_few_large_images_are_augmented_at_once(monkeypatch):
-    monkeypatch.setattr(pipeline, "ROOM", 30 * 40 * 3 * 8)
-    asked, store = [], pipeline.Store.__call__
+    monkeypatch.setattr(pipeline, "BYTES_AT_ONCE", 30 * 40 * 3 * 8)
+    asked, call = [], store.Store.__call__
     monkeypatch.setattr(
-        pipeline.Store, "__call__", lambda *args: asked.append(len(args[2])) or store(*args)
+        store.Store, "__call__", lambda *args: asked.append(len(args[2])) or call(*args)
     )
     few = by_item(batches(recipe("batch_size=4"), source(), stop=6))
     assert asked == [8, 8, 8]
@@ -460,10 +462,10 @@ def test_few_large_images_are_augmented_at_once(monkeypatch):
 
 
 def test_the_path_is_told():
-    assert feeding.path(recipe(), dense=True).startswith("batched: ")
-    formless = feeding.path(recipe(FORMLESS), dense=True)
+    assert pipeline.describe_path(recipe(), dense=True).startswith("batched: ")
+    formless = pipeline.describe_path(recipe(FORMLESS), dense=True)
     assert formless.startswith("joint: one image and its mask at a time (augment: clahe ")
-    timm = feeding.path(recipe("data.path=timm"), dense=True)
+    timm = pipeline.describe_path(recipe("data.path=timm"), dense=True)
     assert timm == "joint: one image and its mask at a time (as data.path says)"
     with pytest.raises(UserError, match="augment: clahe .* has no batched form"):
         batches(recipe(FORMLESS, "data.path=batched"), source())
@@ -471,13 +473,13 @@ def test_the_path_is_told():
 
 def test_what_evaluation_may_do():
     steady = ["resize", "center_crop", "equalize_luma"]
-    assert not any(feeding.is_random(choice(name)) for name in steady)
-    assert not feeding.is_random(choice("clahe", p=1.0, clip=(2.0, 2.0)))
+    assert not any(operation(choice(name)).random for name in steady)
+    assert not operation(choice("clahe", p=1.0, clip=(2.0, 2.0))).random
     for lucky in (choice("clahe", p=1.0), choice("clahe", clip=(2.0, 2.0)), choice("rotate")):
-        assert feeding.is_random(lucky)
+        assert operation(lucky).random
     for name in ("brightness_contrast", "random_scale", "hflip", "cutout"):
-        assert feeding.is_random(choice(name))
-    assert feeding.is_random(choice("equalize_luma", p=0.5))
+        assert operation(choice(name)).random
+    assert operation(choice("equalize_luma", p=0.5)).random
 
 
 @pytest.mark.parametrize(
@@ -495,7 +497,7 @@ def test_entries_of_ones_own_say_that_they_move_nothing(monkeypatch):
     monkeypatch.setitem(augments.entries, "dim", lambda: dim)
     with pytest.raises(UserError, match=r'augment: dim \(\) has no form .* stage = "colour"'):
         joint([Choice("dim")], 0)
-    monkeypatch.setitem(augments.entries, "dim", lambda: coloured(partial(dim)))
+    monkeypatch.setitem(augments.entries, "dim", lambda: Operation(partial(dim), "colour"))
     mask = blocks(8, 9, 11)
     image, target = made([Choice("dim"), choice("hflip", p=1.0)], mask, 0)
     assert np.array_equal(image, np.array(painted(mask))[:, ::-1] // 2)
@@ -504,7 +506,7 @@ def test_entries_of_ones_own_say_that_they_move_nothing(monkeypatch):
 
 def test_copies_and_masks_do_not_go_together():
     with pytest.raises(UserError, match="loss: jsd compares copies of images"):
-        feeding.images(recipe(), source(), copies=2)
+        pipeline.augmented_images(recipe(), source(), copies=2)
 
 
 class Torn(Files):

@@ -12,8 +12,9 @@ from PIL import Image
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset
-from vision_tutorial.data import feeding, pipeline  # noqa: F401  (augment fills its registry)
+from vision_tutorial.data import pipeline, store
 from vision_tutorial.data.loader import EvalOrder, TrainOrder
+from vision_tutorial.data.pipeline import DataPipeline, WorkerContext, batched_plan
 from vision_tutorial.recipe.loading import load
 
 CPU = torch.device("cpu")
@@ -32,29 +33,32 @@ def recipe(*more):
     return load("recipes/debug.yaml", [CHAIN, "batch_size=16", *more]).recipe
 
 
-def place(**more):
-    return feeding.Place(CPU, **more)
+def made(wanted, images=None, training=True, device=CPU, **more):
+    return DataPipeline(
+        wanted, images or source(), WorkerContext(device, **more), training=training
+    )
 
 
 def batches(wanted, start=0, stop=6, images=None, **more):
-    """Finished batches, all the way to what the network sees."""
-    finish = feeding.finishing(wanted, place(**more), erase=feeding.erasing(wanted))
-    raws = feeding.training(wanted, images or source(), 0, place(**more))(start, stop)
-    return [(raw, finish(raw, start + i)) for i, raw in enumerate(raws)]
+    """Raw batches and what the network sees of them."""
+    data = made(wanted.model_copy(update={"mix": None}), images, **more)
+    raws = data.raw_training(start, stop)
+    return [(raw, data.preprocessor(raw, start + i)) for i, raw in enumerate(raws)]
 
 
-def by_item(made):
+def by_item(found):
     """(epoch, index) -> a checksum of the image that the network sees."""
     return {
         tuple(item): hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
-        for raw, batch in made
+        for raw, batch in found
         for item, image in zip(raw.items.tolist(), batch.images, strict=True)
     }
 
 
 def test_compiled_and_tensor_code_make_the_same_batches(monkeypatch):
     fast = batches(recipe())
-    monkeypatch.setattr(pipeline, "has_numba", lambda: False)
+    for module in (pipeline, store):
+        monkeypatch.setattr(module, "has_numba", lambda: False)
     slow = batches(recipe())
     for (_, one), (_, other) in zip(fast, slow, strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.target, other.target)
@@ -108,12 +112,12 @@ def test_a_image_of_a_file_is_the_image_of_an_array(tmp_path):
 def test_subsets_address_images_by_their_own_index():
     whole, chosen = source(), np.array([40, 3, 3, 17])
     inner = Subset(Subset(whole, np.arange(1, 48)), chosen - 1)
-    store = pipeline.Store(inner, CPU, "auto", 1)
+    lying = store.Store(inner, CPU, "auto", 1)
     items = np.stack([np.zeros(4, int), np.arange(4)], 1)
-    raw = store(feeding.in_batches((), 0), items)
+    raw = lying(batched_plan(recipe("augment=[]")), items)
     assert np.array_equal(raw.images.permute(0, 2, 3, 1), whole.images[chosen])
     assert raw.target.tolist() == whole.targets[chosen].tolist()
-    assert pipeline.is_array(inner) and not pipeline.is_array(FileSource("f", [], chosen, ()))
+    assert store.is_array(inner) and not store.is_array(FileSource("f", [], chosen, ()))
 
 
 def test_a_mapped_file_serves_as_memory_does(tmp_path):
@@ -128,23 +132,23 @@ def test_evaluations_see_every_image_once_and_remember_them(world):
     whole = source(size=(32, 32))
     seen = []
     for rank in range(world):
-        feed = feeding.evaluating(wanted, whole, place(rank=rank, world=world))
-        first, again = list(feed()), list(feed())
+        data = made(wanted, whole, training=False, rank=rank, world=world)
+        first, again = list(data.raw_evaluation()), list(data.raw_evaluation())
         assert all(a is b for a, b in zip(first, again, strict=True))
         for raw in first:
             seen += zip(raw.items[:, 1].tolist(), raw.images, strict=True)
     assert sorted(i for i, _ in seen) == list(range(48))
     singly = load("recipes/r4.yaml", ["eval_batch_size=10", "data.path=timm"]).recipe
-    for raw in feeding.evaluating(singly, whole, place())():
+    for raw in made(singly, whole, training=False).raw_evaluation():
         for (_, i), image in zip(raw.items.tolist(), raw.images, strict=True):
             assert torch.equal(dict(seen)[i], image)
 
 
 def test_an_evaluation_too_large_to_remember_is_made_again(monkeypatch):
-    monkeypatch.setattr(pipeline, "KEPT", 20_000)
+    monkeypatch.setattr(pipeline, "KEPT_BYTES", 20_000)
     wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
-    feed = feeding.evaluating(wanted, source(size=(32, 32)), place())
-    first, again = list(feed()), list(feed())
+    data = made(wanted, source(size=(32, 32)), training=False)
+    first, again = list(data.raw_evaluation()), list(data.raw_evaluation())
     assert not any(a is b for a, b in zip(first, again, strict=True))
     assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
 
@@ -155,20 +159,20 @@ NO_FORM = "augment=[{random_crop: {size: 16}}, gaussian_blur]"
 
 
 def test_the_recipe_chooses_the_path():
-    assert feeding.program(recipe()) is not None
-    assert feeding.program(recipe("data.path=batched")) is not None
-    assert feeding.program(recipe("data.path=timm")) is None
-    assert feeding.program(recipe(NO_FORM)) is None
-    assert feeding.program(recipe(), copies=2) is None
+    assert batched_plan(recipe()) is not None
+    assert batched_plan(recipe("data.path=batched")) is not None
+    assert batched_plan(recipe("data.path=timm")) is None
+    assert batched_plan(recipe(NO_FORM)) is None
+    assert batched_plan(recipe(), copies=2) is None
     with pytest.raises(UserError, match="augment: gaussian_blur .* has no batched form"):
-        feeding.program(recipe(NO_FORM, "data.path=batched"))
+        batched_plan(recipe(NO_FORM, "data.path=batched"))
     with pytest.raises(UserError, match="jsd needs copies of images; data.path=batched has none"):
-        feeding.program(recipe("data.path=batched"), copies=2)
+        batched_plan(recipe("data.path=batched"), copies=2)
 
 
 def test_the_path_of_single_images_still_feeds():
-    made = batches(recipe(NO_FORM))
-    assert len(made) == 6 and made[0][1].images.shape == (16, 3, 16, 16)
+    per_image = batches(recipe(NO_FORM))
+    assert len(per_image) == 6 and per_image[0][1].images.shape == (16, 3, 16, 16)
     timm = by_item(batches(recipe("data.path=timm")))
     assert timm.keys() == by_item(batches(recipe())).keys()
 

@@ -11,12 +11,12 @@ from torchvision.transforms import functional
 from vision_tutorial import build
 from vision_tutorial.core.registry import augments
 from vision_tutorial.core.targets import VOID
-from vision_tutorial.data import feeding
-from vision_tutorial.data.preview import Panel, apart, microscope
+from vision_tutorial.data.pipeline import DataPipeline, WorkerContext
+from vision_tutorial.data.preview import Panel, apart, preview
 from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
-from vision_tutorial.recipe.signatures import catalogue
+from vision_tutorial.recipe.signatures import static_signatures
 
 SMALL = "dataset={shapes: {train: 60, test: 20, size: 16}}"
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -28,7 +28,7 @@ def recipe(repository: Path, *overrides: str) -> Recipe:
 
 def looked(repository: Path, *overrides: str) -> list[Panel]:
     made = recipe(repository, *overrides)
-    return microscope(made, build.data(made).train)
+    return preview(made, build.data(made).train)
 
 
 def by_title(panels: list[Panel], beginning: str) -> Panel:
@@ -38,7 +38,7 @@ def by_title(panels: list[Panel], beginning: str) -> Panel:
 
 def entry(name: str, **options: object) -> Choice:
     """A choice with all its options, as a recipe has it."""
-    defaults = {o.name: o.default for o in catalogue()["augments"].entries[name].options}
+    defaults = {o.name: o.default for o in static_signatures()["augments"].entries[name].options}
     return Choice(name, defaults | options)
 
 
@@ -47,14 +47,14 @@ def test_the_whole_chain_is_what_training_sees(repository: Path) -> None:
         repository, "augment=[{random_crop: {size: 16}}, hflip, rand_augment]", "mix=null"
     )
     source = build.data(made).train
-    panels = microscope(made, source)
+    panels = preview(made, source)
     number = int(panels[0].shots[0].label.removeprefix("shapes "))
     chain = by_title(panels, "augment").shots
-    where = feeding.Place(torch.device("cpu"))
+    data = DataPipeline(made, source, WorkerContext(torch.device("cpu")), training=True)
     steps = len(source) // made.batch_size  # an epoch; one may leave the image out
     seen = {
         (epoch, index): image
-        for raw in feeding.training(made, source, 0, where)(0, 8 * steps)
+        for raw in data.raw_training(0, 8 * steps)
         for image, (epoch, index) in zip(raw.images, raw.items.tolist(), strict=True)
     }
     checked = 0

@@ -154,4 +154,4 @@ def test_options_out_of_range(options, message):
 
 def test_the_shelf_has_it_and_it_knows_two_splits():
     with pytest.raises(UserError, match="no split called 'validation'"):
-        datasets.bind("shapes", train=10)("validation")
+        datasets.build("shapes", train=10)("validation")

@@ -10,7 +10,13 @@ from data.oracle import by_pillow, random_slot, rotation
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vision_tutorial.data.augmentation.batched_ops import ARGUMENTS, Filter, Op, Slot, slot
+from vision_tutorial.data.augmentation.batched_ops import (
+    ARGUMENTS,
+    BatchedOp,
+    Filter,
+    Op,
+    batched_op,
+)
 from vision_tutorial.data.executors.tensors import apply
 
 SIZES = [(32, 32), (24, 40), (7, 5), (65, 64), (1, 1), (2, 5), (5, 2), (1, 9)]
@@ -108,7 +114,7 @@ def part(whole, step):
 @pytest.mark.parametrize("kind", Filter)
 def test_rotation_is_pillows(degrees, kind):
     images = drawn(np.random.default_rng(1), 8, 32, 32)
-    turn = slot(8, Op.AFFINE, (32, 32), *rotation(degrees, 32, 32), kind, fill=(1, 2, 3))
+    turn = batched_op(8, Op.AFFINE, (32, 32), *rotation(degrees, 32, 32), kind, fill=(1, 2, 3))
     for image, found in zip(images, apply(images, [turn]), strict=True):
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         # By right angles Pillow may move pixels; here the smooth filters land on them too.
@@ -124,7 +130,7 @@ def test_order_of_the_two_passes_is_pillows(size, device):
     images = drawn(rng, 60, 420, 50)
     height, width = rng.integers(1, 420, 60), rng.integers(1, 50, 60)
     height[:20], width[:20] = size[0] + 2 * np.arange(1, 21), size[1] + 1
-    resize = slot(60, Op.RESAMPLE, size, 420 - height, 50 - width, height, width)
+    resize = batched_op(60, Op.RESAMPLE, size, 420 - height, 50 - width, height, width)
     resize.args[:, 4] = rng.integers(0, 3, 60)
     assert differing(images, [resize], device) == []
 
@@ -132,12 +138,12 @@ def test_order_of_the_two_passes_is_pillows(size, device):
 def test_nothing_to_do_is_the_batch_itself():
     images = drawn(np.random.default_rng(3), 4, 6, 6)
     assert apply(images, []) is images
-    assert apply(images, [slot(4, Op.NONE, (6, 6))] * 2) is images
+    assert apply(images, [batched_op(4, Op.NONE, (6, 6))] * 2) is images
 
 
 @pytest.mark.parametrize("size", [(8, 9), (4, 5)])
 def test_empty_batch(size):
-    none = Slot(np.empty(0, np.int64), np.empty((0, ARGUMENTS)), size)
+    none = BatchedOp(np.empty(0, np.int64), np.empty((0, ARGUMENTS)), size)
     assert apply(torch.empty(0, 3, 8, 9, dtype=torch.uint8), [none]).shape == (0, 3, *size)
 
 

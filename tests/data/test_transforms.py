@@ -19,7 +19,6 @@ from torchvision import transforms as tv
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import augments
-from vision_tutorial.data.augmentation import transforms as shelf
 
 
 def seed(number):
@@ -54,7 +53,7 @@ def images(request):
 
 def build(*names, **options):
     """A chain of entries; options by entry name."""
-    return [augments.bind(name, **options.get(name, {}))() for name in names]
+    return [augments.build(name, **options.get(name, {}))().reference for name in names]
 
 
 def apply(chain, image, number):
@@ -204,7 +203,6 @@ def test_erased_tensor_is_timms(mode, images):
     finish = tv.Compose(
         [tv.ToTensor(), tv.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), chain.pop()]
     )
-    assert finish.transforms[-1].stage == "tensor"
     for i, image in enumerate(images[:80]):
         assert torch.equal(apply([*chain, finish], image, i), apply([theirs], image, i))
 
@@ -381,7 +379,7 @@ SIZES = {"random_resized_crop": (32, 32), "random_crop": (32, 32), "center_crop"
 ANY_SIZE = {"random_scale"}
 FIXED = {"resize", "center_crop"}
 LIKELY = {"grayscale": {"p": 0.5}, "gaussian_blur": {"p": 0.5}, "random_erasing": {"p": 0.5}}
-MINE = [name for name in augments if augments.entries[name].__module__ == shelf.__name__]
+MINE = sorted(set(augments) - {"brightness_contrast", "equalize_luma", "clahe"})  # test_colour
 
 
 def written(result):
@@ -392,7 +390,7 @@ def written(result):
 def test_every_entry(name):
     (transform,) = build(name, **LIKELY)
     image = drawn(2, 70, 45)[1]
-    if getattr(transform, "stage", "image") == "tensor":
+    if augments.entries[name]().stage == "tensor":
         image = torch.rand(3, 45, 70) + 1
         form = (torch.Tensor, (3, 45, 70))
     else:
@@ -536,5 +534,5 @@ def test_small_image_is_padded_for_a_random_crop():
 )
 def test_bad_options_answer_in_one_line(entry, options, message):
     with pytest.raises(UserError, match=message) as caught:
-        augments.bind(entry, **options)()
+        augments.build(entry, **options)()
     assert "\n" not in str(caught.value)

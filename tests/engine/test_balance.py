@@ -13,7 +13,7 @@ from vision_tutorial import train as command
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource
 from vision_tutorial.engine import Distributed, TrainingState
-from vision_tutorial.engine.step import settle, take_step
+from vision_tutorial.engine.step import resolve, take_step
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import run_folder
@@ -85,18 +85,20 @@ def test_a_run_without_balance_has_no_such_state(tmp_path: Path) -> None:
 
 
 def images() -> ArraySource:
-    return build.registry.datasets.bind("shapes", size=16, train=64, test=10)("train")
+    return build.registry.datasets.build("shapes", size=16, train=64, test=10)("train")
 
 
 def learner_and_steps(distributed: Distributed, *more: str) -> tuple[TrainingState, list]:
     wanted = load("recipes/debug.yaml", [*SMALL, "model={test_vit: {img_size: 16}}", *more]).recipe
-    learner = build.learner(wanted, images(), distributed)
-    return learner, list(build.train_batches(wanted, images(), distributed, 0, 4))
+    training = build.training_state(wanted, images(), distributed)
+    return training, list(
+        build.train_pipeline(wanted, images(), distributed).train(0, 4, training.accumulation_steps)
+    )
 
 
-def take(learner: TrainingState, distributed: Distributed, raw: object, step: int) -> bool:
-    report = take_step(learner, distributed, raw, step, stop=False)
-    return settle(learner, report).skipped
+def take(training: TrainingState, distributed: Distributed, raw: object, step: int) -> bool:
+    report = take_step(training, distributed, raw, step, stop=False)
+    return resolve(training, report).skipped
 
 
 class Poisoned(nn.Module):
@@ -119,15 +121,15 @@ def test_a_skipped_step_leaves_no_trace(balance: str) -> None:
     alone = Distributed(threads=1)
 
     def after(bad: bool) -> dict[str, torch.Tensor]:
-        learner, steps = learner_and_steps(alone, balance)
-        poisoned = learner.criteria["loss"] = Poisoned(learner.criteria["loss"])
+        training, steps = learner_and_steps(alone, balance)
+        poisoned = training.criteria["loss"] = Poisoned(training.criteria["loss"])
         for step, raw in enumerate(steps[:3]):
             if step == 1 and not bad:
                 continue
             poisoned.bad = step == 1
-            assert take(learner, alone, raw, step) == poisoned.bad
+            assert take(training, alone, raw, step) == poisoned.bad
         poisoned.begin_step()
-        return learner.blends.state_dict()
+        return training.blends.state_dict()
 
     with_it, without = after(True), after(False)
     assert with_it["loss.inner.steps"] == 2
@@ -140,12 +142,12 @@ def test_the_state_is_that_of_the_whole_batch_on_every_rank(balance: str) -> Non
 
     def of_rank(rank: int) -> list:
         distributed = Distributed(threads=1)
-        learner, steps = learner_and_steps(distributed, balance, "micro_batch=4")
+        training, steps = learner_and_steps(distributed, balance, "micro_batch=4")
         for step, raw in enumerate(steps):
-            take(learner, distributed, raw, step)
-        learner.criteria["loss"].begin_step()
+            take(training, distributed, raw, step)
+        training.criteria["loss"].begin_step()
         distributed.close()
-        state = learner.blends.state_dict()
+        state = training.blends.state_dict()
         return [state["loss.mean"].tolist(), state["loss.steps"].item()]
 
     one, two = run_ranks(2, of_rank)
@@ -159,12 +161,12 @@ def test_the_state_is_that_of_the_whole_batch_on_every_rank(balance: str) -> Non
 def test_strict_shards_are_bit_equal_on_any_number_of_processes(balance: str) -> None:
     def of_rank(rank: int) -> list:
         distributed = Distributed(threads=1)
-        learner, steps = learner_and_steps(distributed, balance, "shards=4")
+        training, steps = learner_and_steps(distributed, balance, "shards=4")
         for step, raw in enumerate(steps):
-            take(learner, distributed, raw, step)
-        learner.criteria["loss"].begin_step()
+            take(training, distributed, raw, step)
+        training.criteria["loss"].begin_step()
         distributed.close()
-        return [value.tolist() for value in learner.blends.state_dict().values()]
+        return [value.tolist() for value in training.blends.state_dict().values()]
 
     (alone,) = run_ranks(1, of_rank)
     assert run_ranks(2, of_rank) == [alone, alone]
@@ -174,16 +176,16 @@ def test_frozen_weights_stay_frozen_in_strict_shards_of_three() -> None:
     """Were the mean averaged over shards, as what was seen is, it would drift by a bit a step."""
     alone = Distributed(threads=1)
     more = ["balance={calibrate: 1}", "shards=3", "batch_size=12"]
-    learner, steps = learner_and_steps(alone, *more)
-    criterion = learner.criteria["loss"]
+    training, steps = learner_and_steps(alone, *more)
+    criterion = training.criteria["loss"]
     assert criterion.weights().tolist() == [0.75, 0.25]
     for step, raw in enumerate(steps[:2]):
-        take(learner, alone, raw, step)
+        take(training, alone, raw, step)
     assert criterion.weights().tolist() != [0.75, 0.25]
     drifting = [x for x in torch.linspace(1, 2, 50) if (x + x + x) / 3 != x][:2]
     with torch.no_grad():
         criterion.mean.copy_(torch.stack(drifting))
-    take(learner, alone, steps[2], 2)
+    take(training, alone, steps[2], 2)
     assert criterion.mean.tolist() == torch.stack(drifting).tolist()
 
 

@@ -9,6 +9,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from vision_tutorial import build
 from vision_tutorial.core.sources import ArraySource
+from vision_tutorial.data.loader import RawBatch
 from vision_tutorial.recipe.loading import load
 
 CLASSES = tuple("abcdefg")
@@ -67,9 +68,10 @@ def test_nothing_is_counted_twice_and_batches_agree(alone: list) -> None:
 def test_metrics_equal_torchmetrics(alone: list) -> None:
     pictures = source(40)
     images = torch.from_numpy(pictures.images).permute(0, 3, 1, 2)
-    finish = build.feeding.finishing(RECIPE, build.feeding.Place(torch.device("cpu")))
+    worker = build.WorkerContext(torch.device("cpu"))
+    finish = build.DataPipeline(RECIPE, pictures, worker, training=False).preprocessor
     ids = torch.from_numpy(pictures.targets)
-    raw = build.Raw(images, ids, torch.zeros(40, 2, dtype=torch.int64))
+    raw = RawBatch(images, ids, torch.zeros(40, 2, dtype=torch.int64))
     logits = network()(finish(raw).images)
     metrics, table, _ = alone[-1]
     for k in (1, 5):

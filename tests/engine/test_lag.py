@@ -1,4 +1,4 @@
-"""Results that are read a step later are the same results: lag 0 and lag 1 side by side."""
+"""Results that are read a step later are the same: async_steps 0 and 1 side by side."""
 
 import importlib
 import math
@@ -13,7 +13,7 @@ from vision_tutorial import build
 from vision_tutorial import train as command
 from vision_tutorial.core.errors import ExitCode
 from vision_tutorial.engine import Distributed
-from vision_tutorial.engine.step import PATIENCE, lag_of
+from vision_tutorial.engine.step import PATIENCE, async_steps_of
 from vision_tutorial.runs import run_folder
 
 FIT = importlib.import_module("vision_tutorial.engine.loop")
@@ -28,11 +28,11 @@ BAD = {0, 5, 11, 12}  # steps; 8 an epoch
 
 
 def trained(
-    folder: Path, lag: int, bad: set[int], *more: str, code: int = ExitCode.DONE
+    folder: Path, async_steps: int, bad: set[int], *more: str, code: int = ExitCode.DONE
 ) -> tuple[dict, list, str]:
     """What a run leaves whose loss is NaN at the steps `bad`: tensors, rows, the last folder."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(FIT, "lag_of", lambda *_: lag)
+        patched.setattr(FIT, "async_steps_of", lambda *_: async_steps)
         patched.setattr(build, "criteria", spoilt(build.criteria, bad))
         words = ["recipes/debug.yaml", *SMALL, "--runs", str(folder), "--id", "run", "--quiet"]
         assert command.main([*words, *more]) == code
@@ -125,7 +125,7 @@ def test_overflows_at_the_lowest_scale_are_no_search(
     )
     code = ExitCode.NON_FINITE if scale == 1 else ExitCode.DONE
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(FIT, "lag_of", lambda *_: 0)
+        patched.setattr(FIT, "async_steps_of", lambda *_: 0)
         words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path), "--quiet"]
         assert command.main([*words, "--steps", "8"]) == code
 
@@ -133,14 +133,16 @@ def test_overflows_at_the_lowest_scale_are_no_search(
 @pytest.mark.parametrize("clip", ["{norm: 0.5}", "{value: 0.01}", "{agc: 0.01}"])
 def test_clipping_does_not_depend_on_the_lag(clip: str, tmp_path: Path) -> None:
     more = ["epochs=1", f"clip={clip}"]
-    found = [trained(tmp_path / str(lag), lag, {3}, *more) for lag in (0, 1)]
+    found = [
+        trained(tmp_path / str(async_steps), async_steps, {3}, *more) for async_steps in (0, 1)
+    ]
     assert found[0] == found[1]
 
 
 def test_pauses_saves_and_resumes_do_not_depend_on_the_lag(tmp_path: Path) -> None:
     whole = trained(tmp_path / "0", 0, set(), "checkpoint.every_steps=3")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(FIT, "lag_of", lambda *_: 1)
+        patched.setattr(FIT, "async_steps_of", lambda *_: 1)
         words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path / "1"), "--id", "run"]
         run = tmp_path / "1" / "debug" / "run"
         assert command.main([*words, "checkpoint.every_steps=3", "--quiet", "--steps", "1"]) == 0
@@ -151,37 +153,37 @@ def test_pauses_saves_and_resumes_do_not_depend_on_the_lag(tmp_path: Path) -> No
     assert left(run) == whole
 
 
-@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("async_steps", [0, 1])
 def test_too_many_bad_steps_end_the_training_and_nothing_of_them_is_saved(
-    lag: int, tmp_path: Path
+    async_steps: int, tmp_path: Path
 ) -> None:
     bad = {*range(10, 11 + PATIENCE)}
-    _, rows, last = trained(tmp_path, lag, bad, code=ExitCode.NON_FINITE)
+    _, rows, last = trained(tmp_path, async_steps, bad, code=ExitCode.NON_FINITE)
     assert last == "step-00000008" and len(rows) == 1
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-def test_processes_with_a_lag_stop_at_the_same_step(lag: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("async_steps", [0, 1])
+def test_processes_with_a_lag_stop_at_the_same_step(async_steps: int, tmp_path: Path) -> None:
     """Rank 1 alone wants to stop, while rank 0 reads ahead at every step, to save."""
 
     def of_rank(rank: int) -> int:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(FIT, "lag_of", lambda *_: lag)
+            patched.setattr(FIT, "async_steps_of", lambda *_: async_steps)
             signals = importlib.import_module("vision_tutorial.engine.signals")
             patched.setattr(signals.StopRequest, "asked", lambda self, step: rank == step == 1)
             words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path), "--id", "run"]
             return command.main([*words, "checkpoint.every_steps=1", "--quiet"])
 
     assert run_ranks(2, of_rank) == [0, 0]
-    assert left(tmp_path / "debug" / "run")[2] == f"step-0000000{2 + lag}"
+    assert left(tmp_path / "debug" / "run")[2] == f"step-0000000{2 + async_steps}"
 
 
 def test_only_a_gpu_with_a_fused_optimizer_lags() -> None:
-    def lag(kind: type, device: str = "cuda", **options) -> int:
+    def async_steps(kind: type, device: str = "cuda", **options) -> int:
         weights = [torch.nn.Parameter(torch.zeros(2))]
         optimizer = kind(weights, lr=0.1, **{"fused": True} | options)
-        learner = SimpleNamespace(optimizer=optimizer, shards=None)
-        return lag_of(learner, SimpleNamespace(device=torch.device(device)))
+        training = SimpleNamespace(optimizer=optimizer, shards=None)
+        return async_steps_of(training, SimpleNamespace(device=torch.device(device)))
 
-    assert lag(torch.optim.SGD) == lag(torch.optim.AdamW) == 1
-    assert lag(torch.optim.SGD, "cpu") == lag(torch.optim.SGD, fused=False) == 0
+    assert async_steps(torch.optim.SGD) == async_steps(torch.optim.AdamW) == 1
+    assert async_steps(torch.optim.SGD, "cpu") == async_steps(torch.optim.SGD, fused=False) == 0

@@ -9,15 +9,14 @@ from torch import nn
 
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.errors import NonFiniteError, StorageError
-from vision_tutorial.engine import Checkpoints, NoEma, Progress, Recorder
-from vision_tutorial.engine.progress import NoDisplay
+from vision_tutorial.engine import Checkpoints, Ema, Progress, RunRecorder
 from vision_tutorial.recipe.fields import CheckpointPolicy
 from vision_tutorial.runs import run_folder
-from vision_tutorial.runs.wandb_logger import NoTracker
+from vision_tutorial.runs.wandb_logger import Tracker
 
 
-class Told(NoTracker, NoDisplay):
-    """Remembers what it hears."""
+class Told(Tracker):
+    """Remembers what it hears, as tracker and as display."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -27,6 +26,9 @@ class Told(NoTracker, NoDisplay):
 
     def epoch(self, row: dict, best: bool = False) -> None:
         self.heard.append(f"show {row['epoch']}{' best' * best}")
+
+    def step(self, *given: object) -> None:
+        """Nothing to show."""
 
     def pause(self) -> None:
         self.heard.append("pause")
@@ -57,17 +59,17 @@ class Pupil:
     def __init__(self) -> None:
         self.model = nn.Linear(2, 2)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.ema = NoEma()
+        self.ema = Ema()
         self.blends = nn.ModuleDict()
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Recorder:
+def recorder(tmp_path: Path) -> RunRecorder:
     told = Told()
-    return Recorder(tmp_path, Pupil(), Alone(), Slow(tmp_path), CheckpointPolicy(), told, told)
+    return RunRecorder(tmp_path, Pupil(), Alone(), Slow(tmp_path), CheckpointPolicy(), told, told)
 
 
-def end_epoch(recorder: Recorder, epoch: int, best: bool = False) -> Progress:
+def end_epoch(recorder: RunRecorder, epoch: int, best: bool = False) -> Progress:
     row = {"epoch": epoch, "step": 8 * epoch}
     progress = Progress(step=8 * epoch, rows=[row], table={"class": [f"best of {epoch}"]})
     recorder.save(progress, is_best=best)
@@ -75,12 +77,12 @@ def end_epoch(recorder: Recorder, epoch: int, best: bool = False) -> Progress:
     return progress
 
 
-def rows(recorder: Recorder) -> list[int]:
+def rows(recorder: RunRecorder) -> list[int]:
     path = recorder.run / "metrics.jsonl"
     return [row["epoch"] for row in run_folder.read_rows(path)] if path.exists() else []
 
 
-def test_learning_goes_on_while_a_checkpoint_is_written(recorder: Recorder) -> None:
+def test_learning_goes_on_while_a_checkpoint_is_written(recorder: RunRecorder) -> None:
     progress = end_epoch(recorder, 1, best=True)
     for _ in range(3):
         recorder.stepped(progress, 1.0, 0.1, 16)  # would hang if it waited
@@ -95,7 +97,7 @@ def test_learning_goes_on_while_a_checkpoint_is_written(recorder: Recorder) -> N
     assert read_json(recorder.run / "classes.json") == {"class": ["best of 1"]}
 
 
-def test_an_epoch_is_told_before_the_next_save(recorder: Recorder) -> None:
+def test_an_epoch_is_told_before_the_next_save(recorder: RunRecorder) -> None:
     end_epoch(recorder, 1, best=True)
     threading.Timer(0.2, recorder.checkpoints.gate.set).start()
     end_epoch(recorder, 2)
@@ -107,18 +109,18 @@ def test_an_epoch_is_told_before_the_next_save(recorder: Recorder) -> None:
     assert rows(recorder) == [1, 2]
 
 
-def test_what_is_saved_is_of_its_moment(recorder: Recorder) -> None:
-    weights = recorder.learner.model.weight.detach().clone()
+def test_what_is_saved_is_of_its_moment(recorder: RunRecorder) -> None:
+    weights = recorder.training.model.weight.detach().clone()
     end_epoch(recorder, 1)
     with torch.no_grad():
-        recorder.learner.model.weight.fill_(7)
+        recorder.training.model.weight.fill_(7)
     recorder.checkpoints.gate.set()
     recorder.close()
     loaded = recorder.checkpoints.load({})
     assert torch.equal(loaded.tensors["model"]["weight"], weights)
 
 
-def test_a_failed_last_save_is_told_and_ends_with_an_error(recorder: Recorder) -> None:
+def test_a_failed_last_save_is_told_and_ends_with_an_error(recorder: RunRecorder) -> None:
     recorder.checkpoints.failing = 1
     recorder.checkpoints.gate.set()
     end_epoch(recorder, 1)
@@ -127,7 +129,7 @@ def test_a_failed_last_save_is_told_and_ends_with_an_error(recorder: Recorder) -
     assert rows(recorder) == [1]  # the disk took the line
 
 
-def test_after_three_failures_nothing_more_is_told(recorder: Recorder) -> None:
+def test_after_three_failures_nothing_more_is_told(recorder: RunRecorder) -> None:
     recorder.checkpoints.failing = 3
     recorder.checkpoints.gate.set()
     for epoch in (1, 2, 3):
@@ -139,9 +141,9 @@ def test_after_three_failures_nothing_more_is_told(recorder: Recorder) -> None:
     assert rows(recorder) == [1, 2]
 
 
-def test_weights_that_are_not_finite_end_the_training_untold(recorder: Recorder) -> None:
+def test_weights_that_are_not_finite_end_the_training_untold(recorder: RunRecorder) -> None:
     with torch.no_grad():
-        recorder.learner.model.weight.fill_(torch.nan)
+        recorder.training.model.weight.fill_(torch.nan)
     recorder.checkpoints.gate.set()
     progress = end_epoch(recorder, 1)
     recorder.checkpoints._thread.join()

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.engine.tta import averaged, looking, looks, starts, voted, windowed
+from vision_tutorial.engine.tta import (
+    majority_vote,
+    mean_probability,
+    parse_tta,
+    prediction_function,
+    sliding_window,
+    starts,
+)
 
 
 def dense(seed: int = 0, classes: int = 3) -> nn.Module:
@@ -24,7 +31,7 @@ def image(height: int = 12, width: int = 16) -> Tensor:
 @torch.no_grad()
 def test_mirrored_answers_are_turned_back() -> None:
     network, images = dense(), image()
-    found = looking([network], "hflip")(images).exp()
+    found = prediction_function([network], "hflip")(images).exp()
     plain, mirrored = network(images).softmax(1), network(images.flip(-1)).softmax(1).flip(-1)
     torch.testing.assert_close(found, (plain + mirrored) / 2)
 
@@ -38,7 +45,7 @@ def test_scales_come_back_to_the_size_of_the_image() -> None:
 
     whole = network(images).softmax(1)
     half = resized(network(resized(images, (6, 8))), (12, 16)).softmax(1)
-    found = looking([network], "0.5")(images)
+    found = prediction_function([network], "0.5")(images)
     assert found.shape == (2, 3, 12, 16)
     torch.testing.assert_close(found.exp(), (whole + half) / 2)
 
@@ -48,7 +55,7 @@ def test_answers_about_the_whole_image_need_no_turning() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(27, 4))
     images = image()
-    found = looking([network], "hflip,0.5")(images).exp()
+    found = prediction_function([network], "hflip,0.5")(images).exp()
     small = F.interpolate(images, (6, 8), mode="bilinear", align_corners=False)
     views = (images, images.flip(-1), small, small.flip(-1))
     torch.testing.assert_close(found, sum(network(view).softmax(1) for view in views) / 4)
@@ -66,7 +73,7 @@ def test_windows_average_where_they_overlap(size: int, stride: int | None) -> No
             total[..., rows, columns] += network(images[..., rows, columns]).softmax(1)
             times[rows, columns] += 1
     assert times.min() >= 1
-    torch.testing.assert_close(windowed(network, size, stride)(images).exp(), total / times)
+    torch.testing.assert_close(sliding_window(network, size, stride)(images).exp(), total / times)
 
 
 @pytest.mark.parametrize("length", [1, 5, 17])
@@ -84,14 +91,14 @@ def test_windows_cover_a_side(length: int, size: int, step: int) -> None:
 def test_a_soft_ensemble_is_the_mean_of_probabilities() -> None:
     networks, images = [dense(seed) for seed in range(3)], image()
     mean = sum(network(images).softmax(1) for network in networks) / 3
-    torch.testing.assert_close(averaged(networks)(images).exp(), mean)
+    torch.testing.assert_close(mean_probability(networks)(images).exp(), mean)
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3, 4, 7])
 def test_a_hard_ensemble_is_the_majority_and_ties_go_to_the_earliest(runs: int) -> None:
     generator = torch.Generator().manual_seed(runs)
     said = [torch.randn(1, 4, 9, 11, generator=generator) for _ in range(runs)]
-    found = voted([lambda _, x=x: x for x in said])(image()).argmax(1)[0]
+    found = majority_vote([lambda _, x=x: x for x in said])(image()).argmax(1)[0]
     ballots = torch.stack([x.argmax(1)[0] for x in said])
     for y in range(9):
         for x in range(11):
@@ -103,18 +110,18 @@ def test_a_hard_ensemble_is_the_majority_and_ties_go_to_the_earliest(runs: int) 
 @pytest.mark.parametrize("words", ["vflip", "0", "5", "hflip,", "nan", "1e9", "hflip;0.5"])
 def test_a_look_that_is_none_is_refused(words: str) -> None:
     with pytest.raises(UserError, match="--tta"):
-        looks(words)
+        parse_tta(words)
 
 
 def test_the_image_as_it_is_always_counts() -> None:
-    assert looks("none") == (False, [1.0])
-    assert looks("hflip,0.75,1.25") == (True, [0.75, 1.0, 1.25])
-    assert looks("1.0") == (False, [1.0])
+    assert parse_tta("none") == (False, [1.0])
+    assert parse_tta("hflip,0.75,1.25") == (True, [0.75, 1.0, 1.25])
+    assert parse_tta("1.0") == (False, [1.0])
     same = dense()
-    assert looking([same]) is same
-    assert math.isclose(looks("0.5")[1][0], 0.5)
+    assert prediction_function([same]) is same
+    assert math.isclose(parse_tta("0.5")[1][0], 0.5)
 
 
 def test_windows_without_gaps_only() -> None:
     with pytest.raises(UserError, match="--stride: 6 leaves gaps between windows of 5"):
-        windowed(dense(), 5, 6)
+        sliding_window(dense(), 5, 6)

@@ -7,14 +7,14 @@ import torch
 from loss_examples import example, rows, soft
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.registry import losses as shelf
+from vision_tutorial.core.registry import losses as registry
 from vision_tutorial.core.targets import IGNORE, to_map
 from vision_tutorial.losses import pixel  # importing fills the registry
 
 SHAPES = [(6, 5), (6, 5, 7), (6, 5, 4, 3), (3, 2, 2, 3, 2)]
 DEFAULTS = {"jsd": {"num_splits": 3}}
 # Options that take another path through the code.
-VARIANTS = [(name, DEFAULTS.get(name, {})) for name in shelf] + [
+VARIANTS = [(name, DEFAULTS.get(name, {})) for name in registry] + [
     ("cross_entropy", {"label_smoothing": 0.1, "class_weights": [0.5, 2.0, 1.0, 0.1, 3.0]}),
     ("focal", {"gamma": 0.5, "alpha": [0.5, 2.0, 1.0, 0.1, 3.0]}),
     ("focal_ovr", {"gamma": 0.0, "alpha": None}),
@@ -41,11 +41,11 @@ def target_of(name, form, ids, shape, dtype=torch.float32):
 
 @pytest.mark.parametrize("form", ["ids", "map"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", list(shelf))
+@pytest.mark.parametrize("name", list(registry))
 def test_every_loss_takes_any_number_of_axes_and_both_forms(name, shape, form):
     logits, ids = example(shape)
     target = target_of(name, form, ids, shape)
-    loss = shelf.bind(name, **DEFAULTS.get(name, {}))(logits, target)
+    loss = registry.build(name, **DEFAULTS.get(name, {}))(logits, target)
     loss.backward()
     assert loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() and loss > 0
     assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
@@ -56,7 +56,7 @@ def test_every_loss_takes_any_number_of_axes_and_both_forms(name, shape, form):
 def test_nothing_counts_gives_zero_and_zero_gradient(name, options, form):
     logits, ids = example()
     target = torch.full_like(ids, IGNORE) if form == "ids" else torch.zeros_like(logits)
-    loss = shelf.bind(name, **options)(logits, target)
+    loss = registry.build(name, **options)(logits, target)
     loss.backward()
     assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
 
@@ -67,7 +67,7 @@ def test_ignored_positions_are_as_if_absent(name, options):
     logits, ids = example(dtype=torch.float64)
     splits = options.get("num_splits", 1)
     ids = ids[: len(ids) // splits].repeat(splits, 1, 1)  # the versions of an image share its mask
-    loss = shelf.bind(name, **options)
+    loss = registry.build(name, **options)
     keep = ids != IGNORE
     alone = rows(logits, keep).detach().requires_grad_()
     given, expected = loss(logits, ids), loss(alone, ids[keep])
@@ -85,7 +85,7 @@ def test_bad_logits_at_ignored_positions_do_no_harm(name, options, poison):
     splits = options.get("num_splits", 1)
     ids = ids[: len(ids) // splits].repeat(splits, 1, 1)
     poisoned = logits.detach().masked_fill((ids == IGNORE).unsqueeze(1), poison).requires_grad_()
-    loss = shelf.bind(name, **options)
+    loss = registry.build(name, **options)
     loss(poisoned, ids).backward()
     assert loss(poisoned, ids).item() == loss(logits, ids).item()
     assert poisoned.grad.isfinite().all()
@@ -94,7 +94,7 @@ def test_bad_logits_at_ignored_positions_do_no_harm(name, options, poison):
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
 def test_class_ids_and_their_class_map_agree(name, options):
     logits, ids = example(dtype=torch.float64)
-    loss = shelf.bind(name, **options)
+    loss = registry.build(name, **options)
     torch.testing.assert_close(loss(logits, ids), loss(logits, to_map(ids, 5)))
 
 
@@ -102,7 +102,7 @@ def test_class_ids_and_their_class_map_agree(name, options):
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
 def test_half_precision_is_computed_in_float32(name, options, dtype):
     logits, ids = example(dtype=dtype)
-    loss = shelf.bind(name, **options)
+    loss = registry.build(name, **options)
     exact = loss(logits.float(), ids)
     with torch.autocast("cpu", torch.bfloat16):
         inside, mapped = loss(logits, ids), loss(logits, to_map(ids, 5).to(dtype))
@@ -119,7 +119,7 @@ def test_gradients_are_right(name, options, form):
     shape = (6, 5, 2)
     logits, ids = example(shape, torch.float64)
     target = target_of(name, form, ids, shape, torch.float64)
-    loss = shelf.bind(name, **options)
+    loss = registry.build(name, **options)
     assert torch.autograd.gradcheck(lambda z: loss(z, target), logits)
 
 
@@ -129,14 +129,14 @@ def test_extreme_logits_stay_finite(name, options):
     logits[:, 0], logits[:, 1] = 6e4, -6e4
     for label in (0, 1):
         z = logits.clone().requires_grad_()
-        loss = shelf.bind(name, **options)(z, torch.full((6,), label))
+        loss = registry.build(name, **options)(z, torch.full((6,), label))
         loss.backward()
         assert loss.isfinite() and z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [n for n in shelf if n != "jsd"])
+@pytest.mark.parametrize("name", [n for n in registry if n != "jsd"])
 def test_one_position_and_one_class(name):
-    loss = shelf.bind(name)
+    loss = registry.build(name)
     assert loss(torch.tensor([[2.0, -1.0]]), torch.tensor([1])) > 0
     alone = loss(torch.full((2, 1, 3), 0.3), torch.zeros(2, 3, dtype=torch.int64))
     assert alone.item() == 0 if name in PERFECT else alone > 0
@@ -145,7 +145,7 @@ def test_one_position_and_one_class(name):
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
 def test_the_order_of_positions_does_not_matter(name, options):
     logits, ids = example(dtype=torch.float64)
-    loss = shelf.bind(name, **options)
+    loss = registry.build(name, **options)
     order = torch.randperm(4, generator=torch.Generator().manual_seed(0))
     shuffled = loss(logits[:, :, order], ids[:, order])
     torch.testing.assert_close(shuffled, loss(logits, ids))
@@ -156,7 +156,7 @@ def test_the_order_of_positions_does_not_matter(name, options):
 )
 def test_the_order_of_classes_does_not_matter(name, options):
     logits, ids = example(dtype=torch.float64)
-    loss = shelf.bind(name, **options)
+    loss = registry.build(name, **options)
     order = torch.tensor([3, 0, 4, 1, 2])
     place = order.argsort()
     renamed = torch.where(ids == IGNORE, IGNORE, place[ids.clamp(min=0)])
@@ -167,16 +167,16 @@ def test_the_order_of_classes_does_not_matter(name, options):
 def test_a_number_that_is_none_is_not_hidden(name, options):
     logits, ids = example(ignored=False)
     poisoned = logits.detach().index_fill(2, torch.tensor([1]), math.nan)
-    assert shelf.bind(name, **options)(poisoned, ids).isnan()
+    assert registry.build(name, **options)(poisoned, ids).isnan()
 
 
 @pytest.mark.parametrize("target", [torch.zeros(6, 4, dtype=torch.int64), torch.zeros(6, 4, 4, 3)])
-@pytest.mark.parametrize("name", [n for n in shelf if n != "jsd"])
+@pytest.mark.parametrize("name", [n for n in registry if n != "jsd"])
 def test_shapes_that_do_not_fit_are_told(name, target):
     logits, _ = example()
     with pytest.raises(UserError, match=r"class ids are \(6, 4, 3\) here, a class map is \(6, 5"):
-        shelf.bind(name)(logits, target)
+        registry.build(name)(logits, target)
 
 
 def test_the_shelf_is_not_empty():
-    assert {"ohem", "lovasz"} <= set(shelf) and pixel
+    assert {"ohem", "lovasz"} <= set(registry) and pixel

@@ -10,7 +10,7 @@ from loss_examples import example, rows, soft
 from torch.nn import functional as F
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.registry import losses as shelf
+from vision_tutorial.core.registry import losses as registry
 from vision_tutorial.core.targets import IGNORE, to_map
 from vision_tutorial.losses import pixel
 
@@ -253,5 +253,5 @@ def test_ohem_keeps_ties():
 def test_bad_options_are_told(name, options, words):
     logits, ids = example()
     with pytest.raises(UserError, match=words) as caught:
-        shelf.bind(name, **options)(logits, ids)
+        registry.build(name, **options)(logits, ids)
     assert "\n" not in str(caught.value)

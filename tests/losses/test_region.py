@@ -14,7 +14,7 @@ import torch
 from loss_examples import example, soft
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.registry import losses as shelf
+from vision_tutorial.core.registry import losses as registry
 from vision_tutorial.core.targets import IGNORE, to_map
 from vision_tutorial.losses import pixel, region
 
@@ -115,7 +115,7 @@ def test_each_is_its_definition(name, options, reduce, classes, form):
         target.masked_fill_(gone.unsqueeze(1), 0)
     expected = defined(name, logits, target, reduce, classes, **options)
     expected_gradient = torch.autograd.grad(expected, logits)[0]
-    given = shelf.bind(name, reduce=reduce, classes=classes, **options)(logits, target)
+    given = registry.build(name, reduce=reduce, classes=classes, **options)(logits, target)
     torch.testing.assert_close(given, expected)
     torch.testing.assert_close(torch.autograd.grad(given, logits)[0], expected_gradient)
 
@@ -123,9 +123,9 @@ def test_each_is_its_definition(name, options, reduce, classes, form):
 @pytest.mark.parametrize("name", REGIONS)
 def test_by_image_is_the_mean_over_images_in_which_anything_counts(name):
     logits, ids = uneven()
-    loss = shelf.bind(name)
+    loss = registry.build(name)
     one_by_one = [loss(logits[i : i + 1], ids[i : i + 1]) for i in range(3)]
-    by_image = shelf.bind(name, reduce="image")(logits, ids)
+    by_image = registry.build(name, reduce="image")(logits, ids)
     torch.testing.assert_close(by_image, sum(one_by_one) / 3)
 
 
@@ -133,7 +133,7 @@ def test_by_image_is_the_mean_over_images_in_which_anything_counts(name):
 @pytest.mark.parametrize("name", REGIONS)
 def test_by_image_without_spatial_axes_a_image_is_a_position(name, classes):
     logits, ids = example((6, 5), torch.float64)
-    loss = shelf.bind(name, reduce="image", classes=classes)
+    loss = registry.build(name, reduce="image", classes=classes)
     torch.testing.assert_close(loss(logits, ids), loss(logits[..., None], ids[..., None]))
 
 
@@ -156,7 +156,7 @@ def test_names_of_the_same():
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_sure_and_right_network_has_no_loss_and_a_wrong_one_all(name, classes, smooth):
     options = {} if name == "lovasz" else {"smooth": smooth}
-    loss = shelf.bind(name, classes=classes, **options)
+    loss = registry.build(name, classes=classes, **options)
     ids = torch.tensor([[0, 1, 1], [2, 1, IGNORE]])
     sure = 1e4 * to_map(ids, 4).requires_grad_()
     right = loss(sure, ids)
@@ -170,7 +170,7 @@ def test_a_sure_and_right_network_has_no_loss_and_a_wrong_one_all(name, classes,
 def test_an_absent_class_counts_only_among_all(name):
     logits = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     ids = torch.randint(2, (2, 8), generator=torch.Generator().manual_seed(0))
-    present, everything = (shelf.bind(name, classes=c)(logits, ids) for c in CLASSES)
+    present, everything = (registry.build(name, classes=c)(logits, ids) for c in CLASSES)
     (own,) = torch.autograd.grad(everything * 3 - present * 2, logits)
     p = logits.detach().softmax(1)[:, 2]
     alone = {"lovasz": p.max(), "tversky": 0.3 * p.sum() / (0.3 * p.sum() + 1)}
@@ -202,7 +202,7 @@ def test_many_positions_lose_no_digits(name):
     found = []
     for dtype in (torch.float64, torch.float32):
         z = logits.clone().to(dtype).requires_grad_()
-        loss = shelf.bind(name)(z, ids)
+        loss = registry.build(name)(z, ids)
         loss.backward()
         found.append((loss.item(), z.grad.double()))
     (exact, slope), (value, gradient) = found
@@ -234,7 +234,7 @@ def test_lovasz_takes_one_hot_maps_and_refuses_shares():
 )
 def test_bad_options_are_told(name, options, words):
     with pytest.raises(UserError, match=words):
-        shelf.bind(name, **options)(*example())
+        registry.build(name, **options)(*example())
 
 
 def test_each_finds_a_mask():
@@ -246,7 +246,7 @@ def test_each_finds_a_mask():
         optimizer = torch.optim.Adam([logits], lr=0.3)
         for _ in range(40):
             optimizer.zero_grad()
-            (shelf.bind(name)(logits, ids) + 0.01 * pixel.cross_entropy(logits, ids)).backward()
+            (registry.build(name)(logits, ids) + 0.01 * pixel.cross_entropy(logits, ids)).backward()
             optimizer.step()
         assert torch.equal(logits.argmax(1), ids)
 

@@ -8,7 +8,7 @@ from timm.optim import Lookahead, create_optimizer_v2, get_optimizer_info, list_
 from torch import nn
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.registry import optimizers as shelf
+from vision_tutorial.core.registry import optimizers as registry
 from vision_tutorial.optim import parameter_groups, set_lr
 from vision_tutorial.optim.optimizers import timm_optimizer
 
@@ -37,12 +37,12 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> l
 def built(name: str, model: nn.Module, **options) -> torch.optim.Optimizer:
     options = {"lr": 0.01, "weight_decay": 1e-3} | options
     groups = parameter_groups(model, weight_decay=options["weight_decay"])
-    return shelf.bind(name, **options)(groups)
+    return registry.build(name, **options)(groups)
 
 
 @pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*opt_einsum:UserWarning")
-@pytest.mark.parametrize("name", [*shelf, *HERE, "lookahead_sgd"])
+@pytest.mark.parametrize("name", [*registry, *HERE, "lookahead_sgd"])
 def test_every_optimizer_takes_a_step(name):
     model = network()
     before = copy.deepcopy(list(model.parameters()))

@@ -10,7 +10,7 @@ from timm.scheduler import PlateauLRScheduler, create_scheduler_v2
 from torch.optim import SGD, lr_scheduler
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.registry import schedules as shelf
+from vision_tutorial.core.registry import schedules as registry
 from vision_tutorial.optim import learning_rates
 
 REQUIRED = {"multistep": {"milestones": [3, 7]}, "exponential": {"gamma": 0.9}}
@@ -24,7 +24,7 @@ def optimizer(lr: float) -> SGD:
 def ours(name, options, *, steps=None, **given) -> list[float]:
     """The lr of every step of a run (with one step an epoch, unless told otherwise)."""
     given = {"lr": 0.25, "epochs": 30, "steps_per_epoch": 1} | given
-    rate = learning_rates(shelf.bind(name, **options), **given)
+    rate = learning_rates(registry.build(name, **options), **given)
     epochs = given["epochs"] + given.get("cooldown_epochs", 0)
     epochs += given.get("warmup_epochs", 0) * (given.get("warmup") == "front")
     return [rate(step, []) for step in range(steps or epochs * given["steps_per_epoch"])]
@@ -257,7 +257,7 @@ def test_plateau_is_torchs_replayed(mode, patience, cooldown, history):
         made, mode, 0.3, patience, cooldown=cooldown, min_lr=1e-4, eps=0
     )
     options = {"mode": mode, "factor": 0.3, "patience": patience, "cooldown": cooldown}
-    bound = shelf.bind("plateau", min_lr=1e-4, **options)
+    bound = registry.build("plateau", min_lr=1e-4, **options)
     rate = learning_rates(bound, lr=0.25, epochs=61, steps_per_epoch=2)
     falls = 0
     for epoch in range(60):
@@ -274,7 +274,7 @@ def test_plateau_counts_from_the_end_of_the_warm_up_as_timm_does():
         warnings.simplefilter("ignore", FutureWarning)
         made = optimizer(0.25)
         theirs = PlateauLRScheduler(made, 0.5, 2, warmup_t=5, warmup_lr_init=0.01)
-    bound = shelf.bind("plateau", factor=0.5, patience=2)
+    bound = registry.build("plateau", factor=0.5, patience=2)
     options = {"lr": 0.25, "steps_per_epoch": 1, "warmup_epochs": 5, "warmup_lr": 0.01}
     overlap = learning_rates(bound, epochs=30, **options)
     front = learning_rates(bound, epochs=25, warmup="front", **options)
@@ -288,7 +288,7 @@ def test_plateau_counts_from_the_end_of_the_warm_up_as_timm_does():
 
 
 def test_plateau_skips_epochs_that_were_not_evaluated_and_rests_in_the_cool_down():
-    bound = shelf.bind("plateau", factor=0.5, patience=1)
+    bound = registry.build("plateau", factor=0.5, patience=1)
     rate = learning_rates(bound, lr=1.0, epochs=8, steps_per_epoch=1, cooldown_epochs=9)
     sparse, dense = [0.5, None, None, 0.5, None, 0.5], [0.5, 0.5, 0.5]
     assert rate(5, sparse[:5]) == 1.0
@@ -302,7 +302,7 @@ def test_plateau_skips_epochs_that_were_not_evaluated_and_rests_in_the_cool_down
 
 @pytest.mark.parametrize("unit", ["epoch", "step"])
 @pytest.mark.parametrize("warmup", ["overlap", "front"])
-@pytest.mark.parametrize("name", list(shelf))
+@pytest.mark.parametrize("name", list(registry))
 def test_every_schedule_rises_runs_and_cools_down(name, warmup, unit):
     run = {
         "lr": 0.25,
@@ -326,9 +326,9 @@ def test_every_schedule_rises_runs_and_cools_down(name, warmup, unit):
 
 
 @pytest.mark.parametrize("unit", ["epoch", "step"])
-@pytest.mark.parametrize("name", list(shelf))
+@pytest.mark.parametrize("name", list(registry))
 def test_every_schedule_is_a_pure_function(name, unit):
-    bound = shelf.bind(name, **REQUIRED.get(name, {}))
+    bound = registry.build(name, **REQUIRED.get(name, {}))
     make = {"lr": 0.25, "epochs": 10, "steps_per_epoch": 5, "unit": unit}
     forwards, fresh = learning_rates(bound, **make), learning_rates(bound, **make)
     history = [0.5] * 10
@@ -337,7 +337,7 @@ def test_every_schedule_is_a_pure_function(name, unit):
     assert there == back[::-1]
 
 
-@pytest.mark.parametrize("name", list(shelf))
+@pytest.mark.parametrize("name", list(registry))
 def test_epochs_and_steps_of_one_an_epoch_are_the_same(name):
     options = REQUIRED.get(name, {})
     assert ours(name, options, unit="epoch") == ours(name, options, unit="step")
@@ -383,7 +383,7 @@ def test_a_warm_up_longer_than_the_run_is_cut_as_timms_is():
     ],
 )
 def test_bad_options_are_told_before_training(name, options, words):
-    bound = shelf.bind(name, **options)
+    bound = registry.build(name, **options)
     with pytest.raises(UserError, match=words):
         learning_rates(bound, lr=0.1, epochs=10, steps_per_epoch=1)
 
@@ -391,10 +391,10 @@ def test_bad_options_are_told_before_training(name, options, words):
 @pytest.mark.parametrize("lr", [-0.1, float("inf"), float("nan")])
 def test_a_bad_lr_is_told(lr):
     with pytest.raises(UserError, match="a finite number from 0 up"):
-        learning_rates(shelf.bind("constant"), lr=lr, epochs=1, steps_per_epoch=1)
+        learning_rates(registry.build("constant"), lr=lr, epochs=1, steps_per_epoch=1)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0, 5), (5, 0)])
 def test_a_run_of_no_steps_is_told(epochs, steps):
     with pytest.raises(UserError, match=f"{epochs} epochs of {steps} steps"):
-        learning_rates(shelf.bind("constant"), lr=0.1, epochs=epochs, steps_per_epoch=steps)
+        learning_rates(registry.build("constant"), lr=0.1, epochs=epochs, steps_per_epoch=steps)

@@ -10,7 +10,7 @@ from vision_tutorial.losses import weighted_sum
 from vision_tutorial.recipe import advice_losses
 from vision_tutorial.recipe.advice import LINTS, advice
 from vision_tutorial.recipe.loading import load
-from vision_tutorial.recipe.recipe_info import Facts, facts
+from vision_tutorial.recipe.recipe_info import RecipeInfo, recipe_info
 
 BASE = """
 dataset: {shapes: {train: 640}}
@@ -33,7 +33,7 @@ def said(tmp_path):
 
     def ask(*overrides, **more):
         recipe = load(path, overrides).recipe
-        known = Facts(**{**vars(facts(recipe)), **more})
+        known = RecipeInfo(**{**vars(recipe_info(recipe)), **more})
         spoken = {check.__name__: list(check(recipe, known)) for check in LINTS}
         return {name: items for name, items in spoken.items() if items and name in OURS}
 
@@ -146,7 +146,9 @@ def test_balancing_needs_two_terms_and_time(said):
 
 def test_they_are_on_the_list_that_explain_reads(said):
     recipe = said.recipe("loss=tanimoto")
-    assert OURS and "tanimoto is jaccard" in [item.what for item in advice(recipe, facts(recipe))]
+    assert OURS and "tanimoto is jaccard" in [
+        item.what for item in advice(recipe, recipe_info(recipe))
+    ]
 
 
 def test_torch_is_not_needed():

@@ -3,12 +3,16 @@
 import pytest
 
 from vision_tutorial.recipe.fields import to_plain
-from vision_tutorial.recipe.loading import load
-from vision_tutorial.recipe.notation import Notation, changed, duration, entries, find, scalar
+from vision_tutorial.recipe.loading import load, read_back
+from vision_tutorial.recipe.notation import Notation, changed, duration, find, scalar
 
 
-def plain(name: str, *overrides: str) -> dict:
-    return to_plain(load(f"recipes/{name}.yaml", overrides).recipe)
+def typed(name: str, *overrides: str) -> dict:
+    return read_back(to_plain(load(f"recipes/{name}.yaml", overrides).recipe))
+
+
+def words(key: str, value: object) -> str:
+    return Notation([]).words(key, read_back({key: value})[key])
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +21,7 @@ def at_the_root(repository, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "text"),
     [
         (
             {"focal": {"weight": 0.75}, "dice": {"weight": 0.25, "smooth": 1.0}},
@@ -29,15 +33,15 @@ def at_the_root(repository, monkeypatch):
         ({"focal": {"weight": 2.0}}, "2 focal"),
         ("lovasz", "lovasz"),
         (None, "–"),
-        ([1], "–"),
+        ([1], "[1]"),
+        ({"foreign_loss": {"weight": 0.5, "of": 3}}, "0.5 foreign_loss"),
     ],
 )
-def test_losses(value: object, words: str) -> None:
-    assert Notation([]).words("loss", value) == words
+def test_losses(value: object, text: str) -> None:
+    assert words("loss", value) == text
 
 
 def test_optimizers() -> None:
-    words = Notation([]).words
     assert words("optimizer", {"adamax": {"lr": 0.0005, "weight_decay": 0.0}}) == "adamax(0.0005)"
     assert words("optimizer", {"asgd": {"lr": 0.1}}) == "asgd(0.1)"
     assert words("schedule", "cosine") == "cosine"
@@ -51,6 +55,7 @@ def test_a_loss_for_each_head() -> None:
         {"loss": {"focal": 0.3, "dice": 0.7}, "aux_loss": None},
         {"loss": {"focal": 1.0}},
     ]
+    recipes = [read_back(recipe) for recipe in recipes]
     notation = Notation(recipes)
     cells = [notation.cell(recipe, "loss") for recipe in recipes]
     assert cells == ["focal ‖ CE", "focal ‖ focal", "0.3 focal + 0.7 dice", "focal"]
@@ -59,7 +64,7 @@ def test_a_loss_for_each_head() -> None:
 
 
 def test_only_what_differs_is_written() -> None:
-    recipes = [plain("r0"), plain("r1"), plain("r3"), plain("r5", "seed=3", "workers=1")]
+    recipes = [typed("r0"), typed("r1"), typed("r3"), typed("r5", "seed=3", "workers=1")]
     notation = Notation(recipes)
     assert notation.columns == ["augment", "mix", "epochs", "optimizer"]
     assert [notation.cell(recipe, "augment") for recipe in recipes] == [
@@ -79,7 +84,7 @@ def test_only_what_differs_is_written() -> None:
 
 
 def test_everything() -> None:
-    recipe = plain("r0")
+    recipe = typed("r0")
     notation = Notation([recipe, recipe], everything=True)
     assert {"seed", "warmup.lr", "wandb.mode", "data.memory", "loss"} <= set(notation.columns)
     assert notation.cell(recipe, "augment").startswith(
@@ -95,7 +100,7 @@ def test_a_group_of_keys_that_one_recipe_lacks() -> None:
 
 
 def test_finding() -> None:
-    recipe = plain("r5")
+    recipe = typed("r5")
     keys = ["optimizer.momentum", "mix.alpha", "warmup.lr", "epochs", "augment.policy"]
     assert [find(recipe, key) for key in keys] == [0.9, 0.5, 0.01, 250, "original"]
     for key in ("optimizer.nothing", "nothing", "warmup", "epochs.x"):
@@ -118,7 +123,7 @@ def test_finding() -> None:
     ],
 )
 def test_what_the_report_changed(before: str, after: str, said: str) -> None:
-    assert changed(plain(before), plain(after)) == said
+    assert changed(typed(before), typed(after)) == said
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_what_the_report_changed(before: str, after: str, said: str) -> None:
     ],
 )
 def test_changes(before: dict, after: dict, said: str) -> None:
-    assert changed(before, after) == said
+    assert changed(read_back(before), read_back(after)) == said
 
 
 @pytest.mark.parametrize(
@@ -186,6 +191,7 @@ def test_durations_as_in_the_report(seconds: float, text: str) -> None:
 def test_strange_values_do_not_stop_it() -> None:
     for value in (None, 1, 1.5, "a", [], [1, None, {}], {}, {"a": 1}, {"a": {"lr": []}}, [[["x"]]]):
         for key in ("loss", "optimizer", "augment", "mix", "task"):
-            entries(key, value)
-            Notation([{key: value}, {}]).cell({key: value}, key)
-            assert isinstance(changed({key: value}, {key: "b"}), str)
+            recipe = read_back({key: value})
+            Notation([recipe, {}]).cell(recipe, key)
+            assert isinstance(changed(recipe, read_back({key: "b"})), str)
+            assert value is None or changed(recipe, {}) == "" == changed(recipe, recipe)

@@ -180,6 +180,29 @@ def test_a_missing_recipe_names_the_nearest(write):
     assert "no recipe called 'r44.yaml'; did you mean 'r4.yaml'? Known: r4.yaml" in complaint(path)
 
 
+@pytest.mark.parametrize("name", ["r4", "r4.yaml", "recipes/r4.yaml", "segmentation/camvid"])
+def test_a_recipe_of_the_package_is_known_by_name(tmp_path, monkeypatch, repository, name):
+    monkeypatch.chdir(tmp_path)
+    own = name.removeprefix("recipes/").removesuffix(".yaml")
+    assert load(name).path == repository / "recipes" / f"{own}.yaml"
+
+
+def test_a_file_that_exists_comes_before_the_packages_recipe(write, tmp_path, monkeypatch):
+    write("r4.yaml", BASE + "seed: 7\n")
+    monkeypatch.chdir(tmp_path)
+    assert load("r4.yaml").recipe.seed == 7
+    assert load("r4").recipe.seed == 42
+
+
+@pytest.mark.parametrize("name", ["r44", "recipes/r44.yaml", "../r4", "segmentation/camvit"])
+def test_a_name_that_no_recipe_has(tmp_path, monkeypatch, name):
+    (tmp_path / "within").mkdir()
+    monkeypatch.chdir(tmp_path / "within")
+    near = "segmentation/camvid" if "cam" in name else "r4"
+    with pytest.raises(UserError, match=f"no such recipe; give the path .*did you mean '{near}'"):
+        load(name)
+
+
 # -- complaints ------------------------------------------------------------------------------------
 
 # what stands in the place of a key of BASE (or is added) -> what is said

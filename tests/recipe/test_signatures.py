@@ -7,7 +7,14 @@ from typing import Literal
 import pytest
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.recipe.signatures import FILES, REQUIRED, SHELVES, Option, catalogue, read
+from vision_tutorial.recipe.signatures import (
+    FILES,
+    REGISTRIES,
+    REQUIRED,
+    Option,
+    read,
+    static_signatures,
+)
 
 
 @pytest.fixture
@@ -38,9 +45,9 @@ def mine(
     """
 ''')
     (entry,) = read(path)
-    assert (entry.shelf, entry.name, entry.doc) == ("losses", "mine", "First line.")
+    assert (entry.registry, entry.name, entry.doc) == ("losses", "mine", "First line.")
     assert entry.where == f"{path}:7"
-    assert not entry.open
+    assert entry.prefix is None
     assert not entry.forwards
     assert entry.options == (
         Option("a", int, REQUIRED),
@@ -53,9 +60,11 @@ def mine(
     assert entry.signature().startswith("(a, b=None, c=x, d=[1, -2]")
 
 
-def test_an_open_entry_may_forward(plugin):
-    (entry,) = read(plugin("@models.open\ndef any_model(name, n, *, a: int = 1, **options): ..."))
-    assert entry.open
+def test_a_fallback_may_forward(plugin):
+    (entry,) = read(
+        plugin("@models.register_fallback()\ndef any_model(name, n, *, a: int = 1, **options): ...")
+    )
+    assert entry.prefix == ""
     assert entry.forwards
     assert entry.doc == ""
     assert entry.signature() == "(a=1, …)"
@@ -115,10 +124,10 @@ def test_a_missing_file(tmp_path):
         read(tmp_path / "none.py")
 
 
-def test_plugins_join_the_shelves(plugin):
+def test_plugins_join_the_registries(plugin):
     path = plugin("@losses.register\ndef mine(logits, target, *, a: int = 1): ...")
-    assert "mine" in catalogue([path])["losses"].entries
-    assert "mine" not in catalogue()["losses"].entries
+    assert "mine" in static_signatures([path])["losses"].entries
+    assert "mine" not in static_signatures()["losses"].entries
 
 
 @pytest.mark.parametrize(
@@ -126,48 +135,49 @@ def test_plugins_join_the_shelves(plugin):
     [
         ("@losses.register\ndef focal(x, *, a: int = 1): ...", "focal"),
         ("@losses.register\ndef m(x): ...\n\n@losses.register\ndef m(x): ...", "m"),
-        ("@models.open\ndef mine(name, n): ...", "mine"),
+        ("@models.register_fallback()\ndef mine(name, n): ...", "mine"),
     ],
 )
 def test_a_name_that_is_taken(plugin, text, name):
     with pytest.raises(UserError, match=rf"mine.py:\d+: \w+ '{name}' exists already .*choose ano"):
-        catalogue([plugin(text)])
+        static_signatures([plugin(text)])
 
 
-def test_a_plugin_may_open_a_shelf(plugin):
-    losses = catalogue([plugin("@losses.open\ndef any_loss(name, x, y, *, a: int = 1): ...")])
+def test_a_plugin_may_add_a_fallback(plugin):
+    losses = static_signatures(
+        [plugin("@losses.register_fallback()\ndef any_loss(name, x, y, *, a: int = 1): ...")]
+    )
     assert losses["losses"].find("whatever").name == "any_loss"
     assert losses["losses"].outside is None  # nobody can say which names it knows
 
 
-def test_every_shelf_is_there_and_every_file_declares_something():
-    shelves = catalogue()
-    assert list(shelves) == list(SHELVES)
-    assert len(SHELVES) == 9
+def test_every_registry_is_there_and_every_file_declares_something():
+    registries = static_signatures()
+    assert list(registries) == list(REGISTRIES)
+    assert len(REGISTRIES) == 9
     files = {
         entry.where.rpartition(":")[0]
-        for s in shelves.values()
-        for entry in (*s.entries.values(), *s.prefixes.values())
+        for s in registries.values()
+        for entry in (*s.entries.values(), *s.fallbacks.values())
     }
-    files |= {s.fallback.where.rpartition(":")[0] for s in shelves.values() if s.fallback}
     assert all(any(file.endswith(name) for file in files) for name in FILES)
 
 
 def test_every_entry_says_what_it_is():
-    for shelf in catalogue().values():
-        for entry in shelf.entries.values():
+    for registry in static_signatures().values():
+        for entry in registry.entries.values():
             assert entry.doc.endswith((".", ")")), entry.name
             assert len(entry.doc) <= 100
 
 
 def test_names_of_timm():
-    shelves = catalogue()
-    models, optimizers = shelves["models"], shelves["optimizers"]
-    assert models.find("resnet50").open
-    assert models.find("resnet50.a1_in1k").open
+    registries = static_signatures()
+    models, optimizers = registries["models"], registries["optimizers"]
+    assert models.find("resnet50").prefix == ""
+    assert models.find("resnet50.a1_in1k").prefix == ""
     assert models.find("resnet5") is None
     assert models.find("hf-hub:timm/resnet50") is None
-    assert optimizers.find("lookahead_adamw").open
+    assert optimizers.find("lookahead_adamw").prefix == ""
     assert optimizers.find("lookahead_nobody") is None
     assert optimizers.find("asgd").name == "asgd"
     assert "sgd" in optimizers.names()

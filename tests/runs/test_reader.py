@@ -91,11 +91,6 @@ def test_a_recipe_of_an_older_version_gets_the_defaults(tmp_path: Path) -> None:
     assert reader.read(old).experiment == reader.read(new).experiment
 
 
-def test_scalars_are_those_of_recipes() -> None:
-    text = "a: [1e-3, on, 1:30, 2020-01-01, ~, 'x', -4, True]\nb: {c: 1.0e-3, 1: 2}"
-    assert reader._yaml(text) == yaml_lines.parse(text, "x").values
-
-
 # -- finding ---------------------------------------------------------------------------------------
 
 
@@ -123,7 +118,7 @@ def test_each_folder_that_is_none_gets_one_line(tmp_path: Path) -> None:
         "left out /debug/foreign: holds no run",
         "left out /deep: holds no run",
         "left out /empty: empty",
-        "left out /none*: no folder is called so",
+        "left out /none*: no folder has this name",
         "left out no?: no such folder",
     ]
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from vision_tutorial.core.atomic import read_json, write_json
 from vision_tutorial.core.errors import ExitCode, StorageError, UserError
-from vision_tutorial.runs import run_folder
+from vision_tutorial.runs import fingerprint, run_folder
+from vision_tutorial.runs.redaction import REDACTED, redact
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -309,7 +310,7 @@ def test_windows_locks_a_byte_behind_the_text(tmp_path, monkeypatch):
 
 def test_fingerprint_without_torch(tmp_path):
     script = (
-        "import json, sys; from vision_tutorial.runs import run_folder as runs;"
+        "import json, sys; from vision_tutorial.runs import fingerprint as runs;"
         "print(json.dumps(runs.fingerprint('abc'), allow_nan=False));"
         "assert 'torch' not in sys.modules"
     )
@@ -336,7 +337,7 @@ def test_fingerprint_asks_torch_once_it_is_imported(monkeypatch):
         backends=SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 91)),
     )
     monkeypatch.setitem(sys.modules, "torch", torch)
-    found = run_folder.fingerprint()["torch"]
+    found = fingerprint.fingerprint()["torch"]
     assert found == {"threads": 3, "cuda": "13.0", "cudnn": 91, "gpus": ["gpu0", "gpu1"]}
 
 
@@ -346,23 +347,23 @@ def git(folder, *arguments):
 
 
 def test_git_commit_and_changes(tmp_path):
-    assert run_folder._git(tmp_path) is None
+    assert fingerprint._git(tmp_path) is None
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").write_text("")
     git(tmp_path, "init")
-    assert run_folder._git(package) is None  # installed inside somebody's checkout, not part of it
+    assert fingerprint._git(package) is None  # installed inside somebody's checkout, not part of it
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "x")
-    clean = run_folder._git(package)
+    clean = fingerprint._git(package)
     assert re.fullmatch("[0-9a-f]{40}", clean["commit"]) and clean["dirty"] is False
     (package / "__init__.py").write_text("x = 1")
-    assert run_folder._git(package) == {**clean, "dirty": True}
+    assert fingerprint._git(package) == {**clean, "dirty": True}
 
 
 def test_no_git_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert run_folder._git(Path(run_folder.__file__).parents[1]) is None
+    assert fingerprint._git(Path(run_folder.__file__).parents[1]) is None
 
 
 @pytest.mark.parametrize(
@@ -385,16 +386,14 @@ def test_no_git_at_all(tmp_path, monkeypatch):
     ],
 )
 def test_secrets_in_text(text):
-    assert "hunter2" not in run_folder.redact(text) and run_folder.REDACTED in run_folder.redact(
-        text
-    )
+    assert "hunter2" not in redact(text) and REDACTED in redact(text)
 
 
 @pytest.mark.parametrize(
     "text", ["ghp_" + "a1" * 18, "hf_" + "a1" * 17, "sk-" + "a1" * 20, "AKIA" + "A1" * 8]
 )
 def test_secrets_by_shape(text):
-    assert run_folder.redact(f"see {text} there") == "see [redacted] there"
+    assert redact(f"see {text} there") == "see [redacted] there"
 
 
 @pytest.mark.parametrize(
@@ -410,7 +409,7 @@ def test_secrets_by_shape(text):
     ],
 )
 def test_what_is_no_secret_stays(text):
-    assert run_folder.redact(text) == text
+    assert redact(text) == text
 
 
 def test_secrets_in_mappings_and_lists():
@@ -420,7 +419,7 @@ def test_secrets_in_mappings_and_lists():
         "argv": ["--token", "abc", "--token=abc", "--token", "-x", 3],
         "password": 1234,
     }
-    assert run_folder.redact(value) == {
+    assert redact(value) == {
         "wandb": {"api_key": "[redacted]", "mode": "auto", "APIKey": "[redacted]"},
         "vit": {"class_token": True, "token": None, "reg_tokens": 4},
         "argv": ["--token", "[redacted]", "--token=[redacted]", "--token", "[redacted]", 3],
@@ -433,10 +432,10 @@ def test_secrets_in_mappings_and_lists():
 def test_the_environments_secrets_never_pass(before, after, key):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", SECRET)
-        leaked = run_folder.redact({key: [before + SECRET + after, {"x": SECRET}]})
+        leaked = redact({key: [before + SECRET + after, {"x": SECRET}]})
         assert SECRET not in json.dumps(leaked)
 
 
 @pytest.mark.parametrize("hostile", ["a=" * 30_000, "://" * 20_000, "-" * 60_000, "token" * 12_000])
 def test_redaction_is_quick_on_hostile_text(hostile):
-    run_folder.redact(hostile)  # quadratic patterns would hang here
+    redact(hostile)  # quadratic patterns would hang here

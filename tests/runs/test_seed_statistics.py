@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from vision_tutorial.runs.seed_statistics import NORMAL, Sample, Spread, margin, pooled, student
+from vision_tutorial.runs.seed_statistics import (
+    NORMAL,
+    Sample,
+    Spread,
+    confidence_interval,
+    pooled,
+    student,
+)
 
 
 def within(t: float, freedom: float) -> float:
@@ -33,19 +40,23 @@ def test_welch_by_hand() -> None:
     # s² 4/3 and 4, n 4 and 3: variance 1/3 + 4/3, freedom (5/3)² / ((1/3)²/3 + (4/3)²/2) = 3
     one, two = Sample((1.0, 1.0, 3.0, 3.0)), Sample((0.0, 2.0, 4.0))
     assert one.spread**2 == pytest.approx(4 / 3) and two.spread == pytest.approx(2)
-    assert margin(one, two) == pytest.approx(3.182 * math.sqrt(5 / 3))
-    assert margin(one, two, Spread(100.0)) == margin(one, two), "their own seeds come first"
+    assert confidence_interval(one, two) == pytest.approx(3.182 * math.sqrt(5 / 3))
+    assert confidence_interval(one, two, Spread(100.0)) == confidence_interval(one, two), (
+        "their own seeds come first"
+    )
 
 
 def test_equal_seeds_leave_no_room() -> None:
-    assert margin(Sample((1.0, 1.0)), Sample((1.0, 1.0))) == 0
+    assert confidence_interval(Sample((1.0, 1.0)), Sample((1.0, 1.0))) == 0
 
 
 def test_single_runs_borrow_a_spread() -> None:
     one, two, three = Sample((1.0,)), Sample((2.0,)), Sample((1.0, 2.0))
-    assert margin(one, two) is None and margin(one, three) is None
-    assert margin(one, two, Spread(0.4)) == pytest.approx(NORMAL * 0.4 * math.sqrt(2))
-    assert margin(one, three, Spread(0.4, 4)) == pytest.approx(2.776 * 0.4 * math.sqrt(1.5))
+    assert confidence_interval(one, two) is None and confidence_interval(one, three) is None
+    assert confidence_interval(one, two, Spread(0.4)) == pytest.approx(NORMAL * 0.4 * math.sqrt(2))
+    assert confidence_interval(one, three, Spread(0.4, 4)) == pytest.approx(
+        2.776 * 0.4 * math.sqrt(1.5)
+    )
 
 
 def test_the_pooled_spread() -> None:
@@ -59,6 +70,6 @@ def test_noise_is_called_noise() -> None:
     draws = np.random.default_rng(0).normal(80, 0.4, (4000, 2, 3))
     pairs = [(Sample(tuple(a)), Sample(tuple(b))) for a, b in draws.tolist()]
     deltas = np.array([abs(a.mean - b.mean) for a, b in pairs])
-    assert 0.02 < np.mean(deltas > [margin(a, b) for a, b in pairs]) < 0.05
+    assert 0.02 < np.mean(deltas > [confidence_interval(a, b) for a, b in pairs]) < 0.05
     two = [2 * math.sqrt((a.spread**2 + b.spread**2) / 3) for a, b in pairs]
     assert np.mean(deltas > two) == pytest.approx(0.116, abs=0.015), "P(|T| > 2), 4 degrees"

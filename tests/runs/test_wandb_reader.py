@@ -95,7 +95,7 @@ def test_an_older_version_has_no_lazy_runs() -> None:
 def fake(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     wandb = ModuleType("wandb")
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr(wandb_reader, "settle_mode", lambda mode, module: ("online", ""))
+    monkeypatch.setattr(wandb_reader, "decide_mode", lambda mode, module: ("online", ""))
     return wandb
 
 
@@ -105,7 +105,7 @@ def test_through_the_api(fake: ModuleType) -> None:
 
 
 def test_offline_is_one_line(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_reader, "settle_mode", lambda mode, module: ("offline", "no key: x"))
+    monkeypatch.setattr(wandb_reader, "decide_mode", lambda mode, module: ("offline", "no key: x"))
     with pytest.raises(UserError, match=r"wandb:a/b: cannot be read \(no key: x\)\. .*folders\.$"):
         wandb_reader.project_runs("wandb:a/b")
 

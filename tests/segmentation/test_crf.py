@@ -274,7 +274,7 @@ def test_a_gpu_gives_the_same():
 
 def test_it_is_on_the_shelf():
     image, probabilities, _ = example()
-    refine = refiners.bind("dense_crf", iterations=2)
+    refine = refiners.build("dense_crf", iterations=2)
     assert torch.equal(refine(image, probabilities), dense_crf(image, probabilities, iterations=2))
 
 

@@ -337,7 +337,7 @@ def test_processes_hold_one_copy(pets: Path):
     from vision_tutorial.engine import Distributed
 
     def rank_of(rank: int) -> tuple:
-        source = Distributed().local_share(lambda: mask_folder("train", root=str(pets)))
+        source = Distributed().share_dataset(lambda: mask_folder("train", root=str(pets)))
         kind = type(source.images).__name__
         return kind, source.digest(), source.key(2), source[2][1].tobytes()
 

@@ -19,7 +19,7 @@ def parameters(network: nn.Module) -> int:
 
 def weightless(name: str, num_classes: int = 21, **options) -> nn.Module:
     with torch.device("meta"):
-        return models.bind(name, **options)(num_classes)
+        return models.build(name, **options)(num_classes)
 
 
 # -- published sizes -------------------------------------------------------------------------------

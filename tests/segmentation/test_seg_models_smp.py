@@ -13,7 +13,7 @@ from vision_tutorial.engine.cost import cost
 from vision_tutorial.optim.groups import parameter_groups
 from vision_tutorial.recipe.grammar import parse
 from vision_tutorial.recipe.schema import schema
-from vision_tutorial.recipe.signatures import catalogue, read
+from vision_tutorial.recipe.signatures import read, static_signatures
 from vision_tutorial.segmentation.models import smp as entry
 
 installed = pytest.mark.skipif(
@@ -23,52 +23,52 @@ installed = pytest.mark.skipif(
 
 def built(name: str, num_classes: int = 3, **options):
     torch.manual_seed(0)
-    return models.bind(name, **options)(num_classes)
+    return models.build(name, **options)(num_classes)
 
 
 # -- names with a prefix ---------------------------------------------------------------------------
 
 
 def test_a_prefix_is_answered_for_by_its_entry():
-    shelf = Registry("thing")
+    registry = Registry("thing")
 
-    @shelf.open
+    @registry.register_fallback()
     def anything(name, n, *, a=1):
         return ("open", name, n, a)
 
-    @shelf.open_for("some/")
+    @registry.register_fallback("some/")
     def something(name, n, *, a=1):
         return ("some", name, n, a)
 
-    assert shelf.bind("some/one", a=2)(3) == ("some", "some/one", 3, 2)
-    assert shelf.bind("someone")(3) == ("open", "someone", 3, 1)
+    assert registry.build("some/one", a=2)(3) == ("some", "some/one", 3, 2)
+    assert registry.build("someone")(3) == ("open", "someone", 3, 1)
 
 
-def test_the_catalogue_knows_the_prefix_without_importing():
-    shelf = catalogue()["models"]
-    assert shelf.find("smp/Unet") is shelf.prefixes["smp/"]
-    assert shelf.find("smp/Unet").forwards
-    assert shelf.find("smp") is None and shelf.find("snp/Unet") is None
-    choice = parse({"smp/FPN": {"encoder": "resnet18", "decoder_dropout": 0.1}}, shelf, "choice")
+def test_the_signatures_know_the_prefix_without_importing():
+    registry = static_signatures()["models"]
+    assert registry.find("smp/Unet") is registry.fallbacks["smp/"]
+    assert registry.find("smp/Unet").forwards
+    assert registry.find("smp") is None and registry.find("snp/Unet") is None
+    choice = parse({"smp/FPN": {"encoder": "resnet18", "decoder_dropout": 0.1}}, registry, "choice")
     assert choice.name == "smp/FPN"
     assert choice.options == {"encoder": "resnet18", "pretrained": False, "decoder_dropout": 0.1}
 
 
-@pytest.mark.parametrize("argument", ["", "name", "'a/', 'b/'", "1", "''"])
+@pytest.mark.parametrize("argument", ["name", "'a/', 'b/'", "1", "''"])
 def test_a_prefix_is_one_text(tmp_path, argument):
     path = tmp_path / "mine.py"
-    path.write_text(f"@models.open_for({argument})\ndef mine(name, n, /): ...")
-    with pytest.raises(UserError, match="mine.py:2: open_for needs the names' beginning as a text"):
+    path.write_text(f"@models.register_fallback({argument})\ndef mine(name, n, /): ...")
+    with pytest.raises(UserError, match="mine.py:2: register_fallback takes one text, the prefix"):
         read(path)
 
 
 def test_a_prefix_is_taken_once(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("@models.open_for('smp/')\ndef mine(name, n, /): ...")
+    path.write_text("@models.register_fallback('smp/')\ndef mine(name, n, /): ...")
     with pytest.raises(UserError, match="'mine' exists already"):
-        catalogue([path])
-    path.write_text("@models.open_for('my/')\ndef mine(name, n, /): ...")
-    assert catalogue([path])["models"].find("my/own").name == "mine"
+        static_signatures([path])
+    path.write_text("@models.register_fallback('my/')\ndef mine(name, n, /): ...")
+    assert static_signatures([path])["models"].find("my/own").name == "mine"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_prefix_is_taken_once(tmp_path):
     ],
 )
 def test_editors_know_the_prefix(model, valid):
-    made = schema(catalogue())
+    made = schema(static_signatures())
     alone = {"$ref": "#/$defs/models.choice", "$defs": made["$defs"]}
     assert jsonschema.Draft202012Validator(alone).is_valid(model) == valid
 
@@ -120,7 +120,7 @@ def test_it_trains_and_is_counted(name):
     network(torch.randn(2, 3, 64, 64)).mean().backward()
     assert all(p.grad is not None for p in network.parameters())
     with torch.device("meta"):
-        twin = models.bind(f"smp/{name}", encoder="resnet18")(3)
+        twin = models.build(f"smp/{name}", encoder="resnet18")(3)
     assert cost(twin, 64) == cost(network, 64)
     own = {id(p) for p in network.parameters()}
     last = [p for p in network.get_classifier().parameters()]

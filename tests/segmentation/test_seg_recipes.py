@@ -27,6 +27,7 @@ FOLDER = Path("recipes/segmentation")
 ROWS = json.loads((Path(__file__).parent / "rows.json").read_text())  # row -> hash of its recipe
 NARROW = {"aspp_channels": 8, "decoder_channels": 8, "auxiliary_channels": 8, "hidden": 8}
 BUILT: set[str] = set()
+STEPPED: set[str] = set()
 every_row = pytest.mark.parametrize("row", ROWS)
 
 
@@ -81,16 +82,22 @@ def test_one_optimizer_step(row, monkeypatch):
         BUILT.add(str(recipe.model))
     monkeypatch.setattr(deconvnet, "encoder", lambda name, **o: encoder("vgg11_bn", **o))
     recipe = small(recipe)
+    parts = (recipe.model, recipe.loss, recipe.aux_loss, recipe.optimizer.name, recipe.augment)
+    key = str((*parts, recipe.schedule, recipe.warmup, recipe.mix, recipe.balance))
+    if key in STEPPED:
+        return  # another row takes the same step, but for a number such as lr
+    STEPPED.add(key)
     distributed = Distributed("fp32", 1)
     both = build.data(recipe)
-    pupil = build.learner(recipe, both.train, distributed)
-    plan = build.plan(recipe, both, pupil, distributed)
-    before = [p.detach().clone() for p in pupil.parameters]
-    pupil.model.train()
+    training = build.training_state(recipe, both.train, distributed)
+    plan = build.plan(recipe, both, training, distributed)
+    before = [p.detach().clone() for p in training.parameters]
+    training.model.train()
+    batches = next(iter(plan.batches(0, 1, training.accumulation_steps)))
     plan.lr(1, [])  # a warm-up may begin at 0
-    outcome = take_step(pupil, distributed, next(iter(plan.batches(0, 1))), 0, False).read()
-    assert not outcome.skipped and outcome.losses["loss"] >= 0
-    moved = sum(not torch.equal(a, b) for a, b in zip(before, pupil.parameters, strict=True))
+    result = take_step(training, distributed, batches, 0, False).read()
+    assert not result.skipped and result.losses["loss"] >= 0
+    moved = sum(not torch.equal(a, b) for a, b in zip(before, training.parameters, strict=True))
     assert moved > 0.5 * len(before)  # timm's last norm of a block begins at 0: none before it
 
 
@@ -158,5 +165,5 @@ def test_variants_of_an_own_file(tmp_path):
     }.items():
         with pytest.raises(UserError, match=re.escape(said)):
             load(f"{path}:{name}")
-    with pytest.raises(UserError, match="quickstart.yaml: the recipe has no variants"):
+    with pytest.raises(UserError, match="quickstart.yaml: no variant called 'two'"):
         load(FOLDER / "quickstart.yaml:two")

@@ -13,29 +13,31 @@ from vision_tutorial.sweeps import children
 from vision_tutorial.sweeps.children import Stop
 
 
-def test_seats(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "usable_cores", lambda: [0, 1, 2, 3, 4])
     monkeypatch.setattr(children, "gpu_names", list)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert children.seats(None) == [children.Seat((), (0, 1, 2, 3, 4))]
-    assert [seat.cores for seat in children.seats(2)] == [(0, 1), (2, 3, 4)]
-    assert len(children.seats(7)) == 7 and all(seat.cores for seat in children.seats(7))
+    assert children.device_slots(None) == [children.DeviceSlot((), (0, 1, 2, 3, 4))]
+    assert [slot.cores for slot in children.device_slots(2)] == [(0, 1), (2, 3, 4)]
+    assert len(children.device_slots(7)) == 7 and all(
+        slot.cores for slot in children.device_slots(7)
+    )
     monkeypatch.setattr(children, "gpu_names", lambda: ["H100"] * 4)
-    assert [seat.gpus for seat in children.seats(None)] == [("0",), ("1",), ("2",), ("3",)]
-    assert [seat.gpus for seat in children.seats(None, 2)] == [("0", "1"), ("2", "3")]
-    assert [seat.gpus for seat in children.seats(6)][4:] == [("0",), ("1",)]
+    assert [slot.gpus for slot in children.device_slots(None)] == [("0",), ("1",), ("2",), ("3",)]
+    assert [slot.gpus for slot in children.device_slots(None, 2)] == [("0", "1"), ("2", "3")]
+    assert [slot.gpus for slot in children.device_slots(6)][4:] == [("0",), ("1",)]
     with pytest.raises(UserError, match="there are 4 GPUs"):
-        children.seats(None, 8)
+        children.device_slots(None, 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-77")
-    assert [seat.gpus for seat in children.seats(None)] == [("3",), ("GPU-77",)]
+    assert [slot.gpus for slot in children.device_slots(None)] == [("3",), ("GPU-77",)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert [seat.gpus for seat in children.seats(None)] == [()]
+    assert [slot.gpus for slot in children.device_slots(None)] == [()]
 
 
 def test_a_training_on_several_processes_starts_through_the_launcher() -> None:
     one, two = (children.training(["r.yaml"], processes) for processes in (1, 2))
     assert one[1:] == ["-m", "vision_tutorial.train", "r.yaml"]
-    assert Path(two[1]).name == "launch.py" and Path(two[1]).is_file()
+    assert Path(two[1]).name == "torchrun_nproc.py" and Path(two[1]).is_file()
     assert two[2:] == ["--nproc", "2", *one[1:]]
 
 
@@ -54,11 +56,11 @@ def test_a_signal_asks_each_child_once_also_one_that_is_just_starting() -> None:
 def test_why_a_training_failed(tmp_path: Path) -> None:
     log, run = tmp_path / "log", tmp_path / "run"
     log.write_text("step 1\nerror: no such loss\n====\nroot cause\n====\n")
-    assert children.complaint(run, log) == "error: no such loss", "torchrun ends with a border"
+    assert children.failure_reason(run, log) == "error: no such loss", "torchrun ends with a border"
     log.write_text("step 1\nKilled\n\n")
-    assert children.complaint(run, log) == "Killed"
+    assert children.failure_reason(run, log) == "Killed"
     run.mkdir()
     run_folder.set_status(run, "running", pid=1)
-    assert children.complaint(run, log) == "Killed"
+    assert children.failure_reason(run, log) == "Killed"
     run_folder.set_status(run, "failed", exit_code=3, error="loss nan at step 7")
-    assert children.complaint(run, log) == "exit code 3: loss nan at step 7"
+    assert children.failure_reason(run, log) == "exit code 3: loss nan at step 7"

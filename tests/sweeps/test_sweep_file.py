@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.sweeps.sweep_file import Sweep, points_of, read_sweep, trials_of
+from vision_tutorial.sweeps.sweep_file import Sweep, points_of, read_sweep
+from vision_tutorial.sweeps.trials import SweepState
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,12 +57,12 @@ points:
 
 def test_trials_go_through_all_points_before_the_next_seed(place: Path) -> None:
     found = read(place, "grid: {loss: [focal, cross_entropy]}\nseeds: [7, 8]")
-    trials = trials_of(found, points_of(found, 0))
-    assert [(t.seed, t.point.recipe.loss[0].name) for t in trials] == [
-        (7, "focal"),
-        (7, "cross_entropy"),
-        (8, "focal"),
-        (8, "cross_entropy"),
+    trials = SweepState(found, "runs").trials(points_of(found, 0))
+    assert [trial.name for trial in trials] == [
+        "loss=focal  seed 7",
+        "loss=cross_entropy  seed 7",
+        "loss=focal  seed 8",
+        "loss=cross_entropy  seed 8",
     ]
     assert len({t.id for t in trials}) == 4 and trials[0].id[:-1] == trials[2].id[:-1]
 
@@ -169,6 +170,6 @@ def test_the_file_in_the_docs_loads(tmp_path: Path) -> None:
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "s.yaml").write_text(block)
     found = read_sweep(tmp_path / "sweeps" / "s.yaml")
-    assert len(trials_of(found, points_of(found, 0))) == 8
+    assert len(SweepState(found, "runs").trials(points_of(found, 0))) == 8
     named = set(re.findall(r"`([a-z0-9-]+)`", text[text.index("| file |") :]))
     assert {path.stem for path in (ROOT / "recipes" / "sweeps").glob("*.yaml")} <= named

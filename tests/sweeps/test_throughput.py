@@ -2,46 +2,51 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import counting
 import pytest
 
 from vision_tutorial import train
+from vision_tutorial.core.atomic import write_json
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.loading import load
+from vision_tutorial.runs import run_folder
 from vision_tutorial.sweeps import children
-from vision_tutorial.sweeps.children import Seat, Stop
+from vision_tutorial.sweeps.children import DeviceSlot, Stop
 from vision_tutorial.sweeps.scale_down import NETWORKS, path_of
-from vision_tutorial.sweeps.throughput import ENDLESS, PROBED, STEPS, Probe, settings, speed
+from vision_tutorial.sweeps.throughput import ENDLESS, RECIPE, STEPS, ThroughputProbe
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_what_is_measured_is_the_tables_own_training(network: str) -> None:
-    full = load(path_of(PROBED)).recipe
-    recipe = load(path_of(PROBED), settings(network, 64, 50_000)).recipe
+def test_what_is_trained_and_what_is_read_off_its_rows(
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[str] = []
+
+    def start(command: list[str], slot: DeviceSlot, output: Any) -> Any:
+        words.extend(command[command.index("vision_tutorial.train") + 1 :])
+        run = tmp_path / "probe" / "0"
+        run.mkdir(parents=True)
+        for step, seconds, overhead in ((10, 9, 0), (20, 1, 0.5), (30, 3, 0.1), (40, 2, 0.2)):
+            row = {"step": step, "seconds": seconds, "seconds_overhead": overhead}
+            run_folder.append_row(run / "metrics.jsonl", row)
+        write_json(run / "summary.json", {"wall_seconds": 0.0})
+        return SimpleNamespace(poll=lambda: 0, returncode=0)
+
+    monkeypatch.setattr(children, "start", start)
+    probe = ThroughputProbe(tmp_path, [], [DeviceSlot()], 1, 6.0, Stop())
+    found = probe.measure(network, 64, 50_000)
+    assert found.rate == 3 * 10 * 64 / 6 and found.saving == 0.2 and 0 <= found.start < 5
+    recipe = load(words[0], [word for word in words[1:] if "=" in word]).recipe
+    full = load(path_of(RECIPE)).recipe
     assert (recipe.batch_size, recipe.subset, recipe.name) == (64, STEPS * 64, "probe")
-    model = NETWORKS[network].model
+    model = NETWORKS[network]
     assert recipe.model.name == (next(iter(model)) if model else full.model.name)
     for key in ("augment", "mix", "loss", "normalize", "precision", "dataset"):
         assert getattr(recipe, key) == getattr(full, key)
     assert recipe.warmup.epochs == recipe.epochs == recipe.eval_every == ENDLESS, "lr stays low"
-
-
-def row(step: int, seconds: float, overhead: float) -> dict[str, float]:
-    return {"step": step, "seconds": seconds, "seconds_overhead": overhead}
-
-
-def test_speed_is_read_off_the_rows_after_the_first() -> None:
-    rows = [row(10, 9.0, 0.0), row(20, 1.0, 0.5), row(30, 3.0, 0.1), row(40, 2.0, 0.2)]
-    found = speed(rows, 32, seconds=22.5, summary={"wall_seconds": 16.0})
-    assert found.start == pytest.approx(6.5)
-    assert found.rate == pytest.approx(3 * 10 * 32 / 6)
-    assert found.saving == pytest.approx(0.2)
-
-
-def test_one_row_says_nothing() -> None:
-    assert speed([row(10, 9.0, 0.0)], 32, 22.5, {"wall_seconds": 16.0}) is None
-    assert speed([], 32, 22.5, {"wall_seconds": 16.0}) is None
 
 
 # -- the training itself, in a forked process ------------------------------------------------------
@@ -54,25 +59,25 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     import vision_tutorial.build  # noqa: F401  (before the forks)
     import vision_tutorial.engine  # noqa: F401
 
-    monkeypatch.setattr(children, "start", partial(counting.start, command=train.main))
+    monkeypatch.setattr(children, "start", partial(counting.start, command_main=train.main))
 
 
-def probe(folder: Path, *words: str, seats: int = 1, seconds: float = 6.0) -> Probe:
-    return Probe(folder / "probe", [*WORDS, *words], [Seat()] * seats, 1, seconds, Stop())
+def probe(folder: Path, slots: int = 1, seconds: float = 6.0) -> ThroughputProbe:
+    return ThroughputProbe(folder / "probe", WORDS, [DeviceSlot()] * slots, 1, seconds, Stop())
 
 
-def test_a_network_is_measured_on_all_seats_at_once(forked: None, tmp_path: Path) -> None:
-    found = probe(tmp_path, seats=2)("thin", 8, 300)
+def test_a_network_is_measured_on_all_slots_at_once(forked: None, tmp_path: Path) -> None:
+    found = probe(tmp_path, slots=2).measure("thin", 8, 300)
     assert found.rate > 1 and found.start > 0 and found.saving >= 0
     assert not list(tmp_path.iterdir())
 
 
 def test_what_goes_wrong_while_measuring_is_told(forked: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="short training failed: exit code 2: .*more than the 300"):
-        probe(tmp_path)("thin", 512, 300)
+        probe(tmp_path).measure("thin", 512, 300)
     with pytest.raises(UserError, match="fewer than 32 steps of 8 images in 0 s. Name a smaller"):
-        probe(tmp_path, seconds=0.01)("thin", 8, 300)
+        probe(tmp_path, seconds=0.01).measure("thin", 8, 300)
     stopped = probe(tmp_path)
     stopped.stop.asked = True
     with pytest.raises(UserError, match="was stopped"):
-        stopped("thin", 8, 300)
+        stopped.measure("thin", 8, 300)

@@ -10,11 +10,11 @@ from vision_tutorial.core.errors import UserError
 from vision_tutorial.runs.reader import collect, read
 from vision_tutorial.runs.seed_statistics import Sample
 from vision_tutorial.tables import comparison
-from vision_tutorial.tables.comparison import Line, lines, ordered, parent, step
+from vision_tutorial.tables.comparison import Row, delta_of, ordered, parent, rows_of
 
 
-def made(root: Path, each: bool = False) -> list[Line]:
-    return lines(collect([root])[0], each)
+def made(root: Path, each: bool = False) -> list[Row]:
+    return rows_of(collect([root])[0], each)
 
 
 def table3(root: Path, **values: list[float]) -> None:
@@ -81,8 +81,8 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def steps(found: list[Line], assumed: float | None = None) -> dict[str, comparison.Step | None]:
-    return {line.label: step(line, found, assumed) for line in found}
+def steps(found: list[Row], assumed: float | None = None) -> dict[str, comparison.Delta | None]:
+    return {line.label: delta_of(line, found, assumed) for line in found}
 
 
 def test_the_report_with_its_known_spread(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_the_report_with_its_known_spread(tmp_path: Path) -> None:
         "r4": "r3",
         "r5": "r4",
     }
-    deltas = {name: round(s.delta, 2) for name, s in found.items() if s}
+    deltas = {name: round(s.value, 2) for name, s in found.items() if s}
     assert deltas == {"r1": 7.47, "r2": 2.12, "r3": 0.6, "r4": 1.22, "r5": -0.85}
-    assert found["r5"].margin == pytest.approx(1.96 * 0.4 * math.sqrt(2), rel=1e-3)
+    assert found["r5"].interval == pytest.approx(1.96 * 0.4 * math.sqrt(2), rel=1e-3)
     verdicts = {name: s.verdict for name, s in found.items() if s}
     assert verdicts == {
         **dict.fromkeys(("r1", "r2", "r4"), "beyond"),
@@ -113,12 +113,12 @@ def test_the_report_with_its_known_spread(tmp_path: Path) -> None:
 def test_seeds_decide_where_there_are_some(tmp_path: Path) -> None:
     table3(tmp_path, r3=[80.0, 81.0], r4=[81.1, 81.9], r5=[90.0])
     found = steps(made(tmp_path), 0.001)
-    assert found["r4"].delta == pytest.approx(1.0)
+    assert found["r4"].value == pytest.approx(1.0)
     # s² 0.5 and 0.32, n 2 and 2: √0.41; freedom 0.41² / (0.25² + 0.16²) = 1.9 -> t(1) = 12.7
-    assert found["r4"].margin == pytest.approx(12.706 * math.sqrt(0.41))
+    assert found["r4"].interval == pytest.approx(12.706 * math.sqrt(0.41))
     assert found["r4"].verdict == "within"
     # a single run: the pooled spread √((0.5 + 0.32) / 2) on 2 degrees of freedom
-    assert found["r5"].margin == pytest.approx(4.303 * math.sqrt(0.41) * math.sqrt(1.5))
+    assert found["r5"].interval == pytest.approx(4.303 * math.sqrt(0.41) * math.sqrt(1.5))
     assert found["r5"].verdict == "beyond"
 
 
@@ -147,7 +147,7 @@ def test_a_parent_that_is_not_there(tmp_path: Path) -> None:
     make_run(tmp_path, "r4"), make_run(tmp_path, "debug")
     found = steps(made(tmp_path))
     assert found["debug"] is None
-    assert found["r4"] == comparison.Step("epochs 200 → 250")
+    assert found["r4"] == comparison.Delta("epochs 200 → 250")
     assert found["r4"].verdict == "unknown"
 
 
@@ -163,21 +163,21 @@ def test_a_parent_that_is_not_there(tmp_path: Path) -> None:
 def test_what_cannot_be_compared(tmp_path: Path, parents: dict, childs: dict) -> None:
     make_run(tmp_path, "r3", **parents), make_run(tmp_path, "r4", **childs)
     found = steps(made(tmp_path), 0.4)["r4"]
-    assert found.parent.label == "r3" and found.delta is None and found.verdict == "unknown"
+    assert found.parent.label == "r3" and found.value is None and found.verdict == "unknown"
 
 
 def test_a_best_chosen_on_other_images_is_no_comparison(tmp_path: Path) -> None:
     make_run(tmp_path, "r3"), make_run(tmp_path, "r4")
     edit(tmp_path / "r4" / "1" / "summary.json", chosen_on="holdout")
-    assert steps(made(tmp_path))["r4"].delta is None
+    assert steps(made(tmp_path))["r4"].value is None
 
 
 def test_strange_changes_in_a_fingerprint(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "r4")
     for changes in ([], {"epochs": 3}, {"epochs": [1, 2, 3]}, {"loss": [[], 3]}, {"new": [1, 2]}):
         edit(folder / "fingerprint.json", recipe={"base": "r3.yaml", "changes": changes})
-        line = lines([read(folder)])[0]
-        assert isinstance(step(line, [line]).words, str)
+        line = rows_of([read(folder)])[0]
+        assert isinstance(delta_of(line, [line]).words, str)
 
 
 # -- order -----------------------------------------------------------------------------------------

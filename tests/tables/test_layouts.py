@@ -11,7 +11,7 @@ from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.runs.reader import add_note, collect
 from vision_tutorial.tables import labels
 from vision_tutorial.tables.columns import View
-from vision_tutorial.tables.comparison import lines
+from vision_tutorial.tables.comparison import rows_of
 from vision_tutorial.tables.labels import KEYS, LANGUAGES, PARTS, STATES, WORDS
 from vision_tutorial.tables.layouts import LAYOUTS
 from vision_tutorial.tables.table import Table
@@ -20,7 +20,7 @@ REPORT = {"r0": 70.72, "r1": 78.19, "r2": 80.31, "r3": 80.91, "r4": 82.13, "r5":
 
 
 def table(root: Path, layout: str, each: bool = False, **view: Any) -> Table:
-    return LAYOUTS[layout](View(lines(collect([root])[0], each), **view))
+    return LAYOUTS[layout](View(rows_of(collect([root])[0], each), **view))
 
 
 def by_title(made: Table) -> dict[str, list[str]]:

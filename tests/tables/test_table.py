@@ -187,23 +187,8 @@ def test_html_runs_nothing() -> None:
     text = FORMATS["html"](held(HOSTILE))
     tags = set(re.findall(r"<([a-z!]+)", text))
     shown = re.sub(r"<[^>]*>", "", text)
-    assert tags <= {
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "table",
-        "caption",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "p",
-        "!doctype",
-    }
+    allowed = "html head meta title style body table caption thead tbody tr th td p !doctype"
+    assert tags <= set(allowed.split())
     assert not re.findall(r"<[^>]*\bon\w+=", text)
     for value in HOSTILE:
         assert clean(value) in html.unescape(shown)

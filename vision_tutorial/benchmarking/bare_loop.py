@@ -14,13 +14,13 @@ from ..core.task import Batch
 from ..engine.checkpoint import Checkpoints
 from ..engine.distributed import Distributed
 from ..engine.evaluation import Evaluation, evaluating
-from ..engine.loop import Duties, Plan, Progress, fit
+from ..engine.loop import Plan, Progress, Recorder, fit
 from ..engine.progress import make_display
-from ..engine.recorder import Recorder
+from ..engine.recorder import RunRecorder
 from ..engine.signals import StopRequest
 from ..engine.step import TrainingState
 from ..recipe.fields import CheckpointPolicy
-from ..runs.wandb_logger import NoTracker
+from ..runs.wandb_logger import Tracker
 from .timed_pairs import Sample
 
 SKIP = 1  # steps after a start that nobody counts: the loader starts, caches fill
@@ -29,7 +29,7 @@ SKIP = 1  # steps after a start that nobody counts: the loader starts, caches fi
 class Watch:
     """The duties of another, on the clock: seconds of each step, and of duties."""
 
-    def __init__(self, duties: Duties, settle: Callable[[], None]):
+    def __init__(self, duties: Recorder, settle: Callable[[], None]):
         self.duties, self.settle = duties, settle
         self.start()
 
@@ -100,7 +100,7 @@ class TimedTraining:
 
     def __init__(
         self,
-        learner: TrainingState,
+        training: TrainingState,
         plan: Plan,
         distributed: Distributed,
         run: Path,
@@ -108,23 +108,14 @@ class TimedTraining:
         say: Callable[[str], None],
     ):
         """run: a folder for checkpoints and metrics."""
-        self.learner, self.plan, self.distributed = learner, plan, distributed
+        self.training, self.plan, self.distributed = training, plan, distributed
         self.checkpoints = Checkpoints(run, "timed", keep=policy.keep, say=say)
-        given = (self.checkpoints, policy, NoTracker(), make_display(False))
-        self.watch = Watch(Recorder(run, learner, distributed, *given), settler(distributed.device))
+        given = (self.checkpoints, policy, Tracker(), make_display(False))
+        self.watch = Watch(
+            RunRecorder(run, training, distributed, *given), settler(distributed.device)
+        )
         self.progress = Progress()
-        self.data_shares: list[float] = []  # of each run: waiting for data and preparing it
-        self.prepare, learner.prepare = learner.prepare, self
-        self.preparing: list[float] = []
-
-    def parts(self, raw: Any, step: int, count: int) -> Iterator[Batch]:
-        """The learner's own `prepare`, on the clock."""
-        made = self.prepare.parts(raw, step, count)
-        for _ in range(count):
-            began = time.perf_counter()
-            batch = next(made)
-            self.preparing.append(time.perf_counter() - began)
-            yield batch
+        self.data_shares: list[float] = []  # of each run: waiting for data
 
     def run(self, seconds: float, batch_size: int) -> Sample:
         """Go on for some seconds: the images, and the seconds of their steps.
@@ -133,13 +124,11 @@ class TimedTraining:
         """
         watch = self.watch
         watch.start()
-        self.preparing = []
-        given = (self.learner, self.plan, self.distributed, watch, self.progress)
+        given = (self.training, self.plan, self.distributed, watch, self.progress)
         fit(*given, Until(watch, seconds))
         self.checkpoints.wait()  # the one of the stop; its writing is not to slow the other side
         took = sum(watch.steps[SKIP:])
-        data = sum(watch.waits[SKIP:]) + sum(self.preparing[SKIP * self.learner.parts :])
-        self.data_shares.append(min(data / took, 1.0))
+        self.data_shares.append(min(sum(watch.waits[SKIP:]) / took, 1.0))
         return Sample(batch_size * len(watch.steps[SKIP:]), took)
 
     def ends_of_epochs(self, count: int, evaluation: Evaluation) -> list[float]:
@@ -152,7 +141,7 @@ class TimedTraining:
         for _ in range(count):
             watch.start()
             stop = StopRequest(steps=1, start=progress.step)
-            fit(self.learner, plan, self.distributed, watch, progress, stop)
+            fit(self.training, plan, self.distributed, watch, progress, stop)
             self.checkpoints.wait()
             found.append(watch.busy)
         return found

@@ -1,12 +1,14 @@
-"""What a bench says: JSON, the table for a terminal or Markdown, the sentence of what limits."""
+"""The result of a bench: JSON, a table, and the sentence about what limits the recipe."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from textwrap import wrap
+from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from ..core.atomic import read_json
 from ..core.errors import UserError
-from ..runs import run_folder
+from ..runs.fingerprint import fingerprint
+from ..tables.table import Column, Table, plain_text
+from ..tables.table import markdown as render_markdown
 from .startup import Job
 from .timed_pairs import Pair
 
@@ -25,7 +27,7 @@ def report(
 ) -> dict[str, Any]:
     """All that a bench found, on what machine, with which versions; took: seconds."""
     plain = [pair.plain() for pair in pairs]
-    here, name = run_folder.fingerprint(), job.load().recipe.name
+    here, name = fingerprint(), job.load().recipe.name
     return {
         "recipe": name,
         "overrides": list(job.overrides),
@@ -40,84 +42,60 @@ def report(
     }
 
 
-def earlier(path: str) -> dict[str, Any]:
+def read_result(path: str) -> dict[str, Any]:
     """What an earlier bench printed with --json."""
-    said = read_json(path)
-    if not isinstance(said, dict) or "pairs" not in said:
+    result = read_json(path)
+    if not isinstance(result, dict) or "pairs" not in result:
         raise UserError(f"{path}: not what `bench --json` prints; name a recipe, or such a file.")
-    return said
+    return result
 
 
-def shown(said: Mapping[str, Any], markdown: bool) -> Iterator[str]:
-    """The whole answer of a bench, line by line."""
-    head = f"{said['recipe']} {' '.join(said['overrides'])}".strip()
-    sentences = [f"{head} on {machine(said)}", said["limits"], *notes(said["facts"])]
-    first, *rest = ([text] if markdown else wrap(text, WIDTH) for text in sentences if text)
-    yield from first
-    yield ""
-    yield from markdown_table(said["pairs"]) if markdown else table(said["pairs"])
-    for lines in rest:
-        yield ""
-        yield from lines
+def print_result(result: Mapping[str, Any], markdown: bool) -> None:
+    """Print the machine, the table, what limits the recipe, and what could not be measured."""
+    head = f"{result['recipe']} {' '.join(result['overrides'])}".strip()
+    rows = []
+    for pair in result["pairs"]:
+        ours, other = (_amount(pair[side]["median"], pair["unit"]) for side in ("ours", "other"))
+        ratio = pair["ratio"]
+        span = f"{_ratio(ratio['least'])}-{_ratio(ratio['most'])}"
+        beside = f"{other} {pair['other']['what']}"
+        rows.append((pair["name"], ours, beside, _ratio(ratio["median"]), span, ratio["n"]))
+    titles = ("what", "ours", "beside", "ratio", "least-most")
+    columns = (*(Column(title, title) for title in titles), Column("n", "n", "number"))
+    table = Table(columns, tuple(rows))
+    first, *rest = [f"{head} on {_machine(result)}", result["limits"], *_notes(result["facts"])]
+    print(first if markdown else fill(first, WIDTH), end="\n\n")
+    print((render_markdown if markdown else plain_text)(table), end="")
+    for text in filter(None, rest):
+        print("\n" + (text if markdown else fill(text, WIDTH)))
 
 
-def machine(said: Mapping[str, Any]) -> str:
+def _machine(result: Mapping[str, Any]) -> str:
     """Hardware and versions in a few words."""
-    cpu, torch = said["machine"]["cpu"], said["machine"]["torch"] or {}
+    cpu, torch = result["machine"]["cpu"], result["machine"]["torch"] or {}
     cores = cpu["usable"] or cpu["threads"]
     hardware = [f"{cores} core{'s' * (cores != 1)} of {cpu['model']}", *torch.get("gpus", ())]
-    versions = said["versions"]
+    versions = result["versions"]
     names = ", ".join(f"{n} {versions[n]}" for n in ("torch", "timm") if versions.get(n))
-    return (
-        f"{', '.join(hardware)}; {names}; rounds: {said['rounds']}, each side {said['seconds']:g} s"
-    )
+    rounds = f"rounds: {result['rounds']}, each side {result['seconds']:g} s"
+    return f"{', '.join(hardware)}; {names}; {rounds}"
 
 
-def table(pairs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """For a terminal of 80 columns: a line for each pair."""
-    yield row("", "ours", "beside", "", "ratio", "least-most", "n")
-    for pair in pairs:
-        ours, other = (amount(pair[side]["median"], pair["unit"]) for side in ("ours", "other"))
-        yield row(pair["name"], ours, other, pair["other"]["what"], *ratio_cells(pair))
-
-
-def row(name: str, ours: str, other: str, what: str, ratio: str, span: str, n: str) -> str:
-    """A line of the table."""
-    return f"{name:<18} {ours:>9} {other:>9} {what:<18} {ratio:>5} {span:>11} {n:>2}".rstrip()
-
-
-def ratio_cells(pair: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The median, the least and the most, and how many."""
-    ratio = pair["ratio"]
-    span = f"{number(ratio['least'])}-{number(ratio['most'])}"
-    return number(ratio["median"]), span, str(ratio["n"])
-
-
-def markdown_table(pairs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """For docs/performance.md."""
-    yield "| what | ours | beside | ratio | least-most | n |"
-    yield "|---|---|---|---|---|---|"
-    for pair in pairs:
-        sides = (pair[side] for side in ("ours", "other"))
-        said = [f"{amount(side['median'], pair['unit'])} {side['what']}" for side in sides]
-        yield f"| {' | '.join([pair['name'], *said, *ratio_cells(pair)])} |"
-
-
-def amount(value: float, unit: str) -> str:
+def _amount(value: float, unit: str) -> str:
     """A value with its unit."""
     if unit == "bytes":
         return f"{value / 2**30:.2f} GiB"
-    return digits(value) + {"s": " s", "images/s": "/s"}[unit]
+    return _digits(value) + {"s": " s", "images/s": "/s"}[unit]
 
 
-def digits(value: float) -> str:
+def _digits(value: float) -> str:
     """Three digits at least."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def number(value: float) -> str:
+def _ratio(value: float) -> str:
     """A ratio: near 1, its third decimal matters."""
-    return f"{value:.3f}" if value < 2 else digits(value)
+    return f"{value:.3f}" if value < 2 else _digits(value)
 
 
 def verdict(
@@ -151,11 +129,11 @@ def verdict(
     }
 
 
-def notes(facts: Mapping[str, Any]) -> list[str]:
+def _notes(facts: Mapping[str, Any]) -> list[str]:
     """What could not be measured, and why."""
-    said = {
-        "no_timm_loader": "timm's own loader was left out: it has no words for",
-        "no_timm_train": "timm's train.py was left out: it has no words for",
+    reasons = {
+        "no_timm_loader": "timm's own loader was left out: it has no option for",
+        "no_timm_train": "timm's train.py was left out: it has no option for",
         "no_scaling": "scaling was left out:",
     }
-    return [f"{words} {facts[key]}." for key, words in said.items() if facts.get(key)]
+    return [f"{words} {facts[key]}." for key, words in reasons.items() if facts.get(key)]

@@ -36,13 +36,13 @@ class Job:
         return load(self.path, [*self.overrides, *more])
 
     def training(self, name: str, *more: str) -> list[str]:
-        """The words after `python` that train the recipe in the folder `name`."""
+        """The arguments of `python` that train the recipe in the folder `name`."""
         trust = ["--trust-imports"] if self.trusted else []
         words = ["-m", "vision_tutorial.train", self.path, *self.overrides, "wandb.mode=disabled"]
         return [*words, *more, *trust, "--quiet", "--runs", str(self.folder), "--id", name]
 
     def run_folder(self, name: str) -> Path:
-        """Where `training(name)` leaves what it leaves."""
+        """The run folder of `training(name)`."""
         return self.folder / self.load().recipe.name / name
 
     def command(
@@ -56,16 +56,16 @@ class Job:
         return ended
 
     def in_turn(self, what: str, sides: Sequence[Callable], rounds: int | None = None) -> list:
-        """The sides measured in turn, and said so."""
+        """The samples of each side, measured in turn."""
         return in_turn(sides, rounds or self.rounds, lambda line: tell(f"{what}: {line}"))
 
 
 def tell(line: str) -> None:
-    """To whoever waits; standard output holds the answer alone."""
+    """Progress on standard error; standard output holds only the result."""
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
-def turns_with_timm(
+def beside_timm(
     job: Job, ours: Callable[[], Sample], words: Sequence[str], batch: int
 ) -> tuple[list[Sample], list[Sample]]:
     """Samples of `ours` and of timm's train.py, started by `words`, with `batch` images a step."""

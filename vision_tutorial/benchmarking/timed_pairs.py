@@ -1,7 +1,7 @@
-"""Ratios that can be trusted: two sides measured in turn in one run, medians and spread of both.
+"""Timed pairs: two sides measured in turn in one run, with the median and spread of their ratio.
 
-A single number says little on a machine that others use too; the ratio of two measurements that
-stand side by side says more, and the spread of several such pairs says how much.
+On a machine that others use too, a single time says little. The ratio of two measurements, one
+right after the other, says more.
 """
 
 import time
@@ -45,7 +45,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a pair: what it is, its values, and what they were made of if they are rates."""
+    """One side of a pair: its name, its values, and for rates the samples behind them."""
 
     what: str
     values: tuple[float, ...]
@@ -68,7 +68,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides measured in turn. `unit` is images/s, s or bytes; `about` what else to know."""
+    """Two sides measured in turn. `unit` is images/s, s or bytes; `about` holds further facts."""
 
     name: str
     unit: str
@@ -113,10 +113,9 @@ def drawn(
     skip: int = 1,
     settle: Callable[[], None] = lambda: None,
 ) -> Sample:
-    """How fast images come: at least one batch, for `seconds`, after `skip` that nobody counts.
+    """Images drawn in `seconds`, at least one batch, after `skip` batches that do not count.
 
-    counts: the images of each batch, said once it is there. settle: waits until a device has done
-    what it was given.
+    counts: yields the images of each batch once it is ready. settle: waits for the device.
     """
     for _ in range(skip):
         next(counts)

@@ -38,7 +38,7 @@ STEM_POOLS = ("maxpool", "pool0", "features.pool0", "stem.pool", "stem.pad")
 logger = logging.getLogger(__name__)
 
 
-@models.open
+@models.register_fallback()
 def timm_model(
     name: str,
     num_classes: int,

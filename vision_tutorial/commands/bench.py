@@ -7,7 +7,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmarking import timm_baseline
-from ..benchmarking.result import earlier, report, shown
-from ..benchmarking.startup import Job, scaling, startup, tell, turns_with_timm
+from ..benchmarking.result import print_result, read_result, report
+from ..benchmarking.startup import Job, beside_timm, scaling, startup, tell
 from ..benchmarking.timed_pairs import Pair, Sample, Side, drawn
-from ..core.child_process import in_child, peak_memory, usable_cores
+from ..core.child_process import in_child, peak_memory
 from ..core.cli_types import positive, positive_count
 from ..core.errors import UserError, run_main, unknown
+from ..core.machine import usable_cores
 from ..recipe.fields import Recipe
 from ..runs import run_folder
 
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         + ". Leave the machine alone meanwhile: whatever else runs shows in the spread.",
     )
     add = made.add_argument
-    add("recipe", help="a recipe file; or the JSON of an earlier bench, to be shown again")
+    add("recipe", help="a recipe (file or name), or the JSON of an earlier bench")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
     add("--only", metavar="LIST", help=f"some of {','.join(STAGES)} (default: all)")
     add(
@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, or read what was measured, and print."""
-    said = earlier(args.recipe) if args.recipe.endswith(".json") else measured(args)
-    print(json.dumps(said, indent=1) if args.json else "\n".join(shown(said, args.markdown)))
+    result = read_result(args.recipe) if args.recipe.endswith(".json") else measured(args)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_result(result, args.markdown)
     return 0
 
 
@@ -144,8 +147,8 @@ def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     settle = bare_loop.settler(distributed.device)
 
     def own(recipe: Recipe, skip: int) -> Callable[[], Sample]:
-        pupil = build.learner(recipe, source, distributed)
-        given = (recipe, source, pupil, distributed)
+        training = build.training_state(recipe, source, distributed)
+        given = (recipe, source, training, distributed)
         return lambda: drawn(prepared(*given), job.seconds, skip, settle)
 
     def timms(prefetcher: bool) -> Callable[[], Sample]:
@@ -162,13 +165,13 @@ def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     return [Side.rates(*side) for side in zip(sides, found, strict=True)], reason
 
 
-def prepared(recipe: Recipe, source: Any, pupil: Any, distributed: Any) -> Iterator[int]:
+def prepared(recipe: Recipe, source: Any, training: Any, distributed: Any) -> Iterator[int]:
     """The images of each batch of the recipe's own path, said once they are ready for the model."""
     from .. import build
 
-    for step, raw in enumerate(build.train_batches(recipe, source, distributed, 0, FAR)):
-        deque(pupil.prepare.parts(raw, step, pupil.parts), maxlen=0)
-        yield len(raw)
+    data = build.train_pipeline(recipe, source, distributed)
+    for batches in data.train(0, FAR, training.accumulation_steps):
+        yield sum(map(len, batches))
 
 
 # -- the step --------------------------------------------------------------------------------------
@@ -185,21 +188,21 @@ class Workshop:
         recipe = self.recipe
         self.place = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
         self.both = build.data(recipe)
-        self.pupil = build.learner(recipe, self.both.train, self.place)
-        self.plan = build.plan(recipe, self.both, self.pupil, self.place)
-        build.fit_memory(self.pupil, self.plan, self.place, tell)
-        given = (self.pupil, self.plan, self.place)
+        self.training = build.training_state(recipe, self.both.train, self.place)
+        self.plan = build.plan(recipe, self.both, self.training, self.place)
+        build.fit_memory(self.training, self.plan, self.place, tell)
+        given = (self.training, self.plan, self.place)
         run = run_folder.new_run(job.folder, recipe.name)
-        self.training = bare_loop.TimedTraining(*given, run, recipe.checkpoint, tell)
+        self.timed = bare_loop.TimedTraining(*given, run, recipe.checkpoint, tell)
 
     def run(self) -> Sample:
         """The real loop for some seconds."""
-        return self.training.run(self.job.seconds, self.recipe.batch_size)
+        return self.timed.run(self.job.seconds, self.recipe.batch_size)
 
     def batches(self) -> list[Any]:
         """The prepared micro-batches of the first step."""
-        (raw,) = self.plan.batches(0, 1)
-        return list(self.pupil.prepare.parts(raw, 0, self.pupil.parts))
+        (batches,) = self.plan.batches(0, 1, self.training.accumulation_steps)
+        return batches
 
     def evaluating(self, count: int) -> Callable[[], Any]:
         """The evaluation of so many images, or of all, as the loop does it after each epoch."""
@@ -209,7 +212,7 @@ class Workshop:
         val = self.both.val
         few = val if count >= len(val) else take(val, count, self.recipe.seed)
         both = replace(self.both, val=few)
-        plan = build.plan(self.recipe, both, self.pupil, self.place)
+        plan = build.plan(self.recipe, both, self.training, self.place)
         return lambda: plan.evaluate(lambda: False, lambda done, total: None)
 
 
@@ -218,7 +221,7 @@ def made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: 
     from .. import build
     from ..benchmarking import bare_loop
 
-    model = build.placed(recipe, build.model(recipe, classes), place)
+    model = build.place_model(recipe, build.model(recipe, classes), place)
     criterion = build.criteria(recipe, place.device)["loss"]
     optimizer = build.optimizer(recipe, model)
     return bare_loop.BareLoop(model, optimizer, criterion, batches, place)
@@ -231,12 +234,12 @@ def step(job: Job) -> Found:
     trainer, bare = job.in_turn("step", [shop.run, lambda: loop.run(job.seconds)])
     tell("step: checkpoints and rows")
     found = shop.evaluating(shop.recipe.eval_batch_size)()
-    ends = shop.training.ends_of_epochs(1 + job.rounds, found)
+    ends = shop.timed.ends_of_epochs(1 + job.rounds, found)
     facts = {
         "train_images": len(shop.both.train),
         "val_images": len(shop.both.val),
-        "micro_batches": shop.pupil.parts,
-        "data_share_of_step": statistics.median(shop.training.data_shares[1:]),
+        "micro_batches": shop.training.accumulation_steps,
+        "data_share_of_step": statistics.median(shop.timed.data_shares[1:]),
         "epoch_end_seconds": statistics.median(ends[1:]),
     }
     sides = Side.rates("trainer", trainer), Side.rates("bare loop", bare)
@@ -248,7 +251,7 @@ def evaluation(job: Job) -> Found:
     from ..benchmarking import bare_loop
 
     shop = Workshop(job)
-    model, size = shop.pupil.model, shop.recipe.eval_batch_size
+    model, size = shop.training.model, shop.recipe.eval_batch_size
     with bare_loop.seen_by(model) as seen:
         shop.evaluating(size)()
     rate = bare_loop.bare_forward(model, seen[:1], shop.place).rate
@@ -277,7 +280,7 @@ def timm(job: Job) -> Found:
     words, batch, reason = in_child(timm_words, job, plain)
     if reason:
         return [], {"no_timm_train": reason}
-    ours, other = turns_with_timm(job, lambda: in_child(one_rate, job, plain), words, batch)
+    ours, other = beside_timm(job, lambda: in_child(one_rate, job, plain), words, batch)
     sides = Side.rates("trainer", ours), Side.rates("timm's train.py", other)
     return [Pair("step, plain model", "images/s", *sides, {"command": words[1:]})], {}
 
@@ -291,7 +294,12 @@ def timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     """The command of train.py for the recipe, the images of its steps; or why there is none."""
     shop = Workshop(job, plain)
     recipe, source, place = shop.recipe, shop.both.train, shop.place
-    given = (place.precision, place.device.type, len(usable_cores()), shop.pupil.parts)
+    given = (
+        place.precision,
+        place.device.type,
+        len(usable_cores()),
+        shop.training.accumulation_steps,
+    )
     try:
         words = timm_baseline.train_words(recipe, job.script, source, *given)
     except timm_baseline.Untranslatable as error:

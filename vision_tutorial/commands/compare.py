@@ -11,7 +11,7 @@ from ..core.errors import UserError, run_main
 from ..runs.reader import collect
 from ..runs.run import Run
 from ..runs.run_folder import write_text
-from ..runs.wandb_logger import NoTracker, make_tracker
+from ..runs.wandb_logger import WandbTracker, make_tracker
 from ..runs.wandb_reader import PREFIX, project_runs
 from ..tables import comparison, table
 from ..tables.columns import View
@@ -57,16 +57,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial compare`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: compare(args))
+    return run_main(lambda: _compare(args))
 
 
-def compare(args: argparse.Namespace) -> int:
+def _compare(args: argparse.Namespace) -> int:
     """Read the runs, make the table, show it."""
-    runs = found(args.runs)
-    lines = comparison.lines(runs, args.each or args.layout == "runlog")
+    runs = _found(args.runs)
+    rows = comparison.rows_of(runs, args.each or args.layout == "runlog")
     if args.sort:
-        lines = comparison.ordered(lines, args.sort)
-    made = LAYOUTS[args.layout](View(lines, args.lang, args.all, args.spread))
+        rows = comparison.ordered(rows, args.sort)
+    made = LAYOUTS[args.layout](View(rows, args.lang, args.all, args.spread))
     form = args.format or SUFFIXES.get(args.output.suffix if args.output else "", "terminal")
     as_columns = (args.layout == "week3") != args.transpose
     shown = made.transposed() if as_columns and form != "json" else made
@@ -79,11 +79,11 @@ def compare(args: argparse.Namespace) -> int:
     else:
         print(FORMATS[form](shown), end="")
     if args.wandb:
-        log(made, runs)
+        _log(made, runs)
     return 0
 
 
-def found(words: Sequence[str]) -> list[Run]:
+def _found(words: Sequence[str]) -> list[Run]:
     """The runs that the words name. A line on stderr for each folder that is left out."""
     projects = [word for word in words if word.startswith(PREFIX)]
     runs, complaints = collect(word for word in words if word not in projects)
@@ -97,7 +97,7 @@ def found(words: Sequence[str]) -> list[Run]:
     return runs
 
 
-def log(made: Table, runs: Sequence[Run]) -> None:
+def _log(made: Table, runs: Sequence[Run]) -> None:
     """Send the table to the project of the runs at wandb, or record it in ./wandb if offline."""
 
     def say(line: str) -> None:
@@ -115,7 +115,7 @@ def log(made: Table, runs: Sequence[Run]) -> None:
         folder=Path.cwd(),
         say=say,
     )
-    if isinstance(tracker, NoTracker):
+    if not isinstance(tracker, WandbTracker):
         say("wandb: nothing was logged")
     titles, rows = table.uniform(made)
     tracker.table("compare", titles, rows)

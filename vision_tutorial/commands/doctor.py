@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..core.errors import UserError, run_main
+from ..core.machine import usable_cores
 
 GIGA = 2**30
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -133,8 +134,7 @@ def of_checkout(path: Path) -> list[str]:
 
 def cores(nproc: int) -> Iterator[Check]:
     """CPU cores, and the threads that the processes would fight over."""
-    bound = hasattr(os, "sched_getaffinity")
-    usable = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    usable = len(usable_cores())
     threads = os.environ.get("OMP_NUM_THREADS", "")
     found = f"{usable} for {nproc} process{'es' * (nproc > 1)}"
     found += f", OMP_NUM_THREADS={threads}" if threads else ""

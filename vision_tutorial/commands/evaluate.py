@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,10 @@ from ..core.atomic import plain
 from ..core.cli_types import add_looks
 from ..core.errors import UserError, run_main
 from ..recipe.fields import identity
-from ..recipe.loading import Loaded, load
-from ..runs import run_folder
+from ..recipe.loading import Loaded, load, recipe_path
+from ..runs.run_folder import recipe_file
+from ..runs.seed_statistics import Sample
+from ..tables.table import Column, Table, plain_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,12 +38,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial evaluate`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: evaluate(args))
+    return run_main(lambda: _evaluate(args))
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def _evaluate(args: argparse.Namespace) -> int:
     """Evaluate each run, or all together, and print."""
-    found = [(path, load(recipe_of(path, args), args.set)) for path in wanted(args)]
+    found = [(path, load(_recipe_path(path, args), args.set)) for path in _selected(args)]
     first = found[0][1].recipe
     for run, loaded in found:
         if (loaded.recipe.precision, loaded.recipe.threads) != (first.precision, first.threads):
@@ -54,17 +55,19 @@ def evaluate(args: argparse.Namespace) -> int:
     distributed = engine.Distributed(first.precision, first.threads, first.deterministic)
     try:
         with distributed.peers():
-            results = results_of(found, args, distributed)
+            results = _results(found, args, distributed)
     finally:
         distributed.close()
     if distributed.main:
         alike = len({identity(x.recipe.model_copy(update={"seed": 0})) for _, x in found}) == 1
-        shown = report(results, alike)
-        print(json.dumps(plain(shown), indent=2) if args.json else text(shown, args.classes))
+        report = {"runs": results}
+        if len(results) > 1 and alike:
+            report["over_runs"] = _over_seeds(results)
+        print(json.dumps(plain(report), indent=2) if args.json else _text(report, args.classes))
     return 0
 
 
-def wanted(args: argparse.Namespace) -> list[Path]:
+def _selected(args: argparse.Namespace) -> list[Path]:
     """The runs, each once; of several, those without a checkpoint are left out."""
     paths = list({Path(run).resolve(): Path(run) for run in args.runs}.values())
     if args.submission:
@@ -80,14 +83,13 @@ def wanted(args: argparse.Namespace) -> list[Path]:
     return paths
 
 
-def recipe_of(run: Path, args: argparse.Namespace) -> Path:
-    """The recipe of a run folder."""
-    if args.submission and run.is_file():
-        return run
-    return run_folder.recipe_file(run)
+def _recipe_path(run: Path, args: argparse.Namespace) -> Path:
+    if args.submission and recipe_path(run).is_file():
+        return recipe_path(run)
+    return recipe_file(run)
 
 
-def results_of(
+def _results(
     found: Sequence[tuple[Path, Loaded]], args: argparse.Namespace, distributed: Any
 ) -> list[dict[str, Any]]:
     """The numbers of each run, of all of them as one, or of a submission."""
@@ -97,12 +99,12 @@ def results_of(
         build.import_files(loaded.imports, args.trust_imports)
         build.check(loaded.recipe)
     if args.submission:
-        return [score(*found[0], args, distributed)]
+        return [_score(*found[0], args, distributed)]
     groups = [found] if args.ensemble else [[one] for one in found]
-    return [evaluate_runs(group, args, distributed) for group in groups]
+    return [_evaluate_runs(group, args, distributed) for group in groups]
 
 
-def evaluate_runs(
+def _evaluate_runs(
     found: Sequence[tuple[Path, Loaded]], args: argparse.Namespace, distributed: Any
 ) -> dict[str, Any]:
     """The metrics and the table of classes of one run, or of several as an ensemble."""
@@ -112,11 +114,14 @@ def evaluate_runs(
     source = build.split(recipe, args.split, distributed)
     network, paths = inference.networks(found, len(source.classes), args.weights, distributed)
     task = build.task(recipe, source.classes)
-    inference.check_looks(task, args)
+    inference.check_options(task, args)
     looks = {"tta": args.tta, "window": args.window, "stride": args.stride}
-    common = {"forward": engine.looking(network, **looks, ensemble=args.ensemble or "soft")}
-    common["size"] = args.size
-    plain = build.evaluation(recipe, source, network, task, distributed, **common)
+    forward = engine.prediction_function(network, **looks, ensemble=args.ensemble or "soft")
+
+    def evaluation(**refine: Any) -> dict[str, Any]:
+        given = (recipe, source, network, task, distributed)
+        return _numbers(build.evaluation(*given, forward=forward, size=args.size, **refine))
+
     result = {
         "run": ", ".join(str(run) for run, _ in found),
         "weights": ", ".join(map(str, paths)),
@@ -124,22 +129,18 @@ def evaluate_runs(
         **looks,
         "ensemble": args.ensemble,
         "size": args.size,
-        **numbers(plain),
+        **evaluation(),
     }
     refine = None if args.no_refine else inference.refining(recipe)
     if refine:
         timed = engine.Timed(refine)
-        finer = build.evaluation(recipe, source, network, task, distributed, refine=timed, **common)
-        result["refined"] = {
-            "by": [choice.name for choice in recipe.refine],
-            "seconds_a_image": timed.mean,
-            **numbers(finer),
-        }
+        refined = evaluation(refine=timed)
+        by = [choice.name for choice in recipe.refine]
+        result["refined"] = {"by": by, "seconds_a_image": timed.mean, **refined}
     return result
 
 
-def numbers(found: Any) -> dict[str, Any]:
-    """An evaluation as plain values."""
+def _numbers(found: Any) -> dict[str, Any]:
     return {
         "images": found.images,
         "metrics": found.metrics,
@@ -148,76 +149,60 @@ def numbers(found: Any) -> dict[str, Any]:
     }
 
 
-def score(path: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> dict[str, Any]:
+def _score(
+    path: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any
+) -> dict[str, Any]:
     """The numbers of a submission's masks."""
     from .. import build, inference
 
     recipe, file = loaded.recipe, Path(args.submission)
     source = build.split(recipe, args.split, distributed)
-    inference.check_looks(build.task(recipe, source.classes), args)
+    inference.check_options(build.task(recipe, source.classes), args)
     found = inference.scored(recipe, source, file, args.size, distributed)
-    return {"run": str(path), "weights": str(file), "split": args.split, **numbers(found)}
+    return {"run": str(path), "weights": str(file), "split": args.split, **_numbers(found)}
 
 
-def report(results: list[dict[str, Any]], alike: bool) -> dict[str, Any]:
-    """All runs; over several that differ in their seed alone, mean and sample deviation too."""
-    shown: dict[str, Any] = {"runs": results}
-    if len(results) > 1 and alike:
-        shown["over_runs"] = {
-            name: {
-                "n": len(results),
-                "mean": statistics.fmean(r["metrics"][name] for r in results),
-                "stdev": statistics.stdev(r["metrics"][name] for r in results),
-            }
-            for name in results[0]["metrics"]
-        }
-    return shown
+def _over_seeds(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    samples = {
+        name: Sample(tuple(result["metrics"][name] for result in results))
+        for name in results[0]["metrics"]
+    }
+    return {name: {"n": s.n, "mean": s.mean, "stdev": s.spread} for name, s in samples.items()}
 
 
-def text(shown: dict[str, Any], classes: bool) -> str:
+def _text(report: dict[str, Any], classes: bool) -> str:
     """For people."""
     lines = []
-    for result in shown["runs"]:
+    for result in report["runs"]:
         lines.append(f"{result['run']}  {result['split']}, {result['images']:,} images")
         lines.append(f"  weights {result['weights']}")
-        finer = result.get("refined")
-        if finer:
+        refined = result.get("refined")
+        if refined:
             lines.append(
-                f"  refined by {', '.join(finer['by'])}: {finer['seconds_a_image']:.2f} s a "
+                f"  refined by {', '.join(refined['by'])}: {refined['seconds_a_image']:.2f} s a "
                 "image; plain, refined, difference"
             )
         for name, value in result["metrics"].items():
-            lines.append(f"  {name:<16}" + beside(value, finer and finer["metrics"][name]))
+            line = f"  {name:<16}{value:10.4f}"
+            if refined:
+                finer = refined["metrics"][name]
+                line += f"{finer:10.4f}{finer - value:+10.4f}"
+            lines.append(line)
         if classes:
-            lines += table(result["classes"], finer and finer["classes"])
-    for name, over in shown.get("over_runs", {}).items():
+            lines.append(_class_table(result["classes"], refined and refined["classes"]))
+    for name, over in report.get("over_runs", {}).items():
         lines.append(f"{name:<18}{over['mean']:.4f} ± {over['stdev']:.4f} over {over['n']} runs")
     return "\n".join(lines)
 
 
-def beside(value: float, finer: float | None) -> str:
-    """A number, and what refinement made of it."""
-    more = "" if finer is None else f"{finer:10.4f}{finer - value:+10.4f}"
-    return f"{value:10.4f}{more}"
-
-
-def table(columns: dict[str, list], finer: dict[str, list] | None) -> list[str]:
-    """The table of classes; with the difference that refinement made to the IoU."""
+def _class_table(columns: dict[str, list], refined: dict[str, list] | None) -> str:
     columns = {name: cells for name, cells in columns.items() if name != "confusion"}
-    if finer:
-        pairs = zip(columns["iou"], finer["iou"], strict=True)
+    if refined:
+        pairs = zip(columns["iou"], refined["iou"], strict=True)
         columns["Δ iou"] = [None if None in pair else pair[1] - pair[0] for pair in pairs]
-    width = max(len(str(name)) for name in columns["class"]) + 2
-    first, *others = columns
-    lines = [f"  {first:<{width}}" + "".join(f"{name:>14}" for name in others)]
-    for name, *values in zip(*columns.values(), strict=True):
-        lines.append(f"  {name:<{width}}" + "".join(f"{cell(value):>14}" for value in values))
-    return lines
-
-
-def cell(value: Any) -> str:
-    """A table cell."""
-    return f"{value:.2f}" if isinstance(value, float) else "-" if value is None else str(value)
+    kinds = {"class": "text", "Δ iou": "signed"}
+    heads = tuple(Column(name, name, kinds.get(name, "number")) for name in columns)
+    return plain_text(Table(heads, tuple(zip(*columns.values(), strict=True))))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from ..recipe import advice_losses  # noqa: F401  (puts its lints on the list)
 from ..recipe.advice import Advice, advice
 from ..recipe.fields import Recipe, changes, to_plain, to_yaml
 from ..recipe.loading import Loaded, load
-from ..recipe.recipe_info import Facts, facts, used
+from ..recipe.recipe_info import RecipeInfo, recipe_info, used
 from ..recipe.schema import schema
-from ..recipe.signatures import catalogue
+from ..recipe.signatures import static_signatures
 
 WIDTH = 79
 INDENT = 12
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         description="What a recipe means, before anything runs: no data is read, nothing written.",
     )
     add = made.add_argument
-    add("recipe", nargs="?", help="a recipe file, or a run folder")
+    add("recipe", nargs="?", help="a recipe (file or name), or a run folder")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
     add("--world", type=int, metavar="N", help="for N processes (default: as launched, or 1)")
     add("--json", action="store_true", help="print one JSON object and nothing else")
@@ -60,26 +60,28 @@ def explain(args: argparse.Namespace) -> int:
         path = Path(args.recipe)
         loaded = load(path / "recipe.yaml" if path.is_dir() else path, args.overrides)
     if args.schema:
-        print(json.dumps(schema(catalogue(loaded.imports if loaded else ())), indent=1))
+        print(json.dumps(schema(static_signatures(loaded.imports if loaded else ())), indent=1))
         return 0
     # What this recipe was made from: the file as it stands, else the recipe that it extends.
     reference = load(loaded.path).recipe if args.overrides else loaded.base
-    known = facts(loaded.recipe, reference, args.world)
+    info = recipe_info(loaded.recipe, reference, args.world)
     if not args.json:
-        print(*opening(loaded, known), sep="\n", flush=True)
-    found, known, more = built(loaded, known, args.trust_imports)
-    said = [*more, *advice(loaded.recipe, known)]
+        print(*opening(loaded, info), sep="\n", flush=True)
+    found, info, more = built(loaded, info, args.trust_imports)
+    said = [*more, *advice(loaded.recipe, info)]
     if args.json:
-        print(json.dumps(report(loaded, known, found, said), indent=1))
+        print(json.dumps(report(loaded, info, found, said), indent=1))
     else:
-        print(*closing(loaded.recipe, known, found, said), sep="\n")
+        print(*closing(loaded.recipe, info, found, said), sep="\n")
     return 0
 
 
 # -- finding out -----------------------------------------------------------------------------------
 
 
-def built(loaded: Loaded, known: Facts, trusted: bool) -> tuple[dict[str, Any], Facts, list]:
+def built(
+    loaded: Loaded, info: RecipeInfo, trusted: bool
+) -> tuple[dict[str, Any], RecipeInfo, list]:
     """What only the built network tells; the facts it adds; advice where it cannot be used."""
     import torch
     from torch import nn
@@ -89,13 +91,13 @@ def built(loaded: Loaded, known: Facts, trusted: bool) -> tuple[dict[str, Any], 
 
     recipe, said = loaded.recipe, []
     build.import_files(loaded.imports, trusted)
-    if known.images is None:
-        known, said = counted(recipe, known)
-    network = build.check(recipe, known.classes or 10)
-    parts = build.batch_parts(recipe, known.world, torch.cuda.is_available())
-    whole = recipe.batch_size if recipe.shards else recipe.batch_size // known.world
-    known = replace(
-        known,
+    if info.images is None:
+        info, said = counted(recipe, info)
+    network = build.check(recipe, info.classes or 10)
+    parts = build.batch_parts(recipe, info.world, torch.cuda.is_available())
+    whole = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
+    info = replace(
+        info,
         gpu=torch.cuda.is_available(),
         micro_batch=whole // parts,
         batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()),
@@ -103,49 +105,49 @@ def built(loaded: Loaded, known: Facts, trusted: bool) -> tuple[dict[str, Any], 
     found = {
         "parts": parts,
         "data_path": build.data_path(recipe),
-        "lr": rates(recipe, known),
+        "lr": rates(recipe, info),
         "parameter_groups": groups(build.optimizer(recipe, network).param_groups),
         "parameters": sum(p.numel() for p in network.parameters()),
         "macs": None,
     }
-    if known.side:
+    if info.side:
         try:
-            found["macs"] = cost(network, known.side)[1]
+            found["macs"] = cost(network, info.side)[1]
         except Exception as error:  # a network of anybody's, given a size it may not take
             reason = short(str(error), 120).rstrip(".")
             said.append(
                 Advice(
                     "model",
-                    f"{recipe.model.name} does not take images of {known.side} px",
+                    f"{recipe.model.name} does not take images of {info.side} px",
                     f"trying it gave {type(error).__name__}: {reason}",
                     "another size in augment and eval_augment, or another model",
                 )
             )
-    return found, known, said
+    return found, info, said
 
 
-def counted(recipe: Recipe, known: Facts) -> tuple[Facts, list[Advice]]:
-    """The facts with the data set's own size, for one that is not on our registries by size."""
+def counted(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[Advice]]:
+    """The recipe info with the data set's own size, where its name alone does not give it."""
     from ..core import registry
 
     try:
-        source = registry.datasets.bind(recipe.dataset.name, **recipe.dataset.options)("train")
+        source = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)("train")
     except UserError as error:
         todo = "bring the data, or leave it: the rest is as it would be"
-        return known, [Advice("dataset", "the data is not here", str(error), todo)]
+        return info, [Advice("dataset", "the data is not here", str(error), todo)]
     images = used(recipe, len(source))
     steps = images // recipe.batch_size
     more = {"images": images, "classes": len(source.classes), "steps_per_epoch": steps}
-    return replace(known, **more), []
+    return replace(info, **more), []
 
 
-def rates(recipe: Recipe, known: Facts) -> list[float]:
+def rates(recipe: Recipe, info: RecipeInfo) -> list[float]:
     """The lr at the first step of each epoch."""
     from .. import build
 
-    steps = known.steps_per_epoch or 1
+    steps = info.steps_per_epoch or 1
     at = build.learning_rates(recipe, steps)
-    return [at(epoch * steps, ()) for epoch in range(known.epochs)]
+    return [at(epoch * steps, ()) for epoch in range(info.epochs)]
 
 
 def groups(given: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -161,7 +163,7 @@ def groups(given: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def report(loaded: Loaded, known: Facts, found: dict[str, Any], said: list[Advice]) -> dict:
+def report(loaded: Loaded, info: RecipeInfo, found: dict[str, Any], said: list[Advice]) -> dict:
     """Everything, for programs."""
     recipe, base = loaded.recipe, loaded.base
     return {
@@ -169,14 +171,14 @@ def report(loaded: Loaded, known: Facts, found: dict[str, Any], said: list[Advic
         "path": str(loaded.path),
         "base": str(loaded.base_path) if base else None,
         "changes": changes(recipe, base) if base else {},
-        "epochs": known.epochs,
-        "images": known.images,
-        "steps_per_epoch": known.steps_per_epoch,
-        "steps": known.steps,
-        "world": known.world,
+        "epochs": info.epochs,
+        "images": info.images,
+        "steps_per_epoch": info.steps_per_epoch,
+        "steps": info.steps,
+        "world": info.world,
         "batch_size": recipe.batch_size,
-        "micro_batch": known.micro_batch,
-        "image_size": known.side,
+        "micro_batch": info.micro_batch,
+        "image_size": info.side,
         **found,
         "advice": [item._asdict() for item in said],
     }
@@ -185,7 +187,7 @@ def report(loaded: Loaded, known: Facts, found: dict[str, Any], said: list[Advic
 # -- saying it -------------------------------------------------------------------------------------
 
 
-def opening(loaded: Loaded, known: Facts) -> Iterator[str]:
+def opening(loaded: Loaded, info: RecipeInfo) -> Iterator[str]:
     """What is known without torch: the recipe, its changes, its claim, its length."""
     recipe = loaded.recipe
     yield f"# {loaded.path}, resolved"
@@ -197,31 +199,31 @@ def opening(loaded: Loaded, known: Facts) -> Iterator[str]:
             yield from entry("", f"{key}: {shown(before, 400)} -> {shown(after, 400)}")
     claims = [f"{k} {'unknown' if v is None else f'{v:g}'}" for k, v in recipe.expects.items()]
     yield from entry("expects", ", ".join(claims) or "nothing")
-    if known.steps_per_epoch is not None:
-        yield from length(recipe, known)
+    if info.steps_per_epoch is not None:
+        yield from length(recipe, info)
 
 
-def length(recipe: Recipe, known: Facts) -> Iterator[str]:
+def length(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
     """Epochs and steps."""
-    front = known.epochs - recipe.epochs - recipe.cooldown.epochs
+    front = info.epochs - recipe.epochs - recipe.cooldown.epochs
     sums = [(front, "of warm-up"), (recipe.epochs, ""), (recipe.cooldown.epochs, "of cool-down")]
     parts = " + ".join(f"{n} {what}".strip() for n, what in sums if n)
-    total = f"{parts} = {known.epochs} epochs" if "+" in parts else f"{known.epochs} epochs"
-    if known.steps_per_epoch is None:
+    total = f"{parts} = {info.epochs} epochs" if "+" in parts else f"{info.epochs} epochs"
+    if info.steps_per_epoch is None:
         yield from entry("training", f"{total}; steps unknown, the data is not here")
         return
-    steps = f"{known.steps_per_epoch:,} steps = {known.steps:,} steps"
-    images = f"{known.images:,} images of {recipe.dataset.name}"
+    steps = f"{info.steps_per_epoch:,} steps = {info.steps:,} steps"
+    images = f"{info.images:,} images of {recipe.dataset.name}"
     yield from entry("training", f"{total} x {steps} ({images})")
 
 
 def closing(
-    recipe: Recipe, known: Facts, found: dict[str, Any], said: list[Advice]
+    recipe: Recipe, info: RecipeInfo, found: dict[str, Any], said: list[Advice]
 ) -> Iterator[str]:
     """What the network and this machine add, and the advice."""
-    if known.steps_per_epoch is None or facts(recipe).images is None:
-        yield from length(recipe, known)
-    yield from batch(recipe, known, found["parts"])
+    if info.steps_per_epoch is None or recipe_info(recipe).images is None:
+        yield from length(recipe, info)
+    yield from batch(recipe, info, found["parts"])
     yield from entry("data path", found["data_path"])
     yield from entry("lr", "  ".join(runs(found["lr"])))
     if recipe.schedule.name == "plateau":
@@ -233,7 +235,7 @@ def closing(
         numbers = f"{group['parameters']:>12,} in {group['tensors']:>3} tensors"
         yield from entry("parameters", f"{numbers}: {decay}{scale}")
     macs = "" if found["macs"] is None else f", {found['macs'] / 1e9:.2f} GMAC an image of"
-    size = "" if found["macs"] is None else f" {known.side}x{known.side}"
+    size = "" if found["macs"] is None else f" {info.side}x{info.side}"
     yield from entry("network", f"{found['parameters'] / 1e6:.1f} M parameters{macs}{size}")
     for item in said:
         yield ""
@@ -242,16 +244,16 @@ def closing(
         yield from entry("", f"Do: {item.do}.")
 
 
-def batch(recipe: Recipe, known: Facts, parts: int) -> Iterator[str]:
+def batch(recipe: Recipe, info: RecipeInfo, parts: int) -> Iterator[str]:
     """How the global batch is made."""
     if recipe.shards:
-        yield from entry("batch", f"{recipe.batch_size} = {parts} shards x {known.micro_batch}")
+        yield from entry("batch", f"{recipe.batch_size} = {parts} shards x {info.micro_batch}")
         return
-    processes = "1 process" if known.world == 1 else f"{known.world} processes"
+    processes = "1 process" if info.world == 1 else f"{info.world} processes"
     micro = "1 micro-batch" if parts == 1 else f"{parts} micro-batches"
-    words = f"{recipe.batch_size} = {processes} x {micro} x {known.micro_batch}"
-    share = recipe.batch_size // known.world
-    device = "a GPU each" if known.gpu else "CPU"
+    words = f"{recipe.batch_size} = {processes} x {micro} x {info.micro_batch}"
+    share = recipe.batch_size // info.world
+    device = "a GPU each" if info.gpu else "CPU"
     yield from entry("batch", f"{words} images ({share} a process, on {device})")
 
 

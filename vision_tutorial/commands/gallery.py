@@ -20,8 +20,8 @@ from ..report.gallery_files import Answer, Gallery, Group, Mask, Tile, Writer
 from ..runs.run_folder import recipe_file
 
 RIGHT, WRONG = 12, 24  # images of a classification run
-WORST, BY_LOT = 6, 6  # images of a segmentation run
-NAMED = 3  # classes that are told of each image
+WORST, AT_RANDOM = 6, 6  # images of a segmentation run
+_NAMED = 3  # classes that are listed for each image
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,13 +29,13 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="vision-tutorial gallery",
         description="Images that a run's network gets right and wrong, its confusion matrix, and "
-        "its augmentation under the microscope, in RUN/gallery, where `report` finds them.",
+        "a preview of its augmentation, in RUN/gallery, where `report` finds them.",
     )
     add = made.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
     add("--weights", default="best", metavar="best|last|FILE", help="default: %(default)s")
     add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
-    add("--most", type=positive_count, metavar="N", help="look at N images only, drawn by lot")
+    add("--most", type=positive_count, metavar="N", help="look at N images only, drawn at random")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
 
@@ -43,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial gallery`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: gallery(args))
+    return run_main(lambda: _gallery(args))
 
 
-def gallery(args: argparse.Namespace) -> int:
+def _gallery(args: argparse.Namespace) -> int:
     """Make the gallery of each run; one that fails does not keep the others from theirs."""
     found = [(Path(run), load(recipe_file(Path(run)))) for run in args.runs]
     first = found[0][1].recipe
@@ -62,7 +62,7 @@ def gallery(args: argparse.Namespace) -> int:
     try:
         for run, loaded in found:
             try:
-                print(make(run, loaded, args, distributed), flush=True)
+                print(_make(run, loaded, args, distributed), flush=True)
             except UserError as error:
                 print(f"error: {run}: {' '.join(str(error).split())}", file=sys.stderr)
                 code = exit_code(error)
@@ -71,9 +71,10 @@ def gallery(args: argparse.Namespace) -> int:
     return code
 
 
-def make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> Path:
+def _make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> Path:
     """Ask the network, look at the augmentation, write the gallery of one run."""
     from .. import build, engine, inference
+    from ..data.preview import preview
 
     build.import_files(loaded.imports, args.trust_imports)
     build.check(loaded.recipe)
@@ -90,30 +91,29 @@ def make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) 
     )
     network.eval()
     task = build.task(recipe, source.classes)
-    forward = engine.looking(network)
+    forward = engine.prediction_function(network)
     said = inference.answers(recipe, source, task, forward, distributed, pixels=task.dense)
     writer = Writer(run)
-    parts = (masks if task.dense else labels)(said, source, task, writer)
-    panels = build.microscope(recipe, both.train)
+    parts = (_masks if task.dense else _labels)(said, source, task, writer)
+    panels = preview(recipe, both.train)
     return writer.finish(
         Gallery(
             weights=short(os.path.relpath(weights, run), 300),
             split=args.split,
             images=len(source),
             classes=tuple(short(name, 80) for name in source.classes),
-            microscope=tuple(panel(one, writer) for one in panels),
+            microscope=tuple(_preview_group(panel, writer) for panel in panels),
             **parts,
         )
     )
 
 
-def panel(panel: Any, writer: Writer) -> Group:
-    """A microscope's panel, kept."""
-    from ..inference import painting
+def _preview_group(panel: Any, writer: Writer) -> Group:
+    from ..segmentation import visualisation
 
     tiles = []
     for label, pixels, mask in panel.shots:
-        shown = pixels if mask is None else np.asarray(painting.overlay(pixels, mask))
+        shown = pixels if mask is None else np.asarray(visualisation.overlay(pixels, mask))
         tiles.append(Tile(image=writer.keep(shown), label=short(label, 200)))
     return Group(title=short(panel.title, 300), tiles=tuple(tiles))
 
@@ -121,13 +121,13 @@ def panel(panel: Any, writer: Writer) -> Group:
 # -- classification --------------------------------------------------------------------------------
 
 
-def labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
-    """Right answers by lot, the most confident wrong ones, and the confusion matrix."""
+def _labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
+    """Right answers at random, the most confident wrong ones, and the confusion matrix."""
     classes = len(source.classes)
     matrix = np.zeros((classes, classes), np.int64)
     answers = []  # (index, truth, [(class, probability), …])
     for answer in said:
-        shares, ids = answer.probabilities.float().nan_to_num(0).topk(min(NAMED, classes))
+        shares, ids = answer.probabilities.float().nan_to_num(0).topk(min(_NAMED, classes))
         pairs = list(zip(ids.tolist(), shares.tolist(), strict=True))
         truth = int(answer.target)
         matrix[truth, pairs[0][0]] += 1
@@ -139,13 +139,12 @@ def labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
     small = classes <= gallery_files.MOST_CLASSES
     return {
         "confusion": tuple(map(tuple, matrix.tolist())) if small else (),
-        "right": tuple(kept_answer(right[place], source, writer) for place in lot),
-        "wrong": tuple(kept_answer(answer, source, writer) for answer in sure),
+        "right": tuple(_kept_answer(right[place], source, writer) for place in lot),
+        "wrong": tuple(_kept_answer(answer, source, writer) for answer in sure),
     }
 
 
-def kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> Answer:
-    """One answer, its image kept."""
+def _kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> Answer:
     index, truth, pairs = answer
     names = source.classes
     return Answer(
@@ -159,9 +158,9 @@ def kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> A
 # -- segmentation ----------------------------------------------------------------------------------
 
 
-def masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
-    """The images with the lowest mean IoU, and some by lot: image, truth, prediction."""
-    lot = set(generator(0, "gallery").permutation(len(source))[:BY_LOT].tolist())
+def _masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
+    """The images with the lowest mean IoU, and some at random: image, truth, prediction."""
+    lot = set(generator(0, "gallery").permutation(len(source))[:AT_RANDOM].tolist())
     drawn: list[tuple] = []
     worst: list[tuple] = []  # (IoU, index, what is shown), the lowest first
     for answer in said:
@@ -169,20 +168,24 @@ def masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[s
         meter.update(answer.probabilities[None], answer.target[None])
         result = meter.result(meter.state)
         iou = result["miou"] if result["classes_found"] else None
-        shown = (iou, answer.key, *seen(answer))
+        shown = (iou, answer.key, *_masks_of(answer))
         if answer.index in lot:
             drawn.append(shown)
         if iou is not None:
             worst = heapq.nsmallest(WORST, [*worst, (iou, answer.index, shown)])
-    colours = zip(source.classes, palette(len(source.classes)), strict=True)
+    from ..segmentation import visualisation
+
+    colours = zip(source.classes, visualisation.PALETTE.tolist(), strict=False)
     return {
-        "worst": tuple(kept_mask(shown, writer) for _, _, shown in worst),
-        "masks": tuple(kept_mask(shown, writer) for shown in drawn),
-        "palette": tuple((short(name, 80), colour) for name, colour in colours),
+        "worst": tuple(_kept_mask(shown, writer) for _, _, shown in worst),
+        "masks": tuple(_kept_mask(shown, writer) for shown in drawn),
+        "palette": tuple(
+            (short(name, 80), "#{:02x}{:02x}{:02x}".format(*rgb)) for name, rgb in colours
+        ),
     }
 
 
-def seen(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _masks_of(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image (H, W, 3), and its true and predicted class ids (H, W), all uint8."""
     from .. import inference
     from ..core.targets import to_masks
@@ -195,21 +198,13 @@ def seen(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def kept_mask(shown: tuple, writer: Writer) -> Mask:
-    """One answer: its image, truth and prediction kept."""
-    from ..inference import painting
+def _kept_mask(shown: tuple, writer: Writer) -> Mask:
+    from ..segmentation import visualisation
 
     iou, key, image, *ids = shown
-    laid = (np.asarray(painting.overlay(image, mask)) for mask in ids)
+    laid = (np.asarray(visualisation.overlay(image, mask)) for mask in ids)
     images = tuple(writer.keep(pixels) for pixels in (image, *laid))
     return Mask(images=images, key=short(key, 200), iou=iou)
-
-
-def palette(classes: int) -> list[str]:
-    """The colour of each class, as "#rrggbb"."""
-    from ..inference import painting
-
-    return ["#{:02x}{:02x}{:02x}".format(*colour) for colour in painting.PALETTE[:classes].tolist()]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from ..runs.reader import add_note, read
 from ..runs.run import Note
 from ..tables.table import clean
 
-MOST = 10_000  # letters
+_MOST = 10_000  # letters
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,32 +27,30 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial note`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: note(args))
+    return run_main(lambda: _note(args))
 
 
-def note(args: argparse.Namespace) -> int:
+def _note(args: argparse.Namespace) -> int:
     """Add, or show."""
     if args.text is None:
-        for remark in read_notes(args.run):
-            print(line(remark))
+        for remark in _read_notes(args.run):
+            print(_line(remark))
         return 0
     text = args.text.strip()
-    if not 0 < len(text) <= MOST:
-        raise UserError(f"a note of {len(text):,} letters; 1 to {MOST:,} are possible.")
-    print(line(add_note(args.run, text)))
+    if not 0 < len(text) <= _MOST:
+        raise UserError(f"a note of {len(text):,} letters; 1 to {_MOST:,} are possible.")
+    print(_line(add_note(args.run, text)))
     return 0
 
 
-def read_notes(folder: str) -> tuple[Note, ...]:
-    """The remarks about a run. UserError if that is none, or damaged."""
+def _read_notes(folder: str) -> tuple[Note, ...]:
     try:
         return read(folder).notes
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 
 
-def line(remark: Note) -> str:
-    """A remark with its time, in one line."""
+def _line(remark: Note) -> str:
     return f"{clean(remark.time)}  {clean(remark.text)}"
 
 

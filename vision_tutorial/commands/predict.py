@@ -20,15 +20,15 @@ from ..core.images import images_in
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
 
-TOP = 5  # classes that are written of each image
+_TOP = 5  # classes that are written of each image
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
         prog="vision-tutorial predict",
-        description="What a run's network says of images: labels, or masks and what is made of "
-        "them. Several runs are asked as one (--ensemble).",
+        description="The predictions of a run's network: labels, or masks and what is made of "
+        "them. Several runs predict as one (--ensemble).",
     )
     add = made.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
@@ -52,15 +52,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial predict`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: predict(args))
+    return run_main(lambda: _predict(args))
 
 
-def predict(args: argparse.Namespace) -> int:
+def _predict(args: argparse.Namespace) -> int:
     """Ask the network, write what it says, and print where that lies."""
     if len(args.runs) > 1 and not args.ensemble:
-        raise UserError("several runs are asked as one: add --ensemble soft or hard.")
+        raise UserError("several runs predict as one: add --ensemble soft or hard.")
     found = [(Path(run), load(recipe_file(Path(run)), args.set)) for run in args.runs]
-    paths = listed(args.on or ())
+    paths = _image_files(args.on or ())
     from .. import build, engine, inference  # after the recipes are known to be good
 
     for _, loaded in found:
@@ -71,28 +71,29 @@ def predict(args: argparse.Namespace) -> int:
     if distributed.world > 1:
         raise UserError("predict runs on one process; start it without torchrun.")
     try:
-        source = subject(found[0][0], recipe, paths, args)
-        recipe = recipe if args.split else one_by_one(recipe, source)
+        source = _source(found[0][0], recipe, paths, args)
+        if source.dense and not args.split:  # masks keep their size, so each is its own batch
+            recipe = recipe.model_copy(update={"eval_batch_size": 1})
         network, _ = inference.networks(found, len(source.classes), args.weights, distributed)
         network.eval()
-        forward = engine.looking(
+        forward = engine.prediction_function(
             network, args.tta, args.window, args.stride, args.ensemble or "soft"
         )
         refine = None if args.no_refine else inference.refining(recipe)
         task = build.task(recipe, source.classes)
-        inference.check_looks(task, args)
-        said = inference.answers(recipe, source, task, forward, distributed, refine)
+        inference.check_options(task, args)
+        answers = inference.answers(recipe, source, task, forward, distributed, refine)
         console = Console(stderr=True)
-        bar = track(said, "predicting", len(source), console=console, disable=args.json)
-        write = masks if source.dense else labels
-        told = write(bar, source, recipe, args)
+        answers = track(answers, "predicting", len(source), console=console, disable=args.json)
+        write = _write_masks if source.dense else _write_labels
+        result = write(answers, source, recipe, args)
     finally:
         distributed.close()
-    print(json.dumps(told, indent=2) if args.json else told["said"])
+    print(json.dumps(result, indent=2) if args.json else result["said"])
     return 0
 
 
-def listed(given: Iterable[str]) -> list[Path]:
+def _image_files(given: Iterable[str]) -> list[Path]:
     """The image files that were named, or lie in the folders that were."""
     paths: list[Path] = []
     for path in map(Path, given):
@@ -108,7 +109,7 @@ def listed(given: Iterable[str]) -> list[Path]:
     return paths
 
 
-def subject(run: Path, recipe: Any, paths: Sequence[Path], args: argparse.Namespace) -> Any:
+def _source(run: Path, recipe: Any, paths: Sequence[Path], args: argparse.Namespace) -> Any:
     """The images to look at, as a source."""
     from .. import build, inference
 
@@ -122,20 +123,15 @@ def subject(run: Path, recipe: Any, paths: Sequence[Path], args: argparse.Namesp
     return inference.images(paths, classes, dense)
 
 
-def one_by_one(recipe: Any, source: Any) -> Any:
-    """The recipe for images of any sizes: masks keep theirs, so each is a batch of its own."""
-    return recipe.model_copy(update={"eval_batch_size": 1}) if source.dense else recipe
-
-
-def labels(
+def _write_labels(
     answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Write predictions.csv: each image's likeliest classes."""
     if args.pseudo_labels:
         raise UserError("--pseudo-labels is for masks; this run names one class per image.")
-    most = min(TOP, len(source.classes))
+    most = min(_TOP, len(source.classes))
     header = ["image"] + [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
-    path = folder_of(args) / "predictions.csv"
+    path = _output_folder(args) / "predictions.csv"
     count = 0
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -149,17 +145,19 @@ def labels(
     return {"images": count, "predictions": str(path), "said": f"{count} images: {path}"}
 
 
-def masks(
+def _write_masks(
     answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Write masks as palette PNGs, and what else was asked for."""
     from .. import inference
+    from ..segmentation import visualisation
 
     if args.pseudo_labels:
-        return pseudo_labels(answers, source, recipe, args)
-    folder, told = folder_of(args), {"masks": str(folder_of(args) / "masks")}
+        return _write_pseudo_labels(answers, source, recipe, args)
+    folder = _output_folder(args)
+    places = {"masks": str(folder / "masks")}
     if args.overlays:
-        told["overlays"] = str(folder / "overlays")
+        places["overlays"] = str(folder / "overlays")
 
     def written() -> Iterator[tuple[str, Any]]:
         for answer in answers:
@@ -167,11 +165,11 @@ def masks(
             size = (args.size, args.size) if args.size else image.size[::-1]
             mask = inference.mask_of(answer.probabilities, size, args.smooth or not args.size)
             name = f"{Path(answer.key).with_suffix('')}.png"
-            inference.visualisation.save(inference.painting.image_of(mask), folder / "masks" / name)
+            visualisation.save(visualisation.image_of(mask), folder / "masks" / name)
             if args.overlays:
                 shown = image.resize(mask.shape[::-1])
-                laid = inference.visualisation.overlay(np.asarray(shown), mask)
-                inference.visualisation.save(laid, folder / "overlays" / name)
+                laid = visualisation.overlay(np.asarray(shown), mask)
+                visualisation.save(laid, folder / "overlays" / name)
             yield answer.key, answer.probabilities
 
     if args.submission:
@@ -180,18 +178,18 @@ def masks(
             (key, inference.mask_of(values, (side, side), args.smooth)) for key, values in written()
         )
         count = inference.submission.write(Path(args.submission), rows)
-        told["submission"] = args.submission
+        places["submission"] = args.submission
     else:
         count = sum(1 for _ in written())
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in source.classes))
-    places = ", ".join(f"{what} in {where}" for what, where in told.items())
-    return {"images": count, **told, "said": f"{count} images: {places}"}
+    text = ", ".join(f"{what} in {where}" for what, where in places.items())
+    return {"images": count, **places, "said": f"{count} images: {text}"}
 
 
-def pseudo_labels(
+def _write_pseudo_labels(
     answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Make the output folder a data set of the images whose answers are sure enough."""
+    """Make the output folder a data set of the images whose answers are certain enough."""
     from .. import inference
 
     if args.split or args.size or args.submission or args.overlays:
@@ -200,15 +198,18 @@ def pseudo_labels(
             "--split, --size, --submission and --overlays."
         )
     rule = inference.refine.Rule(args.min_confidence, args.pixel_threshold)
-    ledger = inference.refine.Ledger(source.classes, rule, args.runs)
+    report = inference.refine.Ledger(source.classes, rule, args.runs)
     folder = Path(args.output)
-    said = inference.write_pseudo_labels(folder, answers, source.paths, recipe, ledger)
-    facts = {name: value for name, value in ledger.plain().items() if name != "images"}
-    return {"folder": str(folder), **facts, "said": "\n".join([*said, f"pseudo labels: {folder}"])}
+    messages = inference.write_pseudo_labels(folder, answers, source.paths, recipe, report)
+    facts = {name: value for name, value in report.plain().items() if name != "images"}
+    return {
+        "folder": str(folder),
+        **facts,
+        "said": "\n".join([*messages, f"pseudo labels: {folder}"]),
+    }
 
 
-def folder_of(args: argparse.Namespace) -> Path:
-    """The output folder, made if need be."""
+def _output_folder(args: argparse.Namespace) -> Path:
     folder = Path(args.output)
     with suppress(FileExistsError):
         folder.mkdir(parents=True)

@@ -16,7 +16,7 @@ from ..runs.reader import collect
 from ..runs.run import Run
 from ..tables.labels import LANGUAGES
 
-MIB = 2**20
+_MIB = 2**20
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,27 +47,27 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial report`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: report(args))
+    return run_main(lambda: _report(args))
 
 
-def report(args: argparse.Namespace) -> int:
+def _report(args: argparse.Namespace) -> int:
     """Read the runs, make the galleries that are wanted, write the page, say where."""
     runs, complaints = collect(args.runs)
     if not runs:
         raise UserError("; ".join(complaints[:3]) + ". Name run folders that `train` made.")
     if args.galleries:
-        complaints += make_galleries(runs)
-    shown = contents(runs, complaints, args.lang, round(args.images * MIB))
+        complaints += _make_galleries(runs)
+    shown = contents(runs, complaints, args.lang, round(args.images * _MIB))
     text = render(shown, args.title)
     write_text(args.output, text)
     for line in shown["complaints"]:
         print(line, file=sys.stderr)
     count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
-    print(f"{args.output}: {count}, {len(text.encode()) / MIB:.2f} MiB")
+    print(f"{args.output}: {count}, {len(text.encode()) / _MIB:.2f} MiB")
     return 0
 
 
-def make_galleries(runs: Sequence[Run]) -> list[str]:
+def _make_galleries(runs: Sequence[Run]) -> list[str]:
     """A process for each run that has no gallery; a line for each that fails."""
     complaints = []
     for run in runs:

@@ -3,11 +3,11 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..core import arrays, child_process
+from ..core import child_process
 from ..core.atomic import read_json, storage, write_json, write_text
 from ..core.child_process import Ended, last_line
 from ..core.cli_types import UNITS, positive_count, seconds, share
@@ -16,42 +16,43 @@ from ..core.sources import data_root
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
 from ..recipe.notation import duration
-from ..recipe.recipe_info import facts, used
 from ..report import gallery_files
 from ..runs import run_folder
 from ..runs.reader import collect
 from ..runs.run import Run
-from ..sweeps.budget import Clock, Shift, Trial, in_full, side_by_side
-from ..sweeps.children import Seat, Stop
+from ..sweeps import children, scale_down
+from ..sweeps.children import Stop
 from ..sweeps.scale_down import (
-    CIFAR,
     NETWORKS,
     RULED,
     TABLE,
-    Data,
     Plan,
     Speed,
-    fitting,
+    choose,
+    count_images,
     largest,
     makespan,
     path_of,
-    plan,
     size_of_share,
     sizes,
     write_recipes,
 )
-from ..sweeps.throughput import PART, SECONDS, Probe
+from ..sweeps.scheduler import Deadline, Scheduler
+from ..sweeps.throughput import ThroughputProbe
+from ..sweeps.trials import Trial, TrialTable
 from ..tables import comparison, table
 from ..tables.columns import View
 from ..tables.labels import LANGUAGES
 from ..tables.layouts import week3
 
 NOT_ALL = 1  # the exit code where some run is not done
-OWN = ".reproduce"  # in the folder: plan, speeds, logs, lock; nobody takes it for a run
+OWN = ".reproduce"  # in the folder: plan, speeds, logs, lock; it is no run folder
 MARGIN = 0.9  # of the time that there is, how much is planned
 SHAPES = "shapes"
 PAGE = 8.0  # seconds that it takes at most, without galleries
 SMALL = ("thin", "resnet10")
+PROBE_SECONDS = 6.0  # of the short training, at least
+PROBE_PART = 0.01  # of the budget, at least
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,17 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """Plan, train what is not done, show what came of it."""
-    clock = Clock(args.budget)
-    choose_data(args)
-    recipes = checked(args)
-    own = Path(args.runs) / name_of(args) / OWN
+    """Plan, train what is not done, print the table and write the page."""
+    deadline = Deadline(args.budget)
+    _choose_data(args)
+    recipes = _checked_recipes(args)
+    own = Path(args.runs) / _folder_name(args) / OWN
     with storage(own):
         own.mkdir(parents=True, exist_ok=True)
     with run_folder.lock(own), Stop().listening() as stop:
         code: int = NOT_ALL
         try:
-            code = carry_out(args, recipes, own, clock, stop)
+            code = _carry_out(args, recipes, own, deadline, stop)
         except UserError:
             if not stop.asked:  # a short training that was stopped says that it failed
                 raise
@@ -122,91 +123,72 @@ def reproduce(args: argparse.Namespace) -> int:
     return code
 
 
-def carry_out(
-    args: argparse.Namespace, recipes: dict[str, Recipe], own: Path, clock: Clock, stop: Stop
+def _carry_out(
+    args: argparse.Namespace, recipes: dict[str, Recipe], own: Path, deadline: Deadline, stop: Stop
 ) -> int:
     """All of it, in the folder around `own`; the exit code."""
-    seats, world = seating(args, recipes)
-    longest = max(SECONDS, PART * (args.budget or 0))
+    if _scaled_down(args):
+        small = args.network in SMALL or bool(args.network is None and args.budget)
+        slots, processes = children.small_slots(
+            args.seeds * len(TABLE), small, args.nproc, args.jobs
+        )
+    else:
+        slots, processes = children.full_slots(recipes.values(), args.nproc, args.jobs)
+    seconds = max(PROBE_SECONDS, PROBE_PART * (args.budget or 0))
     # a folder of its own: children of a start that was killed may still write into theirs
-    probe = Probe(own / f"probe-{os.getpid()}", settings(args), seats, world, longest, stop)
-    made = planned(args, recipes, own, probe, clock)
-    trials = trials_of(args, recipes, made, own.parent)
+    folder = own / f"probe-{os.getpid()}"
+    probe = ThroughputProbe(folder, _settings(args), slots, processes, seconds, stop)
+    plan = _kept_plan(args, recipes, own, probe, deadline)
+    trials = _trials(args, recipes, plan, own)
     if args.dry_run:
         return ExitCode.DONE
-    shift = Shift(trials, own.parent, own, args.overrides, seats, world, clock, stop)
-    shift.run()
-    return NOT_ALL if stop.asked else finish(args, shift)
-
-
-def seating(args: argparse.Namespace, recipes: Mapping[str, Recipe]) -> tuple[list[Seat], int]:
-    """Where runs are trained at the same time, and on how many processes each."""
-    if not shrunk(args):
-        return in_full(recipes.values(), args.nproc, args.jobs)
-    small = args.network in SMALL or (args.network is None and args.budget)
-    return side_by_side(args.seeds * len(TABLE), bool(small), args.nproc, args.jobs)
+    table = TrialTable()
+    scheduler = Scheduler(table, slots, processes, stop, deadline)
+    scheduler.run([trial for trial in trials if table.look(trial).state != "done"])
+    return NOT_ALL if stop.asked else _finish(args, scheduler, trials, own)
 
 
 # -- what is asked for -----------------------------------------------------------------------------
 
 
-def shrunk(args: argparse.Namespace) -> bool:
+def _scaled_down(args: argparse.Namespace) -> bool:
     """Whether it is another table than the recipes' own."""
     return bool(args.budget or args.network or args.data == SHAPES) or args.scale is not None
 
 
-def choose_data(args: argparse.Namespace) -> None:
+def _choose_data(args: argparse.Namespace) -> None:
     """Take shapes where CIFAR-100 is not at hand and a shrunk table is asked for."""
     mine = any(text.partition("=")[0].strip().startswith("dataset") for text in args.overrides)
     missing = not (data_root() / "cifar-100-python" / "train").is_file()
-    if args.data is None and not mine and missing and shrunk(args):
+    if args.data is None and not mine and missing and _scaled_down(args):
         print(f"no CIFAR-100 in {data_root()} (VISION_TUTORIAL_DATA names the folder): shapes")
         args.data = SHAPES
 
 
-def settings(args: argparse.Namespace) -> list[str]:
+def _settings(args: argparse.Namespace) -> list[str]:
     """What is set on the recipes of the table, beside what shrinks them."""
     return [*(["dataset=shapes"] if args.data == SHAPES else []), *args.overrides]
 
 
-def checked(args: argparse.Namespace) -> dict[str, Recipe]:
+def _checked_recipes(args: argparse.Namespace) -> dict[str, Recipe]:
     """The recipes of the table, not shrunk yet. UserError for an override that cannot be."""
     for text in args.overrides:
         key = text.partition("=")[0].partition(".")[0].strip()
-        if key in (RULED if shrunk(args) else {"name", "seed"}):
+        if key in (RULED if _scaled_down(args) else {"name", "seed"}):
             raise UserError(f"{short(text, 50)}: reproduce sets {key} itself; leave it out.")
-    return {name: load(path_of(name), settings(args)).recipe for name in TABLE}
+    return {name: load(path_of(name), _settings(args)).recipe for name in TABLE}
 
 
-def images(recipe: Recipe) -> Data:
-    """How many a recipe trains and tests on. UserError if only its data knows."""
-    name, options = recipe.dataset.name, recipe.dataset.options
-    if name == "arrays":
-        counted = arrays.counts(Path(options["root"]).expanduser())
-        if missing := {"train", "test"} - counted.keys():
-            raise UserError(f"{options['root']}: has no split '{min(missing)}'.")
-        whole, test = counted["train"], counted["test"]
-    else:
-        whole, test = facts(recipe).whole, options.get("test", CIFAR.test)
-    if whole is None:
-        raise UserError(
-            f"dataset {name}: nobody knows how many images it has. Leave out --budget, --scale "
-            "and --network, or take cifar100, shapes, or arrays (vision-tutorial pack)."
-        )
-    train = used(recipe, whole)
-    return Data(train, whole - train if recipe.holdout else test)
-
-
-def name_of(args: argparse.Namespace) -> str:
-    """Of the table's folder: other tables get other folders."""
-    budget = args.budget and spelled(args.budget)
+def _folder_name(args: argparse.Namespace) -> str:
+    """Of the folder of the table: other tables get other folders."""
+    budget = args.budget and _spelled(args.budget)
     scale = None if args.scale is None else f"{args.scale:g}"
     seeds = f"{args.seeds}seeds" if args.budget and args.seeds > 1 else None
     data = SHAPES if args.data == SHAPES else None
     return "-".join(filter(None, (args.what, budget, scale, args.network, seeds, data)))
 
 
-def spelled(time: float) -> str:
+def _spelled(time: float) -> str:
     """A time in its largest whole unit: 90s, 20min, 2h."""
     unit = next((u for u in ("h", "min") if time % UNITS[u] == 0), "s")
     return f"{time / UNITS[unit]:g}{unit}"
@@ -215,12 +197,16 @@ def spelled(time: float) -> str:
 # -- the plan --------------------------------------------------------------------------------------
 
 
-def planned(
-    args: argparse.Namespace, recipes: dict[str, Recipe], own: Path, probe: Probe, clock: Clock
+def _kept_plan(
+    args: argparse.Namespace,
+    recipes: dict[str, Recipe],
+    own: Path,
+    probe: ThroughputProbe,
+    deadline: Deadline,
 ) -> Plan | None:
-    """How the table is shrunk; None: not at all. Made once and kept, so that a later start goes on.
+    """How the table is scaled down; None: not at all. Made once and kept for later starts.
 
-    What is planned is said.
+    The plan is printed.
     """
     kept = own / "plan.json"
     if kept.is_file():
@@ -228,152 +214,172 @@ def planned(
         if sorted(facts["overrides"]) != sorted(args.overrides):
             was = " ".join(facts["overrides"]) or "no overrides"
             raise UserError(f"{own.parent} was begun with {was}; give the same, or another --runs.")
-        made, speed = facts["plan"] and Plan(**facts["plan"]), facts["speed"]
+        plan = facts["plan"] and Plan(**facts["plan"])
+        speed = facts["speed"] and Speed(*facts["speed"])
     else:
-        made, speed = plan_anew(args, recipes, probe, clock) if shrunk(args) else (None, None)
-        facts = {"overrides": args.overrides, "plan": made and asdict(made), "speed": speed}
+        plan, speed = _new_plan(args, recipes, probe, deadline)
+        facts = {"overrides": args.overrides, "plan": plan and asdict(plan), "speed": speed}
         write_json(kept, facts)
-    for line in described(args, recipes, made, speed and Speed(*speed), len(probe.seats)):
+    for line in _description(args, recipes, plan, speed, len(probe.slots)):
         print(line, flush=True)
-    return made
+    return plan
 
 
-def plan_anew(
-    args: argparse.Namespace, recipes: dict[str, Recipe], probe: Probe, clock: Clock
-) -> tuple[Plan, Speed | None]:
-    """The plan by the rule; with a budget also the speed that it stands on, measured here."""
-    data = images(recipes["r0"])
+def _new_plan(
+    args: argparse.Namespace,
+    recipes: dict[str, Recipe],
+    probe: ThroughputProbe,
+    deadline: Deadline,
+) -> tuple[Plan | None, Speed | None]:
+    """The plan by the rule; with a budget also the speed that it is based on, measured here."""
+    if not _scaled_down(args):
+        return None, None
+    data = count_images(recipes["r0"])
     if not args.budget:
-        size = size_of_share(1.0 if args.scale is None else args.scale, data)
-        return plan(*size, args.network or "resnet50", data), None
-
-    full, seats = [recipe.epochs for recipe in recipes.values()], len(probe.seats)
+        epochs, images = size_of_share(1.0 if args.scale is None else args.scale, data)
+        return scale_down.plan(epochs, images, args.network or "resnet50", data), None
+    full, slots = [recipe.epochs for recipe in recipes.values()], len(probe.slots)
 
     def make(network: str, speed: Speed) -> Plan | None:
-        return largest(network, speed, MARGIN * clock.room(), full, data, args.seeds, seats)
+        return largest(network, speed, MARGIN * deadline.room(), full, data, args.seeds, slots)
 
     def measure(network: str, batch_size: int) -> Speed:
         print(f"measuring {network} …", flush=True)
-        return probe(network, batch_size, data.train)
+        return probe.measure(network, batch_size, data.train)
 
     networks = [args.network] if args.network else list(NETWORKS)
-    made, speed = fitting(networks, measure, make)
-    if made is None:
-        least = plan(*list(sizes(data))[-1], networks[0], data)
+    plan, speed = choose(networks, measure, make)
+    if plan is None:
+        least = scale_down.plan(*list(sizes(data))[-1], networks[0], data)
         times = [least.seconds(epochs, speed, data.test) for epochs in full * args.seeds]
-        wanted = makespan(times, seats) / MARGIN + args.budget - clock.room()
+        needed = makespan(times, slots) / MARGIN + args.budget - deadline.room()
         raise UserError(
-            f"--budget {spelled(args.budget)}: too little for the smallest table here, which takes "
-            f"{duration(wanted)} (measuring, {speed.start:.0f} s a start, "
-            f"{speed.rate * seats:,.0f} images a second). Give more."
+            f"--budget {_spelled(args.budget)}: too little for the smallest table here, which "
+            f"takes {duration(needed)} (measuring, {speed.start:.0f} s a start, "
+            f"{speed.rate * slots:,.0f} images a second). Give more."
         )
-    return made, speed
+    return plan, speed
 
 
-def described(
+def _description(
     args: argparse.Namespace,
     recipes: dict[str, Recipe],
-    made: Plan | None,
+    plan: Plan | None,
     speed: Speed | None,
     jobs: int,
 ) -> Iterator[str]:
     """What is about to be trained, a line a recipe, and how long it takes where that is known."""
     seeds = f", {args.seeds} seeds of each" if args.seeds > 1 else ""
     seeds += f", {jobs} at a time" if jobs > 1 else ""
-    if made is None:
-        yield f"{name_of(args)}: r0 … r5 as they stand{seeds}"
+    if plan is None:
+        yield f"{_folder_name(args)}: r0 … r5 as they stand{seeds}"
         for name, recipe in recipes.items():
             minutes = recipe.expects.get("minutes")
             told = f"; the report: {minutes:g} min on two GPUs" if minutes else ""
             yield f"{name}: {recipe.total_epochs} epochs, {recipe.model.name}{told}"
         return
     fast = f", {speed.rate * jobs:,.0f} images a second here" if speed else ""
-    yield f"{name_of(args)}: network {made.network}, batch {made.batch_size}{fast}{seeds}"
-    times, test = [], images(recipes["r0"]).test
+    yield f"{_folder_name(args)}: network {plan.network}, batch {plan.batch_size}{fast}{seeds}"
+    times, test = [], count_images(recipes["r0"]).test
     for name, recipe in recipes.items():
         about = ""
         if speed:
-            times.append(made.seconds(recipe.epochs, speed, test))
+            times.append(plan.seconds(recipe.epochs, speed, test))
             about = f", about {duration(times[-1])}"
-        epochs = f"{made.total_epochs(recipe.epochs)} epochs of {made.images:,} images"
+        epochs = f"{plan.total_epochs(recipe.epochs)} epochs of {plan.images:,} images"
         yield f"{name}: {epochs} (in full {recipe.total_epochs}){about}"
     if speed:
         total = makespan(times * args.seeds, jobs)
         more = "; what does not fit waits for another start" if total > args.budget else ""
-        yield f"in all about {duration(total)} of {spelled(args.budget)}{more}"
+        yield f"in all about {duration(total)} of {_spelled(args.budget)}{more}"
 
 
-def trials_of(
-    args: argparse.Namespace, recipes: dict[str, Recipe], made: Plan | None, folder: Path
+def _trials(
+    args: argparse.Namespace, recipes: dict[str, Recipe], plan: Plan | None, own: Path
 ) -> list[Trial]:
-    """The runs: all recipes with the first seed, then with the next. Writes the shrunk recipes."""
-    if made:
+    """All recipes with the first seed, then with the next. Writes the scaled-down recipes."""
+    folder = own.parent
+    if plan:
         dataset = SHAPES if args.data == SHAPES else None
-        write_recipes(made, folder, dataset, images(recipes["r0"]).train)
-    return [
-        Trial(
-            name,
-            recipe.seed + number,
-            folder / f"{name}.yaml" if made else path_of(name),
-            made.total_epochs(recipe.epochs) if made else recipe.total_epochs,
-        )
-        for number in range(args.seeds)
-        for name, recipe in recipes.items()
-    ]
+        write_recipes(plan, folder, dataset, count_images(recipes["r0"]).train)
+    trials = []
+    for number in range(args.seeds):
+        for name, recipe in recipes.items():
+            seed = recipe.seed + number
+            path = folder / f"{name}.yaml" if plan else path_of(name)
+            where = ("--runs", str(folder), "--id", f"seed{seed}", "--resume")
+            trials.append(
+                Trial(
+                    f"{name} seed {seed}",
+                    folder / name / f"seed{seed}",
+                    own / f"{name}-seed{seed}.log",
+                    (str(path), *args.overrides, f"seed={seed}", *where),
+                    plan.total_epochs(recipe.epochs) if plan else recipe.total_epochs,
+                )
+            )
+    return trials
 
 
 # -- what came of it -------------------------------------------------------------------------------
 
 
-def finish(args: argparse.Namespace, shift: Shift) -> int:
+def _finish(
+    args: argparse.Namespace, scheduler: Scheduler, trials: Sequence[Trial], own: Path
+) -> int:
     """The table on the screen and as Markdown, the page, and what is missing; the exit code."""
-    found, _ = collect([shift.folder])
-    if found:
-        view = View(comparison.lines(found), args.lang)
-        made = week3(view).transposed()
-        table.terminal(made, sys.stdout)
-        write_text(shift.folder / "week3.md", table.markdown(made))
+    runs, _ = collect([own.parent])
+    if runs:
+        view = View(comparison.rows_of(runs), args.lang)
+        week3_table = week3(view).transposed()
+        table.terminal(week3_table, sys.stdout)
+        write_text(own.parent / "week3.md", table.markdown(week3_table))
         print(order(view))
-        write_page(args, shift, found)
-    states = {str(trial): shift.state(trial) for trial in shift.trials}
-    missing = [f"{trial} ({state})" for trial, state in states.items() if state != "done"]
+        write_page(args, own, runs, scheduler.deadline, scheduler.stop)
+    statuses = {trial.name: scheduler.table.look(trial) for trial in trials}
+    missing = [
+        f"{name} ({status.state if status.state == 'failed' else status})"
+        for name, status in statuses.items()
+        if status.state != "done"
+    ]
     if missing:
-        why = "the time was up: " if shift.late else ""
+        why = "the time was up: " if scheduler.late else ""
         print(f"{why}not done: {', '.join(missing)}; the same command goes on from here")
     return NOT_ALL if missing else ExitCode.DONE
 
 
-def write_page(args: argparse.Namespace, shift: Shift, runs: Sequence[Run]) -> None:
-    """report.html; once more with galleries of the runs, as far as the time goes."""
-    page = ["report", str(shift.folder), "-o", str(shift.folder / "report.html")]
-    page += ["--title", shift.folder.name, "--lang", args.lang]
-    bare = [run.folder for run in runs if run.status == "done" and run.folder]
-    bare = [str(folder) for folder in bare if not gallery_files.exists(folder)]
-    log, clock = shift.logs / "page.log", shift.clock
-    command(page, log)
-    if bare and clock.left() > 2 * PAGE and not shift.stop.asked:
-        log = shift.logs / "galleries.log"
-        made = command(["gallery", *bare], log, lambda: clock.left() < PAGE or shift.stop.asked)
-        if made.seen or made.code:
-            why = "the time was up" if made.seen else last_line(log)
-            print(f"not all galleries are on the page: {why} (log: {log})")
-        command(page, shift.logs / "page.log")
-    print(last_line(shift.logs / "page.log"))
+def write_page(
+    args: argparse.Namespace, own: Path, runs: Sequence[Run], deadline: Deadline, stop: Stop
+) -> None:
+    """report.html; once more with galleries of the runs, as far as there is time."""
+    folder, log = own.parent, own / "page.log"
+    page = ["report", str(folder), "-o", str(folder / "report.html")]
+    page += ["--title", folder.name, "--lang", args.lang]
+    done = [run.folder for run in runs if run.status == "done" and run.folder]
+    without = [str(run) for run in done if not gallery_files.exists(run)]
 
+    def command(words: list[str], log: Path, enough: Callable[[], bool]) -> Ended:
+        words = [sys.executable, "-m", "vision_tutorial", *words]
+        return child_process.run_command(words, log, enough, then_stop=True)
 
-def command(words: Sequence[str], log: Path, enough: Callable[[], bool] = lambda: False) -> Ended:
-    """Run a command in a process of its own, until `enough` at most."""
-    command = [sys.executable, "-m", "vision_tutorial", *words]
-    return child_process.run_command(command, log, enough, then_stop=True)
+    command(page, log, lambda: False)
+    if without and deadline.left() > 2 * PAGE and not stop.asked:
+        galleries = own / "galleries.log"
+        enough = lambda: deadline.left() < PAGE or stop.asked  # noqa: E731
+        ended = command(["gallery", *without], galleries, enough)
+        if ended.seen or ended.code:
+            why = "the time was up" if ended.seen else last_line(galleries)
+            print(f"not all galleries are on the page: {why} (log: {galleries})")
+        command(page, log, lambda: False)
+    print(last_line(log))
 
 
 def order(view: View) -> str:
     """Whether r0 < r1 < r2 came out, and whether that is more than noise."""
-    done = {line.run.name: line for line in view.lines if line.done}
+    done = {line.run.name: line for line in view.rows if line.done}
     if missing := [name for name in TABLE[:3] if name not in done]:
         return f"r0 < r1 < r2: not known without {', '.join(missing)}"
     r0, r1, r2 = (done[name].best.mean for name in TABLE[:3])
-    steps = {name: view.steps[line] for name, line in done.items()}
+    steps = {name: view.deltas[line] for name, line in done.items()}
     known = [VERDICTS.get(steps[name].verdict if steps[name] else "") for name in TABLE[1:3]]
     told = [
         f"{after - before:+.2f}{f' {verdict}' if verdict else ''}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.cli_types import positive, positive_count
 from ..core.errors import ExitCode, UserError, run_main
-from ..runs import reader, run_folder
+from ..runs import reader
 from ..runs.reproducibility import Verdict, differences, edited, first_difference, judge
 from ..runs.run import Run
 from ..sweeps import children
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "--spread",
         type=positive,
         metavar="S",
-        help="standard deviation of the headline between seeds, where no runs beside it tell",
+        help="standard deviation of the headline between seeds, where no other runs show it",
     )
     add("--nproc", type=positive_count, metavar="N", help="processes (default: as many as it had)")
     add("--runs", metavar="DIR", help="where the second run goes (default: beside the first)")
@@ -52,129 +52,115 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def rerun(args: argparse.Namespace) -> int:
-    """Say what differs, train again, judge."""
-    there = read(args.run)
-    epochs = min(args.first or len(there.rows), len(there.rows))
+    """Print what differs, train again, judge."""
+    first = _read(args.run)
+    epochs = min(args.first or len(first.rows), len(first.rows))
     if not epochs:
         raise UserError(f"{args.run}: no epoch of it is finished, so there is nothing to compare.")
-    say(f"{args.run}: {there.status}; comparing {epochs} of {len(there.rows)} epochs")
-    if found := edited(there):  # another recipe would be trained
-        return tell(Verdict("not reproduced", found))
-    told = Told(there, epochs)
+    _print(f"{args.run}: {first.status}; comparing {epochs} of {len(first.rows)} epochs")
+    if reason := edited(first):  # another recipe would be trained
+        return _print_verdict(Verdict("not reproduced", reason))
+    progress = _Progress(first, epochs)
     if args.against:
-        here = read(args.against)
-        told.surroundings(here.fingerprint)
-        return tell(judge(there, here, epochs, args.spread))
-    world = args.nproc or processes(there)
-    told.surroundings(expected(world))
+        second = _read(args.against)
+        progress.print_differences(second.fingerprint)
+        return _print_verdict(judge(first, second, epochs, args.spread))
+    world = str((first.fingerprint.get("environment") or {}).get("WORLD_SIZE", 1))
+    processes = args.nproc or (int(world) if world.isdecimal() else 1)
+    facts = fingerprint()
+    if processes > 1:
+        names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        facts["environment"] |= dict.fromkeys(names, str(processes))
+    progress.print_differences(facts)
     with Stop().listening() as stop:
-        folder, code = train(told, world, args, stop)
-    here = read(folder) if (folder / "recipe.yaml").is_file() else None
-    if stop.asked or (here and here.status == "preempted"):
-        if here:
-            say(f"stopped. Go on with: vision-tutorial train {folder}")
-            say(f"Then: vision-tutorial rerun {args.run} --against {folder}")
+        folder, code = _train(progress, processes, args, stop)
+    second = _read(folder) if (folder / "recipe.yaml").is_file() else None
+    if stop.asked or (second and second.status == "preempted"):
+        if second:
+            _print(f"stopped. Go on with: vision-tutorial train {folder}")
+            _print(f"Then: vision-tutorial rerun {args.run} --against {folder}")
         return ExitCode.PREEMPTED
-    return tell(judge(there, here, epochs, args.spread)) if here else code
+    return _print_verdict(judge(first, second, epochs, args.spread)) if second else code
 
 
-def say(line: str) -> None:
+def _print(line: str) -> None:
     """One line, at once: the training prints beside us."""
     print(line, flush=True)
 
 
-def read(folder: Path) -> Run:
-    """A run folder. UserError if it is none."""
+def _read(folder: Path) -> Run:
     try:
         return reader.read(folder)
     except UserError as error:
         raise UserError(f"{folder}: {error}. Give a folder that `train` made.") from error
 
 
-def tell(verdict: Verdict) -> int:
+def _print_verdict(verdict: Verdict) -> int:
     """Print the verdict; the exit code."""
-    say(f"{verdict.word}: {verdict.why}")
+    _print(f"{verdict.word}: {verdict.why}")
     return ExitCode.DONE if verdict.reproduced else NOT_REPRODUCED
 
 
-def processes(run: Run) -> int:
-    """On how many it was trained."""
-    world = str((run.fingerprint.get("environment") or {}).get("WORLD_SIZE", 1))
-    return int(world) if world.isdecimal() else 1
-
-
-def expected(world: int) -> dict[str, Any]:
-    """The fingerprint that a training here will have, as far as it is known before."""
-    facts = run_folder.fingerprint()
-    if world > 1:
-        facts["environment"] |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    return facts
-
-
-def train(told: "Told", world: int, args: argparse.Namespace, stop: Stop) -> tuple[Path, int]:
+def _train(
+    progress: "_Progress", processes: int, args: argparse.Namespace, stop: Stop
+) -> tuple[Path, int]:
     """Train again, as many epochs as are compared; the run folder and the exit code."""
-    there, epochs = told.there, told.epochs
-    root = Path(args.runs) if args.runs else there.folder.absolute().parents[1]
-    folder = fresh(root / there.name, there.id)
-    words = [str(there.folder / "recipe.yaml"), "--quiet", "--runs", str(root), "--id", folder.name]
-    threads = (there.fingerprint.get("torch") or {}).get("threads")
-    if threads and not there.recipe["threads"]:
+    first, epochs = progress.first, progress.epochs
+    root = Path(args.runs) if args.runs else first.folder.absolute().parents[1]
+    id = f"{first.id[:54]}-rerun"
+    names = itertools.chain([id], (f"{id}-{n}" for n in itertools.count(2)))
+    folder = next(root / first.name / n for n in names if not (root / first.name / n).exists())
+    words = [str(first.folder / "recipe.yaml"), "--quiet", "--runs", str(root), "--id", folder.name]
+    threads = (first.fingerprint.get("torch") or {}).get("threads")
+    if threads and not first.recipe["threads"]:
         words.append(f"threads={threads}")
-    if epochs < len(there.rows) or there.status != "done":
-        words += ["--steps", str(there.rows[epochs - 1]["step"])]
+    if epochs < len(first.rows) or first.status != "done":
+        words += ["--steps", str(first.rows[epochs - 1]["step"])]
     if args.trust_imports:
         words.append("--trust-imports")
-    child = children.start(children.training(words, world))
+    child = children.start(children.training(words, processes))
     stop.watch(child)
     while child.poll() is None:
         time.sleep(LOOK)
-        told.look(folder)
-    told.look(folder)
+        progress.look(folder)
+    progress.look(folder)
     return folder, child.returncode
 
 
-def fresh(parent: Path, id: str) -> Path:
-    """A name for the second run that is not taken."""
-    names = itertools.chain([f"{id[:54]}-rerun"], (f"{id[:54]}-rerun-{n}" for n in range(2, 1000)))
-    return next(parent / name for name in names if not (parent / name).exists())
+class _Progress:
+    """What is printed while the second run trains: what differs around it, epoch after epoch."""
 
-
-class Told:
-    """What is said of the second run while it trains: what differs around it, epoch after epoch."""
-
-    def __init__(self, there: Run, epochs: int):
-        self.there, self.epochs = there, epochs
-        self.said: set[str] = set()
+    def __init__(self, first: Run, epochs: int):
+        self.first, self.epochs = first, epochs
+        self.printed: set[str] = set()
         self.started = False
         self.rows = 0
 
-    def surroundings(self, fingerprint: Mapping[str, Any]) -> None:
-        """Say what around the run is not as it was, and has not been said."""
-        found = differences(self.there.fingerprint, fingerprint)
+    def print_differences(self, fingerprint: Mapping[str, Any]) -> None:
+        """Print what around the run is not as it was, and has not been printed."""
+        found = differences(self.first.fingerprint, fingerprint)
         for difference in found:
-            if difference.fact not in self.said:
-                say(f"differs    {difference}")
-        self.said.update(difference.fact for difference in found)
-        known = "versions, hardware, settings, code"
-        known += (
-            ", data, threads" if fingerprint.get("data") else "; data and threads not known yet"
-        )
+            if difference.fact not in self.printed:
+                _print(f"differs    {difference}")
+        self.printed.update(difference.fact for difference in found)
+        known = bool(fingerprint.get("data"))
         if not found:
-            say(f"the same   {known}")
+            more = ", data, threads" if known else "; data and threads not known yet"
+            _print(f"the same   versions, hardware, settings, code{more}")
 
     def look(self, folder: Path) -> None:
-        """Say what is new in the second run's folder."""
+        """Print what is new in the folder of the second run."""
         if not (folder / "fingerprint.json").is_file():
             return
-        there, here = self.there, read(folder)
+        first, second = self.first, _read(folder)
         if not self.started:  # only the training knows its data, threads and GPU
             self.started = True
-            self.surroundings(here.fingerprint)
-        for number in range(self.rows, min(len(here.rows), self.epochs)):
-            value = here.rows[number].get(there.metric or "")
-            differs = first_difference(there, here, number + 1) or "same bits"
-            say(f"epoch {number + 1}/{self.epochs}  {there.metric} {value}  {differs}")
-        self.rows = len(here.rows)
+            self.print_differences(second.fingerprint)
+        for number in range(self.rows, min(len(second.rows), self.epochs)):
+            value = second.rows[number].get(first.metric or "")
+            differs = first_difference(first, second, number + 1) or "same bits"
+            _print(f"epoch {number + 1}/{self.epochs}  {first.metric} {value}  {differs}")
+        self.rows = len(second.rows)
 
 
 if __name__ == "__main__":

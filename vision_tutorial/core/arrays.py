@@ -28,9 +28,9 @@ from rich.progress import Progress
 
 from ..core.atomic import write_json
 from .atomic import free_space, sync_folder
-from .child_process import usable_cores
 from .errors import StorageError, UserError, short
 from .images import VOID
+from .machine import usable_cores
 from .sources import ArraySource, Source
 
 MANIFEST = "arrays.json"

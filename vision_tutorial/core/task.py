@@ -15,11 +15,16 @@ class Batch:
     """Ready for the model. images float (B, 3, H, W); target ids (B, *S) or map (B, C, *S).
 
     pixels: the images before they were normalised, uint8 (B, 3, H, W), where they were asked for.
+    versions: of each image, one after the other; images of the data set count once in `len`.
     """
 
     images: Tensor
     target: Tensor
     pixels: Tensor | None = None
+    versions: int = 1
+
+    def __len__(self) -> int:
+        return len(self.target) // self.versions
 
 
 class Meter(Protocol):

@@ -67,7 +67,9 @@ def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, 
 
     num_classes: null leaves the classifier out, whatever the file has: a backbone needs none.
     """
-    found = _clean(_read(path), path)
+    if not path.is_file():
+        raise UserError(f"pretrained: no file {path}. {MEND}, to true (timm's), or to false.")
+    found = read(path)
     own = model.state_dict()
     head = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{h}." for h in ([head] if isinstance(head, str) else head))
@@ -93,26 +95,24 @@ def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, 
     return found
 
 
-def _read(path: Path) -> object:
-    if not path.is_file():
-        raise UserError(f"pretrained: no file {path}. {MEND}, to true (timm's), or to false.")
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or .pt file, out of the dictionaries and names that trainers
+    put around it; no code in it runs. UserError if there is none."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        # written out, since an environment variable can turn the default off
-        return torch.load(path, map_location="cpu", weights_only=True)
+            found = load_file(path)
+        else:  # written out, since an environment variable can turn the default off
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise whatever they like on damaged files
         raise UserError(
             f"{path}: not a weights file that can be read without running its code "
             f"({type(error).__name__}). Save the state_dict alone, best as .safetensors."
         ) from error
-
-
-def _clean(found: object, path: Path) -> dict[str, Tensor]:
-    """The state dict itself, out of a training script's checkpoint and without wrappers' names."""
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    ):
         raise UserError(f"{path}: holds no state_dict (names and tensors). Save that alone.")
     return {k.removeprefix("_orig_mod.").removeprefix("module."): v for k, v in found.items()}

@@ -2,4 +2,4 @@
 
 # Importing them fills their registries, and the batched forms of their entries.
 from . import arrays, mix, shapes  # noqa: F401
-from .augmentation import colour, erasing, policies, transforms  # noqa: F401
+from .augmentation import colour, erasing, geometry, policies  # noqa: F401

@@ -30,7 +30,7 @@ Item = tuple[int, int]  # (epoch, index)
 
 
 @dataclass
-class Raw:
+class RawBatch:
     """A batch as it leaves the loader: images uint8 (B, 3, H, W), or (B, V, 3, H, W) in V versions;
     target ids (B,) or masks uint8 (B, H, W); items (B, 2), (epoch, index) of each, on the CPU."""
 
@@ -41,25 +41,25 @@ class Raw:
     def __len__(self) -> int:
         return len(self.images)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Raw":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "RawBatch":
         """The same batch with `change` applied to each tensor."""
-        return Raw(change(self.images), change(self.target), change(self.items))
+        return RawBatch(change(self.images), change(self.target), change(self.items))
 
-    def pin_memory(self) -> "Raw":
+    def pin_memory(self) -> "RawBatch":
         """DataLoader calls this to speed up the way to a GPU."""
         return self.map(Tensor.pin_memory)
 
-    def parts(self, count: int) -> "list[Raw]":
+    def parts(self, count: int) -> "list[RawBatch]":
         """`count` micro-batches that keep mirror pairs together."""
         if count == 1:
             return [self]
         rows = (torch.from_numpy(part(len(self), i, count)) for i in range(count))
         return [self.map(partial(chosen, rows=row)) for row in rows]
 
-    def split(self, lengths: Sequence[int]) -> "list[Raw]":
+    def split(self, lengths: Sequence[int]) -> "list[RawBatch]":
         """Consecutive batches of these lengths."""
         pieces = (tensor.split(lengths) for tensor in (self.images, self.target, self.items))
-        return [Raw(*piece) for piece in zip(*pieces, strict=True)]
+        return [RawBatch(*piece) for piece in zip(*pieces, strict=True)]
 
 
 def chosen(tensor: Tensor, rows: Tensor | None) -> Tensor:
@@ -147,7 +147,7 @@ def listed(items: np.ndarray) -> list[Item]:
 
 
 @dataclass(frozen=True)
-class Singly:
+class PerImage:
     """One image at a time through transforms that draw from the global generators: timm's way.
 
     They are seeded by the image's address. Each image gets `transforms`; then come `copies` of
@@ -218,7 +218,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
-def collate(samples: list[Any]) -> Raw | UserError:
+def collate(samples: list[Any]) -> RawBatch | UserError:
     """Samples -> one batch; the first unreadable image speaks for all."""
     for sample in samples:
         if isinstance(sample, UserError):
@@ -233,12 +233,12 @@ def collate(samples: list[Any]) -> Raw | UserError:
         )
     # They lie as (H, W, 3), and stay so: whole blocks are copied then.
     batch = torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
-    return Raw(batch, torch.as_tensor(np.array(targets)), torch.tensor(items))
+    return RawBatch(batch, torch.as_tensor(np.array(targets)), torch.tensor(items))
 
 
 def make_loader(
     images: AugmentedImages, batches: TrainOrder | EvalOrder, workers: int, pin: bool
-) -> Iterator[Raw]:
+) -> Iterator[RawBatch]:
     """Batches in the given order. UserError names an image that cannot be read."""
     loader = DataLoader(
         images,

@@ -123,7 +123,7 @@ def mix(terms: Sequence[Term] | None) -> Mix:
     weights = np.array([term.weight for term in terms], dtype=np.float64)
     if not weights.sum() > 0:
         raise UserError("mix: every weight is 0; give one of them more, or leave `mix` out.")
-    bound = [mixers.bind(term.name, **term.options) for term in terms]
+    bound = [mixers.build(term.name, **term.options) for term in terms]
     for mixer in bound:  # so that a bad option shows now and not in the first batch
         mixer(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), generator(0, "probe"))
     modes = {t.options.get("mode", "batch") if t.name in TIMMS else "batch" for t in terms}

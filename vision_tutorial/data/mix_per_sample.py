@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core import targets
 from ..core.randomness import address
-from .augmentation.sampling import Draws
+from .augmentation.operation import RandomStream
 
 ATTEMPTS = 64  # of a gamma; one in twenty fails, at most
 
@@ -39,7 +39,7 @@ def mix_each(
     items int64 (B, 2): the address of each image's draws. in_pairs: mirrors share their draws.
     Masks stay class ids if CutMix is all there is.
     """
-    draws = Draws(owners(items.numpy(), in_pairs), address(seed, "mix"))
+    draws = RandomStream(owners(items.numpy(), in_pairs), address(seed, "mix"))
     u = draws(4)
     which = np.searchsorted(np.cumsum(weights)[:-1], u[:, 0], side="right")
     share = beta(draws, np.array([term.alpha for term in terms])[which])
@@ -77,13 +77,13 @@ def boxes(size: tuple[int, int], share: np.ndarray, centres: np.ndarray) -> Tens
     return torch.from_numpy(lines[0][:, None, :, None] & lines[1][:, None, None, :])
 
 
-def beta(draws: Draws, alpha: np.ndarray) -> np.ndarray:
+def beta(draws: RandomStream, alpha: np.ndarray) -> np.ndarray:
     """Beta(alpha, alpha) for each image, float64 (B,): of two gammas, the first one's share."""
     one, other = gamma(draws, alpha, 1), gamma(draws, alpha, 2)
     return one / (one + other)
 
 
-def gamma(draws: Draws, alpha: np.ndarray, lane: int) -> np.ndarray:
+def gamma(draws: RandomStream, alpha: np.ndarray, lane: int) -> np.ndarray:
     """Gamma(alpha) for each image (Marsaglia and Tsang 2000); attempts take every other block."""
     raised = np.where(alpha < 1, alpha + 1, alpha)
     d = raised - 1 / 3

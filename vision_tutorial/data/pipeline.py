@@ -1,198 +1,223 @@
-"""The batched path: images by (epoch, index), augmented by the batch, where their pixels lie.
+"""Recipe and source -> batches ready for the network: the whole data path as one object."""
 
-Pixels lie on the GPU if they fit, else in the machine's memory or in a mapped file. Only indices
-cross from the order of an epoch to here. Which code carries out the slots makes no difference to
-the bits: `compiled.py` on the CPU, `tensors.py` on a GPU or where numba is missing.
-"""
-
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..core.sources import ArraySource, Source, Subset, base
-from .augmentation import mask_ops
-from .augmentation.batched_ops import Slot
-from .augmentation.sampling import Program
-from .executors import tensors
-from .loader import EvalOrder, Item, Raw, TrainOrder
+from ..core.errors import UserError
+from ..core.sources import Source
+from ..core.task import Batch
+from ..recipe.fields import Colours, Recipe
+from ..recipe.grammar import Choice
+from . import mix
+from .augmentation.operation import AugmentationPlan, batched_form, operation
+from .augmentation.pairs import joint
+from .loader import AugmentedImages, EvalOrder, PerImage, RawBatch, TrainOrder, make_loader
+from .preprocess import COLOURS, Preprocessor, erase_per_image
+from .store import OneImage, Store, ahead, has_numba, is_array
 
-logger = logging.getLogger(__name__)
-
-TOGETHER = {False: 2048, True: 4096}  # images augmented at once, by whether on a GPU,
-ROOM = 2**26  # if they have no more bytes than this
-KEPT = 2**30  # bytes of finished images that an evaluation keeps for the next one
-
-
-@cache
-def has_numba() -> bool:
-    """Whether the compiled path is there; numba refuses a NumPy that is too new for it."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        logger.warning("no numba here: images are augmented by torch, several times slower")
-        return False
-    return True
-
-
-def carry_out(images: np.ndarray, rows: np.ndarray, slots: Sequence[Slot], threads: int) -> Tensor:
-    """Images `rows` of images uint8 (N, H, W, 3) after `slots`, on the CPU: (B, 3, h, w)."""
-    if has_numba():
-        from .executors import compiled
-
-        made = torch.from_numpy(compiled.apply(images, rows, slots, threads))
-        return made.permute(0, 3, 1, 2)
-    chosen = torch.from_numpy(images[rows]).permute(0, 3, 1, 2)
-    return tensors.apply(chosen, slots)
+IMAGES_AT_ONCE = {False: 2048, True: 4096}  # augmented in one call, by whether on a GPU,
+BYTES_AT_ONCE = 2**26  # if they have no more bytes than this
+KEPT_BYTES = 2**30  # of augmented images that an evaluation keeps for the next one
 
 
 @dataclass(frozen=True)
-class Together:
-    """The batched form for one image of any size, as the loader's workers decode them."""
+class WorkerContext:
+    """The process that takes the images, and what it has. workers: of torch's loader."""
 
-    program: Program
-
-    def __call__(self, image: Image.Image, item: Item) -> Tensor:
-        """uint8 (3, h, w)."""
-        pixels = np.asarray(image)[None]
-        slots = self.program.slots(np.array([item]), pixels.shape[1:3])
-        return carry_out(pixels, np.zeros(1, np.int64), slots, threads=1)[0]
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    threads: int = 1
+    workers: int = 0
 
 
-class Store:
-    """The pixels and targets (masks, if it is dense) of a source in memory, or in a mapped file."""
+class DataPipeline:
+    """The batches of one source: augmented, mixed, normalised, on the worker's device.
 
-    def __init__(self, source: Source, device: torch.device, memory: str, threads: int):
-        """memory: `device`, `host`, or `auto` for the first where the images fit."""
-        arrays, self.rows = unfolded(source)
-        self.device, self.threads = device, threads
-        self.targets = torch.from_numpy(np.ascontiguousarray(source.targets)).to(device)
-        # a plain array over the same memory, whatever kind of mapping it was
-        self.images: np.ndarray | Tensor = np.asarray(arrays.images)
-        self.masks = np.asarray(arrays.masks) if source.dense else None
-        if device.type == "cuda" and (memory == "device" or memory == "auto" and self.fits()):
-            self.images = torch.tensor(self.images, device=device)  # may be mapped read-only
-            self.masks = None if self.masks is None else torch.tensor(self.masks, device=device)
+    For training images get `augment`, `mix` and erasing; for evaluation `eval_augment`. Whole
+    batches are augmented at once where each entry has a batched form, else image by image. copies:
+    how many extra versions of an image the loss compares (jsd); these are made image by image.
+    UserError where `data.path` asks for batches and a training cannot have them.
+    """
 
-    def fits(self) -> bool:
-        """Whether images and masks take less than a quarter of the GPU's free memory."""
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return self.images.nbytes + (0 if self.masks is None else self.masks.nbytes) < free / 4
-
-    def __call__(self, program: Program, items: np.ndarray) -> Raw:
-        """The images `items` int64 (B, 2), augmented, and their targets."""
-        chosen = items[:, 1]
-        slots = program.slots(items, tuple(self.images.shape[1:3]))
-        rows = chosen if self.rows is None else self.rows[chosen]
-        if self.masks is None:
-            target = self.targets[torch.from_numpy(chosen).to(self.targets.device)]
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        worker: WorkerContext,
+        *,
+        training: bool,
+        copies: int = 0,
+    ):
+        self.recipe, self.source, self.worker = recipe, source, worker
+        self.kept: list[RawBatch] | None = None
+        if training:
+            self.plan = batched_plan(recipe, copies)
         else:
-            target = self.moved(rows, slots)
-        return Raw(self.pixels(rows, slots), target, torch.from_numpy(items))
+            self.plan = attempt(recipe, recipe.eval_augment)
+            self.plan = self.plan if isinstance(self.plan, AugmentationPlan) else None
+        self.store = None
+        if self.plan is not None and is_array(source):
+            self.store = Store(source, worker.device, recipe.data.memory, worker.threads)
+            # where nothing is done to the images they are in memory already
+            self.keeps = not training and bool(self.plan.samplers)
+        else:
+            self.images = augmented_images(recipe, source, training, copies)
+            self.keeps = not training and source.dense
+        compiled = worker.device.type == "cpu" and has_numba() and recipe.data.path != "timm"
+        self.preprocessor = Preprocessor(
+            device=worker.device,
+            colours=colours(recipe),
+            channels_last=recipe.channels_last,
+            mixing=mix.mix(recipe.mix) if training else mix.leave,
+            erase=erasing(recipe, copies) if training else None,
+            threads=worker.threads if compiled else 0,
+            classes=len(source.classes),
+            seed=recipe.seed,
+        )
 
-    def pixels(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
-        """uint8 (B, 3, h, w), on the device that will augment or read them."""
-        if self.device.type != "cuda":
-            return carry_out(self.images, rows, slots, self.threads)
-        return tensors.apply(self.on_gpu(self.images, rows).permute(0, 3, 1, 2), slots)
+    def train(self, start: int, stop: int, parts: int = 1) -> Iterator[list[Batch]]:
+        """The micro-batches, `parts` of them, of each step from start to stop."""
+        for step, raw in enumerate(self.raw_training(start, stop), start):
+            yield list(self.preprocessor.parts(raw, step, parts))
 
-    def moved(self, rows: np.ndarray, slots: Sequence[Slot]) -> Tensor:
-        """Masks uint8 (B, h, w), likewise."""
-        if self.device.type != "cuda":
-            return torch.from_numpy(mask_ops.carried_out(self.masks, rows, slots))
-        chosen = self.on_gpu(self.masks, rows)[:, None]
-        return tensors.apply(chosen, mask_ops.of_masks(slots))[:, 0]
+    def raw_training(self, start: int, stop: int) -> Iterator[RawBatch]:
+        """The process's batches of the steps from start to stop, before they are mixed."""
+        recipe, worker = self.recipe, self.worker
+        size, of_process = (len(self.source), recipe.batch_size), (worker.rank, worker.world)
+        return self.raw_batches(TrainOrder(*size, recipe.seed, start, stop, *of_process))
 
-    def on_gpu(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
-        """Some rows of the images or masks."""
-        if isinstance(values, Tensor):
-            return values[torch.from_numpy(rows).to(self.device)]
-        pinned = torch.from_numpy(values[rows]).pin_memory()
-        return pinned.to(self.device, non_blocking=True)
+    def evaluation(self, pixels: bool = False) -> Iterator[Batch]:
+        """The process's share of the source, from the beginning at each call. pixels: see Batch."""
+        for raw in self.raw_evaluation():
+            yield self.preprocessor(raw, pixels=pixels)
 
+    def eval_order(self) -> EvalOrder:
+        """Which images the process sees in an evaluation, batch by batch."""
+        return eval_order(self.recipe, self.source, self.worker)
 
-def unfolded(source: Source) -> tuple[ArraySource, np.ndarray | None]:
-    """The arrays under any subsets, and which of their rows the source has (None: all)."""
-    if not isinstance(source, Subset):
-        return source, None
-    arrays, rows = unfolded(source.source)
-    return arrays, source.indices if rows is None else rows[source.indices]
-
-
-def is_array(source: Source) -> bool:
-    """Whether the images lie in arrays, under any subsets."""
-    return isinstance(base(source), ArraySource)
-
-
-@dataclass(frozen=True)
-class Batched:
-    """What feeds a training: the batches of an order, augmented."""
-
-    store: Store
-    program: Program
-
-    def batches(self, order: TrainOrder | EvalOrder) -> Iterator[Raw]:
-        """In order. On a GPU they are made ahead, beside the step that runs."""
-        made = self.by_the_dozen(order)
-        return ahead(made, self.store.device) if self.store.device.type == "cuda" else made
-
-    def by_the_dozen(self, order: TrainOrder | EvalOrder) -> Iterator[Raw]:
-        """Many batches augmented at once: drawing for many images costs little more than for few,
-        and a GPU has something to do."""
-        most = ROOM // max(self.store.images[0].nbytes, 1)
-        together = min(TOGETHER[self.store.device.type == "cuda"], most)
-        remaining = order.items()
-        while first := list(islice(remaining, 1)):
-            more = islice(remaining, max(together // len(first[0]) - 1, 0))
-            group = first + list(more)
-            whole = self.store(self.program, np.concatenate(group))
-            yield from whole.split([len(items) for items in group])
-
-
-class Evaluated:
-    """What feeds evaluations: nothing in it is random, so what was made once is kept if it fits."""
-
-    def __init__(self, feed: Callable[[EvalOrder], Iterator[Raw]]):
-        self.feed = feed
-        self.kept: dict[EvalOrder, list[Raw]] = {}
-
-    def batches(self, order: EvalOrder) -> Iterator[Raw]:
-        """In order; from memory the second time."""
-        if order in self.kept:
-            return iter(self.kept[order])
-        return self.made(order)
-
-    def made(self, order: EvalOrder) -> Iterator[Raw]:
-        """Make them, and keep them once all were made."""
+    def raw_evaluation(self) -> Iterator[RawBatch]:
+        """The batches of an evaluation before they are normalised; kept in memory if they fit."""
+        if self.kept is not None:
+            yield from self.kept
+            return
         found, size = [], 0
-        for raw in self.feed(order):
+        for raw in self.raw_batches(self.eval_order()):
             size += raw.images.nbytes + raw.target.nbytes
-            if size <= KEPT:
+            if self.keeps and size <= KEPT_BYTES:
                 found.append(raw)
             yield raw
-        if size <= KEPT:
-            self.kept[order] = found
+        if self.keeps and size <= KEPT_BYTES:
+            self.kept = found
+
+    def raw_batches(self, order: TrainOrder | EvalOrder) -> Iterator[RawBatch]:
+        """The batches of an order, augmented. On a GPU they are made ahead, beside the step."""
+        device = self.worker.device
+        if self.store is None:
+            return make_loader(self.images, order, self.worker.workers, device.type == "cuda")
+        made = self.augmented_at_once(order)
+        return ahead(made, device) if device.type == "cuda" else made
+
+    def augmented_at_once(self, order: TrainOrder | EvalOrder) -> Iterator[RawBatch]:
+        """Many batches in one call: it costs little more than one batch, and keeps a GPU busy."""
+        most = BYTES_AT_ONCE // max(self.store.images[0].nbytes, 1)
+        count = min(IMAGES_AT_ONCE[self.worker.device.type == "cuda"], most)
+        remaining = order.items()
+        while first := list(islice(remaining, 1)):
+            group = first + list(islice(remaining, max(count // len(first[0]) - 1, 0)))
+            made = self.store(self.plan, np.concatenate(group))
+            yield from made.split([len(items) for items in group])
 
 
-def ahead(batches: Iterator[Raw], device: torch.device) -> Iterator[Raw]:
-    """Queue each batch on a stream of its own, one before it is needed, beside the step."""
-    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    side.wait_stream(main)  # the pixels may still be on their way
+def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
+    """References of the operations on images, and on normalised tensors, in order."""
+    made = [operation(choice) for choice in choices]
+    late = [one for one in made if one.stage == "tensor"]
+    if late and made[-len(late) :] != late:
+        raise UserError(
+            "augment: random_erasing and cutout act after normalising; put them last in the list."
+        )
+    references = [one.reference for one in made]
+    first = len(made) - len(late)
+    return references[:first], references[first:]
 
-    def queued() -> Raw | None:
-        with torch.cuda.stream(side):
-            return next(batches, None)
 
-    upcoming = queued()
-    while upcoming is not None:
-        main.wait_stream(side)
-        for tensor in (upcoming.images, upcoming.target):
-            tensor.record_stream(main)
-        current, upcoming = upcoming, queued()
-        yield current
+def batched_plan(recipe: Recipe, copies: int = 0) -> AugmentationPlan | None:
+    """The batched form of the training images' augmentation; None where it goes image by image.
+
+    UserError where `data.path` insists on it and an entry has none.
+    """
+    made = attempt(recipe, recipe.augment, copies)
+    if isinstance(made, UserError) and recipe.data.path == "batched":
+        raise made
+    return made if isinstance(made, AugmentationPlan) else None
+
+
+def attempt(
+    recipe: Recipe, choices: Sequence[Choice], copies: int = 0
+) -> AugmentationPlan | UserError | None:
+    """The batched form of a chain, or why there is none; None where it is not wanted."""
+    if recipe.data.path == "timm":
+        return None
+    if copies:
+        return UserError("loss: jsd needs copies of images; data.path=batched has none.")
+    try:
+        return batched_form(choices, recipe.seed)
+    except UserError as error:
+        return error
+
+
+def describe_path(recipe: Recipe, copies: int = 0, dense: bool = False) -> str:
+    """In words: which path training images take, and why not the faster one."""
+    made = attempt(recipe, recipe.augment, copies)
+    if isinstance(made, AugmentationPlan):
+        return "batched: whole batches at once, the pixels that Pillow would give"
+    reason = "as data.path says" if made is None else str(made).partition(". ")[0].rstrip(".")
+    per_image = "joint: one image and its mask" if dense else "timm: one image"
+    return f"{per_image} at a time ({reason})"
+
+
+def augmented_images(
+    recipe: Recipe, source: Source, training: bool = True, copies: int = 0
+) -> AugmentedImages:
+    """Augmented images by (epoch, index), one at a time."""
+    choices = recipe.augment if training else recipe.eval_augment
+    if source.dense:
+        if copies:
+            raise UserError("loss: jsd compares copies of images; there are none with masks.")
+        return AugmentedImages(source, joint(choices, recipe.seed))
+    made = batched_plan(recipe, copies) if training else attempt(recipe, choices)
+    if isinstance(made, AugmentationPlan):
+        return AugmentedImages(source, OneImage(made))
+    if not copies:
+        return AugmentedImages(source, PerImage(chain(choices)[0], recipe.seed))
+    made = [one for one in map(operation, choices) if one.stage != "tensor"]
+    framing = [one.reference for one in made if one.framing]
+    others = [one.reference for one in made if not one.framing]
+    several = PerImage(framing, recipe.seed, copies, others)
+    return AugmentedImages(source, several)
+
+
+def eval_order(recipe: Recipe, source: Source, worker: WorkerContext) -> EvalOrder:
+    """Which images of a split the process sees in an evaluation, batch by batch."""
+    return EvalOrder(len(source), recipe.eval_batch_size, worker.rank, worker.world)
+
+
+def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of each channel, of pixels in 0 … 1."""
+    given = recipe.normalize
+    return (given.mean, given.std) if isinstance(given, Colours) else COLOURS[given]
+
+
+def erasing(recipe: Recipe, copies: int = 0) -> Callable[[Tensor, Tensor], Tensor]:
+    """(normalised images, items) -> images with boxes overwritten, by either path."""
+    made = batched_plan(recipe, copies)
+    if made is not None:
+        return made.erase
+    return partial(erase_per_image, chain(recipe.augment)[1], recipe.seed)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core import targets
 from ..core.randomness import address
 from ..core.task import Batch
-from .loader import Raw, chosen, part, seed_generators
+from .loader import RawBatch, chosen, part, seed_generators
 from .mix import Mix, leave
 
 # Per-channel mean and standard deviation of pixels in 0 … 1.
@@ -50,7 +50,7 @@ def compiled_normalize(
     return scale
 
 
-def erase_singly(
+def erase_per_image(
     transforms: Sequence[Callable], seed: int, images: Tensor, items: Tensor
 ) -> Tensor:
     """Apply the per-image tensor transforms (random erasing) to normalised images, by address."""
@@ -61,12 +61,11 @@ def erase_singly(
     return images
 
 
-class Finisher:
-    """(raw batch, step) -> Batch on `device`; no mixing and no erasing evaluates.
+class Preprocessor:
+    """Raw batch -> Batch on `device`: mixed, normalised, erased.
 
     A batch (B, V, 3, H, W) of V versions becomes (V·B, 3, H, W), all first versions first. Masks
-    become class ids. threads: for compiled code on the CPU; 0 does without it. pixels: whether the
-    batch also keeps its images as they were before normalising.
+    become class ids. threads: for compiled code on the CPU; 0 does without it.
     """
 
     def __init__(
@@ -76,41 +75,47 @@ class Finisher:
         colours: tuple[Sequence[float], Sequence[float]],
         channels_last: bool,
         mixing: Mix = leave,
-        erase: Callable[[Tensor, Tensor], Tensor] = lambda images, items: images,
+        erase: Callable[[Tensor, Tensor], Tensor] | None = None,
         threads: int = 0,
         classes: int = 0,
         seed: int = 0,
-        pixels: bool = False,
     ):
-        self.device, self.mixing, self.erase = device, mixing, erase
-        self.classes, self.seed, self.pixels = classes, seed, pixels
+        self.device, self.colours, self.mixing, self.erase = device, colours, mixing, erase
+        self.classes, self.seed = classes, seed
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        table = compiled_normalize(colours, channels_last, threads) if threads else None
-        self.scale = table or (lambda images, rows: normalize(chosen(images, rows), colours))
+        self.compiled = compiled_normalize(colours, channels_last, threads) if threads else None
 
-    def __call__(self, raw: Raw, step: int = 0) -> Batch:
-        """The whole batch."""
-        (batch,) = self.parts(raw, step, 1)
+    def __call__(self, raw: RawBatch, step: int = 0, pixels: bool = False) -> Batch:
+        """The complete batch. pixels: whether it keeps its images as they were, too."""
+        (batch,) = self.parts(raw, step, 1, pixels)
         return batch
 
-    def parts(self, raw: Raw, step: int, count: int) -> Iterator[Batch]:
+    def parts(self, raw: RawBatch, step: int, count: int, pixels: bool = False) -> Iterator[Batch]:
         """`count` micro-batches that keep mirror pairs together, of a batch that is mixed whole."""
         images = raw.images.to(self.device, non_blocking=True)
         target = raw.target.to(self.device, non_blocking=True)
         if target.dtype == torch.uint8:
             target = targets.from_masks(target)
-        items, n = raw.items, len(raw)
+        items = raw.items
         images, target = self.mixing(images, target, self.classes, self.seed, step, items)
         for index in range(count):
-            rows = torch.from_numpy(part(n, index, count)) if count > 1 else None
-            yield self.finished(images, *(chosen(tensor, rows) for tensor in (target, items)), rows)
+            rows = torch.from_numpy(part(len(raw), index, count)) if count > 1 else None
+            mine = (chosen(tensor, rows) for tensor in (target, items))
+            yield self.normalized(images, *mine, rows, pixels)
 
-    def finished(self, images: Tensor, target: Tensor, items: Tensor, rows: Tensor | None) -> Batch:
+    def normalized(
+        self, images: Tensor, target: Tensor, items: Tensor, rows: Tensor | None, pixels: bool
+    ) -> Batch:
         """The images `rows` (None: all) of a mixed batch, and what belongs to these."""
+        versions = images.shape[1] if images.dim() == 5 else 1
         if images.dim() == 5:
-            versions = images.shape[1]
             images, rows = chosen(images, rows).transpose(0, 1).flatten(0, 1), None
             target = target.repeat(versions)
             items = torch.cat([items + items.new_tensor([0, v << 40]) for v in range(versions)])
-        made = self.erase(self.scale(images, rows), items).contiguous(memory_format=self.layout)
-        return Batch(made, target, chosen(images, rows) if self.pixels else None)
+        if self.compiled:
+            made = self.compiled(images, rows)
+        else:
+            made = normalize(chosen(images, rows), self.colours)
+        made = self.erase(made, items) if self.erase else made
+        kept = chosen(images, rows) if pixels else None
+        return Batch(made.contiguous(memory_format=self.layout), target, kept, versions)

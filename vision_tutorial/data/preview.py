@@ -19,15 +19,16 @@ from torchvision import transforms as tv
 from ..core import targets
 from ..core.errors import UserError
 from ..core.randomness import address
-from ..core.registry import augments
 from ..core.sources import Source
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice, Term
 from ..recipe.notation import scalar
-from . import feeding, mix, pipeline
-from .augmentation.batched_ops import Slot
+from .augmentation.batched_ops import BatchedOp
+from .augmentation.operation import operation
 from .augmentation.policies import signed
 from .loader import collate, seed_generators
+from .pipeline import DataPipeline, WorkerContext, augmented_images, colours
+from .store import carry_out
 
 EPOCHS = 8  # of the whole chain
 DRAWS = 4  # of one entry, or one mixer
@@ -49,7 +50,7 @@ class Panel(NamedTuple):
     shots: list[Shot]
 
 
-def microscope(recipe: Recipe, source: Source) -> list[Panel]:
+def preview(recipe: Recipe, source: Source) -> list[Panel]:
     """One training image under all of a recipe's augmentation.
 
     In order: as an evaluation sees it; under the whole chain in the first epochs (the very images
@@ -83,21 +84,16 @@ def shots(
 ) -> list[Shot]:
     """The first of these images as training sees it in each epoch, where it differs from before;
     called `label` and the epoch, counted from 1, or by their shares, where images are mixed."""
-    images = feeding.images(recipe, source)
-    finish = feeding.finishing(
-        recipe,
-        feeding.Place(torch.device("cpu")),
-        mixing=mix.mix(recipe.mix),
-        erase=feeding.erasing(recipe),
-        classes=len(source.classes),
-    )
+    images = augmented_images(recipe, source)
+    worker = WorkerContext(torch.device("cpu"))
+    preprocess = DataPipeline(recipe, source, worker, training=True).preprocessor
     made: dict[bytes, Shot] = {}
     for epoch in range(epochs):
         raw = collate([images[epoch, index] for index in indices])
         if isinstance(raw, UserError):
             raise raw
-        batch = finish(raw, epoch)
-        pixels, target = visible(batch.images[0], feeding.colours(recipe)), batch.target[0]
+        batch = preprocess(raw, epoch)
+        pixels, target = visible(batch.images[0], colours(recipe)), batch.target[0]
         shot = Shot(f"{label} {epoch + 1}", pixels)
         if source.dense:
             masks = targets.to_masks(targets.to_ids(batch.target))
@@ -143,7 +139,7 @@ def apart(choice: Choice, pixels: np.ndarray, seed: int) -> list[Shot]:
 
     Each happens surely and at its nominal magnitude; which way (left, right) is drawn by `seed`.
     """
-    made = augments.bind(choice.name, **choice.options)()
+    made = operation(choice).reference
     made = made.transforms[0] if isinstance(made, tv.RandomChoice) else made
     if isinstance(made, timm_policies.AutoAugment):
         return [timms(pair, pixels, address(seed, n)) for n, pair in enumerate(made.policy)]
@@ -181,8 +177,8 @@ def torchvisions(
     size, slots, names = pixels.shape[:2], [], []
     for name, _, place in ops:
         codes, args = signed(space, name, place, size)[0]
-        slots.append(Slot(codes, args, size, tuple(fill or (0, 0, 0))))
+        slots.append(BatchedOp(codes, args, size, tuple(fill or (0, 0, 0))))
         levels = space[name][0]
         names.append(f"{name} {float(levels[place]):.3g}" if levels.ndim else name)
-    made = pipeline.carry_out(pixels[None], np.zeros(1, np.int64), slots, threads=1)
+    made = carry_out(pixels[None], np.zeros(1, np.int64), slots, threads=1)
     return Shot(" + ".join(names), made[0].permute(1, 2, 0).numpy())

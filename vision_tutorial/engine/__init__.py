@@ -1,27 +1,26 @@
 """The loop and what surrounds it: processes, checkpoints, tracking, display."""
 
-from .checkpoint import Checkpoints, NoCheckpoints, load_weights
+from .checkpoint import Checkpoints
 from .distributed import Distributed
-from .ema import Ema, NoEma, decay_at
+from .ema import Ema, decay_at
 from .evaluation import Evaluation, Timed, evaluate, rounds_of
-from .loop import Plan, Progress, fit
+from .loop import Plan, Progress, Recorder, fit
 from .profiling import profiled
 from .progress import make_display
-from .recorder import NoRecorder, Recorder, restore, summarise
+from .recorder import RunRecorder, restore, summarise
 from .signals import StopRequest
-from .step import TrainingState, fitting_parts
-from .tta import looking
+from .step import TrainingState, fit_accumulation_steps
+from .tta import prediction_function
+from .weights import load_weights, put_weights, weights_path
 
 __all__ = [
     "Checkpoints",
     "Recorder",
+    "RunRecorder",
     "Distributed",
     "Ema",
     "Evaluation",
     "TrainingState",
-    "NoCheckpoints",
-    "NoRecorder",
-    "NoEma",
     "Plan",
     "Progress",
     "StopRequest",
@@ -29,12 +28,14 @@ __all__ = [
     "decay_at",
     "evaluate",
     "fit",
-    "fitting_parts",
+    "fit_accumulation_steps",
     "load_weights",
-    "looking",
+    "prediction_function",
     "make_display",
     "profiled",
+    "put_weights",
     "restore",
     "rounds_of",
     "summarise",
+    "weights_path",
 ]

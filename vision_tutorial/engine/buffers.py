@@ -33,12 +33,12 @@ class Buffers:
         return [buffer for buffer in self.all() if buffer.is_floating_point()]
 
     @torch.no_grad()
-    def keep(self) -> None:
+    def snapshot(self) -> None:
         """Remember them as they are before a step."""
         self.kept = [flat(group) for group in self.groups()]
 
     @torch.no_grad()
-    def put_back(self, bad: Tensor | None = None) -> None:
+    def restore(self, bad: Tensor | None = None) -> None:
         """Undo what forward passes did to them; where `bad` is given, only if it is true.
 
         `bad` is read on its device, so nobody waits for it.

@@ -11,8 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,43 +120,37 @@ def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file is as it was written; else raises Damaged."""
     content = read_json(folder / MANIFEST)
     digest = content.pop("sha256", None) if isinstance(content, dict) else None
-    if digest is None or seal(content) != _bytes(folder / MANIFEST):
+    if digest is None or seal(content) != (folder / MANIFEST).read_bytes():
         raise Damaged(f"{MANIFEST} is not as it was written")
     if content.get("format") != FORMAT:
         raise UserError(f"{folder} is not of format {FORMAT}. Read it with the version it is of.")
     for name, expected in content["files"].items():
-        if _measure(folder / name) != (expected["bytes"], expected["sha256"]):
+        with _reading(folder / name), (folder / name).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if (size, digest) != (expected["bytes"], expected["sha256"]):
             raise Damaged(f"{name} is not as it was written")
     return content
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, in memory; Damaged if it is none."""
-    try:
-        return safetensors.load(_bytes(path))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise Damaged(f"{path.name}: {error}") from error
+    with _reading(path):
+        return safetensors.load(path.read_bytes())
 
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file; Damaged if it is none."""
+    with _reading(path):
+        return json.loads(path.read_bytes())
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever readers raise about `path` into Damaged."""
     try:
-        return json.loads(_bytes(path))
-    except (ValueError, RecursionError) as error:
+        yield
+    except OSError as error:
+        raise Damaged(f"{path.name}: {error.strerror}") from error
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise Damaged(f"{path.name}: {error}") from error
-
-
-def _measure(path: Path) -> tuple[int, str]:
-    """Size and digest of a file, read piece by piece."""
-    try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise Damaged(f"{path.name}: {error.strerror}") from error
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Damaged(f"{path.name}: {error.strerror}") from error

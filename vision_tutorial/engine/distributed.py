@@ -23,8 +23,9 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..core.errors import MemoryExhausted, PeerLost, UserError
+from ..core.machine import usable_cores
 from ..core.sources import Source
-from .shared_dataset import Desk, take_up
+from .shared_dataset import sharing
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
@@ -39,7 +40,7 @@ class Distributed:
         self, precision: str = "fp32", threads: int | None = None, deterministic: bool = True
     ):
         self.rank, self.world, self.local_world = launched()
-        self.threads = threads or max(1, cores() // self.local_world)
+        self.threads = threads or max(1, len(usable_cores()) // self.local_world)
         torch.set_num_threads(self.threads)
         on_cpu = not torch.cuda.is_available() and self.world > 1
         self.precision, self.notice = usable_precision(
@@ -113,7 +114,7 @@ class Distributed:
         """Whether any process says so."""
         return flag if self.world == 1 else self.sum(torch.tensor([float(flag)])).item() > 0
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The value that rank 0 holds."""
         if self.world == 1:
             return value
@@ -121,14 +122,14 @@ class Distributed:
         torch.distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The values of all processes, on every process."""
         box = [value] * self.world
         if self.world > 1:
             torch.distributed.all_gather_object(box, value)
         return box
 
-    def together(self, work: Callable[[], T]) -> T:
+    def run_together(self, work: Callable[[], T]) -> T:
         """What `work` gives, once it is done on every process; it may outlast the timeout.
 
         An error of one process is raised by all of them, and printed by the one.
@@ -147,7 +148,7 @@ class Distributed:
         thread.join(PATIENCE)
         while self.any(thread.is_alive()):
             thread.join(PATIENCE)
-        errors = self.gather(told(failed[0], self.rank) if failed else None)
+        errors = self.all_gather_object(told(failed[0], self.rank) if failed else None)
         if failed:
             raise failed[0]
         for error in filter(None, errors):
@@ -155,23 +156,23 @@ class Distributed:
             raise error
         return done[0]
 
-    def local_share(self, read: Callable[[], Source]) -> Source:
+    def share_dataset(self, read: Callable[[], Source]) -> Source:
         """The source that `read` gives: read by the first process of each machine, and held once
         there; the others map what it read, or read for themselves what lies in files."""
         if self.world == 1:
             return read()
         first = self.rank == self.leader
-        with Desk() as desk:
-            own = self.together(lambda: read() if first else None)
+        with sharing() as shared:
+            own = self.run_together(lambda: read() if first else None)
             several = first and self.local_world > 1
-            offer = self.together(lambda: desk.lay_down(own) if several else None)
-            offers = self.gather((offer, desk.notice))
-            notices = {self.notice, *(notice for _, notice in offers)} - {None}
+            shared = self.run_together(lambda: shared.publish(own) if several else shared)
+            everyones = self.all_gather_object(shared)
+            notices = {self.notice, *(other.notice for other in everyones)} - {None}
             self.notice = " ".join(sorted(notices)) or None
-            mine = offers[self.leader][0]
-            return self.together(lambda: take_up(mine) or own or read())
+            mine = everyones[self.leader]
+            return self.run_together(lambda: mine.attach() or own or read())
 
-    def spread(self, values: Tensor, source: int) -> Tensor:
+    def broadcast(self, values: Tensor, source: int) -> Tensor:
         """`values` of process `source`, in place."""
         if self.world > 1:
             torch.distributed.broadcast(values, src=source)
@@ -243,11 +244,6 @@ def launched() -> tuple[int, int, int]:
         f"the environment says {shown}, which no launcher would set; unset these, or start with "
         "torchrun --nproc N."
     )
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_algorithms(deterministic: bool) -> None:

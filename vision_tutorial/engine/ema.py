@@ -36,14 +36,18 @@ class Ema:
     """Keeps the average of everything in a model's state_dict; whole numbers are copied.
 
     Give it the bare model, not its DDP or compiled wrapping, so that names stay the model's own.
+    Without a model it averages nothing.
     """
 
-    def __init__(self, model: nn.Module):
-        self.tensors = {name: t.detach().clone() for name, t in model.state_dict().items()}
+    def __init__(self, model: nn.Module | None = None):
+        state = model.state_dict() if model else {}
+        self.tensors = {name: t.detach().clone() for name, t in state.items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, decay: float) -> None:
         """average <- decay * average + (1 - decay) * model, in one pass over all tensors."""
+        if not self.tensors:
+            return
         now = model.state_dict()
         floats = [name for name, t in self.tensors.items() if t.is_floating_point()]
         torch._foreach_lerp_([self.tensors[n] for n in floats], [now[n] for n in floats], 1 - decay)
@@ -63,27 +67,12 @@ class Ema:
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Within it `model` has the averaged weights; afterwards its own again, bit for bit."""
+        if not self.tensors:
+            yield
+            return
         own = {name: t.detach().clone() for name, t in model.state_dict().items()}
         model.load_state_dict(self.tensors)
         try:
             yield
         finally:
             model.load_state_dict(own)
-
-
-class NoEma:
-    """The twin of `Ema` for recipes without one: no tensors, and the model as it is."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def update(self, model: nn.Module, decay: float) -> None:
-        """Nothing."""
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Nothing."""
-
-    @contextmanager
-    def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model as it is."""
-        yield

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from ..core.task import Meter
+from ..core.task import Batch, Meter
 from .distributed import Distributed
 from .evaluation import Evaluation, Interrupted
 from .signals import StopRequest
-from .step import Outcome, Reader, TrainingState, lag_of, take_step
+from .step import StepQueue, StepResult, TrainingState, async_steps_of, take_step
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Plan:
     steps_per_epoch: int
     epochs: int
     lr: Callable[[int, list[float | None]], float]
-    batches: Callable[[int, int], Iterator[Any]]
+    batches: Callable[[int, int, int], Iterator[list[Batch]]]  # (start, stop, micro-batches a step)
+    batch_size: int  # of all processes together
     evaluate: Callable[[Callable[[], bool], Callable[[int, int], None]], Evaluation]
     headline: str
     higher_is_better: bool
@@ -50,12 +51,12 @@ class Progress:
     table: dict[str, list[Any]] = field(default_factory=dict)  # of classes, at the best epoch
     total_seconds: float = 0.0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, result: StepResult) -> None:
         """Count a step. The loss of a skipped step is no number and stays out of the mean."""
-        self.skipped += outcome.skipped
-        if not outcome.skipped:
-            self.items += outcome.items
-            for name, value in outcome.losses.items():
+        self.skipped += result.skipped
+        if not result.skipped:
+            self.items += result.items
+            for name, value in result.losses.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
 
     def spend(self, waited: float, took: float, total: float) -> None:
@@ -85,14 +86,15 @@ class Progress:
         return [row.get(name) for row in self.rows]
 
 
-class Duties(Protocol):
-    """What rank 0 does beside learning: save and tell. Other ranks hold a do-nothing twin."""
+class Recorder:
+    """What rank 0 does beside training: save and report. This one does nothing, as other ranks."""
 
     def save(self, progress: Progress, is_best: bool) -> None:
         """Write a checkpoint."""
 
     def due(self, progress: Progress) -> bool:
         """Whether a checkpoint within the epoch is due."""
+        return False
 
     def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
         """Show a step of `items` images; the loss is that of the last step that was read."""
@@ -103,52 +105,56 @@ class Duties(Protocol):
     def finished_epoch(self, progress: Progress) -> None:
         """Report the last of progress.rows, at once or later: when its checkpoint is safe."""
 
+    def close(self) -> None:
+        """Finish what is under way."""
+
 
 def fit(
-    learner: TrainingState,
+    training: TrainingState,
     plan: Plan,
     distributed: Distributed,
-    duties: Duties,
+    recorder: Recorder,
     progress: Progress,
     stop: StopRequest,
 ) -> bool:
     """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
-    learner.skipped_in_row = progress.skipped_in_row
-    learner.lag = lag_of(learner, distributed)
+    training.skipped_in_row = progress.skipped_in_row
+    training.async_steps = async_steps_of(training, distributed)
     if pending(plan, progress) and not end_epoch(
-        learner, plan, distributed, duties, progress, stop
+        training, plan, distributed, recorder, progress, stop
     ):
         return False
     if plan.converged(progress.rows):  # before it was interrupted
         return True
-    learner.model.train()
-    reader = Reader(learner, progress.add)
+    training.model.train()
+    queue = StepQueue(training, progress.add)
     began = time.perf_counter() - progress.total_seconds
     clock = time.perf_counter()
-    for raw in plan.batches(progress.step, plan.steps):
+    for batches in plan.batches(progress.step, plan.steps, training.accumulation_steps):
         waited = time.perf_counter() - clock
         lr = plan.lr(progress.step, progress.headlines(f"val/{plan.headline}"))
         asked = stop.asked(progress.step)
-        reader.expect(take_step(learner, distributed, raw, progress.step, asked))
+        queue.expect(take_step(training, distributed, batches, progress.step, asked))
         progress.step += 1
-        ended, due = pending(plan, progress), duties.due(progress)
-        reader.read(behind=0 if ended or due else learner.lag)
-        leaving = reader.stops(progress.step, ended) or stop.reached(progress.step)
+        ended, due = pending(plan, progress), recorder.due(progress)
+        queue.read(behind=0 if ended or due else training.async_steps)
+        leaving = queue.stops(progress.step, ended) or stop.reached(progress.step)
         if leaving:
-            reader.read(behind=0)
-        progress.skipped_in_row = learner.skipped_in_row
+            queue.read(behind=0)
+        progress.skipped_in_row = training.skipped_in_row
         now = time.perf_counter()
         progress.spend(waited, now - clock, now - began)
         with progress.overhead():
-            duties.stepped(progress, reader.loss, lr, len(raw) * distributed.world)
+            images = sum(map(len, batches)) * distributed.world
+            recorder.stepped(progress, queue.loss, lr, images)
         if ended:
-            if not end_epoch(learner, plan, distributed, duties, progress, stop):
+            if not end_epoch(training, plan, distributed, recorder, progress, stop):
                 return False
             if plan.converged(progress.rows):
                 return True
         elif leaving or due:
             with progress.overhead():
-                duties.save(progress, is_best=False)
+                recorder.save(progress, is_best=False)
         if leaving and progress.step < plan.steps:
             return False
         clock = time.perf_counter()
@@ -179,10 +185,10 @@ def pending(plan: Plan, progress: Progress) -> bool:
 
 
 def end_epoch(
-    learner: TrainingState,
+    training: TrainingState,
     plan: Plan,
     distributed: Distributed,
-    duties: Duties,
+    recorder: Recorder,
     progress: Progress,
     stop: StopRequest,
 ) -> bool:
@@ -191,9 +197,9 @@ def end_epoch(
     evaluation = None
     if epoch % plan.eval_every == 0 or epoch == plan.epochs:
         try:
-            evaluation = plan.evaluate(stop.signalled, duties.evaluating)
+            evaluation = plan.evaluate(stop.signalled, recorder.evaluating)
         except Interrupted:
-            duties.save(progress, is_best=False)
+            recorder.save(progress, is_best=False)
             return False
         progress.total_seconds += evaluation.seconds
     best = is_best(plan, progress, evaluation)
@@ -202,8 +208,8 @@ def end_epoch(
     progress.rows.append(row(plan, progress, evaluation, epoch))
     progress.start_epoch()
     with progress.overhead():
-        duties.save(progress, is_best=best)
-        duties.finished_epoch(progress)
+        recorder.save(progress, is_best=best)
+        recorder.finished_epoch(progress)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Rank 0's duties beside learning: checkpoints, the run folder, the tracker, the display."""
+"""What rank 0 does beside training: checkpoints, the run folder, the tracker, the display."""
 
 import time
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from ..recipe.fields import CheckpointPolicy
 from ..runs import run_folder
 from ..runs.time_breakdown import shares
 from ..runs.wandb_logger import Tracker
-from .checkpoint import Checkpoints, NoCheckpoints
+from .checkpoint import Checkpoints
 from .distributed import Distributed
-from .loop import Plan, Progress
+from .loop import Plan, Progress, Recorder
 from .optimizer_state import flatten_optimizer, restore_optimizer
 from .progress import Display
 from .step import TrainingState
 
 
-class News(NamedTuple):
-    """What is told of an epoch once its checkpoint is on disk."""
+class EpochResult(NamedTuple):
+    """What is reported of an epoch once its checkpoint is on disk."""
 
     row: dict[str, Any]
     table: dict[str, list[Any]]  # of classes
@@ -31,14 +31,14 @@ class News(NamedTuple):
 
 
 @dataclass
-class Recorder:
-    """Saves first, then tells: what was reported is on disk, unless the disk itself failed.
+class RunRecorder(Recorder):
+    """Saves first, then reports: what was reported is on disk, unless the disk itself failed.
 
-    A thread writes while the training goes on, so an epoch is told of some steps after its end.
+    A thread writes while the training goes on, so an epoch is reported some steps after its end.
     """
 
     run: Path
-    learner: TrainingState
+    training: TrainingState
     distributed: Distributed
     checkpoints: Checkpoints
     policy: CheckpointPolicy
@@ -46,12 +46,12 @@ class Recorder:
     display: Display
     saved: float = field(default_factory=time.monotonic)
     is_best: bool = False
-    news: News | None = None  # of an epoch whose checkpoint is being written
+    result: EpochResult | None = None  # of an epoch whose checkpoint is being written
 
     def save(self, progress: Progress, is_best: bool) -> None:
-        """Write a checkpoint, on a thread, when the one before is written and told of."""
+        """Write a checkpoint, on a thread, when the one before is written and reported."""
         self.catch_up()
-        tensors, state = frozen(self.learner, self.distributed, progress)
+        tensors, state = training_state_dict(self.training, self.distributed, progress)
         self.checkpoints.save(progress.step, tensors, state, is_best)
         self.saved, self.is_best = time.monotonic(), is_best
 
@@ -63,8 +63,8 @@ class Recorder:
         return minutes is not None and time.monotonic() - self.saved > 60 * minutes
 
     def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
-        """Move the bar; tell of the last epoch if its checkpoint is there by now."""
-        if self.news and not self.checkpoints.busy:
+        """Move the bar; report the last epoch if its checkpoint is there by now."""
+        if self.result and not self.checkpoints.busy:
             self.catch_up()
         self.display.step(progress.step, loss, lr, items)
 
@@ -73,56 +73,33 @@ class Recorder:
         self.display.evaluating(done, total)
 
     def finished_epoch(self, progress: Progress) -> None:
-        """Have something to tell, as soon as the checkpoint is on disk."""
+        """Report it as soon as the checkpoint is on disk."""
         self.display.pause()
-        self.news = News(progress.rows[-1], progress.table, self.is_best)
+        self.result = EpochResult(progress.rows[-1], progress.table, self.is_best)
 
     def catch_up(self) -> None:
         """Wait for the checkpoint; then metrics.jsonl, classes.json, tracker, display."""
-        news, self.news = self.news, None  # never told if the save ends the training
+        result, self.result = self.result, None  # never reported if the save ends the training
         self.checkpoints.wait()
-        if news:
-            run_folder.append_row(self.run / "metrics.jsonl", news.row)
-            if news.is_best:
-                write_json(self.run / "classes.json", news.table)
-            self.tracker.log(news.row)
-            self.display.epoch(news.row, best=news.is_best)
+        if result:
+            run_folder.append_row(self.run / "metrics.jsonl", result.row)
+            if result.is_best:
+                write_json(self.run / "classes.json", result.table)
+            self.tracker.log(result.row)
+            self.display.epoch(result.row, best=result.is_best)
 
     def close(self) -> None:
-        """Wait for the last checkpoint and tell of it. StorageError if it could not be saved."""
+        """Wait for the last checkpoint and report it. StorageError if it could not be saved."""
         self.catch_up()
         self.checkpoints.finish()
 
 
-class NoRecorder:
-    """The twin of `Crew` for the other processes."""
-
-    def save(self, progress: Progress, is_best: bool) -> None:
-        """Nothing."""
-
-    def due(self, progress: Progress) -> bool:
-        """Never."""
-        return False
-
-    def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
-        """Nothing."""
-
-    def evaluating(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def finished_epoch(self, progress: Progress) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-def frozen(
-    learner: TrainingState, distributed: Distributed, progress: Progress
+def training_state_dict(
+    training: TrainingState, distributed: Distributed, progress: Progress
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """All that training depends on from here: tensors by file, and JSON."""
-    optimizer, packed = flatten_optimizer(learner.optimizer.state_dict())
-    tensors = named(learner) | {"optim": optimizer}
+    optimizer, packed = flatten_optimizer(training.optimizer.state_dict())
+    tensors = tensors_by_file(training) | {"optim": optimizer}
     state = {
         "progress": asdict(progress),
         "optimizer": packed,
@@ -131,32 +108,36 @@ def frozen(
     return {name: group for name, group in tensors.items() if group}, state
 
 
-def named(learner: TrainingState) -> dict[str, Mapping[str, Tensor]]:
+def tensors_by_file(training: TrainingState) -> dict[str, Mapping[str, Tensor]]:
     """The tensors whose names and shapes the recipe gives, by file."""
     return {
-        "model": learner.model.state_dict(),
-        "ema": learner.ema.tensors,
-        "criteria": learner.blends.state_dict(),
+        "model": training.model.state_dict(),
+        "ema": training.ema.tensors,
+        "criteria": training.blends.state_dict(),
     }
 
 
 def restore(
-    learner: TrainingState, distributed: Distributed, checkpoints: Checkpoints | NoCheckpoints
+    training: TrainingState, distributed: Distributed, checkpoints: Checkpoints
 ) -> Progress | None:
-    """Put the newest whole checkpoint into `learner`; None where there never was one."""
-    loaded = checkpoints.load({name: group for name, group in named(learner).items() if group})
+    """Put the newest whole checkpoint into `training`; None where there never was one."""
+    loaded = checkpoints.load(
+        {name: group for name, group in tensors_by_file(training).items() if group}
+    )
     step = -1 if loaded is None else loaded.step
-    if distributed.any(step != distributed.share(step)):
+    if distributed.any(step != distributed.broadcast_object(step)):
         raise UserError(
             f"{checkpoints.folder}: the processes found different checkpoints; all must see the "
             "same run folder. Use a shared disk, or one machine."
         )
     if loaded is None:
         return None
-    learner.model.load_state_dict(loaded.tensors["model"])
-    learner.ema.load(loaded.tensors.get("ema", {}))
-    learner.blends.load_state_dict(loaded.tensors.get("criteria", {}))
-    restore_optimizer(learner.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"])
+    training.model.load_state_dict(loaded.tensors["model"])
+    training.ema.load(loaded.tensors.get("ema", {}))
+    training.blends.load_state_dict(loaded.tensors.get("criteria", {}))
+    restore_optimizer(
+        training.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"]
+    )
     if distributed.scaler and loaded.state["scaler"]:
         distributed.scaler.load_state_dict(loaded.state["scaler"])
     return Progress(**loaded.state["progress"])

@@ -1,61 +1,44 @@
-"""One copy of a data set on a machine, however many processes learn from it.
+"""One copy of a data set on a machine, however many processes train on it.
 
-The first process of a machine lays the arrays down in files, the others map them, and then the
-files lose their names: the memory lives as long as somebody maps it, and a process that is killed
-leaves nothing behind. Sets that lie in files anyway (images, arrays folders) need none of this.
+The first process of a machine writes the arrays to files, the others map them, and then the files
+are deleted: the memory lives as long as a process maps it, and a process that is killed leaves
+nothing behind. Sets that lie in files anyway (images, arrays folders) need none of this.
 """
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from ..core.arrays import mapped_array, new_array
-from ..core.errors import UserError
 from ..core.sources import ArraySource, Source
 
-
-@dataclass(frozen=True)
-class Offer:
-    """What the first process of a machine tells the others: small, and safe to send."""
-
-    folder: Path
-    name: str
-    classes: tuple[str, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    known_digest: str | None
-    dense: bool
-    keys: Sequence[str] | None
+ARRAYS = ("images", "targets", "masks")
+FACTS = ("name", "classes", "known_digest", "dense", "keys")
 
 
-class Desk:
-    """A private folder where arrays lie while processes take them up; it goes when that is done."""
+@dataclass
+class SharedDataset:
+    """What the first process of a machine sends to the others: small, without the arrays."""
 
-    def __init__(self) -> None:
-        self.folder: Path | None = None
-        self.notice: str | None = None
+    folder: Path | None = None  # None: nothing is shared
+    facts: dict[str, Any] = field(default_factory=dict)
+    notice: str | None = None
 
-    def __enter__(self) -> "Desk":
-        return self
-
-    def __exit__(self, *_: type | BaseException | TracebackType | None) -> None:
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def lay_down(self, source: Source) -> Offer | None:
-        """Write the arrays of a source in memory; None if it is none, or where there is no room."""
+    def publish(self, source: Source | None) -> "SharedDataset":
+        """Write the arrays of a source in memory, if it is one and there is room."""
         if not isinstance(source, ArraySource) or isinstance(source.images, np.memmap):
-            return None
-        arrays = {"images": source.images, "targets": source.targets, "masks": source.masks}
+            return self
+        arrays = {name: getattr(source, name) for name in ARRAYS}
         arrays = {name: array for name, array in arrays.items() if array is not None}
         try:
             self.folder = Path(tempfile.mkdtemp(prefix="vision-tutorial-"))
             for name, array in arrays.items():
-                new_array(self.folder / f"{name}.npy", name, array.shape)[:] = array
+                np.save(self.folder / f"{name}.npy", array)
         except OSError as error:
             size = sum(array.nbytes for array in arrays.values()) / 2**20
             self.notice = (
@@ -63,30 +46,29 @@ class Desk:
                 f"shared through {tempfile.gettempdir()} ({error.strerror or error}); TMPDIR may "
                 "name a folder with room."
             )
+            return self
+        self.facts = {name: getattr(source, name) for name in FACTS}
+        return self
+
+    def attach(self) -> ArraySource | None:
+        """The source that was published, mapped; None if there is none or it is out of reach."""
+        if not self.facts:
             return None
-        shapes = {name: array.shape for name, array in arrays.items()}
-        facts = (source.known_digest, source.dense, source.keys)
-        return Offer(self.folder, source.name, source.classes, shapes, *facts)
+        paths = {name: self.folder / f"{name}.npy" for name in ARRAYS}
+        try:
+            mapped = {n: np.load(p, mmap_mode="r") for n, p in paths.items() if p.exists()}
+            targets = np.array(mapped.pop("targets"))  # few and often asked for
+            return ArraySource(targets=targets, **mapped, **self.facts)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # another machine's, or this process has a temporary folder of its own
 
 
-def take_up(offer: Offer | None) -> ArraySource | None:
-    """The source that was laid down, mapped; None if it cannot be seen from here."""
-    if offer is None:
-        return None
+@contextmanager
+def sharing() -> Iterator[SharedDataset]:
+    """A data set to publish, whose files are deleted at the end."""
+    shared = SharedDataset()
     try:
-        mapped = {
-            name: mapped_array(offer.folder / f"{name}.npy", name, shape)
-            for name, shape in offer.shapes.items()
-        }
-    except UserError:  # another machine's, or this process has a temporary folder of its own
-        return None
-    return ArraySource(
-        offer.name,
-        mapped["images"],
-        np.array(mapped["targets"]),  # few and often asked for
-        offer.classes,
-        mapped.get("masks"),
-        offer.known_digest,
-        offer.dense,
-        offer.keys,
-    )
+        yield shared
+    finally:
+        if shared.folder:
+            shutil.rmtree(shared.folder, ignore_errors=True)

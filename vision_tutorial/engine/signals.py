@@ -1,22 +1,19 @@
 """Who may ask a training to stop: a signal, a time limit, a step limit. Asking only sets a flag."""
 
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 from ..core.errors import ExitCode
+from ..core.stop import StopSignal
 
 
-class StopRequest:
+class StopRequest(StopSignal):
     """Polled between steps. A second signal, a second or more after the first, does not wait."""
 
     def __init__(self, minutes: float | None = None, steps: int | None = None, start: int = 0):
         self.deadline = time.monotonic() + 60 * minutes if minutes else None
         self.last_step = start + steps if steps else None
-        self.signal: int | None = None
         self.since = 0.0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -26,10 +23,6 @@ class StopRequest:
             os._exit(int(ExitCode.PREEMPTED))
         self.signal, self.since = number, now
 
-    def signalled(self) -> bool:
-        """Whether a signal came."""
-        return self.signal is not None
-
     def asked(self, step: int) -> bool:
         """Whether the step about to be taken (counted from 0) should be the last."""
         late = self.deadline is not None and time.monotonic() > self.deadline
@@ -38,16 +31,3 @@ class StopRequest:
     def reached(self, steps: int) -> bool:
         """Whether `steps` steps are as many as were asked for; the same on all processes."""
         return self.last_step is not None and steps >= self.last_step
-
-    @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        """Take TERM, INT, HUP and USR1 (SLURM's early warning) for as long as this lasts."""
-        names = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # nohup's
-        before = {number: signal.signal(number, self.receive) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

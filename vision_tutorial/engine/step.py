@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from ..core.randomness import address
 from ..core.task import Batch, Task
 from .buffers import Buffers, flat, put
 from .distributed import Distributed
-from .ema import Ema, NoEma
+from .ema import Ema
 
 PATIENCE = 3  # non-finite steps in a row that are skipped before giving up
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
@@ -25,21 +24,20 @@ MIN_SCALE = 1.0  # with no more than this loss scale, an overflow is not fp16's 
 
 @dataclass
 class TrainingState:
-    """What learns. `model` is the bare network, `replica` what is called (DDP or itself)."""
+    """What learns. `model` is the bare network, `ddp_model` what is called (DDP or itself)."""
 
     model: nn.Module
-    replica: nn.Module
+    ddp_model: nn.Module
     task: Task
     criteria: dict[str, Callable]
     optimizer: torch.optim.Optimizer
-    prepare: Any  # (raw, step) -> Batch; prepare.parts(raw, step, count) gives micro-batches
     clip: Callable[[nn.Module, Tensor], None]  # given the gradients' norm
-    ema: Ema | NoEma
+    ema: Ema
     decay: Callable[[int], float]  # of the ema, at a step counted from 1
     seed: int
-    parts: int = 1  # micro-batches (or shards) a process takes a step
+    accumulation_steps: int = 1  # micro-batches (or shards) a process takes a step
     shards: int | None = None  # strict: logical parts of the global batch
-    lag: int = 0  # steps that are under way before the result of one is read; see `lag_of`
+    async_steps: int = 0  # that are under way before a result is read; see `async_steps_of`
     stepped: bool = False  # whether the optimizer has its state
     skipped_in_row: int = 0
 
@@ -65,7 +63,7 @@ class TrainingState:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """Of one step, over all processes: sums of loss x items by name, items, wish to stop."""
 
     step: int
@@ -76,7 +74,7 @@ class Outcome:
     stop: bool
 
 
-class Report:
+class PendingStep:
     """What all processes say of one step, on its way from the device; reading it waits for it."""
 
     def __init__(self, step: int, names: Sequence[str], values: Tensor):
@@ -88,97 +86,105 @@ class Report:
         if self.arrived:
             self.arrived.record()
 
-    def read(self) -> Outcome:
+    def read(self) -> StepResult:
         """The report, once it has arrived."""
         if self.arrived:
             self.arrived.synchronize()
         items, bad, stops, scale, *sums = self.values.tolist()
         losses = dict(zip(self.names, sums, strict=True))
-        return Outcome(self.step, losses, int(items), scale, skipped=bad > 0, stop=stops > 0)
+        return StepResult(self.step, losses, int(items), scale, skipped=bad > 0, stop=stops > 0)
 
 
 def take_step(
-    learner: TrainingState, distributed: Distributed, raw: Any, step: int, stop: bool
-) -> Report:
-    """Forward, backward, check, clip, step: unless a loss or gradient is not finite anywhere."""
-    learner.optimizer.zero_grad(set_to_none=True)
-    for criterion in learner.blends.values():
+    training: TrainingState,
+    distributed: Distributed,
+    batches: Sequence[Batch],
+    step: int,
+    stop: bool,
+) -> PendingStep:
+    """Forward, backward, check, clip, step: unless a loss or gradient is not finite anywhere.
+
+    batches: the process's micro-batches (or shards) of the step.
+    """
+    training.optimizer.zero_grad(set_to_none=True)
+    for criterion in training.blends.values():
         criterion.begin_step()
-    learner.buffers.keep()
-    gradients = strict_gradients if learner.shards else plain_gradients
-    terms = gradients(learner, distributed, raw, step)
+    training.buffers.snapshot()
+    gradients = strict_gradients if training.shards else plain_gradients
+    terms = gradients(training, distributed, batches, step)
     if distributed.scaler:
-        distributed.scaler.unscale_(learner.optimizer)
-    norm = nn.utils.get_total_norm(learner.gradients)
-    report = reported(learner, distributed, terms, norm, (step, len(raw), stop))
-    if learner.lag and learner.stepped:
-        update_unless(report.bad, learner, distributed, norm, step)
+        distributed.scaler.unscale_(training.optimizer)
+    norm = nn.utils.get_total_norm(training.gradients)
+    report = report_step(training, distributed, terms, norm, (step, sum(map(len, batches)), stop))
+    if training.async_steps and training.stepped:
+        update_unless(report.bad, training, distributed, norm, step)
     elif report.read().skipped:
-        learner.buffers.put_back()
+        training.buffers.restore()
     else:
-        update(learner, distributed, norm, step)
-        learner.stepped = True
-    learner.ema.update(learner.model, learner.decay(step + 1))
+        update(training, distributed, norm, step)
+        training.stepped = True
+    training.ema.update(training.model, training.decay(step + 1))
     if distributed.scaler:
         distributed.scaler.update()
     return report
 
 
-def update(learner: TrainingState, distributed: Distributed, norm: Tensor, step: int) -> None:
+def update(training: TrainingState, distributed: Distributed, norm: Tensor, step: int) -> None:
     """Clip, and let the optimizer step."""
-    learner.clip(learner.model, norm)
+    training.clip(training.model, norm)
     # some optimizers draw (kron): the same on all processes, whatever their dropout drew
-    distributed.seed(address(learner.seed, step, "optimizer"))
-    learner.optimizer.step()  # not the scaler's: it would wait for what `report` says already
+    distributed.seed(address(training.seed, step, "optimizer"))
+    training.optimizer.step()  # not the scaler's: it would wait for what `report` says already
 
 
 def update_unless(
-    bad: Tensor, learner: TrainingState, distributed: Distributed, norm: Tensor, step: int
+    bad: Tensor, training: TrainingState, distributed: Distributed, norm: Tensor, step: int
 ) -> None:
     """`update`, left out by the device itself where `bad` is true: nobody waits for the answer."""
-    learner.buffers.put_back(bad)
-    learner.optimizer.found_inf = bad.float()  # as GradScaler tells it to fused optimizers
-    update(learner, distributed, norm, step)
-    learner.optimizer.found_inf = None
+    training.buffers.restore(bad)
+    training.optimizer.found_inf = bad.float()  # as GradScaler tells it to fused optimizers
+    update(training, distributed, norm, step)
+    training.optimizer.found_inf = None
 
 
 def plain_gradients(
-    learner: TrainingState, distributed: Distributed, raw: Any, step: int
+    training: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient over micro-batches and processes, by DDP. Returns mean losses by name."""
-    first = distributed.rank * learner.parts
+    count = len(batches)
+    first = distributed.rank * count
     sums: dict[str, Tensor] = {}
-    for i, batch in enumerate(learner.prepare.parts(raw, step, learner.parts)):
-        last = i + 1 == learner.parts
-        with distributed.unsynchronised(learner.replica, not last):
-            terms = forward_backward(learner, distributed, batch, step, first + i, learner.parts)
-        add_terms(sums, terms, learner.parts)
+    for i, batch in enumerate(batches):
+        last = i + 1 == count
+        with distributed.unsynchronised(training.ddp_model, not last):
+            terms = forward_backward(training, distributed, batch, step, first + i, count)
+        add_terms(sums, terms, count)
     return sums
 
 
 def strict_gradients(
-    learner: TrainingState, distributed: Distributed, raw: Any, step: int
+    training: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
-    mine = learner.parts
+    mine = len(batches)
     sums: dict[str, Tensor] = {}
     flats = []
-    for i, shard in enumerate(learner.prepare.parts(raw, step, mine)):
-        learner.buffers.put_back()
+    for i, shard in enumerate(batches):
+        training.buffers.restore()
         index = distributed.rank * mine + i
-        terms = forward_backward(learner, distributed, shard, step, index, learner.shards)
+        terms = forward_backward(training, distributed, shard, step, index, training.shards)
         add_terms(sums, terms, mine)
-        flats.append(flat([*take_gradients(learner), *learner.buffers.floats()]))
-    whole = summed_in_order(flats, learner.shards, distributed)
-    grads, floats = learner.gradients, learner.buffers.floats()
+        flats.append(flat([*take_gradients(training), *training.buffers.floats()]))
+    whole = summed_in_order(flats, training.shards, distributed)
+    grads, floats = training.gradients, training.buffers.floats()
     count = sum(grad.numel() for grad in grads)
     put(whole[:count], grads)
-    put(whole[count:] / learner.shards, floats)
+    put(whole[count:] / training.shards, floats)
     return sums
 
 
 def forward_backward(
-    learner: TrainingState,
+    training: TrainingState,
     distributed: Distributed,
     batch: Batch,
     step: int,
@@ -186,22 +192,22 @@ def forward_backward(
     share: int,
 ) -> dict[str, Tensor]:
     """Adds the gradient of loss / share. Dropout's draws are addressed by (seed, step, part)."""
-    distributed.seed(address(learner.seed, step, index, "model"))
-    total, terms = learner.task.loss(learner.replica, batch, learner.criteria)
-    second = bool(getattr(learner.optimizer, "is_second_order", False))
+    distributed.seed(address(training.seed, step, index, "model"))
+    total, terms = training.task.loss(training.ddp_model, batch, training.criteria)
+    second = bool(getattr(training.optimizer, "is_second_order", False))
     distributed.backward(total / share, create_graph=second)
     return {"loss": total.detach(), **{f"loss/{k}": v.detach() for k, v in terms.items()}}
 
 
-def add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
-    """Running means over parts."""
+def add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], count: int) -> None:
+    """Running means over `count` passes."""
     for name, value in terms.items():
-        sums[name] = sums.get(name, 0) + wide(value) / parts
+        sums[name] = sums.get(name, 0) + wide(value) / count
 
 
-def take_gradients(learner: TrainingState) -> Iterator[Tensor]:
+def take_gradients(training: TrainingState) -> Iterator[Tensor]:
     """Each parameter's gradient, zero where the loss did not reach it; then empties them."""
-    for parameter in learner.parameters:
+    for parameter in training.parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         yield parameter.grad.clone()
@@ -215,17 +221,17 @@ def summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distribut
     for shard in range(shards):
         owner, slot = divmod(shard, mine)
         own = owner == distributed.rank
-        total += distributed.spread(flats[slot] if own else torch.empty_like(total), owner)
+        total += distributed.broadcast(flats[slot] if own else torch.empty_like(total), owner)
     return total
 
 
-def reported(
-    learner: TrainingState,
+def report_step(
+    training: TrainingState,
     distributed: Distributed,
     terms: dict[str, Tensor],
     norm: Tensor,
     said: tuple[int, int, bool],
-) -> Report:
+) -> PendingStep:
     """One sum over processes carries losses, items, trouble, the stop flag, running statistics.
 
     said: the step, this process's items, whether it wants to stop.
@@ -238,118 +244,127 @@ def reported(
     share = values.new_full((), 1 / distributed.world)
     head.append(distributed.scaler.scale(share) if distributed.scaler else 0 * share)
     mine = torch.cat([torch.stack(head), values * n])
-    floats = learner.buffers.floats() if distributed.world > 1 and not learner.shards else []
+    floats = training.buffers.floats() if distributed.world > 1 and not training.shards else []
     if not floats:
-        return Report(step, list(terms), distributed.sum(mine))
+        return PendingStep(step, list(terms), distributed.sum(mine))
     whole = distributed.sum(torch.cat([mine, *(wide(b).flatten() for b in floats)]))
     put(whole[len(mine) :] / distributed.world, floats)
-    return Report(step, list(terms), whole[: len(mine)])
+    return PendingStep(step, list(terms), whole[: len(mine)])
 
 
-def settle(learner: TrainingState, report: Report) -> Outcome:
+def resolve(training: TrainingState, report: PendingStep) -> StepResult:
     """Read a report, and hold to the non-finite policy: skip a few, then stop.
 
     Such weights are never stepped to, saved or resumed. NonFiniteError after PATIENCE bad steps in
     a row.
     """
-    outcome = report.read()
-    loss = outcome.losses["loss"] / max(outcome.items, 1)
-    searching = math.isfinite(loss) and outcome.scale > MIN_SCALE
-    bad = outcome.skipped and not searching
-    learner.skipped_in_row = learner.skipped_in_row + 1 if bad else 0
-    if learner.skipped_in_row > PATIENCE:
+    result = report.read()
+    loss = result.losses["loss"] / max(result.items, 1)
+    searching = math.isfinite(loss) and result.scale > MIN_SCALE
+    bad = result.skipped and not searching
+    training.skipped_in_row = training.skipped_in_row + 1 if bad else 0
+    if training.skipped_in_row > PATIENCE:
         raise NonFiniteError(
-            f"step {outcome.step + 1}: loss {loss:g} or its gradient is not finite, "
+            f"step {result.step + 1}: loss {loss:g} or its gradient is not finite, "
             f"{PATIENCE + 1} times in a row; the last checkpoint is good. Lower the lr, add "
             "warm-up, clip, or use fp32."
         )
-    return outcome
+    return result
 
 
-class Reader:
-    """Reads the reports of steps in order; the newest `lag` of them later."""
+class StepQueue:
+    """Reads the reports of steps in order; the newest `async_steps` of them later."""
 
-    def __init__(self, learner: TrainingState, count: Callable[[Outcome], None]):
-        self.learner, self.count = learner, count
-        self.reports: deque[Report] = deque()
+    def __init__(self, training: TrainingState, count: Callable[[StepResult], None]):
+        self.training, self.count = training, count
+        self.reports: deque[PendingStep] = deque()
         self.stop_at = math.inf  # steps
         self.loss: float | None = None  # mean of the last step that was read
 
-    def expect(self, report: Report) -> None:
+    def expect(self, report: PendingStep) -> None:
         """A step is under way."""
         self.reports.append(report)
 
     def read(self, behind: int) -> None:
         """Read, and count, all but the newest `behind` reports."""
         while len(self.reports) > behind:
-            outcome = settle(self.learner, self.reports.popleft())
-            self.count(outcome)
-            self.loss = outcome.losses["loss"] / outcome.items
-            if outcome.stop:
-                self.stop_at = min(self.stop_at, outcome.step + 1 + self.learner.lag)
+            result = resolve(self.training, self.reports.popleft())
+            self.count(result)
+            self.loss = result.losses["loss"] / result.items
+            if result.stop:
+                self.stop_at = min(self.stop_at, result.step + 1 + self.training.async_steps)
 
     def stops(self, steps: int, all_read: bool) -> bool:
         """Whether to stop after `steps` steps: the same answer on all processes.
 
-        Any of them may have read ahead to save, so a wish counts once `lag` is over, or where all
-        of them have read all.
+        Any of them may have read ahead to save, so a wish counts after `async_steps` more steps,
+        or where all of them have read all.
         """
         return self.stop_at <= steps or (all_read and self.stop_at < math.inf)
 
 
-def lag_of(learner: TrainingState, distributed: Distributed) -> int:
+def async_steps_of(training: TrainingState, distributed: Distributed) -> int:
     """How many steps may be under way before the result of one is read.
 
     One, where the device itself can leave out a bad step: the host then never makes it wait. The
     CPU has nothing to wait for.
     """
-    fused = isinstance(learner.optimizer, FUSED) and all(
-        group["fused"] for group in learner.optimizer.param_groups
+    fused = isinstance(training.optimizer, FUSED) and all(
+        group["fused"] for group in training.optimizer.param_groups
     )
-    return int(distributed.device.type == "cuda" and fused and not learner.shards)
+    return int(distributed.device.type == "cuda" and fused and not training.shards)
 
 
-def fitting_parts(
-    learner: TrainingState, distributed: Distributed, raw: Any, parts: int
+def fit_accumulation_steps(
+    training: TrainingState,
+    distributed: Distributed,
+    prepare: Callable[[int], Sequence[Batch]],
+    size: int,
+    steps: int,
 ) -> tuple[int, str | None]:
     """The fewest micro-batches that fit the memory, the same on all processes: tried, not guessed.
 
-    Takes one forward and backward pass of the first batch outside DDP, halving until every process
-    says it fits. MemoryExhausted gives the numbers where two images are too much.
+    Takes one forward and backward pass of the first of `prepare(steps)`, a step of `size` images,
+    outside DDP, halving until every process says it fits. MemoryExhausted gives the numbers where
+    two images are too much.
     """
-    asked, replica = parts, learner.replica
-    learner.replica = learner.model
-    learner.buffers.keep()
+    asked, ddp_model = steps, training.ddp_model
+    training.ddp_model = training.model
+    training.buffers.snapshot()
     try:
-        while distributed.any(not fits(learner, distributed, raw, parts)):
-            if len(raw) % (4 * parts):  # halves must stay even, for mixing and for BatchNorm
+        while distributed.any(not fits(training, distributed, prepare, steps)):
+            if size % (4 * steps):  # halves must stay even, for mixing and for BatchNorm
                 raise MemoryExhausted(
-                    f"a micro-batch of {len(raw) // parts} does not fit the memory of "
+                    f"a micro-batch of {size // steps} does not fit the memory of "
                     f"{distributed.device} and cannot be halved. Use a smaller model, smaller "
                     "images, precision: bf16, or a batch_size with more factors of two."
                 )
-            parts *= 2
+            steps *= 2
     finally:
-        learner.replica = replica
-        learner.buffers.put_back()
-        learner.optimizer.zero_grad(set_to_none=True)
-    if parts == asked:
-        return parts, None
-    return parts, (
-        f"out of memory at {len(raw) // asked} images a pass; taking {len(raw) // parts}, "
-        f"{parts} times a step, at the same global batch."
+        training.ddp_model = ddp_model
+        training.buffers.restore()
+        training.optimizer.zero_grad(set_to_none=True)
+    if steps == asked:
+        return steps, None
+    return steps, (
+        f"out of memory at {size // asked} images a pass; taking {size // steps}, "
+        f"{steps} times a step, at the same global batch."
     )
 
 
-def fits(learner: TrainingState, distributed: Distributed, raw: Any, parts: int) -> bool:
-    """Whether one forward and backward pass of one of `parts` finds the memory it needs."""
+def fits(
+    training: TrainingState,
+    distributed: Distributed,
+    prepare: Callable[[int], Sequence[Batch]],
+    steps: int,
+) -> bool:
+    """Whether a forward and backward pass of one of `steps` micro-batches fits the memory."""
     try:
-        first = next(learner.prepare.parts(raw, 0, parts))
-        forward_backward(learner, distributed, first, 0, 0, 1)
+        forward_backward(training, distributed, prepare(steps)[0], 0, 0, 1)
         return True
     except torch.OutOfMemoryError:
         return False
     finally:
-        learner.optimizer.zero_grad(set_to_none=True)
+        training.optimizer.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ Forward = Callable[[Tensor], Tensor]
 SCALES = (0.1, 4.0)
 
 
-def looking(
+def prediction_function(
     networks: Sequence[Forward],
     tta: str = "none",
     window: int | None = None,
@@ -26,9 +26,9 @@ def looking(
     ensemble: str = "soft",
 ) -> Forward:
     """One forward function of some networks: each through windows and looks, then together."""
-    windows = [windowed(n, window, stride) if window else n for n in networks]
+    windows = [sliding_window(n, window, stride) if window else n for n in networks]
     each = [test_time_augmentation(forward, tta) for forward in windows]
-    return voted(each) if ensemble == "hard" else averaged(each)
+    return majority_vote(each) if ensemble == "hard" else mean_probability(each)
 
 
 def test_time_augmentation(forward: Forward, words: str) -> Forward:
@@ -37,14 +37,14 @@ def test_time_augmentation(forward: Forward, words: str) -> Forward:
 
     UserError for a word that is neither.
     """
-    mirrored, scales = looks(words)
+    mirrored, scales = parse_tta(words)
     pairs = list(product(scales, (False, True) if mirrored else (False,)))
     if pairs == [(1.0, False)]:
         return forward
-    return averaged([seen(forward, *pair) for pair in pairs])
+    return mean_probability([transformed(forward, *pair) for pair in pairs])
 
 
-def looks(words: str) -> tuple[bool, list[float]]:
+def parse_tta(words: str) -> tuple[bool, list[float]]:
     """Whether to mirror, and the scales, 1 among them."""
     mirrored, scales = False, [1.0]
     for word in [] if words == "none" else words.split(","):
@@ -64,7 +64,7 @@ def looks(words: str) -> tuple[bool, list[float]]:
     return mirrored, sorted(set(scales))
 
 
-def seen(forward: Forward, scale: float, mirrored: bool) -> Forward:
+def transformed(forward: Forward, scale: float, mirrored: bool) -> Forward:
     """`forward` of the image resized by `scale`, and mirrored or not."""
 
     def look(images: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def seen(forward: Forward, scale: float, mirrored: bool) -> Forward:
     return look
 
 
-def averaged(forwards: Sequence[Forward]) -> Forward:
+def mean_probability(forwards: Sequence[Forward]) -> Forward:
     """The logarithm of the mean probability: a soft ensemble."""
     if len(forwards) == 1:
         return forwards[0]
@@ -97,7 +97,7 @@ def averaged(forwards: Sequence[Forward]) -> Forward:
     return mean
 
 
-def voted(forwards: Sequence[Forward]) -> Forward:
+def majority_vote(forwards: Sequence[Forward]) -> Forward:
     """Each gives its class one vote: a hard ensemble. The returned scores are the votes; among
     classes with the most, the one that the earliest voted for is a fraction ahead."""
 
@@ -115,7 +115,7 @@ def voted(forwards: Sequence[Forward]) -> Forward:
     return count
 
 
-def windowed(forward: Forward, size: int, stride: int | None = None) -> Forward:
+def sliding_window(forward: Forward, size: int, stride: int | None = None) -> Forward:
     """`forward` of windows of size x size pixels, `stride` apart (two thirds of a window), whose
     probabilities are averaged where they overlap; for networks that answer for every pixel.
 

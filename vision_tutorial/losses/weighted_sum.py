@@ -33,7 +33,7 @@ class WeightedSum(nn.Module):
         self.names = _names(terms)
         self.given = [term.weight for term in terms]
         self.scale = scale
-        self.losses = [losses.bind(term.name, **term.options) for term in terms]
+        self.losses = [losses.build(term.name, **term.options) for term in terms]
 
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """logits (B, C, *S); target ids (B, *S) or class map (B, C, *S)."""

@@ -37,7 +37,7 @@ def asgd(
     )
 
 
-@optimizers.open
+@optimizers.register_fallback()
 def timm_optimizer(
     name: str, groups: Any, /, *, lr: float, weight_decay: float = 0.0, **options: Any
 ) -> Optimizer:

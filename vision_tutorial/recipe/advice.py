@@ -1,19 +1,19 @@
 """What trips people: advice on a recipe that is valid, and perhaps not what was meant.
 
-A lint is one function (recipe, facts) that yields `Advice`; `@lint` puts it on the list.
+A lint is one function (recipe, info) that yields `Advice`; `@lint` puts it on the list.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .fields import Recipe
-from .recipe_info import CIFAR, RESIZING, Facts, smoothing_floor
+from .recipe_info import CIFAR, RESIZING, RecipeInfo, smoothing_floor
 
 SGD = {"sgd", "momentum", "nesterov", "sgdw", "nesterovw"}
 L2 = {"adam", "nadam", "nadamlegacy", "adamax", "rmsprop", "rmsproptf", "adagrad", "adadelta"}
 LEARNED = {"auto_augment", "rand_augment", "trivial_augment", "aug_mix"}
 SMOOTHING = {"cross_entropy": "label_smoothing", "label_smoothing": "epsilon"}
-SMALL_PICTURE, SMALL_BATCH = 64, 8
+SMALL_IMAGE, SMALL_BATCH = 64, 8
 FEW_EPOCHS = 20
 TYPICAL_LR = (0.01, 2.0)  # SGD's, per 256 images; Goyal et al. 2017 have 0.1
 MOST_ADAM_LR = 0.01
@@ -28,7 +28,7 @@ class Advice(NamedTuple):
     do: str
 
 
-Lint = Callable[[Recipe, Facts], Iterator[Advice]]
+Lint = Callable[[Recipe, RecipeInfo], Iterator[Advice]]
 LINTS: list[Lint] = []
 
 
@@ -38,50 +38,50 @@ def lint(function: Lint) -> Lint:
     return function
 
 
-def advice(recipe: Recipe, facts: Facts) -> list[Advice]:
+def advice(recipe: Recipe, info: RecipeInfo) -> list[Advice]:
     """What all lints say, in the order of their list."""
-    return [said for check in LINTS for said in check(recipe, facts)]
+    return [said for check in LINTS for said in check(recipe, info)]
 
 
 # -- network and images --------------------------------------------------------------------------
 
 
 @lint
-def imagenet_stem(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def imagenet_stem(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """A stem made for 224 px on small images."""
-    small = facts.side is not None and facts.side <= SMALL_PICTURE
+    small = info.side is not None and info.side <= SMALL_IMAGE
     attention = recipe.model.name.startswith(("vit", "deit", "swin", "beit", "cait", "mixer"))
     if small and recipe.model.options.get("stem") == "imagenet" and not attention:
         yield Advice(
             f"model.{recipe.model.name}.stem",
-            f"an ImageNet stem on images of {facts.side} px",
-            f"most stems shrink them 4 times, to {facts.side // 4} px, before the first block; "
+            f"an ImageNet stem on images of {info.side} px",
+            f"most stems shrink them 4 times, to {info.side // 4} px, before the first block; "
             "ResNet-50 on CIFAR-100: 62.7 % with it, 80.4 % without",
             f"model.{recipe.model.name}.stem=cifar, where the family has it",
         )
 
 
 @lint
-def sizes_differ(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def sizes_differ(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Evaluation at another size than training."""
-    if facts.side and facts.eval_side and facts.side != facts.eval_side:
+    if info.side and info.eval_side and info.side != info.eval_side:
         yield Advice(
             "eval_augment",
-            f"training sees {facts.side} px, evaluation {facts.eval_side} px",
+            f"training sees {info.side} px, evaluation {info.eval_side} px",
             "objects appear in another size, and some networks take one size only",
-            f"eval_augment=[{{resize: {{size: {facts.side}}}}}, "
-            f"{{center_crop: {{size: {facts.side}}}}}]",
+            f"eval_augment=[{{resize: {{size: {info.side}}}}}, "
+            f"{{center_crop: {{size: {info.side}}}}}]",
         )
 
 
 @lint
-def sizes_open(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def sizes_open(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Images of any size that nothing makes equal."""
-    for key, side, chain in (
-        ("augment", facts.side, recipe.augment),
-        ("eval_augment", facts.eval_side, recipe.eval_augment),
+    for key, side, transforms in (
+        ("augment", info.side, recipe.augment),
+        ("eval_augment", info.eval_side, recipe.eval_augment),
     ):
-        last = [c for c in chain if c.name.endswith(("crop", "resize"))][-1:]
+        last = [c for c in transforms if c.name.endswith(("crop", "resize"))][-1:]
         by_one_side = last and last[0].name == "resize" and isinstance(last[0].options["size"], int)
         if (side is None or by_one_side) and recipe.dataset.name == "image_folder":
             yield Advice(
@@ -93,7 +93,7 @@ def sizes_open(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def jitter_beside_policy(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def jitter_beside_policy(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Colour jitter next to a learned policy."""
     names = [choice.name for choice in recipe.augment]
     policies = [name for name in names if name in LEARNED]
@@ -107,7 +107,7 @@ def jitter_beside_policy(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def constants_of_another_set(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def constants_of_another_set(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Normalised with another data set's mean and deviation."""
     dataset, pretrained = recipe.dataset.name, recipe.model.options.get("pretrained")
     given = recipe.normalize if isinstance(recipe.normalize, str) else "your own"
@@ -131,7 +131,7 @@ def constants_of_another_set(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def label_smoothing(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def label_smoothing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """A training loss that cannot reach zero."""
     for term in recipe.loss:
         option = SMOOTHING.get(term.name)
@@ -139,8 +139,8 @@ def label_smoothing(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
         if not epsilon:
             continue
         floor = "a floor above 0"
-        if facts.classes:
-            floor = f"{smoothing_floor(epsilon, facts.classes):.3f} nats"
+        if info.classes:
+            floor = f"{smoothing_floor(epsilon, info.classes):.3f} nats"
         yield Advice(
             f"loss.{term.name}.{option}",
             f"targets are smoothed by {epsilon:g}: this loss cannot fall below {floor}",
@@ -152,22 +152,22 @@ def label_smoothing(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def chosen_on_test(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def chosen_on_test(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """The best epoch chosen by the numbers that are reported."""
     if not recipe.holdout:
         yield Advice(
             "holdout",
             "the best epoch is chosen on the test split",
-            f"the best of {facts.epochs // recipe.eval_every} looks at the test is no estimate "
+            f"the best of {info.epochs // recipe.eval_every} looks at the test is no estimate "
             "of new data; papers on CIFAR do it all the same",
             "report `last`, or choose on a part of train: holdout=0.1",
         )
 
 
 @lint
-def one_seed(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def one_seed(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """A comparison that one run cannot carry."""
-    if facts.reference is not None:
+    if info.reference is not None:
         yield Advice(
             "seed",
             "one seed is one draw",
@@ -177,7 +177,7 @@ def one_seed(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def copies_cost(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def copies_cost(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """A loss that looks at several versions of each image."""
     for term in recipe.loss:
         if term.name == "jsd":
@@ -196,21 +196,21 @@ def copies_cost(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def more_batch_than_data(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def more_batch_than_data(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Not one whole batch."""
-    if facts.steps_per_epoch == 0:
+    if info.steps_per_epoch == 0:
         yield Advice(
             "batch_size",
-            f"{recipe.batch_size} is more than the {facts.images} training images",
+            f"{recipe.batch_size} is more than the {info.images} training images",
             "only whole batches are trained on, so there is none",
-            f"batch_size={facts.images} or less, or a larger subset",
+            f"batch_size={info.images} or less, or a larger subset",
         )
 
 
 @lint
-def lr_of_another_batch(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def lr_of_another_batch(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """The batch changed and the lr did not."""
-    before = facts.reference
+    before = info.reference
     if before is None or before.optimizer.name != recipe.optimizer.name:
         return
     lr, factor = recipe.optimizer.options["lr"], recipe.batch_size / before.batch_size
@@ -227,7 +227,7 @@ def lr_of_another_batch(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def unusual_lr(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def unusual_lr(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """An lr far from what its optimizer usually has."""
     name, lr = recipe.optimizer.name, recipe.optimizer.options["lr"]
     low, high = (x * recipe.batch_size / 256 for x in TYPICAL_LR)
@@ -249,10 +249,10 @@ def unusual_lr(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def small_norm_batches(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def small_norm_batches(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """BatchNorm over few images."""
-    micro = facts.micro_batch
-    if facts.batch_norm and micro and micro < SMALL_BATCH:
+    micro = info.micro_batch
+    if info.batch_norm and micro and micro < SMALL_BATCH:
         yield Advice(
             "micro_batch",
             f"BatchNorm sees {micro} images at a time",
@@ -262,12 +262,12 @@ def small_norm_batches(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def odd_mixing(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def odd_mixing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Mirror pairs in an odd batch."""
-    if recipe.mix and facts.micro_batch and facts.micro_batch % 2:
+    if recipe.mix and info.micro_batch and info.micro_batch % 2:
         yield Advice(
             "mix",
-            f"pairs in a micro-batch of {facts.micro_batch} images",
+            f"pairs in a micro-batch of {info.micro_batch} images",
             "the middle one meets itself and stays as it is",
             "an even batch_size",
         )
@@ -277,7 +277,7 @@ def odd_mixing(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def steps_of_a_schedule(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def steps_of_a_schedule(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """A curve of a few stairs."""
     smooth = recipe.schedule.name in ("cosine", "poly", "one_cycle", "exponential")
     if smooth and recipe.schedule_unit == "epoch" and recipe.epochs <= FEW_EPOCHS:
@@ -290,7 +290,7 @@ def steps_of_a_schedule(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def warmup_too_long(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def warmup_too_long(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Nothing is left of the schedule."""
     if recipe.warmup.mode == "overlap" and recipe.warmup.epochs >= recipe.epochs:
         yield Advice(
@@ -302,7 +302,7 @@ def warmup_too_long(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def warmup_falls(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def warmup_falls(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """A warm-up that starts above the peak."""
     lr = recipe.optimizer.options["lr"]
     if recipe.warmup.epochs and recipe.warmup.lr > lr:
@@ -315,38 +315,38 @@ def warmup_falls(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def epochs_on_top(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def epochs_on_top(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """More epochs than the recipe's `epochs`."""
     more = {
-        "warm-up in front": facts.epochs - recipe.epochs - recipe.cooldown.epochs,
+        "warm-up in front": info.epochs - recipe.epochs - recipe.cooldown.epochs,
         "cool-down": recipe.cooldown.epochs,
     }
     for what, count in more.items():
         if count:
             yield Advice(
                 "cooldown.epochs" if what == "cool-down" else "warmup.mode",
-                f"{recipe.epochs} epochs are {facts.epochs}: {count} of {what} come on top",
+                f"{recipe.epochs} epochs are {info.epochs}: {count} of {what} come on top",
                 "time and checkpoints count them too",
                 "nothing, if it is meant so",
             )
 
 
 @lint
-def average_of_the_start(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def average_of_the_start(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """An EMA that remembers its first weights."""
-    if recipe.ema and facts.steps and not recipe.ema.warmup:
+    if recipe.ema and info.steps and not recipe.ema.warmup:
         memory = 1 / (1 - recipe.ema.decay)
-        if facts.steps < 3 * memory:
+        if info.steps < 3 * memory:
             yield Advice(
                 "ema.decay",
-                f"the average reaches back {memory:,.0f} steps, of {facts.steps:,} in all",
+                f"the average reaches back {memory:,.0f} steps, of {info.steps:,} in all",
                 "the random first weights stay in it",
                 "ema.warmup=true, or a smaller decay",
             )
 
 
 @lint
-def decay_through_adam(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def decay_through_adam(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Weight decay as a gradient, scaled away by the optimizer."""
     name, options = recipe.optimizer.name, recipe.optimizer.options
     if name in L2 and options.get("weight_decay"):
@@ -360,9 +360,9 @@ def decay_through_adam(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def half_precision_without_gpu(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def half_precision_without_gpu(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Asked for what this machine has not."""
-    if recipe.precision == "fp16" and facts.gpu is False:
+    if recipe.precision == "fp16" and info.gpu is False:
         yield Advice(
             "precision",
             "fp16 needs a GPU; this machine would compute in fp32",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from .advice import Advice, lint
 from .fields import Recipe
 from .grammar import Term
-from .recipe_info import Facts
+from .recipe_info import RecipeInfo
 
 HEADS = ("loss", "aux_loss")
 
@@ -19,7 +19,7 @@ def terms(recipe: Recipe) -> Iterator[tuple[str, Term]]:
 
 
 @lint
-def focal_without_focus(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def focal_without_focus(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Focal loss that is cross-entropy."""
     for key, term in terms(recipe):
         if term.name == "focal" and smoothing(term) is not None:
@@ -32,7 +32,7 @@ def focal_without_focus(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def one_cross_entropy(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def one_cross_entropy(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Several cross-entropies, smoothed or not, whose weighted sum is one."""
     for key in HEADS:
         alike = [(t, s) for t in getattr(recipe, key) or () if (s := smoothing(t)) is not None]
@@ -54,7 +54,7 @@ def one_cross_entropy(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def tanimoto_is_jaccard(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def tanimoto_is_jaccard(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Two names of one coefficient."""
     for key, term in terms(recipe):
         if term.name == "tanimoto" and term.options["gamma"] == 1:
@@ -67,7 +67,7 @@ def tanimoto_is_jaccard(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def tversky_by_its_name(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def tversky_by_its_name(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """A Tversky loss that has a shorter name."""
     for key, term in terms(recipe):
         options = term.options
@@ -86,7 +86,7 @@ def tversky_by_its_name(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
 
 
 @lint
-def nothing_to_balance(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
+def nothing_to_balance(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     """Balancing a single term, or too late."""
     balance = recipe.balancing
     if balance and all(len(getattr(recipe, key) or ()) < 2 for key in HEADS):
@@ -96,12 +96,12 @@ def nothing_to_balance(recipe: Recipe, facts: Facts) -> Iterator[Advice]:
             "a weight alone has nothing to be balanced with",
             "balance=fixed, or a second term",
         )
-    elif balance and balance.calibrate and facts.steps and facts.steps <= balance.calibrate:
+    elif balance and balance.calibrate and info.steps and info.steps <= balance.calibrate:
         yield Advice(
             "balance",
-            f"the calibration takes {balance.calibrate:,} steps, the training {facts.steps:,}",
+            f"the calibration takes {balance.calibrate:,} steps, the training {info.steps:,}",
             "the weights stay as they are given until it is over",
-            f"balance={{calibrate: {max(facts.steps // 20, 1)}}}, or ema",
+            f"balance={{calibrate: {max(info.steps // 20, 1)}}}, or ema",
         )
 
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from . import grammar
-from .grammar import Choice, On, Term
+from .grammar import Choice, RegistryField, Term
 from .yaml_lines import Loader
 
 Positive = Annotated[int, Field(ge=1, le=10**9)]
@@ -152,23 +152,25 @@ class Recipe(Frozen):
         default_factory=grammar.Options, description="The claim; null where unknown."
     )
     imports: Words = Field((), description="Python files whose entries join the registries.")
-    task: Annotated[Choice, On("tasks")] = Choice("classification")
+    task: Annotated[Choice, RegistryField("tasks")] = Choice("classification")
 
-    dataset: Annotated[Choice, On("datasets")]
+    dataset: Annotated[Choice, RegistryField("datasets")]
     holdout: Fraction = Field(0.0, description="Share of train kept for validation; 0: use test.")
     subset: Positive | None = Field(None, description="Train on this many images only.")
-    augment: Annotated[tuple[Choice, ...], On("augments", "chain")] = ()
-    eval_augment: Annotated[tuple[Choice, ...], On("augments", "chain")] = ()
+    augment: Annotated[tuple[Choice, ...], RegistryField("augments", "list")] = ()
+    eval_augment: Annotated[tuple[Choice, ...], RegistryField("augments", "list")] = ()
     normalize: Literal["imagenet", "cifar10", "cifar100", "half", "none"] | Colours = "imagenet"
-    mix: Annotated[tuple[Term, ...] | None, On("mixers", "blend")] = None
+    mix: Annotated[tuple[Term, ...] | None, RegistryField("mixers", "weighted_sum")] = None
     data: DataPath = DataPath()
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None, description="Loader workers a process; null: as many as cores allow."
     )
 
-    model: Annotated[Choice, On("models")]
-    loss: Annotated[tuple[Term, ...], On("losses", "blend")] = (Term("cross_entropy"),)
-    aux_loss: Annotated[tuple[Term, ...] | None, On("losses", "blend")] = Field(
+    model: Annotated[Choice, RegistryField("models")]
+    loss: Annotated[tuple[Term, ...], RegistryField("losses", "weighted_sum")] = (
+        Term("cross_entropy"),
+    )
+    aux_loss: Annotated[tuple[Term, ...] | None, RegistryField("losses", "weighted_sum")] = Field(
         None, description="Of the auxiliary head; null: none."
     )
     aux_weight: NotNegative = Field(0.4, description="Of aux_loss in the total.")
@@ -183,9 +185,9 @@ class Recipe(Frozen):
     micro_batch: Positive | None = Field(
         None, description="Most images in one forward pass of one process; null: what fits."
     )
-    optimizer: Annotated[Choice, On("optimizers")]
+    optimizer: Annotated[Choice, RegistryField("optimizers")]
     parameter_groups: ParameterGroups = ParameterGroups()
-    schedule: Annotated[Choice, On("schedules")] = Choice("constant")
+    schedule: Annotated[Choice, RegistryField("schedules")] = Choice("constant")
     schedule_unit: Literal["epoch", "step"] = Field("epoch", description="How often lr changes.")
     warmup: Warmup = Warmup()
     cooldown: Cooldown = Cooldown()
@@ -210,7 +212,7 @@ class Recipe(Frozen):
     )
     eval_every: Positive = Field(1, description="Epochs between evaluations.")
     eval_batch_size: Positive = 250
-    refine: Annotated[tuple[Choice, ...], On("refiners", "chain")] = Field(
+    refine: Annotated[tuple[Choice, ...], RegistryField("refiners", "list")] = Field(
         (), description="What `evaluate` and `predict` do to probabilities, such as dense_crf."
     )
     early_stopping: EarlyStopping | None = None
@@ -229,11 +231,11 @@ class Recipe(Frozen):
         return front + self.epochs + self.cooldown.epochs
 
 
-SHELVED: dict[str, On] = {
+REGISTRY_FIELDS: dict[str, RegistryField] = {
     name: mark
     for name, declared in Recipe.model_fields.items()
     for mark in declared.metadata
-    if isinstance(mark, On)
+    if isinstance(mark, RegistryField)
 }
 # A resumed run may differ in these and still be the same run.
 RESUMABLE = {"name", "expects", "epochs", "workers", "threads", "wandb", "checkpoint", "imports"}
@@ -244,9 +246,9 @@ UNESSENTIAL = RESUMABLE - {"epochs", "early_stopping", "refine"}
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain YAML values, every default filled in; `typed` takes it back."""
-    dumped = recipe.model_dump(exclude=set(SHELVED))
+    dumped = recipe.model_dump(exclude=set(REGISTRY_FIELDS))
     values = {
-        k: grammar.plain(getattr(recipe, k)) if k in SHELVED else dumped[k]
+        k: grammar.plain(getattr(recipe, k)) if k in REGISTRY_FIELDS else dumped[k]
         for k in Recipe.model_fields
     }
     return json.loads(json.dumps(values))

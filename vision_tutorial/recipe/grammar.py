@@ -1,8 +1,8 @@
 """The forms of a recipe key: a choice, a weighted sum, a list; checked against the registries.
 
-choice  `name` or `{name: {options}}`
-blend   `name`, `{name: weight, …}` or `{name: {weight: w, options}}`
-chain   a list of choices
+choice        `name` or `{name: {options}}`
+weighted sum  `name`, `{name: weight, …}` or `{name: {weight: w, options}}`
+list          a list of choices
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..core.errors import UserError, short, shown, unknown
-from .signatures import REQUIRED, Entry, Shelf
+from .signatures import REQUIRED, Entry, Signatures
 
 
 class Options(dict):
@@ -52,7 +52,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of a blend."""
+    """One summand of a weighted sum."""
 
     name: str
     weight: float = 1.0
@@ -60,14 +60,20 @@ class Term:
 
 
 @dataclass(frozen=True)
-class On:
-    """Marks a recipe key as a `form` (choice, blend, chain) of entries on `registry`."""
+class RegistryField:
+    """Marks a recipe key as a `form` (choice, weighted_sum, list) of entries on `registry`."""
 
-    shelf: str
+    registry: str
     form: str = "choice"
 
 
-class At(UserError):
+# A registry that takes any name with any options, for values that were checked before.
+UNCHECKED = Signatures(
+    "entry", fallbacks={"": Entry("", "", (), "", "", forwards=True)}, outside=None
+)
+
+
+class GrammarError(UserError):
     """A UserError that knows the path, below its key, of what is wrong."""
 
     def __init__(self, message: str, path: tuple[str | int, ...] = ()):
@@ -75,15 +81,17 @@ class At(UserError):
         self.path = path
 
 
-def parse(value: Any, shelf: Shelf, form: str) -> Any:
-    """Raw YAML -> Choice, tuple of Terms or tuple of Choices. Raises `At`: what is wrong, where."""
+def parse(value: Any, known: Signatures, form: str) -> Any:
+    """Raw YAML -> Choice, or tuple of Terms or Choices. GrammarError: what is wrong, where."""
     if form == "choice":
-        return _choice(value, shelf)
-    if form == "blend":
-        return _blend(value, shelf)
+        return _choice(value, known)
+    if form == "weighted_sum":
+        return _weighted_sum(value, known)
     if not isinstance(value, list):
-        raise At(f"given {shown(value)}; a list of {shelf.kind}s is expected, such as [a, b].")
-    return tuple(_choice(item, shelf, (i,)) for i, item in enumerate(value))
+        raise GrammarError(
+            f"given {shown(value)}; a list of {known.kind}s is expected, such as [a, b]."
+        )
+    return tuple(_choice(item, known, (i,)) for i, item in enumerate(value))
 
 
 def plain(value: Any) -> Any:
@@ -109,29 +117,33 @@ def words(value: Any) -> str:
     return str(value)
 
 
-def _choice(value: Any, shelf: Shelf, at: tuple = ()) -> Choice:
+def _choice(value: Any, known: Signatures, at: tuple = ()) -> Choice:
     name, given = value, None
     if isinstance(value, dict):
         if len(value) != 1:
             names = short(", ".join(value), 60) or "none"
-            raise At(f"given {len(value)} names ({names}); choose exactly one {shelf.kind}.", at)
+            raise GrammarError(
+                f"given {len(value)} names ({names}); choose exactly one {known.kind}.", at
+            )
         ((name, given),) = value.items()
     if not isinstance(name, str):
-        raise At(f"given {shown(name)}; expected: the {shelf.kind}'s name.", at)
+        raise GrammarError(f"given {shown(name)}; expected: the {known.kind}'s name.", at)
     where = (*at, name)
-    return Choice(name, _options(_find(name, shelf, at), given, where))
+    return Choice(name, _options(_find(name, known, at), given, where))
 
 
-def _blend(value: Any, shelf: Shelf) -> tuple[Term, ...]:
+def _weighted_sum(value: Any, known: Signatures) -> tuple[Term, ...]:
     if isinstance(value, str):
         value = {value: None}
     if not isinstance(value, dict) or not value:
-        raise At(f"given {shown(value)}; write a {shelf.kind}'s name or {{name: weight, …}}.")
-    return tuple(_term(name, given, shelf) for name, given in value.items())
+        raise GrammarError(
+            f"given {shown(value)}; write a {known.kind}'s name or {{name: weight, …}}."
+        )
+    return tuple(_term(name, given, known) for name, given in value.items())
 
 
-def _term(name: str, given: Any, shelf: Shelf) -> Term:
-    entry, weight = _find(name, shelf, ()), 1.0
+def _term(name: str, given: Any, known: Signatures) -> Term:
+    entry, weight = _find(name, known, ()), 1.0
     if isinstance(given, dict):
         given = dict(given)
         weight = given.pop("weight", 1.0)
@@ -139,14 +151,14 @@ def _term(name: str, given: Any, shelf: Shelf) -> Term:
         weight, given = given, None
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
         said = f"the weight of '{name}' is {shown(weight)}; a number from 0 up is expected."
-        raise At(said, (name,))
+        raise GrammarError(said, (name,))
     return Term(name, float(weight), _options(entry, given, (name,)))
 
 
-def _find(name: str, shelf: Shelf, at: tuple) -> Entry:
-    entry = shelf.find(name)
+def _find(name: str, known: Signatures, at: tuple) -> Entry:
+    entry = known.find(name)
     if entry is None:
-        raise At(unknown(shelf.kind, name, shelf.names()), (*at, name))
+        raise GrammarError(unknown(known.kind, name, known.names()), (*at, name))
     return entry
 
 
@@ -154,20 +166,24 @@ def _options(entry: Entry, given: Any, at: tuple) -> Mapping[str, Any]:
     if given is None:
         given = {}
     if not isinstance(given, dict):
-        raise At(f"given {shown(given)}; options are written {{name: {{option: value}}}}.", at)
+        raise GrammarError(
+            f"given {shown(given)}; options are written {{name: {{option: value}}}}.", at
+        )
     allowed = {option.name: option for option in entry.options}
     checked = {}
     for name, option in allowed.items():
         if name in given:
             checked[name] = _checked(given[name], option.type, (*at, name))
         elif option.default is REQUIRED:
-            raise At(f"'{at[-1]}' needs a value for '{name}'. Its options: {entry.signature()}", at)
+            raise GrammarError(
+                f"'{at[-1]}' needs a value for '{name}'. Its options: {entry.signature()}", at
+            )
         else:
             checked[name] = option.default
     forwarded = {name: value for name, value in given.items() if name not in allowed}
     if forwarded and not entry.forwards:
         name = next(iter(forwarded))
-        raise At(unknown(f"option of '{at[-1]}'", name, allowed), (*at, name))
+        raise GrammarError(unknown(f"option of '{at[-1]}'", name, allowed), (*at, name))
     return Options({**checked, **forwarded})
 
 
@@ -176,7 +192,7 @@ def _checked(value: Any, kind: Any, at: tuple) -> Any:
         # as JSON, where a list may be a tuple and all else is as strict
         return _adapter(kind).validate_json(json.dumps(value))
     except ValidationError as error:
-        raise At(f"given {shown(value)}; {expected(error)}.", at) from error
+        raise GrammarError(f"given {shown(value)}; {expected(error)}.", at) from error
 
 
 def expected(error: ValidationError) -> str:

@@ -1,7 +1,8 @@
 """YAML file -> `extends` -> overrides -> Recipe, with file and line in every complaint."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from pydantic import ValidationError
 
 from ..core.errors import UserError, short, shown, unknown
 from . import grammar
-from .fields import SHELVED, Recipe
-from .grammar import On
-from .signatures import Shelf, catalogue
+from .fields import REGISTRY_FIELDS, Recipe
+from .grammar import RegistryField
+from .signatures import Signatures, static_signatures
 from .yaml_lines import MAX_DEPTH, Document, Key, parse_value, read_document
 
 COMMAND_LINE = "command line"
+_HERE = Path(__file__).parents[1]
+RECIPES = _HERE / "recipes"  # in an installed package
+if not RECIPES.is_dir():
+    RECIPES = _HERE.parent / "recipes"  # in a checkout
 MAX_BASES = 16
 OWN = ("name", "expects", "extends")  # not inherited
 PLAINLY = {
@@ -37,16 +42,34 @@ class Loaded:
     imports: tuple[Path, ...] = ()
 
 
-def load(path: Path | str, overrides: Iterable[str] = ()) -> Loaded:
-    """Read and check a recipe file. UserError: file, line, what was given, what is allowed."""
-    path = Path(path)
-    chain = _chain(path)
-    document = _merged([document for _, document in chain])
+def recipe_path(given: Path | str) -> Path:
+    """The file of a recipe: a path, or the name of one of the package's, `segmentation/camvid`.
+
+    A file that exists comes first. `recipes/r4.yaml`, `r4.yaml` and `r4` name the same recipe of
+    the package.
+    """
+    path, variant = split_variant(Path(given))
+    if not _is_file(path) and not path.is_absolute() and ".." not in path.parts:
+        named = RECIPES / f"{_name(path)}.yaml"
+        path = named if _is_file(named) else path
+    return path if variant is None else path.with_name(f"{path.name}:{variant}")
+
+
+def _name(path: Path) -> str:
+    """What a recipe of the package is called: no `recipes/` in front, no `.yaml` behind."""
+    return path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
+
+
+def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
+    """Read and check a recipe, a file or a name. UserError: file, line, what is wrong, allowed."""
+    path = recipe_path(given)
+    files = _with_bases(path)
+    document = _merged([document for _, document in files])
     for text in overrides:
         _override(document, text)
-    recipe, imports = typed(document, _name(path))
-    base = _base(chain[1:])
-    return Loaded(recipe, path, base, chain[1][0] if base else None, imports)
+    recipe, imports = typed(document, _run_name(path))
+    base = _base(files[1:])
+    return Loaded(recipe, path, base, files[1][0] if base else None, imports)
 
 
 def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
@@ -60,18 +83,32 @@ def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
     name = re.sub(r"[^A-Za-z0-9._-]", "-", name)[:64]
     values.setdefault("name", name if name.strip(".") else "recipe")
     imports = _imports(values.get("imports"), document)
-    shelves = catalogue(imports)
-    for key, mark in SHELVED.items():
+    registries = static_signatures(imports)
+    for key, mark in REGISTRY_FIELDS.items():
         declared = Recipe.model_fields[key]
         if key not in values and not declared.is_required():
             # parsed as if it were written, to have all its options
             values[key] = grammar.plain(declared.default)
         if key in values and not (values[key] is None and declared.default is None):
-            values[key] = _shelved(document, key, values[key], mark, shelves)
+            values[key] = _registry_field(document, key, values[key], mark, registries)
     try:
         return Recipe(**values), imports
     except ValidationError as error:
         raise UserError(_first(error, document)) from error
+
+
+def read_back(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a recipe that was checked when it was written: each as `Recipe` holds it.
+
+    No registry is asked, so entries of older versions and of foreign files are kept as well. A
+    value that does not fit the form of its key stays plain.
+    """
+    typed_values = dict(values)
+    for key, mark in REGISTRY_FIELDS.items():
+        if values.get(key) is not None:
+            with suppress(UserError):
+                typed_values[key] = grammar.parse(values[key], grammar.UNCHECKED, mark.form)
+    return typed_values
 
 
 def _height(value: Any) -> int:
@@ -79,27 +116,34 @@ def _height(value: Any) -> int:
     return 1 + max(map(_height, inner)) if inner else 0
 
 
-def _chain(path: Path) -> list[tuple[Path, Document]]:
+def _with_bases(path: Path) -> list[tuple[Path, Document]]:
     """The file, the one it extends, the one that that extends, and so on."""
-    chain: list[tuple[Path, Document]] = []
+    files: list[tuple[Path, Document]] = []
     place = ""
     while True:
-        if not _is_file(split_variant(path)[0]):
-            raise UserError(place + _missing(split_variant(path)[0]))
-        names = " -> ".join(shown(p.name) for p in (*(p for p, _ in chain), path))
-        if any(_same(path, other) for other, _ in chain):
+        file, variant = split_variant(path)
+        if not _is_file(file):
+            raise UserError(place + _missing(file))
+        names = " -> ".join(shown(p.name) for p in (*(p for p, _ in files), path))
+        before = [split_variant(other) for other, _ in files]
+        if any(file.samefile(other) and variant == its for other, its in before):
             raise UserError(f"{place}a circle: {names}. A recipe cannot be its own base.")
-        if len(chain) > MAX_BASES:
+        if len(files) > MAX_BASES:
             raise UserError(f"{place}more than {MAX_BASES} bases, one upon the other.")
-        document = _read(path)
-        chain.append((path, document))
+        document = _read(file, variant)
+        files.append((path, document))
         place = _at(document, ("extends",))
         base = document.values.get("extends")
         if base is None:
-            return chain
+            return files
         if not isinstance(base, str) or Path(base).is_absolute():
             raise UserError(f"{place}given {shown(base)}; name a file, as seen from this one.")
         path = path.parent / base
+
+
+def _run_name(path: Path) -> str:
+    file, variant = split_variant(path)
+    return file.stem if variant is None else f"{file.stem}-{variant}"
 
 
 def split_variant(path: Path) -> tuple[Path, str | None]:
@@ -108,29 +152,17 @@ def split_variant(path: Path) -> tuple[Path, str | None]:
     return (path.with_name(f"{stem}.yaml"), variant) if colon else (path, None)
 
 
-def _name(path: Path) -> str:
-    file, variant = split_variant(path)
-    return file.stem if variant is None else f"{file.stem}-{variant}"
-
-
-def _same(one: Path, other: Path) -> bool:
-    (file, variant), (other_file, other_variant) = split_variant(one), split_variant(other)
-    return variant == other_variant and file.samefile(other_file)
-
-
-def _read(path: Path) -> Document:
+def _read(file: Path, variant: str | None) -> Document:
     """The recipe file, or one of its variants, which extends the file if it names no other base."""
-    file, variant = split_variant(path)
     document = read_document(file)
     variants = document.values.pop("variants", {})
     if variant is None:
         return document
     at = ("variants", variant)
-    if not isinstance(variants, dict) or not variants:
-        raise UserError(f"{file}: the recipe has no variants, so none called {shown(variant)}.")
-    if variant not in variants:
-        raise UserError(f"{file}: {unknown('variant', variant, variants, 600)}")
-    values = variants[variant]
+    known = variants if isinstance(variants, dict) else {}
+    if variant not in known:
+        raise UserError(f"{file}: {unknown('variant', variant, known, 600)}")
+    values = known[variant]
     if not isinstance(values, dict):
         raise UserError(f"{_at(document, at)}given {shown(values)}; `key: value` lines expected.")
     places = {key[2:]: place for key, place in document.places.items() if key[:2] == at}
@@ -154,10 +186,10 @@ def _merged(documents: list[Document]) -> Document:
     return Document(values, places)
 
 
-def _base(chain: list[tuple[Path, Document]]) -> Recipe | None:
+def _base(files: list[tuple[Path, Document]]) -> Recipe | None:
     """What is extended, as a recipe; None where there is none, or only a part of one."""
     try:
-        return typed(_merged([d for _, d in chain]), _name(chain[0][0]))[0] if chain else None
+        return typed(_merged([d for _, d in files]), _run_name(files[0][0]))[0] if files else None
     except UserError:
         return None
 
@@ -169,13 +201,22 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _missing(path: Path) -> str:
-    near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    if near:
-        return f"{path.parent}: {unknown('recipe', path.name, near)}"
+    beside = sorted(p.name for p in path.parent.glob("*.yaml")) if _is_folder(path.parent) else []
+    if beside and path.suffix:
+        return f"{path.parent}: {unknown('recipe', path.name, beside)}"
+    files = (p.relative_to(RECIPES) for p in RECIPES.rglob("*.yaml"))
+    names = [_name(file) for file in files if file.parts[0] != "sweeps"]
     return (
-        f"{short(str(path), 200)}: no such recipe; "
-        "give the path of a .yaml file, such as recipes/r0.yaml."
+        f"{short(str(path), 200)}: no such recipe; give the path of a .yaml file, or the name of "
+        f"one of ours: {unknown('recipe', _name(path), names)}"
     )
 
 
@@ -207,10 +248,12 @@ def _inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _shelved(document: Document, key: str, value: Any, mark: On, shelves: dict[str, Shelf]) -> Any:
+def _registry_field(
+    document: Document, key: str, value: Any, mark: RegistryField, registries: dict[str, Signatures]
+) -> Any:
     try:
-        return grammar.parse(value, shelves[mark.shelf], mark.form)
-    except grammar.At as error:
+        return grammar.parse(value, registries[mark.registry], mark.form)
+    except grammar.GrammarError as error:
         raise UserError(f"{_at(document, (key, *error.path))}{error}") from error
 
 
@@ -280,7 +323,7 @@ def _assign(document: Document, path: str, parsed: Any, name: str) -> None:
     if key not in Recipe.model_fields:
         raise UserError(f"{name}: {unknown('key', key, Recipe.model_fields)}")
     current = document.values.get(key)
-    if rest and key in SHELVED:
+    if rest and key in REGISTRY_FIELDS:
         current = _opened(key, current, rest, name)
     at = _located(current, rest, name)
     document.values = {**document.values, key: _set(current, at, parsed)}
@@ -293,15 +336,15 @@ def _assign(document: Document, path: str, parsed: Any, name: str) -> None:
 
 
 def _opened(key: str, value: Any, rest: list[str], name: str) -> Any:
-    """The choice, blend or chain `value` with every entry spelled out, so that one can be set."""
-    form, default = SHELVED[key].form, Recipe.model_fields[key].default
-    if form == "chain":
+    """`value` with the options of every entry spelled out, so that one can be set."""
+    form, default = REGISTRY_FIELDS[key].form, Recipe.model_fields[key].default
+    if form == "list":
         return [{x: {}} if isinstance(x, str) else x for x in value or ()]
-    if value is None and form == "blend" and default:
+    if value is None and form == "weighted_sum" and default:
         value = grammar.plain(default)  # a term is added to what there would be without it
     if isinstance(value, str):
         value = {value: {}}
-    if form == "blend" and isinstance(value, dict):
+    if form == "weighted_sum" and isinstance(value, dict):
         number = (int, float)
         return {k: {"weight": v} if isinstance(v, number) else v for k, v in value.items()}
     if isinstance(value, dict) and value and not _prefix(value, rest):

@@ -1,6 +1,7 @@
 """Recipes in the notation of the students' tables: "0.75 focal + 0.25 dice", "adamax(0.0005)".
 
-A recipe here is what recipe.yaml holds, unchecked: what does not fit its form is shown as it is.
+A recipe here is what `loading.read_back` returns: values by key, with typed choices and terms. What
+did not fit its form is shown as plain text.
 """
 
 import json
@@ -8,58 +9,34 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-from .fields import SHELVED, UNESSENTIAL, Recipe
+from . import grammar
+from .fields import REGISTRY_FIELDS, UNESSENTIAL, Recipe
+from .grammar import Choice, Term
 
-NONE = "–"
-SHORT = {"cross_entropy": "CE"}
-LEADING = "lr"  # the option that is written without its name
-HEADS = "‖"  # decoder ‖ auxiliary
-FORMS = {key: mark.form for key, mark in SHELVED.items()}
-
-
-class Entry(NamedTuple):
-    """One entry of a choice, blend or chain."""
-
-    name: str
-    weight: float | None  # None: no summand of a blend
-    options: Mapping[str, Any]
+_NONE = "–"
+_SHORT = {"cross_entropy": "CE"}
+_LEADING = "lr"  # the option that is written without its name
+_HEADS = "‖"  # decoder ‖ auxiliary
+FORMS = {key: mark.form for key, mark in REGISTRY_FIELDS.items()}
 
 
-def entries(key: str, value: Any) -> list[Entry]:
-    """The entries that a recipe's value names; [] for null."""
-    form = FORMS[key]
-    if form == "blend":
-        value = {value: {}} if isinstance(value, str) else value
-        pairs = value.items() if isinstance(value, dict) else ()
-        return [_term(name, given) for name, given in pairs]
-    listed = value if form == "chain" and isinstance(value, list) else [value] * (value is not None)
-    return [_choice(item) for item in listed]
-
-
-def _term(name: str, given: Any) -> Entry:
-    options = dict(given) if isinstance(given, dict) else {"weight": given}
-    weight = number(options.pop("weight", None))
-    return Entry(name, 1.0 if weight is None else weight, options)
-
-
-def _choice(value: Any) -> Entry:
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, options),) = value.items()
-        return Entry(name, None, options if isinstance(options, dict) else {})
-    return Entry(scalar(value), None, {})
+def entries(value: Any) -> tuple[Choice | Term, ...]:
+    """The entries that a key's value names; () if it names none."""
+    named = value if isinstance(value, tuple) else (value,)
+    return named if all(isinstance(entry, Choice | Term) for entry in named) else ()
 
 
 def scalar(value: Any) -> str:
     """One value: 0.0005, 1e-9, yes, – for null."""
     if value is None:
-        return NONE
+        return _NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return re.sub(r"e([+-])0+", r"e\1", f"{value:g}").replace("e+", "e")
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(map(scalar, value))}]"
     if isinstance(value, dict):
         return ", ".join(f"{name}={scalar(item)}" for name, item in value.items())
@@ -76,12 +53,12 @@ def duration(seconds: float) -> str:
 
 
 class Notation:
-    """Cells for some recipes. Options, and entries of a chain, are written where they differ."""
+    """Cells for some recipes. Options, and entries of a list, are written where they differ."""
 
     def __init__(self, recipes: Sequence[dict[str, Any]], everything: bool = False) -> None:
         self.recipes, self.everything = recipes, everything
         self._visible = {key: self._differing(key) for key in FORMS}
-        self._shared = {key: self._common(key) for key in FORMS if FORMS[key] == "chain"}
+        self._shared = {key: self._common(key) for key in FORMS if FORMS[key] == "list"}
 
     @cached_property
     def columns(self) -> list[str]:
@@ -97,66 +74,69 @@ class Notation:
 
     def _identical(self, recipe: dict[str, Any], key: str) -> str:
         # what is shown in the cell, and what could hide behind it
-        value = leaf(recipe, key)
-        return json.dumps([value, recipe.get("aux_loss")] if key == "loss" else value)
+        shown = (leaf(recipe, key), recipe.get("aux_loss") if key == "loss" else None)
+        return json.dumps([grammar.plain(value) for value in shown], sort_keys=True)
 
     def cell(self, recipe: dict[str, Any], key: str) -> Any:
-        """What stands under one of `columns`: a number, words, or None."""
+        """The content of a cell under one of `columns`: a number, words, or None."""
         value = leaf(recipe, key)
-        if value in (None, [], {}):
+        if value in (None, (), [], {}):
             return None
         if key not in FORMS:
             return value if number(value) is not None else scalar(value)
         cell = self.words(key, value)
         if key == "loss" and recipe.get("aux_loss") is not None:
-            return f"{cell} {HEADS} {self.words('aux_loss', recipe['aux_loss'])}"
+            return f"{cell} {_HEADS} {self.words('aux_loss', recipe['aux_loss'])}"
         return cell
 
     def words(self, key: str, value: Any) -> str:
-        """A choice, blend or chain in words."""
-        named = entries(key, value)
-        weighted = any(entry.weight not in (None, 1.0) for entry in named)
+        """A choice, weighted sum or list in words."""
+        named = entries(value)
+        if not named:
+            return scalar(value)
         shared = self._shared.get(key, frozenset())
-        shown = [
-            f"{f'{scalar(entry.weight)} ' * (weighted and entry.weight != 1)}"
-            f"{self._entry(key, entry)}"
-            for entry in named
-            if _fixed(entry) not in shared
-        ]
-        shown = ["…"] * (len(shown) < len(named)) + shown
-        return (" + " if FORMS[key] == "blend" else ", ").join(shown) or NONE
+        words = ["…"] if any(_fixed(entry) in shared for entry in named) else []
+        for entry in named:
+            if _fixed(entry) not in shared:
+                weight = f"{scalar(_weight(entry))} " if _weight(entry) != 1 else ""
+                words.append(weight + self._entry(key, entry))
+        return (" + " if FORMS[key] == "weighted_sum" else ", ").join(words)
 
-    def _entry(self, key: str, entry: Entry) -> str:
+    def _entry(self, key: str, entry: Choice | Term) -> str:
         visible = self._visible[key]
         options = [
             f"{name}={scalar(value)}"
             for name, value in entry.options.items()
-            if name != LEADING and (self.everything or (entry.name, name) in visible)
+            if name != _LEADING and (self.everything or (entry.name, name) in visible)
         ]
-        if LEADING in entry.options:
-            options.insert(0, scalar(entry.options[LEADING]))
-        name = SHORT.get(entry.name, entry.name)
+        if _LEADING in entry.options:
+            options.insert(0, scalar(entry.options[_LEADING]))
+        name = _SHORT.get(entry.name, entry.name)
         return f"{name}({', '.join(options)})" if options else name
 
     def _differing(self, key: str) -> set[tuple[str, str]]:
         """(entry, option) for options that entries of one name do not share."""
         seen: dict[tuple[str, str], set[str]] = {}
         for recipe in self.recipes:
-            for entry in entries(key, recipe.get(key)):
+            for entry in entries(recipe.get(key)):
                 for name, value in entry.options.items():
                     seen.setdefault((entry.name, name), set()).add(json.dumps(value))
         return {pair for pair, values in seen.items() if len(values) > 1}
 
     def _common(self, key: str) -> frozenset[str]:
-        """The entries of a chain that every recipe has, which are worth no words."""
+        """The entries of a list that every recipe has, which are worth no words."""
         if self.everything or not self.recipes:
             return frozenset()
-        each = [{_fixed(entry) for entry in entries(key, r.get(key))} for r in self.recipes]
+        each = [{_fixed(entry) for entry in entries(r.get(key))} for r in self.recipes]
         return frozenset.intersection(*map(frozenset, each)) if len(each) > 1 else frozenset()
 
 
-def _fixed(entry: Entry) -> str:
-    return json.dumps(entry, sort_keys=True)
+def _weight(entry: Choice | Term) -> float:
+    return getattr(entry, "weight", 1.0)
+
+
+def _fixed(entry: Choice | Term) -> str:
+    return json.dumps([entry.name, _weight(entry), entry.options], sort_keys=True)
 
 
 def head(key: str) -> str:
@@ -186,7 +166,7 @@ def find(recipe: dict[str, Any], key: str) -> Any:
     """What a dotted key holds: `epochs`, `warmup.lr`, or an entry's option, `optimizer.lr`."""
     first, _, option = key.partition(".")
     if first in FORMS and option:
-        options = (entry.options for entry in entries(first, recipe.get(first)))
+        options = (entry.options for entry in entries(recipe.get(first)))
         return next((found[option] for found in options if option in found), None)
     return leaf(recipe, key)
 
@@ -211,14 +191,15 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _entries_changed(key: str, one: Any, two: Any) -> Iterator[str]:
-    old, new = _numbered(entries(key, one)), _numbered(entries(key, two))
-    weights = [{name: entry.weight for name, entry in each.items()} for each in (old, new)]
-    if FORMS[key] == "chain":
+    old, new = _numbered(entries(one)), _numbered(entries(two))
+    if not old and not new:
+        yield f"{key} {scalar(one)} → {scalar(two)}"
+    elif FORMS[key] == "list":
         yield from (f"− {name}" for name in old if name not in new)
         yield from (f"+ {name}" for name in new if name not in old)
         if list(old) != list(new) and old.keys() == new.keys():
             yield f"{key} in another order"
-    elif weights[0] != weights[1]:
+    elif {n: _weight(old[n]) for n in old} != {n: _weight(new[n]) for n in new}:
         words = Notation([])
         yield f"{key} {words.words(key, one)} → {words.words(key, two)}"
     for name in (name for name in new if name in old):
@@ -226,9 +207,8 @@ def _entries_changed(key: str, one: Any, two: Any) -> Iterator[str]:
         yield from _options_changed(title, old[name].options, new[name].options)
 
 
-def _numbered(named: Iterable[Entry]) -> dict[str, Entry]:
-    """Entries by name; of one name, the second is `name 2`."""
-    found: dict[str, Entry] = {}
+def _numbered(named: Iterable[Choice | Term]) -> dict[str, Choice | Term]:
+    found: dict[str, Choice | Term] = {}
     for entry in named:
         count = sum(other.name == entry.name for other in found.values())
         found[f"{entry.name} {count + 1}" if count else entry.name] = entry

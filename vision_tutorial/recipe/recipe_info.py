@@ -12,7 +12,7 @@ RESIZING = ("random_resized_crop", "random_crop", "center_crop", "resize")
 
 
 @dataclass(frozen=True)
-class Facts:
+class RecipeInfo:
     """Numbers about a run; None where they are not known (yet)."""
 
     epochs: int  # with warm-up in front and cool-down
@@ -34,7 +34,9 @@ class Facts:
         return None if self.steps_per_epoch is None else self.epochs * self.steps_per_epoch
 
 
-def facts(recipe: Recipe, reference: Recipe | None = None, world: int | None = None) -> Facts:
+def recipe_info(
+    recipe: Recipe, reference: Recipe | None = None, world: int | None = None
+) -> RecipeInfo:
     """All that can be said without the data; a data set's size is known for the registry's own."""
     name, options = recipe.dataset.name, recipe.dataset.options
     whole, classes, side = None, None, None
@@ -43,7 +45,7 @@ def facts(recipe: Recipe, reference: Recipe | None = None, world: int | None = N
     elif name == "shapes":
         whole, classes, side = options["train"], 10 + options["masks"], options["size"]
     images = None if whole is None else used(recipe, whole)
-    return Facts(
+    return RecipeInfo(
         epochs=recipe.total_epochs,
         world=world or int(os.environ.get("WORLD_SIZE", 1)),
         whole=whole,
@@ -62,9 +64,9 @@ def used(recipe: Recipe, whole: int) -> int:
     return min(left, recipe.subset or left)
 
 
-def side_after(chain: tuple[Choice, ...], side: int | None) -> int | None:
-    """The side of an image, or its shorter one, in pixels after a chain of transforms."""
-    for choice in chain:
+def side_after(transforms: tuple[Choice, ...], side: int | None) -> int | None:
+    """The side of an image, or its shorter one, in pixels after a list of transforms."""
+    for choice in transforms:
         if choice.name in RESIZING:
             size = choice.options["size"]
             side = size if isinstance(size, int) else min(size)

@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from .fields import SHELVED, Recipe
-from .signatures import REQUIRED, Entry, Shelf
+from .fields import REGISTRY_FIELDS, Recipe
+from .signatures import REQUIRED, Entry, Signatures
 
 Schema = dict[str, Any]
 
@@ -20,15 +20,15 @@ class Generate(GenerateJsonSchema):
         return {}
 
 
-def schema(shelves: Mapping[str, Shelf]) -> Schema:
+def schema(registries: Mapping[str, Signatures]) -> Schema:
     """The schema of a recipe whose entries are `registries`."""
     whole = Recipe.model_json_schema(schema_generator=Generate)
     defs = {k: v for k, v in whole.get("$defs", {}).items() if k not in ("Choice", "Term")}
     properties = whole["properties"]
-    for key, mark in SHELVED.items():
-        shelf, optional = shelves[mark.shelf], Recipe.model_fields[key].default is None
-        defs |= _definitions(mark.shelf, mark.form, shelf)
-        reference = {"$ref": f"#/$defs/{mark.shelf}.{mark.form}"}
+    for key, mark in REGISTRY_FIELDS.items():
+        known, optional = registries[mark.registry], Recipe.model_fields[key].default is None
+        defs |= _definitions(mark.registry, mark.form, known)
+        reference = {"$ref": f"#/$defs/{mark.registry}.{mark.form}"}
         properties[key] = {"anyOf": [reference, {"type": "null"}]} if optional else reference
     properties["extends"] = {"type": "string", "description": "A recipe whose keys hold here too."}
     return {
@@ -43,59 +43,59 @@ def schema(shelves: Mapping[str, Shelf]) -> Schema:
     }
 
 
-def _definitions(name: str, form: str, shelf: Shelf) -> dict[str, Schema]:
+def _definitions(name: str, form: str, known: Signatures) -> dict[str, Schema]:
     """The definitions that the key's form needs, by name."""
     made: dict[str, Schema] = {}
-    for entry in shelf.entries.values():
+    for entry in (*known.entries.values(), *known.fallbacks.values()):
         made[f"{name}.{entry.name}"] = _options(entry)
-    for entry in shelf.prefixes.values():
-        made[f"{name}.{entry.name}"] = _options(entry)
-    if shelf.fallback:
-        made[f"{name}.other"] = _options(shelf.fallback)
-        made[f"{name}.names"] = _outside(shelf)
-    shown = "choice" if form == "chain" else form
-    made[f"{name}.{shown}"] = _choice(name, shelf, blend=form == "blend")
-    if form == "chain":
-        made[f"{name}.chain"] = {"type": "array", "items": {"$ref": f"#/$defs/{name}.choice"}}
+    if "" in known.fallbacks:
+        made[f"{name}.names"] = _outside(known)
+    base = "choice" if form == "list" else form
+    made[f"{name}.{base}"] = _choice(name, known, weighted=form == "weighted_sum")
+    if form == "list":
+        made[f"{name}.list"] = {"type": "array", "items": {"$ref": f"#/$defs/{name}.choice"}}
     return made
 
 
-def _choice(name: str, shelf: Shelf, blend: bool) -> Schema:
-    """`name`, or `{name: {options}}`; in a blend several, each with a weight."""
+def _choice(name: str, known: Signatures, weighted: bool) -> Schema:
+    """`name`, or `{name: {options}}`; in a weighted sum several, each with a weight."""
     alone: list[Schema] = [
         {"const": entry.name, "description": entry.doc}
-        for entry in shelf.entries.values()
+        for entry in known.entries.values()
         if not _needs(entry)
     ]
     properties = {
-        entry.name: _value(f"{name}.{entry.name}", entry, blend) for entry in shelf.entries.values()
+        entry.name: _value(f"{name}.{entry.name}", entry, weighted)
+        for entry in known.entries.values()
     }
     spelled: Schema = {"type": "object", "minProperties": 1, "properties": properties}
-    if not blend:
+    if not weighted:
         spelled["maxProperties"] = 1
     prefixed: list[Schema] = []
-    for prefix, entry in shelf.prefixes.items():
+    for prefix, entry in known.fallbacks.items():
+        if not prefix:
+            continue
         prefixed.append({"type": "string", "pattern": f"^{prefix}"})
-        value = _value(f"{name}.{entry.name}", entry, blend)
+        value = _value(f"{name}.{entry.name}", entry, weighted)
         spelled.setdefault("patternProperties", {})[f"^{prefix}"] = value
     alone += prefixed
-    if shelf.fallback:
+    if other := known.fallbacks.get(""):
         names = {"$ref": f"#/$defs/{name}.names"}
-        if not _needs(shelf.fallback):
+        if not _needs(other):
             alone.append(names)
         spelled["propertyNames"] = {"anyOf": [{"enum": list(properties)}, *prefixed, names]}
-        spelled["additionalProperties"] = _value(f"{name}.other", shelf.fallback, blend)
+        spelled["additionalProperties"] = _value(f"{name}.{other.name}", other, weighted)
     else:
         spelled["additionalProperties"] = False
     return {"anyOf": [*alone, spelled]}
 
 
-def _value(definition: str, entry: Entry, blend: bool) -> Schema:
+def _value(definition: str, entry: Entry, weighted: bool) -> Schema:
     """What may stand behind an entry's name."""
     forms: list[Schema] = [{"$ref": f"#/$defs/{definition}"}]
     if not _needs(entry):
         forms.append({"type": "null"})
-        if blend:
+        if weighted:
             forms.append({"type": "number", "minimum": 0, "exclusiveMaximum": 1e9})
     return {"description": entry.doc, "anyOf": forms}
 
@@ -105,7 +105,9 @@ def _options(entry: Entry) -> Schema:
     for option in entry.options:
         if option.default is not REQUIRED:
             properties[option.name]["default"] = option.default
-    if entry.shelf in {mark.shelf for mark in SHELVED.values() if mark.form == "blend"}:
+    if entry.registry in {
+        mark.registry for mark in REGISTRY_FIELDS.values() if mark.form == "weighted_sum"
+    }:
         properties["weight"] = {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9}
     return {
         "description": f"{entry.doc} {entry.signature()}",
@@ -124,13 +126,13 @@ def _type(kind: Any) -> Schema:
     return TypeAdapter(kind, config=ConfigDict(strict=True)).json_schema()
 
 
-def _outside(shelf: Shelf) -> Schema:
+def _outside(known: Signatures) -> Schema:
     """The names that the open entry answers for, with timm's tags and wrapper."""
-    if shelf.outside is None:
+    if known.outside is None:
         return {"type": "string"}
     return {
         "anyOf": [
-            {"enum": sorted(shelf.outside)},
+            {"enum": sorted(known.outside)},
             {"type": "string", "pattern": r"^(lookahead_\w+|\w+\.\w+)$"},
         ]
     }

@@ -1,8 +1,8 @@
-"""What stands on the registries, read from the source text: a typo is answered before torch loads.
+"""The registries' entries, read from the source text: a typo is answered before torch loads.
 
 Importing torch and timm takes seconds. An entry's name, options, defaults and first docstring line
 are all in its text, so `ast` reads them in milliseconds. The files are listed here, not searched
-for; a test holds this catalogue equal to what the registry holds once everything is imported.
+for; a test holds these signatures equal to what the registry holds once everything is imported.
 """
 
 import ast
@@ -26,10 +26,12 @@ FILES = (
     "optim/optimizers.py",
     "optim/schedules.py",
     "data/arrays.py",
-    "data/augmentation/transforms.py",
+    "data/augmentation/geometry.py",
+    "data/augmentation/colour.py",
+    "data/augmentation/policies.py",
+    "data/augmentation/erasing.py",
     "data/mix.py",
     "data/shapes.py",
-    "data/augmentation/colour.py",
     "classification/datasets.py",
     "classification/models.py",
     "classification/task.py",
@@ -44,7 +46,9 @@ FILES = (
     "segmentation/datasets.py",
     "segmentation/refine/dense_crf.py",
 )
-SHELVES = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
+REGISTRIES = [
+    name for name, value in vars(registry).items() if isinstance(value, registry.Registry)
+]
 REQUIRED = inspect.Parameter.empty
 ANNOTATIONS = {
     "__builtins__": {},
@@ -76,76 +80,71 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One function on a registry. `open` answers for outside names, `forwards` takes any option.
+    """One function of a registry. `forwards`: it takes any option.
 
-    prefix: the names that an open entry answers for, such as `smp/`; "" for those nobody has.
+    prefix: of a fallback, the names it answers for, such as `smp/`, or "" for all; else None.
     """
 
-    shelf: str
+    registry: str
     name: str
     options: tuple[Option, ...]
     doc: str
     where: str
-    open: bool = False
     forwards: bool = False
-    prefix: str = ""
+    prefix: str | None = None
 
     def signature(self) -> str:
         """The options as a student would write them."""
-        shown = [o.name if o.default is REQUIRED else f"{o.name}={o.default}" for o in self.options]
-        return f"({', '.join(shown + ['…'] * self.forwards)})"
+        words = [o.name if o.default is REQUIRED else f"{o.name}={o.default}" for o in self.options]
+        return f"({', '.join(words + ['…'] * self.forwards)})"
 
 
 @dataclass
-class Shelf:
-    """The entries of one registry; `outside` are the names its open entry answers for, if known.
+class Signatures:
+    """The entries of one registry by name, and its fallbacks by prefix.
 
-    prefixes: the open entries that answer for all names that begin so.
+    outside: the names that the fallback for "" answers for; None where they are not known.
     """
 
     kind: str
     entries: dict[str, Entry] = field(default_factory=dict)
-    fallback: Entry | None = None
+    fallbacks: dict[str, Entry] = field(default_factory=dict)
     outside: frozenset[str] | None = frozenset()
-    prefixes: dict[str, Entry] = field(default_factory=dict)
 
     def find(self, name: str) -> Entry | None:
         """The entry that answers for `name`, or None where surely nobody does."""
         if name in self.entries:
             return self.entries[name]
-        for prefix, entry in self.prefixes.items():
-            if name.startswith(prefix):
+        for prefix, entry in self.fallbacks.items():
+            if prefix and name.startswith(prefix):
                 return entry
         # timm's names may carry a tag (resnet50.a1_in1k) and a wrapper (lookahead_sgd)
         base = name.partition(".")[0].removeprefix("lookahead_")
-        return self.fallback if self.outside is None or base in self.outside else None
+        known = self.outside is None or base in self.outside
+        return self.fallbacks.get("") if known else None
 
     def names(self) -> list[str]:
         """Every name known without importing anything."""
-        return [*self.entries, *(f"{prefix}…" for prefix in self.prefixes), *(self.outside or ())]
+        prefixes = [f"{prefix}…" for prefix in self.fallbacks if prefix]
+        return [*self.entries, *prefixes, *(self.outside or ())]
 
 
-def catalogue(extra: Iterable[Path] = ()) -> dict[str, Shelf]:
+def static_signatures(extra: Iterable[Path] = ()) -> dict[str, Signatures]:
     """All registries: the package's entries and those in the files `extra` (a recipe's imports)."""
-    shelves = {name: Shelf(getattr(registry, name).kind) for name in SHELVES}
+    found = {name: Signatures(getattr(registry, name).kind) for name in REGISTRIES}
     for entry in (*_packaged(), *(e for path in extra for e in read(path))):
-        shelf = shelves[entry.shelf]
-        if entry.prefix:
-            other = shelf.prefixes.get(entry.prefix)
-        else:
-            other = shelf.fallback if entry.open else shelf.entries.get(entry.name)
-        if other:
+        known = found[entry.registry]
+        own = entry.prefix is None
+        others, key = (known.entries, entry.name) if own else (known.fallbacks, entry.prefix)
+        if key in others:
             raise UserError(
-                f"{entry.where}: {shelf.kind} '{entry.name}' exists already ({other.where}); "
-                "choose another name."
+                f"{entry.where}: {known.kind} '{entry.name}' exists already "
+                f"({others[key].where}); choose another name."
             )
-        if entry.prefix:
-            shelf.prefixes[entry.prefix] = entry
-        elif entry.open:
-            shelf.fallback, shelf.outside = entry, timm_names(entry.shelf)
-        else:
-            shelf.entries[entry.name] = entry
-    return shelves
+        others[key] = entry
+        if entry.prefix == "":
+            known.outside = timm_names(entry.registry)
+    return found
 
 
 @cache
@@ -165,26 +164,32 @@ def read(path: Path) -> list[Entry]:
 
 
 def _entry(node: ast.FunctionDef, path: Path) -> Entry | None:
+    where = f"{path}:{node.lineno}"
     for decorator in node.decorator_list:
         call = isinstance(decorator, ast.Call)
-        shelf, _, act = ast.unparse(decorator.func if call else decorator).rpartition(".")
-        if shelf in SHELVES and act in (("open_for",) if call else ("register", "open")):
-            where = f"{path}:{node.lineno}"
-            prefix = _prefix(decorator, where) if call else ""
-            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            options = tuple(_option(argument, default, where) for argument, default in pairs)
-            doc = (ast.get_docstring(node) or "").partition("\n")[0]
-            forwards = node.args.kwarg is not None
-            opens = act != "register"
-            return Entry(shelf, node.name, options, doc, where, opens, forwards, prefix)
+        name, _, method = ast.unparse(decorator.func if call else decorator).rpartition(".")
+        if name not in REGISTRIES or method != ("register_fallback" if call else "register"):
+            continue
+        pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        return Entry(
+            name,
+            node.name,
+            tuple(_option(argument, default, where) for argument, default in pairs),
+            (ast.get_docstring(node) or "").partition("\n")[0],
+            where,
+            forwards=node.args.kwarg is not None,
+            prefix=_prefix(decorator, where) if call else None,
+        )
     return None
 
 
 def _prefix(decorator: ast.Call, where: str) -> str:
     match decorator.args:
+        case []:
+            return ""
         case [ast.Constant(value=str(prefix))] if prefix:
             return prefix
-    raise UserError(f"{where}: open_for needs the names' beginning as a text, such as 'smp/'.")
+    raise UserError(f"{where}: register_fallback takes one text, the prefix, such as 'smp/'.")
 
 
 def _option(argument: ast.arg, default: ast.expr | None, where: str) -> Option:
@@ -211,11 +216,11 @@ def _type(annotation: ast.expr) -> Any:
 
 
 @cache
-def timm_names(shelf: str) -> frozenset[str] | None:
+def timm_names(registry: str) -> frozenset[str] | None:
     """The models or optimizers of the installed timm, from its text; None where it has changed."""
     found = find_spec("timm")
-    if not found or not found.origin or shelf not in TIMM_NAMES:
+    if not found or not found.origin or registry not in TIMM_NAMES:
         return None
-    files, pattern = TIMM_NAMES[shelf]
+    files, pattern = TIMM_NAMES[registry]
     texts = [file.read_text("utf-8") for file in Path(found.origin).parent.glob(files)]
     return frozenset(name for text in texts for name in re.findall(pattern, text)) or None

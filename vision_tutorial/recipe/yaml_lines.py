@@ -24,27 +24,10 @@ class Refused(yaml.MarkedYAMLError):
     """Valid YAML that has no place in a recipe."""
 
 
-class Loader(yaml.SafeLoader):
-    """SafeLoader with the core schema's scalars, and without what can expand or execute."""
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """The compiled SafeLoader with the core schema's scalars."""
 
     yaml_implicit_resolvers: dict = {}
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse before composing, so that neither an alias nor depth can cost anything."""
-        event = self.peek_event()
-        if getattr(event, "anchor", None) or getattr(event, "tag", None) not in (None, "!"):
-            self.refuse("anchors, aliases and tags are not part of recipes", event.start_mark)
-        if self.depth > MAX_DEPTH:
-            self.refuse(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def refuse(self, problem: str, mark: Any) -> NoReturn:
-        """Raise what the boundary turns into "file:line: problem."."""
-        raise Refused(problem=problem, problem_mark=mark)
 
 
 for _tag, _read, _first, _pattern in (
@@ -70,18 +53,22 @@ class Document:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def read_document(path: Path) -> Document:
-    """Parse the file at `path`. UserError names file and line for anything that is not a recipe."""
+def read_document(path: Path, name: str | None = None) -> Document:
+    """Parse the file at `path`. UserError names file and line for anything that is not a recipe.
+
+    name: what errors call the file, if not by its path.
+    """
+    name = name or str(path)
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise UserError(f"{path}: {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")
+            raise UserError(f"{name}: {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")
         text = path.read_bytes().decode()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+        raise UserError(f"{name}: cannot be read ({error.strerror}). Check the path.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
-    return parse(text, str(path))
+        raise UserError(f"{name}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+    return parse(text, name)
 
 
 def parse(text: str, name: str) -> Document:
@@ -104,6 +91,7 @@ def _construct(text: str, name: str) -> tuple[Any, dict[Key, str]]:
         raise UserError(f"{name}: {len(text):,} letters; at most {MAX_BYTES:,} are read.")
     places: dict[Key, str] = {}
     try:
+        _refuse_what_expands(text)
         loader = Loader(text)
         try:
             node = loader.get_single_node()
@@ -121,6 +109,23 @@ def _construct(text: str, name: str) -> tuple[Any, dict[Key, str]]:
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}.") from error
 
 
+def _refuse_what_expands(text: str) -> None:
+    """Refuse before anything is composed, so that neither an alias nor depth can cost anything."""
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if getattr(event, "anchor", None) or getattr(event, "tag", None) not in (None, "!"):
+            _refuse("anchors, aliases and tags are not part of recipes", event.start_mark)
+        if depth > MAX_DEPTH:
+            _refuse(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+
+
+def _refuse(problem: str, mark: Any) -> NoReturn:
+    """Raise what the boundary turns into "file:line: problem."."""
+    raise Refused(problem=problem, problem_mark=mark)
+
+
 def _value(loader: Loader, node: yaml.Node, at: Key, name: str, places: dict[Key, str]) -> Any:
     places.setdefault(at, f"{name}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.SequenceNode):
@@ -130,12 +135,12 @@ def _value(loader: Loader, node: yaml.Node, at: Key, name: str, places: dict[Key
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
-            loader.refuse("a key must be a word, not a list or mapping", key_node.start_mark)
+            _refuse("a key must be a word, not a list or mapping", key_node.start_mark)
         key = _printable(loader, key_node)
         if key in mapping:
             first = places[(*at, key)].rpartition(":")[2]
             problem = f"{shown(key)} is given twice (first on line {first})"
-            loader.refuse(problem, key_node.start_mark)
+            _refuse(problem, key_node.start_mark)
         places[(*at, key)] = f"{name}:{key_node.start_mark.line + 1}"
         mapping[key] = _value(loader, value_node, (*at, key), name, places)
     return mapping
@@ -145,7 +150,7 @@ def _scalar(loader: Loader, node: yaml.ScalarNode) -> Any:
     _printable(loader, node)
     value = loader.construct_object(node)
     if isinstance(value, float) and math.isinf(value):
-        loader.refuse(f"{shown(node.value)} is too large a number", node.start_mark)
+        _refuse(f"{shown(node.value)} is too large a number", node.start_mark)
     return value
 
 
@@ -153,5 +158,5 @@ def _printable(loader: Loader, node: yaml.ScalarNode) -> str:
     """The scalar's text. Escapes can hold what would only fail later, in a file name or a log."""
     found = UNPRINTABLE.search(node.value)
     if found:
-        loader.refuse(f"holds a control character (U+{ord(found[0]):04X})", node.start_mark)
+        _refuse(f"holds a control character (U+{ord(found[0]):04X})", node.start_mark)
     return node.value

@@ -7,25 +7,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..core.errors import UserError, short
-from ..recipe.notation import FORMS, Notation, changed, duration, leaf, leaves, number, scalar
+from ..recipe.loading import read_back
+from ..recipe.notation import FORMS, Notation, duration, entries, leaf, leaves, number, scalar
 from ..runs.run import Point, Run
 from ..runs.seed_statistics import Sample
 from ..tables import columns
 from ..tables.columns import View
-from ..tables.comparison import lines
+from ..tables.comparison import changed_in_base, rows_of
 from ..tables.labels import state_word
 from . import gallery_files
 from .gallery_files import Gallery, GalleryImage
 from .words import words
 
-MOST_POINTS = 2000  # of a curve; of more epochs, every second one, or third, …
+_MOST_POINTS = 2000  # of a curve; of more epochs, every second one, or third, …
 MOST_LETTERS = 2000  # of any text
-MOST_CLASSES = 1000
+_MOST_CLASSES = 1000
 PER_CENT = ("top1", "iou", "accuracy", "precision", "boundary_iou")
-NO_CURVE = ("epoch", "step")
-ELSEWHERE = ("created", "recipe")  # of the fingerprint: shown with the run
+_NO_CURVE = ("epoch", "step")
+_ELSEWHERE = ("created", "recipe")  # of the fingerprint: shown with the run
 
-Words = dict[str, str]
+_Words = dict[str, str]
 
 
 def contents(
@@ -39,8 +40,8 @@ def contents(
         "lang": language,
         "words": words(language),
         "runs": shown,
-        "comparison": comparison(runs, language),
-        "complaints": [cut(line) for line in (*complaints, *wall.complaints)],
+        "comparison": _comparison(runs, language),
+        "complaints": [_cut(line) for line in (*complaints, *wall.complaints)],
         "images": wall.images,
     }
 
@@ -57,27 +58,28 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return [short(label, 140) for label in made]
 
 
-def comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
+def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
     """`compare`'s table, with the results in front; a row names the places of its runs."""
     places = {id(run): place for place, run in enumerate(runs)}
-    view = View(lines(runs), language)
+    view = View(rows_of(runs), language)
     parts = (columns.status, columns.results, columns.progress, columns.times, columns.recipes)
     fields = [field for part in parts for field in part(view)]
     table = columns.table(view, [view.field("run", lambda line: line.label), *fields])
     rows = []
-    for line, values, texts in zip(view.lines, table.rows, table.texts(), strict=True):
-        cells = [{"value": sortable(v), "text": cut(t)} for v, t in zip(values, texts, strict=True)]
+    for line, values, texts in zip(view.rows, table.rows, table.texts(), strict=True):
+        cells = [
+            {"value": _sortable(v), "text": _cut(t)} for v, t in zip(values, texts, strict=True)
+        ]
         rows.append({"runs": [places[id(run)] for run in line.runs], "cells": cells})
     titles = [{"title": c.title, "number": c.kind != "text"} for c in table.columns]
-    return {"columns": titles, "rows": rows, "notes": [cut(note) for note in table.notes]}
+    return {"columns": titles, "rows": rows, "notes": [_cut(note) for note in table.notes]}
 
 
-def sortable(value: Any) -> Any:
-    """What a cell is sorted by: a number, a text, or None for nothing."""
+def _sortable(value: Any) -> Any:
     if isinstance(value, Sample):
         return number(value.mean)
     plain = number(value)
-    return plain if plain is not None or value is None else cut(scalar(value))
+    return plain if plain is not None or value is None else _cut(scalar(value))
 
 
 # -- one run ---------------------------------------------------------------------------------------
@@ -90,20 +92,20 @@ def described(run: Run, label: str, language: str, wall: "Wall") -> dict[str, An
     return {
         "label": label,
         "headline": run.metric,
-        "facts": [[name, cut(value)] for name, value in facts(run, said, language) if value],
-        "notes": [[cut(note.time), cut(note.text)] for note in run.notes],
+        "facts": [[name, _cut(value)] for name, value in _facts(run, said, language) if value],
+        "notes": [[_cut(note.time), _cut(note.text)] for note in run.notes],
         "link": run.link,
-        "series": series(run),
-        "classes": classes(run, said),
-        "confusion": confusion(run, gallery, said),
-        "recipe": recipe(run.recipe),
-        "base": base(run),
-        "environment": environment(run),
-        "gallery": gallery and shown_gallery(gallery, said),
+        "series": _series(run),
+        "classes": _classes(run, said),
+        "confusion": _confusion(run, gallery, said),
+        "recipe": _recipe(run.typed),
+        "base": _base(run),
+        "environment": _environment(run),
+        "gallery": gallery and _shown_gallery(gallery, said),
     }
 
 
-def facts(run: Run, said: Words, language: str) -> Iterator[tuple[str, str | None]]:
+def _facts(run: Run, said: _Words, language: str) -> Iterator[tuple[str, str | None]]:
     """What a person wants to know first."""
 
     def point(found: Point | None) -> str | None:
@@ -120,33 +122,31 @@ def facts(run: Run, said: Words, language: str) -> Iterator[tuple[str, str | Non
     yield said["time"], duration(run.seconds) if run.seconds else None
     yield said["created"], run.created
     if run.base:
-        pairs = ({key: pair[n] for key, pair in run.changes.items()} for n in (0, 1))
-        yield said["changed"].format(base=run.base), changed(*pairs)
+        yield said["changed"].format(base=run.base), changed_in_base(run)
     yield said["folder"], str(run.folder) if run.folder else None
 
 
-def series(run: Run) -> dict[str, dict[str, list]]:
+def _series(run: Run) -> dict[str, dict[str, list]]:
     """Every column of metrics.jsonl over epochs: {name: {x, y}}; y is None where not finite."""
     rows = [row for row in run.rows if number(row.get("epoch")) is not None]
-    if len(rows) > MOST_POINTS:
-        rows = rows[-1 :: -math.ceil(len(rows) / MOST_POINTS)][::-1]
+    if len(rows) > _MOST_POINTS:
+        rows = rows[-1 :: -math.ceil(len(rows) / _MOST_POINTS)][::-1]
     found: dict[str, dict[str, list]] = {}
     for row in rows:
         for name, value in row.items():
-            if name in NO_CURVE or not (value is None or isinstance(value, int | float)):
+            if name in _NO_CURVE or not (value is None or isinstance(value, int | float)):
                 continue
             curve = found.setdefault(short(name, 80), {"x": [], "y": []})
             curve["x"].append(number(row["epoch"]))
-            curve["y"].append(rounded(number(value)))
+            curve["y"].append(_rounded(number(value)))
     return {name: curve for name, curve in found.items() if any(y is not None for y in curve["y"])}
 
 
-def rounded(value: float | None) -> float | None:
-    """To six digits: more cannot be seen."""
+def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-def classes(run: Run, said: Words) -> dict[str, Any] | None:
+def _classes(run: Run, said: _Words) -> dict[str, Any] | None:
     """The table of classes.json, and the place of its headline column; None without one."""
     table = {name: column for name, column in run.classes.items() if name != "confusion"}
     names = [name for name in ("top1", "iou") if name in table]
@@ -159,13 +159,13 @@ def classes(run: Run, said: Words) -> dict[str, Any] | None:
         for key in keys
     ]
     rows = [
-        [short(str(name), 80), *(rounded(number(value)) for value in values)]
+        [short(str(name), 80), *(_rounded(number(value)) for value in values)]
         for name, *values in zip(*(table[key] for key in keys), strict=True)
     ]
-    return {"columns": titles, "rows": rows[:MOST_CLASSES], "headline": keys.index(names[0])}
+    return {"columns": titles, "rows": rows[:_MOST_CLASSES], "headline": keys.index(names[0])}
 
 
-def confusion(run: Run, gallery: Gallery | None, said: Words) -> dict[str, Any] | None:
+def _confusion(run: Run, gallery: Gallery | None, said: _Words) -> dict[str, Any] | None:
     """The matrix of classes.json (pixels), else of the gallery (images); None without either."""
     matrix, names, unit = run.classes.get("confusion"), run.classes.get("class"), "pixels"
     if matrix is None and gallery:
@@ -182,46 +182,43 @@ def confusion(run: Run, gallery: Gallery | None, said: Words) -> dict[str, Any] 
     return {"names": [short(str(x), 60) for x in names], "matrix": whole, "unit": said[unit]}
 
 
-def recipe(values: dict[str, Any]) -> dict[str, str]:
+def _recipe(values: dict[str, Any]) -> dict[str, str]:
     """Every key of a recipe in words; of a chain, a line for each entry."""
     written = Notation([], everything=True)
 
     def cell(key: str) -> str:
         value = leaf(values, key)
-        if FORMS.get(key) == "chain" and isinstance(value, list):
-            return "\n".join(written.words(key, [item]) for item in value)
+        if FORMS.get(key) == "list":
+            return "\n".join(written.words(key, entry) for entry in entries(value))
         return scalar(written.cell(values, key))
 
-    return {cut(key): cut(cell(key)) for key in leaves(values)}
+    return {_cut(key): _cut(cell(key)) for key in leaves(values)}
 
 
-def base(run: Run) -> dict[str, Any] | None:
+def _base(run: Run) -> dict[str, Any] | None:
     """What the recipe extends: its name, and in what it differs (None: it lacks the key)."""
     if run.base is None:
         return None
-    mine = recipe(run.recipe)
-    theirs = recipe(run.recipe | {key: before for key, (before, _) in run.changes.items()})
+    mine, theirs = _recipe(run.typed), _recipe(read_back(run.base_recipe))
     keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     return {"name": short(run.base, 80), "recipe": {key: theirs.get(key) for key in keys}}
 
 
-def environment(run: Run) -> dict[str, str]:
-    """The fingerprint, flat: {"versions.torch": "2.15.0", …}."""
-    facts = {key: value for key, value in run.fingerprint.items() if key not in ELSEWHERE}
-    return {cut(key): cut(scalar(value)) for key, value in flat(facts) if value is not None}
+def _environment(run: Run) -> dict[str, str]:
+    facts = {key: value for key, value in run.fingerprint.items() if key not in _ELSEWHERE}
+    return {_cut(key): _cut(scalar(value)) for key, value in _flat(facts) if value is not None}
 
 
-def flat(values: dict[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
+def _flat(values: dict[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
     """Nested mappings as dotted keys."""
     for key, value in values.items():
         if isinstance(value, dict) and depth:
-            yield from ((f"{key}.{name}", item) for name, item in flat(value, depth - 1))
+            yield from ((f"{key}.{name}", item) for name, item in _flat(value, depth - 1))
         else:
             yield str(key), value
 
 
-def cut(text: str) -> str:
-    """At most MOST_LETTERS of a text, lone surrogates replaced: what JSON and HTML can carry."""
+def _cut(text: str) -> str:
     kept = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
     return kept.encode("utf-8", "replace").decode("utf-8")
 
@@ -237,7 +234,7 @@ class Wall:
         self.images: dict[str, str] = {}
         self.complaints: list[str] = []
 
-    def hang(self, run: Run, said: Words) -> Gallery | None:
+    def hang(self, run: Run, said: _Words) -> Gallery | None:
         """The run's gallery, with its images on the wall; None if there is none, or no room."""
         if run.folder is None or not gallery_files.exists(run.folder):
             return None
@@ -266,8 +263,7 @@ class Wall:
                 yield image.name, f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def shown_gallery(gallery: Gallery, said: Words) -> dict[str, Any]:
-    """A gallery as the page's script takes it."""
+def _shown_gallery(gallery: Gallery, said: _Words) -> dict[str, Any]:
     shown = gallery.model_dump(
         include={"right", "wrong", "worst", "masks", "palette", "microscope"}, mode="json"
     )

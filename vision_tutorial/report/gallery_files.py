@@ -20,39 +20,39 @@ from ..core.errors import UserError, short
 from ..recipe.fields import Frozen
 
 FOLDER, FILE = "gallery", "gallery.json"
-MOST_BYTES = 8 * 2**20  # of gallery.json
-MOST_BYTES_OF_A_PICTURE = 2**20
+_MOST_BYTES = 8 * 2**20  # of gallery.json
+_MOST_BYTES_OF_A_PICTURE = 2**20
 MOST_CLASSES = 200  # of a confusion matrix
-LOSSLESS_SIDE = 96  # images up to this size are kept to the bit, as PNG
-KINDS = {"png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
+_LOSSLESS_SIDE = 96  # images up to this size are kept to the bit, as PNG
+_KINDS = {"png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
 
-Text = Annotated[str, Field(max_length=300)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Side = Annotated[int, Field(ge=1, le=8192)]
+_Text = Annotated[str, Field(max_length=300)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Side = Annotated[int, Field(ge=1, le=8192)]
 
 
 class GalleryImage(Frozen):
     """A file in the gallery's folder, and its size in pixels."""
 
     name: Annotated[str, Field(pattern=r"^[0-9a-f]{16}\.(png|webp)$")]
-    width: Side
-    height: Side
+    width: _Side
+    height: _Side
 
 
 class Answer(Frozen):
     """What a classifier said of an image: the classes it found likeliest, the first one first."""
 
     image: GalleryImage
-    key: Text  # what the data set calls the image
-    truth: Text
-    said: Annotated[tuple[tuple[Text, Share], ...], Field(min_length=1, max_length=10)]
+    key: _Text  # what the data set calls the image
+    truth: _Text
+    said: Annotated[tuple[tuple[_Text, _Share], ...], Field(min_length=1, max_length=10)]
 
 
 class Mask(Frozen):
     """Image, truth and prediction of one image. iou: the mean over its classes, in per cent."""
 
     images: tuple[GalleryImage, GalleryImage, GalleryImage]
-    key: Text
+    key: _Text
     iou: float | None
 
 
@@ -60,28 +60,28 @@ class Tile(Frozen):
     """One image under the microscope, and what was done to it."""
 
     image: GalleryImage
-    label: Text
+    label: _Text
 
 
 class Group(Frozen):
     """Tiles that belong together: one entry of a chain, the operations of one policy."""
 
-    title: Text
+    title: _Text
     tiles: tuple[Tile, ...]
 
 
 class Gallery(Frozen):
     """All that gallery.json says. confusion: counts, a row for each true class."""
 
-    weights: Text
-    split: Text
+    weights: _Text
+    split: _Text
     images: Annotated[int, Field(ge=0)]
-    classes: tuple[Text, ...]
+    classes: tuple[_Text, ...]
     right: tuple[Answer, ...] = ()
     wrong: tuple[Answer, ...] = ()
     worst: tuple[Mask, ...] = ()
     masks: tuple[Mask, ...] = ()
-    palette: tuple[tuple[Text, Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]], ...] = ()
+    palette: tuple[tuple[_Text, Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]], ...] = ()
     confusion: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = ()
     microscope: tuple[Group, ...] = ()
 
@@ -95,8 +95,8 @@ def read(run: Path) -> Gallery:
     """A run's gallery. UserError, one line, if there is none or it is damaged."""
     path = run / FOLDER / FILE
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} is larger than {MOST_BYTES:,} bytes.")
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path} is larger than {_MOST_BYTES:,} bytes.")
         return Gallery.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.") from error
@@ -107,8 +107,7 @@ def read(run: Path) -> Gallery:
         raise UserError(f"{path} is damaged ({said}). Make it again: gallery {run}.") from error
 
 
-def digest(data: bytes) -> str:
-    """What an image's file is called."""
+def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -117,13 +116,13 @@ def image_bytes(run: Path, image: GalleryImage) -> bytes:
     path = run / FOLDER / image.name
     try:
         with path.open("rb") as file:
-            found = file.read(MOST_BYTES_OF_A_PICTURE + 1)
+            found = file.read(_MOST_BYTES_OF_A_PICTURE + 1)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}. Make it again: gallery {run}.") from error
     kind = path.suffix.removeprefix(".")
-    if len(found) > MOST_BYTES_OF_A_PICTURE or not found.startswith(KINDS[kind]):
-        raise UserError(f"{path}: no {kind} of at most {MOST_BYTES_OF_A_PICTURE:,} bytes.")
-    if digest(found) != path.stem:
+    if len(found) > _MOST_BYTES_OF_A_PICTURE or not found.startswith(_KINDS[kind]):
+        raise UserError(f"{path}: no {kind} of at most {_MOST_BYTES_OF_A_PICTURE:,} bytes.")
+    if _digest(found) != path.stem:
         raise UserError(f"{path} is damaged. Make it again: gallery {run}.")
     return found
 
@@ -144,9 +143,9 @@ class Writer:
         made = Image.fromarray(pixels)
         made.thumbnail((most, most), Image.Resampling.LANCZOS)
         out = io.BytesIO()
-        kind = "png" if max(made.size) <= LOSSLESS_SIDE else "webp"
+        kind = "png" if max(made.size) <= _LOSSLESS_SIDE else "webp"
         made.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
-        name = f"{digest(out.getvalue())}.{kind}"
+        name = f"{_digest(out.getvalue())}.{kind}"
         if name not in self.names:
             self.names.add(name)
             with replacing(self.folder / name) as temporary:

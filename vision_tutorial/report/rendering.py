@@ -15,7 +15,7 @@ from typing import Any
 from .. import __version__
 
 SCRIPTS = ("elements", "table", "chart", "confusion", "overview", "one_run")
-POLICY = (
+_POLICY = (
     "default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
@@ -29,16 +29,16 @@ def render(contents: dict[str, Any], title: str | None = None) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return asset("page.html").format(
         lang=contents["lang"],
-        policy=POLICY.format(digest=digest),
+        policy=_POLICY.format(digest=digest),
         title=html.escape(title or contents["words"]["title"]),
         words=words,
         style=asset("style.css"),
-        data=embedded(contents | {"made": made, "version": __version__}),
+        data=_embedded(contents | {"made": made, "version": __version__}),
         script=script,
     )
 
 
-def embedded(value: Any) -> str:
+def _embedded(value: Any) -> str:
     """JSON for a script element: no letter in it can end the element or begin a comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":

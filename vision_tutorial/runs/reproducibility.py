@@ -21,16 +21,16 @@ from ..core.errors import UserError
 from ..recipe.fields import digest
 from ..recipe.yaml_lines import read_document
 from . import reader
-from .run import Run, mapping
+from .run import Run, json_object
 from .run_folder import TIMED
-from .seed_statistics import Sample, Spread, margin, pooled
+from .seed_statistics import Sample, Spread, confidence_interval, pooled
 
 # Facts of a fingerprint that change no number, or that others say better (threads, GPUs, data).
-HARMLESS = re.compile(
+_HARMLESS = re.compile(
     r"created|command|host|memory_bytes|recipe\b|versions\.wandb"
     r"|environment\.(SLURM_|VISION_TUTORIAL_DATA|WANDB_|OMP_|MKL_|CUDA_VISIBLE)"
 )
-ABSENT = object()
+_ABSENT = object()
 
 
 class Difference(NamedTuple):
@@ -68,7 +68,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Diffe
     unknown = {part for part in ("torch", "data") if None in (there.get(part), here.get(part))}
     found = []
     for fact in sorted(one.keys() | other.keys()):
-        pair = one.get(fact, ABSENT), other.get(fact, ABSENT)
+        pair = one.get(fact, _ABSENT), other.get(fact, _ABSENT)
         if pair[0] != pair[1] and fact.partition(".")[0] not in unknown:
             found.append(Difference(fact, *pair))
     return found
@@ -78,15 +78,15 @@ def _facts(fingerprint: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
     for key, value in fingerprint.items():
         if isinstance(value, Mapping):
             yield from _facts(value, f"{prefix}{key}.")
-        elif not HARMLESS.match(f"{prefix}{key}"):
+        elif not _HARMLESS.match(f"{prefix}{key}"):
             yield f"{prefix}{key}", value
 
 
 def _said(value: Any) -> str:
-    return "unset" if value is ABSENT else str(value)
+    return "unset" if value is _ABSENT else str(value)
 
 
-def explained(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+def _explained(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """What may make two runs of one recipe differ, in words; None where they must be equal."""
     found = [difference.fact for difference in differences(one, other)]
     if any((facts.get("git") or {}).get("dirty") for facts in (one, other)):
@@ -99,7 +99,7 @@ def explained(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
 def edited(run: Run) -> str | None:
     """A line if recipe.yaml is not what the run was trained with, as its own records tell."""
     values = read_document(run.folder / "recipe.yaml").values
-    recorded = recorded_identities(run)
+    recorded = _recorded_identities(run)
     try:
         now = digest(values)
     except (KeyError, AttributeError):
@@ -109,7 +109,7 @@ def edited(run: Run) -> str | None:
     return f"recipe.yaml was edited: it is {now}, and the run was trained with {recorded[-1]}"
 
 
-def recorded_identities(run: Run) -> list[str]:
+def _recorded_identities(run: Run) -> list[str]:
     """What fingerprint.json and the checkpoints say is the recipe that they are of."""
     said = [(run.fingerprint.get("recipe") or {}).get("identity")]
     said += [manifest.get("recipe_hash") for manifest in _manifests(run).values()]
@@ -126,7 +126,7 @@ def first_difference(there: Run, here: Run, epochs: int) -> str | None:
             return f"epoch {number + 1} is missing"
         one, other = there.rows[number], here.rows[number]
         for column, value in one.items():
-            found = other.get(column, ABSENT)
+            found = other.get(column, _ABSENT)
             if column not in TIMED and not _same(value, found):
                 return f"epoch {number + 1}: {column} is {value} there, {_said(found)} here"
     return None
@@ -151,25 +151,24 @@ def _manifests(run: Run) -> dict[str, dict[str, Any]]:
     found = {}
     for folder in sorted((run.folder / "ckpt").glob("step-*")):
         try:
-            found[folder.name] = mapping(folder, "MANIFEST.json")
+            found[folder.name] = json_object(folder / "MANIFEST.json")
         except UserError:
             continue  # a damaged checkpoint tells nothing
     return {name: manifest for name, manifest in found.items() if manifest}
 
 
-def headline(run: Run, epochs: int) -> float | None:
-    """The best value of the headline metric within the first `epochs` epochs."""
+def _headline(run: Run, epochs: int) -> float | None:
     pick = max if run.higher_is_better else min
     return pick((p.value for p in run.points if p.epoch <= epochs), default=None)
 
 
-def spread_of(run: Run, epochs: int) -> Spread | None:
+def _spread_of(run: Run, epochs: int) -> Spread | None:
     """The spread of `headline` over the seeds with which this recipe ran, in folders beside it."""
     others, _ = reader.collect([run.folder.absolute().parent])
     values: dict[Any, float] = {}
     for other in (run, *others):
         if other.experiment == run.experiment and len(other.rows) >= epochs:
-            value = headline(other, epochs)
+            value = _headline(other, epochs)
             if value is not None:
                 values.setdefault(other.seed, value)
     return pooled([Sample(tuple(values.values()))]) if values else None
@@ -197,19 +196,19 @@ def judge(there: Run, here: Run, epochs: int, spread: float | None = None) -> Ve
         return Verdict(
             "not reproduced", f"{here.status} after {_epochs(len(here.rows))} of {epochs}"
         )
-    because = explained(there.fingerprint, here.fingerprint)
+    because = _explained(there.fingerprint, here.fingerprint)
     if because is None:
         return Verdict("not reproduced", f"{differs}; and nothing around it differs")
     return _by_noise(there, here, epochs, spread, f"{differs} (may be due to {because})")
 
 
 def _by_noise(there: Run, here: Run, epochs: int, given: float | None, why: str) -> Verdict:
-    values = headline(there, epochs), headline(here, epochs)
+    values = _headline(there, epochs), _headline(here, epochs)
     if None in values:
         return Verdict("not reproduced", f"{why}; there is no headline metric to compare")
-    known = spread_of(there, epochs) or (Spread(given) if given else None)
+    known = _spread_of(there, epochs) or (Spread(given) if given else None)
     samples = [Sample((value,)) for value in values]
-    widest = margin(*samples, known)
+    widest = confidence_interval(*samples, known)
     apart = abs(values[0] - values[1])
     text = f"{why}; best {there.metric} {values[0]:.2f} there, {values[1]:.2f} here"
     if widest is None:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from ..core.errors import UserError, shown
 from ..recipe.fields import UNESSENTIAL
+from ..recipe.loading import read_back
 from ..recipe.notation import number
 
 NOTES = "notes.jsonl"
-HEADLINES = ("val/top1", "val/miou")  # of runs that have no summary yet
-LOWER_IS_BETTER = re.compile(r"(loss|cross_entropy|error)$")
+_HEADLINES = ("val/top1", "val/miou")  # of runs that have no summary yet
+_LOWER_IS_BETTER = re.compile(r"(loss|cross_entropy|error)$")
 
 
 class Point(NamedTuple):
@@ -37,7 +38,8 @@ class Run:
     """One training. Names, notes and everything in `recipe` are untrusted text.
 
     status: running, done, paused, preempted, failed, `killed` (it says running, and its process is
-    gone), or `not started`. recipe: as in recipe.yaml, with the default of every key it lacks.
+    gone), or `not started`. recipe: as in recipe.yaml, with the default of every key it lacks;
+    `typed` is the same with the objects that the recipe had when it was trained.
     """
 
     name: str
@@ -50,15 +52,20 @@ class Run:
     link: str | None = None  # its page at wandb
 
     @cached_property
+    def typed(self) -> dict[str, Any]:
+        """`recipe` with typed values: a Choice, Terms, or a tuple of Choices."""
+        return read_back(self.recipe)
+
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """metrics.jsonl, a row an epoch; lines that are damaged are left out."""
-        return objects(self.folder / "metrics.jsonl") if self.folder else []
+        return _json_lines(self.folder / "metrics.jsonl") if self.folder else []
 
     @cached_property
     def classes(self) -> dict[str, list[Any]]:
         """classes.json: columns by name, all of one length; {} if there is none."""
         try:
-            table = mapping(self.folder, "classes.json") if self.folder else {}
+            table = json_object(self.folder / "classes.json") if self.folder else {}
         except UserError:
             return {}
         columns = list(table.values())
@@ -70,7 +77,7 @@ class Run:
     @cached_property
     def notes(self) -> tuple[Note, ...]:
         """What people wrote about it, oldest first."""
-        rows = objects(self.folder / NOTES) if self.folder else []
+        rows = _json_lines(self.folder / NOTES) if self.folder else []
         texts = (row for row in rows if isinstance(row.get("text"), str))
         return tuple(Note(str(row.get("time", "")), row["text"]) for row in texts)
 
@@ -81,12 +88,12 @@ class Run:
         if isinstance(named, str):
             return named
         found = [name for row in self.rows for name in row if name.startswith("val/")]
-        return next((name for name in HEADLINES if name in found), found[0] if found else None)
+        return next((name for name in _HEADLINES if name in found), found[0] if found else None)
 
     @property
     def higher_is_better(self) -> bool:
         """Whether more of the headline metric is better, judged by its name."""
-        return not LOWER_IS_BETTER.search(self.metric or "")
+        return not _LOWER_IS_BETTER.search(self.metric or "")
 
     @cached_property
     def points(self) -> list[Point]:
@@ -97,7 +104,7 @@ class Run:
     @cached_property
     def best(self) -> Point | None:
         """The best evaluated epoch so far."""
-        if self._summed_up:
+        if self._has_summary:
             return _point(self.summary.get("best"))
         pick = max if self.higher_is_better else min
         return pick(self.points, key=lambda point: point.value, default=None)
@@ -105,26 +112,26 @@ class Run:
     @cached_property
     def last(self) -> Point | None:
         """The last evaluated epoch so far."""
-        if self._summed_up:
+        if self._has_summary:
             return _point(self.summary.get("last"))
         return self.points[-1] if self.points else None
 
     @property
     def epochs(self) -> int:
         """How many were finished."""
-        done = number(self.summary.get("epochs")) if self._summed_up else None
+        done = number(self.summary.get("epochs")) if self._has_summary else None
         return len(self.rows) if done is None else int(done)
 
     @property
     def seconds(self) -> float | None:
         """Wall-clock time of training and evaluation, over all of its starts."""
-        if self._summed_up:
+        if self._has_summary:
             return number(self.summary.get("wall_seconds"))
         parts = ("seconds", "seconds_eval")
         return sum(number(row.get(part)) or 0.0 for row in self.rows for part in parts) or None
 
     @property
-    def _summed_up(self) -> bool:
+    def _has_summary(self) -> bool:
         """Whether summary.json is of the last start, not of one before that went on."""
         return bool(self.summary) and self.summary.get("status") == self.status
 
@@ -161,6 +168,11 @@ class Run:
         kept = self._origin.get("changes")
         pairs = (kept if isinstance(kept, dict) else {}).items()
         return {k: tuple(v) for k, v in pairs if isinstance(v, list) and len(v) == 2}
+
+    @property
+    def base_recipe(self) -> dict[str, Any]:
+        """The plain recipe with the changes taken back."""
+        return self.recipe | {key: before for key, (before, _) in self.changes.items()}
 
     @property
     def _origin(self) -> dict[str, Any]:
@@ -200,20 +212,20 @@ def as_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def mapping(folder: Path, name: str) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
     """A JSON object in a file; {} if there is none, UserError if it is damaged."""
-    if not (folder / name).is_file():
+    if not path.is_file():
         return {}
     try:
-        value = json.loads((folder / name).read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is damaged: {error}") from error
+        raise UserError(f"{path.name} is damaged: {error}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{name} holds {shown(value)}, no object")
+        raise UserError(f"{path.name} holds {shown(value)}, no object")
     return value
 
 
-def objects(path: Path) -> list[dict[str, Any]]:
+def _json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects in a file of JSON lines, damaged lines left out; [] if there is none."""
     try:
         lines = path.read_bytes().split(b"\n")

@@ -8,26 +8,20 @@ name, brought to the disk, and renamed. Only metrics.jsonl grows, one synced lin
 """
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
 import re
-import shlex
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
-
-import psutil
 
 from ..core.atomic import BINARY, plain, storage, sync_folder, write_all, write_json, write_text
 from ..core.errors import StorageError, UserError
 
-Status = Literal["running", "done", "paused", "preempted", "failed"]
+_Status = Literal["running", "done", "paused", "preempted", "failed"]
 TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the same twice
     "images_per_second",
     "seconds",
@@ -36,7 +30,7 @@ TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the sa
     "seconds_eval",
     "seconds_overhead",
 )
-NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 # -- metrics.jsonl ---------------------------------------------------------------------------------
@@ -87,7 +81,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def check_name(kind: str, name: str) -> str:
     """`name` if it is safe as the name of a folder, else a UserError."""
-    if not NAME.fullmatch(name) or not name.strip("."):
+    if not _NAME.fullmatch(name) or not name.strip("."):
         raise UserError(
             f"'{name}' cannot be the name of a {kind}: 1 to 64 letters, digits, '.', '_' or '-'."
         )
@@ -125,7 +119,7 @@ def recipe_file(run: Path) -> Path:
     return run / "recipe.yaml"
 
 
-def set_status(run: Path, status: Status, **facts: Any) -> None:
+def set_status(run: Path, status: _Status, **facts: Any) -> None:
     """Write status.json: the status, when it became so, and facts such as `exit_code`."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_json(Path(run) / "status.json", {"status": status, "since": now, **facts})
@@ -180,136 +174,3 @@ def _holder(handle: int) -> str:
     os.lseek(handle, 0, os.SEEK_SET)
     text = os.read(handle, 200).decode(errors="replace")
     return f" by {text}" if text else ""
-
-
-# -- the fingerprint -------------------------------------------------------------------------------
-
-PACKAGES = ("vision-tutorial", "torch", "torchvision", "timm", "accelerate", "safetensors")
-PACKAGES += ("numpy", "pillow", "pydantic", "pyyaml", "wandb")
-ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE")
-ENVIRONMENT += ("LOCAL_WORLD_SIZE", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF")
-ENVIRONMENT += ("PYTORCH_ALLOC_CONF", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED", "WANDB_MODE")
-ENVIRONMENT += ("VISION_TUTORIAL_DATA", "SLURM_JOB_ID")
-
-
-def fingerprint(data_hash: str | None = None) -> dict[str, Any]:
-    """What beside the recipe could change the numbers: versions, hardware, threads, commit, data.
-
-    Of the environment only the names in ENVIRONMENT. GPUs and torch's threads are there if torch
-    has been imported already; this function never imports it.
-    """
-    return {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": redact(shlex.join(sys.argv)),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "host": platform.node(),
-        "cpu": {
-            "model": _cpu_model(),
-            "cores": psutil.cpu_count(logical=False),
-            "threads": psutil.cpu_count(),
-            "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        },
-        "memory_bytes": psutil.virtual_memory().total,
-        "environment": {n: redact(os.environ[n]) for n in ENVIRONMENT if n in os.environ},
-        "torch": _torch(),
-        "git": _git(Path(__file__).parents[1]),
-        "data": data_hash,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    with suppress(OSError):
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        if found:
-            return found[1]
-    if sys.platform == "darwin":
-        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
-    return platform.processor()
-
-
-def _torch() -> dict[str, Any] | None:
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    gpus = range(torch.cuda.device_count())
-    return {
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if gpus else None,
-        "gpus": [torch.cuda.get_device_name(index) for index in gpus],
-    }
-
-
-def _git(package: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that holds `package`; None if it is merely installed inside one."""
-    git = ("git", "-C", str(package))
-    if _output(*git, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None
-    changes = _output(*git, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": _output(*git, "rev-parse", "HEAD"), "dirty": bool(changes)}
-
-
-def _output(*command: str) -> str | None:
-    # GIT_OPTIONAL_LOCKS: looking must not disturb a person who commits at this moment.
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-# -- secrets ---------------------------------------------------------------------------------------
-
-REDACTED = "[redacted]"
-_SECRET = (
-    r"(?:(?:api|access|private|secret)[_-]?key|secret|token|password|passwd|passphrase|credentials?"
-    r"|authorization|cookie)(?![a-z])"
-)
-SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)
-_VALUE = r"""(?!(?:true|false|null|none)\b)(?:"[^"]*"|'[^']*'|[^\s&]+)"""
-_PATTERNS = (
-    (re.compile(r"://[^/\s]*@"), f"://{REDACTED}@"),
-    (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
-    (re.compile(rf"({_SECRET}[\w.-]*[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE), rf"\1{REDACTED}"),
-    (re.compile(rf"([_-]{_SECRET}[\w-]*\s+){_VALUE}", re.IGNORECASE), rf"\1{REDACTED}"),
-    (re.compile(r"\b(?:gh[opsur]|github_pat|hf|sk|wandb_v1)[_-][\w-]{16,}"), REDACTED),
-    (re.compile(r"\bAKIA[0-9A-Z]{16}\b"), REDACTED),
-)
-
-
-def redact(value: Any) -> Any:
-    """`value` (text, or mappings and lists of it) without keys, passwords and tokens.
-
-    Taken out: what stands under a secret's name (`api_key`, `--token`, …), what the environment
-    holds under such a name, credentials in URLs, and tokens that can be told by their shape.
-    """
-    if isinstance(value, Mapping):
-        return {key: _redact_item(str(key), item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        flags = ["", *(v if isinstance(v, str) and v.startswith("-") else "" for v in value)]
-        return [_redact_item(flag, v) for flag, v in zip(flags, value, strict=False)]
-    return _redact_text(value) if isinstance(value, str) else value
-
-
-def _redact_item(name: str, item: Any) -> Any:
-    harmless = item is None or isinstance(item, bool) or (name[:1] == "-" and "=" in name)
-    return REDACTED if SECRET_NAME.search(name) and not harmless else redact(item)
-
-
-def _redact_text(text: str) -> str:
-    for name, secret in os.environ.items():
-        if len(secret) >= 8 and SECRET_NAME.search(name):
-            text = text.replace(secret, REDACTED)
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 # 97.5 % quantiles of Student's t at 1 … 30 degrees of freedom: 95 % lie within ± of it.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
-STUDENT += (2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064)
-STUDENT += (2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
+_STUDENT += (2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064)
+_STUDENT += (2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 NORMAL = 1.960
 
 
@@ -52,7 +52,7 @@ def pooled(samples: Iterable[Sample]) -> Spread | None:
     return Spread(math.sqrt(sum(s * s * n for s, n in seeded) / freedom), freedom)
 
 
-def margin(one: Sample, two: Sample, elsewhere: Spread | None = None) -> float | None:
+def confidence_interval(one: Sample, two: Sample, elsewhere: Spread | None = None) -> float | None:
     """How far the means may lie apart by chance, at 95 %: a smaller difference is within noise.
 
     Welch's test, t · √(s₁²/n₁ + s₂²/n₂), where both have seeds; else t · s · √(1/n₁ + 1/n₂) with
@@ -74,4 +74,4 @@ def student(freedom: float) -> float:
     if freedom == math.inf:
         return NORMAL
     whole = max(1, int(freedom + 1e-9))
-    return STUDENT[whole - 1] if whole <= len(STUDENT) else NORMAL + 2.46 / whole
+    return _STUDENT[whole - 1] if whole <= len(_STUDENT) else NORMAL + 2.46 / whole

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-PARTS = {
+_PARTS = {
     "data": "seconds_data",
     "device": "seconds_device",
     "evaluation": "seconds_eval",
@@ -15,7 +15,7 @@ BOUND, SLOWED = 0.5, 0.1  # of a step that waits
 def shares(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The share of each of PARTS in all epochs, 0 to 1; empty where no time was counted."""
     rows = list(rows)
-    seconds = {part: sum(row.get(column) or 0.0 for row in rows) for part, column in PARTS.items()}
+    seconds = {part: sum(row.get(column) or 0.0 for row in rows) for part, column in _PARTS.items()}
     total = sum(seconds.values())
     return {part: value / total for part, value in seconds.items()} if total else {}
 

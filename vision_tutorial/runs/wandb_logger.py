@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -52,8 +52,8 @@ PRIVATE = {
 }
 
 
-class Tracker(Protocol):
-    """Where the rows of a run go besides the run folder."""
+class Tracker:
+    """Where the rows of a run go besides the run folder. This one sends them nowhere."""
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Send a row: plain numbers by name, among them `step` and `epoch`."""
@@ -66,22 +66,6 @@ class Tracker(Protocol):
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
         """Send the summary and wait, for a bounded time, until everything has arrived."""
-
-
-class NoTracker:
-    """The do-nothing twin."""
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Do nothing."""
-
-    def report(self, title: str, markdown: str) -> None:
-        """Do nothing."""
-
-    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """Do nothing."""
 
 
 def has_key(url: str, *names: str) -> bool:
@@ -119,7 +103,7 @@ def answers(url: str) -> bool:
     return True
 
 
-def settle_mode(mode: str, wandb: ModuleType) -> tuple[str, str]:
+def decide_mode(mode: str, wandb: ModuleType) -> tuple[str, str]:
     """'online' or 'offline', and why: online never without a key, since wandb would ask for it."""
     if mode == "offline":
         return "offline", "as asked"
@@ -156,8 +140,11 @@ class Bookmark:
         return True
 
 
-class WandbTracker:
-    """One wandb run, fed from a queue by its own thread."""
+class WandbTracker(Tracker):
+    """One wandb run, fed from a queue by its own thread.
+
+    `val/…` is drawn over `epoch`, all else over `step`. `finish` waits half a minute at most.
+    """
 
     def __init__(
         self, wandb: ModuleType, mode: str, run: dict[str, Any], say: Callable[[str], None]
@@ -176,22 +163,19 @@ class WandbTracker:
         self._ready.wait(START_SECONDS)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Send a row, once; `val/…` is drawn over `epoch`, everything else over `step`."""
         self._put(partial(self._log, dict(row)))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Send a table."""
-        self._put(partial(self._table, name, list(columns), [list(row) for row in rows]))
+        data = [list(row) for row in rows]
+        self._put(lambda run: run.log({name: self._wandb.Table(columns=list(columns), data=data)}))
 
     def report(self, title: str, markdown: str) -> None:
-        """Make a Report, or say why there is none: that needs a package and a server."""
         self._put(partial(self._report, title, markdown))
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """Send the summary and wait until all has arrived, half a minute at most."""
         atexit.unregister(self.finish)
         self._put(partial(self._finish, dict(summary), exit_code))
-        self._put(None)
+        self._put(None)  # the end of the queue
         self._thread.join(0 if self._off else FINISH_SECONDS)
         if self._thread.is_alive():
             rest = f"; `{self._upload}` uploads the rest" if self._upload else ""
@@ -227,7 +211,7 @@ class WandbTracker:
         fields = self._wandb.Settings.model_fields
         settings = self._wandb.Settings(**{k: v for k, v in wanted.items() if k in fields})
         self._wandb.setup(settings=settings)  # silent before there is a run, and after it
-        mode, why = settle_mode(mode, self._wandb)
+        mode, why = decide_mode(mode, self._wandb)
         if self._off:  # the training was over before the server answered
             return None
         run = self._wandb.init(
@@ -256,9 +240,6 @@ class WandbTracker:
             run.define_metric(name, step_metric=axis)
             self._known.add(name)
         run.log(row)
-
-    def _table(self, name: str, columns: list[str], rows: list[list[Any]], run: Any) -> None:
-        run.log({name: self._wandb.Table(columns=columns, data=rows)})
 
     def _report(self, title: str, markdown: str, run: Any) -> None:
         if run.offline:
@@ -318,12 +299,12 @@ def make_tracker(
     if mode == "auto" and os.environ.get("WANDB_MODE") in MODES:
         mode = os.environ["WANDB_MODE"]
     if mode == "disabled":
-        return NoTracker()
+        return Tracker()
     try:
         import wandb  # here and not on the thread: a fork amid an import can hang the child
     except Exception as error:
         say(f"wandb: off (cannot be imported: {error}); the run folder has every row")
-        return NoTracker()
+        return Tracker()
     run = {"project": project, "name": name, "id": id, "tags": list(tags), "group": group}
     run |= {"notes": notes, "config": dict(config), "dir": str(folder)}
     return WandbTracker(wandb, mode, run, say)

@@ -5,11 +5,11 @@ from typing import Any
 
 from ..core.errors import UserError
 from .run import Run, as_text
-from .wandb_logger import settle_mode
+from .wandb_logger import decide_mode
 
 PREFIX = "wandb:"
-SECONDS = 20
-STATES = {"finished": "done", "crashed": "killed"}
+_SECONDS = 20
+_STATES = {"finished": "done", "crashed": "killed"}
 
 
 def project_runs(word: str) -> list[Run]:
@@ -18,10 +18,10 @@ def project_runs(word: str) -> list[Run]:
     try:
         import wandb
 
-        mode, reason = settle_mode("auto", wandb)
+        mode, reason = decide_mode("auto", wandb)
         if mode != "online":
             raise UserError(reason)
-        return from_api(wandb.Api(timeout=SECONDS), path)
+        return from_api(wandb.Api(timeout=_SECONDS), path)
     except Exception as error:  # whatever wandb raises
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
@@ -38,19 +38,19 @@ def from_api(api: Any, path: str) -> list[Run]:
 
 
 def _run(found: Any) -> Run:
-    recipe, kept = dict(found.config), dict(found.summary)
-    status = STATES.get(found.state, found.state)
+    recipe, summary = dict(found.config), dict(found.summary)
+    status = _STATES.get(found.state, found.state)
     if status == "done":  # also of a run that was paused
-        status = as_text(kept.get("status")) or status
-    summary = {key: kept.get(key) for key in ("metric", "chosen_on")}
+        status = as_text(summary.get("status")) or status
+    kept = {key: summary.get(key) for key in ("metric", "chosen_on")}
     for which in ("best", "last"):
-        summary[which] = {part: kept.get(f"{which}/{part}") for part in ("epoch", "value")}
+        kept[which] = {part: summary.get(f"{which}/{part}") for part in ("epoch", "value")}
     return Run(
         name=str(recipe.get("name") or found.name),
         id=found.id,
         recipe=recipe,
         status=status,
-        summary=summary | {"status": status, "wall_seconds": kept.get("_runtime")},
+        summary=kept | {"status": status, "wall_seconds": summary.get("_runtime")},
         fingerprint={"created": found.created_at},
         link=found.url,
     )

@@ -14,7 +14,7 @@ from ..core.randomness import generator
 from ..core.registry import datasets
 from ..core.sources import Source, Subset, check_split, data_folder, data_root
 from ..recipe.grammar import parse
-from ..recipe.signatures import catalogue
+from ..recipe.signatures import static_signatures
 from .decoding import decoded
 from .mask_files import DenseFiles, Joined, MaskFiles
 
@@ -176,17 +176,17 @@ def shared_rows(labelled: int, extra: int, ratio: float | None, seed: int) -> np
 
 def _chosen(name: str, options: dict[str, Any], cache: str) -> Callable[[str], Source]:
     """The entry `name`, its options checked; `cache` where it has that option and is not told."""
-    shelf = catalogue()["datasets"]
-    if name in datasets and name not in shelf.entries:  # a student's own
-        return datasets.bind(name, **options)
-    entry = shelf.find(name)
+    signatures = static_signatures()["datasets"]
+    if name in datasets and name not in signatures.entries:  # a student's own
+        return datasets.build(name, **options)
+    entry = signatures.find(name)
     if entry and "cache" in {option.name for option in entry.options}:
         options = {"cache": cache, **options}
     try:
-        choice = parse({name: options}, shelf, "choice")
+        choice = parse({name: options}, signatures, "choice")
     except UserError as error:
         raise UserError(f"with_pseudo_labels: {error}") from error
-    return datasets.bind(choice.name, **choice.options)
+    return datasets.build(choice.name, **choice.options)
 
 
 def _pseudo_labelled(folder: Path, classes: tuple[str, ...]) -> DenseFiles:

@@ -1,7 +1,7 @@
 """Trainings as processes that we start: each on its own GPUs and cores, and none outlives us.
 
-A child is asked to stop (TERM) when we are, and also when we die without a word: it then saves and
-can be continued. It is in a session of its own, so that Ctrl-C asks it once, through us.
+A child is asked to stop (TERM) when we are, and also when we are killed: it then saves and can be
+continued. It is in a session of its own, so that Ctrl-C asks it once, through us.
 """
 
 import ctypes
@@ -9,34 +9,40 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from ..core.atomic import read_json
-from ..core.child_process import environment, last_line, usable_cores
-from ..core.errors import ExitCode, UserError
+import psutil
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+from ..core.atomic import read_json
+from ..core.child_process import environment, last_line
+from ..core.errors import ExitCode, UserError
+from ..core.machine import usable_cores
+from ..core.stop import StopSignal
+from ..recipe.batch_split import batch_parts
+from ..recipe.fields import Recipe
+
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+MEMORY, LARGE_MEMORY = 2 * 2**30, 8 * 2**30  # bytes for each of several trainings on a CPU
 Child = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
-class Seat:
+class DeviceSlot:
     """What one child computes on. gpus: for CUDA_VISIBLE_DEVICES; () leaves it as it is."""
 
     gpus: tuple[str, ...] = ()
     cores: tuple[int, ...] = ()
 
 
-def seats(jobs: int | None, processes: int = 1) -> list[Seat]:
-    """Places for `jobs` children at a time, of so many processes each; None: one a GPU, or one.
+def device_slots(jobs: int | None, processes: int = 1) -> list[DeviceSlot]:
+    """Slots for `jobs` children at a time, of so many processes each; None: one a GPU, or one.
 
-    The cores are dealt out; so are the GPUs, in turn where there are more jobs than GPUs.
+    The cores are divided among them; so are the GPUs, in turn where there are more jobs than GPUs.
     """
     gpus = visible_gpus()
     if gpus and processes > len(gpus):
@@ -47,8 +53,37 @@ def seats(jobs: int | None, processes: int = 1) -> list[Seat]:
     for job in range(jobs):
         own = [gpus[(job * processes + i) % len(gpus)] for i in range(processes)] if gpus else []
         first, end = job * len(cores) // jobs, (job + 1) * len(cores) // jobs
-        made.append(Seat(tuple(own), tuple(cores[first : max(end, first + 1)])))
+        made.append(DeviceSlot(tuple(own), tuple(cores[first : max(end, first + 1)])))
     return made
+
+
+def full_slots(
+    recipes: Iterable[Recipe], nproc: int | None, jobs: int | None
+) -> tuple[list[DeviceSlot], int]:
+    """One run (or `jobs`) at a time on all GPUs that the batches divide over; the processes."""
+
+    def divides(processes: int) -> bool:
+        try:
+            return all(batch_parts(recipe, processes, on_gpu=True) for recipe in recipes)
+        except UserError:
+            return False
+
+    recipes = list(recipes)
+    processes = nproc or next((n for n in range(len(visible_gpus()), 1, -1) if divides(n)), 1)
+    return device_slots(jobs or 1, processes), processes
+
+
+def small_slots(
+    runs: int, small: bool, nproc: int | None, jobs: int | None
+) -> tuple[list[DeviceSlot], int]:
+    """As many runs at a time as there are GPUs, or cores and memory for; the processes of each.
+
+    small: their networks.
+    """
+    processes = nproc or 1
+    room = psutil.virtual_memory().available // (MEMORY if small else LARGE_MEMORY)
+    most = len(visible_gpus()) or min(len(usable_cores()), room)
+    return device_slots(max(1, min(jobs or most // processes, runs)), processes), processes
 
 
 def visible_gpus() -> list[str]:
@@ -78,11 +113,13 @@ def training(arguments: Sequence[str], processes: int = 1) -> list[str]:
     return [sys.executable, launcher, "--nproc", str(processes), *module]
 
 
-def start(command: Sequence[str], seat: Seat = Seat(), output: BinaryIO | None = None) -> Child:
-    """Start a command on a seat; what it prints goes to `output`, or stands among our own."""
+def start(
+    command: Sequence[str], slot: DeviceSlot = DeviceSlot(), output: BinaryIO | None = None
+) -> Child:
+    """Start a command on a slot; what it prints goes to `output`, or stands among our own."""
     made = environment()
-    if seat.gpus:
-        made["CUDA_VISIBLE_DEVICES"] = ",".join(seat.gpus)
+    if slot.gpus:
+        made["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -90,27 +127,27 @@ def start(command: Sequence[str], seat: Seat = Seat(), output: BinaryIO | None =
         stderr=output and subprocess.STDOUT,
         env=made,
         start_new_session=True,
-        preexec_fn=_seated(seat) if os.name == "posix" else None,
+        preexec_fn=_prepare(slot) if os.name == "posix" else None,
     )
 
 
-def _seated(seat: Seat) -> Callable[[], None]:
+def _prepare(slot: DeviceSlot) -> Callable[[], None]:
     """What the child does before the command: take its cores, and be told when we die."""
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
-    def sit() -> None:
+    def prepare() -> None:
         if prctl:
             prctl(DEATH_SIGNAL, signal.SIGTERM)
             if os.getppid() != parent:  # we died before it could be told
                 os._exit(int(ExitCode.PREEMPTED))
-        if seat.cores and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, seat.cores)
+        if slot.cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, slot.cores)
 
-    return sit
+    return prepare
 
 
-def complaint(run: Path, log: Path) -> str:
+def failure_reason(run: Path, log: Path) -> str:
     """Why a training failed: as its folder says, or the last error, or last line, of its log.
 
     torchrun's last line is a border.
@@ -123,7 +160,7 @@ def complaint(run: Path, log: Path) -> str:
     return next((line for line in reversed(lines) if line.startswith("error: ")), last_line(log))
 
 
-class Stop:
+class Stop(StopSignal):
     """Whether we were asked to stop; the children are asked in turn, once for each time."""
 
     def __init__(self) -> None:
@@ -143,15 +180,3 @@ class Stop:
         for child in self.children:
             if child.poll() is None:
                 child.terminate()
-
-    @contextmanager
-    def listening(self) -> Iterator["Stop"]:
-        """Take TERM, INT, HUP and USR1 for as long as this lasts."""
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # nohup's
-        before = {number: signal.signal(number, self.receive) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

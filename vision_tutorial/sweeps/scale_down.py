@@ -10,9 +10,9 @@ multiple of four, E instead of 200. With x = E/200
 The batch shrinks with the images, to a power of two from 32 to 512, so that an epoch keeps its
 number of steps as far as that goes, and every lr in proportion to the batch (Goyal et al. 2017).
 
-Momentum, weight decay, augmentation, mixing and loss stay. The time that there is decides images,
-epochs and network: the largest network for which ENOUGH images and all epochs fit, and the most
-images that fit. docs/reproduce.md says why.
+Momentum, weight decay, augmentation, mixing and loss stay. `largest` takes the most images, then
+the most epochs, that fit into a time; `choose` the largest network for which ENOUGH images and all
+epochs fit. docs/reproduce.md says why.
 """
 
 import heapq
@@ -23,33 +23,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..core import arrays
 from ..core.atomic import write_text
+from ..core.errors import UserError
 from ..recipe.fields import Recipe, to_yaml
 from ..recipe.grammar import Choice
-from ..recipe.loading import load
+from ..recipe.loading import RECIPES, load
+from ..recipe.recipe_info import recipe_info, used
 from ..recipe.yaml_lines import read_document
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
-EPOCHS, BATCH, PICTURES = 200, 512, 50_000  # of r0 … r3, in full
+EPOCHS, BATCH, IMAGES = 200, 512, 50_000  # of r0 … r3, in full
 STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it
 FEWEST = 20  # epochs
 GRAIN = 20  # what images are a multiple of
 LEAST = 300  # images; fewer epochs instead
 ENOUGH = 2000  # images that make a larger network worth its time
 SMALLEST_BATCH = 32
-EVALUATING = 2  # times as fast as training, at least
-LOOKING = 1 / 6  # of the training's time at most, about, for evaluations
-EFFICIENCY = 4  # how much better than the next smaller a network may use the machine
+EVALUATION_SPEED = 2  # times as fast as training, at least
+EVALUATION_SHARE = 1 / 6  # of the training's time at most, about, for evaluations
 RULED = {"name", "expects", "seed", "model", "subset", "batch_size", "epochs", "warmup", "cooldown"}
 RULED |= {"eval_every", "optimizer", "schedule"}  # no override may set them
-
-
-class Network(NamedTuple):
-    """A rung of the ladder. model: the recipes' key; None leaves theirs."""
-
-    model: dict[str, Any] | None
-    work: float  # multiply-adds of an image of 32x32, as engine/cost.py counts them
 
 
 def _resnet10(stem_width: int, channels: list[int]) -> dict[str, Any]:
@@ -57,11 +51,12 @@ def _resnet10(stem_width: int, channels: list[int]) -> dict[str, Any]:
     return {"resnet10t": {"stem": "cifar", "init": "pytorch", **widths}}
 
 
-NETWORKS = {  # smallest first
-    "thin": Network(_resnet10(8, [16, 32, 64, 128]), 17.5e6),
-    "resnet10": Network(_resnet10(16, [32, 64, 128, 256]), 69.8e6),
-    "resnet18": Network({"resnet18": {"stem": "cifar", "init": "pytorch"}}, 555.5e6),
-    "resnet50": Network(None, 1298e6),
+# The key `model` of the recipes, smallest network first; None leaves theirs.
+NETWORKS: dict[str, dict[str, Any] | None] = {
+    "thin": _resnet10(8, [16, 32, 64, 128]),
+    "resnet10": _resnet10(16, [32, 64, 128, 256]),
+    "resnet18": {"resnet18": {"stem": "cifar", "init": "pytorch"}},
+    "resnet50": None,
 }
 
 
@@ -80,7 +75,26 @@ class Data(NamedTuple):
     test: int
 
 
-CIFAR = Data(PICTURES, 10_000)
+CIFAR = Data(IMAGES, 10_000)
+
+
+def count_images(recipe: Recipe) -> Data:
+    """How many a recipe trains and tests on. UserError if only its data knows."""
+    name, options = recipe.dataset.name, recipe.dataset.options
+    if name == "arrays":
+        counted = arrays.counts(Path(options["root"]).expanduser())
+        if missing := {"train", "test"} - counted.keys():
+            raise UserError(f"{options['root']}: has no split '{min(missing)}'.")
+        whole, test = counted["train"], counted["test"]
+    else:
+        whole, test = recipe_info(recipe).whole, options.get("test", CIFAR.test)
+    if whole is None:
+        raise UserError(
+            f"dataset {name}: nobody knows how many images it has. Leave out --budget, --scale "
+            "and --network, or take cifar100, shapes, or arrays (vision-tutorial pack)."
+        )
+    train = used(recipe, whole)
+    return Data(train, whole - train if recipe.holdout else test)
 
 
 @dataclass(frozen=True)
@@ -108,16 +122,16 @@ class Plan:
         epochs = self.total_epochs(full)
         training = epochs * (self.images / speed.rate + speed.saving)
         looks = math.ceil(epochs / self.eval_every)
-        return speed.start + training + looks * test / (EVALUATING * speed.rate)
+        return speed.start + training + looks * test / (EVALUATION_SPEED * speed.rate)
 
 
 def plan(epochs: int, images: int, network: str, data: Data = CIFAR) -> Plan:
     """The table of E = `epochs`, 200 in full, on so many images, by the rule."""
     x = epochs / EPOCHS
-    batch = 2 ** round(math.log2(BATCH * images / PICTURES))
+    batch = 2 ** round(math.log2(BATCH * images / IMAGES))
     cooldown = max(1, round(10 * x))
     total = epochs + cooldown
-    looks = max(1, int(total * images * LOOKING / (data.test / EVALUATING)))
+    looks = max(1, int(total * images * EVALUATION_SHARE / (data.test / EVALUATION_SPEED)))
     return Plan(
         network=network,
         epochs=epochs,
@@ -145,9 +159,9 @@ def size_of_share(share: float, data: Data) -> tuple[int, int]:
     return next((size for size in every if size[0] * size[1] <= most), every[-1])
 
 
-def makespan(seconds: Iterable[float], seats: int) -> float:
-    """When all have ended that begin in this order, each on the first seat that is free."""
-    free = [0.0] * seats
+def makespan(seconds: Iterable[float], slots: int) -> float:
+    """When all have ended that begin in this order, each on the first slot that is free."""
+    free = [0.0] * slots
     for one in seconds:
         heapq.heapreplace(free, free[0] + one)
     return max(free)
@@ -160,59 +174,43 @@ def largest(
     full: Sequence[int],
     data: Data,
     seeds: int = 1,
-    seats: int = 1,
+    slots: int = 1,
 ) -> Plan | None:
-    """The largest plan that takes at most so long on so many seats; None if not even the least.
+    """The largest plan that takes at most so long on so many slots; None if none does.
 
-    full: the epochs of each recipe of the table, as it stands. speed: on one of the seats.
+    full: the epochs of each recipe of the table, as it stands. speed: on one of the slots.
     """
     for epochs, images in sizes(data):
         made = plan(epochs, images, network, data)
-        if makespan([made.seconds(n, speed, data.test) for n in [*full] * seeds], seats) <= seconds:
+        if makespan([made.seconds(n, speed, data.test) for n in [*full] * seeds], slots) <= seconds:
             return made
     return None
 
 
-def fitting(
+def choose(
     networks: Sequence[str],
     measure: Callable[[str, int], Speed],
     make: Callable[[str, Speed], Plan | None],
 ) -> tuple[Plan | None, Speed]:
     """The plan with the largest of `networks`, smallest first, for which ENOUGH images fit.
 
-    measure: how fast a network is with a batch size. make: the largest plan at that speed. If none
-    of the networks is so fast, it is the smallest's plan, or None.
+    measure: how fast a network is with a batch size. make: the largest plan at that speed. If no
+    network is fast enough, it is the plan of the smallest, or None.
     """
-    made, speed = _settled(networks[0], measure, make)
-    for smaller, larger in zip(networks, networks[1:], strict=False):
-        if made is None:
+    chosen, speed = None, Speed(0.0, 1.0, 0.0)
+    for network in networks:
+        its_speed = measure(network, SMALLEST_BATCH)
+        its_plan = make(network, its_speed)
+        if its_plan and its_plan.batch_size > SMALLEST_BATCH:  # larger batches are faster
+            its_speed = measure(network, its_plan.batch_size)
+            its_plan = make(network, its_speed)
+        enough = its_plan is not None and its_plan.images >= ENOUGH
+        if network == networks[0] or enough:
+            chosen, speed = its_plan, its_speed
+        if not enough:
             break
-        work = NETWORKS[larger].work / NETWORKS[smaller].work
-        hoped = make(larger, speed._replace(rate=speed.rate * EFFICIENCY / work))
-        if hoped is None or hoped.images < ENOUGH:
-            break
-        tried, its_speed = _settled(larger, measure, make)
-        if tried is None or tried.images < ENOUGH:
-            break
-        made, speed = tried, its_speed
     # once more: measuring took its time
-    return made and make(made.network, speed), speed
-
-
-def _settled(
-    network: str,
-    measure: Callable[[str, int], Speed],
-    make: Callable[[str, Speed], Plan | None],
-) -> tuple[Plan | None, Speed]:
-    """A network's plan, and its speed with the very batch size of that plan, where that settles."""
-    batch = plan(EPOCHS, ENOUGH, network).batch_size
-    for _ in range(3):
-        speed = measure(network, batch)
-        made = make(network, speed)
-        if made is None or made.batch_size == batch:
-            break
-        batch = made.batch_size
-    return made, speed
+    return chosen and make(chosen.network, speed), speed
 
 
 # -- the recipes -----------------------------------------------------------------------------------
@@ -230,7 +228,7 @@ def write_recipes(made: Plan, folder: Path, dataset: str | None, all_images: int
     """
     for name in TABLE:
         own = read_document(path_of(name)).values
-        ruled = by_rule(made, load(path_of(name)).recipe, dataset, all_images)
+        ruled = _by_rule(made, load(path_of(name)).recipe, dataset, all_images)
         values = {"extends": own.pop("extends", None), "expects": {"top1": None}}
         if values["extends"] is None:
             values["extends"] = Path(
@@ -244,9 +242,9 @@ def write_recipes(made: Plan, folder: Path, dataset: str | None, all_images: int
         write_text(folder / f"{name}.yaml", f"# {name}, shrunk: {head}\n{to_yaml(values, True)}")
 
 
-def by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_images: int) -> dict[str, Any]:
+def _by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_images: int) -> dict[str, Any]:
     """The keys that the plan sets, with their values for a recipe."""
-    model = NETWORKS[made.network].model
+    model = NETWORKS[made.network]
     slower = made.batch_size / recipe.batch_size
     return {
         **({"dataset": dataset} if dataset else {}),
@@ -254,14 +252,14 @@ def by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_images: int) ->
         **({"model": model} if model else {}),
         "epochs": made.epochs_of(recipe.epochs),
         "batch_size": made.batch_size,
-        "optimizer": scaled(recipe.optimizer, "lr", slower),
-        "schedule": scaled(recipe.schedule, "min_lr", slower),
+        "optimizer": _scaled(recipe.optimizer, "lr", slower),
+        "schedule": _scaled(recipe.schedule, "min_lr", slower),
         "warmup": {"epochs": made.warmup, "lr": recipe.warmup.lr * slower},
         "cooldown": {"epochs": made.cooldown},
         "eval_every": made.eval_every,
     }
 
 
-def scaled(choice: Choice, option: str, factor: float) -> dict[str, Any]:
+def _scaled(choice: Choice, option: str, factor: float) -> dict[str, Any]:
     """A choice as a recipe writes it, with an option of it multiplied."""
     return {choice.name: {**choice.options, option: choice.options[option] * factor}}

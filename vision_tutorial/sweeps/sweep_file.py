@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ..core.errors import UserError, short, shown, unknown
 from ..recipe.fields import Recipe, to_plain, written
-from ..recipe.loading import COMMAND_LINE, Loaded, load, split_variant
+from ..recipe.loading import COMMAND_LINE, Loaded, load, recipe_path, split_variant
 from ..recipe.yaml_lines import Document, Key, read_document
 from ..runs import run_folder
 from ..runs.run import recipe_key
@@ -86,23 +86,6 @@ class Point:
         return " ".join(setting.text for setting in self.settings) or "the recipe as it is"
 
 
-class Trial(NamedTuple):
-    """A point with a seed: one run."""
-
-    point: Point
-    seed: int
-
-    @property
-    def id(self) -> str:
-        """The name of its run folder."""
-        return f"{self.point.id}-{self.seed}"
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """All that is set on the recipe."""
-        return (*self.point.overrides, f"seed={self.seed}")
-
-
 def points_of(sweep: Sweep, stage: int, best: Sequence[Setting] = ()) -> list[Point]:
     """The points of a stage, on top of the best settings of the stages before it; each once."""
     found: dict[str, Point] = {}
@@ -110,13 +93,6 @@ def points_of(sweep: Sweep, stage: int, best: Sequence[Setting] = ()) -> list[Po
         point = _point(sweep, (*best, *choice))
         found.setdefault(point.id, point)
     return list(found.values())
-
-
-def trials_of(sweep: Sweep, points: Sequence[Point]) -> list[Trial]:
-    """Every point with the first seed, then every point with the second, and so on."""
-    if not sweep.seeds:
-        return [Trial(point, point.recipe.seed) for point in points]
-    return [Trial(point, seed) for seed in sweep.seeds for point in points]
 
 
 def _point(sweep: Sweep, settings: tuple[Setting, ...]) -> Point:
@@ -203,9 +179,9 @@ def _recipe(document: Document, path: Path) -> Path:
     given = document.values.get("recipe")
     if given is None:
         raise UserError(f"{path}: the key 'recipe' is needed: the file whose points these are.")
-    if not isinstance(given, str):
-        raise UserError(f"{_at(document, 'recipe')}given {shown(given)}; name a recipe file.")
+    _expect(str, given, document, ("recipe",), "name a recipe file.")
     recipe = Path(os.path.normpath(path.parent / given))
+    recipe = recipe if split_variant(recipe)[0].is_file() else recipe_path(given)
     if not split_variant(recipe)[0].is_file():
         raise UserError(f"{_at(document, 'recipe')}{shown(given)}: there is no {recipe}.")
     return recipe
@@ -219,8 +195,7 @@ def _stages(document: Document, path: Path) -> tuple[Stage, ...]:
     if found != ["stages"]:
         return (Stage(path.stem, _choices(document.values, document, ())),)
     given = document.values["stages"]
-    if not isinstance(given, list) or not given:
-        raise UserError(f"{_at(document, 'stages')}given {shown(given)}; a list is expected.")
+    _expect(list, given, document, ("stages",), "a list is expected.")
     return tuple(_stage(item, document, index) for index, item in enumerate(given))
 
 
@@ -233,12 +208,10 @@ def _stage(item: Any, document: Document, index: int) -> Stage:
         )
     for key in item:
         if key not in ("name", "grid", "points"):
-            raise UserError(
-                _at(document, *at, key) + unknown("key of a stage", key, ("name", "grid", "points"))
-            )
+            message = unknown("key of a stage", key, ("name", "grid", "points"))
+            raise UserError(_at(document, *at, key) + message)
     name = item.get("name", f"stage {index + 1}")
-    if not isinstance(name, str):
-        raise UserError(f"{_at(document, *at, 'name')}given {shown(name)}; a name is expected.")
+    _expect(str, name, document, (*at, "name"), "a name is expected.")
     return Stage(name, _choices(item, document, at))
 
 
@@ -247,66 +220,60 @@ def _choices(
 ) -> tuple[tuple[Setting, ...], ...]:
     """What `grid` or `points` below `at` spell out."""
     if "points" in values:
-        points = values["points"]
-        if not isinstance(points, list) or not points:
-            raise UserError(
-                f"{_at(document, *at, 'points')}given {shown(points)}; a list of settings such as "
-                "{loss: focal} is expected."
-            )
+        here, points = (*at, "points"), values["points"]
+        expected = "a list of settings such as {loss: focal} is expected."
+        _expect(list, points, document, here, expected)
         return tuple(
-            tuple(_settings(point, document, *at, "points", index))
-            for index, point in enumerate(points)
+            tuple(_settings(point, document, *here, index)) for index, point in enumerate(points)
         )
-    grid = values["grid"]
-    where = _at(document, *at, "grid")
-    if not isinstance(grid, dict) or not grid:
-        raise UserError(f"{where}given {shown(grid)}; write `key: [value, …]` lines.")
-    axes = [list(_axis(key, grid[key], document, (*at, "grid"))) for key in grid]
+    here, grid = (*at, "grid"), values["grid"]
+    _expect(dict, grid, document, here, "write `key: [value, …]` lines.")
+    axes = []
+    for key, tried in grid.items():
+        _expect(list, tried, document, (*here, key), "a list of values to try is expected.")
+        axes.append(
+            [
+                Setting(f"{key}={written(value)}", document.places[(*here, key, index)])
+                for index, value in enumerate(tried)
+            ]
+        )
     if (count := math.prod(map(len, axes))) > MOST_POINTS:
-        raise UserError(f"{where}{count:,} points; at most {MOST_POINTS:,} are tried.")
+        message = f"{count:,} points; at most {MOST_POINTS:,} are tried."
+        raise UserError(_at(document, *here) + message)
     return tuple(itertools.product(*axes))
 
 
-def _axis(key: str, values: Any, document: Document, at: Key) -> Iterator[Setting]:
-    if not isinstance(values, list) or not values:
-        raise UserError(
-            f"{_at(document, *at, key)}given {shown(values)}; a list of values to try is expected."
-        )
-    for index, value in enumerate(values):
-        yield Setting(f"{key}={written(value)}", document.places[(*at, key, index)])
-
-
 def _settings(values: Any, document: Document, *at: str | int) -> Iterator[Setting]:
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{_at(document, *at)}given {shown(values)}; settings such as {{loss: focal}} are "
-            "expected."
-        )
+    if values != {}:
+        _expect(dict, values, document, at, "settings such as {loss: focal} are expected.")
     for key, value in values.items():
         yield Setting(f"{key}={written(value)}", document.places[(*at, key)])
 
 
 def _seeds(document: Document) -> tuple[int, ...]:
     seeds = document.values.get("seeds", [])
-    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-    if not whole or len(set(seeds)) < len(seeds) or (not seeds and "seeds" in document.values):
-        raise UserError(
-            f"{_at(document, 'seeds')}given {shown(seeds)}; a list of different whole numbers such "
-            "as [1, 2, 3] is expected."
-        )
+    valid = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not valid or len(set(seeds)) < len(seeds) or (not seeds and "seeds" in document.values):
+        expected = "a list of different whole numbers such as [1, 2, 3] is expected."
+        raise UserError(f"{_at(document, 'seeds')}given {shown(seeds)}; {expected}")
     return tuple(seeds)
 
 
 def _metric(document: Document) -> tuple[str | None, str]:
     metric = document.values.get("metric")
-    if metric is not None and not isinstance(metric, str):
-        raise UserError(f"{_at(document, 'metric')}given {shown(metric)}; name a column, val/top1.")
-    direction = document.values.get(
-        "direction", "min" if (metric or "").endswith("loss") else "max"
-    )
+    if metric is not None:
+        _expect(str, metric, document, ("metric",), "name a column, val/top1.")
+    default = "min" if (metric or "").endswith("loss") else "max"
+    direction = document.values.get("direction", default)
     if direction not in ("min", "max"):
         raise UserError(f"{_at(document, 'direction')}given {shown(direction)}; min or max.")
     return metric, direction
+
+
+def _expect(kind: type, value: Any, document: Document, at: Key, expected: str) -> None:
+    """UserError with file and line, where a value is of another type, or empty."""
+    if not isinstance(value, kind) or not value:
+        raise UserError(f"{_at(document, *at)}given {shown(value)}; {expected}")
 
 
 def _at(document: Document, *key: str | int) -> str:

@@ -1,6 +1,7 @@
-"""Where the trials of a sweep stand, read from their run folders, and which point is best."""
+"""Trials and how far each is, read from their run folders; for a sweep also which point is best."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,14 +10,29 @@ from ..core.errors import StorageError, UserError, unknown
 from ..recipe.loading import load
 from ..recipe.notation import number
 from ..runs import reader, run_folder
-from ..runs.run import Run
 from ..runs.seed_statistics import Sample
-from .sweep_file import Point, Setting, Sweep, Trial, points_of, trials_of
+from .sweep_file import Point, Setting, Sweep, points_of
 
 State = Literal["new", "unfinished", "done", "failed"]
 
 
-class Standing(NamedTuple):
+@dataclass(frozen=True)
+class Trial:
+    """One run. name: for people; arguments: the words after `train`; epochs: in all."""
+
+    name: str
+    folder: Path
+    log: Path
+    arguments: tuple[str, ...]
+    epochs: int
+
+    @property
+    def id(self) -> str:
+        """The name of its run folder."""
+        return self.folder.name
+
+
+class TrialStatus(NamedTuple):
     """How far one trial is. stopped: as asked, and saved. best, last: the metric, once done."""
 
     state: State
@@ -28,6 +44,11 @@ class Standing(NamedTuple):
     metric: str = ""
     error: str = ""
 
+    def __str__(self) -> str:
+        if self.state == "done":
+            return f"{self.metric} {self.best:.2f} best, {self.last:.2f} last"
+        return self.error or f"stopped at epoch {self.epochs}" * (self.state != "new") or "new"
+
 
 class Result(NamedTuple):
     """What came of a point over the seeds that are done; `missing` seeds are not."""
@@ -38,39 +59,12 @@ class Result(NamedTuple):
     missing: int
 
 
-def standing(run: Path, sweep: Sweep) -> Standing:
-    """Where a trial stands. UserError if its metrics lack the one that the sweep asks for."""
-    if not (run / "recipe.yaml").is_file():
-        return Standing("new")
-    try:
-        kept = reader.read(run)
-    except UserError as error:
-        return Standing("failed", error=f"damaged: {error}")
-    stopped = kept.status in ("preempted", "paused")
-    found = Standing("unfinished", kept.epochs, stopped, kept.seconds or 0.0)
-    if kept.status == "failed":
-        facts = read_json(run / "status.json")
-        error = f"exit code {facts.get('exit_code')}: {facts.get('error')}"
-        return found._replace(state="failed", error=error)
-    return _valued(found, kept, sweep) if kept.status == "done" else found
-
-
-def _valued(found: Standing, kept: Run, sweep: Sweep) -> Standing:
-    name = sweep.metric or kept.metric or "no metric"
-    values = [v for row in kept.rows if (v := number(row.get(name))) is not None]
-    if not values:
-        columns = {column for row in kept.rows for column in row}
-        raise UserError(f"{sweep.path}: metric: {unknown('column', name, columns)}")
-    best = max(values) if sweep.more_is_better else min(values)
-    return found._replace(state="done", best=best, last=values[-1], metric=name)
-
-
-def busy(run: Path) -> bool:
-    """Whether some process trains in the folder now."""
-    if not run.is_dir():
+def is_busy(folder: Path) -> bool:
+    """Whether some process trains in the run folder now."""
+    if not folder.is_dir():
         return False
     try:
-        with run_folder.lock(run):
+        with run_folder.lock(folder):
             return False
     except StorageError:
         raise
@@ -78,55 +72,110 @@ def busy(run: Path) -> bool:
         return True
 
 
-class Board:
-    """All that is known of a sweep: the trials of the stages that are open, where each stands.
+class TrialTable:
+    """How far each of some trials is. metric: a column; None is each recipe's headline."""
 
-    A stage is open once those before it are settled, since it stands on their best point.
+    def __init__(self, metric: str | None = None, more_is_better: bool = True, source: str = ""):
+        """source: named in the error for an unknown metric."""
+        self.metric, self.more_is_better, self.source = metric, more_is_better, source
+        self.statuses: dict[Path, TrialStatus] = {}  # by run folder
+
+    def look(self, trial: Trial) -> TrialStatus:
+        """Read how far a trial is. UserError if it is done and has no such metric."""
+        self.statuses[trial.folder] = self._read(trial.folder)
+        return self.statuses[trial.folder]
+
+    def status(self, trial: Trial) -> TrialStatus:
+        """How far a trial was when it was last read."""
+        return self.statuses.get(trial.folder, TrialStatus("new"))
+
+    def _read(self, folder: Path) -> TrialStatus:
+        if not (folder / "recipe.yaml").is_file():
+            return TrialStatus("new")
+        try:
+            run = reader.read(folder)
+        except UserError as error:
+            return TrialStatus("failed", error=f"damaged: {error}")
+        stopped = run.status in ("preempted", "paused")
+        status = TrialStatus("unfinished", run.epochs, stopped, run.seconds or 0.0)
+        if run.status == "failed":
+            facts = read_json(folder / "status.json")
+            error = f"exit code {facts.get('exit_code')}: {facts.get('error')}"
+            return status._replace(state="failed", error=error)
+        if run.status != "done":
+            return status
+        name = self.metric or run.metric or "no metric"
+        values = [v for row in run.rows if (v := number(row.get(name))) is not None]
+        if not values:
+            columns = {column for row in run.rows for column in row}
+            raise UserError(f"{self.source}: metric: {unknown('column', name, columns)}")
+        best = max(values) if self.more_is_better else min(values)
+        return status._replace(state="done", best=best, last=values[-1], metric=name)
+
+    def epochs_left(self, trials: Iterable[Trial]) -> int:
+        """How many epochs these trials have still to go."""
+        return sum(max(0, trial.epochs - self.status(trial).epochs) for trial in trials)
+
+    def measured_pace(self) -> tuple[float, int] | None:
+        """Seconds an epoch took here, and in how many runs; None before one is done."""
+        measured = [s for s in self.statuses.values() if s.epochs and s.seconds]
+        if not measured:
+            return None
+        return sum(s.seconds for s in measured) / sum(s.epochs for s in measured), len(measured)
+
+
+class SweepState(TrialTable):
+    """All that is known of a sweep: the points of the open stages, how far each trial is.
+
+    A stage is open once those before it are settled, since it builds on their best point.
+    trust: train with --trust-imports.
     """
 
-    def __init__(self, sweep: Sweep, root: Path | str):
-        self.sweep = sweep
+    def __init__(self, sweep: Sweep, root: str, trust: bool = False):
+        super().__init__(sweep.metric, sweep.more_is_better, str(sweep.path))
+        self.sweep, self.root, self.trust = sweep, root, trust
         self.folder = Path(root) / sweep.name
-        self.own = self.folder / ".sweep"  # the lock and the logs; nobody takes it for a run
+        self.own = self.folder / ".sweep"  # the lock and the logs; it is no run folder
         self.stage = -1
         self.points: list[Point] = []  # of the open stage
         self.every: dict[str, Point] = {}  # of all stages so far
-        self.standings: dict[str, Standing] = {}
 
-    def run(self, trial: Trial) -> Path:
-        """Its run folder."""
-        return self.folder / trial.id
+    def trials(self, points: Iterable[Point]) -> list[Trial]:
+        """Every point with the first seed, then every point with the second, and so on."""
+        points = list(points)
+        if not self.sweep.seeds:
+            return [self._trial(point, point.recipe.seed) for point in points]
+        return [self._trial(point, seed) for seed in self.sweep.seeds for point in points]
 
-    def log(self, trial: Trial) -> Path:
-        """What it prints."""
-        return self.own / f"{trial.id}.log"
+    def _trial(self, point: Point, seed: int) -> Trial:
+        id = f"{point.id}-{seed}"
+        words = [str(self.sweep.recipe), *point.overrides, f"seed={seed}"]
+        words += ["--runs", self.root, "--id", id, "--resume", *["--trust-imports"] * self.trust]
+        return Trial(
+            f"{point.words}  seed {seed}",
+            self.folder / id,
+            self.own / f"{id}.log",
+            tuple(words),
+            point.recipe.total_epochs,
+        )
 
     def advance(self) -> bool:
         """Open the next stage; False if there is none, or if this one is not settled."""
-        if self.stage + 1 == len(self.sweep.stages) or not self.settled():
+        if self.stage + 1 == len(self.sweep.stages) or not self._settled():
             return False
         best = self.ranked(self.points)[0].point.settings if self.points else ()
         self.stage += 1
         self.points = points_of(self.sweep, self.stage, best)
         for point in self.points:
             self.every.setdefault(point.id, point)
-        for trial in self.trials():
-            if trial.id not in self.standings:
+        for trial in self.trials(self.points):
+            if trial.folder not in self.statuses:
                 self.look(trial)
         return True
 
-    def trials(self) -> list[Trial]:
-        """Of the open stage."""
-        return trials_of(self.sweep, self.points)
-
-    def look(self, trial: Trial) -> Standing:
-        """Read anew where a trial stands."""
-        self.standings[trial.id] = standing(self.run(trial), self.sweep)
-        return self.standings[trial.id]
-
-    def settled(self) -> bool:
+    def _settled(self) -> bool:
         """Whether every trial of the open stage is done or failed, and some point is known."""
-        states = [self.standings[trial.id].state for trial in self.trials()]
+        states = [self.status(trial).state for trial in self.trials(self.points)]
         ended = all(state in ("done", "failed") for state in states)
         return ended and (not states or "done" in states)
 
@@ -134,36 +183,29 @@ class Board:
         """The points of which a seed is done, best mean first; those that lack seeds come last."""
         results = []
         for point in points:
-            own = [self.standings[trial.id] for trial in trials_of(self.sweep, [point])]
-            done = [standing for standing in own if standing.state == "done"]
+            statuses = [self.status(trial) for trial in self.trials([point])]
+            done = [status for status in statuses if status.state == "done"]
             if done:
                 best, last = (Sample(tuple(getattr(s, x) for s in done)) for x in ("best", "last"))
-                results.append(Result(point, best, last, len(own) - len(done)))
-        sign = -1 if self.sweep.more_is_better else 1
+                results.append(Result(point, best, last, len(statuses) - len(done)))
+        sign = -1 if self.more_is_better else 1
         return sorted(results, key=lambda result: (result.missing > 0, sign * result.best.mean))
 
     def later(self) -> list[Trial]:
         """The trials of stages not open yet, as if each first choice turned out best."""
-        best: tuple[Setting, ...] = self.points[0].settings if self.points else ()
+        best: Sequence[Setting] = self.points[0].settings if self.points else ()
         found: list[Trial] = []
         for stage in range(self.stage + 1, len(self.sweep.stages)):
             points = points_of(self.sweep, stage, best)
-            found += trials_of(self.sweep, points)
+            found += self.trials(points)
             best = points[0].settings
         return found
 
-    def epochs_left(self, trials: Sequence[Trial]) -> int:
-        """How many epochs these trials have still to go."""
-        known = self.standings
-        done = {t.id: known[t.id].epochs if t.id in known else 0 for t in trials}
-        return sum(max(0, t.point.recipe.total_epochs - done[t.id]) for t in trials)
-
-    def seconds_an_epoch(self) -> tuple[float, str] | None:
-        """What an epoch takes, and how that is known: measured here, or as the recipe expects."""
-        measured = [s for s in self.standings.values() if s.epochs and s.seconds]
-        if measured:
-            seconds = sum(s.seconds for s in measured) / sum(s.epochs for s in measured)
-            return seconds, f"measured in {len(measured)} run{'s' * (len(measured) > 1)} here"
+    def pace(self) -> tuple[float, str] | None:
+        """Seconds an epoch takes, and how that is known: measured, or as the recipe expects."""
+        if measured := self.measured_pace():
+            seconds, runs = measured
+            return seconds, f"measured in {runs} run{'s' * (runs > 1)} here"
         recipe = load(self.sweep.recipe).recipe
         minutes = recipe.expects.get("minutes")
         return (60 * minutes / recipe.total_epochs, "as the recipe expects") if minutes else None

@@ -6,18 +6,18 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from ..recipe.notation import Notation
-from .comparison import Line, Step, lines, step, usual
+from .comparison import Delta, Row, delta_of, rows_of, usual
 from .labels import key_words, state_word, word
 from .table import Column, Table
 
-MOST_IDS = 5  # named in a note
+_MOST_IDS = 5  # named in a note
 
 
 class Field(NamedTuple):
-    """A column, and how a line fills it."""
+    """A column, and how a row fills it."""
 
     column: Column
-    value: Callable[[Line], Any]
+    value: Callable[[Row], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class View:
     spread: between seeds, to be assumed where nothing has seeds.
     """
 
-    lines: Sequence[Line]
+    rows: Sequence[Row]
     language: str = "en"
     everything: bool = False
     spread: float | None = None
@@ -37,15 +37,15 @@ class View:
         return word(key, self.language, **values)
 
     def field(
-        self, key: str, value: Callable[[Line], Any], kind: Any = "text", **words: str
+        self, key: str, value: Callable[[Row], Any], kind: Any = "text", **words: str
     ) -> Field:
         """A field whose head is the word `key`."""
         return Field(Column(key, self.say(key, **words), kind, self.digits), value)
 
     @cached_property
     def metric(self) -> str:
-        """The headline metric, `top1`; "" where the lines have several."""
-        names = {line.run.metric for line in self.lines if line.run.metric}
+        """The headline metric, `top1`; "" where the rows have several."""
+        names = {row.run.metric for row in self.rows if row.run.metric}
         return names.pop().removeprefix("val/") if len(names) == 1 else ""
 
     @property
@@ -55,40 +55,40 @@ class View:
 
     @cached_property
     def notation(self) -> Notation:
-        """The notation of the lines' recipes."""
-        return Notation([line.run.recipe for line in self.lines], self.everything)
+        """The notation of the rows' recipes."""
+        return Notation([row.run.typed for row in self.rows], self.everything)
 
     @cached_property
-    def groups(self) -> list[Line]:
-        """The lines, with all seeds of an experiment as one, whether or not they are shown so."""
-        return lines([run for line in self.lines for run in (*line.runs, *line.repeats)])
+    def groups(self) -> list[Row]:
+        """The rows, with all seeds of an experiment as one, whether or not they are shown so."""
+        return rows_of([run for row in self.rows for run in (*row.runs, *row.repeats)])
 
     @cached_property
-    def steps(self) -> dict[Line, Step | None]:
-        """What each line changed in the recipe that it extends."""
-        return {line: step(line, self.groups, self.spread) for line in self.lines}
+    def deltas(self) -> dict[Row, Delta | None]:
+        """What each row changed in the recipe that it extends."""
+        return {row: delta_of(row, self.groups, self.spread) for row in self.rows}
 
 
 def table(view: View, fields: Iterable[Field]) -> Table:
     """The table of these fields, with notes on what its signs mean."""
     fields = list(fields)
-    rows = [tuple(field.value(line) for field in fields) for line in view.lines]
+    rows = [tuple(field.value(row) for field in fields) for row in view.rows]
     columns = tuple(field.column for field in fields)
     judged = any(column.key == "noise" for column in columns)
-    return Table(columns, tuple(rows), (*notes(view), *(noise_notes(view) if judged else ())))
+    return Table(columns, tuple(rows), (*_notes(view), *(_noise_notes(view) if judged else ())))
 
 
 def status(view: View) -> Iterable[Field]:
     """How each run stands, unless all are done."""
-    if any(line.run.status != "done" for line in view.lines):
-        yield view.field("status", lambda line: state_word(line.run.status, view.language))
+    if any(row.run.status != "done" for row in view.rows):
+        yield view.field("status", lambda row: state_word(row.run.status, view.language))
 
 
 def recipes(view: View) -> Iterable[Field]:
     """The keys in which the recipes differ, or all keys."""
 
-    def cell(key: str, line: Line) -> Any:
-        return view.notation.cell(line.run.recipe, key)
+    def cell(key: str, row: Row) -> Any:
+        return view.notation.cell(row.run.typed, key)
 
     for key in view.notation.columns:
         yield Field(Column(key, key_words(key, view.language)), partial(cell, key))
@@ -96,91 +96,87 @@ def recipes(view: View) -> Iterable[Field]:
 
 def results(view: View) -> Iterable[Field]:
     """Best and last of the headline metric, other metrics that a recipe has a claim on, claims."""
-    claims = {name for line in view.lines for name in line.run.expects} - {"minutes"}
+    claims = {name for row in view.rows for name in row.run.expects} - {"minutes"}
     if not view.metric:
-        yield view.field("metric", lambda line: line.run.metric)
-    if len({line.run.chosen_on for line in view.lines} - {None}) > 1:
-        yield view.field("chosen_on", lambda line: line.run.chosen_on)
-    yield view.field("best", lambda line: line.best, "number", metric=view.metric)
+        yield view.field("metric", lambda row: row.run.metric)
+    if len({row.run.chosen_on for row in view.rows} - {None}) > 1:
+        yield view.field("chosen_on", lambda row: row.run.chosen_on)
+    yield view.field("best", lambda row: row.best, "number", metric=view.metric)
     yield from claim(view, view.metric)
-    yield view.field("last", lambda line: line.last, "number", metric=view.metric)
+    yield view.field("last", lambda row: row.last, "number", metric=view.metric)
     for name in sorted(claims - {view.metric}):
         column = Column(name, name, "number", view.digits)
-        yield Field(column, partial(lambda name, line: line.measured(name), name))
+        yield Field(column, partial(lambda name, row: row.measured(name), name))
         yield from claim(view, name)
 
 
 def claim(view: View, name: str) -> Iterable[Field]:
     """What recipes expect of a metric, if one does."""
-    if any(name in line.run.expects for line in view.lines):
+    if any(name in row.run.expects for row in view.rows):
         title = view.say("expected", metric=name)
         column = Column(f"expected_{name}", title, "number", view.digits)
-        yield Field(column, lambda line: line.run.expects.get(name))
+        yield Field(column, lambda row: row.run.expects.get(name))
 
 
 def progress(view: View) -> Iterable[Field]:
     """What each recipe changed in the one it extends, what came of it, whether that is noise."""
-    found = view.steps.values()
+    found = view.deltas.values()
     if any(found):
-        yield view.field("changed", lambda line: getattr(view.steps[line], "words", None))
-    if any(step and step.parent for step in found):
-        yield view.field("over", lambda line: over(view.steps[line]))
-        yield view.field("delta", lambda line: getattr(view.steps[line], "delta", None), "signed")
-        yield view.field("noise", lambda line: verdict(view, view.steps[line]))
+        yield view.field("changed", lambda row: getattr(view.deltas[row], "words", None))
+    if any(delta and delta.parent for delta in found):
+        yield view.field("over", lambda row: _over(view.deltas[row]))
+        yield view.field("delta", lambda row: getattr(view.deltas[row], "value", None), "signed")
+        yield view.field("noise", lambda row: _verdict(view, view.deltas[row]))
 
 
-def over(step: Step | None) -> str | None:
-    """The parent's label."""
-    return step.parent.label if step and step.parent else None
+def _over(delta: Delta | None) -> str | None:
+    return delta.parent.label if delta and delta.parent else None
 
 
-def verdict(view: View, step: Step | None) -> str | None:
-    """Whether a difference is noise, in words; None where there is no difference."""
-    return None if step is None or step.delta is None else view.say(step.verdict)
+def _verdict(view: View, delta: Delta | None) -> str | None:
+    return None if delta is None or delta.value is None else view.say(delta.verdict)
 
 
 def times(view: View) -> Iterable[Field]:
     """Wall-clock time, and what was expected."""
-    yield view.field("seconds", lambda line: line.seconds, "duration")
-    if any("minutes" in line.run.expects for line in view.lines):
-        yield view.field("expected_seconds", expected_seconds, "duration")
+    yield view.field("seconds", lambda row: row.seconds, "duration")
+    if any("minutes" in row.run.expects for row in view.rows):
+        yield view.field("expected_seconds", _expected_seconds, "duration")
 
 
-def expected_seconds(line: Line) -> float | None:
-    """The claimed minutes, in seconds."""
-    minutes = line.run.expects.get("minutes")
+def _expected_seconds(row: Row) -> float | None:
+    minutes = row.run.expects.get("minutes")
     return None if minutes is None else 60 * minutes
 
 
 # -- what stands below -----------------------------------------------------------------------------
 
 
-def notes(view: View) -> Iterable[str]:
-    """What ± means, and which runs were left out."""
-    if any(line.best and line.best.n > 1 for line in view.lines):
+def _notes(view: View) -> Iterable[str]:
+    if any(row.best and row.best.n > 1 for row in view.rows):
         yield view.say("mean")
-    repeats = [run for line in view.lines for run in line.repeats]
+    repeats = [run for row in view.rows for run in row.repeats]
     if repeats:
-        ids = [f"{run.name}/{run.id}" for run in repeats[:MOST_IDS]]
-        more = [f"… ({len(repeats)})"] * (len(repeats) > MOST_IDS)
+        ids = [f"{run.name}/{run.id}" for run in repeats[:_MOST_IDS]]
+        more = [f"… ({len(repeats)})"] * (len(repeats) > _MOST_IDS)
         yield view.say("repeats", ids=", ".join(ids + more))
 
 
-def noise_notes(view: View) -> Iterable[str]:
+def _noise_notes(view: View) -> Iterable[str]:
     """The rule by which a difference is noise, and which spread a single run is given."""
-    compared = [(x, step) for x, step in view.steps.items() if step and step.delta is not None]
+    compared = [(x, delta) for x, delta in view.deltas.items() if delta and delta.value is not None]
     if compared:
         yield view.say("rule")
     yield from dict.fromkeys(
-        basis(view, line)
-        for line, step in compared
-        if line.best.spread is None or step.parent.best.spread is None
+        _basis(view, row)
+        for row, delta in compared
+        if row.best.spread is None or delta.parent.best.spread is None
     )
 
 
-def basis(view: View, line: Line) -> str:
+def _basis(view: View, row: Row) -> str:
     """Which spread a single run was given."""
-    spread = usual(line, view.groups, view.spread)
+    spread = usual(row, view.groups, view.spread)
     if spread is None:
         return view.say("no_seeds")
     kind = "assumed" if spread.freedom == float("inf") else "borrowed"

@@ -1,4 +1,4 @@
-"""Runs beside each other: seeds as one line, parents, differences and what is noise in them."""
+"""Runs beside each other: seeds as one row, parents, differences and what is noise in them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,15 +7,17 @@ from functools import cached_property
 from typing import Any
 
 from ..core.errors import UserError, unknown
+from ..recipe import grammar
+from ..recipe.loading import read_back
 from ..recipe.notation import FORMS, changed, entries, find, leaves, number
 from ..runs.reader import natural
 from ..runs.run import Point, Run, recipe_key
-from ..runs.seed_statistics import Sample, Spread, margin, pooled
+from ..runs.seed_statistics import Sample, Spread, confidence_interval, pooled
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
-    """A line of a table: one run, or finished runs that differ in their seed alone.
+class Row:
+    """A row of a table: one run, or finished runs that differ in their seed alone.
 
     runs: one of each seed. repeats: runs left out, since a newer one has their seed.
     """
@@ -51,7 +53,7 @@ class Line:
 
     @cached_property
     def measure(self) -> str:
-        """Equal for lines whose headline metrics measure the same thing on the same images."""
+        """Equal for rows whose headline metrics measure the same thing on the same images."""
         data = [self.run.recipe.get(key) for key in ("dataset", "holdout", "eval_augment")]
         return json.dumps([self.run.metric, self.run.chosen_on, *data], sort_keys=True)
 
@@ -65,20 +67,20 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Step:
-    """From a parent's recipe to a line's. delta: of the best; margin: what would still be noise."""
+class Delta:
+    """From a parent's row to a row. value: of the best; interval: what would still be noise."""
 
     words: str  # what changed
-    parent: Line | None = None  # None: it is not among the runs
-    delta: float | None = None  # None: the two cannot be compared
-    margin: float | None = None  # None: nobody knows
+    parent: Row | None = None  # None: it is not among the runs
+    value: float | None = None  # None: the two cannot be compared
+    interval: float | None = None  # None: nobody knows
 
     @property
     def verdict(self) -> str:
         """within, beyond or unknown."""
-        if self.delta is None or self.margin is None:
+        if self.value is None or self.interval is None:
             return "unknown"
-        return "within" if abs(self.delta) <= self.margin else "beyond"
+        return "within" if abs(self.value) <= self.interval else "beyond"
 
 
 def _sample(values: Iterable[float | None]) -> Sample | None:
@@ -91,97 +93,105 @@ def _at(run: Run, point: Point | None, name: str) -> float | None:
     return next((number(row.get(name)) for row in rows), None)
 
 
-# -- lines -----------------------------------------------------------------------------------------
+# -- rows -----------------------------------------------------------------------------------------
 
 
-def lines(runs: Sequence[Run], each: bool = False) -> list[Line]:
-    """Finished runs that differ in their seed alone as one line, every other run as its own."""
+def rows_of(runs: Sequence[Run], each: bool = False) -> list[Row]:
+    """Finished runs that differ in their seed alone as one row, every other run as its own."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         alone = each or run.status != "done" or run.best is None
         groups.setdefault(id(run) if alone else (run.experiment, run.metric), []).append(run)
     names = [group[0].name for group in groups.values()]
     return [
-        _line(group, group[0].name if names.count(group[0].name) == 1 else None)
+        _row(group, group[0].name if names.count(group[0].name) == 1 else None)
         for group in groups.values()
     ]
 
 
-def _line(group: list[Run], label: str | None) -> Line:
+def _row(group: list[Run], label: str | None) -> Row:
     newest: dict[str, Run] = {}
     for run in sorted(group, key=lambda run: (run.created or "", run.id)):
         newest[json.dumps(run.seed)] = run
     kept = tuple(run for run in group if run in newest.values())
     repeats = tuple(run for run in group if run not in kept)
-    return Line(kept, label or f"{kept[0].name}/{kept[0].id}", repeats)
+    return Row(kept, label or f"{kept[0].name}/{kept[0].id}", repeats)
 
 
-def ordered(made: Sequence[Line], key: str) -> list[Line]:
+def ordered(made: Sequence[Row], key: str) -> list[Row]:
     """Sorted by best or last (the better first), time, run, created, status or a recipe's key."""
     keys = {
-        "run": lambda line: natural(line.label),
-        "created": lambda line: line.run.created or "",
-        "status": lambda line: line.run.status,
-        "time": lambda line: _number_first(line.seconds and line.seconds.mean),
-        "best": lambda line: _better_first(line, line.best),
-        "last": lambda line: _better_first(line, line.last),
+        "run": lambda row: natural(row.label),
+        "created": lambda row: row.run.created or "",
+        "status": lambda row: row.run.status,
+        "time": lambda row: _number_first(row.seconds and row.seconds.mean),
+        "best": lambda row: _better_first(row, row.best),
+        "last": lambda row: _better_first(row, row.last),
     }
     if key not in keys:
-        known = {name for line in made for name in (*leaves(line.run.recipe), *_options(line.run))}
+        known = {name for row in made for name in (*leaves(row.run.typed), *_options(row.run))}
         if key not in known:
             raise UserError(unknown("column", key, {*keys, *known}))
-    return sorted(made, key=keys.get(key, lambda line: _number_first(find(line.run.recipe, key))))
+    return sorted(made, key=keys.get(key, lambda row: _number_first(find(row.run.typed, key))))
 
 
 def _options(run: Run) -> Iterable[str]:
     for key in FORMS:
-        yield from (f"{key}.{o}" for x in entries(key, run.recipe.get(key)) for o in x.options)
+        yield from (f"{key}.{o}" for x in entries(run.typed.get(key)) for o in x.options)
 
 
-def _better_first(line: Line, sample: Sample | None) -> Any:
+def _better_first(row: Row, sample: Sample | None) -> Any:
     if sample is None:
         return _number_first(None)
-    return _number_first(-sample.mean if line.run.higher_is_better else sample.mean)
+    return _number_first(-sample.mean if row.run.higher_is_better else sample.mean)
 
 
 def _number_first(value: Any) -> Any:
     """A key that puts numbers before words and nothing last."""
     if number(value) is not None:
         return (0, value, [])
-    return (2, 0, []) if value is None else (1, 0, natural(json.dumps(value)))
+    return (2, 0, []) if value is None else (1, 0, natural(json.dumps(grammar.plain(value))))
 
 
-# -- steps -----------------------------------------------------------------------------------------
+# -- deltas ----------------------------------------------------------------------------------------
 
 
-def step(line: Line, groups: Sequence[Line], assumed: float | None = None) -> Step | None:
-    """What a line changed in the recipe that it extends, and what came of it; None without one.
+def delta_of(row: Row, groups: Sequence[Row], assumed: float | None = None) -> Delta | None:
+    """What a row changed in the recipe that it extends, and what came of it; None without one.
 
-    groups: all lines, seeds as one, to find the parent in. assumed: a spread between seeds for
+    groups: all rows, seeds as one, to find the parent in. assumed: a spread between seeds for
     where no group has seeds.
     """
-    run = line.run
+    run = row.run
     if run.base is None:
         return None
     over = parent(run, groups)
     if over is None:
-        return Step(changed(*({k: v[n] for k, v in run.changes.items()} for n in (0, 1))))
-    words = changed(over.run.recipe, run.recipe)
-    if not (line.done and over.done and line.measure == over.measure):
-        return Step(words, over)
-    delta = line.best.mean - over.best.mean
-    return Step(words, over, delta, margin(line.best, over.best, usual(line, groups, assumed)))
+        return Delta(changed_in_base(run))
+    words = changed(over.run.typed, run.typed)
+    if not (row.done and over.done and row.measure == over.measure):
+        return Delta(words, over)
+    delta = row.best.mean - over.best.mean
+    return Delta(
+        words, over, delta, confidence_interval(row.best, over.best, usual(row, groups, assumed))
+    )
 
 
-def usual(line: Line, groups: Sequence[Line], assumed: float | None) -> Spread | None:
-    """The spread between seeds of all that measures what this line does, else the assumed one."""
-    seeded = pooled(x.best for x in groups if x.done and x.measure == line.measure)
+def changed_in_base(run: Run) -> str:
+    """What a run's recipe changed in the one that it extends, in words."""
+    before, after = ({key: pair[n] for key, pair in run.changes.items()} for n in (0, 1))
+    return changed(read_back(before), read_back(after))
+
+
+def usual(row: Row, groups: Sequence[Row], assumed: float | None) -> Spread | None:
+    """The spread between seeds of all that measures what this row does, else the assumed one."""
+    seeded = pooled(x.best for x in groups if x.done and x.measure == row.measure)
     return seeded or (None if assumed is None else Spread(assumed))
 
 
-def parent(run: Run, groups: Sequence[Line]) -> Line | None:
-    """The line of the recipe that a run's extends: the very same one, else one of that file."""
-    before = recipe_key(run.recipe | {key: pair[0] for key, pair in run.changes.items()})
+def parent(run: Run, groups: Sequence[Row]) -> Row | None:
+    """The row of the recipe that a run's extends: the very same one, else one of that file."""
+    before = recipe_key(run.base_recipe)
     others = [other for other in groups if other.run.key != run.key]
     same = [other for other in others if other.run.key == before]
     named = [other for other in others if other.run.file == run.base]

@@ -7,21 +7,21 @@ from typing import Any
 from ..recipe.notation import Notation, entries, find, scalar
 from . import columns
 from .columns import View
-from .comparison import Line
+from .comparison import Row
 from .labels import state_word
 from .table import Table
 
-PLAIN = Notation([])
-DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-ARGUMENTS = ("batch_size", "loss", "epochs", "schedule", "seed")  # and the optimizer's options
-BACKBONES = ("backbone", "encoder")
+_PLAIN = Notation([])
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+_ARGUMENTS = ("batch_size", "loss", "epochs", "schedule", "seed")  # and the optimizer's options
+_BACKBONES = ("backbone", "encoder")
 
 
 def generic(view: View) -> Table:
     """What differs between the runs, and what came of each."""
     parts = (columns.status, columns.recipes, columns.results, columns.progress, columns.times)
     fields = [field for part in parts for field in part(view)]
-    return columns.table(view, [view.field("run", lambda line: line.label), *fields])
+    return columns.table(view, [view.field("run", lambda row: row.label), *fields])
 
 
 # -- the report of Week 3 --------------------------------------------------------------------------
@@ -31,23 +31,23 @@ def week3(view: View) -> Table:
     """The Week-3 report's own rows, as columns: it is shown transposed. And what it left out."""
 
     def cell(name: str, key: str) -> columns.Field:
-        return view.field(name, lambda line: find(line.run.recipe, key))
+        return view.field(name, lambda row: find(row.run.typed, key))
 
     def option(name: str, key: str, wanted: str, absent: Any = None) -> columns.Field:
-        return view.field(name, partial(entry_option, key, name, wanted, absent))
+        return view.field(name, partial(_entry_option, key, name, wanted, absent))
 
-    data = ", ".join(sorted({chosen(line, "dataset") for line in view.lines}))
-    best = {"metric": view.metric, "data": DATASETS.get(data, data)}
+    data = ", ".join(sorted({_chosen(row, "dataset") for row in view.rows}))
+    best = {"metric": view.metric, "data": _DATASETS.get(data, data)}
     fields = [
-        view.field("run", lambda line: line.label),
+        view.field("run", lambda row: row.label),
         *columns.status(view),
         cell("batch_size", "batch_size"),
-        view.field("optimizer", lambda line: chosen(line, "optimizer")),
+        view.field("optimizer", lambda row: _chosen(row, "optimizer")),
         cell("momentum", "optimizer.momentum"),
         cell("weight_decay", "optimizer.weight_decay"),
-        view.field("schedule", lambda line: chosen(line, "schedule")),
+        view.field("schedule", lambda row: _chosen(row, "schedule")),
         cell("lr", "optimizer.lr"),
-        view.field("warmup_pair", warmup),
+        view.field("warmup_pair", _warmup),
         cell("min_lr", "schedule.min_lr"),
         option("hflip", "augment", "p"),
         option("color_jitter", "augment", "strength"),
@@ -55,97 +55,90 @@ def week3(view: View) -> Table:
         option("cutmix", "mix", "alpha", 0),
         option("mixup", "mix", "alpha", 0),
         cell("epochs", "epochs"),
-        view.field("best_of", lambda line: line.best, "number", **best),
+        view.field("best_of", lambda row: row.best, "number", **best),
         *columns.claim(view, view.metric),
-        view.field("last", lambda line: line.last, "number", metric=view.metric),
+        view.field("last", lambda row: row.last, "number", metric=view.metric),
         *columns.progress(view),
         *columns.times(view),
-        view.field("analyze", remarks),
+        view.field("analyze", _remarks),
     ]
     return columns.table(view, fields)
 
 
-def chosen(line: Line, key: str) -> str:
-    """The name of the entry that a choice chose."""
-    return PLAIN.words(key, line.run.recipe.get(key)).partition("(")[0]
+def _chosen(row: Row, key: str) -> str:
+    return _PLAIN.words(key, row.run.typed.get(key)).partition("(")[0]
 
 
-def entry_option(key: str, name: str, option: str, absent: Any, line: Line) -> Any:
+def _entry_option(key: str, name: str, option: str, absent: Any, row: Row) -> Any:
     """An option of the entry `name` in a chain or blend; `absent` without that entry."""
-    named = [entry for entry in entries(key, line.run.recipe.get(key)) if entry.name == name]
+    named = [entry for entry in entries(row.run.typed.get(key)) if entry.name == name]
     return named[0].options.get(option) if named else absent
 
 
-def warmup(line: Line) -> str | None:
-    """ "0.01 / 5" """
-    lr, epochs = (find(line.run.recipe, f"warmup.{part}") for part in ("lr", "epochs"))
+def _warmup(row: Row) -> str | None:
+    lr, epochs = (find(row.run.typed, f"warmup.{part}") for part in ("lr", "epochs"))
     return f"{scalar(lr)} / {scalar(epochs)}" if epochs else None
 
 
-def remarks(line: Line) -> str | None:
-    """What people wrote about the runs of a line."""
-    return " / ".join(note.text for run in line.runs for note in run.notes) or None
+def _remarks(row: Row) -> str | None:
+    return " / ".join(note.text for run in row.runs for note in run.notes) or None
 
 
 # -- the segmentation logs -------------------------------------------------------------------------
 
 
-def runlog(view: View) -> Table:
+def _runlog(view: View) -> Table:
     """Date, run name, model, arguments, link and notes: all from the resolved recipe."""
     fields = [
-        view.field("date", lambda line: (line.run.created or "")[:10] or None),
-        view.field("run_name", lambda line: line.label),
-        view.field("model_name", model_name),
-        view.field("arguments", partial(arguments, view)),
-        view.field("link", partial(link, view)),
-        view.field("notes", partial(result_and_remarks, view)),
+        view.field("date", lambda row: (row.run.created or "")[:10] or None),
+        view.field("run_name", lambda row: row.label),
+        view.field("model_name", _model_name),
+        view.field("arguments", partial(_arguments, view)),
+        view.field("link", partial(_link, view)),
+        view.field("notes", partial(_result_and_remarks, view)),
     ]
     return columns.table(view, fields)
 
 
-def model_name(line: Line) -> str:
-    """The model and its backbone."""
-    model = line.run.recipe.get("model")
-    options = next((entry.options for entry in entries("model", model)), {})
-    backbones = [scalar(options[name]) for name in BACKBONES if options.get(name)]
-    return " / ".join([chosen(line, "model"), *backbones])
+def _model_name(row: Row) -> str:
+    model = row.run.typed.get("model")
+    options = next((entry.options for entry in entries(model)), {})
+    backbones = [scalar(options[name]) for name in _BACKBONES if options.get(name)]
+    return " / ".join([_chosen(row, "model"), *backbones])
 
 
-def arguments(view: View, line: Line) -> str:
-    """The settings that the students' log names, and what else differs between the runs."""
-    recipe = line.run.recipe
-    said = {key: PLAIN.cell(recipe, key) for key in ARGUMENTS}
+def _arguments(view: View, row: Row) -> str:
+    recipe = row.run.typed
+    said = {key: _PLAIN.cell(recipe, key) for key in _ARGUMENTS}
     said["optimizer"] = Notation([], everything=True).cell(recipe, "optimizer")
     others = (key for key in view.notation.columns if key not in said)
     said |= {key: view.notation.cell(recipe, key) for key in others}
     return ", ".join(f"{key}={scalar(value)}" for key, value in said.items() if key != "model")
 
 
-def link(view: View, line: Line) -> str | None:
-    """The run's page at wandb, or that it was recorded offline."""
-    run = line.run
+def _link(view: View, row: Row) -> str | None:
+    run = row.run
     offline = run.folder and any((run.folder / "wandb").glob("offline-run-*"))
     return run.link or (view.say("offline") if offline else None)
 
 
-def result_and_remarks(view: View, line: Line) -> str | None:
-    """The best value, how the run stands unless it is done, and what people wrote."""
-    done = line.run.status == "done"
-    said = [] if done else [state_word(line.run.status, view.language)]
-    if line.best:
-        metric = (line.run.metric or "").removeprefix("val/")
-        said.append(f"{view.say('best', metric=metric)} {line.best.mean:.{view.digits}f}")
-    return "; ".join(filter(None, [*said, remarks(line)])) or None
+def _result_and_remarks(view: View, row: Row) -> str | None:
+    done = row.run.status == "done"
+    said = [] if done else [state_word(row.run.status, view.language)]
+    if row.best:
+        metric = (row.run.metric or "").removeprefix("val/")
+        said.append(f"{view.say('best', metric=metric)} {row.best.mean:.{view.digits}f}")
+    return "; ".join(filter(None, [*said, _remarks(row)])) or None
 
 
-def losses(view: View) -> Table:
-    """A line for each optimizer and loss, the loss as decoder ‖ auxiliary."""
+def _losses(view: View) -> Table:
+    """A row for each optimizer and loss, the loss as decoder ‖ auxiliary."""
     notation = view.notation
     fields = [
-        view.field("run", lambda line: line.label),
+        view.field("run", lambda row: row.label),
         *columns.status(view),
-        view.field("optimizer", lambda line: notation.cell(line.run.recipe, "optimizer")),
-        view.field("heads", lambda line: notation.cell(line.run.recipe, "loss")),
+        view.field("optimizer", lambda row: notation.cell(row.run.typed, "optimizer")),
+        view.field("heads", lambda row: notation.cell(row.run.typed, "loss")),
         *columns.results(view),
         *columns.times(view),
     ]
@@ -155,6 +148,6 @@ def losses(view: View) -> Table:
 LAYOUTS: dict[str, Callable[[View], Table]] = {
     "generic": generic,
     "week3": week3,
-    "runlog": runlog,
-    "losses": losses,
+    "runlog": _runlog,
+    "losses": _losses,
 }

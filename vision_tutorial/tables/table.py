@@ -24,8 +24,8 @@ from rich.text import Text
 from ..recipe.notation import duration, scalar
 from ..runs.seed_statistics import Sample
 
-Value = None | bool | int | float | str | Sample
-UNLIMITED = 100_000  # letters in a line that no terminal will break
+_Value = None | bool | int | float | str | Sample
+_UNLIMITED = 100_000  # letters in a line that no terminal will break
 WIDEST, GAP = 36, 3  # a column on a terminal, and the room between two
 
 
@@ -44,14 +44,14 @@ class Table:
     """Rows under columns; notes stand below. rows: a value for each column."""
 
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Value, ...], ...]
+    rows: tuple[tuple[_Value, ...], ...]
     notes: tuple[str, ...] = ()
     title: str = ""
 
     def texts(self) -> list[list[str]]:
         """Every cell as a person reads it, in one line without control letters."""
         return [
-            [shown(value, column) for value, column in zip(row, self.columns, strict=True)]
+            [_shown(value, column) for value, column in zip(row, self.columns, strict=True)]
             for row in self.rows
         ]
 
@@ -83,16 +83,16 @@ class Table:
         return replace(self, columns=tuple(columns), rows=tuple(rows))
 
 
-def _plain(value: Value, three: bool) -> tuple[Value, ...]:
+def _plain(value: _Value, three: bool) -> tuple[_Value, ...]:
     if not isinstance(value, Sample):
         return (value, None, None) if three else (value,)
     return (value.mean, value.spread, value.n) if three else (value.mean,)
 
 
-def shown(value: Value, column: Column) -> str:
+def _shown(value: _Value, column: Column) -> str:
     """One cell as a person reads it."""
     if isinstance(value, Sample):
-        mean = shown(value.mean, column)
+        mean = _shown(value.mean, column)
         if value.spread is None or column.kind == "duration":
             return mean
         return f"{mean} ± {value.spread:.{column.digits}f} (n={value.n})"
@@ -122,7 +122,7 @@ def terminal(table: Table, file: TextIO, width: int | None = None) -> None:
     """
     if width is None and file.isatty():
         width = shutil.get_terminal_size().columns
-    console = Console(file=file, width=width or UNLIMITED, highlight=False)
+    console = Console(file=file, width=width or _UNLIMITED, highlight=False)
     if table.title:
         console.print(Text(clean(table.title), style="bold"))
     columns = list(zip((clean(c.title) for c in table.columns), *table.texts(), strict=True))
@@ -135,7 +135,6 @@ def terminal(table: Table, file: TextIO, width: int | None = None) -> None:
 
 
 def _blocks(columns: list[tuple[str, ...]], width: int | None) -> list[list[int]]:
-    """Which columns stand beside each other: the first, and as many as fit."""
     widths = [min(WIDEST, max(map(cell_len, column))) for column in columns]
     blocks = [[0]]
     for n in range(1, len(columns)):
@@ -197,7 +196,7 @@ def csv_text(table: Table) -> str:
     return out.getvalue()
 
 
-def _inert(value: Value) -> Value:
+def _inert(value: _Value) -> _Value:
     if not isinstance(value, str):
         return value
     value = clean(value)
@@ -218,21 +217,20 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-LATEX = {letter: rf"\{letter}" for letter in "{}$&#_%"}
-LATEX |= {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
-LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-LATEX |= {letter: f"{{{letter}}}" for letter in "[]*"}  # they would belong to the \\ before
-LATEX |= {"±": r"$\pm$", "‖": r"$\parallel$", "→": r"$\to$", "Δ": r"$\Delta$", "≤": r"$\leq$"}
-LATEX |= {"–": "--", "−": "$-$", "…": r"\dots{}", "·": r"$\cdot$", "√": r"$\surd$"}
-LATEX |= {"₁": "$_1$", "₂": "$_2$", "²": "$^2$"}
+_LATEX = {letter: rf"\{letter}" for letter in "{}$&#_%"}
+_LATEX |= {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_LATEX |= {letter: f"{{{letter}}}" for letter in "[]*"}  # they would belong to the \\ before
+_LATEX |= {"±": r"$\pm$", "‖": r"$\parallel$", "→": r"$\to$", "Δ": r"$\Delta$", "≤": r"$\leq$"}
+_LATEX |= {"–": "--", "−": "$-$", "…": r"\dots{}", "·": r"$\cdot$", "√": r"$\surd$"}
+_LATEX |= {"₁": "$_1$", "₂": "$_2$", "²": "$^2$"}
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in clean(text))
+    return "".join(_LATEX.get(letter, letter) for letter in clean(text))
 
 
-def html_table(table: Table) -> str:
-    """A <table> with everything escaped; numbers carry class="number"."""
+def _html_table(table: Table) -> str:
     return "\n".join(_html_lines(table))
 
 
@@ -256,7 +254,7 @@ def _html(text: str) -> str:
     return html.escape(clean(text))
 
 
-PAGE = """<!doctype html>
+_PAGE = """<!doctype html>
 <html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>body {{ font: 15px sans-serif; margin: 2em }} table {{ border-collapse: collapse }}
@@ -269,9 +267,8 @@ th, td {{ padding: .3em .7em; border-bottom: 1px solid #8888; text-align: left }
 """
 
 
-def html_page(table: Table) -> str:
-    """A page of its own that holds the table and runs nothing."""
-    return PAGE.format(title=_html(table.title or "compare"), body=html_table(table))
+def _html_page(table: Table) -> str:
+    return _PAGE.format(title=_html(table.title or "compare"), body=_html_table(table))
 
 
 def json_text(table: Table) -> str:
@@ -286,14 +283,14 @@ def json_text(table: Table) -> str:
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
-def _json(value: Value) -> Value:
+def _json(value: _Value) -> _Value:
     if isinstance(value, Sample):
         spread = {"mean": value.mean, "spread": value.spread, "n": value.n}
         return spread | {"values": list(value.values)}
     return clean(value) if isinstance(value, str) else value
 
 
-def uniform(table: Table) -> tuple[list[str], list[list[Value]]]:
+def uniform(table: Table) -> tuple[list[str], list[list[_Value]]]:
     """Titles and plain rows, as wandb takes them: a column is all numbers or all texts."""
     wide = table.expanded()
     columns = []
@@ -310,7 +307,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "markdown": markdown,
     "csv": csv_text,
     "latex": latex,
-    "html": html_page,
+    "html": _html_page,
     "json": json_text,
 }
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}

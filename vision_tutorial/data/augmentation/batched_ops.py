@@ -1,6 +1,6 @@
 """The words of the batched path: what can be done to an image, and the numbers that each takes.
 
-A `Slot` holds one operation for each image of a batch, side by side: codes and numbers, not
+A `BatchedOp` holds one operation for each image of a batch, side by side: codes and numbers, not
 pixels. `drawing.py` fills slots from addressed draws; `compiled.py` (CPU) and `tensors.py` (any
 device) carry them out, to the same bits as Pillow, which defines every operation here.
 """
@@ -46,7 +46,7 @@ class Op(IntEnum):
 
 
 @dataclass(frozen=True)
-class Slot:
+class BatchedOp:
     """codes int64 (B,); args float64 (B, ARGUMENTS); `size` (height, width) of every result.
 
     fill: the colour that comes from outside (AFFINE, WINDOW). rows, columns: for WINDOW, the source
@@ -69,8 +69,8 @@ def rows(count: int, code: int | np.ndarray, *args: object) -> Rows:
     return np.full(count, code, np.int64), table
 
 
-def slot(
+def batched_op(
     count: int, code: int | np.ndarray, size: tuple[int, int], *args: object, **more: object
-) -> Slot:
+) -> BatchedOp:
     """`rows` as a slot whose results have `size`."""
-    return Slot(*rows(count, code, *args), size, **more)
+    return BatchedOp(*rows(count, code, *args), size, **more)

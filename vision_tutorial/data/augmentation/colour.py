@@ -1,28 +1,73 @@
-"""Augmentations of light and contrast, as segmentation uses them; every pixel stays in its place.
+"""Operations of light and colour; every pixel stays in its place, so masks need not follow.
 
-Transforms of RGB images, under the rules of `augment.py`. Luma is the Y of Pillow's YCbCr: that
-of BT.601, from 0 to 255.
+Luma is the Y of Pillow's YCbCr: that of BT.601, from 0 to 255.
 """
 # ruff: noqa: B006 - an option's default must be the literal a recipe would hold; none is written to
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import permutations
 from math import floor
 
 import numpy as np
 from PIL import Image, ImageOps
 from torchvision import transforms as tv
 
+from ...core.errors import UserError
 from ...core.registry import augments
-from .transforms import Transform, coloured
-from .validation import check, check_span
+from .batched_ops import BatchedOp, Op, batched_op
+from .operation import Operation, RandomStream, Size, around, check, check_span, pick, sometimes
 
 LEVELS = 256
 
 
 @augments.register
-def brightness_contrast(*, limit: float = 0.2, p: float = 0.5) -> Transform:
+def color_jitter(*, strength: float | list[float] = 0.4, p: float = 1.0) -> Operation:
+    """Brightness, contrast and saturation by factors in 1 ± strength, in random order (timm).
+
+    strength: one number for the three, or a list [brightness, contrast, saturation] or
+    [brightness, contrast, saturation, hue], hue at most 0.5.
+    """
+    check("color_jitter", "p", p, 0, 1)
+    parts = list(strength) if isinstance(strength, Sequence) else [strength] * 3
+    if len(parts) not in (3, 4):
+        raise UserError(f"color_jitter: strength is {strength}; use a number, or 3 or 4 of them.")
+    for part, limit in zip(parts, (10, 10, 10, 0.5), strict=False):
+        check("color_jitter", "strength", part, 0, limit)
+    kinds = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR)
+    used = [(int(kind), part) for kind, part in zip(kinds, parts[:3], strict=True) if part]
+    orders = np.array(list(permutations(range(len(used)))))
+
+    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
+        if not used:
+            return []
+        u = stream(8)
+        order = orders[pick(u[:, 1], len(orders))]  # (B, operations)
+        happens = u[:, 0] < p
+        low = np.array([max(0.0, 1 - part) for _, part in used])
+        high = np.array([1 + part for _, part in used])
+        factors = low + (high - low) * u[:, 4 : 4 + len(used)]
+        codes = np.array([code for code, _ in used])
+        return [
+            batched_op(
+                len(stream),
+                np.where(happens, codes[which], Op.NONE),
+                source,
+                factors[np.arange(len(which)), which],
+            )
+            for which in order.T
+        ]
+
+    jitter = tv.ColorJitter(*parts)
+    # As in timm, where p = 1 makes no draw.
+    reference = jitter if p == 1 else tv.RandomApply([jitter], p)
+    hue = len(parts) == 4 and parts[3]  # has no batched form
+    return Operation(reference, "colour", sample=None if hue else sample)
+
+
+@augments.register
+def brightness_contrast(*, limit: float = 0.2, p: float = 0.5) -> Operation:
     """Each value v becomes (1 + c)·v + 255·b, with probability p; b and c in ± limit.
 
     Rounded and clipped; c and b are drawn for the image. Albumentations' RandomBrightnessContrast
@@ -30,7 +75,15 @@ def brightness_contrast(*, limit: float = 0.2, p: float = 0.5) -> Transform:
     """
     check("brightness_contrast", "limit", limit, 0, 1)
     check("brightness_contrast", "p", p, 0, 1)
-    return coloured(tv.RandomApply([partial(brighten, limit=limit)], p))
+
+    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
+        happens, contrast, brightness = stream(3).T
+        codes = np.where(happens < p, Op.LINEAR, Op.NONE)
+        factor, shift = around(1, limit, contrast), 255 * around(0, limit, brightness)
+        return [batched_op(len(stream), codes, source, factor, shift)]
+
+    reference = tv.RandomApply([partial(brighten, limit=limit)], p)
+    return Operation(reference, "colour", sample=sample)
 
 
 def brighten(image: Image.Image, limit: float) -> Image.Image:
@@ -45,14 +98,36 @@ def linear(factor: float, shift: float) -> list[int]:
 
 
 @augments.register
-def equalize_luma(*, p: float = 1.0) -> Transform:
-    """Histogram equalisation of the luma, with probability p; colours keep their hue (Pillow's)."""
-    check("equalize_luma", "p", p, 0, 1)
-    return coloured(tv.RandomApply([partial(on_luma, change=ImageOps.equalize)], p))
+def grayscale(*, p: float = 0.1) -> Operation:
+    """Take the colour away with probability p; still three channels."""
+    check("grayscale", "p", p, 0, 1)
+    return Operation(tv.RandomGrayscale(p), "colour", sample=sometimes(Op.GRAYSCALE, p))
 
 
 @augments.register
-def clahe(*, p: float = 0.5, clip: list[float] = [1.0, 4.0], grid: int = 8) -> Transform:
+def gaussian_blur(
+    *, p: float = 0.1, kernel: int = 23, sigma: list[float] = [0.1, 2.0]
+) -> Operation:
+    """Blur with probability p, by a random standard deviation of `sigma` pixels (SimCLR)."""
+    check("gaussian_blur", "p", p, 0, 1)
+    check("gaussian_blur", "kernel", kernel, 1, 99)
+    if kernel % 2 == 0:
+        raise UserError(f"gaussian_blur: kernel is {kernel}; use an odd number of pixels.")
+    check_span("gaussian_blur", "sigma", sigma, 100.0)
+    blur = tv.GaussianBlur(kernel, tuple(sigma))
+    return Operation(tv.RandomApply([blur], p), "colour")
+
+
+@augments.register
+def equalize_luma(*, p: float = 1.0) -> Operation:
+    """Histogram equalisation of the luma, with probability p; colours keep their hue (Pillow's)."""
+    check("equalize_luma", "p", p, 0, 1)
+    reference = tv.RandomApply([partial(on_luma, change=ImageOps.equalize)], p)
+    return Operation(reference, "colour", random=p < 1)
+
+
+@augments.register
+def clahe(*, p: float = 0.5, clip: list[float] = [1.0, 4.0], grid: int = 8) -> Operation:
     """Contrast-limited adaptive histogram equalisation of the luma (Zuiderveld 1994; OpenCV's).
 
     clip: the limit is drawn from it; in units of a flat histogram's bin, the most that a bin may
@@ -61,7 +136,8 @@ def clahe(*, p: float = 0.5, clip: list[float] = [1.0, 4.0], grid: int = 8) -> T
     check("clahe", "p", p, 0, 1)
     check_span("clahe", "clip", clip, 255.0)
     check("clahe", "grid", grid, 1, 64)
-    return coloured(tv.RandomApply([partial(adapt, clip=tuple(clip), grid=grid)], p))
+    reference = tv.RandomApply([partial(adapt, clip=tuple(clip), grid=grid)], p)
+    return Operation(reference, "colour", random=p < 1 or len({*clip}) > 1)
 
 
 def adapt(image: Image.Image, clip: tuple[float, float], grid: int) -> Image.Image:

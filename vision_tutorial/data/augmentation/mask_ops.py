@@ -11,19 +11,19 @@ import numpy as np
 from PIL import Image
 
 from ...core.targets import VOID
-from .batched_ops import Filter, Op, Slot
+from .batched_ops import BatchedOp, Filter, Op
 
 FILTERS = {Op.RESAMPLE: 4, Op.AFFINE: 6}  # the operations with a filter, and its place
 MOVING = (*FILTERS, Op.WINDOW, Op.HFLIP, Op.VFLIP)
 AS_MASK = np.array([op if op in MOVING else Op.NONE for op in Op])  # code -> what a mask takes
 
 
-def of_masks(slots: Sequence[Slot]) -> list[Slot]:
+def of_masks(slots: Sequence[BatchedOp]) -> list[BatchedOp]:
     """Slots for whoever carries out images, that do to masks (B, 1, H, W) what is done here."""
     return [of_mask(slot) for slot in slots if AS_MASK[slot.codes].any()]
 
 
-def of_mask(slot: Slot) -> Slot:
+def of_mask(slot: BatchedOp) -> BatchedOp:
     """Nothing but movement, by the nearest pixel, with VOID from outside."""
     args = slot.args.copy()
     for op, place in FILTERS.items():
@@ -31,7 +31,7 @@ def of_mask(slot: Slot) -> Slot:
     return replace(slot, codes=AS_MASK[slot.codes], args=args, fill=(VOID,) * 3)
 
 
-def carried_out(masks: np.ndarray, rows: np.ndarray, slots: Sequence[Slot]) -> np.ndarray:
+def carried_out(masks: np.ndarray, rows: np.ndarray, slots: Sequence[BatchedOp]) -> np.ndarray:
     """Masks `rows` of masks uint8 (N, H, W) after the slots of their images: (B, h, w)."""
     out = np.empty((len(rows), *(slots[-1].size if slots else masks.shape[1:])), np.uint8)
     for i, row in enumerate(rows):
@@ -42,7 +42,7 @@ def carried_out(masks: np.ndarray, rows: np.ndarray, slots: Sequence[Slot]) -> n
     return out
 
 
-def moved(mask: np.ndarray, code: int, args: np.ndarray, slot: Slot) -> np.ndarray:
+def moved(mask: np.ndarray, code: int, args: np.ndarray, slot: BatchedOp) -> np.ndarray:
     """One mask uint8 (H, W) after one operation of `slot` with its arguments (ARGUMENTS,)."""
     if code == Op.HFLIP:
         return mask[:, ::-1]
@@ -62,7 +62,7 @@ def moved(mask: np.ndarray, code: int, args: np.ndarray, slot: Slot) -> np.ndarr
     return mask
 
 
-def window(mask: np.ndarray, top: int, left: int, slot: Slot) -> np.ndarray:
+def window(mask: np.ndarray, top: int, left: int, slot: BatchedOp) -> np.ndarray:
     """A window of slot.size into the mask whose padding slot.rows and .columns describe."""
     rows = slot.rows[top : top + slot.size[0]]
     columns = slot.columns[left : left + slot.size[1]]

@@ -18,7 +18,7 @@ from numba import njit
 
 from ...core.randomness import address
 from ..augmentation import batched_ops
-from ..augmentation.batched_ops import Op, Slot
+from ..augmentation.batched_ops import BatchedOp, Op
 from . import kernels, kernels_affine, kernels_colour
 from .kernels import compiled, copy, mirror, remembering, resample, window
 from .kernels_affine import affine
@@ -38,7 +38,7 @@ SHARPNESS, GRAYSCALE = int(Op.SHARPNESS), int(Op.GRAYSCALE)
 
 
 def apply(
-    images: np.ndarray, indices: np.ndarray, slots: Sequence[Slot], threads: int = 1
+    images: np.ndarray, indices: np.ndarray, slots: Sequence[BatchedOp], threads: int = 1
 ) -> np.ndarray:
     """The images `indices` (B,) of images uint8 (N, H, W, 3), after `slots`: (B, h, w, 3)."""
     height, width = slots[-1].size if slots else images.shape[1:3]
@@ -93,7 +93,7 @@ def pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "augment")
 
 
-def pack(slots: Sequence[Slot], source: tuple[int, int]) -> tuple[np.ndarray, ...]:
+def pack(slots: Sequence[BatchedOp], source: tuple[int, int]) -> tuple[np.ndarray, ...]:
     """codes (S, B), args (S, B, A), sizes (S + 1, 2), fills (S, 3), lines (S, 2, L), how long."""
     codes = np.stack([slot.codes for slot in slots])
     args = np.stack([slot.args for slot in slots])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..augmentation.batched_ops import Filter, Op, Slot
+from ..augmentation.batched_ops import BatchedOp, Filter, Op
 
 SUPPORT = np.array([0.0, 1.0, 2.0])  # reach of each Filter in pixels, where nothing shrinks
 WEIGHT_ONE = 2.0**22  # a weight of 1, in the units that Pillow's resize rounds weights to
@@ -36,7 +36,7 @@ class Job:
     cargo: tuple[np.ndarray, ...] = ()
 
 
-def apply(images: Tensor, slots: Sequence[Slot]) -> Tensor:
+def apply(images: Tensor, slots: Sequence[BatchedOp]) -> Tensor:
     """Carry out `slots` in order. images uint8 (B, 3, H, W) -> uint8 (B, 3, h, w), same device.
 
     `images` are never written to, but are themselves the result where there is nothing to do.
@@ -49,7 +49,7 @@ def apply(images: Tensor, slots: Sequence[Slot]) -> Tensor:
     return images
 
 
-def plan(slot: Slot) -> list[Job]:
+def plan(slot: BatchedOp) -> list[Job]:
     """The jobs of one slot; no image is in two of them."""
     jobs = []
     for ops, planner in PLANNERS.items():
@@ -90,7 +90,7 @@ def carried_out(
     return result
 
 
-def plan_resample(slot: Slot, rows: np.ndarray) -> list[Job]:
+def plan_resample(slot: BatchedOp, rows: np.ndarray) -> list[Job]:
     """Nearest by tables; the two smooth filters side by side in one job of matrix products."""
     start, extent, kind = slot.args[rows, :2], slot.args[rows, 2:4], slot.args[rows, 4]
     scale = extent / slot.size
@@ -171,14 +171,14 @@ def cubic_weight(distance: Tensor) -> Tensor:
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
 
 
-def plan_window(slot: Slot, rows: np.ndarray) -> list[Job]:
+def plan_window(slot: BatchedOp, rows: np.ndarray) -> list[Job]:
     """A window of the padded image, by tables."""
     top, left = slot.args[rows, :2].T[..., None].astype(np.int64)
     down, across = top + np.arange(slot.size[0]), left + np.arange(slot.size[1])
     return [move(slot, rows, slot.rows[down], slot.columns[across])]
 
 
-def plan_affine(slot: Slot, rows: np.ndarray) -> list[Job]:
+def plan_affine(slot: BatchedOp, rows: np.ndarray) -> list[Job]:
     """One job for each filter; nearest by tables where nothing is turned or sheared."""
     # Pillow leaves fixed point for positions beyond 32768 pixels; no augmentation goes there.
     matrix, kind = slot.args[rows, :6].reshape(-1, 2, 3), slot.args[rows, 6]
@@ -209,14 +209,14 @@ def positions(start: np.ndarray | float, step: np.ndarray, count: int) -> np.nda
     return np.add.accumulate(terms, axis=1)
 
 
-def move(slot: Slot, rows: np.ndarray, down: np.ndarray, across: np.ndarray) -> Job:
+def move(slot: BatchedOp, rows: np.ndarray, down: np.ndarray, across: np.ndarray) -> Job:
     """Fetch pixels from rows `down` (n, h), columns `across` (n, w), or slot.fill from outside."""
     # Clipped, since no whole number can hold the positions of a wild matrix.
     down, across = (np.floor(table.clip(-1, 2**31)).astype(np.int64) for table in (down, across))
     return Job(moved, rows, (down[:, None, :, None], across[:, None, None], colour(slot)))
 
 
-def colour(slot: Slot) -> np.ndarray:
+def colour(slot: BatchedOp) -> np.ndarray:
     """slot.fill as int64 (1, 3, 1, 1)."""
     return np.array(slot.fill, np.int64).reshape(1, 3, 1, 1)
 
@@ -288,7 +288,7 @@ def cubic_blend(taps: Sequence[Tensor], share: Tensor) -> Tensor:
     return first + share * (p1 + share * (p2 + share * p3))
 
 
-def plan_tables(slot: Slot, rows: np.ndarray) -> list[Job]:
+def plan_tables(slot: BatchedOp, rows: np.ndarray) -> list[Job]:
     """One job for all: tables of known numbers come along, the others are made on the device."""
     rows = rows[np.argsort(slot.codes[rows], kind="stable")]  # by op, in the order of `Op`
     codes, (numbers, shifts) = slot.codes[rows], slot.args[rows, :2].T[..., None]
@@ -354,7 +354,7 @@ def equalize_tables(values: Tensor) -> Tensor:
     return torch.where(step > 0, spread, ramp).to(torch.uint8)
 
 
-def plan_blend(slot: Slot, rows: np.ndarray, run: Callable[..., Tensor]) -> list[Job]:
+def plan_blend(slot: BatchedOp, rows: np.ndarray, run: Callable[..., Tensor]) -> list[Job]:
     """One job of factors; GRAYSCALE is COLOR by factor 0."""
     factors = np.where(slot.codes[rows] == Op.GRAYSCALE, 0.0, slot.args[rows, 0])
     return [Job(run, rows, (factors.reshape(-1, 1, 1, 1),))]

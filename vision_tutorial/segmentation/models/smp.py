@@ -17,7 +17,7 @@ NOT_OPTIONS = {
 }
 
 
-@models.open_for("smp/")
+@models.register_fallback("smp/")
 def smp(
     name: str,
     num_classes: int,

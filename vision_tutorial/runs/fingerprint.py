@@ -1,0 +1,99 @@
+"""What besides the recipe could change the numbers: versions, hardware, threads, commit, data."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .redaction import redact
+
+_PACKAGES = ("vision-tutorial", "torch", "torchvision", "timm", "accelerate", "safetensors")
+_PACKAGES += ("numpy", "pillow", "pydantic", "pyyaml", "wandb")
+_ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE")
+_ENVIRONMENT += ("LOCAL_WORLD_SIZE", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF")
+_ENVIRONMENT += ("PYTORCH_ALLOC_CONF", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED", "WANDB_MODE")
+_ENVIRONMENT += ("VISION_TUTORIAL_DATA", "SLURM_JOB_ID")
+
+
+def fingerprint(data_hash: str | None = None) -> dict[str, Any]:
+    """What beside the recipe could change the numbers: versions, hardware, threads, commit, data.
+
+    Of the environment only the names in ENVIRONMENT. GPUs and torch's threads are there if torch
+    has been imported already; this function never imports it.
+    """
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": redact(shlex.join(sys.argv)),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "host": platform.node(),
+        "cpu": {
+            "model": _cpu_model(),
+            "cores": psutil.cpu_count(logical=False),
+            "threads": psutil.cpu_count(),
+            "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        },
+        "memory_bytes": psutil.virtual_memory().total,
+        "environment": {n: redact(os.environ[n]) for n in _ENVIRONMENT if n in os.environ},
+        "torch": _torch(),
+        "git": _git(Path(__file__).parents[1]),
+        "data": data_hash,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1]
+    if sys.platform == "darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+    return platform.processor()
+
+
+def _torch() -> dict[str, Any] | None:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    gpus = range(torch.cuda.device_count())
+    return {
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if gpus else None,
+        "gpus": [torch.cuda.get_device_name(index) for index in gpus],
+    }
+
+
+def _git(package: Path) -> dict[str, Any] | None:
+    git = ("git", "-C", str(package))
+    if _output(*git, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    changes = _output(*git, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": _output(*git, "rev-parse", "HEAD"), "dirty": bool(changes)}
+
+
+def _output(*command: str) -> str | None:
+    # GIT_OPTIONAL_LOCKS: looking must not disturb a person who commits at this moment.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,50 @@
+"""Texts without passwords, keys and tokens, before they are written to a run folder or to wandb."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+REDACTED = "[redacted]"
+_SECRET = (
+    r"(?:(?:api|access|private|secret)[_-]?key|secret|token|password|passwd|passphrase|credentials?"
+    r"|authorization|cookie)(?![a-z])"
+)
+_SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)
+_VALUE = r"""(?!(?:true|false|null|none)\b)(?:"[^"]*"|'[^']*'|[^\s&]+)"""
+_PATTERNS = (
+    (re.compile(r"://[^/\s]*@"), f"://{REDACTED}@"),
+    (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
+    (re.compile(rf"({_SECRET}[\w.-]*[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE), rf"\1{REDACTED}"),
+    (re.compile(rf"([_-]{_SECRET}[\w-]*\s+){_VALUE}", re.IGNORECASE), rf"\1{REDACTED}"),
+    (re.compile(r"\b(?:gh[opsur]|github_pat|hf|sk|wandb_v1)[_-][\w-]{16,}"), REDACTED),
+    (re.compile(r"\bAKIA[0-9A-Z]{16}\b"), REDACTED),
+)
+
+
+def redact(value: Any) -> Any:
+    """`value` (text, or mappings and lists of it) without keys, passwords and tokens.
+
+    Taken out: what stands under a secret's name (`api_key`, `--token`, …), what the environment
+    holds under such a name, credentials in URLs, and tokens that can be told by their shape.
+    """
+    if isinstance(value, Mapping):
+        return {key: _redact_item(str(key), item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        flags = ["", *(v if isinstance(v, str) and v.startswith("-") else "" for v in value)]
+        return [_redact_item(flag, v) for flag, v in zip(flags, value, strict=False)]
+    return _redact_text(value) if isinstance(value, str) else value
+
+
+def _redact_item(name: str, item: Any) -> Any:
+    harmless = item is None or isinstance(item, bool) or (name[:1] == "-" and "=" in name)
+    return REDACTED if _SECRET_NAME.search(name) and not harmless else redact(item)
+
+
+def _redact_text(text: str) -> str:
+    for name, secret in os.environ.items():
+        if len(secret) >= 8 and _SECRET_NAME.search(name):
+            text = text.replace(secret, REDACTED)
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
