@@ -158,8 +158,7 @@ def _read(file: Path, variant: str | None) -> Document:
     variants = document.values.pop("variants", {})
     if variant is None:
         return document
-    at = ("variants", variant)
-    known = variants if isinstance(variants, dict) else {}
+    at, known = ("variants", variant), variants if isinstance(variants, dict) else {}
     if variant not in known:
         raise UserError(f"{file}: {unknown('variant', variant, known, 600)}")
     values = known[variant]
