@@ -48,11 +48,11 @@ def recipe_path(given: Path | str) -> Path:
     A file that exists comes first. `recipes/r4.yaml`, `r4.yaml` and `r4` name the same recipe of
     the package.
     """
-    path = Path(given)
-    if _is_file(path) or path.is_absolute():
-        return path
-    named = RECIPES / f"{_name(path)}.yaml"
-    return named if ".." not in path.parts and _is_file(named) else path
+    path, variant = split_variant(Path(given))
+    if not _is_file(path) and not path.is_absolute() and ".." not in path.parts:
+        named = RECIPES / f"{_name(path)}.yaml"
+        path = named if _is_file(named) else path
+    return path if variant is None else path.with_name(f"{path.name}:{variant}")
 
 
 def _name(path: Path) -> str:
@@ -67,7 +67,7 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
     document = _merged([document for _, document in files])
     for text in overrides:
         _override(document, text)
-    recipe, imports = typed(document, path.stem)
+    recipe, imports = typed(document, _run_name(path))
     base = _base(files[1:])
     return Loaded(recipe, path, base, files[1][0] if base else None, imports)
 
@@ -121,14 +121,16 @@ def _with_bases(path: Path) -> list[tuple[Path, Document]]:
     files: list[tuple[Path, Document]] = []
     place = ""
     while True:
-        if not _is_file(path):
-            raise UserError(place + _missing(path))
+        file, variant = split_variant(path)
+        if not _is_file(file):
+            raise UserError(place + _missing(file))
         names = " -> ".join(shown(p.name) for p in (*(p for p, _ in files), path))
-        if any(path.samefile(other) for other, _ in files):
+        before = [split_variant(other) for other, _ in files]
+        if any(file.samefile(other) and variant == its for other, its in before):
             raise UserError(f"{place}a circle: {names}. A recipe cannot be its own base.")
         if len(files) > MAX_BASES:
             raise UserError(f"{place}more than {MAX_BASES} bases, one upon the other.")
-        document = read_document(path)
+        document = _read(file, variant)
         files.append((path, document))
         place = _at(document, ("extends",))
         base = document.values.get("extends")
@@ -139,6 +141,35 @@ def _with_bases(path: Path) -> list[tuple[Path, Document]]:
         path = path.parent / base
 
 
+def _run_name(path: Path) -> str:
+    file, variant = split_variant(path)
+    return file.stem if variant is None else f"{file.stem}-{variant}"
+
+
+def split_variant(path: Path) -> tuple[Path, str | None]:
+    """`b.yaml:0503` -> the file `b.yaml` and its variant `0503`; without a variant, None."""
+    stem, colon, variant = path.name.partition(".yaml:")
+    return (path.with_name(f"{stem}.yaml"), variant) if colon else (path, None)
+
+
+def _read(file: Path, variant: str | None) -> Document:
+    """The recipe file, or one of its variants, which extends the file if it names no other base."""
+    document = read_document(file)
+    variants = document.values.pop("variants", {})
+    if variant is None:
+        return document
+    at, known = ("variants", variant), variants if isinstance(variants, dict) else {}
+    if variant not in known:
+        raise UserError(f"{file}: {unknown('variant', variant, known, 600)}")
+    values = known[variant]
+    if not isinstance(values, dict):
+        raise UserError(f"{_at(document, at)}given {shown(values)}; `key: value` lines expected.")
+    places = {key[2:]: place for key, place in document.places.items() if key[:2] == at}
+    plain = {key: value for key, value in values.items() if "." not in key}
+    settings = {key: value for key, value in values.items() if "." in key}
+    return Document({"extends": file.name, **plain}, places, settings)
+
+
 def _merged(documents: list[Document]) -> Document:
     """The first document, with its bases under it: a key replaces the base's key whole."""
     values: dict[str, Any] = {}
@@ -146,7 +177,10 @@ def _merged(documents: list[Document]) -> Document:
     for document in reversed(documents):
         kept = {k: v for k, v in values.items() if k not in OWN}
         places = {at: p for at, p in places.items() if at and at[0] not in document.values}
-        values, places = {**kept, **document.values}, {**places, **document.places}
+        merged = Document({**kept, **document.values}, {**places, **document.places})
+        for key, value in document.settings.items():
+            _assign(merged, key, value, document.places[(key,)])
+        values, places = merged.values, merged.places
     values.pop("extends", None)
     return Document(values, places)
 
@@ -154,7 +188,7 @@ def _merged(documents: list[Document]) -> Document:
 def _base(files: list[tuple[Path, Document]]) -> Recipe | None:
     """What is extended, as a recipe; None where there is none, or only a part of one."""
     try:
-        return typed(_merged([d for _, d in files]), files[0][0].stem)[0] if files else None
+        return typed(_merged([d for _, d in files]), _run_name(files[0][0]))[0] if files else None
     except UserError:
         return None
 
@@ -274,15 +308,19 @@ def _fields(key: str) -> list[str]:
 
 
 def _override(document: Document, text: str) -> None:
-    """Set one value from `key.sub=value`; what lies on the way is opened up as needed."""
+    """Set one value from `key.sub=value`."""
     path, equals, value = text.partition("=")
-    key, *rest = (part.strip() for part in path.split("."))
     name = f"{COMMAND_LINE} ({short(text, 50)})"
-    if not equals or not all((key, *rest)):
+    if not equals or not all(part.strip() for part in path.split(".")):
         raise UserError(f"{name}: no override; write key=value or key.sub=value.")
+    _assign(document, path, parse_value(value, name), name)
+
+
+def _assign(document: Document, path: str, parsed: Any, name: str) -> None:
+    """Set what `key.sub` names; what lies on the way is opened up as needed."""
+    key, *rest = (part.strip() for part in path.split("."))
     if key not in Recipe.model_fields:
         raise UserError(f"{name}: {unknown('key', key, Recipe.model_fields)}")
-    parsed = parse_value(value, name)
     current = document.values.get(key)
     if rest and key in REGISTRY_FIELDS:
         current = _opened(key, current, rest, name)

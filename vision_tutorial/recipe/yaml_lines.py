@@ -43,10 +43,14 @@ for _tag, _read, _first, _pattern in (
 
 @dataclass
 class Document:
-    """Parsed values, and for each key path the place ("file:line") it came from."""
+    """Parsed values, and for each key path the place ("file:line") it came from.
+
+    settings: the `key.sub: value` lines of a variant, which set one value inside its base.
+    """
 
     values: dict[str, Any]
     places: dict[Key, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def read_document(path: Path, name: str | None = None) -> Document:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ..core.errors import UserError, short, shown, unknown
 from ..recipe.fields import Recipe, to_plain, written
-from ..recipe.loading import COMMAND_LINE, Loaded, load, recipe_path
+from ..recipe.loading import COMMAND_LINE, Loaded, load, recipe_path, split_variant
 from ..recipe.yaml_lines import Document, Key, read_document
 from ..runs import run_folder
 from ..runs.run import recipe_key
@@ -181,8 +181,8 @@ def _recipe(document: Document, path: Path) -> Path:
         raise UserError(f"{path}: the key 'recipe' is needed: the file whose points these are.")
     _expect(str, given, document, ("recipe",), "name a recipe file.")
     recipe = Path(os.path.normpath(path.parent / given))
-    recipe = recipe if recipe.is_file() else recipe_path(given)
-    if not recipe.is_file():
+    recipe = recipe if split_variant(recipe)[0].is_file() else recipe_path(given)
+    if not split_variant(recipe)[0].is_file():
         raise UserError(f"{_at(document, 'recipe')}{shown(given)}: there is no {recipe}.")
     return recipe
 
