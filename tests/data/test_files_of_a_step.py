@@ -11,19 +11,20 @@ from pathlib import Path
 
 import vision_tutorial
 from vision_tutorial import build
-from vision_tutorial.engine import Distributed, NoRecorder, Progress, StopRequest, fit
+from vision_tutorial.engine import Distributed, Progress, StopRequest, fit
+from vision_tutorial.engine.loop import Recorder
 from vision_tutorial.recipe.loading import load
 
 words = ["dataset={shapes: {size: 16, train: 4096, test: 16}}", "model={test_resnet: {}}"]
 recipe = load("recipes/r4.yaml", [*words, "batch_size=2048", "threads=1", "workers=0"]).recipe
 distributed = Distributed(threads=1)
 both = build.data(recipe)
-learner = build.learner(recipe, both.train, distributed)
-plan = build.plan(recipe, both, learner, distributed)
+training = build.training_state(recipe, both.train, distributed)
+plan = build.plan(recipe, both, training, distributed)
 files = set()
 
 
-class Traced(NoRecorder):
+class Traced(Recorder):
     steps = 0
 
     def stepped(self, *given):
@@ -34,7 +35,7 @@ class Traced(NoRecorder):
 
 
 plan = __import__("dataclasses").replace(plan, steps_per_epoch=4)
-fit(learner, plan, distributed, Traced(), Progress(), StopRequest(steps=2))
+fit(training, plan, distributed, Traced(), Progress(), StopRequest(steps=2))
 package = Path(vision_tutorial.__file__).parent
 print(*sorted(str(Path(f).relative_to(package)) for f in files if f.startswith(str(package))))
 """

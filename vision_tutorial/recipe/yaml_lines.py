@@ -99,7 +99,8 @@ def _construct(text: str, name: str) -> tuple[Any, dict[Key, str]]:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        last = text.rstrip("\n").count("\n")  # the end of the text is on no line of its own
+        line = f":{min(error.problem_mark.line, last) + 1}" if error.problem_mark else ""
         said = "" if isinstance(error, Refused) else "not valid YAML: "
         raise UserError(f"{name}{line}: {said}{error.problem or error.context}.") from error
     except yaml.reader.ReaderError as error:
