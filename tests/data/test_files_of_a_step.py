@@ -11,19 +11,19 @@ from pathlib import Path
 
 import vision_tutorial
 from vision_tutorial import build
-from vision_tutorial.engine import Distributed, NoRecorder, Progress, StopRequest, fit
+from vision_tutorial.engine import Distributed, Recorder, Progress, StopRequest, fit
 from vision_tutorial.recipe.loading import load
 
 words = ["dataset={shapes: {size: 16, train: 4096, test: 16}}", "model={test_resnet: {}}"]
 recipe = load("recipes/r4.yaml", [*words, "batch_size=2048", "threads=1", "workers=0"]).recipe
 distributed = Distributed(threads=1)
 both = build.data(recipe)
-learner = build.learner(recipe, both.train, distributed)
+learner = build.training_state(recipe, both.train, distributed)
 plan = build.plan(recipe, both, learner, distributed)
 files = set()
 
 
-class Traced(NoRecorder):
+class Traced(Recorder):
     steps = 0
 
     def stepped(self, *given):
