@@ -13,7 +13,7 @@ from ..core.cli_types import positive_count
 from ..core.errors import ExitCode, UserError, run_main, unknown
 from ..recipe.notation import duration
 from ..runs import run_folder
-from ..runs.seed_statistics import margin, pooled
+from ..runs.seed_statistics import confidence_interval, pooled
 from ..sweeps import children
 from ..sweeps.children import Stop
 from ..sweeps.scheduler import Scheduler
@@ -208,7 +208,7 @@ def _ranking(results: Sequence[Result], metric: str) -> Table:
     rows = []
     for place, result in enumerate(results, start=1):
         behind = result.best.mean - first.mean if place > 1 else None
-        widest = margin(first, result.best, usual)
+        widest = confidence_interval(first, result.best, usual)
         noise = "" if place == 1 or widest is None or abs(behind) > widest else "within noise"
         lacking = f" ({_counted(result.missing, 'seed')} missing)" if result.missing else ""
         words = f"{result.point.words}{lacking}"
