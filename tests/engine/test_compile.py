@@ -11,6 +11,7 @@ from vision_tutorial import build
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.engine import Distributed
 from vision_tutorial.engine.step import resolve, take_step
+from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
 
 SMALL = ["threads=1", "ema=null", "mix=null", "augment=[]", "eval_batch_size=40"]
@@ -31,7 +32,8 @@ def two_layers(num_classes: int, /) -> nn.Module:
 def learned(compiled: str) -> tuple[dict, dict]:
     """The network after two steps, by name, and its metrics over 100 images (40, 40, 20)."""
     distributed = Distributed(threads=1)
-    recipe = load("recipes/debug.yaml", [*SMALL, "model=two_layers", f"compile={compiled}"]).recipe
+    recipe = load("recipes/debug.yaml", [*SMALL, f"compile={compiled}"]).recipe
+    recipe = recipe.model_copy(update={"model": Choice("two_layers", {})})
     made = build.registry.datasets.build("shapes", size=16, train=64, test=100)
     training = build.training_state(recipe, made("train"), distributed)
     data = build.train_pipeline(recipe, made("train"), distributed)

@@ -359,6 +359,16 @@ def test_a_closed_pipe_silences_but_does_not_stop(clock, monkeypatch, tmp_path, 
         console.file.close()
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_closed_stream_silences_but_does_not_stop(clock, is_terminal):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=is_terminal, width=80, legacy_windows=False)
+    display = make_display(True, console)
+    stream.close()
+    display.say("nobody")
+    play(display, clock)
+
+
 def test_a_killed_run_leaves_the_cursor_visible(clock):
     console = make_console()
     display = make_display(True, console)
