@@ -20,7 +20,6 @@ NEEDS_COMPILER = pytest.mark.skipif(
 )
 
 
-@build.registry.models.register
 def two_layers(num_classes: int, /) -> nn.Module:
     """A network that compiles fast."""
     pool = (nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -31,6 +30,7 @@ def two_layers(num_classes: int, /) -> nn.Module:
 
 def learned(compiled: str) -> tuple[dict, dict]:
     """The network after two steps, by name, and its metrics over 100 images (40, 40, 20)."""
+    build.registry.models.register(two_layers)  # in the forked process alone
     distributed = Distributed(threads=1)
     recipe = load("recipes/debug.yaml", [*SMALL, f"compile={compiled}"]).recipe
     recipe = recipe.model_copy(update={"model": Choice("two_layers", {})})
