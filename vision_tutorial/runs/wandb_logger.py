@@ -152,7 +152,7 @@ class WandbTracker(Tracker):
         self._wandb, self._run, self._say = wandb, run, say
         self._folder = Path(run["dir"]) / "wandb"
         self._bookmark = Bookmark(self._folder / "sent.json", run["id"])
-        self._known: set[str] = set()
+        self._known = {"step", "epoch"}  # the metrics that wandb has been given an axis for
         self._jobs: queue.Queue[Callable[[Any], object] | None] = queue.Queue(QUEUE_ROWS)
         self._off = False
         self._upload = ""  # the command that uploads what is in the folder, once there is one
@@ -166,15 +166,16 @@ class WandbTracker(Tracker):
         self._put(partial(self._log, dict(row)))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        data = [list(row) for row in rows]
-        self._put(lambda run: run.log({name: self._wandb.Table(columns=list(columns), data=data)}))
+        table = {"columns": list(columns), "data": [list(row) for row in rows]}
+        self._put(lambda run: run.log({name: self._wandb.Table(**table)}))
 
     def report(self, title: str, markdown: str) -> None:
         self._put(partial(self._report, title, markdown))
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
         atexit.unregister(self.finish)
-        self._put(partial(self._finish, dict(summary), exit_code))
+        self._put(lambda run: run.summary.update(summary))
+        self._put(lambda run: run.finish(exit_code=exit_code))
         self._put(None)  # the end of the queue
         self._thread.join(0 if self._off else FINISH_SECONDS)
         if self._thread.is_alive():
@@ -219,9 +220,8 @@ class WandbTracker(Tracker):
         )
         # A training that ends with an exception: before wandb's own hook, which may wait for ever.
         atexit.register(self.finish, {}, 1)
-        for axis in ("step", "epoch"):
+        for axis in self._known:
             run.define_metric(axis, hidden=True)
-        self._known.update(("step", "epoch"))
         if mode == "online":
             folder = shlex.quote(str(Path(run.dir).parent))
             self._upload = f"wandb sync --include-online {folder}"
@@ -236,9 +236,8 @@ class WandbTracker(Tracker):
         if not self._bookmark.passes(row["step"]):
             return
         for name in row.keys() - self._known:
-            axis = "epoch" if name.startswith("val/") else "step"
-            run.define_metric(name, step_metric=axis)
-            self._known.add(name)
+            run.define_metric(name, step_metric="epoch" if name.startswith("val/") else "step")
+        self._known |= row.keys()
         run.log(row)
 
     def _report(self, title: str, markdown: str, run: Any) -> None:
@@ -247,20 +246,14 @@ class WandbTracker(Tracker):
         try:
             import wandb_workspaces.reports.v2 as reports
 
-            blocks = [reports.MarkdownBlock(text=markdown)]
-            page = reports.Report(
-                project=run.project, entity=run.entity, title=title, blocks=blocks
-            )
+            page = reports.Report(project=run.project, entity=run.entity, title=title)
+            page.blocks = [reports.MarkdownBlock(text=markdown)]
             page.save()
             self._say(f"wandb: report {page.url}")
         except ImportError:
             self._say("wandb: no report; `pip install wandb-workspaces` makes it possible")
         except Exception as error:  # what was logged before it goes on to its server
             self._say(f"wandb: no report ({' '.join(str(error).split())[:300]})")
-
-    def _finish(self, summary: dict[str, Any], exit_code: int, run: Any) -> None:
-        run.summary.update(summary)
-        run.finish(exit_code=exit_code)
 
     def _turn_off(self, reason: str) -> None:
         """Say why, once, and end wandb's own process, which frees a thread that waits for it."""
@@ -279,18 +272,13 @@ class WandbTracker(Tracker):
 def make_tracker(
     mode: str,
     *,
-    project: str,
-    name: str,
-    id: str,
-    tags: Sequence[str] = (),
-    group: str | None = None,
-    notes: str | None = None,
-    config: Mapping[str, Any],
     folder: Path,
     say: Callable[[str], None],
+    **run: Any,
 ) -> Tracker:
     """The tracker for a run; call it on rank 0 only, and again with the same `id` at a resume.
 
+    `run` goes to `wandb.init`: `project`, `name`, `id`, `config`, `tags`, `group`, `notes`.
     `mode` auto follows WANDB_MODE if set, else it is online if there is a key and the server
     answers, else offline. `config` must be free of secrets. Raises UserError for an unknown mode.
     """
@@ -305,6 +293,4 @@ def make_tracker(
     except Exception as error:
         say(f"wandb: off (cannot be imported: {error}); the run folder has every row")
         return Tracker()
-    run = {"project": project, "name": name, "id": id, "tags": list(tags), "group": group}
-    run |= {"notes": notes, "config": dict(config), "dir": str(folder)}
-    return WandbTracker(wandb, mode, run, say)
+    return WandbTracker(wandb, mode, run | {"dir": str(folder)}, say)

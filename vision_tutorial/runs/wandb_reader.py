@@ -8,7 +8,6 @@ from .run import Run, as_text
 from .wandb_logger import decide_mode
 
 PREFIX = "wandb:"
-_SECONDS = 20
 _STATES = {"finished": "done", "crashed": "killed"}
 
 
@@ -21,7 +20,7 @@ def project_runs(word: str) -> list[Run]:
         mode, reason = decide_mode("auto", wandb)
         if mode != "online":
             raise UserError(reason)
-        return from_api(wandb.Api(timeout=_SECONDS), path)
+        return from_api(wandb.Api(timeout=20), path)  # seconds
     except Exception as error:  # whatever wandb raises
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(

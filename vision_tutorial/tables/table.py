@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TextIO
 
@@ -65,28 +65,20 @@ class Table:
 
     def expanded(self) -> "Table":
         """For machines: plain values; of a Sample the mean, with its spread and n beside it."""
-        wide = [
-            any(isinstance(row[n], Sample) and row[n].n > 1 for row in self.rows)
-            for n in range(len(self.columns))
-        ]
         columns: list[Column] = []
-        for column, three in zip(self.columns, wide, strict=True):
+        plain: list[list[_Value]] = []  # a list for each new column
+        for n, column in enumerate(self.columns):
+            values = [row[n] for row in self.rows]
+            samples = [value if isinstance(value, Sample) else None for value in values]
             seconds = " (s)" * (column.kind == "duration")
             columns.append(replace(column, title=column.title + seconds))
-            if three:
+            plain.append([v.mean if isinstance(v, Sample) else v for v in values])
+            if any(sample and sample.n > 1 for sample in samples):
                 columns.append(Column(f"{column.key}_spread", f"{column.title} ±", "number"))
                 columns.append(Column(f"{column.key}_n", f"{column.title} n", "number"))
-        rows = [
-            tuple(x for value, three in zip(row, wide, strict=True) for x in _plain(value, three))
-            for row in self.rows
-        ]
-        return replace(self, columns=tuple(columns), rows=tuple(rows))
-
-
-def _plain(value: _Value, three: bool) -> tuple[_Value, ...]:
-    if not isinstance(value, Sample):
-        return (value, None, None) if three else (value,)
-    return (value.mean, value.spread, value.n) if three else (value.mean,)
+                plain.append([sample and sample.spread for sample in samples])
+                plain.append([sample and sample.n for sample in samples])
+        return replace(self, columns=tuple(columns), rows=tuple(zip(*plain, strict=True)))
 
 
 def _shown(value: _Value, column: Column) -> str:
@@ -126,8 +118,15 @@ def terminal(table: Table, file: TextIO, width: int | None = None) -> None:
     if table.title:
         console.print(Text(clean(table.title), style="bold"))
     columns = list(zip((clean(c.title) for c in table.columns), *table.texts(), strict=True))
-    for n, block in enumerate(_blocks(columns, width)):
-        console.print(*[""] * (n > 0), _grid(table, columns, block, width))
+    for number, block in enumerate(_blocks(columns, width)):
+        grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for n in block:
+            side = "left" if table.columns[n].kind == "text" else "right"
+            most = WIDEST if width else None
+            grid.add_column(Text(columns[n][0]), justify=side, overflow="fold", max_width=most)
+        for row in range(len(table.rows)):
+            grid.add_row(*(Text(columns[n][row + 1]) for n in block))
+        console.print(*[""] * (number > 0), grid)
     if table.notes:
         console.print()
     for note in table.notes:
@@ -143,19 +142,6 @@ def _blocks(columns: list[tuple[str, ...]], width: int | None) -> list[list[int]
             blocks.append([0])
         blocks[-1].append(n)
     return blocks
-
-
-def _grid(
-    table: Table, columns: list[tuple[str, ...]], block: list[int], width: int | None
-) -> Grid:
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for n in block:
-        side = "left" if table.columns[n].kind == "text" else "right"
-        most = WIDEST if width else None
-        grid.add_column(Text(columns[n][0]), justify=side, overflow="fold", max_width=most)
-    for row in range(len(table.rows)):
-        grid.add_row(*(Text(columns[n][row + 1]) for n in block))
-    return grid
 
 
 def plain_text(table: Table) -> str:
@@ -200,11 +186,7 @@ def _inert(value: _Value) -> _Value:
     if not isinstance(value, str):
         return value
     value = clean(value)
-    return (
-        f"'{value}"
-        if value.startswith(("=", "+", "-", "@", "−", "＝", "＋", "－", "＠"))
-        else value
-    )
+    return f"'{value}" if value.startswith(tuple("=+-@−＝＋－＠")) else value
 
 
 def latex(table: Table) -> str:
@@ -230,30 +212,6 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in clean(text))
 
 
-def _html_table(table: Table) -> str:
-    return "\n".join(_html_lines(table))
-
-
-def _html_lines(table: Table) -> Iterator[str]:
-    yield "<table>"
-    if table.title:
-        yield f"<caption>{_html(table.title)}</caption>"
-    kinds = ["" if column.kind == "text" else ' class="number"' for column in table.columns]
-    heads = [f"<th{k}>{_html(c.title)}</th>" for c, k in zip(table.columns, kinds, strict=True)]
-    yield f"<thead><tr>{''.join(heads)}</tr></thead>"
-    yield "<tbody>"
-    for row in table.texts():
-        cells = [f"<td{kind}>{_html(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)]
-        yield f"<tr>{''.join(cells)}</tr>"
-    yield "</tbody>"
-    yield "</table>"
-    yield from (f"<p>{_html(note)}</p>" for note in table.notes)
-
-
-def _html(text: str) -> str:
-    return html.escape(clean(text))
-
-
 _PAGE = """<!doctype html>
 <html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
@@ -268,25 +226,35 @@ th, td {{ padding: .3em .7em; border-bottom: 1px solid #8888; text-align: left }
 
 
 def _html_page(table: Table) -> str:
-    return _PAGE.format(title=_html(table.title or "compare"), body=_html_table(table))
+    def cells(tag: str, texts: Iterable[str]) -> str:
+        pairs = zip(kinds, texts, strict=True)
+        return "".join(f"<{tag}{kind}>{_html(text)}</{tag}>" for kind, text in pairs)
+
+    kinds = ["" if column.kind == "text" else ' class="number"' for column in table.columns]
+    lines = ["<table>", *[f"<caption>{_html(table.title)}</caption>"] * bool(table.title)]
+    lines.append(f"<thead><tr>{cells('th', (c.title for c in table.columns))}</tr></thead>")
+    lines += ["<tbody>", *(f"<tr>{cells('td', row)}</tr>" for row in table.texts()), "</tbody>"]
+    lines += ["</table>", *(f"<p>{_html(note)}</p>" for note in table.notes)]
+    return _PAGE.format(title=_html(table.title or "compare"), body="\n".join(lines))
+
+
+def _html(text: str) -> str:
+    return html.escape(clean(text))
 
 
 def json_text(table: Table) -> str:
     """{"columns": [{key, title}], "rows": [{key: value}], "notes": […]}; a Sample as an object."""
     columns = [{"key": column.key, "title": clean(column.title)} for column in table.columns]
-    rows = [
-        {c.key: _json(value) for c, value in zip(table.columns, row, strict=True)}
-        for row in table.rows
-    ]
+    keys = [column.key for column in table.columns]
+    rows = [dict(zip(keys, map(_json, row), strict=True)) for row in table.rows]
     whole = {"title": clean(table.title), "columns": columns, "rows": rows}
     whole["notes"] = [clean(note) for note in table.notes]
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
-def _json(value: _Value) -> _Value:
+def _json(value: _Value) -> object:
     if isinstance(value, Sample):
-        spread = {"mean": value.mean, "spread": value.spread, "n": value.n}
-        return spread | {"values": list(value.values)}
+        return {"mean": value.mean, "spread": value.spread, "n": value.n, "values": value.values}
     return clean(value) if isinstance(value, str) else value
 
 
@@ -297,9 +265,8 @@ def uniform(table: Table) -> tuple[list[str], list[list[_Value]]]:
     for values in zip(*wide.rows, strict=True):
         texts = any(isinstance(value, str) for value in values)
         columns.append([clean(scalar(v)) if texts and v is not None else v for v in values])
-    return [column.title for column in wide.columns], [
-        list(row) for row in zip(*columns, strict=True)
-    ]
+    titles = [column.title for column in wide.columns]
+    return titles, [list(row) for row in zip(*columns, strict=True)]
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {
