@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     """Evaluate each run, or all together, and print."""
-    found = [(path, load(_recipe_path(path, args), args.set)) for path in _selected(args)]
+    bare = args.submission and recipe_path(Path(args.runs[0])).is_file()  # a recipe, not a run
+    find = recipe_path if bare else recipe_file
+    found = [(path, load(find(path), args.set)) for path in _selected(args)]
     first = found[0][1].recipe
     for run, loaded in found:
         if (loaded.recipe.precision, loaded.recipe.threads) != (first.precision, first.threads):
@@ -60,9 +62,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         distributed.close()
     if distributed.main:
         alike = len({identity(x.recipe.model_copy(update={"seed": 0})) for _, x in found}) == 1
-        report = {"runs": results}
+        report: dict[str, Any] = {"runs": results}
         if len(results) > 1 and alike:
-            report["over_runs"] = _over_seeds(results)
+            report["over_runs"] = {}
+            for name in results[0]["metrics"]:
+                over = Sample(tuple(result["metrics"][name] for result in results))
+                summary = {"n": over.n, "mean": over.mean, "stdev": over.spread}
+                report["over_runs"][name] = summary
         print(json.dumps(plain(report), indent=2) if args.json else _text(report, args.classes))
     return 0
 
@@ -81,12 +87,6 @@ def _selected(args: argparse.Namespace) -> list[Path]:
     if not paths:
         raise UserError("none of these runs holds a checkpoint yet. Train one first.")
     return paths
-
-
-def _recipe_path(run: Path, args: argparse.Namespace) -> Path:
-    if args.submission and recipe_path(run).is_file():
-        return recipe_path(run)
-    return recipe_file(run)
 
 
 def _results(
@@ -160,14 +160,6 @@ def _score(
     inference.check_options(build.task(recipe, source.classes), args)
     found = inference.scored(recipe, source, file, args.size, distributed)
     return {"run": str(path), "weights": str(file), "split": args.split, **_numbers(found)}
-
-
-def _over_seeds(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    samples = {
-        name: Sample(tuple(result["metrics"][name] for result in results))
-        for name in results[0]["metrics"]
-    }
-    return {name: {"n": s.n, "mean": s.mean, "stdev": s.spread} for name, s in samples.items()}
 
 
 def _text(report: dict[str, Any], classes: bool) -> str:

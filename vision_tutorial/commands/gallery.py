@@ -80,10 +80,9 @@ def _make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any)
     build.check(loaded.recipe)
     recipe = loaded.recipe
     both = build.data(recipe, distributed)
-    if args.split == "test":
+    source = {"train": both.train, "val": both.val}.get(args.split)
+    if source is None:
         source = build.split(recipe, "test", distributed)
-    else:
-        source = both.train if args.split == "train" else both.val
     if args.most and args.most < len(source):
         source = take(source, args.most, recipe.seed)
     network, (weights,) = inference.networks(
@@ -96,24 +95,21 @@ def _make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any)
     writer = Writer(run)
     parts = (_masks if task.dense else _labels)(said, source, task, writer)
     panels = preview(recipe, both.train)
-    return writer.finish(
-        Gallery(
-            weights=short(os.path.relpath(weights, run), 300),
-            split=args.split,
-            images=len(source),
-            classes=tuple(short(name, 80) for name in source.classes),
-            microscope=tuple(_preview_group(panel, writer) for panel in panels),
-            **parts,
-        )
+    gallery = Gallery(
+        weights=short(os.path.relpath(weights, run), 300),
+        split=args.split,
+        images=len(source),
+        classes=tuple(short(name, 80) for name in source.classes),
+        microscope=tuple(_preview_group(panel, writer) for panel in panels),
+        **parts,
     )
+    return writer.finish(gallery)
 
 
 def _preview_group(panel: Any, writer: Writer) -> Group:
-    from ..segmentation import visualisation
-
     tiles = []
     for label, pixels, mask in panel.shots:
-        shown = pixels if mask is None else np.asarray(visualisation.overlay(pixels, mask))
+        shown = pixels if mask is None else _overlay(pixels, mask)
         tiles.append(Tile(image=writer.keep(shown), label=short(label, 200)))
     return Group(title=short(panel.title, 300), tiles=tuple(tiles))
 
@@ -125,15 +121,13 @@ def _labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict
     """Right answers at random, the most confident wrong ones, and the confusion matrix."""
     classes = len(source.classes)
     matrix = np.zeros((classes, classes), np.int64)
-    answers = []  # (index, truth, [(class, probability), …])
+    right, wrong = [], []  # (index, truth, [(class, probability), …])
     for answer in said:
         shares, ids = answer.probabilities.float().nan_to_num(0).topk(min(_NAMED, classes))
         pairs = list(zip(ids.tolist(), shares.tolist(), strict=True))
         truth = int(answer.target)
         matrix[truth, pairs[0][0]] += 1
-        answers.append((answer.index, truth, pairs))
-    wrong = [a for a in answers if a[2][0][0] != a[1]]
-    right = [a for a in answers if a[2][0][0] == a[1]]
+        (right if pairs[0][0] == truth else wrong).append((answer.index, truth, pairs))
     lot = generator(0, "gallery").permutation(len(right))[:RIGHT]
     sure = sorted(wrong, key=lambda a: -a[2][0][1])[:WRONG]
     small = classes <= gallery_files.MOST_CLASSES
@@ -173,9 +167,9 @@ def _masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
             drawn.append(shown)
         if iou is not None:
             worst = heapq.nsmallest(WORST, [*worst, (iou, answer.index, shown)])
-    from ..segmentation import visualisation
+    from ..segmentation.visualisation import PALETTE
 
-    colours = zip(source.classes, visualisation.PALETTE.tolist(), strict=False)
+    colours = zip(source.classes, PALETTE.tolist(), strict=False)
     return {
         "worst": tuple(_kept_mask(shown, writer) for _, _, shown in worst),
         "masks": tuple(_kept_mask(shown, writer) for shown in drawn),
@@ -187,24 +181,24 @@ def _masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
 
 def _masks_of(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image (H, W, 3), and its true and predicted class ids (H, W), all uint8."""
-    from .. import inference
     from ..core.targets import to_masks
+    from ..inference import mask_of
 
-    image = answer.pixels.permute(1, 2, 0).cpu().numpy()
-    return (
-        image,
-        to_masks(answer.target).cpu().numpy(),
-        inference.mask_of(answer.probabilities, None, smooth=False),
-    )
+    image, truth = answer.pixels.permute(1, 2, 0), to_masks(answer.target)
+    return image.cpu().numpy(), truth.cpu().numpy(), mask_of(answer.probabilities, None, False)
 
 
 def _kept_mask(shown: tuple, writer: Writer) -> Mask:
+    iou, key, image, *masks = shown
+    overlays = (_overlay(image, mask) for mask in masks)
+    images = tuple(writer.keep(pixels) for pixels in (image, *overlays))
+    return Mask(images=images, key=short(key, 200), iou=iou)
+
+
+def _overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     from ..segmentation import visualisation
 
-    iou, key, image, *ids = shown
-    laid = (np.asarray(visualisation.overlay(image, mask)) for mask in ids)
-    images = tuple(writer.keep(pixels) for pixels in (image, *laid))
-    return Mask(images=images, key=short(key, 200), iou=iou)
+    return np.asarray(visualisation.overlay(image, mask))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from ..core.errors import UserError, run_main
 from ..runs.reader import add_note, read
-from ..runs.run import Note
 from ..tables.table import clean
 
 _MOST = 10_000  # letters
@@ -31,27 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _note(args: argparse.Namespace) -> int:
-    """Add, or show."""
     if args.text is None:
-        for remark in _read_notes(args.run):
-            print(_line(remark))
-        return 0
-    text = args.text.strip()
-    if not 0 < len(text) <= _MOST:
-        raise UserError(f"a note of {len(text):,} letters; 1 to {_MOST:,} are possible.")
-    print(_line(add_note(args.run, text)))
+        try:
+            notes = read(args.run).notes
+        except UserError as error:
+            raise UserError(f"{args.run}: {error}") from error
+    else:
+        text = args.text.strip()
+        if not 0 < len(text) <= _MOST:
+            raise UserError(f"a note of {len(text):,} letters; 1 to {_MOST:,} are possible.")
+        notes = (add_note(args.run, text),)
+    for note in notes:
+        print(f"{clean(note.time)}  {clean(note.text)}")
     return 0
-
-
-def _read_notes(folder: str) -> tuple[Note, ...]:
-    try:
-        return read(folder).notes
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-
-
-def _line(remark: Note) -> str:
-    return f"{clean(remark.time)}  {clean(remark.text)}"
 
 
 if __name__ == "__main__":

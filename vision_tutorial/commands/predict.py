@@ -5,7 +5,6 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,17 +129,19 @@ def _write_labels(
     if args.pseudo_labels:
         raise UserError("--pseudo-labels is for masks; this run names one class per image.")
     most = min(_TOP, len(source.classes))
-    header = ["image"] + [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
     path = _output_folder(args) / "predictions.csv"
     count = 0
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(header)
+        rows.writerow(
+            ["image"] + [f"{kind}{i + 1}" for i in range(most) for kind in ("class", "p")]
+        )
         for answer in answers:
+            row = [answer.key]
             values, ids = answer.probabilities.topk(most)
-            names = [source.classes[i] for i in ids.tolist()]
-            pairs = zip(names, (f"{p:.6f}" for p in values.tolist()), strict=True)
-            rows.writerow([answer.key, *(word for pair in pairs for word in pair)])
+            for value, id in zip(values.tolist(), ids.tolist(), strict=True):
+                row += [source.classes[id], f"{value:.6f}"]
+            rows.writerow(row)
             count += 1
     return {"images": count, "predictions": str(path), "said": f"{count} images: {path}"}
 
@@ -202,19 +203,16 @@ def _write_pseudo_labels(
     folder = Path(args.output)
     messages = inference.write_pseudo_labels(folder, answers, source.paths, recipe, report)
     facts = {name: value for name, value in report.plain().items() if name != "images"}
-    return {
-        "folder": str(folder),
-        **facts,
-        "said": "\n".join([*messages, f"pseudo labels: {folder}"]),
-    }
+    text = "\n".join([*messages, f"pseudo labels: {folder}"])
+    return {"folder": str(folder), **facts, "said": text}
 
 
 def _output_folder(args: argparse.Namespace) -> Path:
     folder = Path(args.output)
-    with suppress(FileExistsError):
-        folder.mkdir(parents=True)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder with -o.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"{folder} is a file; name a folder with -o.") from error
     return folder
 
 

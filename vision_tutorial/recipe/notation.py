@@ -67,15 +67,13 @@ class Notation:
         keys = dict.fromkeys(leaf for recipe in self.recipes for leaf in leaves(recipe))
         order = {key: n for n, key in enumerate(Recipe.model_fields)}
         keys = sorted(keys, key=lambda key: order.get(key.partition(".")[0], len(order)))
-        wanted = [key for key in keys if key not in skipped and head(key) not in skipped]
-        if self.everything:
-            return wanted
-        return [key for key in wanted if len({self._identical(r, key) for r in self.recipes}) > 1]
+        selected = [key for key in keys if not {key, key.partition(".")[0]} & skipped]
+        return [key for key in selected if self.everything or self._differs(key)]
 
-    def _identical(self, recipe: dict[str, Any], key: str) -> str:
-        # what is shown in the cell, and what could hide behind it
-        shown = (leaf(recipe, key), recipe.get("aux_loss") if key == "loss" else None)
-        return json.dumps([grammar.plain(value) for value in shown], sort_keys=True)
+    def _differs(self, key: str) -> bool:
+        cells = [(leaf(r, key), r.get("aux_loss") if key == "loss" else None) for r in self.recipes]
+        texts = {json.dumps([grammar.plain(x) for x in cell], sort_keys=True) for cell in cells}
+        return len(texts) > 1
 
     def cell(self, recipe: dict[str, Any], key: str) -> Any:
         """The content of a cell under one of `columns`: a number, words, or None."""
@@ -104,13 +102,10 @@ class Notation:
 
     def _entry(self, key: str, entry: Choice | Term) -> str:
         visible = self._visible[key]
-        options = [
-            f"{name}={scalar(value)}"
-            for name, value in entry.options.items()
-            if name != _LEADING and (self.everything or (entry.name, name) in visible)
-        ]
-        if _LEADING in entry.options:
-            options.insert(0, scalar(entry.options[_LEADING]))
+        options = [scalar(entry.options[_LEADING])] if _LEADING in entry.options else []
+        for name, value in entry.options.items():
+            if name != _LEADING and (self.everything or (entry.name, name) in visible):
+                options.append(f"{name}={scalar(value)}")
         name = _SHORT.get(entry.name, entry.name)
         return f"{name}({', '.join(options)})" if options else name
 
@@ -125,10 +120,10 @@ class Notation:
 
     def _common(self, key: str) -> frozenset[str]:
         """The entries of a list that every recipe has, which are worth no words."""
-        if self.everything or not self.recipes:
+        if self.everything or len(self.recipes) < 2:
             return frozenset()
-        each = [{_fixed(entry) for entry in entries(r.get(key))} for r in self.recipes]
-        return frozenset.intersection(*map(frozenset, each)) if len(each) > 1 else frozenset()
+        each = [frozenset(map(_fixed, entries(recipe.get(key)))) for recipe in self.recipes]
+        return frozenset.intersection(*each)
 
 
 def _weight(entry: Choice | Term) -> float:
@@ -137,11 +132,6 @@ def _weight(entry: Choice | Term) -> float:
 
 def _fixed(entry: Choice | Term) -> str:
     return json.dumps([entry.name, _weight(entry), entry.options], sort_keys=True)
-
-
-def head(key: str) -> str:
-    """The recipe's key of a dotted one."""
-    return key.partition(".")[0]
 
 
 def leaves(recipe: dict[str, Any]) -> list[str]:
@@ -183,10 +173,14 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
     said: list[str] = []
     for key, two in after.items():
         one = before.get(key)
-        if one != two and key not in UNESSENTIAL | {"seed"}:
-            said += (
-                _entries_changed(key, one, two) if key in FORMS else _leaf_changed(key, one, two)
-            )
+        if one == two or key in UNESSENTIAL | {"seed"}:
+            continue
+        if key in FORMS:
+            said += _entries_changed(key, one, two)
+        elif isinstance(one, dict) and isinstance(two, dict):
+            said += _options_changed(key, one, two)
+        else:
+            said.append(f"{key} {scalar(one)} → {scalar(two)}")
     return ", ".join(said)
 
 
@@ -213,13 +207,6 @@ def _numbered(named: Iterable[Choice | Term]) -> dict[str, Choice | Term]:
         count = sum(other.name == entry.name for other in found.values())
         found[f"{entry.name} {count + 1}" if count else entry.name] = entry
     return found
-
-
-def _leaf_changed(key: str, one: Any, two: Any) -> Iterator[str]:
-    if isinstance(one, dict) and isinstance(two, dict):
-        yield from _options_changed(key, one, two)
-    else:
-        yield f"{key} {scalar(one)} → {scalar(two)}"
 
 
 def _options_changed(title: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..recipe.notation import Notation
@@ -87,11 +87,9 @@ def status(view: View) -> Iterable[Field]:
 def recipes(view: View) -> Iterable[Field]:
     """The keys in which the recipes differ, or all keys."""
 
-    def cell(key: str, row: Row) -> Any:
-        return view.notation.cell(row.run.typed, key)
-
     for key in view.notation.columns:
-        yield Field(Column(key, key_words(key, view.language)), partial(cell, key))
+        column = Column(key, key_words(key, view.language))
+        yield Field(column, lambda row, key=key: view.notation.cell(row.run.typed, key))
 
 
 def results(view: View) -> Iterable[Field]:
@@ -106,7 +104,7 @@ def results(view: View) -> Iterable[Field]:
     yield view.field("last", lambda row: row.last, "number", metric=view.metric)
     for name in sorted(claims - {view.metric}):
         column = Column(name, name, "number", view.digits)
-        yield Field(column, partial(lambda name, row: row.measured(name), name))
+        yield Field(column, lambda row, name=name: row.measured(name))
         yield from claim(view, name)
 
 
@@ -120,21 +118,22 @@ def claim(view: View, name: str) -> Iterable[Field]:
 
 def progress(view: View) -> Iterable[Field]:
     """What each recipe changed in the one it extends, what came of it, whether that is noise."""
+
+    def over(row: Row) -> str | None:
+        delta = view.deltas[row]
+        return delta.parent.label if delta and delta.parent else None
+
+    def verdict(row: Row) -> str | None:
+        delta = view.deltas[row]
+        return None if delta is None or delta.value is None else view.say(delta.verdict)
+
     found = view.deltas.values()
     if any(found):
         yield view.field("changed", lambda row: getattr(view.deltas[row], "words", None))
     if any(delta and delta.parent for delta in found):
-        yield view.field("over", lambda row: _over(view.deltas[row]))
+        yield view.field("over", over)
         yield view.field("delta", lambda row: getattr(view.deltas[row], "value", None), "signed")
-        yield view.field("noise", lambda row: _verdict(view, view.deltas[row]))
-
-
-def _over(delta: Delta | None) -> str | None:
-    return delta.parent.label if delta and delta.parent else None
-
-
-def _verdict(view: View, delta: Delta | None) -> str | None:
-    return None if delta is None or delta.value is None else view.say(delta.verdict)
+        yield view.field("noise", verdict)
 
 
 def times(view: View) -> Iterable[Field]:
@@ -164,20 +163,17 @@ def _notes(view: View) -> Iterable[str]:
 
 def _noise_notes(view: View) -> Iterable[str]:
     """The rule by which a difference is noise, and which spread a single run is given."""
-    compared = [(x, delta) for x, delta in view.deltas.items() if delta and delta.value is not None]
-    if compared:
-        yield view.say("rule")
-    yield from dict.fromkeys(
-        _basis(view, row)
-        for row, delta in compared
-        if row.best.spread is None or delta.parent.best.spread is None
-    )
-
-
-def _basis(view: View, row: Row) -> str:
-    """Which spread a single run was given."""
-    spread = usual(row, view.groups, view.spread)
-    if spread is None:
-        return view.say("no_seeds")
-    kind = "assumed" if spread.freedom == float("inf") else "borrowed"
-    return view.say(kind, spread=f"{spread.value:.{view.digits}f}")
+    notes = {}  # each once, in order
+    for row, delta in view.deltas.items():
+        if delta is None or delta.value is None:
+            continue
+        notes[view.say("rule")] = True
+        if row.best.spread is not None and delta.parent.best.spread is not None:
+            continue
+        spread = usual(row, view.groups, view.spread)
+        if spread is None:
+            notes[view.say("no_seeds")] = True
+        else:
+            kind = "assumed" if spread.freedom == float("inf") else "borrowed"
+            notes[view.say(kind, spread=f"{spread.value:.{view.digits}f}")] = True
+    return notes

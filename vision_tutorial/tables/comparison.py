@@ -103,19 +103,17 @@ def rows_of(runs: Sequence[Run], each: bool = False) -> list[Row]:
         alone = each or run.status != "done" or run.best is None
         groups.setdefault(id(run) if alone else (run.experiment, run.metric), []).append(run)
     names = [group[0].name for group in groups.values()]
-    return [
-        _row(group, group[0].name if names.count(group[0].name) == 1 else None)
-        for group in groups.values()
-    ]
-
-
-def _row(group: list[Run], label: str | None) -> Row:
-    newest: dict[str, Run] = {}
-    for run in sorted(group, key=lambda run: (run.created or "", run.id)):
-        newest[json.dumps(run.seed)] = run
-    kept = tuple(run for run in group if run in newest.values())
-    repeats = tuple(run for run in group if run not in kept)
-    return Row(kept, label or f"{kept[0].name}/{kept[0].id}", repeats)
+    rows = []
+    for group in groups.values():
+        newest: dict[str, Run] = {}
+        for run in sorted(group, key=lambda run: (run.created or "", run.id)):
+            newest[json.dumps(run.seed)] = run
+        kept = tuple(run for run in group if run in newest.values())
+        repeats = tuple(run for run in group if run not in kept)
+        name = kept[0].name
+        label = name if names.count(name) == 1 else f"{name}/{kept[0].id}"
+        rows.append(Row(kept, label, repeats))
+    return rows
 
 
 def ordered(made: Sequence[Row], key: str) -> list[Row]:
@@ -171,10 +169,8 @@ def delta_of(row: Row, groups: Sequence[Row], assumed: float | None = None) -> D
     words = changed(over.run.typed, run.typed)
     if not (row.done and over.done and row.measure == over.measure):
         return Delta(words, over)
-    delta = row.best.mean - over.best.mean
-    return Delta(
-        words, over, delta, confidence_interval(row.best, over.best, usual(row, groups, assumed))
-    )
+    interval = confidence_interval(row.best, over.best, usual(row, groups, assumed))
+    return Delta(words, over, row.best.mean - over.best.mean, interval)
 
 
 def changed_in_base(run: Run) -> str:
@@ -191,17 +187,16 @@ def usual(row: Row, groups: Sequence[Row], assumed: float | None) -> Spread | No
 
 def parent(run: Run, groups: Sequence[Row]) -> Row | None:
     """The row of the recipe that a run's extends: the very same one, else one of that file."""
+
+    def differing(recipe: dict[str, Any]) -> int:
+        return sum(recipe.get(key) != value for key, value in run.recipe.items())
+
     before = recipe_key(run.base_recipe)
     others = [other for other in groups if other.run.key != run.key]
     same = [other for other in others if other.run.key == before]
     named = [other for other in others if other.run.file == run.base]
     return min(
         same or named,
-        key=lambda other: (not other.done, _distance(other.run.recipe, run.recipe)),
+        key=lambda other: (not other.done, differing(other.run.recipe)),
         default=None,
     )
-
-
-def _distance(one: dict[str, Any], two: dict[str, Any]) -> int:
-    """In how many keys two recipes differ."""
-    return sum(one.get(key) != two.get(key) for key in two)

@@ -34,7 +34,13 @@ def week3(view: View) -> Table:
         return view.field(name, lambda row: find(row.run.typed, key))
 
     def option(name: str, key: str, wanted: str, absent: Any = None) -> columns.Field:
-        return view.field(name, partial(_entry_option, key, name, wanted, absent))
+        """An option of the entry `name` in a list or weighted sum; `absent` without that entry."""
+
+        def value(row: Row) -> Any:
+            options = {entry.name: entry.options for entry in entries(row.run.typed.get(key))}
+            return options[name].get(wanted) if name in options else absent
+
+        return view.field(name, value)
 
     data = ", ".join(sorted({_chosen(row, "dataset") for row in view.rows}))
     best = {"metric": view.metric, "data": _DATASETS.get(data, data)}
@@ -67,12 +73,6 @@ def week3(view: View) -> Table:
 
 def _chosen(row: Row, key: str) -> str:
     return _PLAIN.words(key, row.run.typed.get(key)).partition("(")[0]
-
-
-def _entry_option(key: str, name: str, option: str, absent: Any, row: Row) -> Any:
-    """An option of the entry `name` in a chain or blend; `absent` without that entry."""
-    named = [entry for entry in entries(row.run.typed.get(key)) if entry.name == name]
-    return named[0].options.get(option) if named else absent
 
 
 def _warmup(row: Row) -> str | None:
