@@ -4,6 +4,7 @@ import argparse
 import datetime
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ..core.cli_types import positive
@@ -61,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    """Read the runs, make the table, show it."""
     runs = _found(args.runs)
     rows = comparison.rows_of(runs, args.each or args.layout == "runlog")
     if args.sort:
@@ -99,10 +99,7 @@ def _found(words: Sequence[str]) -> list[Run]:
 
 def _log(made: Table, runs: Sequence[Run]) -> None:
     """Send the table to the project of the runs at wandb, or record it in ./wandb if offline."""
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
-
+    say = partial(print, file=sys.stderr)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     settings = runs[0].recipe.get("wandb")
     project = settings.get("project") if isinstance(settings, dict) else None

@@ -133,9 +133,8 @@ def _write_labels(
     count = 0
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(
-            ["image"] + [f"{kind}{i + 1}" for i in range(most) for kind in ("class", "p")]
-        )
+        heads = [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
+        rows.writerow(["image", *heads])
         for answer in answers:
             row = [answer.key]
             values, ids = answer.probabilities.topk(most)

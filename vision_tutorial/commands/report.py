@@ -51,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    """Read the runs, make the galleries that are wanted, write the page, say where."""
     runs, complaints = collect(args.runs)
     if not runs:
         raise UserError("; ".join(complaints[:3]) + ". Name run folders that `train` made.")

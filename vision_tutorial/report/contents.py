@@ -3,7 +3,7 @@
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..core.errors import UserError, short
@@ -16,7 +16,7 @@ from ..tables.columns import View
 from ..tables.comparison import changed_in_base, rows_of
 from ..tables.labels import state_word
 from . import gallery_files
-from .gallery_files import Gallery, GalleryImage
+from .gallery_files import Gallery
 from .words import words
 
 _MOST_POINTS = 2000  # of a curve; of more epochs, every second one, or third, …
@@ -67,19 +67,15 @@ def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
     table = columns.table(view, [view.field("run", lambda line: line.label), *fields])
     rows = []
     for line, values, texts in zip(view.rows, table.rows, table.texts(), strict=True):
-        cells = [
-            {"value": _sortable(v), "text": _cut(t)} for v, t in zip(values, texts, strict=True)
-        ]
+        cells = []
+        for value, text in zip(values, texts, strict=True):
+            key = number(value.mean if isinstance(value, Sample) else value)  # to sort by
+            if key is None and not (value is None or isinstance(value, Sample)):
+                key = _cut(scalar(value))
+            cells.append({"value": key, "text": _cut(text)})
         rows.append({"runs": [places[id(run)] for run in line.runs], "cells": cells})
     titles = [{"title": c.title, "number": c.kind != "text"} for c in table.columns]
     return {"columns": titles, "rows": rows, "notes": [_cut(note) for note in table.notes]}
-
-
-def _sortable(value: Any) -> Any:
-    if isinstance(value, Sample):
-        return number(value.mean)
-    plain = number(value)
-    return plain if plain is not None or value is None else _cut(scalar(value))
 
 
 # -- one run ---------------------------------------------------------------------------------------
@@ -89,6 +85,7 @@ def described(run: Run, label: str, language: str, wall: "Wall") -> dict[str, An
     """All of one run."""
     said = words(language)
     gallery = wall.hang(run, said)
+    environment = {k: value for k, value in run.fingerprint.items() if k not in _ELSEWHERE}
     return {
         "label": label,
         "headline": run.metric,
@@ -100,7 +97,7 @@ def described(run: Run, label: str, language: str, wall: "Wall") -> dict[str, An
         "confusion": _confusion(run, gallery, said),
         "recipe": _recipe(run.typed),
         "base": _base(run),
-        "environment": _environment(run),
+        "environment": {_cut(k): _cut(scalar(v)) for k, v in _flat(environment) if v is not None},
         "gallery": gallery and _shown_gallery(gallery, said),
     }
 
@@ -109,8 +106,7 @@ def _facts(run: Run, said: _Words, language: str) -> Iterator[tuple[str, str | N
     """What a person wants to know first."""
 
     def point(found: Point | None) -> str | None:
-        value = found and f"{found.value:.4g}"
-        return found and said["point"].format(value=value, epoch=found.epoch)
+        return found and said["point"].format(value=f"{found.value:.4g}", epoch=found.epoch)
 
     yield said["status"], state_word(run.status, language)
     yield f"{said['best']} {run.metric or ''}", point(run.best)
@@ -134,11 +130,10 @@ def _series(run: Run) -> dict[str, dict[str, list]]:
     found: dict[str, dict[str, list]] = {}
     for row in rows:
         for name, value in row.items():
-            if name in _NO_CURVE or not (value is None or isinstance(value, int | float)):
-                continue
-            curve = found.setdefault(short(name, 80), {"x": [], "y": []})
-            curve["x"].append(number(row["epoch"]))
-            curve["y"].append(_rounded(number(value)))
+            if name not in _NO_CURVE and (value is None or isinstance(value, int | float)):
+                curve = found.setdefault(short(name, 80), {"x": [], "y": []})
+                curve["x"].append(number(row["epoch"]))
+                curve["y"].append(_rounded(number(value)))
     return {name: curve for name, curve in found.items() if any(y is not None for y in curve["y"])}
 
 
@@ -152,12 +147,10 @@ def _classes(run: Run, said: _Words) -> dict[str, Any] | None:
     names = [name for name in ("top1", "iou") if name in table]
     if "class" not in table or not names:
         return None
-    count = next((name for name in ("images", "pixels") if name in table), None)
-    keys = ["class", *filter(None, [count]), *(name for name in PER_CENT if name in table)]
-    titles = [
-        {"title": said[key], "most": 100, "digits": 2} if key in PER_CENT else {"title": said[key]}
-        for key in keys
-    ]
+    counts = [name for name in ("images", "pixels") if name in table][:1]
+    keys = ["class", *counts, *(name for name in PER_CENT if name in table)]
+    per_cent = {"most": 100, "digits": 2}
+    titles = [{"title": said[key], **(per_cent if key in PER_CENT else {})} for key in keys]
     rows = [
         [short(str(name), 80), *(_rounded(number(value)) for value in values)]
         for name, *values in zip(*(table[key] for key in keys), strict=True)
@@ -204,11 +197,6 @@ def _base(run: Run) -> dict[str, Any] | None:
     return {"name": short(run.base, 80), "recipe": {key: theirs.get(key) for key in keys}}
 
 
-def _environment(run: Run) -> dict[str, str]:
-    facts = {key: value for key, value in run.fingerprint.items() if key not in _ELSEWHERE}
-    return {_cut(key): _cut(scalar(value)) for key, value in _flat(facts) if value is not None}
-
-
 def _flat(values: dict[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
     """Nested mappings as dotted keys."""
     for key, value in values.items():
@@ -240,27 +228,23 @@ class Wall:
             return None
         try:
             gallery = gallery_files.read(run.folder)
-            found = dict(self.encoded(run, gallery_files.images(gallery)))
+            found = {}
+            for image in gallery_files.images(gallery):
+                if image.name not in self.images:
+                    kind = image.name.rpartition(".")[2]
+                    data = base64.b64encode(gallery_files.image_bytes(run.folder, image)).decode()
+                    found[image.name] = f"data:image/{kind};base64,{data}"
         except UserError as error:
             self.complaints.append(str(error))
             return None
         size = sum(map(len, found.values()))
         if self.taken + size > self.most:
-            self.complaints.append(
-                said["no_room"].format(run=run.folder, mib=f"{self.most / 2**20:g}")
-            )
+            mib = f"{self.most / 2**20:g}"
+            self.complaints.append(said["no_room"].format(run=run.folder, mib=mib))
             return None
         self.taken += size
         self.images |= found
         return gallery
-
-    def encoded(self, run: Run, images: Iterable[GalleryImage]) -> Iterator[tuple[str, str]]:
-        """(name, data URI) of the images that are not yet on the wall."""
-        for image in images:
-            if image.name not in self.images:
-                kind = image.name.rpartition(".")[2]
-                data = gallery_files.image_bytes(run.folder, image)
-                yield image.name, f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _shown_gallery(gallery: Gallery, said: _Words) -> dict[str, Any]:

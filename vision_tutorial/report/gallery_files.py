@@ -156,9 +156,8 @@ class Writer:
         """Write gallery.json; then take away what an earlier gallery left. Returns its path."""
         path = self.folder / FILE
         write_text(path, gallery.model_dump_json() + "\n")
-        stale = (p for p in self.folder.iterdir() if p.suffix in (".png", ".webp", ".tmp"))
-        for old in stale:
-            if old.name not in self.names:
+        for old in self.folder.iterdir():
+            if old.suffix in (".png", ".webp", ".tmp") and old.name not in self.names:
                 with suppress(OSError):
                     old.unlink()
         return path

@@ -60,8 +60,7 @@ def _version(package: str) -> str | None:
 
 def _cpu_model() -> str:
     with suppress(OSError):
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        if found:
+        if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
             return found[1]
     if sys.platform == "darwin":
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()

@@ -15,6 +15,7 @@ answer is that it is not reproduced, and what would tell.
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from ..core.errors import UserError
@@ -66,12 +67,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Diffe
     """
     one, other = dict(_facts(there)), dict(_facts(here))
     unknown = {part for part in ("torch", "data") if None in (there.get(part), here.get(part))}
-    found = []
-    for fact in sorted(one.keys() | other.keys()):
-        pair = one.get(fact, _ABSENT), other.get(fact, _ABSENT)
-        if pair[0] != pair[1] and fact.partition(".")[0] not in unknown:
-            found.append(Difference(fact, *pair))
-    return found
+    facts = sorted(one.keys() | other.keys())
+    found = [Difference(x, one.get(x, _ABSENT), other.get(x, _ABSENT)) for x in facts]
+    return [x for x in found if x.there != x.here and x.fact.partition(".")[0] not in unknown]
 
 
 def _facts(fingerprint: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -99,7 +97,9 @@ def _explained(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
 def edited(run: Run) -> str | None:
     """A line if recipe.yaml is not what the run was trained with, as its own records tell."""
     values = read_document(run.folder / "recipe.yaml").values
-    recorded = _recorded_identities(run)
+    recorded = [(run.fingerprint.get("recipe") or {}).get("identity")]
+    recorded += [manifest.get("recipe_hash") for manifest in _manifests(run).values()]
+    recorded = [text for text in recorded if isinstance(text, str)]
     try:
         now = digest(values)
     except (KeyError, AttributeError):
@@ -107,13 +107,6 @@ def edited(run: Run) -> str | None:
     if not recorded or now in recorded:
         return None
     return f"recipe.yaml was edited: it is {now}, and the run was trained with {recorded[-1]}"
-
-
-def _recorded_identities(run: Run) -> list[str]:
-    """What fingerprint.json and the checkpoints say is the recipe that they are of."""
-    said = [(run.fingerprint.get("recipe") or {}).get("identity")]
-    said += [manifest.get("recipe_hash") for manifest in _manifests(run).values()]
-    return [text for text in said if isinstance(text, str)]
 
 
 # -- the numbers -----------------------------------------------------------------------------------
@@ -127,33 +120,28 @@ def first_difference(there: Run, here: Run, epochs: int) -> str | None:
         one, other = there.rows[number], here.rows[number]
         for column, value in one.items():
             found = other.get(column, _ABSENT)
-            if column not in TIMED and not _same(value, found):
+            same = type(value) is type(found) and value == found
+            if column not in TIMED and not same:
                 return f"epoch {number + 1}: {column} is {value} there, {_said(found)} here"
     return None
 
 
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and one == other
-
-
 def weights(there: Run, here: Run) -> dict[str, bool]:
     """Whether the weights are equal, by checkpoint, of the checkpoints that both runs hold."""
+
+    def tensors(manifest: Mapping[str, Any]) -> dict[str, Any]:
+        files = manifest.get("files") or {}
+        return {name: files[name] for name in files if name.endswith(".safetensors")}
+
     one, other = _manifests(there), _manifests(here)
-    return {name: _tensors(one[name]) == _tensors(other[name]) for name in one if name in other}
-
-
-def _tensors(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    files = manifest.get("files") or {}
-    return {name: files[name] for name in files if name.endswith(".safetensors")}
+    return {name: tensors(one[name]) == tensors(other[name]) for name in one if name in other}
 
 
 def _manifests(run: Run) -> dict[str, dict[str, Any]]:
     found = {}
     for folder in sorted((run.folder / "ckpt").glob("step-*")):
-        try:
+        with suppress(UserError):  # a damaged checkpoint tells nothing
             found[folder.name] = json_object(folder / "MANIFEST.json")
-        except UserError:
-            continue  # a damaged checkpoint tells nothing
     return {name: manifest for name, manifest in found.items() if manifest}
 
 
@@ -167,10 +155,10 @@ def _spread_of(run: Run, epochs: int) -> Spread | None:
     others, _ = reader.collect([run.folder.absolute().parent])
     values: dict[Any, float] = {}
     for other in (run, *others):
-        if other.experiment == run.experiment and len(other.rows) >= epochs:
-            value = _headline(other, epochs)
-            if value is not None:
-                values.setdefault(other.seed, value)
+        value = _headline(other, epochs)
+        alike = other.experiment == run.experiment and len(other.rows) >= epochs
+        if alike and value is not None:
+            values.setdefault(other.seed, value)
     return pooled([Sample(tuple(values.values()))]) if values else None
 
 
@@ -179,13 +167,13 @@ def judge(there: Run, here: Run, epochs: int, spread: float | None = None) -> Ve
 
     spread: a standard deviation of the headline between seeds, where no runs tell.
     """
-    if said := edited(there) or edited(here):
-        return Verdict("not reproduced", said)
+    if reason := edited(there) or edited(here):
+        return Verdict("not reproduced", reason)
     if digest(there.recipe) != digest(here.recipe):
         return Verdict("not reproduced", "the two runs are of different recipes")
-    if None not in (datas := (there.fingerprint.get("data"), here.fingerprint.get("data"))):
-        if datas[0] != datas[1]:
-            return Verdict("not reproduced", "the training data is not the same (its hash differs)")
+    data = [run.fingerprint.get("data") for run in (there, here)]
+    if None not in data and data[0] != data[1]:
+        return Verdict("not reproduced", "the training data is not the same (its hash differs)")
     differs = first_difference(there, here, epochs)
     held = weights(there, here)
     if differs is None and all(held.values()):

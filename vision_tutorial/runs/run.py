@@ -68,11 +68,8 @@ class Run:
             table = json_object(self.folder / "classes.json") if self.folder else {}
         except UserError:
             return {}
-        columns = list(table.values())
-        whole = all(
-            isinstance(column, list) and len(column) == len(columns[0]) for column in columns
-        )
-        return table if whole else {}
+        lengths = {len(c) if isinstance(c, list) else None for c in table.values()}
+        return table if len(lengths) == 1 and None not in lengths else {}
 
     @cached_property
     def notes(self) -> tuple[Note, ...]:

@@ -137,7 +137,9 @@ def lock(run: Path) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not _take(handle, path):
-            raise UserError(f"{run} is in use{_holder(handle)}. Wait for it, or start another run.")
+            holder = os.read(handle, 200).decode(errors="replace")
+            by = f" by {holder}" if holder else ""
+            raise UserError(f"{run} is in use{by}. Wait for it, or start another run.")
         now = datetime.datetime.now().isoformat(" ", "seconds")
         with storage(path):
             os.ftruncate(handle, 0)
@@ -159,7 +161,8 @@ def _take(handle: int, path: Path) -> bool:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
-        os.lseek(handle, 0, os.SEEK_SET)
+        finally:
+            os.lseek(handle, 0, os.SEEK_SET)
         return True
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,9 +171,3 @@ def _take(handle: int, path: Path) -> bool:
     except OSError as error:  # some network file systems have no locks: better unlocked than not
         warnings.warn(f"{path}: no lock here ({error}); run one training at a time.", stacklevel=3)
     return True
-
-
-def _holder(handle: int) -> str:
-    os.lseek(handle, 0, os.SEEK_SET)
-    text = os.read(handle, 200).decode(errors="replace")
-    return f" by {text}" if text else ""

@@ -110,8 +110,9 @@ def rows_of(runs: Sequence[Run], each: bool = False) -> list[Row]:
             newest[json.dumps(run.seed)] = run
         kept = tuple(run for run in group if run in newest.values())
         repeats = tuple(run for run in group if run not in kept)
-        name = kept[0].name
-        label = name if names.count(name) == 1 else f"{name}/{kept[0].id}"
+        label = group[0].name
+        if names.count(label) > 1:
+            label = f"{kept[0].name}/{kept[0].id}"
         rows.append(Row(kept, label, repeats))
     return rows
 

@@ -37,8 +37,8 @@ def week3(view: View) -> Table:
         """An option of the entry `name` in a list or weighted sum; `absent` without that entry."""
 
         def value(row: Row) -> Any:
-            options = {entry.name: entry.options for entry in entries(row.run.typed.get(key))}
-            return options[name].get(wanted) if name in options else absent
+            named = [x for x in entries(row.run.typed.get(key)) if x.name == name]
+            return named[0].options.get(wanted) if named else absent
 
         return view.field(name, value)
 
