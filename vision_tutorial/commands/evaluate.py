@@ -10,7 +10,7 @@ from typing import Any
 from ..core.atomic import plain
 from ..core.cli_types import add_looks
 from ..core.errors import UserError, run_main
-from ..recipe.fields import identity
+from ..recipe.fields import Recipe, identity
 from ..recipe.loading import Loaded, load, recipe_path
 from ..runs.run_folder import recipe_file
 from ..runs.seed_statistics import Sample
@@ -42,16 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    """Evaluate each run, or all together, and print."""
     bare = args.submission and recipe_path(Path(args.runs[0])).is_file()  # a recipe, not a run
     find = recipe_path if bare else recipe_file
     found = [(path, load(find(path), args.set)) for path in _selected(args)]
     first = found[0][1].recipe
     for run, loaded in found:
         if (loaded.recipe.precision, loaded.recipe.threads) != (first.precision, first.threads):
-            raise UserError(
-                f"{run}: precision or threads differ from the first; evaluate it alone."
-            )
+            raise UserError(f"{run}: precision or threads differ from the first; name it alone.")
     from .. import engine  # after the recipes are known to be good: this takes seconds
 
     distributed = engine.Distributed(first.precision, first.threads, first.deterministic)
@@ -92,14 +89,14 @@ def _selected(args: argparse.Namespace) -> list[Path]:
 def _results(
     found: Sequence[tuple[Path, Loaded]], args: argparse.Namespace, distributed: Any
 ) -> list[dict[str, Any]]:
-    """The numbers of each run, of all of them as one, or of a submission."""
     from .. import build
 
     for _, loaded in found:
         build.import_files(loaded.imports, args.trust_imports)
         build.check(loaded.recipe)
     if args.submission:
-        return [_score(*found[0], args, distributed)]
+        path, loaded = found[0]
+        return [_score(path, loaded.recipe, args, distributed)]
     groups = [found] if args.ensemble else [[one] for one in found]
     return [_evaluate_runs(group, args, distributed) for group in groups]
 
@@ -149,13 +146,10 @@ def _numbers(found: Any) -> dict[str, Any]:
     }
 
 
-def _score(
-    path: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any
-) -> dict[str, Any]:
-    """The numbers of a submission's masks."""
+def _score(path: Path, recipe: Recipe, args: argparse.Namespace, distributed: Any) -> dict:
     from .. import build, inference
 
-    recipe, file = loaded.recipe, Path(args.submission)
+    file = Path(args.submission)
     source = build.split(recipe, args.split, distributed)
     inference.check_options(build.task(recipe, source.classes), args)
     found = inference.scored(recipe, source, file, args.size, distributed)
@@ -163,17 +157,14 @@ def _score(
 
 
 def _text(report: dict[str, Any], classes: bool) -> str:
-    """For people."""
     lines = []
     for result in report["runs"]:
         lines.append(f"{result['run']}  {result['split']}, {result['images']:,} images")
         lines.append(f"  weights {result['weights']}")
         refined = result.get("refined")
         if refined:
-            lines.append(
-                f"  refined by {', '.join(refined['by'])}: {refined['seconds_a_image']:.2f} s a "
-                "image; plain, refined, difference"
-            )
+            seconds = f"{refined['seconds_a_image']:.2f} s a image; plain, refined, difference"
+            lines.append(f"  refined by {', '.join(refined['by'])}: {seconds}")
         for name, value in result["metrics"].items():
             line = f"  {name:<16}{value:10.4f}"
             if refined:

@@ -72,7 +72,6 @@ def _gallery(args: argparse.Namespace) -> int:
 
 
 def _make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> Path:
-    """Ask the network, look at the augmentation, write the gallery of one run."""
     from .. import build, engine, inference
     from ..data.preview import preview
 

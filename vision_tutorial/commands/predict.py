@@ -55,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    """Ask the network, write what it says, and print where that lies."""
     if len(args.runs) > 1 and not args.ensemble:
         raise UserError("several runs predict as one: add --ensemble soft or hard.")
     found = [(Path(run), load(recipe_file(Path(run)), args.set)) for run in args.runs]
@@ -93,7 +92,6 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _image_files(given: Iterable[str]) -> list[Path]:
-    """The image files that were named, or lie in the folders that were."""
     paths: list[Path] = []
     for path in map(Path, given):
         if path.is_dir():
@@ -109,7 +107,6 @@ def _image_files(given: Iterable[str]) -> list[Path]:
 
 
 def _source(run: Path, recipe: Any, paths: Sequence[Path], args: argparse.Namespace) -> Any:
-    """The images to look at, as a source."""
     from .. import build, inference
 
     if args.split:
@@ -122,9 +119,7 @@ def _source(run: Path, recipe: Any, paths: Sequence[Path], args: argparse.Namesp
     return inference.images(paths, classes, dense)
 
 
-def _write_labels(
-    answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
-) -> dict[str, Any]:
+def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Namespace) -> dict:
     """Write predictions.csv: each image's likeliest classes."""
     if args.pseudo_labels:
         raise UserError("--pseudo-labels is for masks; this run names one class per image.")
@@ -145,9 +140,7 @@ def _write_labels(
     return {"images": count, "predictions": str(path), "said": f"{count} images: {path}"}
 
 
-def _write_masks(
-    answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
-) -> dict[str, Any]:
+def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Namespace) -> dict:
     """Write masks as palette PNGs, and what else was asked for."""
     from .. import inference
     from ..segmentation import visualisation
@@ -173,10 +166,8 @@ def _write_masks(
             yield answer.key, answer.probabilities
 
     if args.submission:
-        side = args.size or inference.submission.SIZE
-        rows = (
-            (key, inference.mask_of(values, (side, side), args.smooth)) for key, values in written()
-        )
+        size = (args.size or inference.submission.SIZE,) * 2
+        rows = ((key, inference.mask_of(x, size, args.smooth)) for key, x in written())
         count = inference.submission.write(Path(args.submission), rows)
         places["submission"] = args.submission
     else:

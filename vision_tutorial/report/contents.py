@@ -103,7 +103,6 @@ def described(run: Run, label: str, language: str, wall: "Wall") -> dict[str, An
 
 
 def _facts(run: Run, said: _Words, language: str) -> Iterator[tuple[str, str | None]]:
-    """What a person wants to know first."""
 
     def point(found: Point | None) -> str | None:
         return found and said["point"].format(value=f"{found.value:.4g}", epoch=found.epoch)
@@ -198,7 +197,6 @@ def _base(run: Run) -> dict[str, Any] | None:
 
 
 def _flat(values: dict[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
-    """Nested mappings as dotted keys."""
     for key, value in values.items():
         if isinstance(value, dict) and depth:
             yield from ((f"{key}.{name}", item) for name, item in _flat(value, depth - 1))

@@ -181,9 +181,8 @@ def judge(there: Run, here: Run, epochs: int, spread: float | None = None) -> Ve
         return Verdict("bit-identical", f"all metrics of {_epochs(epochs)}{also}")
     differs = differs or f"the weights differ at {next(n for n, same in held.items() if not same)}"
     if len(here.rows) < epochs:
-        return Verdict(
-            "not reproduced", f"{here.status} after {_epochs(len(here.rows))} of {epochs}"
-        )
+        reason = f"{here.status} after {_epochs(len(here.rows))} of {epochs}"
+        return Verdict("not reproduced", reason)
     because = _explained(there.fingerprint, here.fingerprint)
     if because is None:
         return Verdict("not reproduced", f"{differs}; and nothing around it differs")
@@ -195,16 +194,12 @@ def _by_noise(there: Run, here: Run, epochs: int, given: float | None, why: str)
     if None in values:
         return Verdict("not reproduced", f"{why}; there is no headline metric to compare")
     known = _spread_of(there, epochs) or (Spread(given) if given else None)
-    samples = [Sample((value,)) for value in values]
-    widest = confidence_interval(*samples, known)
+    widest = confidence_interval(Sample(values[:1]), Sample(values[1:]), known)
     apart = abs(values[0] - values[1])
     text = f"{why}; best {there.metric} {values[0]:.2f} there, {values[1]:.2f} here"
     if widest is None:
-        return Verdict(
-            "not reproduced",
-            f"{text}; the spread between seeds is unknown: train this recipe with other seeds "
-            "beside it, or say it with --spread",
-        )
+        text += "; the spread between seeds is unknown: train this recipe with other seeds beside"
+        return Verdict("not reproduced", f"{text} it, or say it with --spread")
     seeds = "as given" if known.freedom == math.inf else f"from {int(known.freedom) + 1} seeds"
     rule = f"runs of other seeds lie up to {widest:.2f} apart (spread {known.value:.2f}, {seeds})"
     word = "within noise" if apart <= widest else "not reproduced"

@@ -113,9 +113,7 @@ def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
 def recipe_file(run: Path) -> Path:
     """The recipe of a run folder."""
     if not (run / "recipe.yaml").is_file():
-        raise UserError(
-            f"{run}: no run folder; give one that `train` made (it ends with `run: …`)."
-        )
+        raise UserError(f"{run}: no run folder; give one that `train` made (it prints `run: …`).")
     return run / "recipe.yaml"
 
 
@@ -150,7 +148,6 @@ def lock(run: Path) -> Iterator[None]:
 
 
 def _take(handle: int, path: Path) -> bool:
-    """Whether the lock could be taken."""
     try:
         import fcntl
     except ImportError:  # Windows locks bytes; one far behind the text, which must stay readable

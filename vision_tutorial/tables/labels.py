@@ -59,10 +59,7 @@ WORDS = {
         "Unknown: too few runs differ in their seed alone to tell a difference from noise.",
         "미측정: 시드만 다른 실험이 부족하여 차이와 오차를 구별할 수 없습니다.",
     ),
-    "mean": (
-        "±: sample standard deviation over n seeds.",
-        "±: 시드 n개에 대한 표본 표준편차.",
-    ),
+    "mean": ("±: sample standard deviation over n seeds.", "±: 시드 n개에 대한 표본 표준편차."),
     "repeats": (
         "Of runs with one recipe and one seed the newest counts; left out: {ids}.",
         "레시피와 시드가 같은 실험은 가장 새것만 셉니다. 제외: {ids}.",

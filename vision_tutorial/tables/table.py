@@ -82,7 +82,6 @@ class Table:
 
 
 def _shown(value: _Value, column: Column) -> str:
-    """One cell as a person reads it."""
     if isinstance(value, Sample):
         mean = _shown(value.mean, column)
         if value.spread is None or column.kind == "duration":
