@@ -179,8 +179,8 @@ MASKS = {
 def described(folder: Path, table: Any) -> dict[str, Any]:
     """What the page knows of a run with this classes.json."""
     write_json(folder / "classes.json", table)
-    wall = contents.Wall(2**20)
-    return contents.described(reader.read(folder), "run", "en", wall)
+    embedded = contents.EmbeddedImages(2**20)
+    return contents.described(reader.read(folder), "run", "en", embedded)
 
 
 def test_the_table_of_classes_and_the_matrix_of_masks(tmp_path: Path) -> None:

@@ -33,16 +33,18 @@ def contents(
     runs: Sequence[Run], complaints: Sequence[str], language: str, most_bytes: int
 ) -> dict[str, Any]:
     """Everything on the page but its title and age. most_bytes: of all embedded images."""
-    wall = Wall(most_bytes)
+    embedded = EmbeddedImages(most_bytes)
     names = labels(runs)
-    shown = [described(run, label, language, wall) for run, label in zip(runs, names, strict=True)]
+    shown = [
+        described(run, label, language, embedded) for run, label in zip(runs, names, strict=True)
+    ]
     return {
         "lang": language,
         "words": words(language),
         "runs": shown,
         "comparison": _comparison(runs, language),
-        "complaints": [_cut(line) for line in (*complaints, *wall.complaints)],
-        "images": wall.images,
+        "complaints": [_cut(line) for line in (*complaints, *embedded.complaints)],
+        "images": embedded.images,
     }
 
 
@@ -81,10 +83,10 @@ def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
 # -- one run ---------------------------------------------------------------------------------------
 
 
-def described(run: Run, label: str, language: str, wall: "Wall") -> dict[str, Any]:
+def described(run: Run, label: str, language: str, embedded: "EmbeddedImages") -> dict[str, Any]:
     """All of one run."""
     said = words(language)
-    gallery = wall.hang(run, said)
+    gallery = embedded.add(run, said)
     environment = {k: value for k, value in run.fingerprint.items() if k not in _ELSEWHERE}
     return {
         "label": label,
@@ -103,7 +105,6 @@ def described(run: Run, label: str, language: str, wall: "Wall") -> dict[str, An
 
 
 def _facts(run: Run, said: _Words, language: str) -> Iterator[tuple[str, str | None]]:
-
     def point(found: Point | None) -> str | None:
         return found and said["point"].format(value=f"{found.value:.4g}", epoch=found.epoch)
 
@@ -170,8 +171,8 @@ def _confusion(run: Run, gallery: Gallery | None, said: _Words) -> dict[str, Any
     counts = [[number(cell) for cell in row] for row in matrix] if square else [[None]]
     if any(cell is None or cell < 0 for row in counts for cell in row):
         return None
-    whole = [[round(cell) for cell in row] for row in counts]
-    return {"names": [short(str(x), 60) for x in names], "matrix": whole, "unit": said[unit]}
+    counts = [[round(cell) for cell in row] for row in counts]
+    return {"names": [short(str(x), 60) for x in names], "matrix": counts, "unit": said[unit]}
 
 
 def _recipe(values: dict[str, Any]) -> dict[str, str]:
@@ -212,7 +213,7 @@ def _cut(text: str) -> str:
 # -- images --------------------------------------------------------------------------------------
 
 
-class Wall:
+class EmbeddedImages:
     """The images of all galleries, each once, as data URIs, up to `most` bytes of page."""
 
     def __init__(self, most: int):
@@ -220,8 +221,8 @@ class Wall:
         self.images: dict[str, str] = {}
         self.complaints: list[str] = []
 
-    def hang(self, run: Run, said: _Words) -> Gallery | None:
-        """The run's gallery, with its images on the wall; None if there is none, or no room."""
+    def add(self, run: Run, said: _Words) -> Gallery | None:
+        """The run's gallery, with its images embedded; None if there is none, or no room."""
         if run.folder is None or not gallery_files.exists(run.folder):
             return None
         try:
