@@ -34,10 +34,8 @@ def contents(
 ) -> dict[str, Any]:
     """Everything on the page but its title and age. most_bytes: of all embedded images."""
     embedded = EmbeddedImages(most_bytes)
-    names = labels(runs)
-    shown = [
-        described(run, label, language, embedded) for run, label in zip(runs, names, strict=True)
-    ]
+    pairs = zip(runs, labels(runs), strict=True)
+    shown = [described(run, label, language, embedded) for run, label in pairs]
     return {
         "lang": language,
         "words": words(language),
