@@ -4,12 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from timm.optim import (
-    create_optimizer_v2,
-    get_optimizer_class,
-    get_optimizer_info,
-    list_optimizers,
-)
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch.optim import ASGD, Optimizer
 
 from ..core.errors import UserError, unknown
