@@ -40,7 +40,7 @@ from .recipe.plugins import import_files as import_files
 
 
 @dataclass(frozen=True)
-class Data:
+class Splits:
     """The images to learn from and those to choose by; `chosen_on` names the latter."""
 
     train: Source
@@ -82,7 +82,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     return network
 
 
-def data(recipe: Recipe, distributed: Distributed | None = None) -> Data:
+def data(recipe: Recipe, distributed: Distributed | None = None) -> Splits:
     """Read the data set; split off what is held out."""
     train = whole(recipe, "train", distributed)
     if recipe.holdout:
@@ -92,7 +92,7 @@ def data(recipe: Recipe, distributed: Distributed | None = None) -> Data:
         val, chosen_on = whole(recipe, "test", distributed), "test"
     if recipe.subset:
         train = take(train, recipe.subset, recipe.seed)
-    return Data(train, val, chosen_on)
+    return Splits(train, val, chosen_on)
 
 
 def whole(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
@@ -330,7 +330,7 @@ def evaluation(
     )
 
 
-def plan(recipe: Recipe, both: Data, training: TrainingState, distributed: Distributed) -> Plan:
+def plan(recipe: Recipe, both: Splits, training: TrainingState, distributed: Distributed) -> Plan:
     """What is to be done, step by step."""
     steps = steps_per_epoch(recipe, len(both.train))
     meter = training.task.meter()

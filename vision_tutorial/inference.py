@@ -175,17 +175,17 @@ def write_pseudo_labels(
     answers: Iterable[Answer],
     paths: Sequence[Path],
     recipe: Recipe,
-    ledger: refine.Ledger,
+    report: refine.PseudoLabelReport,
 ) -> list[str]:
     """Make `folder` a data set of the images whose answers are sure enough; what to tell.
 
-    Evaluation images among them are entered in the ledger, and told.
+    Evaluation images among them are entered in the report, and told.
     """
     both = build.data(recipe)
-    ledger.labelled = refine.class_pixels((m for _, m in items(both.train)), len(ledger.classes))
+    report.labelled = refine.class_pixels((m for _, m in items(both.train)), len(report.classes))
     shown = ((path.name, np.asarray(read_image(path))) for path in paths)
     known = ((both.val.key(i), np.asarray(p)) for i, (p, _) in enumerate(items(both.val)))
-    ledger.twins = refine.twins(shown, known)
+    report.leaks = refine.leaked_images(shown, known)
     said = (
         (
             paths[answer.index],
@@ -193,8 +193,8 @@ def write_pseudo_labels(
         )
         for answer in answers
     )
-    refine.write_folder(folder, said, ledger)
-    return [ledger.summary(), *filter(None, [refine.about_twins(ledger.twins)])]
+    refine.write_folder(folder, said, report)
+    return [report.summary(), *filter(None, [refine.leak_warning(report.leaks)])]
 
 
 def items(source: Source) -> Iterator[tuple]:

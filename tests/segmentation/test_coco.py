@@ -192,7 +192,7 @@ image, annotation = first("images"), first("annotations")
         (lambda v: v["categories"].clear(), "train.json: no categories, which say what there is"),
         (image(height=0), "images.0.height: Input should be greater than or equal to 1"),
         (image(width=10**7, height=10**7), "has 10000000x10000000 pixels; at most 64,000,000"),
-        (image(id=1), "train.json: two images of the id 1. Remove one."),
+        (image(id=1), "train.json: two images of the id 1. Correct or remove one."),
         (image(file_name="batch_01/2.jpg"), 'two images of the file_name "batch_01/2.jpg"'),
         (image(file_name="batch_01/9.jpg"), "batch_01/9.jpg, which"),
         (image(file_name="../9.jpg"), "leads outside"),

@@ -1,4 +1,4 @@
-"""Pseudo labels: what is kept, what the ledger says of it, what lands on the disk."""
+"""Pseudo labels: what is kept, what the report says of it, what lands on the disk."""
 
 import json
 
@@ -9,12 +9,12 @@ from PIL import Image
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.segmentation.refine import (
-    Ledger,
+    PseudoLabelReport,
     Rule,
-    about_twins,
     class_pixels,
+    leak_warning,
+    leaked_images,
     pseudo_label,
-    twins,
     write_folder,
 )
 from vision_tutorial.segmentation.refine.pseudo_labels import total_variation
@@ -122,8 +122,8 @@ def listed(folder):
 
 def test_a_folder_of_pseudo_labels(tmp_path, unlabelled):
     target = tmp_path / "pseudo"
-    ledger = Ledger(CLASSES, Rule(0.5, 0.85), ["runs/r1/x"], labelled=[10, 10, 0])
-    write_folder(target, iter(unlabelled), ledger)
+    report = PseudoLabelReport(CLASSES, Rule(0.5, 0.85), ["runs/r1/x"], labelled=[10, 10, 0])
+    write_folder(target, iter(unlabelled), report)
     assert listed(target) == [
         "images/a.png",
         "images/b.jpg",
@@ -153,9 +153,9 @@ def test_a_folder_of_pseudo_labels(tmp_path, unlabelled):
 
 
 def test_the_summary_is_one_line(tmp_path, unlabelled):
-    ledger = Ledger(CLASSES, Rule(0.5, 0.85), [], labelled=[10, 10, 0])
-    write_folder(tmp_path / "pseudo", unlabelled, ledger)
-    assert ledger.summary() == (
+    report = PseudoLabelReport(CLASSES, Rule(0.5, 0.85), [], labelled=[10, 10, 0])
+    write_folder(tmp_path / "pseudo", unlabelled, report)
+    assert report.summary() == (
         "2 of 3 images kept; 1 dropped: mean confidence below min_confidence; "
         "class shares 30.0 % off all predictions (total variation); "
         "class shares 20.0 % off the labelled set (total variation)"
@@ -163,17 +163,17 @@ def test_the_summary_is_one_line(tmp_path, unlabelled):
 
 
 def test_without_a_labelled_set_nothing_is_said_of_it(tmp_path, unlabelled):
-    ledger = Ledger(CLASSES, Rule(), [])
-    write_folder(tmp_path / "pseudo", unlabelled, ledger)
-    assert ledger.plain()["shift"] == {"before": 0}
-    assert "labelled" not in ledger.plain()["pixels"]
+    report = PseudoLabelReport(CLASSES, Rule(), [])
+    write_folder(tmp_path / "pseudo", unlabelled, report)
+    assert report.plain()["shift"] == {"before": 0}
+    assert "labelled" not in report.plain()["pixels"]
 
 
 def refused(target, predictions, rule=None):
     """What is said; nothing may be left behind."""
     before = listed(target.parent)
     with pytest.raises(UserError) as error:
-        write_folder(target, predictions, Ledger(CLASSES, rule or Rule(), []))
+        write_folder(target, predictions, PseudoLabelReport(CLASSES, rule or Rule(), []))
     assert listed(target.parent) == before and not target.exists()
     return str(error.value)
 
@@ -200,10 +200,10 @@ def test_two_images_cannot_share_a_mask(tmp_path, unlabelled):
 
 def test_what_is_there_already_is_left_alone(tmp_path, unlabelled):
     target = tmp_path / "pseudo"
-    write_folder(target, unlabelled, Ledger(CLASSES, Rule(), []))
+    write_folder(target, unlabelled, PseudoLabelReport(CLASSES, Rule(), []))
     before = {name: (target / name).read_bytes() for name in listed(target)}
     with pytest.raises(UserError, match="already"):
-        write_folder(target, unlabelled, Ledger(CLASSES, Rule(0.5), []))
+        write_folder(target, unlabelled, PseudoLabelReport(CLASSES, Rule(0.5), []))
     assert {name: (target / name).read_bytes() for name in listed(target)} == before
 
 
@@ -214,7 +214,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, unlabelled):
 
     target = tmp_path / "pseudo"
     with pytest.raises(RuntimeError):
-        write_folder(target, failing(), Ledger(CLASSES, Rule(), []))
+        write_folder(target, failing(), PseudoLabelReport(CLASSES, Rule(), []))
     assert [p.name for p in tmp_path.iterdir()] == ["images"]
 
 
@@ -239,25 +239,25 @@ def test_twins_are_found_by_pixels_and_by_name():
         ("new.jpg", image(3)),
         ("turned.jpg", image(0).reshape(5, 4, 3)),  # the same bytes, another image
     ]
-    found = twins(iter(unlabelled), iter(evaluation))
-    assert [tuple(twin) for twin in found] == [
+    found = leaked_images(iter(unlabelled), iter(evaluation))
+    assert [tuple(leak) for leak in found] == [
         ("renamed.png", "val/y.jpg", "pixels"),
         ("other/x.png", "val/x.jpg", "name"),
         ("y.png", "val/y.jpg", "pixels"),
     ]
-    said = about_twins(found)
+    said = leak_warning(found)
     assert "3 of the unlabelled images" in said and "2 by their pixels, 1 by name only" in said
     assert "\n" not in said
-    ledger = Ledger(CLASSES, Rule(), [], twins=found)
+    report = PseudoLabelReport(CLASSES, Rule(), [], leaks=found)
     wanted = {"name": "renamed.png", "evaluation": "val/y.jpg", "same": "pixels"}
-    assert ledger.plain()["twins"][0] == wanted
+    assert report.plain()["twins"][0] == wanted
 
 
 def test_no_twins_no_word():
-    assert twins([("a.png", image(0))], [("b.png", image(1))]) == []
-    assert about_twins([]) is None
+    assert leaked_images([("a.png", image(0))], [("b.png", image(1))]) == []
+    assert leak_warning([]) is None
 
 
 def test_pixels_in_another_order_of_memory_are_the_same():
     turned = np.asfortranarray(image(0))
-    assert [twin.same for twin in twins([("a", turned)], [("b", image(0))])] == ["pixels"]
+    assert [leak.same for leak in leaked_images([("a", turned)], [("b", image(0))])] == ["pixels"]

@@ -25,7 +25,7 @@ class Sample(NamedTuple):
         return self.images / self.seconds
 
 
-class Spread(NamedTuple):
+class TimingSpread(NamedTuple):
     """Of several values: how many, the middle, the quartiles, the ends."""
 
     n: int
@@ -36,11 +36,11 @@ class Spread(NamedTuple):
     most: float
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> TimingSpread:
     """The spread of at least one value; quartiles are interpolated between the values."""
     values = sorted(values)
     lower, _, upper = quantiles(values, method="inclusive") if len(values) > 1 else values * 3
-    return Spread(len(values), median(values), lower, upper, values[0], values[-1])
+    return TimingSpread(len(values), median(values), lower, upper, values[0], values[-1])
 
 
 @dataclass(frozen=True)

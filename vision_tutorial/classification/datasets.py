@@ -20,6 +20,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import wrap_file
 from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_integrity
 
 from ..core.errors import StorageError, UserError
 from ..core.images import EXTENSIONS, images_in, stay_inside, visible
@@ -102,7 +103,6 @@ def _images_of(tables: list[np.ndarray]) -> np.ndarray:
 
 
 def _unpickle(name: str, path: Path, md5: str) -> dict:
-    """What the file holds, if its bytes have this MD5."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -125,16 +125,11 @@ def _text(word: bytes | str) -> str:
 
 
 def _files(kind: Archive) -> dict[str, str]:
-    """Every file of the data set, with its MD5."""
     return dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
 
 
 def _intact(kind: Archive, folder: Path) -> bool:
-    """Whether every file is there and has its MD5."""
-    return all(
-        (folder / part).is_file() and _md5((folder / part).read_bytes()) == md5
-        for part, md5 in _files(kind).items()
-    )
+    return all(check_integrity(folder / part, md5) for part, md5 in _files(kind).items())
 
 
 def _md5(content: bytes) -> str:
@@ -184,7 +179,7 @@ def _download(name: str, kind: Archive, archive: Path) -> None:
 
 
 def _extract(kind: Archive, archive: Path, temporary: Path, folder: Path) -> None:
-    """Move the files that we know into place, each whole or not at all; nothing else is read."""
+    """Move the files of the data set into place, each complete; nothing else is read."""
     folder.mkdir(exist_ok=True)
     with tarfile.open(archive) as tar:
         for part in _files(kind):
@@ -196,7 +191,6 @@ def _extract(kind: Archive, archive: Path, temporary: Path, folder: Path) -> Non
 
 
 def _class_folders(base: Path, name: str) -> list[Path]:
-    """The sub-folders of base/name in the order of their names."""
     folder = base / name
     if not folder.is_dir():
         raise UserError(

@@ -166,7 +166,9 @@ def _keep_resolution(model: nn.Module, name: str) -> None:
     path = _part(model, name, "stage4_stride: 1", 1)
     stage = model.get_submodule(path)
     stage = stage[-1] if path == "stages" else stage
-    strided = [(inner, m) for inner, m in stage.named_modules() if _halves(m)]
+    kinds = nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d | BlurPool2d
+    layers = [(inner, m) for inner, m in stage.named_modules() if isinstance(m, kinds)]
+    strided = [(inner, m) for inner, m in layers if m.stride in (2, (2, 2))]
     if not strided:
         raise UserError(f"'stage4_stride: 1' changes nothing in model '{name}'; leave it out.")
     for inner, module in strided:
@@ -176,11 +178,6 @@ def _keep_resolution(model: nn.Module, name: str) -> None:
             module.stride = 1  # Res2Net and ResNeSt smooth at any stride
         else:
             stage.set_submodule(inner, nn.Identity())
-
-
-def _halves(module: nn.Module) -> bool:
-    strided = isinstance(module, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d | BlurPool2d)
-    return strided and module.stride in (2, (2, 2))
 
 
 def _initialise(model: nn.Module, zero_init: bool) -> None:

@@ -189,7 +189,7 @@ def _write_pseudo_labels(
             "--split, --size, --submission and --overlays."
         )
     rule = inference.refine.Rule(args.min_confidence, args.pixel_threshold)
-    report = inference.refine.Ledger(source.classes, rule, args.runs)
+    report = inference.refine.PseudoLabelReport(source.classes, rule, args.runs)
     folder = Path(args.output)
     messages = inference.write_pseudo_labels(folder, answers, source.paths, recipe, report)
     facts = {name: value for name, value in report.plain().items() if name != "images"}

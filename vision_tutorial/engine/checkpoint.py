@@ -31,7 +31,7 @@ FAILURES = (OSError, RuntimeError, SafetensorError, StorageError)
 PATIENCE = 3  # failed saves in a row that end the training
 
 
-class Loaded(NamedTuple):
+class LoadedCheckpoint(NamedTuple):
     """A checkpoint in memory, on the CPU."""
 
     step: int
@@ -111,7 +111,7 @@ class Checkpoints:
         if self.failures:
             raise StorageError(self.reason)
 
-    def load(self, like: Groups) -> Loaded | None:
+    def load(self, like: Groups) -> LoadedCheckpoint | None:
         """The newest checkpoint that is whole; see `load`. It will not be deleted by us."""
         self.wait()
         loaded = load(self.folder, like, self.recipe_hash, self.say)
@@ -194,7 +194,7 @@ def _check_room(folder: Path, tensors: Groups, state: str) -> None:
 
 def load(
     folder: Path, like: Groups, recipe_hash: str, say: Callable[[str], None] = print
-) -> Loaded | None:
+) -> LoadedCheckpoint | None:
     """The newest whole checkpoint in a `ckpt` folder; None if there never was one.
 
     `like` holds tensors by group and name as the model has them now: names, shapes and dtypes must
@@ -216,7 +216,7 @@ def load(
     return None
 
 
-def _read(folder: Path, like: Groups, recipe_hash: str) -> Loaded:
+def _read(folder: Path, like: Groups, recipe_hash: str) -> LoadedCheckpoint:
     manifest = checkpoint_folder.verify(folder)
     if manifest["recipe_hash"] != recipe_hash:
         raise UserError(
@@ -236,7 +236,7 @@ def _read(folder: Path, like: Groups, recipe_hash: str) -> Loaded:
     if bad := _non_finite(tensors):
         raise Damaged(f"{bad} holds NaN or infinity")
     state = unpack(checkpoint_folder.read_json(folder / "state.json"))
-    return Loaded(manifest["step"], tensors, state, folder, manifest["best"])
+    return LoadedCheckpoint(manifest["step"], tensors, state, folder, manifest["best"])
 
 
 def _compare(path: Path, there: Tensors, here: Tensors) -> None:

@@ -1,6 +1,6 @@
 """Losses that look at one position at a time and take the mean: cross-entropy, focal, their kin.
 
-`contract` says what all of them hold to.
+`masking` says what all of them hold to.
 """
 
 import torch

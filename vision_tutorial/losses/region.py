@@ -1,6 +1,6 @@
 """Losses that look at whole regions: how well what was predicted overlaps with what is there.
 
-`contract` says what all of them hold to. p is the softmax of the logits and g the class map of the
+`masking` says what all of them hold to. p is the softmax of the logits and g the class map of the
 target. Per class over the counted positions: TP = Σ pg, FP = Σ p(1−g), FN = Σ (1−p)g.
 
 reduce  `batch`: one region of a class over all images; `image`: one in each, then the mean over
@@ -63,7 +63,7 @@ def jaccard(
     (B, C, *S).
     """
     within("jaccard", "smooth", smooth)
-    return _overlap(logits, target, 1.0, 1.0, smooth, 1.0, reduce, classes)
+    return tversky(logits, target, alpha=1, beta=1, smooth=smooth, reduce=reduce, classes=classes)
 
 
 @losses.register
@@ -86,7 +86,12 @@ def tversky(
     """
     for option, value in (("alpha", alpha), ("beta", beta), ("smooth", smooth), ("gamma", gamma)):
         within("tversky", option, value)
-    return _overlap(logits, target, alpha, beta, smooth, gamma, reduce, classes)
+    p, g = _masses(logits, target)
+    both = p * g
+    values = _missed(both, alpha * (p - both) + beta * (g - both), smooth, reduce)
+    if gamma != 1:  # at 0, γ < 1 has no slope
+        values = values.clamp(min=torch.finfo(values.dtype).tiny) ** gamma
+    return _mean(values, _summed(g, reduce), classes)
 
 
 @losses.register
@@ -106,7 +111,9 @@ def tanimoto(
     """
     for option, value in (("smooth", smooth), ("gamma", gamma)):
         within("tanimoto", option, value)
-    return _overlap(logits, target, 1.0, 1.0, smooth, gamma, reduce, classes)
+    return tversky(
+        logits, target, alpha=1, beta=1, smooth=smooth, gamma=gamma, reduce=reduce, classes=classes
+    )
 
 
 @losses.register
@@ -123,7 +130,13 @@ def lovasz(
     (B, C, *S) that is one-hot: errors of shares are no sets, so UserError for a mixed one.
     """
     fit(logits, target)
-    p, g = _masses(logits, _unmixed(target))
+    ids = to_ids(target)
+    if is_map(target) and not torch.equal(to_map(ids, target.shape[1]).to(target.dtype), target):
+        raise UserError(
+            "lovasz: needs one class at each position, and these targets are mixed. Use jaccard, "
+            "which takes shares, or leave mixup out of the recipe."
+        )
+    p, g = _masses(logits, ids)
     if reduce == "batch":
         p, g = (mass.transpose(0, 1).flatten(1).unsqueeze(0) for mass in (p, g))
     worst, order = (p - g).abs().sort(-1, descending=True)
@@ -131,25 +144,6 @@ def lovasz(
     mass = g.sum(-1)
     # one position that is taken for an absent class makes the whole loss: the largest error
     return _mean(values.where(mass > 0, worst[..., 0]), mass, classes)
-
-
-def _overlap(
-    logits: Tensor,
-    target: Tensor,
-    alpha: float,
-    beta: float,
-    smooth: float,
-    gamma: float,
-    reduce: str,
-    classes: str,
-) -> Tensor:
-    """The loss of Tversky's index."""
-    p, g = _masses(logits, target)
-    both = p * g
-    values = _missed(both, alpha * (p - both) + beta * (g - both), smooth, reduce)
-    if gamma != 1:  # at 0, γ < 1 has no slope
-        values = values.clamp(min=torch.finfo(values.dtype).tiny) ** gamma
-    return _mean(values, _summed(g, reduce), classes)
 
 
 def _growth(own: Tensor, dtype: torch.dtype) -> Tensor:
@@ -164,17 +158,6 @@ def _growth(own: Tensor, dtype: torch.dtype) -> Tensor:
     rank = torch.arange(1, own.shape[-1] + 1, dtype=torch.int32, device=own.device)
     union = (size + rank - lost).to(dtype)
     return torch.where(own, 1.0, (size - lost) / (union - 1).clamp(min=1)) / union
-
-
-def _unmixed(target: Tensor) -> Tensor:
-    """Class ids (B, *S) of ids, or of a one-hot class map (B, C, *S)."""
-    ids = to_ids(target)
-    if is_map(target) and not torch.equal(to_map(ids, target.shape[1]).to(target.dtype), target):
-        raise UserError(
-            "lovasz: needs one class at each position, and these targets are mixed. Use jaccard, "
-            "which takes shares, or leave mixup out of the recipe."
-        )
-    return ids
 
 
 def _masses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,8 @@
-"""Optimizers, schedules, parameter groups: the pillar's face. Importing it fills the registries."""
+"""Optimizers, schedules, parameter groups. Importing the package fills the registries."""
 
 from . import optimizers, schedules
 from .clipping import clipping
 from .groups import parameter_groups, set_lr
-from .schedules import Now, learning_rates
+from .schedules import learning_rates
 
-__all__ = [
-    "Now",
-    "clipping",
-    "learning_rates",
-    "optimizers",
-    "parameter_groups",
-    "schedules",
-    "set_lr",
-]
+__all__ = ["clipping", "learning_rates", "optimizers", "parameter_groups", "schedules", "set_lr"]

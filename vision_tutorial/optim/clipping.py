@@ -19,15 +19,10 @@ def clipping(clip: Clip | None) -> Callable[[nn.Module, torch.Tensor], None]:
         return lambda network, norm: nn.utils.clip_grad_value_(network.parameters(), clip.value)
     from timm.utils.agc import adaptive_clip_grad
 
-    def clip_all_but_the_head(
-        network: nn.Module, norm: torch.Tensor
-    ) -> None:  # as in the paper and in timm
-        head = {id(p) for p in classifier(network).parameters()}
+    def clip_all_but_the_head(network: nn.Module, norm: torch.Tensor) -> None:
+        """As in the paper and in timm."""
+        known = hasattr(network, "get_classifier")
+        head = {id(p) for p in network.get_classifier().parameters()} if known else set()
         adaptive_clip_grad([p for p in network.parameters() if id(p) not in head], clip.agc)
 
     return clip_all_but_the_head
-
-
-def classifier(network: nn.Module) -> nn.Module:
-    """The last layer, where the network says which it is."""
-    return network.get_classifier() if hasattr(network, "get_classifier") else nn.Identity()

@@ -4,12 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from timm.optim import (
-    create_optimizer_v2,
-    get_optimizer_class,
-    get_optimizer_info,
-    list_optimizers,
-)
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch.optim import ASGD, Optimizer
 
 from ..core.errors import UserError, unknown
@@ -57,12 +52,12 @@ def timm_optimizer(
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     options = {"lr": lr, "weight_decay": weight_decay, **options}
     groups = list(groups)
-    if "fused" in allowed and not {"fused", "foreach"} & options.keys() and can_fuse(groups):
+    if "fused" in allowed and not {"fused", "foreach"} & options.keys() and _can_fuse(groups):
         options["fused"] = True  # one pass over the memory, where torch's own default makes several
     return _made(name, create_optimizer_v2, groups, opt=name, **options)
 
 
-def can_fuse(groups: Any) -> bool:
+def _can_fuse(groups: Any) -> bool:
     """Whether these are parameter groups, of parameters for which torch has fused steps."""
     if not all(isinstance(group, dict) for group in groups):
         return False
@@ -71,7 +66,6 @@ def can_fuse(groups: Any) -> bool:
 
 
 def _options(name: str) -> list[str]:
-    """The options of timm's optimizer `name`, read from its class."""
     try:
         signature = inspect.signature(get_optimizer_class(name, bind_defaults=False))
     except (AssertionError, ImportError) as error:
@@ -88,6 +82,6 @@ def _made(name: str, make: Callable[..., Optimizer], *given: Any, **options: Any
     try:
         return make(*given, **options)
     except Exception as error:  # torch and timm raise whatever they like on odd values
-        said = " ".join(str(error).split())
-        hint = ". timm's is Nesterov; nesterov: false is not" if "Nesterov" in said else ""
-        raise UserError(f"optimizer '{name}': {said}{hint}") from error
+        reason = " ".join(str(error).split())
+        hint = ". timm's is Nesterov; nesterov: false is not" if "Nesterov" in reason else ""
+        raise UserError(f"optimizer '{name}': {reason}{hint}") from error

@@ -4,6 +4,7 @@ Every annotation is drawn when the data set is built, so that a bad one is met a
 as run lengths: a few hundred bytes that travel cheaply to the loader's workers.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,40 +25,34 @@ Id = int | str
 Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 
 
-class ImageEntry(BaseModel):
-    """What a file says of one image."""
-
+class _Image(BaseModel):
     id: Id
     file_name: Annotated[str, Field(min_length=1)]
     width: Side
     height: Side
 
 
-class Annotation(BaseModel):
-    """What it says of one object: polygons [[x, y, …], …], or run lengths {size, counts}."""
-
+class _Annotation(BaseModel):
     id: Id | None = None
     image_id: Id
     category_id: Id
-    segmentation: Any
+    segmentation: Any  # polygons [[x, y, …], …], or run lengths {size, counts}
 
 
-class Category(BaseModel):
-    """What it says of one class."""
-
+class _Category(BaseModel):
     id: Id
     name: Annotated[str, Field(min_length=1)]
 
 
-class Contents(BaseModel):
+class _Contents(BaseModel):
     """A COCO file; a test set may come without annotations, and then without categories."""
 
-    images: Annotated[list[ImageEntry], Field(min_length=1)]
-    annotations: list[Annotation] = []
-    categories: list[Category] = []
+    images: Annotated[list[_Image], Field(min_length=1)]
+    annotations: list[_Annotation] = []
+    categories: list[_Category] = []
 
 
-ORDERS: dict[str, Callable[[Region], int]] = {  # what is drawn first; the last covers the others
+_ORDERS: dict[str, Callable[[Region], int]] = {  # what is drawn first; the last covers the others
     "max_label": lambda one: one.label,
     "area": lambda one: -one.area,
     "order": lambda one: 0,
@@ -87,13 +82,13 @@ def coco(
     check_split(split)
     base = data_folder(root)
     file = base / train
-    learned = read(file)
+    learned = _read(file)
     categories = {category.id: category.name for category in learned.categories}
     classes = _classes(file, learned.categories)
     contents = learned
     if split == "test":
         file = base / test
-        contents = read(file)
+        contents = _read(file)
         if contents.categories or contents.annotations:
             _same(base / train, categories, file, contents.categories)
     elif not contents.annotations:
@@ -101,7 +96,7 @@ def coco(
     folder = base / (train_images if split == "train" else test_images)
     labels = {key: place for place, key in enumerate(categories, start=1)}
     images = _images(file, contents.images)
-    regions = _regions(file, contents.annotations, images, labels, ORDERS[overlap])
+    regions = _regions(file, contents.annotations, images, labels, _ORDERS[overlap])
     source = DenseFiles(
         "coco",
         _paths(file, contents.images, folder, base, f"{split}_images"),
@@ -112,10 +107,9 @@ def coco(
     return decoded(source, cache)
 
 
-def read(path: Path) -> Contents:
-    """A COCO file; one line says what is wrong with it."""
+def _read(path: Path) -> _Contents:
     try:
-        return Contents.model_validate_json(path.read_bytes())
+        return _Contents.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(
             f"coco: no {path}; `root` names the folder (itself, or below VISION_TUTORIAL_DATA), "
@@ -133,17 +127,12 @@ def read(path: Path) -> Contents:
         ) from error
 
 
-def _classes(file: Path, categories: Sequence[Category]) -> tuple[str, ...]:
+def _classes(file: Path, categories: Sequence[_Category]) -> tuple[str, ...]:
     """Background, and the file's categories in its order."""
     if not categories:
         raise UserError(f"{file}: no categories, which say what there is to learn.")
+    _check_unique(f"{file}: two categories", categories, "id", "name")
     names = [category.name for category in categories]
-    for kind, values in (("id", [category.id for category in categories]), ("name", names)):
-        twice = _first_twice(values)
-        if twice is not None:
-            raise UserError(
-                f"{file}: two categories of the {kind} {shown(twice)}. Give each one of its own."
-            )
     taken = next((name for name in names if name.casefold() == BACKGROUND.casefold()), None)
     if taken:
         raise UserError(
@@ -153,7 +142,7 @@ def _classes(file: Path, categories: Sequence[Category]) -> tuple[str, ...]:
     return (BACKGROUND, *names)
 
 
-def _same(train: Path, known: dict[Id, str], test: Path, categories: Sequence[Category]) -> None:
+def _same(train: Path, known: dict[Id, str], test: Path, categories: Sequence[_Category]) -> None:
     """Refuse a test file whose categories are not those that were learned, whatever their order."""
     found = {category.id: category.name for category in categories}
     if found != known:
@@ -164,12 +153,9 @@ def _same(train: Path, known: dict[Id, str], test: Path, categories: Sequence[Ca
         )
 
 
-def _images(file: Path, images: Sequence[ImageEntry]) -> dict[Id, tuple[int, ImageEntry]]:
-    """Place and facts of each image by its id."""
-    for kind in ("id", "file_name"):
-        twice = _first_twice([getattr(image, kind) for image in images])
-        if twice is not None:
-            raise UserError(f"{file}: two images of the {kind} {shown(twice)}. Remove one.")
+def _images(file: Path, images: Sequence[_Image]) -> dict[Id, tuple[int, _Image]]:
+    """Place and entry of each image by its id."""
+    _check_unique(f"{file}: two images", images, "id", "file_name")
     large = next((p for p in images if p.width * p.height > MAX_PIXELS), None)
     if large:
         raise UserError(
@@ -179,14 +165,16 @@ def _images(file: Path, images: Sequence[ImageEntry]) -> dict[Id, tuple[int, Ima
     return {image.id: (place, image) for place, image in enumerate(images)}
 
 
-def _first_twice(values: Sequence[Any]) -> Any:
-    """The first value that was there before, or None."""
-    seen: set[Any] = set()
-    return next((value for value in values if value in seen or seen.add(value)), None)
+def _check_unique(what: str, entries: Sequence[BaseModel], *keys: str) -> None:
+    for key in keys:
+        counts = Counter(getattr(entry, key) for entry in entries)
+        value, count = counts.most_common(1)[0]
+        if count > 1:
+            raise UserError(f"{what} of the {key} {shown(value)}. Correct or remove one.")
 
 
 def _paths(
-    file: Path, images: Sequence[ImageEntry], folder: Path, base: Path, option: str
+    file: Path, images: Sequence[_Image], folder: Path, base: Path, option: str
 ) -> tuple[Path, ...]:
     """Where the images are; all of them must be there, and below `base`."""
     paths = tuple(folder / image.file_name for image in images)
@@ -206,8 +194,8 @@ def _paths(
 
 def _regions(
     file: Path,
-    annotations: Sequence[Annotation],
-    images: dict[Id, tuple[int, ImageEntry]],
+    annotations: Sequence[_Annotation],
+    images: dict[Id, tuple[int, _Image]],
     labels: dict[Id, int],
     order: Callable[[Region], int],
 ) -> tuple[tuple[Region, ...], ...] | None:

@@ -63,7 +63,7 @@ def counts_of(segmentation: Any, height: int, width: int) -> np.ndarray:
             f"its segmentation is {shown(segmentation)}; polygons [[x, y, …], …] or run lengths "
             "{size, counts} are expected."
         )
-    several = [polygon_counts(_points(p, height, width), height, width) for p in segmentation]
+    several = [_polygon_counts(_points(p, height, width), height, width) for p in segmentation]
     if len(several) == 1:
         return several[0]
     covered = np.logical_or.reduce([_covered(counts) for counts in several])
@@ -91,7 +91,7 @@ def _points(polygon: Any, height: int, width: int) -> np.ndarray:
     return np.array(polygon, np.float64).reshape(-1, 2)
 
 
-def polygon_counts(points: np.ndarray, height: int, width: int) -> np.ndarray:
+def _polygon_counts(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """Run lengths int64 of a polygon float64 (n, 2), as pycocotools draws it.
 
     The outline is walked on the fine grid. Where it passes the middle of a column of pixels, what
@@ -141,7 +141,7 @@ def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
             f"[{height}, {width}]."
         )
     if isinstance(counts, str):
-        counts = text_counts(counts)
+        counts = _text_counts(counts)
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
         raise UserError(
             f"its run lengths are {shown(coded.get('counts'))}; a list of numbers from 0 up, or "
@@ -154,7 +154,7 @@ def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
     return np.array(counts, np.int64)
 
 
-def text_counts(text: str) -> list[int] | None:
+def _text_counts(text: str) -> list[int] | None:
     """The numbers in COCO's text of run lengths; None where it is damaged.
 
     Letters hold five bits each, the lowest first, and whether the number goes on; from the fourth

@@ -55,13 +55,12 @@ def camvid(
             "(train, train_masks, val, …), or set `root` or VISION_TUTORIAL_DATA to the folder "
             "that has it."
         )
-    pairs = [
-        pair
-        for part in parts
-        for pair in _pairs("camvid", base, base / part, _first_of(base, part, "_masks", "annot"))
-    ]
-    keys = [image.name for image, _ in pairs]
-    return decoded(_source("camvid", pairs, keys, CAMVID, void=11), cache)
+    pairs = []
+    for part in parts:
+        masks, segnet = base / f"{part}_masks", base / f"{part}annot"
+        found = segnet if segnet.is_dir() and not masks.is_dir() else masks
+        pairs += _pairs("camvid", base, base / part, found)
+    return decoded(_source("camvid", pairs, CAMVID, void=11), cache)
 
 
 @datasets.register
@@ -97,7 +96,7 @@ def voc(
         stay_inside(path, base, "voc")
         if not path.is_file():
             raise UserError(f"voc: no {path}, which {listed} names. Unpack the set again.")
-    return decoded(_source("voc", pairs, [image.name for image, _ in pairs], VOC), cache)
+    return decoded(_source("voc", pairs, VOC), cache)
 
 
 @datasets.register
@@ -121,16 +120,16 @@ def mask_folder(
     """
     check_split(split)
     base = data_folder(root)
-    learned = _masked("mask_folder", base, train, train_masks)
-    names = classes or _listed(base / "classes.txt") or _counted([m for _, m in learned], void)
+    folder, masks = base / train, base / (train_masks or f"{train}_masks")
+    pairs = _pairs("mask_folder", base, folder, masks)
+    names = classes or _listed(base / "classes.txt") or _counted([mask for _, mask in pairs], void)
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise UserError(f"mask_folder: two classes called '{twice}'; rename one.")
-    folder, pairs = base / train, learned
     if split == "test":
-        folder, pairs = base / test, _masked("mask_folder", base, test, test_masks)
-    keys = [image.relative_to(folder).as_posix() for image, _ in pairs]
-    return decoded(_source("mask_folder", pairs, keys, tuple(names), void), cache)
+        folder, masks = base / test, base / (test_masks or f"{test}_masks")
+        pairs = _pairs("mask_folder", base, folder, masks)
+    return decoded(_source("mask_folder", pairs, tuple(names), void, folder), cache)
 
 
 @datasets.register
@@ -167,8 +166,7 @@ def shared_rows(labelled: int, extra: int, ratio: float | None, seed: int) -> np
     all of the first, and of the second each as often as another, give or take one; int64."""
     if ratio is not None and not 0 <= ratio < 1:
         raise UserError(f"with_pseudo_labels: ratio is {ratio:g}; a share from 0 to below 1.")
-    wanted = extra if ratio is None else round(labelled * ratio / (1 - ratio))
-    rounds, rest = divmod(wanted, extra)
+    rounds, rest = divmod(extra if ratio is None else round(labelled * ratio / (1 - ratio)), extra)
     some = np.sort(generator(seed, "pseudo-labels").permutation(extra)[:rest])
     taken = np.concatenate([np.tile(np.arange(extra), rounds), some])
     return np.concatenate([np.arange(labelled), labelled + taken]).astype(np.int64)
@@ -195,34 +193,28 @@ def _pseudo_labelled(folder: Path, classes: tuple[str, ...]) -> DenseFiles:
         raise UserError(
             f"with_pseudo_labels: no {ledger}; name a folder that pseudo-labelling wrote."
         )
-    facts = read_json(ledger)
-    known = facts.get("classes") if isinstance(facts, dict) else None
+    report = read_json(ledger)
+    known = report.get("classes") if isinstance(report, dict) else None
     if known is not None and tuple(known) != classes:
         raise UserError(
             f"with_pseudo_labels: the labels in {folder} are for the classes {shown(known)}, the "
             f"data set has {shown(classes)}. Make them with a model of this data set."
         )
     pairs = _pairs("with_pseudo_labels", folder, folder / "images", folder / "masks")
-    keys = [image.relative_to(folder / "images").as_posix() for image, _ in pairs]
-    return _source("with_pseudo_labels", pairs, keys, classes)
-
-
-# -- images and masks in folders -----------------------------------------------------------------
+    return _source("with_pseudo_labels", pairs, classes, None, folder / "images")
 
 
 def _source(
     name: str,
     pairs: Sequence[Pair],
-    keys: Sequence[str],
     classes: tuple[str, ...],
     void: int | None = None,
+    folder: Path | None = None,
 ) -> DenseFiles:
+    """An image's key is its path below `folder`, or its name alone."""
     images, masks = zip(*pairs, strict=True)
-    return DenseFiles(name, images, tuple(keys), classes, MaskFiles(masks, len(classes), void))
-
-
-def _masked(who: str, base: Path, folder: str, masks: str | None) -> list[Pair]:
-    return _pairs(who, base, base / folder, base / (masks or f"{folder}_masks"))
+    keys = tuple(p.relative_to(folder).as_posix() if folder else p.name for p in images)
+    return DenseFiles(name, images, keys, classes, MaskFiles(masks, len(classes), void))
 
 
 def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[Pair]:
@@ -250,14 +242,7 @@ def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[Pair]:
     return pairs
 
 
-def _first_of(base: Path, part: str, *endings: str) -> Path:
-    """The first of the folders part + ending that there is, or the first one."""
-    folders = [base / f"{part}{ending}" for ending in endings]
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
-
-
 def _listed(path: Path) -> list[str] | None:
-    """The lines of a text file; None if there is none."""
     try:
         return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except FileNotFoundError:
@@ -267,7 +252,6 @@ def _listed(path: Path) -> list[str] | None:
 
 
 def _counted(masks: Sequence[Path], void: int | None) -> list[str]:
-    """As many classes as the masks have ids, named by number."""
     most = 0
     for path in masks:
         mask = read_mask(path, VOID, void)

@@ -41,12 +41,11 @@ def decoded(source: Source, cache: Cache) -> Source:
         )
     needed = len(source) * width * height * 4  # three channels, and the mask
     if cache == "memory" or cache == "auto" and needed <= available() / 4:
-        return in_memory(source, width, height)
-    return on_disk(source)
+        return _in_memory(source, width, height)
+    return _on_disk(source)
 
 
-def in_memory(source: Source, width: int, height: int) -> ArraySource:
-    """Every image and mask of a dense source, all of one size in pixels."""
+def _in_memory(source: Source, width: int, height: int) -> ArraySource:
     images = np.empty((len(source), height, width, 3), np.uint8)
     masks = np.empty((len(source), height, width), np.uint8)
     arrays.fill(source, images, masks)
@@ -62,14 +61,16 @@ def in_memory(source: Source, width: int, height: int) -> ArraySource:
     )
 
 
-def on_disk(source: Source) -> ArraySource:
+def _on_disk(source: Source) -> ArraySource:
     """The same in the cache folder, written at first and mapped from then on."""
     digest = source.digest()
     stamp = hashlib.sha256(digest.encode())
     for leaf in _leaves(source):
-        for path in _files(leaf):  # a file may change and keep its size
+        files = [*leaf.paths, *leaf.masks.paths] if isinstance(leaf, DenseFiles) else []
+        for path in files:  # a file may change and keep its size
             stamp.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
-    folder = cache_folder() / f"{source.name}-{stamp.hexdigest()[:16]}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "vision_tutorial" / "decoded" / f"{source.name}-{stamp.hexdigest()[:16]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # of several processes one writes, the others wait
@@ -81,12 +82,6 @@ def on_disk(source: Source) -> ArraySource:
             "folder that has room, or cache: none."
         ) from error
     return replace(arrays.load(folder, "train"), known_digest=digest)
-
-
-def cache_folder() -> Path:
-    """Where decoded images are kept; whatever is in it may be removed."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "vision_tutorial" / "decoded"
 
 
 def available() -> int:
@@ -101,10 +96,6 @@ def _leaves(source: Source) -> list[Source]:
     if isinstance(source, Joined):
         return [*_leaves(source.first), *_leaves(source.second)]
     return [source]
-
-
-def _files(leaf: Source) -> list[Path]:
-    return [*leaf.paths, *leaf.masks.paths] if isinstance(leaf, DenseFiles) else []
 
 
 def _sizes(leaf: Source) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -12,18 +12,7 @@ from PIL import Image
 from ..core.errors import UserError
 from ..core.images import VOID, read_image, read_mask
 from ..core.sources import Source
-
-
-class Masks(Protocol):
-    """Masks by index."""
-
-    paths: Sequence[Path]  # the files that they lie in, if each has its own
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """uint8 (H, W), VOID where nothing counts."""
-
-    def digest(self) -> str:
-        """A hash of what the masks are, or of their files' names and sizes."""
+from .coco_masks import Drawn
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class DenseFiles:
     paths: Sequence[Path]
     keys: Sequence[str]
     classes: tuple[str, ...]
-    masks: Masks
+    masks: MaskFiles | Drawn
     dense: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -40,10 +40,10 @@ class Overlap:
         counts = target != IGNORE
         predicted = output.argmax(1)
         entropy = F.cross_entropy(output, target, ignore_index=IGNORE, reduction="none")
-        matrices = confusion(predicted, target, len(self.classes))  # (B, C, C)
-        of_images = mean_iou(matrices)
+        matrices = _confusion(predicted, target, len(self.classes))  # (B, C, C)
+        of_images = _mean_iou(matrices)
         some = counts.flatten(1).any(1)
-        of_batch = mean_iou(matrices.sum(0))
+        of_batch = _mean_iou(matrices.sum(0))
         sums = [
             wide(torch.tensor(float(len(target)), device=output.device)),
             wide(some.sum()),
@@ -60,16 +60,16 @@ class Overlap:
         """In per cent: miou (over the data set), miou_images, miou_batches, boundary_iou,
         pixel_accuracy, mean_accuracy (of classes). cross_entropy in nats a pixel; classes_found,
         how many classes the means are over; `images` counted."""
-        sums, matrix, agreed, either = self.parts(state)
+        sums, matrix, agreed, either = self._parts(state)
         pixels, hits = matrix.sum().item(), matrix.diagonal()
-        union, truth = unions(matrix), matrix.sum(1)
+        union, truth = _unions(matrix), matrix.sum(1)
         return {
-            "miou": 100 * mean_where(hits / union, union > 0),
+            "miou": 100 * _mean_where(hits / union, union > 0),
             "miou_images": 100 * sums["iou_of_images"] / max(sums["counted"], 1),
             "miou_batches": 100 * sums["iou_of_batches"] / max(sums["batches"], 1),
-            "boundary_iou": 100 * mean_where(agreed / either, either > 0),
+            "boundary_iou": 100 * _mean_where(agreed / either, either > 0),
             "pixel_accuracy": 100 * hits.sum().item() / max(pixels, 1),
-            "mean_accuracy": 100 * mean_where(hits / truth, truth > 0),
+            "mean_accuracy": 100 * _mean_where(hits / truth, truth > 0),
             "cross_entropy": sums["entropy"] / max(pixels, 1),
             "classes_found": int((union > 0).sum()),
             "images": sums["images"],
@@ -78,43 +78,43 @@ class Overlap:
     def table(self, state: Tensor) -> dict[str, list[Any]]:
         """Per class: name, true pixels; IoU, accuracy (recall), precision and boundary IoU in per
         cent, None where they are 0/0; `confusion`, its pixels by the class they were given."""
-        _, matrix, agreed, either = self.parts(state)
+        _, matrix, agreed, either = self._parts(state)
         hits = matrix.diagonal()
         return {
             "class": list(self.classes),
             "pixels": [int(n) for n in matrix.sum(1).tolist()],
-            "iou": percent(hits, unions(matrix)),
-            "accuracy": percent(hits, matrix.sum(1)),
-            "precision": percent(hits, matrix.sum(0)),
-            "boundary_iou": percent(agreed, either),
+            "iou": _percent(hits, _unions(matrix)),
+            "accuracy": _percent(hits, matrix.sum(1)),
+            "precision": _percent(hits, matrix.sum(0)),
+            "boundary_iou": _percent(agreed, either),
             "confusion": [[int(n) for n in row] for row in matrix.tolist()],
         }
 
-    def parts(self, state: Tensor) -> tuple[dict[str, float], Tensor, Tensor, Tensor]:
+    def _parts(self, state: Tensor) -> tuple[dict[str, float], Tensor, Tensor, Tensor]:
         """SUMS by name, the confusion matrix (C, C), pixels of agreed and of either boundary."""
         n = len(self.classes)
         sums, matrix, agreed, either = state.cpu().split([len(SUMS), n * n, n, n])
         return dict(zip(SUMS, sums.tolist(), strict=True)), matrix.view(n, n), agreed, either
 
 
-def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+def _confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     """Pixels by (true class, predicted class), each image's own; ids (B, H, W), the target's
     IGNORE left out -> float64 (B, C, C)."""
     b = len(target)
     image = torch.arange(b, device=target.device).view(b, 1, 1)
     cells = (image * classes + target.clamp(min=0)) * classes + predicted
-    found = tally((target != IGNORE).flatten(), cells.flatten(), b * classes * classes)
-    return found.view(b, classes, classes)
+    counts = tally((target != IGNORE).flatten(), cells.flatten(), b * classes * classes)
+    return counts.view(b, classes, classes)
 
 
-def unions(matrix: Tensor) -> Tensor:
+def _unions(matrix: Tensor) -> Tensor:
     """Pixels that are or were called each class, of a confusion matrix (…, C, C) -> (…, C)."""
     return matrix.sum(-1) + matrix.sum(-2) - matrix.diagonal(dim1=-2, dim2=-1)
 
 
-def mean_iou(matrix: Tensor) -> Tensor:
+def _mean_iou(matrix: Tensor) -> Tensor:
     """Mean IoU over the classes with a union, of confusion matrices (…, C, C); 0 without any."""
-    union = unions(matrix)
+    union = _unions(matrix)
     iou = matrix.diagonal(dim1=-2, dim2=-1) / union.clamp(min=1)
     return iou.sum(-1) / (union > 0).sum(-1).clamp(min=1)
 
@@ -129,14 +129,14 @@ def boundaries(predicted: Tensor, target: Tensor, classes: int) -> tuple[Tensor,
     void = target == IGNORE
     predicted = predicted.masked_fill(void, IGNORE)
     reach = max(1, round(BAND * float(torch.tensor(target.shape[1:]).double().norm())))
-    truth, said = (edge(ids, reach) & ~void for ids in (target, predicted))
+    truth, found = (edge(ids, reach) & ~void for ids in (target, predicted))
     same = target == predicted
 
     def count(where: Tensor, ids: Tensor) -> Tensor:
         return tally(where.flatten(), ids.clamp(min=0).flatten(), classes)
 
-    agreed = count(truth & said & same, target)
-    return agreed, count(truth, target) + count(said, predicted) - agreed
+    agreed = count(truth & found & same, target)
+    return agreed, count(truth, target) + count(found, predicted) - agreed
 
 
 def edge(ids: Tensor, reach: int) -> Tensor:
@@ -151,12 +151,11 @@ def edge(ids: Tensor, reach: int) -> Tensor:
     return (highest(values) != ids) | (-highest(-values) != ids)
 
 
-def mean_where(values: Tensor, where: Tensor) -> float:
-    """The mean of some of `values` (C,); 0 where there are none."""
+def _mean_where(values: Tensor, where: Tensor) -> float:
     return values[where].mean().item() if where.any() else 0.0
 
 
-def percent(part: Tensor, whole: Tensor) -> list[float | None]:
-    """100 part / whole, None for 0/0; (C,) each."""
-    pairs = zip(part.tolist(), whole.tolist(), strict=True)
+def _percent(part: Tensor, total: Tensor) -> list[float | None]:
+    """100 part / total, None for 0/0; (C,) each."""
+    pairs = zip(part.tolist(), total.tolist(), strict=True)
     return [100 * a / b if b else None for a, b in pairs]

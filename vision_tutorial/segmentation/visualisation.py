@@ -8,8 +8,6 @@ from PIL import Image
 from ..core.atomic import replacing
 from ..core.targets import VOID
 
-BITS = 3  # of a class id that each channel takes, highest first
-
 
 def palette(count: int = 256) -> np.ndarray:
     """Colours uint8 (count, 3): those of PASCAL VOC, class 0 black, 255 nearly white.
@@ -18,7 +16,7 @@ def palette(count: int = 256) -> np.ndarray:
     """
     ids = np.arange(count)[:, None]
     colours = np.zeros((count, 3), np.uint8)
-    for place in range(BITS):
+    for place in range(3):  # each channel takes three bits of a class id, highest first
         bits = (ids >> (3 * place + np.arange(3))) & 1
         colours |= (bits << (7 - place)).astype(np.uint8)
     return colours

@@ -39,7 +39,7 @@ class ASPP(nn.Module):
             )
             for rate in rates
         ]
-        branches.append(ImagePooling(inputs, channels, dropout))
+        branches.append(_ImagePooling(inputs, channels, dropout))
         self.branches = nn.ModuleList(branches)
         self.join = convolution(len(branches) * channels, channels, join_kernel, dropout=dropout)
 
@@ -48,7 +48,7 @@ class ASPP(nn.Module):
         return self.join(torch.cat([branch(features) for branch in self.branches], 1))
 
 
-class ImagePooling(nn.Module):
+class _ImagePooling(nn.Module):
     """The mean over the image, a 1x1 convolution, and back to every position."""
 
     def __init__(self, inputs: int, channels: int, dropout: float = 0.0):

@@ -38,7 +38,7 @@ def deconvnet(
     features = encoder("vgg16_bn", dropout=dropout_encoder, pretrained=pretrained)
     return DeconvNet(
         features,
-        Mirror(features.channels[-1], hidden, dropout_decoder),
+        _Mirror(features.channels[-1], hidden, dropout_decoder),
         nn.Conv2d(MIRROR[-1][-1], num_classes, 1),
         stride=32,
         dropout=dropout,
@@ -70,7 +70,7 @@ class DeconvNet(Segmenter):
         return [self.classifier(self.dropout(self.decoder(features, places)))]
 
 
-class Mirror(nn.Module):
+class _Mirror(nn.Module):
     """fc6, fc7, fc6's mirror image, then unpooling and transposed convolutions, level by level."""
 
     def __init__(self, inputs: int, hidden: int, dropout: float):

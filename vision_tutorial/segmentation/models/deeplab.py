@@ -139,7 +139,7 @@ def deeplabv3plus(
     sizes = (aspp_channels, low_level_channels, decoder_channels)
     return Segmenter(
         features,
-        Refined(pyramid, features, sizes, separable=decoder_separable, dropout=dropout_decoder),
+        _Refined(pyramid, features, sizes, separable=decoder_separable, dropout=dropout_decoder),
         nn.Conv2d(decoder_channels, num_classes, 1),
         stride=output_stride,
         dropout=dropout,
@@ -147,15 +147,11 @@ def deeplabv3plus(
     )
 
 
-class Refined(nn.Module):
+class _Refined(nn.Module):
     """V3+'s decoder: the pyramid enlarged to stride 4, beside that stage's features, refined."""
 
     def __init__(
-        self,
-        pyramid: nn.Module,
-        features: Encoder,
-        sizes: tuple[int, int, int],
-        **options: Any,
+        self, pyramid: nn.Module, features: Encoder, sizes: tuple[int, int, int], **options: Any
     ):
         super().__init__()
         wide, low, inner = sizes

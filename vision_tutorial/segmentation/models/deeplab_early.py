@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import encoder
-from .layers import Last, Summed, at_least, dropout_layer, resize
+from .layers import Last, at_least, fc6_fc7, resize
 from .segmenter import Segmenter
 
 RATES = {"large": (6, 12, 18, 24), "small": (2, 4, 8, 12)}
@@ -46,7 +46,7 @@ def deeplabv1(
     features = encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
     decoder = Last(
         nn.AvgPool2d(3, stride=1, padding=1),
-        *_fc6_fc7(features.channels[-1], hidden, rate, dropout),
+        *fc6_fc7(features.channels[-1], hidden, 3, rate, dropout),
     )
     return Segmenter(features, decoder, nn.Conv2d(hidden, num_classes, 1), stride=8)
 
@@ -80,21 +80,28 @@ def deeplabv2(
     features = encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
     rates = rates or list(RATES[field_of_view])
     at_least(1, rates=min(rates), hidden=hidden)
-    branches, inputs = Summed(), features.channels[-1]
+    branches, inputs = _Summed(), features.channels[-1]
     for rate in rates:
         if backbone.startswith("vgg"):
-            layers = _fc6_fc7(inputs, hidden, rate, dropout)
-            branches.append(nn.Sequential(*layers, nn.Conv2d(hidden, num_classes, 1)))
+            layers = fc6_fc7(inputs, hidden, 3, rate, dropout)
+            layers.append(nn.Conv2d(hidden, num_classes, 1))
         else:
-            scores = nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate)
-            branches.append(nn.Sequential(scores))
+            layers = [nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate)]
+        branches.append(nn.Sequential(*layers))
     return DeepLabV2(features, branches, SCALES if multi_scale else (1.0,))
+
+
+class _Summed(nn.ModuleList):
+    """Branches that see the same features; their outputs are summed."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return sum(branch(features) for branch in self)
 
 
 class DeepLabV2(Segmenter):
     """Several branches that end in classes and are summed; several scales, of which the largest."""
 
-    def __init__(self, features: nn.Module, branches: Summed, scales: tuple[float, ...]):
+    def __init__(self, features: nn.Module, branches: _Summed, scales: tuple[float, ...]):
         super().__init__(features, Last(), branches, stride=8)
         self.scales = scales
 
@@ -108,15 +115,3 @@ class DeepLabV2(Segmenter):
     def last_layers(self) -> list[nn.Module]:
         """The last layer of each branch."""
         return [branch[-1] for branch in self.classifier]
-
-
-def _fc6_fc7(inputs: int, hidden: int, rate: int, dropout: float) -> list[nn.Module]:
-    """What is left of VGG's fully connected layers: a 3x3 with holes and a 1x1."""
-    return [
-        nn.Conv2d(inputs, hidden, 3, padding=rate, dilation=rate),
-        nn.ReLU(),
-        dropout_layer(dropout),
-        nn.Conv2d(hidden, hidden, 1),
-        nn.ReLU(),
-        dropout_layer(dropout),
-    ]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ...core.errors import UserError
 from ...core.registry import models
 from .backbones import Encoder, encoder
-from .layers import at_least, dropout_layer
+from .layers import at_least, fc6_fc7
 from .segmenter import Segmenter, auxiliary_head, fcn_head
 
 
@@ -54,11 +54,16 @@ def fcn(
         hidden = 4096 if vgg else inputs // 4
     if dropout is None:
         dropout = 0.5 if vgg else 0.1
-    head = (_fc6_fc7 if vgg else fcn_head)(inputs, hidden, num_classes, dropout)
+    if vgg:
+        at_least(1, hidden=hidden)
+        layers = fc6_fc7(inputs, hidden, 7, 1, dropout)
+        head = nn.Sequential(*layers, nn.Conv2d(hidden, num_classes, 1))
+    else:
+        head = fcn_head(inputs, hidden, num_classes, dropout)
     finer = [s for s in (16, 8) if stride <= s < output_stride]
     return FCN(
         features,
-        Scores(features, head, finer, num_classes, pools=vgg),
+        _Scores(features, head, finer, num_classes, pools=vgg),
         nn.Identity(),
         stride=output_stride,
         auxiliary=auxiliary_head(auxiliary, features, auxiliary_channels, num_classes),
@@ -73,7 +78,7 @@ class FCN(Segmenter):
         return [self.decoder.head[-1], *self.decoder.scores]
 
 
-class Scores(nn.Module):
+class _Scores(nn.Module):
     """Class scores of the last stage; doubled, plus those of the next finer stage; and so on.
 
     pools: score a stage behind its pool, as FCN does on VGG, where timm gives what is before it.
@@ -111,17 +116,3 @@ def _bilinear_doubling(channels: int) -> nn.ConvTranspose2d:
     with torch.no_grad():
         double.weight.copy_(torch.eye(channels)[:, :, None, None] * torch.outer(tent, tent))
     return double
-
-
-def _fc6_fc7(inputs: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """VGG's fully connected layers as convolutions, and the score of each class."""
-    at_least(1, hidden=hidden)
-    return nn.Sequential(
-        nn.Conv2d(inputs, hidden, 7, padding=3),
-        nn.ReLU(),
-        dropout_layer(dropout),
-        nn.Conv2d(hidden, hidden, 1),
-        nn.ReLU(),
-        dropout_layer(dropout),
-        nn.Conv2d(hidden, num_classes, 1),
-    )

@@ -31,14 +31,6 @@ class Last(nn.Sequential):
         return super().forward(features[-1])
 
 
-class Summed(nn.ModuleList):
-    """Branches that see the same features; their outputs are summed."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features (B, C, H, W); as what one branch gives."""
-        return sum(branch(features) for branch in self)
-
-
 def convolution(
     inputs: int,
     outputs: int,
@@ -59,6 +51,20 @@ def convolution(
     else:
         layers = _convolution(inputs, outputs, kernel, dilation)
     return nn.Sequential(*layers, *([dropout_layer(dropout)] if dropout else []))
+
+
+def fc6_fc7(
+    inputs: int, hidden: int, kernel: int, dilation: int, dropout: float
+) -> list[nn.Module]:
+    """VGG's fully connected layers as convolutions: kernel x kernel, then 1x1; size stays."""
+    return [
+        nn.Conv2d(inputs, hidden, kernel, padding=dilation * (kernel // 2), dilation=dilation),
+        nn.ReLU(),
+        dropout_layer(dropout),
+        nn.Conv2d(hidden, hidden, 1),
+        nn.ReLU(),
+        dropout_layer(dropout),
+    ]
 
 
 def dropout_layer(rate: float) -> nn.Dropout:

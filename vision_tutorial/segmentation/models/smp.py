@@ -11,7 +11,7 @@ from ...core.errors import UserError, unknown
 from ...core.registry import models
 from .layers import padded
 
-NOT_OPTIONS = {
+_NOT_OPTIONS = {
     *("self", "kwargs", "in_channels", "classes", "aux_params"),
     *("encoder_name", "encoder_weights"),  # here: encoder, pretrained
 }
@@ -48,7 +48,7 @@ def smp(
         raise UserError(unknown("model", name, [f"smp/{known}" for known in kinds]))
     if not encoder.startswith("tu-") and encoder not in library.encoders.encoders:
         raise UserError(unknown("encoder of smp", encoder, library.encoders.encoders))
-    known = set(signature(kinds[kind].__init__).parameters) - NOT_OPTIONS
+    known = set(signature(kinds[kind].__init__).parameters) - _NOT_OPTIONS
     for option in options:
         if option not in known:
             raise UserError(unknown(f"option of {name}", option, known))
@@ -57,7 +57,7 @@ def smp(
     chosen = "imagenet" if pretrained is True else pretrained or None
     given = {"encoder_weights": chosen, **options}
     try:
-        return Padded(kinds[kind](encoder, classes=num_classes, **given))
+        return _Padded(kinds[kind](encoder, classes=num_classes, **given))
     except Exception as error:  # the hub and smp's classes raise whatever they like
         words = ", ".join(f"{key} {value}" for key, value in given.items())
         raise UserError(
@@ -66,7 +66,7 @@ def smp(
         ) from error
 
 
-class Padded(nn.Module):
+class _Padded(nn.Module):
     """smp's network for images of any size."""
 
     def __init__(self, network: nn.Module):

@@ -51,17 +51,17 @@ def unet(
     elif pretrained:
         raise UserError("unet: there are no pretrained weights without a backbone; name one.")
     else:
-        down = Levels(widths, norm, dropout_encoder)
+        down = _Levels(widths, norm, dropout_encoder)
     return Segmenter(
         down,
-        Ascent(down, widths if backbone else widths[:-1], norm, dropout_decoder),
+        _Ascent(down, widths if backbone else widths[:-1], norm, dropout_decoder),
         nn.Conv2d(widths[0], num_classes, 1),
         stride=down.strides[-1],
         dropout=dropout,
     )
 
 
-class Levels(nn.Module):
+class _Levels(nn.Module):
     """The paper's encoder: at every level two 3x3 convolutions, between levels a 2x2 max pool."""
 
     def __init__(self, channels: Sequence[int], norm: bool, dropout: float):
@@ -89,10 +89,12 @@ class Levels(nn.Module):
         return {name: int(name.partition(".")[0]) for name, _ in self.net.named_parameters()}
 
 
-class Ascent(nn.Module):
+class _Ascent(nn.Module):
     """Doubled by a 2x2 transposed convolution, beside the encoder's level, two 3x3 convolutions."""
 
-    def __init__(self, down: Encoder | Levels, channels: Sequence[int], norm: bool, dropout: float):
+    def __init__(
+        self, down: Encoder | _Levels, channels: Sequence[int], norm: bool, dropout: float
+    ):
         super().__init__()
         self.ups, self.levels, self.skips = nn.ModuleList(), nn.ModuleList(), []
         inputs = down.channels[-1]
@@ -117,12 +119,10 @@ class Ascent(nn.Module):
 
 def _twice(inputs: int, outputs: int, norm: bool, dropout: float) -> nn.Sequential:
     """Two 3x3 convolutions, each with ReLU, and BatchNorm where wanted."""
-    if norm:
-        return nn.Sequential(
-            convolution(inputs, outputs, dropout=dropout),
-            convolution(outputs, outputs, dropout=dropout),
-        )
     layers: list[nn.Module] = []
     for width in (inputs, outputs):
-        layers += [nn.Conv2d(width, outputs, 3, padding=1), nn.ReLU(), dropout_layer(dropout)]
+        if norm:
+            layers.append(convolution(width, outputs, dropout=dropout))
+        else:
+            layers += [nn.Conv2d(width, outputs, 3, padding=1), nn.ReLU(), dropout_layer(dropout)]
     return nn.Sequential(*layers)

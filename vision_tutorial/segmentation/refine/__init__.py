@@ -1,16 +1,16 @@
 """What happens to probabilities after the network: dense CRF, pseudo labels."""
 
 from .dense_crf import dense_crf
-from .leakage import about_twins, twins
-from .pseudo_labels import Ledger, Rule, class_pixels, pseudo_label, write_folder
+from .leakage import leak_warning, leaked_images
+from .pseudo_labels import PseudoLabelReport, Rule, class_pixels, pseudo_label, write_folder
 
 __all__ = [
-    "Ledger",
+    "PseudoLabelReport",
     "Rule",
-    "about_twins",
+    "leak_warning",
     "class_pixels",
     "dense_crf",
     "pseudo_label",
-    "twins",
+    "leaked_images",
     "write_folder",
 ]

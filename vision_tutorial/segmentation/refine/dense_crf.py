@@ -1,14 +1,12 @@
 """Dense CRF: probabilities redrawn along the edges of the image, by mean field."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.registry import refiners
-from .permutohedral import Lattice, lattice
+from .permutohedral import lattice
 from .probability_maps import checked
 
 FLOOR = 1e-5  # of a probability: a class that the network rules out can still be brought back
@@ -39,9 +37,11 @@ def dense_crf(
     1e-5. Returns probabilities float32 (C, H, W) there. UserError if these do not fit. On a CPU,
     512x512 pixels and 12 classes take 0.26 GB of memory (measured by benchmarks/crf.py).
     """
-    _from_zero(iterations=iterations)
-    _from_zero(gaussian_weight=gaussian_weight, bilateral_weight=bilateral_weight)
-    _above_zero(gaussian_xy=gaussian_xy, bilateral_xy=bilateral_xy, bilateral_rgb=bilateral_rgb)
+    _check("from 0 up", iterations=iterations)
+    _check("from 0 up", gaussian_weight=gaussian_weight, bilateral_weight=bilateral_weight)
+    _check(
+        "above 0", gaussian_xy=gaussian_xy, bilateral_xy=bilateral_xy, bilateral_rgb=bilateral_rgb
+    )
     probabilities = checked(probabilities)
     colours = _colours(image, probabilities)
     rows, columns = (torch.arange(n, device=colours.device) for n in probabilities.shape[1:])
@@ -53,24 +53,15 @@ def dense_crf(
         both = torch.cat([places / bilateral_xy, colours / bilateral_rgb])
         kernels.append(lattice(both).normalized(bilateral_weight))
     unary = probabilities.clamp(min=FLOOR).log().flatten(1)
-    return mean_field(unary, kernels, iterations).view_as(probabilities)
-
-
-def mean_field(unary: Tensor, kernels: Sequence[Lattice], iterations: int) -> Tensor:
-    """softmax(unary + Σ kernel · q), `iterations` times, from q = softmax(unary): the Potts model.
-
-    unary: log-probabilities float32 (C, N) of N points. Returns probabilities (C, N).
-    """
     start, found = unary.T.contiguous(), unary.softmax(0)
     for _ in range(iterations):
         rows = found.T.contiguous()
         scores = sum((kernel.filter(rows) for kernel in kernels), start)
         found = scores.T.softmax(0)  # ten times as fast as along the short rows
-    return found
+    return found.view_as(probabilities)
 
 
 def _colours(image: np.ndarray, probabilities: Tensor) -> Tensor:
-    """float32 (3, H·W) on the device of the probabilities."""
     size = tuple(probabilities.shape[1:])
     given = f"{getattr(image, 'dtype', type(image).__name__)}, {np.shape(image)}"
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
@@ -86,13 +77,7 @@ def _colours(image: np.ndarray, probabilities: Tensor) -> Tensor:
     return torch.tensor(image, device=probabilities.device).flatten(0, 1).T.float()
 
 
-def _from_zero(**options: float) -> None:
+def _check(expected: str, **options: float) -> None:
     for option, value in options.items():
-        if not 0 <= value < float("inf"):
-            raise UserError(f"dense_crf: {option} is {value}; a number from 0 up is expected.")
-
-
-def _above_zero(**options: float) -> None:
-    for option, value in options.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"dense_crf: {option} is {value}; a number above 0 is expected.")
+        if not 0 <= value < float("inf") or (value == 0 and expected == "above 0"):
+            raise UserError(f"dense_crf: {option} is {value}; a number {expected} is expected.")

@@ -10,7 +10,7 @@ import numpy as np
 Named = tuple[str, np.ndarray]  # an image uint8 (H, W, 3) and its file's name
 
 
-class Twin(NamedTuple):
+class LeakedImage(NamedTuple):
     """An unlabelled image that an evaluation image resembles, and in what."""
 
     name: str
@@ -18,7 +18,7 @@ class Twin(NamedTuple):
     same: Literal["pixels", "name"]
 
 
-def twins(unlabelled: Iterable[Named], evaluation: Iterable[Named]) -> list[Twin]:
+def leaked_images(unlabelled: Iterable[Named], evaluation: Iterable[Named]) -> list[LeakedImage]:
     """Which unlabelled images have the pixels of an evaluation image, or else its name.
 
     Pixels are compared by SHA-256 after decoding, so that another file format hides nothing, but
@@ -31,17 +31,17 @@ def twins(unlabelled: Iterable[Named], evaluation: Iterable[Named]) -> list[Twin
     found = []
     for name, image in unlabelled:
         if other := by_pixels.get(_digest(image)):
-            found.append(Twin(name, other, "pixels"))
+            found.append(LeakedImage(name, other, "pixels"))
         elif other := by_name.get(PurePath(name).stem):
-            found.append(Twin(name, other, "name"))
+            found.append(LeakedImage(name, other, "name"))
     return found
 
 
-def about_twins(found: Sequence[Twin]) -> str | None:
-    """One line about the twins for the person who makes pseudo labels; None if there are none."""
+def leak_warning(found: Sequence[LeakedImage]) -> str | None:
+    """One line for the person who makes pseudo labels; None if there are none."""
     if not found:
         return None
-    pixels = sum(twin.same == "pixels" for twin in found)
+    pixels = sum(leak.same == "pixels" for leak in found)
     first = found[0]
     return (
         f"{len(found)} of the unlabelled images are among the evaluation images ({pixels} by "

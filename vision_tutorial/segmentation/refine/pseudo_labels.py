@@ -1,7 +1,7 @@
 """Pseudo labels: predictions on unlabelled images that become masks to learn from (Lee 2013).
 
 An image is kept if the network is confident on average, a pixel if it is confident there. The
-ledger says what was kept, what was not and why, and how the classes have shifted: pseudo labels
+report says what was kept, what was not and why, and how the classes have shifted: pseudo labels
 repeat what the network believes already, so rare classes tend to get rarer.
 """
 
@@ -20,10 +20,8 @@ from ...core.arrays import new_folder
 from ...core.atomic import sync_folder, write_bytes, write_json
 from ...core.errors import UserError
 from ...core.images import VOID, read_image
-from .leakage import Twin
+from .leakage import LeakedImage
 from .probability_maps import checked
-
-LEDGER = "ledger.json"
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def total_variation(pixels: Sequence[int], others: Sequence[int]) -> float | Non
 
 
 @dataclass
-class Ledger:
+class PseudoLabelReport:
     """Account of what was kept. `runs` predicted; `labelled` are the pixels of each class in the
     labelled set, if known."""
 
@@ -89,7 +87,7 @@ class Ledger:
     rule: Rule
     runs: Sequence[str]
     labelled: Sequence[int] | None = None
-    twins: Sequence[Twin] = ()
+    leaks: Sequence[LeakedImage] = ()
     images: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def __post_init__(self):
@@ -127,36 +125,34 @@ class Ledger:
                 for name, others in pixels.items()
                 if name != "after"
             },
-            "twins": [twin._asdict() for twin in self.twins],
+            "twins": [leak._asdict() for leak in self.leaks],
             "images": self.images,
         }
 
     def summary(self) -> str:
         """One line: how many were kept, why the others were not, how far the classes shifted."""
         facts = self.plain()
+        lines = [f"{facts['kept']} of {facts['unlabelled']} images kept"]
+        lines += [f"{count} dropped: {reason}" for reason, count in facts["dropped"].items()]
         against = {"before": "all predictions", "labelled": "the labelled set"}
-        return "; ".join(
-            [
-                f"{facts['kept']} of {facts['unlabelled']} images kept",
-                *(f"{count} dropped: {reason}" for reason, count in facts["dropped"].items()),
-                *(
-                    f"class shares {100 * shift:.1f} % off {against[name]} (total variation)"
-                    for name, shift in facts["shift"].items()
-                    if shift is not None
-                ),
-            ]
-        )
+        for name, shift in facts["shift"].items():
+            if shift is not None:
+                words = f"class shares {100 * shift:.1f} % off {against[name]} (total variation)"
+                lines.append(words)
+        return "; ".join(lines)
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float | None:
     return sum(row[name] for row in rows) / len(rows) if rows else None
 
 
-def write_folder(target: Path, predictions: Iterable[tuple[Path, Tensor]], ledger: Ledger) -> None:
-    """Make the folder `target`: images/, masks/*.png and the ledger; whole or not at all.
+def write_folder(
+    target: Path, predictions: Iterable[tuple[Path, Tensor]], report: PseudoLabelReport
+) -> None:
+    """Make the folder `target`: images/, masks/*.png and the report; whole or not at all.
 
     predictions: each unlabelled image and its probabilities (C, H, W), at the image's size.
-    Each is judged by the ledger's rule and entered. UserError if a size differs, if two images
+    Each is judged by the report's rule and entered. UserError if a size differs, if two images
     would share a mask, or if nothing is kept.
     """
     names = set()
@@ -164,36 +160,28 @@ def write_folder(target: Path, predictions: Iterable[tuple[Path, Tensor]], ledge
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
         for path, probabilities in predictions:
-            made = pseudo_label(probabilities, ledger.rule)
-            _check_size(path, made.mask)
+            made = pseudo_label(probabilities, report.rule)
+            width, height = read_image(path).size
+            if made.mask.shape != (height, width):
+                raise UserError(
+                    f"{path} is {width}x{height}, its prediction {made.mask.shape[1]}x"
+                    f"{made.mask.shape[0]}; resize the probabilities to the image."
+                )
             if path.stem in names:
                 raise UserError(f"{path}: a second image called {path.stem}; rename one.")
             names.add(path.stem)
-            ledger.enter(path.name, made)
+            report.enter(path.name, made)
             if not made.dropped:
                 write_bytes(folder / "images" / path.name, path.read_bytes())
-                write_bytes(folder / "masks" / f"{path.stem}.png", _png(made.mask))
-        if not ledger.after.any():
-            most = max((image["confidence"] for image in ledger.images), default=0)
+                png = io.BytesIO()
+                Image.fromarray(made.mask).save(png, "PNG")
+                write_bytes(folder / "masks" / f"{path.stem}.png", png.getvalue())
+        if not report.after.any():
+            most = max((image["confidence"] for image in report.images), default=0)
             raise UserError(
-                f"no pseudo label is kept: {ledger.summary()}. The highest mean confidence is "
-                f"{most:.4g}; choose lower thresholds ({asdict(ledger.rule)})."
+                f"no pseudo label is kept: {report.summary()}. The highest mean confidence is "
+                f"{most:.4g}; choose lower thresholds ({asdict(report.rule)})."
             )
         for name in ("images", "masks"):
             sync_folder(folder / name)
-        write_json(folder / LEDGER, ledger.plain())
-
-
-def _check_size(path: Path, mask: np.ndarray) -> None:
-    width, height = read_image(path).size
-    if mask.shape != (height, width):
-        raise UserError(
-            f"{path} is {width}x{height}, its prediction {mask.shape[1]}x{mask.shape[0]}; resize "
-            "the probabilities to the image."
-        )
-
-
-def _png(mask: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(mask).save(file, "PNG")
-    return file.getvalue()
+        write_json(folder / "ledger.json", report.plain())
