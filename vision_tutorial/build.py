@@ -78,7 +78,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         raise UserError("loss: jsd compares copies of one image; take `mix` out of the recipe.")
     with torch.device("meta"):
         network = model(recipe, classes, weights=False)
-    learning_rate(recipe, optimizer(recipe, network), 1)
+    _learning_rate(recipe, optimizer(recipe, network), 1)
     return network
 
 
@@ -178,10 +178,9 @@ def learning_rates(recipe: Recipe, steps_per_epoch: int) -> Callable[[int, Seque
     )
 
 
-def learning_rate(
+def _learning_rate(
     recipe: Recipe, made: torch.optim.Optimizer, steps_per_epoch: int
 ) -> Callable[[int, Sequence[float]], float]:
-    """A function (step, history) -> lr that also sets it."""
     rates = learning_rates(recipe, steps_per_epoch)
     rates(0, [])
 
@@ -193,13 +192,11 @@ def learning_rate(
     return set_rate
 
 
-def averaging(ema: EmaOptions | None) -> Callable[[int], float]:
-    """The average's decay as a function of the step, counted from 1."""
+def _averaging(ema: EmaOptions | None) -> Callable[[int], float]:
     return lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0
 
 
-def loader_workers(recipe: Recipe, distributed: Distributed) -> int:
-    """Loader processes beside each training process."""
+def _loader_workers(recipe: Recipe, distributed: Distributed) -> int:
     if recipe.workers is not None:
         return recipe.workers
     spare = len(usable_cores()) // distributed.local_world - 1
@@ -219,7 +216,7 @@ def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> 
         optimizer=optimizer(recipe, network),
         clip=optim.clipping(recipe.clip),
         ema=Ema(network if recipe.ema else None),
-        decay=averaging(recipe.ema),
+        decay=_averaging(recipe.ema),
         seed=recipe.seed,
         accumulation_steps=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,
@@ -267,7 +264,7 @@ def worker_context(recipe: Recipe, distributed: Distributed) -> WorkerContext:
         distributed.rank,
         distributed.world,
         distributed.threads,
-        loader_workers(recipe, distributed),
+        _loader_workers(recipe, distributed),
     )
 
 
@@ -344,7 +341,7 @@ def plan(recipe: Recipe, both: Data, training: TrainingState, distributed: Distr
     return Plan(
         steps_per_epoch=steps,
         epochs=recipe.total_epochs,
-        lr=learning_rate(recipe, training.optimizer, steps),
+        lr=_learning_rate(recipe, training.optimizer, steps),
         batches=train_pipeline(recipe, both.train, distributed).train,
         batch_size=recipe.batch_size,
         evaluate=evaluated,

@@ -84,7 +84,7 @@ def train(args: argparse.Namespace) -> int:
                 run or (new_run(args, loaded) if distributed.main else None)
             )
             with recorded(run, distributed.main), distributed.peers():
-                code = train_in(run, loaded, args, distributed)
+                code = _train_in(run, loaded, args, distributed)
     finally:
         distributed.close()
     if distributed.main:
@@ -113,11 +113,11 @@ def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
         run = Path(args.runs) / loaded.recipe.name / run_folder.check_name("run", args.id)
         return (run if run.is_dir() else None), loaded
     if args.resume:
-        return newest_run(Path(args.runs) / loaded.recipe.name, loaded), loaded
+        return _newest_run(Path(args.runs) / loaded.recipe.name, loaded), loaded
     return None, loaded
 
 
-def newest_run(folder: Path, loaded: Loaded) -> Path | None:
+def _newest_run(folder: Path, loaded: Loaded) -> Path | None:
     """The newest run of the same recipe (same but for epochs, workers, logging)."""
     found = sorted(folder.glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime)
     for path in reversed(found):
@@ -162,21 +162,20 @@ def recorded(run: Path, main: bool) -> Iterator[None]:
         except BaseException as error:
             # no longer running: this start failed early and the run is as it was
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
-            if still_running(run) and (main or not heard):
+            if _still_running(run) and (main or not heard):
                 run_folder.set_status(
                     run, "failed", exit_code=exit_code(error), error=str(error)[:500]
                 )
             raise
 
 
-def still_running(run: Path) -> bool:
+def _still_running(run: Path) -> bool:
     """Whether no other process of this training has said yet how it ended."""
     path = run / "status.json"
     return not path.exists() or read_json(path).get("status") == "running"
 
 
-def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
-    """Build everything in one visible order, then loop."""
+def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
     from . import build, engine
 
     recipe, main = loaded.recipe, distributed.main
@@ -189,10 +188,10 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         run, identity(recipe), keep=recipe.checkpoint.keep, say=display.say, write=main
     )
     progress = engine.restore(training, distributed, checkpoints) or engine.Progress()
-    check_progress(run, plan, progress)
+    _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        start_records(run, loaded, digest, progress)
+        _start_records(run, loaded, digest, progress)
         tracker = make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
@@ -217,14 +216,13 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         )
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
-        finish_records(run, summary, recorder.tracker, progress, code)
-        for line in [*time_use(progress), *lines]:
+        _finish_records(run, summary, recorder.tracker, progress, code)
+        for line in [*_time_use(progress), *lines]:
             tell(line)
     return code
 
 
-def check_progress(run: Path, plan: Any, progress: Any) -> None:
-    """Refuse to continue where that would undo what was reported."""
+def _check_progress(run: Path, plan: Any, progress: Any) -> None:
     if progress.step > plan.steps:
         raise UserError(
             f"{run}: {progress.step:,} steps are done, and the recipe now ends after "
@@ -247,7 +245,7 @@ def verdict(done: bool, signalled: bool) -> tuple[str, int]:
     return "paused", ExitCode.DONE
 
 
-def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
+def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     file = run / "fingerprint.json"
     if file.exists():
@@ -273,10 +271,9 @@ def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None
     run_folder.set_status(run, "running", pid=os.getpid())
 
 
-def finish_records(
+def _finish_records(
     run: Path, summary: dict[str, Any], tracker: Any, progress: Any, code: int
 ) -> None:
-    """summary.json and the last status; the tracker gets the same."""
     write_json(run / "summary.json", summary)
     if summary["status"] == "done" and progress.table:
         table = progress.table
@@ -288,7 +285,7 @@ def finish_records(
     tell(sentence(summary, run))
 
 
-def time_use(progress: Any) -> Iterator[str]:
+def _time_use(progress: Any) -> Iterator[str]:
     """What limits this training; of an epoch that is under way, its steps so far."""
     now = {"seconds_data": progress.seconds_data}
     now["seconds_device"] = progress.seconds - progress.seconds_data

@@ -58,7 +58,6 @@ def translated(recipe: Recipe, size: int) -> dict[str, Any]:
 
 
 def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's arguments for one augmentation."""
     match name:
         case "random_resized_crop":
             ranges = {key: tuple(options[key]) for key in ("scale", "ratio")}
@@ -177,7 +176,6 @@ def timm_batches(
 
 
 def _source_size(recipe: Recipe, source: Source) -> int:
-    """The side of a training image."""
     return side_after(recipe.augment, None) or source[0][0].width
 
 
@@ -248,7 +246,6 @@ def train_words(
 
 
 def _augment_words(arguments: dict[str, Any]) -> list[str]:
-    """The flags for what `translated` found."""
     renamed = {"interpolation": "train_interpolation", "auto_augment": "aa"}
     renamed |= {f"re_{name}": f"re{name}" for name in ("prob", "mode", "count")}
     words = []
@@ -263,7 +260,6 @@ def _augment_words(arguments: dict[str, Any]) -> list[str]:
 
 
 def _mix_words(recipe: Recipe) -> list[str]:
-    """The flags for `mix` and for label smoothing."""
     flags = {"mixup_alpha": "--mixup", "cutmix_alpha": "--cutmix", "prob": "--mixup-prob"}
     flags["switch_prob"] = "--mixup-switch-prob"
     smoothing = max((t.options.get("label_smoothing", 0.0) for t in recipe.loss), default=0.0)

@@ -74,7 +74,7 @@ def bench(args: argparse.Namespace) -> int:
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """All that was asked for."""
-    wanted = wanted_stages(args)
+    wanted = _wanted_stages(args)
     given = (args.recipe, tuple(args.overrides), args.trust_imports, args.rounds, args.seconds)
     Job(*given, Path()).load()  # a mistake is told before torch is there
     # asking whether there is a GPU must not start CUDA here: children could not share it
@@ -95,8 +95,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     return report(job, pairs, facts, time.perf_counter() - began)
 
 
-def wanted_stages(args: argparse.Namespace) -> list[str]:
-    """The measurements that were asked for, in our order."""
+def _wanted_stages(args: argparse.Namespace) -> list[str]:
     script = args.timm_train
     if script is not None and not script.is_file():
         raise UserError(f"--timm-train {script}: no such file; give the path of timm's train.py.")
@@ -127,14 +126,14 @@ def data(job: Job) -> Found:
     every = usable_cores()
     pairs = []
     for cores in [every[:1], every] if len(every) > 1 else [every]:
-        (ours, *others), reason = in_child(data_rates, job, len(cores), cores=cores)
+        (ours, *others), reason = in_child(_data_rates, job, len(cores), cores=cores)
         about = {"cores": len(cores), "per_core": statistics.median(ours.values) / len(cores)}
         name = f"data, {len(cores)} core{'s' * (len(cores) > 1)}"
         pairs += [Pair(name, "images/s", ours, other, about) for other in others]
     return pairs, {"no_timm_loader": reason}
 
 
-def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
+def _data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     """Our path, timm's loader in both of its ways, ours by image; why timm's are left out."""
     from .. import build, engine
     from ..benchmarking import bare_loop
@@ -216,8 +215,7 @@ class Workshop:
         return lambda: plan.evaluate(lambda: False, lambda done, total: None)
 
 
-def made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: Any) -> Any:
-    """The same network, optimizer and criterion as the trainer's, new."""
+def _made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: Any) -> Any:
     from .. import build
     from ..benchmarking import bare_loop
 
@@ -230,7 +228,7 @@ def made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: 
 def step(job: Job) -> Found:
     """The trainer beside the bare loop, and what an epoch needs beside its steps."""
     shop = Workshop(job)
-    loop = made_bare_loop(shop.recipe, len(shop.both.train.classes), shop.batches(), shop.place)
+    loop = _made_bare_loop(shop.recipe, len(shop.both.train.classes), shop.batches(), shop.place)
     trainer, bare = job.in_turn("step", [shop.run, lambda: loop.run(job.seconds)])
     tell("step: checkpoints and rows")
     found = shop.evaluating(shop.recipe.eval_batch_size)()
@@ -277,20 +275,19 @@ def evaluation(job: Job) -> Found:
 def timm(job: Job) -> Found:
     """Our trainer beside timm's train.py, both on timm's plain model: it has no CIFAR stem."""
     plain = f"model={job.load().recipe.model.name}"
-    words, batch, reason = in_child(timm_words, job, plain)
+    words, batch, reason = in_child(_timm_words, job, plain)
     if reason:
         return [], {"no_timm_train": reason}
-    ours, other = beside_timm(job, lambda: in_child(one_rate, job, plain), words, batch)
+    ours, other = beside_timm(job, lambda: in_child(_one_rate, job, plain), words, batch)
     sides = Side.rates("trainer", ours), Side.rates("timm's train.py", other)
     return [Pair("step, plain model", "images/s", *sides, {"command": words[1:]})], {}
 
 
-def one_rate(job: Job, *more: str) -> Sample:
-    """The trainer's rate, in a process of its own."""
+def _one_rate(job: Job, *more: str) -> Sample:
     return Workshop(job, *more).run()
 
 
-def timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
+def _timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     """The command of train.py for the recipe, the images of its steps; or why there is none."""
     shop = Workshop(job, plain)
     recipe, source, place = shop.recipe, shop.both.train, shop.place
@@ -325,8 +322,8 @@ def reading(job: Job) -> float:
 def memory(job: Job) -> Found:
     """The trainer's peak beside the bare loop's and the images."""
     tell("memory: the trainer, the bare loop")
-    trainer, images, batches = in_child(trainer_peaks, job)
-    bare = in_child(bare_peaks, job, *batches)
+    trainer, images, batches = in_child(_trainer_peaks, job)
+    bare = in_child(_bare_peaks, job, *batches)
     pairs = []
     for name, ours, other, more in zip(PEAKS, trainer, bare, (images, 0), strict=True):
         if ours and other:
@@ -335,7 +332,7 @@ def memory(job: Job) -> Found:
     return pairs, {}
 
 
-def trainer_peaks(job: Job) -> tuple[tuple, int, tuple]:
+def _trainer_peaks(job: Job) -> tuple[tuple, int, tuple]:
     """Its peaks; the images' bytes; classes and the batches of a step for the bare loop."""
     shop = Workshop(job)
     shop.run()
@@ -344,8 +341,7 @@ def trainer_peaks(job: Job) -> tuple[tuple, int, tuple]:
     return reached, timm_baseline.held((train, shop.both.val)), (len(train.classes), batches)
 
 
-def bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
-    """The peaks of the bare loop, where there is no data set."""
+def _bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
     from torch import channels_last, contiguous_format, from_numpy
 
     from .. import engine
@@ -358,7 +354,7 @@ def bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
         Batch(from_numpy(images).to(place.device, **layout), from_numpy(target).to(place.device))
         for images, target in batches
     ]
-    made_bare_loop(recipe, classes, ready, place).run(job.seconds)
+    _made_bare_loop(recipe, classes, ready, place).run(job.seconds)
     return peaks()
 
 

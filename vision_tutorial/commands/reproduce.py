@@ -126,7 +126,6 @@ def reproduce(args: argparse.Namespace) -> int:
 def _carry_out(
     args: argparse.Namespace, recipes: dict[str, Recipe], own: Path, deadline: Deadline, stop: Stop
 ) -> int:
-    """All of it, in the folder around `own`; the exit code."""
     if _scaled_down(args):
         small = args.network in SMALL or bool(args.network is None and args.budget)
         slots, processes = children.small_slots(
@@ -152,7 +151,6 @@ def _carry_out(
 
 
 def _scaled_down(args: argparse.Namespace) -> bool:
-    """Whether it is another table than the recipes' own."""
     return bool(args.budget or args.network or args.data == SHAPES) or args.scale is not None
 
 
@@ -180,7 +178,6 @@ def _checked_recipes(args: argparse.Namespace) -> dict[str, Recipe]:
 
 
 def _folder_name(args: argparse.Namespace) -> str:
-    """Of the folder of the table: other tables get other folders."""
     budget = args.budget and _spelled(args.budget)
     scale = None if args.scale is None else f"{args.scale:g}"
     seeds = f"{args.seeds}seeds" if args.budget and args.seeds > 1 else None
@@ -189,7 +186,6 @@ def _folder_name(args: argparse.Namespace) -> str:
 
 
 def _spelled(time: float) -> str:
-    """A time in its largest whole unit: 90s, 20min, 2h."""
     unit = next((u for u in ("h", "min") if time % UNITS[u] == 0), "s")
     return f"{time / UNITS[unit]:g}{unit}"
 

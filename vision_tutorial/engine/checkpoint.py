@@ -240,7 +240,6 @@ def _read(folder: Path, like: Groups, recipe_hash: str) -> Loaded:
 
 
 def _compare(path: Path, there: Tensors, here: Tensors) -> None:
-    """UserError unless names, shapes and dtypes are the same."""
     for name in sorted(there.keys() | here.keys()):
         saved, ours = (
             f"{list(group[name].shape)} {str(group[name].dtype).removeprefix('torch.')}"

@@ -52,7 +52,7 @@ class Distributed:
                 f"start with --nproc {torch.cuda.device_count()}."
             )
         if torch.cuda.is_available():
-            choose_algorithms(deterministic)
+            _choose_algorithms(deterministic)
         timeout = CPU_TIMEOUT if not torch.cuda.is_available() else TIMEOUT
         self.accelerator = Accelerator(
             cpu=on_cpu,  # without it, N processes on CPU silently train N separate models
@@ -246,7 +246,7 @@ def launched() -> tuple[int, int, int]:
     )
 
 
-def choose_algorithms(deterministic: bool) -> None:
+def _choose_algorithms(deterministic: bool) -> None:
     """On a GPU: those that give equal bits each time, or those that were fastest when tried.
 
     An operation that only has the other kind goes on; torch warns of it, once.
@@ -264,14 +264,13 @@ def usable_precision(wanted: str, cuda: bool, amx: bool) -> tuple[str, str | Non
     """What this machine can compute in, and what to say if it is not what was asked."""
     half_here = "bf16" if amx else "fp32"
     if wanted == "auto":
-        return (half_on_gpu() if cuda else half_here), None
+        return (_half_on_gpu() if cuda else half_here), None
     if wanted == "fp16" and not cuda:
         return half_here, f"precision: fp16 needs a GPU; this machine computes in {half_here}."
     return wanted, None
 
 
-def half_on_gpu() -> str:
-    """bf16 where the GPU has it in hardware, else fp16."""
+def _half_on_gpu() -> str:
     return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
 
 

@@ -55,7 +55,7 @@ def evaluate(
             if batch is not None:
                 output = forward(batch).float()
                 meter.update(output, batch.target)
-                loss = summed_loss(criterion, output, batch.target) + loss
+                loss = _summed_loss(criterion, output, batch.target) + loss
                 items += len(batch.target)
             if done % POLL == 0 and distributed.any(stop()):
                 raise Interrupted
@@ -64,8 +64,7 @@ def evaluate(
     return summary(meter, distributed.sum(counts), began)
 
 
-def summed_loss(criterion: Callable, output: Tensor, target: Tensor) -> Tensor:
-    """loss x items, a float64 scalar."""
+def _summed_loss(criterion: Callable, output: Tensor, target: Tensor) -> Tensor:
     return exact_sum(wide(criterion(output, target)[0]) * len(target))
 
 

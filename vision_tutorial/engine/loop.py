@@ -120,7 +120,7 @@ def fit(
     """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
     training.skipped_in_row = progress.skipped_in_row
     training.async_steps = async_steps_of(training, distributed)
-    if pending(plan, progress) and not end_epoch(
+    if _pending(plan, progress) and not _end_epoch(
         training, plan, distributed, recorder, progress, stop
     ):
         return False
@@ -136,7 +136,7 @@ def fit(
         asked = stop.asked(progress.step)
         queue.expect(take_step(training, distributed, batches, progress.step, asked))
         progress.step += 1
-        ended, due = pending(plan, progress), recorder.due(progress)
+        ended, due = _pending(plan, progress), recorder.due(progress)
         queue.read(behind=0 if ended or due else training.async_steps)
         leaving = queue.stops(progress.step, ended) or stop.reached(progress.step)
         if leaving:
@@ -148,7 +148,7 @@ def fit(
             images = sum(map(len, batches)) * distributed.world
             recorder.stepped(progress, queue.loss, lr, images)
         if ended:
-            if not end_epoch(training, plan, distributed, recorder, progress, stop):
+            if not _end_epoch(training, plan, distributed, recorder, progress, stop):
                 return False
             if plan.converged(progress.rows):
                 return True
@@ -179,12 +179,12 @@ def converged(rule: Any, meter: Meter) -> Callable[[list[dict[str, Any]]], bool]
     return stalled
 
 
-def pending(plan: Plan, progress: Progress) -> bool:
+def _pending(plan: Plan, progress: Progress) -> bool:
     """Whether an epoch's steps are all taken but its row is not written."""
     return progress.step // plan.steps_per_epoch > len(progress.rows)
 
 
-def end_epoch(
+def _end_epoch(
     training: TrainingState,
     plan: Plan,
     distributed: Distributed,

@@ -91,7 +91,6 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], packe
 
 
 def _exact(saved: Any, loaded: Any) -> Any:
-    """`saved` as it was (dtype, strides), on the device of `loaded`."""
     if isinstance(saved, Tensor):
         return _empty(saved, saved.stride(), loaded.device).copy_(saved)
     if isinstance(saved, list | tuple):

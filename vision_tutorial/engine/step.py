@@ -110,14 +110,14 @@ def take_step(
     for criterion in training.blends.values():
         criterion.begin_step()
     training.buffers.snapshot()
-    gradients = strict_gradients if training.shards else plain_gradients
+    gradients = _strict_gradients if training.shards else _plain_gradients
     terms = gradients(training, distributed, batches, step)
     if distributed.scaler:
         distributed.scaler.unscale_(training.optimizer)
     norm = nn.utils.get_total_norm(training.gradients)
-    report = report_step(training, distributed, terms, norm, (step, sum(map(len, batches)), stop))
+    report = _report_step(training, distributed, terms, norm, (step, sum(map(len, batches)), stop))
     if training.async_steps and training.stepped:
-        update_unless(report.bad, training, distributed, norm, step)
+        _update_unless(report.bad, training, distributed, norm, step)
     elif report.read().skipped:
         training.buffers.restore()
     else:
@@ -137,7 +137,7 @@ def update(training: TrainingState, distributed: Distributed, norm: Tensor, step
     training.optimizer.step()  # not the scaler's: it would wait for what `report` says already
 
 
-def update_unless(
+def _update_unless(
     bad: Tensor, training: TrainingState, distributed: Distributed, norm: Tensor, step: int
 ) -> None:
     """`update`, left out by the device itself where `bad` is true: nobody waits for the answer."""
@@ -147,7 +147,7 @@ def update_unless(
     training.optimizer.found_inf = None
 
 
-def plain_gradients(
+def _plain_gradients(
     training: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient over micro-batches and processes, by DDP. Returns mean losses by name."""
@@ -157,12 +157,12 @@ def plain_gradients(
     for i, batch in enumerate(batches):
         last = i + 1 == count
         with distributed.unsynchronised(training.ddp_model, not last):
-            terms = forward_backward(training, distributed, batch, step, first + i, count)
-        add_terms(sums, terms, count)
+            terms = _forward_backward(training, distributed, batch, step, first + i, count)
+        _add_terms(sums, terms, count)
     return sums
 
 
-def strict_gradients(
+def _strict_gradients(
     training: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
@@ -172,10 +172,10 @@ def strict_gradients(
     for i, shard in enumerate(batches):
         training.buffers.restore()
         index = distributed.rank * mine + i
-        terms = forward_backward(training, distributed, shard, step, index, training.shards)
-        add_terms(sums, terms, mine)
-        flats.append(flat([*take_gradients(training), *training.buffers.floats()]))
-    whole = summed_in_order(flats, training.shards, distributed)
+        terms = _forward_backward(training, distributed, shard, step, index, training.shards)
+        _add_terms(sums, terms, mine)
+        flats.append(flat([*_take_gradients(training), *training.buffers.floats()]))
+    whole = _summed_in_order(flats, training.shards, distributed)
     grads, floats = training.gradients, training.buffers.floats()
     count = sum(grad.numel() for grad in grads)
     put(whole[:count], grads)
@@ -183,7 +183,7 @@ def strict_gradients(
     return sums
 
 
-def forward_backward(
+def _forward_backward(
     training: TrainingState,
     distributed: Distributed,
     batch: Batch,
@@ -199,13 +199,12 @@ def forward_backward(
     return {"loss": total.detach(), **{f"loss/{k}": v.detach() for k, v in terms.items()}}
 
 
-def add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], count: int) -> None:
-    """Running means over `count` passes."""
+def _add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], count: int) -> None:
     for name, value in terms.items():
         sums[name] = sums.get(name, 0) + wide(value) / count
 
 
-def take_gradients(training: TrainingState) -> Iterator[Tensor]:
+def _take_gradients(training: TrainingState) -> Iterator[Tensor]:
     """Each parameter's gradient, zero where the loss did not reach it; then empties them."""
     for parameter in training.parameters:
         if parameter.grad is None:
@@ -214,7 +213,7 @@ def take_gradients(training: TrainingState) -> Iterator[Tensor]:
         parameter.grad.zero_()
 
 
-def summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distributed) -> Tensor:
+def _summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distributed) -> Tensor:
     """Sum of all shards' vectors, first to last: the same additions on any number of processes."""
     total = torch.zeros_like(flats[0])
     mine = len(flats)
@@ -225,7 +224,7 @@ def summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distribut
     return total
 
 
-def report_step(
+def _report_step(
     training: TrainingState,
     distributed: Distributed,
     terms: dict[str, Tensor],
@@ -360,7 +359,7 @@ def fits(
 ) -> bool:
     """Whether a forward and backward pass of one of `steps` micro-batches fits the memory."""
     try:
-        forward_backward(training, distributed, prepare(steps)[0], 0, 0, 1)
+        _forward_backward(training, distributed, prepare(steps)[0], 0, 0, 1)
         return True
     except torch.OutOfMemoryError:
         return False

@@ -218,7 +218,6 @@ def _stage(item: Any, document: Document, index: int) -> Stage:
 def _choices(
     values: dict[str, Any], document: Document, at: Key
 ) -> tuple[tuple[Setting, ...], ...]:
-    """What `grid` or `points` below `at` spell out."""
     if "points" in values:
         here, points = (*at, "points"), values["points"]
         expected = "a list of settings such as {loss: focal} is expected."
@@ -277,5 +276,4 @@ def _expect(kind: type, value: Any, document: Document, at: Key, expected: str) 
 
 
 def _at(document: Document, *key: str | int) -> str:
-    """ "file:line: a.b: " for a key of the sweep file."""
     return f"{document.places[key]}: {'.'.join(map(str, key))}: "
