@@ -187,10 +187,7 @@ def write_pseudo_labels(
     known = ((both.val.key(i), np.asarray(p)) for i, (p, _) in enumerate(items(both.val)))
     ledger.twins = refine.twins(shown, known)
     said = (
-        (
-            paths[answer.index],
-            _at_size(answer.probabilities, image_size(paths[answer.index])[::-1]),
-        )
+        (paths[answer.index], _at_size(answer.probabilities, image_size(paths[answer.index])[::-1]))
         for answer in answers
     )
     refine.write_folder(folder, said, ledger)

@@ -137,11 +137,7 @@ class _TimmDataset:
 
 
 def timm_batches(
-    recipe: Recipe,
-    source: Source,
-    device: Any,
-    workers: int,
-    prefetcher: bool,
+    recipe: Recipe, source: Source, device: Any, workers: int, prefetcher: bool
 ) -> Iterator[int]:
     """timm's own loader, without end: how many images each batch has put on the device, normalised.
 

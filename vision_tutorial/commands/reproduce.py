@@ -222,10 +222,7 @@ def _kept_plan(
 
 
 def _new_plan(
-    args: argparse.Namespace,
-    recipes: dict[str, Recipe],
-    probe: ThroughputProbe,
-    deadline: Deadline,
+    args: argparse.Namespace, recipes: dict[str, Recipe], probe: ThroughputProbe, deadline: Deadline
 ) -> tuple[Plan | None, Speed | None]:
     """The plan by the rule; with a budget also the speed that it is based on, measured here."""
     if not _scaled_down(args):
