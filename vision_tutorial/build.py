@@ -34,7 +34,6 @@ from .engine import (
 from .engine.evaluation import Evaluation, answer_to_blank, refined
 from .engine.loop import converged
 from .recipe.batch_split import batch_parts, steps_per_epoch
-from .recipe.fields import Ema as EmaOptions
 from .recipe.fields import Recipe
 from .recipe.plugins import import_files as import_files
 
@@ -192,31 +191,20 @@ def _learning_rate(
     return set_rate
 
 
-def _averaging(ema: EmaOptions | None) -> Callable[[int], float]:
-    return lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0
-
-
-def _loader_workers(recipe: Recipe, distributed: Distributed) -> int:
-    if recipe.workers is not None:
-        return recipe.workers
-    spare = len(usable_cores()) // distributed.local_world - 1
-    return max(0, min(spare, 8))
-
-
 def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> TrainingState:
     """The network with all that teaches it."""
     parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
     network = place_model(recipe, model(recipe, len(source.classes)), distributed)
-    ddp_model = distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards)
+    ema = recipe.ema
     return TrainingState(
         model=network,
-        ddp_model=ddp_model,
+        ddp_model=distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards),
         task=task(recipe, source.classes),
         criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
         clip=optim.clipping(recipe.clip),
-        ema=Ema(network if recipe.ema else None),
-        decay=_averaging(recipe.ema),
+        ema=Ema(network if ema else None),
+        decay=lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0,
         seed=recipe.seed,
         accumulation_steps=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,
@@ -258,14 +246,11 @@ def fit_memory(
 
 
 def worker_context(recipe: Recipe, distributed: Distributed) -> WorkerContext:
-    """Where this process's images go."""
-    return WorkerContext(
-        distributed.device,
-        distributed.rank,
-        distributed.world,
-        distributed.threads,
-        _loader_workers(recipe, distributed),
-    )
+    """Where this process's images go, and its loader processes beside it."""
+    spare = len(usable_cores()) // distributed.local_world - 1
+    workers = max(0, min(spare, 8)) if recipe.workers is None else recipe.workers
+    process = (distributed.rank, distributed.world, distributed.threads)
+    return WorkerContext(distributed.device, *process, workers)
 
 
 def data_path(recipe: Recipe) -> str:

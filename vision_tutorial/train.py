@@ -162,17 +162,13 @@ def recorded(run: Path, main: bool) -> Iterator[None]:
         except BaseException as error:
             # no longer running: this start failed early and the run is as it was
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
-            if _still_running(run) and (main or not heard):
+            path = run / "status.json"  # of several processes, the first to fail has the word
+            running = not path.exists() or read_json(path).get("status") == "running"
+            if running and (main or not heard):
                 run_folder.set_status(
                     run, "failed", exit_code=exit_code(error), error=str(error)[:500]
                 )
             raise
-
-
-def _still_running(run: Path) -> bool:
-    """Whether no other process of this training has said yet how it ended."""
-    path = run / "status.json"
-    return not path.exists() or read_json(path).get("status") == "running"
 
 
 def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
@@ -217,7 +213,11 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
         _finish_records(run, summary, recorder.tracker, progress, code)
-        for line in [*_time_use(progress), *lines]:
+        # what limits this training; of an epoch that is under way, its steps so far
+        now = {"seconds_data": progress.seconds_data}
+        now["seconds_device"] = progress.seconds - progress.seconds_data
+        parts = shares([*progress.rows, now])
+        for line in [*([verdict_of(parts)] if parts else []), *lines]:
             tell(line)
     return code
 
@@ -283,15 +283,6 @@ def _finish_records(
     tracker.finish(flat, code)
     run_folder.set_status(run, summary["status"], exit_code=code)
     tell(sentence(summary, run))
-
-
-def _time_use(progress: Any) -> Iterator[str]:
-    """What limits this training; of an epoch that is under way, its steps so far."""
-    now = {"seconds_data": progress.seconds_data}
-    now["seconds_device"] = progress.seconds - progress.seconds_data
-    found = shares([*progress.rows, now])
-    if found:
-        yield verdict_of(found)
 
 
 def sentence(summary: dict[str, Any], run: Path) -> str:

@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -147,8 +147,14 @@ def _data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
 
     def own(recipe: Recipe, skip: int) -> Callable[[], Sample]:
         training = build.training_state(recipe, source, distributed)
-        given = (recipe, source, training, distributed)
-        return lambda: drawn(prepared(*given), job.seconds, skip, settle)
+
+        def rate() -> Sample:
+            pipeline = build.train_pipeline(recipe, source, distributed)
+            batches = pipeline.train(0, FAR, training.accumulation_steps)
+            counts = (sum(map(len, parts)) for parts in batches)
+            return drawn(counts, job.seconds, skip, settle)
+
+        return rate
 
     def timms(prefetcher: bool) -> Callable[[], Sample]:
         given = (recipe, source, distributed.device, workers, prefetcher)
@@ -162,15 +168,6 @@ def _data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     sides["image by image"] = own(single, 1 + workers)
     found = job.in_turn(f"data, {cores} core(s)", list(sides.values()))
     return [Side.rates(*side) for side in zip(sides, found, strict=True)], reason
-
-
-def prepared(recipe: Recipe, source: Any, training: Any, distributed: Any) -> Iterator[int]:
-    """The images of each batch of the recipe's own path, said once they are ready for the model."""
-    from .. import build
-
-    data = build.train_pipeline(recipe, source, distributed)
-    for batches in data.train(0, FAR, training.accumulation_steps):
-        yield sum(map(len, batches))
 
 
 # -- the step --------------------------------------------------------------------------------------
@@ -291,14 +288,10 @@ def _timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     """The command of train.py for the recipe, the images of its steps; or why there is none."""
     shop = Workshop(job, plain)
     recipe, source, place = shop.recipe, shop.both.train, shop.place
-    given = (
-        place.precision,
-        place.device.type,
-        len(usable_cores()),
-        shop.training.accumulation_steps,
-    )
+    given = (place.precision, place.device.type, len(usable_cores()))
+    steps = shop.training.accumulation_steps
     try:
-        words = timm_baseline.train_words(recipe, job.script, source, *given)
+        words = timm_baseline.train_words(recipe, job.script, source, *given, steps)
     except timm_baseline.Untranslatable as error:
         return [], 0, str(error)
     words += timm_baseline.data_words(recipe, source, job.folder / "images")

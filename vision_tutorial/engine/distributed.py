@@ -148,7 +148,7 @@ class Distributed:
         thread.join(PATIENCE)
         while self.any(thread.is_alive()):
             thread.join(PATIENCE)
-        errors = self.all_gather_object(told(failed[0], self.rank) if failed else None)
+        errors = self.all_gather_object(_as_user_error(failed[0], self.rank) if failed else None)
         if failed:
             raise failed[0]
         for error in filter(None, errors):
@@ -221,8 +221,7 @@ class Distributed:
             torch.distributed.destroy_process_group()
 
 
-def told(error: BaseException, rank: int) -> UserError:
-    """An error as the other processes raise it."""
+def _as_user_error(error: BaseException, rank: int) -> UserError:
     if isinstance(error, UserError):
         return error
     return PeerLost(f"process {rank} failed: {type(error).__name__}: {error}")
@@ -264,14 +263,12 @@ def usable_precision(wanted: str, cuda: bool, amx: bool) -> tuple[str, str | Non
     """What this machine can compute in, and what to say if it is not what was asked."""
     half_here = "bf16" if amx else "fp32"
     if wanted == "auto":
-        return (_half_on_gpu() if cuda else half_here), None
+        if cuda:
+            half_here = "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+        return half_here, None
     if wanted == "fp16" and not cuda:
         return half_here, f"precision: fp16 needs a GPU; this machine computes in {half_here}."
     return wanted, None
-
-
-def _half_on_gpu() -> str:
-    return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
 
 
 def has_amx() -> bool:

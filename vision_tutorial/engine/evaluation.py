@@ -55,17 +55,14 @@ def evaluate(
             if batch is not None:
                 output = forward(batch).float()
                 meter.update(output, batch.target)
-                loss = _summed_loss(criterion, output, batch.target) + loss
+                mean = wide(criterion(output, batch.target)[0])
+                loss = exact_sum(mean * len(batch.target)) + loss
                 items += len(batch.target)
             if done % POLL == 0 and distributed.any(stop()):
                 raise Interrupted
             progress(done + 1, rounds)
     counts = torch.cat([torch.tensor([loss, items], dtype=torch.float64), meter.state.cpu()])
     return summary(meter, distributed.sum(counts), began)
-
-
-def _summed_loss(criterion: Callable, output: Tensor, target: Tensor) -> Tensor:
-    return exact_sum(wide(criterion(output, target)[0]) * len(target))
 
 
 def summary(meter: Meter, counts: Tensor, began: float) -> Evaluation:

@@ -59,12 +59,6 @@ class Progress:
             for name, value in result.losses.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def spend(self, waited: float, took: float, total: float) -> None:
-        """Add the seconds of a step, of which it `waited` for data, and set those of the run."""
-        self.seconds += took
-        self.seconds_data += waited
-        self.total_seconds = total
-
     @contextmanager
     def overhead(self) -> Iterator[None]:
         """What happens within it is not learning."""
@@ -143,7 +137,9 @@ def fit(
             queue.read(behind=0)
         progress.skipped_in_row = training.skipped_in_row
         now = time.perf_counter()
-        progress.spend(waited, now - clock, now - began)
+        progress.seconds += now - clock
+        progress.seconds_data += waited
+        progress.total_seconds = now - began
         with progress.overhead():
             images = sum(map(len, batches)) * distributed.world
             recorder.stepped(progress, queue.loss, lr, images)

@@ -17,15 +17,12 @@ def profiled(wanted: bool) -> Iterator[list[str]]:
     if not wanted:
         yield lines
         return
-    with profile(activities=activities()) as found:
+    watched = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        watched.append(ProfilerActivity.CUDA)
+    with profile(activities=watched) as found:
         yield lines
     lines += table(found.key_averages())
-
-
-def activities() -> list[ProfilerActivity]:
-    """What there is to be watched here."""
-    watched = [ProfilerActivity.CPU]
-    return [*watched, ProfilerActivity.CUDA] if torch.cuda.is_available() else watched
 
 
 def table(events: Any) -> list[str]:

@@ -56,7 +56,6 @@ class RunRecorder(Recorder):
         self.saved, self.is_best = time.monotonic(), is_best
 
     def due(self, progress: Progress) -> bool:
-        """Whether a checkpoint within the epoch is due, by steps or by the clock."""
         steps, minutes = self.policy.every_steps, self.policy.every_minutes
         if steps and progress.step % steps == 0:
             return True
@@ -69,7 +68,6 @@ class RunRecorder(Recorder):
         self.display.step(progress.step, loss, lr, items)
 
     def evaluating(self, done: int, total: int) -> None:
-        """Move the bar of the evaluation."""
         self.display.evaluating(done, total)
 
     def finished_epoch(self, progress: Progress) -> None:

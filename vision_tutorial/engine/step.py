@@ -117,7 +117,11 @@ def take_step(
     norm = nn.utils.get_total_norm(training.gradients)
     report = _report_step(training, distributed, terms, norm, (step, sum(map(len, batches)), stop))
     if training.async_steps and training.stepped:
-        _update_unless(report.bad, training, distributed, norm, step)
+        # the device itself leaves out a bad step: nobody waits for the answer
+        training.buffers.restore(report.bad)
+        training.optimizer.found_inf = report.bad.float()  # as GradScaler tells fused optimizers
+        update(training, distributed, norm, step)
+        training.optimizer.found_inf = None
     elif report.read().skipped:
         training.buffers.restore()
     else:
@@ -135,16 +139,6 @@ def update(training: TrainingState, distributed: Distributed, norm: Tensor, step
     # some optimizers draw (kron): the same on all processes, whatever their dropout drew
     distributed.seed(address(training.seed, step, "optimizer"))
     training.optimizer.step()  # not the scaler's: it would wait for what `report` says already
-
-
-def _update_unless(
-    bad: Tensor, training: TrainingState, distributed: Distributed, norm: Tensor, step: int
-) -> None:
-    """`update`, left out by the device itself where `bad` is true: nobody waits for the answer."""
-    training.buffers.restore(bad)
-    training.optimizer.found_inf = bad.float()  # as GradScaler tells it to fused optimizers
-    update(training, distributed, norm, step)
-    training.optimizer.found_inf = None
 
 
 def _plain_gradients(

@@ -100,7 +100,10 @@ def _point(sweep: Sweep, settings: tuple[Setting, ...]) -> Point:
     own = (Setting(f"name={sweep.name}", ""), Setting("expects={}", ""))
     everything = (*own, *sweep.common, *settings, *sweep.given)
     loaded = _load(sweep.recipe, everything)
-    return Point(settings, tuple(s.text for s in everything), loaded.recipe, _id(loaded))
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.imports]
+    key = " ".join([recipe_key(to_plain(loaded.recipe)), *files])
+    id = hashlib.sha256(key.encode()).hexdigest()[:10]
+    return Point(settings, tuple(s.text for s in everything), loaded.recipe, id)
 
 
 def _load(recipe: Path, settings: Sequence[Setting]) -> Loaded:
@@ -113,12 +116,6 @@ def _load(recipe: Path, settings: Sequence[Setting]) -> Loaded:
             if message.startswith(f"{COMMAND_LINE} ({short(text, 50)})"):
                 raise UserError(place + message.removeprefix(COMMAND_LINE)) from error
         raise
-
-
-def _id(loaded: Loaded) -> str:
-    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.imports]
-    everything = " ".join([recipe_key(to_plain(loaded.recipe)), *files])
-    return hashlib.sha256(everything.encode()).hexdigest()[:10]
 
 
 # -- reading ---------------------------------------------------------------------------------------
