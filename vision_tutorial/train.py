@@ -19,8 +19,7 @@ from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
 from .runs.fingerprint import fingerprint
 from .runs.redaction import redact
-from .runs.time_breakdown import shares
-from .runs.time_breakdown import verdict as verdict_of
+from .runs.time_breakdown import shares, verdict
 
 PROFILED = 10  # steps
 
@@ -204,7 +203,8 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     with closing(display), stop.listening(), closing(recorder):
         with engine.profiled(args.profile and main) as lines:
             done = engine.fit(training, plan, distributed, recorder, progress, stop)
-    status, code = verdict(done, stop.signalled())
+    status = "done" if done else "preempted" if stop.signalled() else "paused"
+    code = ExitCode.PREEMPTED if status == "preempted" else ExitCode.DONE
     last = progress.rows[-1].get("val/loss") if progress.rows else None
     if done and last is not None and not math.isfinite(last):
         raise NonFiniteError(
@@ -217,7 +217,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         now = {"seconds_data": progress.seconds_data}
         now["seconds_device"] = progress.seconds - progress.seconds_data
         parts = shares([*progress.rows, now])
-        for line in [*([verdict_of(parts)] if parts else []), *lines]:
+        for line in [*([verdict(parts)] if parts else []), *lines]:
             tell(line)
     return code
 
@@ -234,15 +234,6 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
                 f"{run}: there are metrics but no checkpoint to continue from. Put its `ckpt` "
                 "folder back, or start a new run."
             )
-
-
-def verdict(done: bool, signalled: bool) -> tuple[str, int]:
-    """The word for status.json and the exit code."""
-    if done:
-        return "done", ExitCode.DONE
-    if signalled:
-        return "preempted", ExitCode.PREEMPTED
-    return "paused", ExitCode.DONE
 
 
 def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:

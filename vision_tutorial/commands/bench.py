@@ -173,7 +173,7 @@ def _data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
 # -- the step --------------------------------------------------------------------------------------
 
 
-class Workshop:
+class _Setup:
     """A training built as `train` builds it, whose loop runs for some seconds at a time."""
 
     def __init__(self, job: Job, *more: str):
@@ -224,17 +224,19 @@ def _made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place:
 
 def step(job: Job) -> Found:
     """The trainer beside the bare loop, and what an epoch needs beside its steps."""
-    shop = Workshop(job)
-    loop = _made_bare_loop(shop.recipe, len(shop.both.train.classes), shop.batches(), shop.place)
-    trainer, bare = job.in_turn("step", [shop.run, lambda: loop.run(job.seconds)])
+    setup = _Setup(job)
+    loop = _made_bare_loop(
+        setup.recipe, len(setup.both.train.classes), setup.batches(), setup.place
+    )
+    trainer, bare = job.in_turn("step", [setup.run, lambda: loop.run(job.seconds)])
     tell("step: checkpoints and rows")
-    found = shop.evaluating(shop.recipe.eval_batch_size)()
-    ends = shop.timed.ends_of_epochs(1 + job.rounds, found)
+    found = setup.evaluating(setup.recipe.eval_batch_size)()
+    ends = setup.timed.ends_of_epochs(1 + job.rounds, found)
     facts = {
-        "train_images": len(shop.both.train),
-        "val_images": len(shop.both.val),
-        "micro_batches": shop.training.accumulation_steps,
-        "data_share_of_step": statistics.median(shop.timed.data_shares[1:]),
+        "train_images": len(setup.both.train),
+        "val_images": len(setup.both.val),
+        "micro_batches": setup.training.accumulation_steps,
+        "data_share_of_step": statistics.median(setup.timed.data_shares[1:]),
         "epoch_end_seconds": statistics.median(ends[1:]),
     }
     sides = Side.rates("trainer", trainer), Side.rates("bare loop", bare)
@@ -245,13 +247,13 @@ def evaluation(job: Job) -> Found:
     """The evaluation of a split beside the bare forward pass over as many images."""
     from ..benchmarking import bare_loop
 
-    shop = Workshop(job)
-    model, size = shop.training.model, shop.recipe.eval_batch_size
+    setup = _Setup(job)
+    model, size = setup.training.model, setup.recipe.eval_batch_size
     with bare_loop.seen_by(model) as seen:
-        shop.evaluating(size)()
-    rate = bare_loop.bare_forward(model, seen[:1], shop.place).rate
-    images = min(size * max(1, round(PASS * job.seconds * rate / size)), len(shop.both.val))
-    evaluate = shop.evaluating(images)
+        setup.evaluating(size)()
+    rate = bare_loop.bare_forward(model, seen[:1], setup.place).rate
+    images = min(size * max(1, round(PASS * job.seconds * rate / size)), len(setup.both.val))
+    evaluate = setup.evaluating(images)
     full, rest = divmod(images, len(seen[0]))
     batches = [seen[0]] * full + [seen[0][:rest]] * bool(rest)
 
@@ -260,7 +262,7 @@ def evaluation(job: Job) -> Found:
         found = evaluate()
         return Sample(found.images, time.perf_counter() - began)
 
-    sides = [evaluated, lambda: bare_loop.bare_forward(model, batches, shop.place)]
+    sides = [evaluated, lambda: bare_loop.bare_forward(model, batches, setup.place)]
     ours, bare = job.in_turn("evaluation", sides)
     sides = Side.rates("evaluation", ours), Side.rates("bare forward", bare)
     return [Pair("evaluation", "images/s", *sides, {"images": images})], {}
@@ -281,15 +283,15 @@ def timm(job: Job) -> Found:
 
 
 def _one_rate(job: Job, *more: str) -> Sample:
-    return Workshop(job, *more).run()
+    return _Setup(job, *more).run()
 
 
 def _timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     """The command of train.py for the recipe, the images of its steps; or why there is none."""
-    shop = Workshop(job, plain)
-    recipe, source, place = shop.recipe, shop.both.train, shop.place
+    setup = _Setup(job, plain)
+    recipe, source, place = setup.recipe, setup.both.train, setup.place
     given = (place.precision, place.device.type, len(usable_cores()))
-    steps = shop.training.accumulation_steps
+    steps = setup.training.accumulation_steps
     try:
         words = timm_baseline.train_words(recipe, job.script, source, *given, steps)
     except timm_baseline.Untranslatable as error:
@@ -327,11 +329,11 @@ def memory(job: Job) -> Found:
 
 def _trainer_peaks(job: Job) -> tuple[tuple, int, tuple]:
     """Its peaks; the images' bytes; classes and the batches of a step for the bare loop."""
-    shop = Workshop(job)
-    shop.run()
-    reached, train = peaks(), shop.both.train
-    batches = [(b.images.cpu().numpy(), b.target.cpu().numpy()) for b in shop.batches()]
-    return reached, timm_baseline.held((train, shop.both.val)), (len(train.classes), batches)
+    setup = _Setup(job)
+    setup.run()
+    reached, train = peaks(), setup.both.train
+    batches = [(b.images.cpu().numpy(), b.target.cpu().numpy()) for b in setup.batches()]
+    return reached, timm_baseline.held((train, setup.both.val)), (len(train.classes), batches)
 
 
 def _bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
@@ -370,8 +372,8 @@ def scale(job: Job) -> tuple[int, int, float]:
     """GPUs, training images, and about how many a second one process trains on."""
     import torch
 
-    shop = Workshop(job)
-    return torch.cuda.device_count(), len(shop.both.train), shop.run().rate
+    setup = _Setup(job)
+    return torch.cuda.device_count(), len(setup.both.train), setup.run().rate
 
 
 STAGES: dict[str, tuple[Callable[[Job], Found], str]] = {

@@ -72,12 +72,6 @@ class Distributed:
         self.scaler = self.accelerator.scaler
 
     @property
-    def leader(self) -> int:
-        """The first process of this machine."""
-        local = os.environ.get("LOCAL_RANK", str(self.rank % self.local_world))
-        return self.rank - int(local) if self.world > 1 else 0
-
-    @property
     def main(self) -> bool:
         """Whether this process draws, writes and talks."""
         return self.rank == 0
@@ -161,7 +155,9 @@ class Distributed:
         there; the others map what it read, or read for themselves what lies in files."""
         if self.world == 1:
             return read()
-        first = self.rank == self.leader
+        local = os.environ.get("LOCAL_RANK", str(self.rank % self.local_world))
+        leader = self.rank - int(local)  # the first process of this machine
+        first = self.rank == leader
         with sharing() as shared:
             own = self.run_together(lambda: read() if first else None)
             several = first and self.local_world > 1
@@ -169,7 +165,7 @@ class Distributed:
             everyones = self.all_gather_object(shared)
             notices = {self.notice, *(other.notice for other in everyones)} - {None}
             self.notice = " ".join(sorted(notices)) or None
-            mine = everyones[self.leader]
+            mine = everyones[leader]
             return self.run_together(lambda: mine.attach() or own or read())
 
     def broadcast(self, values: Tensor, source: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.counts import exact_sum, wide
-from ..core.task import Batch, Meter, Task
+from ..core.task import Batch, Task
 from .distributed import Distributed
 
 POLL = 8  # rounds between looking whether somebody wants to stop
@@ -62,11 +62,7 @@ def evaluate(
                 raise Interrupted
             progress(done + 1, rounds)
     counts = torch.cat([torch.tensor([loss, items], dtype=torch.float64), meter.state.cpu()])
-    return summary(meter, distributed.sum(counts), began)
-
-
-def summary(meter: Meter, counts: Tensor, began: float) -> Evaluation:
-    """What the counts of all processes mean: the sum of losses, items, and the meter's."""
+    counts = distributed.sum(counts)
     total, items = counts[:2].tolist()
     state = counts[2:]
     metrics = {"loss": total / max(items, 1), **meter.result(state)}
