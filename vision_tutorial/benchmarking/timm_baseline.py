@@ -28,9 +28,6 @@ class Untranslatable(Exception):
     """timm has no option for something in the recipe."""
 
 
-# -- augmentations ---------------------------------------------------------------------------------
-
-
 def translated(recipe: Recipe, size: int) -> dict[str, Any]:
     """The arguments of timm's `create_loader` and `create_transform` for a recipe's `augment`.
 
@@ -119,9 +116,6 @@ def mixers(terms: Sequence[Term] | None) -> dict[str, Any]:
     return {"mixup_alpha": 0.0, **alphas, "prob": probabilities.pop(), "switch_prob": switch}
 
 
-# -- timm's loader ---------------------------------------------------------------------------------
-
-
 class _TimmDataset:
     """A source as a data set of timm's; `create_loader` sets `transform`."""
 
@@ -184,9 +178,6 @@ def held(sources: Sequence[Source]) -> int:
             if array is not None:
                 arrays[id(array)] = array.nbytes
     return sum(arrays.values())
-
-
-# -- timm's train.py -------------------------------------------------------------------------------
 
 
 def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:

@@ -118,9 +118,6 @@ def here(job: Job, *more: str) -> Recipe:
     return loaded.recipe
 
 
-# -- the data path ---------------------------------------------------------------------------------
-
-
 def data(job: Job) -> Found:
     """On one core and on all."""
     every = usable_cores()
@@ -168,9 +165,6 @@ def _data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     sides["image by image"] = own(single, 1 + workers)
     found = job.in_turn(f"data, {cores} core(s)", list(sides.values()))
     return [Side.rates(*side) for side in zip(sides, found, strict=True)], reason
-
-
-# -- the step --------------------------------------------------------------------------------------
 
 
 class _Setup:
@@ -266,9 +260,6 @@ def evaluation(job: Job) -> Found:
     ours, bare = job.in_turn("evaluation", sides)
     sides = Side.rates("evaluation", ours), Side.rates("bare forward", bare)
     return [Pair("evaluation", "images/s", *sides, {"images": images})], {}
-
-
-# -- timm's train.py, start-up, memory, scaling ----------------------------------------------------
 
 
 def timm(job: Job) -> Found:

@@ -133,9 +133,6 @@ def _carry_out(
     return NOT_ALL if stop.asked else _finish(args, scheduler, trials, own)
 
 
-# -- what is asked for -----------------------------------------------------------------------------
-
-
 def _scaled_down(args: argparse.Namespace) -> bool:
     return bool(args.budget or args.network or args.data == SHAPES) or args.scale is not None
 
@@ -174,9 +171,6 @@ def _folder_name(args: argparse.Namespace) -> str:
 def _spelled(time: float) -> str:
     unit = next((u for u in ("h", "min") if time % UNITS[u] == 0), "s")
     return f"{time / UNITS[unit]:g}{unit}"
-
-
-# -- the plan --------------------------------------------------------------------------------------
 
 
 def _kept_plan(
@@ -299,9 +293,6 @@ def _trials(
                 )
             )
     return trials
-
-
-# -- what came of it -------------------------------------------------------------------------------
 
 
 def _finish(

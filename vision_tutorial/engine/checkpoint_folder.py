@@ -33,9 +33,6 @@ class Damaged(Exception):
     """A checkpoint, or a file of it, that is not what was written."""
 
 
-# -- writing and deleting --------------------------------------------------------------------------
-
-
 def write_folder(target: Path, files: Iterable[tuple[str, bytes]], facts: dict[str, Any]) -> None:
     """Write `files` and a manifest with `facts` as the folder `target`, whole or not at all."""
     temporary = _aside(target)
@@ -99,9 +96,6 @@ def sweep(folder: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".tmp-{path.name.removeprefix('step-')}-{os.getpid()}")
-
-
-# -- reading ---------------------------------------------------------------------------------------
 
 
 def candidates(folder: Path) -> list[Path]:

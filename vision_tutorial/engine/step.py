@@ -120,12 +120,12 @@ def take_step(
         # the device itself leaves out a bad step: nobody waits for the answer
         training.buffers.restore(report.bad)
         training.optimizer.found_inf = report.bad.float()  # as GradScaler tells fused optimizers
-        update(training, distributed, norm, step)
+        _update(training, distributed, norm, step)
         training.optimizer.found_inf = None
     elif report.read().skipped:
         training.buffers.restore()
     else:
-        update(training, distributed, norm, step)
+        _update(training, distributed, norm, step)
         training.stepped = True
     training.ema.update(training.model, training.decay(step + 1))
     if distributed.scaler:
@@ -133,8 +133,7 @@ def take_step(
     return report
 
 
-def update(training: TrainingState, distributed: Distributed, norm: Tensor, step: int) -> None:
-    """Clip, and let the optimizer step."""
+def _update(training: TrainingState, distributed: Distributed, norm: Tensor, step: int) -> None:
     training.clip(training.model, norm)
     # some optimizers draw (kron): the same on all processes, whatever their dropout drew
     distributed.seed(address(training.seed, step, "optimizer"))

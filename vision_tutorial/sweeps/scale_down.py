@@ -222,9 +222,6 @@ def choose(
     return chosen and make(chosen.network, speed), speed
 
 
-# -- the recipes -----------------------------------------------------------------------------------
-
-
 def path_of(name: str) -> Path:
     """The recipe of the table as it stands."""
     return RECIPES / f"{name}.yaml"

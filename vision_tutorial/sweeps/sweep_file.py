@@ -118,9 +118,6 @@ def _load(recipe: Path, settings: Sequence[Setting]) -> Loaded:
         raise
 
 
-# -- reading ---------------------------------------------------------------------------------------
-
-
 def read_sweep(path: Path | str, overrides: Iterable[str] = ()) -> Sweep:
     """Read a sweep file and check every point of it. UserError: file, line, what is allowed.
 
