@@ -82,7 +82,7 @@ def train(args: argparse.Namespace) -> int:
             run = distributed.broadcast_object(
                 run or (new_run(args, loaded) if distributed.main else None)
             )
-            with recorded(run, distributed.main), distributed.peers():
+            with _recorded(run, distributed.main), distributed.peers():
                 code = _train_in(run, loaded, args, distributed)
     finally:
         distributed.close()
@@ -149,7 +149,7 @@ def write_recipe(run: Path, loaded: Loaded) -> None:
 
 
 @contextmanager
-def recorded(run: Path, main: bool) -> Iterator[None]:
+def _recorded(run: Path, main: bool) -> Iterator[None]:
     """Hold the run's lock (rank 0); whatever ends the training, status.json says it.
 
     The process that failed first has the word, not those that only lost it; and a process other
@@ -187,13 +187,13 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     recorder = engine.Recorder()
     if main:
         _start_records(run, loaded, digest, progress)
-        tracker = make_tracker(run, recipe, display.say)
+        tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
         recorder = engine.RunRecorder(
             run, training, distributed, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in notices(recipe, both, training, plan, distributed, progress):
+    for line in _notices(recipe, both, training, plan, distributed, progress):
         display.say(line)
     build.try_out(recipe, both.train, training)
     build.fit_memory(training, plan, distributed, display.say)
@@ -273,11 +273,10 @@ def _finish_records(
     flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     run_folder.set_status(run, summary["status"], exit_code=code)
-    tell(sentence(summary, run))
+    tell(_sentence(summary, run))
 
 
-def sentence(summary: dict[str, Any], run: Path) -> str:
-    """What came out, in one or two lines."""
+def _sentence(summary: dict[str, Any], run: Path) -> str:
     metric, best, last = summary["metric"], summary["best"], summary["last"]
     words = f"{summary['status']} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
     if best:
@@ -291,7 +290,7 @@ def sentence(summary: dict[str, Any], run: Path) -> str:
     return words
 
 
-def make_tracker(run: Path, recipe: Any, say: Any) -> Any:
+def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     """wandb, as the recipe wants it; its id is the run's, so that a resume continues it."""
     wandb = recipe.wandb
     return wandb_logger.make_tracker(
@@ -308,10 +307,9 @@ def make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     )
 
 
-def notices(
+def _notices(
     recipe: Any, both: Any, training: Any, plan: Any, distributed: Any, progress: Any
 ) -> Iterator[str]:
-    """What a person wants to know before the first step."""
     if distributed.notice:
         yield distributed.notice
     steps = training.accumulation_steps

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, or read what was measured, and print."""
-    result = read_result(args.recipe) if args.recipe.endswith(".json") else measured(args)
+    result = read_result(args.recipe) if args.recipe.endswith(".json") else _measured(args)
     if args.json:
         print(json.dumps(result, indent=1))
     else:
@@ -72,8 +72,7 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """All that was asked for."""
+def _measured(args: argparse.Namespace) -> dict[str, Any]:
     wanted = _wanted_stages(args)
     given = (args.recipe, tuple(args.overrides), args.trust_imports, args.rounds, args.seconds)
     Job(*given, Path()).load()  # a mistake is told before torch is there
@@ -87,7 +86,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vision-tutorial-bench-") as folder:
         job = Job(*given, Path(folder), args.timm_train)
-        build.check(here(job))  # and so import what children will need
+        build.check(_here(job))  # and so import what children will need
         for name in wanted:
             found, more = STAGES[name][0](job)
             pairs += found
@@ -109,7 +108,7 @@ def _wanted_stages(args: argparse.Namespace) -> list[str]:
     return [name for name in STAGES if name in asked]
 
 
-def here(job: Job, *more: str) -> Recipe:
+def _here(job: Job, *more: str) -> Recipe:
     """The recipe with some values set, ready to be built in this process."""
     from .. import build
 
@@ -118,8 +117,7 @@ def here(job: Job, *more: str) -> Recipe:
     return loaded.recipe
 
 
-def data(job: Job) -> Found:
-    """On one core and on all."""
+def _data(job: Job) -> Found:
     every = usable_cores()
     pairs = []
     for cores in [every[:1], every] if len(every) > 1 else [every]:
@@ -136,8 +134,8 @@ def _data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     from ..benchmarking import bare_loop
 
     workers = cores if cores > 1 else 0
-    recipe = here(job, f"threads={cores}", *(["workers=0"] if cores == 1 else []))
-    single = here(job, f"threads={cores}", f"workers={workers}", "data.path=timm")
+    recipe = _here(job, f"threads={cores}", *(["workers=0"] if cores == 1 else []))
+    single = _here(job, f"threads={cores}", f"workers={workers}", "data.path=timm")
     distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     source = build.data(recipe).train
     settle = bare_loop.settler(distributed.device)
@@ -174,7 +172,7 @@ class _Setup:
         from .. import build, engine
         from ..benchmarking import bare_loop
 
-        self.job, self.recipe = job, here(job, *ENDLESS, *more)
+        self.job, self.recipe = job, _here(job, *ENDLESS, *more)
         recipe = self.recipe
         self.place = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
         self.both = build.data(recipe)
@@ -216,7 +214,7 @@ def _made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place:
     return bare_loop.BareLoop(model, optimizer, criterion, batches, place)
 
 
-def step(job: Job) -> Found:
+def _step(job: Job) -> Found:
     """The trainer beside the bare loop, and what an epoch needs beside its steps."""
     setup = _Setup(job)
     loop = _made_bare_loop(
@@ -237,7 +235,7 @@ def step(job: Job) -> Found:
     return [Pair("step", "images/s", *sides)], facts
 
 
-def evaluation(job: Job) -> Found:
+def _evaluation(job: Job) -> Found:
     """The evaluation of a split beside the bare forward pass over as many images."""
     from ..benchmarking import bare_loop
 
@@ -262,7 +260,7 @@ def evaluation(job: Job) -> Found:
     return [Pair("evaluation", "images/s", *sides, {"images": images})], {}
 
 
-def timm(job: Job) -> Found:
+def _timm(job: Job) -> Found:
     """Our trainer beside timm's train.py, both on timm's plain model: it has no CIFAR stem."""
     plain = f"model={job.load().recipe.model.name}"
     words, batch, reason = in_child(_timm_words, job, plain)
@@ -291,22 +289,19 @@ def _timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     return [*words, "--output", str(job.folder / "timm")], recipe.batch_size, ""
 
 
-def start(job: Job) -> Found:
-    """From the command to the first step, beside bare imports."""
-    return startup(job, in_child(reading, job)), {}
+def _start(job: Job) -> Found:
+    return startup(job, in_child(_reading, job)), {}
 
 
-def reading(job: Job) -> float:
-    """Seconds to read the data set and to hash it."""
+def _reading(job: Job) -> float:
     from .. import build
 
-    recipe, began = here(job), time.perf_counter()
+    recipe, began = _here(job), time.perf_counter()
     build.data(recipe).train.digest()
     return time.perf_counter() - began
 
 
-def memory(job: Job) -> Found:
-    """The trainer's peak beside the bare loop's and the images."""
+def _memory(job: Job) -> Found:
     tell("memory: the trainer, the bare loop")
     trainer, images, batches = in_child(_trainer_peaks, job)
     bare = in_child(_bare_peaks, job, *batches)
@@ -322,7 +317,7 @@ def _trainer_peaks(job: Job) -> tuple[tuple, int, tuple]:
     """Its peaks; the images' bytes; classes and the batches of a step for the bare loop."""
     setup = _Setup(job)
     setup.run()
-    reached, train = peaks(), setup.both.train
+    reached, train = _peaks(), setup.both.train
     batches = [(b.images.cpu().numpy(), b.target.cpu().numpy()) for b in setup.batches()]
     return reached, timm_baseline.held((train, setup.both.val)), (len(train.classes), batches)
 
@@ -333,7 +328,7 @@ def _bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
     from .. import engine
     from ..core.task import Batch
 
-    recipe = here(job)
+    recipe = _here(job)
     place = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     layout = {"memory_format": channels_last if recipe.channels_last else contiguous_format}
     ready = [
@@ -341,25 +336,24 @@ def _bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
         for images, target in batches
     ]
     _made_bare_loop(recipe, classes, ready, place).run(job.seconds)
-    return peaks()
+    return _peaks()
 
 
-def peaks() -> tuple[int | None, int]:
+def _peaks() -> tuple[int | None, int]:
     """Bytes at most of main memory and of the GPU in this process."""
     import torch
 
     return peak_memory(), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
-def two(job: Job) -> Found:
-    """Two processes beside one."""
-    gpus, images, rate = in_child(scale, job)
+def _two(job: Job) -> Found:
+    gpus, images, rate = in_child(_scale, job)
     if gpus == 1:
         return [], {"no_scaling": "there is one GPU"}
     return scaling(job, images, rate, per_process=gpus > 1), {}
 
 
-def scale(job: Job) -> tuple[int, int, float]:
+def _scale(job: Job) -> tuple[int, int, float]:
     """GPUs, training images, and about how many a second one process trains on."""
     import torch
 
@@ -368,13 +362,13 @@ def scale(job: Job) -> tuple[int, int, float]:
 
 
 STAGES: dict[str, tuple[Callable[[Job], Found], str]] = {
-    "data": (data, "the data path beside timm's loader and beside our own image by image"),
-    "step": (partial(in_child, step), "the trainer beside the bare loop"),
-    "eval": (partial(in_child, evaluation), "an evaluation beside the bare forward pass"),
-    "timm": (timm, "the trainer beside timm's train.py (needs --timm-train)"),
-    "startup": (start, "from the command to the first step, beside importing torch and timm"),
-    "memory": (memory, "the peak beside the bare loop's and the data set"),
-    "scaling": (two, "two processes beside one"),
+    "data": (_data, "the data path beside timm's loader and beside our own image by image"),
+    "step": (partial(in_child, _step), "the trainer beside the bare loop"),
+    "eval": (partial(in_child, _evaluation), "an evaluation beside the bare forward pass"),
+    "timm": (_timm, "the trainer beside timm's train.py (needs --timm-train)"),
+    "startup": (_start, "from the command to the first step, beside importing torch and timm"),
+    "memory": (_memory, "the peak beside the bare loop's and the data set"),
+    "scaling": (_two, "two processes beside one"),
 }
 
 

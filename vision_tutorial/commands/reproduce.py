@@ -305,7 +305,7 @@ def _finish(
         week3_table = week3(view).transposed()
         table.terminal(week3_table, sys.stdout)
         write_text(own.parent / "week3.md", table.markdown(week3_table))
-        print(order(view))
+        print(_order(view))
         write_page(args, own, runs, scheduler.deadline, scheduler.stop)
     statuses = {trial.name: scheduler.table.look(trial) for trial in trials}
     missing = [
@@ -345,7 +345,7 @@ def write_page(
     print(last_line(log))
 
 
-def order(view: View) -> str:
+def _order(view: View) -> str:
     """Whether r0 < r1 < r2 came out, and whether that is more than noise."""
     done = {line.run.name: line for line in view.rows if line.done}
     if missing := [name for name in TABLE[:3] if name not in done]:

@@ -22,11 +22,10 @@ def profiled(wanted: bool) -> Iterator[list[str]]:
         watched.append(ProfilerActivity.CUDA)
     with profile(activities=watched) as found:
         yield lines
-    lines += table(found.key_averages())
+    lines += _table(found.key_averages())
 
 
-def table(events: Any) -> list[str]:
-    """Each line: share of the time, milliseconds, calls, name."""
+def _table(events: Any) -> list[str]:
     on_gpu = any(event.self_device_time_total for event in events)
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     ranked = sorted(events, key=lambda event: -getattr(event, key))

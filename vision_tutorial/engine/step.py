@@ -324,7 +324,7 @@ def fit_accumulation_steps(
     training.ddp_model = training.model
     training.buffers.snapshot()
     try:
-        while distributed.any(not fits(training, distributed, prepare, steps)):
+        while distributed.any(not _fits(training, distributed, prepare, steps)):
             if size % (4 * steps):  # halves must stay even, for mixing and for BatchNorm
                 raise MemoryExhausted(
                     f"a micro-batch of {size // steps} does not fit the memory of "
@@ -344,7 +344,7 @@ def fit_accumulation_steps(
     )
 
 
-def fits(
+def _fits(
     training: TrainingState,
     distributed: Distributed,
     prepare: Callable[[int], Sequence[Batch]],
