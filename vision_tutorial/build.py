@@ -34,7 +34,6 @@ from .engine import (
 from .engine.evaluation import Evaluation, answer_to_blank, refined
 from .engine.loop import converged
 from .recipe.batch_split import batch_parts, steps_per_epoch
-from .recipe.fields import Ema as EmaOptions
 from .recipe.fields import Recipe
 from .recipe.plugins import import_files as import_files
 
@@ -78,7 +77,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         raise UserError("loss: jsd compares copies of one image; take `mix` out of the recipe.")
     with torch.device("meta"):
         network = model(recipe, classes, weights=False)
-    learning_rate(recipe, optimizer(recipe, network), 1)
+    _learning_rate(recipe, optimizer(recipe, network), 1)
     return network
 
 
@@ -178,10 +177,9 @@ def learning_rates(recipe: Recipe, steps_per_epoch: int) -> Callable[[int, Seque
     )
 
 
-def learning_rate(
+def _learning_rate(
     recipe: Recipe, made: torch.optim.Optimizer, steps_per_epoch: int
 ) -> Callable[[int, Sequence[float]], float]:
-    """A function (step, history) -> lr that also sets it."""
     rates = learning_rates(recipe, steps_per_epoch)
     rates(0, [])
 
@@ -193,33 +191,20 @@ def learning_rate(
     return set_rate
 
 
-def averaging(ema: EmaOptions | None) -> Callable[[int], float]:
-    """The average's decay as a function of the step, counted from 1."""
-    return lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0
-
-
-def loader_workers(recipe: Recipe, distributed: Distributed) -> int:
-    """Loader processes beside each training process."""
-    if recipe.workers is not None:
-        return recipe.workers
-    spare = len(usable_cores()) // distributed.local_world - 1
-    return max(0, min(spare, 8))
-
-
 def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> TrainingState:
     """The network with all that teaches it."""
     parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
     network = place_model(recipe, model(recipe, len(source.classes)), distributed)
-    ddp_model = distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards)
+    ema = recipe.ema
     return TrainingState(
         model=network,
-        ddp_model=ddp_model,
+        ddp_model=distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards),
         task=task(recipe, source.classes),
         criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
         clip=optim.clipping(recipe.clip),
-        ema=Ema(network if recipe.ema else None),
-        decay=averaging(recipe.ema),
+        ema=Ema(network if ema else None),
+        decay=lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0,
         seed=recipe.seed,
         accumulation_steps=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,
@@ -261,14 +246,11 @@ def fit_memory(
 
 
 def worker_context(recipe: Recipe, distributed: Distributed) -> WorkerContext:
-    """Where this process's images go."""
-    return WorkerContext(
-        distributed.device,
-        distributed.rank,
-        distributed.world,
-        distributed.threads,
-        loader_workers(recipe, distributed),
-    )
+    """Where this process's images go, and its loader processes beside it."""
+    spare = len(usable_cores()) // distributed.local_world - 1
+    workers = max(0, min(spare, 8)) if recipe.workers is None else recipe.workers
+    process = (distributed.rank, distributed.world, distributed.threads)
+    return WorkerContext(distributed.device, *process, workers)
 
 
 def data_path(recipe: Recipe) -> str:
@@ -344,7 +326,7 @@ def plan(recipe: Recipe, both: Splits, training: TrainingState, distributed: Dis
     return Plan(
         steps_per_epoch=steps,
         epochs=recipe.total_epochs,
-        lr=learning_rate(recipe, training.optimizer, steps),
+        lr=_learning_rate(recipe, training.optimizer, steps),
         batches=train_pipeline(recipe, both.train, distributed).train,
         batch_size=recipe.batch_size,
         evaluate=evaluated,

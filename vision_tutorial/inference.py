@@ -163,7 +163,7 @@ def mask_of(probabilities: torch.Tensor, size: tuple[int, int] | None, smooth: b
     smooth: resize probabilities, bilinear, and then decide; else decide, and resize by nearest.
     """
     if size and smooth:
-        probabilities = at_size(probabilities, size)
+        probabilities = _at_size(probabilities, size)
     ids = probabilities.argmax(0)
     if size and not smooth:
         ids = sampled(ids, *size)
@@ -187,10 +187,7 @@ def write_pseudo_labels(
     known = ((both.val.key(i), np.asarray(p)) for i, (p, _) in enumerate(items(both.val)))
     report.leaks = refine.leaked_images(shown, known)
     said = (
-        (
-            paths[answer.index],
-            at_size(answer.probabilities, image_size(paths[answer.index])[::-1]),
-        )
+        (paths[answer.index], _at_size(answer.probabilities, image_size(paths[answer.index])[::-1]))
         for answer in answers
     )
     refine.write_folder(folder, said, report)
@@ -202,7 +199,6 @@ def items(source: Source) -> Iterator[tuple]:
     return (source[index] for index in range(len(source)))
 
 
-def at_size(probabilities: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Probabilities (C, h, w) at `size` (height, width), bilinear."""
+def _at_size(probabilities: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     options = {"mode": "bilinear", "align_corners": False}
     return nn.functional.interpolate(probabilities[None], size, **options)[0]

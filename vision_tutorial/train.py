@@ -19,8 +19,7 @@ from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
 from .runs.fingerprint import fingerprint
 from .runs.redaction import redact
-from .runs.time_breakdown import shares
-from .runs.time_breakdown import verdict as verdict_of
+from .runs.time_breakdown import shares, verdict
 
 PROFILED = 10  # steps
 
@@ -83,8 +82,8 @@ def train(args: argparse.Namespace) -> int:
             run = distributed.broadcast_object(
                 run or (new_run(args, loaded) if distributed.main else None)
             )
-            with recorded(run, distributed.main), distributed.peers():
-                code = train_in(run, loaded, args, distributed)
+            with _recorded(run, distributed.main), distributed.peers():
+                code = _train_in(run, loaded, args, distributed)
     finally:
         distributed.close()
     if distributed.main:
@@ -113,11 +112,11 @@ def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
         run = Path(args.runs) / loaded.recipe.name / run_folder.check_name("run", args.id)
         return (run if run.is_dir() else None), loaded
     if args.resume:
-        return newest_run(Path(args.runs) / loaded.recipe.name, loaded), loaded
+        return _newest_run(Path(args.runs) / loaded.recipe.name, loaded), loaded
     return None, loaded
 
 
-def newest_run(folder: Path, loaded: Loaded) -> Path | None:
+def _newest_run(folder: Path, loaded: Loaded) -> Path | None:
     """The newest run of the same recipe (same but for epochs, workers, logging)."""
     found = sorted(folder.glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime)
     for path in reversed(found):
@@ -150,7 +149,7 @@ def write_recipe(run: Path, loaded: Loaded) -> None:
 
 
 @contextmanager
-def recorded(run: Path, main: bool) -> Iterator[None]:
+def _recorded(run: Path, main: bool) -> Iterator[None]:
     """Hold the run's lock (rank 0); whatever ends the training, status.json says it.
 
     The process that failed first has the word, not those that only lost it; and a process other
@@ -162,21 +161,16 @@ def recorded(run: Path, main: bool) -> Iterator[None]:
         except BaseException as error:
             # no longer running: this start failed early and the run is as it was
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
-            if still_running(run) and (main or not heard):
+            path = run / "status.json"  # of several processes, the first to fail has the word
+            running = not path.exists() or read_json(path).get("status") == "running"
+            if running and (main or not heard):
                 run_folder.set_status(
                     run, "failed", exit_code=exit_code(error), error=str(error)[:500]
                 )
             raise
 
 
-def still_running(run: Path) -> bool:
-    """Whether no other process of this training has said yet how it ended."""
-    path = run / "status.json"
-    return not path.exists() or read_json(path).get("status") == "running"
-
-
-def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
-    """Build everything in one visible order, then loop."""
+def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
     from . import build, engine
 
     recipe, main = loaded.recipe, distributed.main
@@ -189,17 +183,17 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         run, identity(recipe), keep=recipe.checkpoint.keep, say=display.say, write=main
     )
     progress = engine.restore(training, distributed, checkpoints) or engine.Progress()
-    check_progress(run, plan, progress)
+    _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        start_records(run, loaded, digest, progress)
-        tracker = make_tracker(run, recipe, display.say)
+        _start_records(run, loaded, digest, progress)
+        tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
         recorder = engine.RunRecorder(
             run, training, distributed, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in notices(recipe, both, training, plan, distributed, progress):
+    for line in _notices(recipe, both, training, plan, distributed, progress):
         display.say(line)
     build.try_out(recipe, both.train, training)
     build.fit_memory(training, plan, distributed, display.say)
@@ -209,7 +203,8 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
     with closing(display), stop.listening(), closing(recorder):
         with engine.profiled(args.profile and main) as lines:
             done = engine.fit(training, plan, distributed, recorder, progress, stop)
-    status, code = verdict(done, stop.signalled())
+    status = "done" if done else "preempted" if stop.signalled() else "paused"
+    code = ExitCode.PREEMPTED if status == "preempted" else ExitCode.DONE
     last = progress.rows[-1].get("val/loss") if progress.rows else None
     if done and last is not None and not math.isfinite(last):
         raise NonFiniteError(
@@ -217,14 +212,17 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         )
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
-        finish_records(run, summary, recorder.tracker, progress, code)
-        for line in [*time_use(progress), *lines]:
+        _finish_records(run, summary, recorder.tracker, progress, code)
+        # what limits this training; of an epoch that is under way, its steps so far
+        now = {"seconds_data": progress.seconds_data}
+        now["seconds_device"] = progress.seconds - progress.seconds_data
+        parts = shares([*progress.rows, now])
+        for line in [*([verdict(parts)] if parts else []), *lines]:
             tell(line)
     return code
 
 
-def check_progress(run: Path, plan: Any, progress: Any) -> None:
-    """Refuse to continue where that would undo what was reported."""
+def _check_progress(run: Path, plan: Any, progress: Any) -> None:
     if progress.step > plan.steps:
         raise UserError(
             f"{run}: {progress.step:,} steps are done, and the recipe now ends after "
@@ -238,16 +236,7 @@ def check_progress(run: Path, plan: Any, progress: Any) -> None:
             )
 
 
-def verdict(done: bool, signalled: bool) -> tuple[str, int]:
-    """The word for status.json and the exit code."""
-    if done:
-        return "done", ExitCode.DONE
-    if signalled:
-        return "preempted", ExitCode.PREEMPTED
-    return "paused", ExitCode.DONE
-
-
-def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
+def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     file = run / "fingerprint.json"
     if file.exists():
@@ -273,10 +262,9 @@ def start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None
     run_folder.set_status(run, "running", pid=os.getpid())
 
 
-def finish_records(
+def _finish_records(
     run: Path, summary: dict[str, Any], tracker: Any, progress: Any, code: int
 ) -> None:
-    """summary.json and the last status; the tracker gets the same."""
     write_json(run / "summary.json", summary)
     if summary["status"] == "done" and progress.table:
         table = progress.table
@@ -285,20 +273,10 @@ def finish_records(
     flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     run_folder.set_status(run, summary["status"], exit_code=code)
-    tell(sentence(summary, run))
+    tell(_sentence(summary, run))
 
 
-def time_use(progress: Any) -> Iterator[str]:
-    """What limits this training; of an epoch that is under way, its steps so far."""
-    now = {"seconds_data": progress.seconds_data}
-    now["seconds_device"] = progress.seconds - progress.seconds_data
-    found = shares([*progress.rows, now])
-    if found:
-        yield verdict_of(found)
-
-
-def sentence(summary: dict[str, Any], run: Path) -> str:
-    """What came out, in one or two lines."""
+def _sentence(summary: dict[str, Any], run: Path) -> str:
     metric, best, last = summary["metric"], summary["best"], summary["last"]
     words = f"{summary['status']} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
     if best:
@@ -312,7 +290,7 @@ def sentence(summary: dict[str, Any], run: Path) -> str:
     return words
 
 
-def make_tracker(run: Path, recipe: Any, say: Any) -> Any:
+def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     """wandb, as the recipe wants it; its id is the run's, so that a resume continues it."""
     wandb = recipe.wandb
     return wandb_logger.make_tracker(
@@ -329,10 +307,9 @@ def make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     )
 
 
-def notices(
+def _notices(
     recipe: Any, both: Any, training: Any, plan: Any, distributed: Any, progress: Any
 ) -> Iterator[str]:
-    """What a person wants to know before the first step."""
     if distributed.notice:
         yield distributed.notice
     steps = training.accumulation_steps

@@ -26,7 +26,7 @@ from .timed_pairs import Sample
 SKIP = 1  # steps after a start that nobody counts: the loader starts, caches fill
 
 
-class Watch:
+class Watch(Recorder):
     """The duties of another, on the clock: seconds of each step, and of duties."""
 
     def __init__(self, duties: Recorder, settle: Callable[[], None]):
@@ -50,7 +50,6 @@ class Watch:
         self.busy += time.perf_counter() - began
 
     def stepped(self, progress: Progress, *rest: Any) -> None:
-        """Show a step, and note how long it took."""
         with self.on_duty():
             self.duties.stepped(progress, *rest)
         if len(self.steps) < SKIP or self.final:
@@ -61,7 +60,6 @@ class Watch:
         self.last, self.waited = now, progress.seconds_data
 
     def save(self, progress: Progress, is_best: bool) -> None:
-        """Write a checkpoint."""
         with self.on_duty():
             self.duties.save(progress, is_best)
 
@@ -72,12 +70,7 @@ class Watch:
         self.last, self.waited = time.perf_counter(), progress.seconds_data
 
     def due(self, progress: Progress) -> bool:
-        """Whether a checkpoint within the epoch is due."""
         return self.duties.due(progress)
-
-    def evaluating(self, done: int, total: int) -> None:
-        """Show how far an evaluation is."""
-        self.duties.evaluating(done, total)
 
 
 class Until(StopRequest):

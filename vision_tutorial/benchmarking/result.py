@@ -71,7 +71,6 @@ def print_result(result: Mapping[str, Any], markdown: bool) -> None:
 
 
 def _machine(result: Mapping[str, Any]) -> str:
-    """Hardware and versions in a few words."""
     cpu, torch = result["machine"]["cpu"], result["machine"]["torch"] or {}
     cores = cpu["usable"] or cpu["threads"]
     hardware = [f"{cores} core{'s' * (cores != 1)} of {cpu['model']}", *torch.get("gpus", ())]
@@ -82,19 +81,16 @@ def _machine(result: Mapping[str, Any]) -> str:
 
 
 def _amount(value: float, unit: str) -> str:
-    """A value with its unit."""
     if unit == "bytes":
         return f"{value / 2**30:.2f} GiB"
     return _digits(value) + {"s": " s", "images/s": "/s"}[unit]
 
 
 def _digits(value: float) -> str:
-    """Three digits at least."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _ratio(value: float) -> str:
-    """A ratio: near 1, its third decimal matters."""
     return f"{value:.3f}" if value < 2 else _digits(value)
 
 
@@ -130,7 +126,6 @@ def verdict(
 
 
 def _notes(facts: Mapping[str, Any]) -> list[str]:
-    """What could not be measured, and why."""
     reasons = {
         "no_timm_loader": "timm's own loader was left out: it has no option for",
         "no_timm_train": "timm's train.py was left out: it has no option for",

@@ -108,10 +108,7 @@ def in_turn(
 
 
 def drawn(
-    counts: Iterator[int],
-    seconds: float,
-    skip: int = 1,
-    settle: Callable[[], None] = lambda: None,
+    counts: Iterator[int], seconds: float, skip: int = 1, settle: Callable[[], None] = lambda: None
 ) -> Sample:
     """Images drawn in `seconds`, at least one batch, after `skip` batches that do not count.
 

@@ -28,9 +28,6 @@ class Untranslatable(Exception):
     """timm has no option for something in the recipe."""
 
 
-# -- augmentations ---------------------------------------------------------------------------------
-
-
 def translated(recipe: Recipe, size: int) -> dict[str, Any]:
     """The arguments of timm's `create_loader` and `create_transform` for a recipe's `augment`.
 
@@ -58,7 +55,6 @@ def translated(recipe: Recipe, size: int) -> dict[str, Any]:
 
 
 def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's arguments for one augmentation."""
     match name:
         case "random_resized_crop":
             ranges = {key: tuple(options[key]) for key in ("scale", "ratio")}
@@ -120,9 +116,6 @@ def mixers(terms: Sequence[Term] | None) -> dict[str, Any]:
     return {"mixup_alpha": 0.0, **alphas, "prob": probabilities.pop(), "switch_prob": switch}
 
 
-# -- timm's loader ---------------------------------------------------------------------------------
-
-
 class _TimmDataset:
     """A source as a data set of timm's; `create_loader` sets `transform`."""
 
@@ -138,11 +131,7 @@ class _TimmDataset:
 
 
 def timm_batches(
-    recipe: Recipe,
-    source: Source,
-    device: Any,
-    workers: int,
-    prefetcher: bool,
+    recipe: Recipe, source: Source, device: Any, workers: int, prefetcher: bool
 ) -> Iterator[int]:
     """timm's own loader, without end: how many images each batch has put on the device, normalised.
 
@@ -177,7 +166,6 @@ def timm_batches(
 
 
 def _source_size(recipe: Recipe, source: Source) -> int:
-    """The side of a training image."""
     return side_after(recipe.augment, None) or source[0][0].width
 
 
@@ -190,9 +178,6 @@ def held(sources: Sequence[Source]) -> int:
             if array is not None:
                 arrays[id(array)] = array.nbytes
     return sum(arrays.values())
-
-
-# -- timm's train.py -------------------------------------------------------------------------------
 
 
 def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:
@@ -248,7 +233,6 @@ def train_words(
 
 
 def _augment_words(arguments: dict[str, Any]) -> list[str]:
-    """The flags for what `translated` found."""
     renamed = {"interpolation": "train_interpolation", "auto_augment": "aa"}
     renamed |= {f"re_{name}": f"re{name}" for name in ("prob", "mode", "count")}
     words = []
@@ -263,7 +247,6 @@ def _augment_words(arguments: dict[str, Any]) -> list[str]:
 
 
 def _mix_words(recipe: Recipe) -> list[str]:
-    """The flags for `mix` and for label smoothing."""
     flags = {"mixup_alpha": "--mixup", "cutmix_alpha": "--cutmix", "prob": "--mixup-prob"}
     flags["switch_prob"] = "--mixup-switch-prob"
     smoothing = max((t.options.get("label_smoothing", 0.0) for t in recipe.loss), default=0.0)

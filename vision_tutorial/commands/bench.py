@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, or read what was measured, and print."""
-    result = read_result(args.recipe) if args.recipe.endswith(".json") else measured(args)
+    result = read_result(args.recipe) if args.recipe.endswith(".json") else _measured(args)
     if args.json:
         print(json.dumps(result, indent=1))
     else:
@@ -72,9 +72,8 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """All that was asked for."""
-    wanted = wanted_stages(args)
+def _measured(args: argparse.Namespace) -> dict[str, Any]:
+    wanted = _wanted_stages(args)
     given = (args.recipe, tuple(args.overrides), args.trust_imports, args.rounds, args.seconds)
     Job(*given, Path()).load()  # a mistake is told before torch is there
     # asking whether there is a GPU must not start CUDA here: children could not share it
@@ -87,7 +86,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vision-tutorial-bench-") as folder:
         job = Job(*given, Path(folder), args.timm_train)
-        build.check(here(job))  # and so import what children will need
+        build.check(_here(job))  # and so import what children will need
         for name in wanted:
             found, more = STAGES[name][0](job)
             pairs += found
@@ -95,8 +94,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     return report(job, pairs, facts, time.perf_counter() - began)
 
 
-def wanted_stages(args: argparse.Namespace) -> list[str]:
-    """The measurements that were asked for, in our order."""
+def _wanted_stages(args: argparse.Namespace) -> list[str]:
     script = args.timm_train
     if script is not None and not script.is_file():
         raise UserError(f"--timm-train {script}: no such file; give the path of timm's train.py.")
@@ -110,7 +108,7 @@ def wanted_stages(args: argparse.Namespace) -> list[str]:
     return [name for name in STAGES if name in asked]
 
 
-def here(job: Job, *more: str) -> Recipe:
+def _here(job: Job, *more: str) -> Recipe:
     """The recipe with some values set, ready to be built in this process."""
     from .. import build
 
@@ -119,37 +117,39 @@ def here(job: Job, *more: str) -> Recipe:
     return loaded.recipe
 
 
-# -- the data path ---------------------------------------------------------------------------------
-
-
-def data(job: Job) -> Found:
-    """On one core and on all."""
+def _data(job: Job) -> Found:
     every = usable_cores()
     pairs = []
     for cores in [every[:1], every] if len(every) > 1 else [every]:
-        (ours, *others), reason = in_child(data_rates, job, len(cores), cores=cores)
+        (ours, *others), reason = in_child(_data_rates, job, len(cores), cores=cores)
         about = {"cores": len(cores), "per_core": statistics.median(ours.values) / len(cores)}
         name = f"data, {len(cores)} core{'s' * (len(cores) > 1)}"
         pairs += [Pair(name, "images/s", ours, other, about) for other in others]
     return pairs, {"no_timm_loader": reason}
 
 
-def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
+def _data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     """Our path, timm's loader in both of its ways, ours by image; why timm's are left out."""
     from .. import build, engine
     from ..benchmarking import bare_loop
 
     workers = cores if cores > 1 else 0
-    recipe = here(job, f"threads={cores}", *(["workers=0"] if cores == 1 else []))
-    single = here(job, f"threads={cores}", f"workers={workers}", "data.path=timm")
+    recipe = _here(job, f"threads={cores}", *(["workers=0"] if cores == 1 else []))
+    single = _here(job, f"threads={cores}", f"workers={workers}", "data.path=timm")
     distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     source = build.data(recipe).train
     settle = bare_loop.settler(distributed.device)
 
     def own(recipe: Recipe, skip: int) -> Callable[[], Sample]:
         training = build.training_state(recipe, source, distributed)
-        given = (recipe, source, training, distributed)
-        return lambda: drawn(prepared(*given), job.seconds, skip, settle)
+
+        def rate() -> Sample:
+            pipeline = build.train_pipeline(recipe, source, distributed)
+            batches = pipeline.train(0, FAR, training.accumulation_steps)
+            counts = (sum(map(len, parts)) for parts in batches)
+            return drawn(counts, job.seconds, skip, settle)
+
+        return rate
 
     def timms(prefetcher: bool) -> Callable[[], Sample]:
         given = (recipe, source, distributed.device, workers, prefetcher)
@@ -165,26 +165,14 @@ def data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
     return [Side.rates(*side) for side in zip(sides, found, strict=True)], reason
 
 
-def prepared(recipe: Recipe, source: Any, training: Any, distributed: Any) -> Iterator[int]:
-    """The images of each batch of the recipe's own path, said once they are ready for the model."""
-    from .. import build
-
-    data = build.train_pipeline(recipe, source, distributed)
-    for batches in data.train(0, FAR, training.accumulation_steps):
-        yield sum(map(len, batches))
-
-
-# -- the step --------------------------------------------------------------------------------------
-
-
-class Workshop:
+class _Setup:
     """A training built as `train` builds it, whose loop runs for some seconds at a time."""
 
     def __init__(self, job: Job, *more: str):
         from .. import build, engine
         from ..benchmarking import bare_loop
 
-        self.job, self.recipe = job, here(job, *ENDLESS, *more)
+        self.job, self.recipe = job, _here(job, *ENDLESS, *more)
         recipe = self.recipe
         self.place = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
         self.both = build.data(recipe)
@@ -216,8 +204,7 @@ class Workshop:
         return lambda: plan.evaluate(lambda: False, lambda done, total: None)
 
 
-def made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: Any) -> Any:
-    """The same network, optimizer and criterion as the trainer's, new."""
+def _made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: Any) -> Any:
     from .. import build
     from ..benchmarking import bare_loop
 
@@ -227,36 +214,38 @@ def made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place: 
     return bare_loop.BareLoop(model, optimizer, criterion, batches, place)
 
 
-def step(job: Job) -> Found:
+def _step(job: Job) -> Found:
     """The trainer beside the bare loop, and what an epoch needs beside its steps."""
-    shop = Workshop(job)
-    loop = made_bare_loop(shop.recipe, len(shop.both.train.classes), shop.batches(), shop.place)
-    trainer, bare = job.in_turn("step", [shop.run, lambda: loop.run(job.seconds)])
+    setup = _Setup(job)
+    loop = _made_bare_loop(
+        setup.recipe, len(setup.both.train.classes), setup.batches(), setup.place
+    )
+    trainer, bare = job.in_turn("step", [setup.run, lambda: loop.run(job.seconds)])
     tell("step: checkpoints and rows")
-    found = shop.evaluating(shop.recipe.eval_batch_size)()
-    ends = shop.timed.ends_of_epochs(1 + job.rounds, found)
+    found = setup.evaluating(setup.recipe.eval_batch_size)()
+    ends = setup.timed.ends_of_epochs(1 + job.rounds, found)
     facts = {
-        "train_images": len(shop.both.train),
-        "val_images": len(shop.both.val),
-        "micro_batches": shop.training.accumulation_steps,
-        "data_share_of_step": statistics.median(shop.timed.data_shares[1:]),
+        "train_images": len(setup.both.train),
+        "val_images": len(setup.both.val),
+        "micro_batches": setup.training.accumulation_steps,
+        "data_share_of_step": statistics.median(setup.timed.data_shares[1:]),
         "epoch_end_seconds": statistics.median(ends[1:]),
     }
     sides = Side.rates("trainer", trainer), Side.rates("bare loop", bare)
     return [Pair("step", "images/s", *sides)], facts
 
 
-def evaluation(job: Job) -> Found:
+def _evaluation(job: Job) -> Found:
     """The evaluation of a split beside the bare forward pass over as many images."""
     from ..benchmarking import bare_loop
 
-    shop = Workshop(job)
-    model, size = shop.training.model, shop.recipe.eval_batch_size
+    setup = _Setup(job)
+    model, size = setup.training.model, setup.recipe.eval_batch_size
     with bare_loop.seen_by(model) as seen:
-        shop.evaluating(size)()
-    rate = bare_loop.bare_forward(model, seen[:1], shop.place).rate
-    images = min(size * max(1, round(PASS * job.seconds * rate / size)), len(shop.both.val))
-    evaluate = shop.evaluating(images)
+        setup.evaluating(size)()
+    rate = bare_loop.bare_forward(model, seen[:1], setup.place).rate
+    images = min(size * max(1, round(PASS * job.seconds * rate / size)), len(setup.both.val))
+    evaluate = setup.evaluating(images)
     full, rest = divmod(images, len(seen[0]))
     batches = [seen[0]] * full + [seen[0][:rest]] * bool(rest)
 
@@ -265,68 +254,57 @@ def evaluation(job: Job) -> Found:
         found = evaluate()
         return Sample(found.images, time.perf_counter() - began)
 
-    sides = [evaluated, lambda: bare_loop.bare_forward(model, batches, shop.place)]
+    sides = [evaluated, lambda: bare_loop.bare_forward(model, batches, setup.place)]
     ours, bare = job.in_turn("evaluation", sides)
     sides = Side.rates("evaluation", ours), Side.rates("bare forward", bare)
     return [Pair("evaluation", "images/s", *sides, {"images": images})], {}
 
 
-# -- timm's train.py, start-up, memory, scaling ----------------------------------------------------
-
-
-def timm(job: Job) -> Found:
+def _timm(job: Job) -> Found:
     """Our trainer beside timm's train.py, both on timm's plain model: it has no CIFAR stem."""
     plain = f"model={job.load().recipe.model.name}"
-    words, batch, reason = in_child(timm_words, job, plain)
+    words, batch, reason = in_child(_timm_words, job, plain)
     if reason:
         return [], {"no_timm_train": reason}
-    ours, other = beside_timm(job, lambda: in_child(one_rate, job, plain), words, batch)
+    ours, other = beside_timm(job, lambda: in_child(_one_rate, job, plain), words, batch)
     sides = Side.rates("trainer", ours), Side.rates("timm's train.py", other)
     return [Pair("step, plain model", "images/s", *sides, {"command": words[1:]})], {}
 
 
-def one_rate(job: Job, *more: str) -> Sample:
-    """The trainer's rate, in a process of its own."""
-    return Workshop(job, *more).run()
+def _one_rate(job: Job, *more: str) -> Sample:
+    return _Setup(job, *more).run()
 
 
-def timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
+def _timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     """The command of train.py for the recipe, the images of its steps; or why there is none."""
-    shop = Workshop(job, plain)
-    recipe, source, place = shop.recipe, shop.both.train, shop.place
-    given = (
-        place.precision,
-        place.device.type,
-        len(usable_cores()),
-        shop.training.accumulation_steps,
-    )
+    setup = _Setup(job, plain)
+    recipe, source, place = setup.recipe, setup.both.train, setup.place
+    given = (place.precision, place.device.type, len(usable_cores()))
+    steps = setup.training.accumulation_steps
     try:
-        words = timm_baseline.train_words(recipe, job.script, source, *given)
+        words = timm_baseline.train_words(recipe, job.script, source, *given, steps)
     except timm_baseline.Untranslatable as error:
         return [], 0, str(error)
     words += timm_baseline.data_words(recipe, source, job.folder / "images")
     return [*words, "--output", str(job.folder / "timm")], recipe.batch_size, ""
 
 
-def start(job: Job) -> Found:
-    """From the command to the first step, beside bare imports."""
-    return startup(job, in_child(reading, job)), {}
+def _start(job: Job) -> Found:
+    return startup(job, in_child(_reading, job)), {}
 
 
-def reading(job: Job) -> float:
-    """Seconds to read the data set and to hash it."""
+def _reading(job: Job) -> float:
     from .. import build
 
-    recipe, began = here(job), time.perf_counter()
+    recipe, began = _here(job), time.perf_counter()
     build.data(recipe).train.digest()
     return time.perf_counter() - began
 
 
-def memory(job: Job) -> Found:
-    """The trainer's peak beside the bare loop's and the images."""
+def _memory(job: Job) -> Found:
     tell("memory: the trainer, the bare loop")
-    trainer, images, batches = in_child(trainer_peaks, job)
-    bare = in_child(bare_peaks, job, *batches)
+    trainer, images, batches = in_child(_trainer_peaks, job)
+    bare = in_child(_bare_peaks, job, *batches)
     pairs = []
     for name, ours, other, more in zip(PEAKS, trainer, bare, (images, 0), strict=True):
         if ours and other:
@@ -335,64 +313,62 @@ def memory(job: Job) -> Found:
     return pairs, {}
 
 
-def trainer_peaks(job: Job) -> tuple[tuple, int, tuple]:
+def _trainer_peaks(job: Job) -> tuple[tuple, int, tuple]:
     """Its peaks; the images' bytes; classes and the batches of a step for the bare loop."""
-    shop = Workshop(job)
-    shop.run()
-    reached, train = peaks(), shop.both.train
-    batches = [(b.images.cpu().numpy(), b.target.cpu().numpy()) for b in shop.batches()]
-    return reached, timm_baseline.held((train, shop.both.val)), (len(train.classes), batches)
+    setup = _Setup(job)
+    setup.run()
+    reached, train = _peaks(), setup.both.train
+    batches = [(b.images.cpu().numpy(), b.target.cpu().numpy()) for b in setup.batches()]
+    return reached, timm_baseline.held((train, setup.both.val)), (len(train.classes), batches)
 
 
-def bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
-    """The peaks of the bare loop, where there is no data set."""
+def _bare_peaks(job: Job, classes: int, batches: Sequence[Any]) -> tuple:
     from torch import channels_last, contiguous_format, from_numpy
 
     from .. import engine
     from ..core.task import Batch
 
-    recipe = here(job)
+    recipe = _here(job)
     place = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     layout = {"memory_format": channels_last if recipe.channels_last else contiguous_format}
     ready = [
         Batch(from_numpy(images).to(place.device, **layout), from_numpy(target).to(place.device))
         for images, target in batches
     ]
-    made_bare_loop(recipe, classes, ready, place).run(job.seconds)
-    return peaks()
+    _made_bare_loop(recipe, classes, ready, place).run(job.seconds)
+    return _peaks()
 
 
-def peaks() -> tuple[int | None, int]:
+def _peaks() -> tuple[int | None, int]:
     """Bytes at most of main memory and of the GPU in this process."""
     import torch
 
     return peak_memory(), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
-def two(job: Job) -> Found:
-    """Two processes beside one."""
-    gpus, images, rate = in_child(scale, job)
+def _two(job: Job) -> Found:
+    gpus, images, rate = in_child(_scale, job)
     if gpus == 1:
         return [], {"no_scaling": "there is one GPU"}
     return scaling(job, images, rate, per_process=gpus > 1), {}
 
 
-def scale(job: Job) -> tuple[int, int, float]:
+def _scale(job: Job) -> tuple[int, int, float]:
     """GPUs, training images, and about how many a second one process trains on."""
     import torch
 
-    shop = Workshop(job)
-    return torch.cuda.device_count(), len(shop.both.train), shop.run().rate
+    setup = _Setup(job)
+    return torch.cuda.device_count(), len(setup.both.train), setup.run().rate
 
 
 STAGES: dict[str, tuple[Callable[[Job], Found], str]] = {
-    "data": (data, "the data path beside timm's loader and beside our own image by image"),
-    "step": (partial(in_child, step), "the trainer beside the bare loop"),
-    "eval": (partial(in_child, evaluation), "an evaluation beside the bare forward pass"),
-    "timm": (timm, "the trainer beside timm's train.py (needs --timm-train)"),
-    "startup": (start, "from the command to the first step, beside importing torch and timm"),
-    "memory": (memory, "the peak beside the bare loop's and the data set"),
-    "scaling": (two, "two processes beside one"),
+    "data": (_data, "the data path beside timm's loader and beside our own image by image"),
+    "step": (partial(in_child, _step), "the trainer beside the bare loop"),
+    "eval": (partial(in_child, _evaluation), "an evaluation beside the bare forward pass"),
+    "timm": (_timm, "the trainer beside timm's train.py (needs --timm-train)"),
+    "startup": (_start, "from the command to the first step, beside importing torch and timm"),
+    "memory": (_memory, "the peak beside the bare loop's and the data set"),
+    "scaling": (_two, "two processes beside one"),
 }
 
 

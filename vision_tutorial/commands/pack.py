@@ -36,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _pack_arrays(args: argparse.Namespace) -> int:
-    """Write the recipe's data set, both splits, whole."""
     loaded = load(args.recipe, args.overrides)
     folder = Path(os.path.abspath(Path(args.folder).expanduser()))
     if not folder.name:

@@ -22,21 +22,7 @@ from ..runs.reader import collect
 from ..runs.run import Run
 from ..sweeps import children, scale_down
 from ..sweeps.children import Stop
-from ..sweeps.scale_down import (
-    NETWORKS,
-    RULED,
-    TABLE,
-    Plan,
-    Speed,
-    choose,
-    count_images,
-    largest,
-    makespan,
-    path_of,
-    size_of_share,
-    sizes,
-    write_recipes,
-)
+from ..sweeps.scale_down import NETWORKS, RULED, TABLE, Plan, Speed, count_images, makespan
 from ..sweeps.scheduler import Deadline, Scheduler
 from ..sweeps.throughput import ThroughputProbe
 from ..sweeps.trials import Trial, TrialTable
@@ -126,7 +112,6 @@ def reproduce(args: argparse.Namespace) -> int:
 def _carry_out(
     args: argparse.Namespace, recipes: dict[str, Recipe], own: Path, deadline: Deadline, stop: Stop
 ) -> int:
-    """All of it, in the folder around `own`; the exit code."""
     if _scaled_down(args):
         small = args.network in SMALL or bool(args.network is None and args.budget)
         slots, processes = children.small_slots(
@@ -148,11 +133,7 @@ def _carry_out(
     return NOT_ALL if stop.asked else _finish(args, scheduler, trials, own)
 
 
-# -- what is asked for -----------------------------------------------------------------------------
-
-
 def _scaled_down(args: argparse.Namespace) -> bool:
-    """Whether it is another table than the recipes' own."""
     return bool(args.budget or args.network or args.data == SHAPES) or args.scale is not None
 
 
@@ -176,11 +157,10 @@ def _checked_recipes(args: argparse.Namespace) -> dict[str, Recipe]:
         key = text.partition("=")[0].partition(".")[0].strip()
         if key in (RULED if _scaled_down(args) else {"name", "seed"}):
             raise UserError(f"{short(text, 50)}: reproduce sets {key} itself; leave it out.")
-    return {name: load(path_of(name), _settings(args)).recipe for name in TABLE}
+    return {name: load(scale_down.path_of(name), _settings(args)).recipe for name in TABLE}
 
 
 def _folder_name(args: argparse.Namespace) -> str:
-    """Of the folder of the table: other tables get other folders."""
     budget = args.budget and _spelled(args.budget)
     scale = None if args.scale is None else f"{args.scale:g}"
     seeds = f"{args.seeds}seeds" if args.budget and args.seeds > 1 else None
@@ -189,12 +169,8 @@ def _folder_name(args: argparse.Namespace) -> str:
 
 
 def _spelled(time: float) -> str:
-    """A time in its largest whole unit: 90s, 20min, 2h."""
     unit = next((u for u in ("h", "min") if time % UNITS[u] == 0), "s")
     return f"{time / UNITS[unit]:g}{unit}"
-
-
-# -- the plan --------------------------------------------------------------------------------------
 
 
 def _kept_plan(
@@ -226,31 +202,30 @@ def _kept_plan(
 
 
 def _new_plan(
-    args: argparse.Namespace,
-    recipes: dict[str, Recipe],
-    probe: ThroughputProbe,
-    deadline: Deadline,
+    args: argparse.Namespace, recipes: dict[str, Recipe], probe: ThroughputProbe, deadline: Deadline
 ) -> tuple[Plan | None, Speed | None]:
     """The plan by the rule; with a budget also the speed that it is based on, measured here."""
     if not _scaled_down(args):
         return None, None
     data = count_images(recipes["r0"])
     if not args.budget:
-        epochs, images = size_of_share(1.0 if args.scale is None else args.scale, data)
+        epochs, images = scale_down.size_of_share(1.0 if args.scale is None else args.scale, data)
         return scale_down.plan(epochs, images, args.network or "resnet50", data), None
     full, slots = [recipe.epochs for recipe in recipes.values()], len(probe.slots)
 
     def make(network: str, speed: Speed) -> Plan | None:
-        return largest(network, speed, MARGIN * deadline.room(), full, data, args.seeds, slots)
+        return scale_down.largest(
+            network, speed, MARGIN * deadline.room(), full, data, args.seeds, slots
+        )
 
     def measure(network: str, batch_size: int) -> Speed:
         print(f"measuring {network} …", flush=True)
         return probe.measure(network, batch_size, data.train)
 
     networks = [args.network] if args.network else list(NETWORKS)
-    plan, speed = choose(networks, measure, make)
+    plan, speed = scale_down.choose(networks, measure, make)
     if plan is None:
-        least = scale_down.plan(*list(sizes(data))[-1], networks[0], data)
+        least = scale_down.plan(*list(scale_down.sizes(data))[-1], networks[0], data)
         times = [least.seconds(epochs, speed, data.test) for epochs in full * args.seeds]
         needed = makespan(times, slots) / MARGIN + args.budget - deadline.room()
         raise UserError(
@@ -301,12 +276,12 @@ def _trials(
     folder = own.parent
     if plan:
         dataset = SHAPES if args.data == SHAPES else None
-        write_recipes(plan, folder, dataset, count_images(recipes["r0"]).train)
+        scale_down.write_recipes(plan, folder, dataset, count_images(recipes["r0"]).train)
     trials = []
     for number in range(args.seeds):
         for name, recipe in recipes.items():
             seed = recipe.seed + number
-            path = folder / f"{name}.yaml" if plan else path_of(name)
+            path = folder / f"{name}.yaml" if plan else scale_down.path_of(name)
             where = ("--runs", str(folder), "--id", f"seed{seed}", "--resume")
             trials.append(
                 Trial(
@@ -320,9 +295,6 @@ def _trials(
     return trials
 
 
-# -- what came of it -------------------------------------------------------------------------------
-
-
 def _finish(
     args: argparse.Namespace, scheduler: Scheduler, trials: Sequence[Trial], own: Path
 ) -> int:
@@ -333,7 +305,7 @@ def _finish(
         week3_table = week3(view).transposed()
         table.terminal(week3_table, sys.stdout)
         write_text(own.parent / "week3.md", table.markdown(week3_table))
-        print(order(view))
+        print(_order(view))
         write_page(args, own, runs, scheduler.deadline, scheduler.stop)
     statuses = {trial.name: scheduler.table.look(trial) for trial in trials}
     missing = [
@@ -373,7 +345,7 @@ def write_page(
     print(last_line(log))
 
 
-def order(view: View) -> str:
+def _order(view: View) -> str:
     """Whether r0 < r1 < r2 came out, and whether that is more than noise."""
     done = {line.run.name: line for line in view.rows if line.done}
     if missing := [name for name in TABLE[:3] if name not in done]:
@@ -381,13 +353,13 @@ def order(view: View) -> str:
     r0, r1, r2 = (done[name].best.mean for name in TABLE[:3])
     steps = {name: view.deltas[line] for name, line in done.items()}
     known = [VERDICTS.get(steps[name].verdict if steps[name] else "") for name in TABLE[1:3]]
-    told = [
-        f"{after - before:+.2f}{f' {verdict}' if verdict else ''}"
+    deltas = [
+        f"{after - before:+.2f} {verdict or ''}".rstrip()
         for before, after, verdict in ((r0, r1, known[0]), (r1, r2, known[1]))
     ]
     word = "came out" if r0 < r1 < r2 else "did not come out"
     more = "" if all(known) else "; only more --seeds tell that from noise"
-    return f"r0 < r1 < r2 {word}: {r0:.2f}, {r1:.2f}, {r2:.2f} ({', '.join(told)}{more})"
+    return f"r0 < r1 < r2 {word}: {r0:.2f}, {r1:.2f}, {r2:.2f} ({', '.join(deltas)}{more})"
 
 
 VERDICTS = {"within": "within noise", "beyond": "beyond noise"}

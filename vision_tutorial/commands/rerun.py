@@ -85,7 +85,6 @@ def rerun(args: argparse.Namespace) -> int:
 
 
 def _print(line: str) -> None:
-    """One line, at once: the training prints beside us."""
     print(line, flush=True)
 
 
@@ -97,7 +96,6 @@ def _read(folder: Path) -> Run:
 
 
 def _print_verdict(verdict: Verdict) -> int:
-    """Print the verdict; the exit code."""
     _print(f"{verdict.word}: {verdict.why}")
     return ExitCode.DONE if verdict.reproduced else NOT_REPRODUCED
 

@@ -117,7 +117,6 @@ def _to_run(state: SweepState, trials: Sequence[Trial], args: argparse.Namespace
 
 
 def _print_later(state: SweepState) -> None:
-    """A note where later stages have to wait."""
     if later := len(state.later()):
         text = f"{later} runs of later stages build on the best of these: ask again when these are"
         print(f"{text} done.", file=sys.stderr)
@@ -183,7 +182,6 @@ def _print_plan(state: SweepState, args: argparse.Namespace, jobs: int) -> None:
 
 
 def _counted(number: int, what: str) -> str:
-    """ "1 run", "2 runs"."""
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 

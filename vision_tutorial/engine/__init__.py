@@ -1,4 +1,5 @@
 """The loop and what surrounds it: processes, checkpoints, tracking, display."""
+# ruff: noqa: F401 (these names are offered, not used)
 
 from .checkpoint import Checkpoints
 from .distributed import Distributed
@@ -12,30 +13,3 @@ from .signals import StopRequest
 from .step import TrainingState, fit_accumulation_steps
 from .tta import prediction_function
 from .weights import load_weights, put_weights, weights_path
-
-__all__ = [
-    "Checkpoints",
-    "Recorder",
-    "RunRecorder",
-    "Distributed",
-    "Ema",
-    "Evaluation",
-    "TrainingState",
-    "Plan",
-    "Progress",
-    "StopRequest",
-    "Timed",
-    "decay_at",
-    "evaluate",
-    "fit",
-    "fit_accumulation_steps",
-    "load_weights",
-    "prediction_function",
-    "make_display",
-    "profiled",
-    "put_weights",
-    "restore",
-    "rounds_of",
-    "summarise",
-    "weights_path",
-]

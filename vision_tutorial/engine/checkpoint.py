@@ -136,7 +136,11 @@ class Checkpoints:
             self.folder.mkdir()
             sync_folder(self.folder.parent)
         checkpoint_folder.sweep(self.folder)
-        _check_room(self.folder, tensors, state)
+        need = sum(t.nbytes for named in tensors.values() for t in named.values()) + len(state)
+        free = shutil.disk_usage(self.folder).free
+        if free < need * 1.01 + 2**20:
+            text = f"needs {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
+            raise OSError(errno.ENOSPC, text)
         name = checkpoint_folder.free_name(self.folder, step)
         best = name if is_best else self.best
         facts = {"step": step, "recipe_hash": self.recipe_hash, "best": best}
@@ -145,9 +149,6 @@ class Checkpoints:
         if is_best:
             write_json(self.folder / "best.json", {"folder": name})
         checkpoint_folder.prune(self.folder, name, self.keep, {self.best, self.source})
-
-
-# -- writing ---------------------------------------------------------------------------------------
 
 
 def _copies(tensors: Groups) -> dict[str, dict[str, Tensor]]:
@@ -179,17 +180,6 @@ def _non_finite(tensors: Groups) -> str | None:
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 return f"{group} '{name}'"
     return None
-
-
-def _check_room(folder: Path, tensors: Groups, state: str) -> None:
-    need = sum(t.nbytes for named in tensors.values() for t in named.values()) + len(state)
-    free = shutil.disk_usage(folder).free
-    if free < need * 1.01 + 2**20:
-        text = f"needs {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
-        raise OSError(errno.ENOSPC, text)
-
-
-# -- reading ---------------------------------------------------------------------------------------
 
 
 def load(
@@ -240,7 +230,6 @@ def _read(folder: Path, like: Groups, recipe_hash: str) -> LoadedCheckpoint:
 
 
 def _compare(path: Path, there: Tensors, here: Tensors) -> None:
-    """UserError unless names, shapes and dtypes are the same."""
     for name in sorted(there.keys() | here.keys()):
         saved, ours = (
             f"{list(group[name].shape)} {str(group[name].dtype).removeprefix('torch.')}"

@@ -33,9 +33,6 @@ class Damaged(Exception):
     """A checkpoint, or a file of it, that is not what was written."""
 
 
-# -- writing and deleting --------------------------------------------------------------------------
-
-
 def write_folder(target: Path, files: Iterable[tuple[str, bytes]], facts: dict[str, Any]) -> None:
     """Write `files` and a manifest with `facts` as the folder `target`, whole or not at all."""
     temporary = _aside(target)
@@ -45,7 +42,7 @@ def write_folder(target: Path, files: Iterable[tuple[str, bytes]], facts: dict[s
         for name, data in files:
             write_bytes(temporary / name, data)
             digests[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        write_bytes(temporary / MANIFEST, seal({"format": FORMAT, **facts, "files": digests}))
+        write_bytes(temporary / MANIFEST, _seal({"format": FORMAT, **facts, "files": digests}))
         sync_folder(temporary)
         temporary.rename(target)
     except BaseException:
@@ -54,7 +51,7 @@ def write_folder(target: Path, files: Iterable[tuple[str, bytes]], facts: dict[s
     sync_folder(target.parent)
 
 
-def seal(manifest: dict[str, Any]) -> bytes:
+def _seal(manifest: dict[str, Any]) -> bytes:
     """The manifest as text with its own digest, so that no byte of it can change unnoticed."""
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     return json.dumps({**manifest, "sha256": digest}, indent=2).encode()
@@ -101,9 +98,6 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".tmp-{path.name.removeprefix('step-')}-{os.getpid()}")
 
 
-# -- reading ---------------------------------------------------------------------------------------
-
-
 def candidates(folder: Path) -> list[Path]:
     """The checkpoints in a `ckpt` folder, newest first, damaged ones included."""
     found = folder.iterdir() if folder.is_dir() else ()
@@ -120,7 +114,7 @@ def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file is as it was written; else raises Damaged."""
     content = read_json(folder / MANIFEST)
     digest = content.pop("sha256", None) if isinstance(content, dict) else None
-    if digest is None or seal(content) != (folder / MANIFEST).read_bytes():
+    if digest is None or _seal(content) != (folder / MANIFEST).read_bytes():
         raise Damaged(f"{MANIFEST} is not as it was written")
     if content.get("format") != FORMAT:
         raise UserError(f"{folder} is not of format {FORMAT}. Read it with the version it is of.")
@@ -147,7 +141,6 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever readers raise about `path` into Damaged."""
     try:
         yield
     except OSError as error:

@@ -16,22 +16,16 @@ def cost(model: nn.Module, image_size: int | tuple[int, int]) -> tuple[int, int]
     computed and no weight is copied: the count runs on a weightless twin on the meta device.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    twin = _weightless(model).eval()
+    shapes = {}  # parameters and buffers without memory
+    for tensor in chain(model.parameters(), model.buffers()):
+        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        shapes[id(tensor)] = nn.Parameter(empty, False) if is_parameter else empty
+    # deepcopy takes what its memo holds for the copy, so it never touches the weights
+    twin = copy.deepcopy(model, shapes).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     image = torch.zeros(1, 3, height, width, device="meta", dtype=dtype)
     with FlopCounterMode(display=False) as counter:
         twin(image)
     parameters = sum(p.numel() for p in model.parameters())
     return parameters, counter.get_total_flops() // 2  # one MAC is a multiplication and an addition
-
-
-def _weightless(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose parameters and buffers have shapes but no memory."""
-    tensors = chain(model.parameters(), model.buffers())
-    # deepcopy takes what its memo holds for the copy, so it never touches the weights
-    return copy.deepcopy(model, {id(t): _shape_only(t) for t in tensors})
-
-
-def _shape_only(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-    return nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty

@@ -52,7 +52,7 @@ class Distributed:
                 f"start with --nproc {torch.cuda.device_count()}."
             )
         if torch.cuda.is_available():
-            choose_algorithms(deterministic)
+            _choose_algorithms(deterministic)
         timeout = CPU_TIMEOUT if not torch.cuda.is_available() else TIMEOUT
         self.accelerator = Accelerator(
             cpu=on_cpu,  # without it, N processes on CPU silently train N separate models
@@ -70,12 +70,6 @@ class Distributed:
         torch.set_num_threads(self.threads)  # accelerate may have set its own
         self.device = self.accelerator.device
         self.scaler = self.accelerator.scaler
-
-    @property
-    def leader(self) -> int:
-        """The first process of this machine."""
-        local = os.environ.get("LOCAL_RANK", str(self.rank % self.local_world))
-        return self.rank - int(local) if self.world > 1 else 0
 
     @property
     def main(self) -> bool:
@@ -148,7 +142,7 @@ class Distributed:
         thread.join(PATIENCE)
         while self.any(thread.is_alive()):
             thread.join(PATIENCE)
-        errors = self.all_gather_object(told(failed[0], self.rank) if failed else None)
+        errors = self.all_gather_object(_as_user_error(failed[0], self.rank) if failed else None)
         if failed:
             raise failed[0]
         for error in filter(None, errors):
@@ -161,7 +155,9 @@ class Distributed:
         there; the others map what it read, or read for themselves what lies in files."""
         if self.world == 1:
             return read()
-        first = self.rank == self.leader
+        local = os.environ.get("LOCAL_RANK", str(self.rank % self.local_world))
+        leader = self.rank - int(local)  # the first process of this machine
+        first = self.rank == leader
         with sharing() as shared:
             own = self.run_together(lambda: read() if first else None)
             several = first and self.local_world > 1
@@ -169,7 +165,7 @@ class Distributed:
             everyones = self.all_gather_object(shared)
             notices = {self.notice, *(other.notice for other in everyones)} - {None}
             self.notice = " ".join(sorted(notices)) or None
-            mine = everyones[self.leader]
+            mine = everyones[leader]
             return self.run_together(lambda: mine.attach() or own or read())
 
     def broadcast(self, values: Tensor, source: int) -> Tensor:
@@ -221,8 +217,7 @@ class Distributed:
             torch.distributed.destroy_process_group()
 
 
-def told(error: BaseException, rank: int) -> UserError:
-    """An error as the other processes raise it."""
+def _as_user_error(error: BaseException, rank: int) -> UserError:
     if isinstance(error, UserError):
         return error
     return PeerLost(f"process {rank} failed: {type(error).__name__}: {error}")
@@ -246,7 +241,7 @@ def launched() -> tuple[int, int, int]:
     )
 
 
-def choose_algorithms(deterministic: bool) -> None:
+def _choose_algorithms(deterministic: bool) -> None:
     """On a GPU: those that give equal bits each time, or those that were fastest when tried.
 
     An operation that only has the other kind goes on; torch warns of it, once.
@@ -264,15 +259,12 @@ def usable_precision(wanted: str, cuda: bool, amx: bool) -> tuple[str, str | Non
     """What this machine can compute in, and what to say if it is not what was asked."""
     half_here = "bf16" if amx else "fp32"
     if wanted == "auto":
-        return (half_on_gpu() if cuda else half_here), None
+        if cuda:
+            half_here = "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+        return half_here, None
     if wanted == "fp16" and not cuda:
         return half_here, f"precision: fp16 needs a GPU; this machine computes in {half_here}."
     return wanted, None
-
-
-def half_on_gpu() -> str:
-    """bf16 where the GPU has it in hardware, else fp16."""
-    return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
 
 
 def has_amx() -> bool:

@@ -9,27 +9,15 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 
 
-def decay_at(
-    step: int,
-    decay: float,
-    warmup: bool = False,
-    *,
-    after: int = 0,
-    gamma: float = 1.0,
-    power: float = 2 / 3,
-    floor: float = 0.0,
-) -> float:
+def decay_at(step: int, decay: float, warmup: bool = False) -> float:
     """The decay of update number `step` (the first is 1): a function of the step, never state.
 
-    The first update, and all up to `after` + 1, copy the weights (decay 0). With warm-up the decay
-    climbs as 1 - (1 + t / gamma)^-power to `decay`, as in timm's ModelEmaV3 (after K. Crowson).
+    The first update copies the weights (decay 0). With warm-up the decay climbs as
+    1 - step^(-2/3) to `decay`, as in timm's ModelEmaV3 (after K. Crowson).
     """
-    t = step - after - 1
-    if t <= 0:
+    if step <= 1:
         return 0.0
-    if not warmup:
-        return decay
-    return max(min(1 - (1 + t / gamma) ** -power, decay), floor)
+    return min(1 - step ** -(2 / 3), decay) if warmup else decay
 
 
 class Ema:

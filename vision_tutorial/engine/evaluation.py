@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.counts import exact_sum, wide
-from ..core.task import Batch, Meter, Task
+from ..core.task import Batch, Task
 from .distributed import Distributed
 
 POLL = 8  # rounds between looking whether somebody wants to stop
@@ -55,22 +55,14 @@ def evaluate(
             if batch is not None:
                 output = forward(batch).float()
                 meter.update(output, batch.target)
-                loss = summed_loss(criterion, output, batch.target) + loss
+                mean = wide(criterion(output, batch.target)[0])
+                loss = exact_sum(mean * len(batch.target)) + loss
                 items += len(batch.target)
             if done % POLL == 0 and distributed.any(stop()):
                 raise Interrupted
             progress(done + 1, rounds)
     counts = torch.cat([torch.tensor([loss, items], dtype=torch.float64), meter.state.cpu()])
-    return summary(meter, distributed.sum(counts), began)
-
-
-def summed_loss(criterion: Callable, output: Tensor, target: Tensor) -> Tensor:
-    """loss x items, a float64 scalar."""
-    return exact_sum(wide(criterion(output, target)[0]) * len(target))
-
-
-def summary(meter: Meter, counts: Tensor, began: float) -> Evaluation:
-    """What the counts of all processes mean: the sum of losses, items, and the meter's."""
+    counts = distributed.sum(counts)
     total, items = counts[:2].tolist()
     state = counts[2:]
     metrics = {"loss": total / max(items, 1), **meter.result(state)}

@@ -59,12 +59,6 @@ class Progress:
             for name, value in result.losses.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def spend(self, waited: float, took: float, total: float) -> None:
-        """Add the seconds of a step, of which it `waited` for data, and set those of the run."""
-        self.seconds += took
-        self.seconds_data += waited
-        self.total_seconds = total
-
     @contextmanager
     def overhead(self) -> Iterator[None]:
         """What happens within it is not learning."""
@@ -120,7 +114,7 @@ def fit(
     """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
     training.skipped_in_row = progress.skipped_in_row
     training.async_steps = async_steps_of(training, distributed)
-    if pending(plan, progress) and not end_epoch(
+    if _pending(plan, progress) and not _end_epoch(
         training, plan, distributed, recorder, progress, stop
     ):
         return False
@@ -136,19 +130,21 @@ def fit(
         asked = stop.asked(progress.step)
         queue.expect(take_step(training, distributed, batches, progress.step, asked))
         progress.step += 1
-        ended, due = pending(plan, progress), recorder.due(progress)
+        ended, due = _pending(plan, progress), recorder.due(progress)
         queue.read(behind=0 if ended or due else training.async_steps)
         leaving = queue.stops(progress.step, ended) or stop.reached(progress.step)
         if leaving:
             queue.read(behind=0)
         progress.skipped_in_row = training.skipped_in_row
         now = time.perf_counter()
-        progress.spend(waited, now - clock, now - began)
+        progress.seconds += now - clock
+        progress.seconds_data += waited
+        progress.total_seconds = now - began
         with progress.overhead():
             images = sum(map(len, batches)) * distributed.world
             recorder.stepped(progress, queue.loss, lr, images)
         if ended:
-            if not end_epoch(training, plan, distributed, recorder, progress, stop):
+            if not _end_epoch(training, plan, distributed, recorder, progress, stop):
                 return False
             if plan.converged(progress.rows):
                 return True
@@ -179,12 +175,12 @@ def converged(rule: Any, meter: Meter) -> Callable[[list[dict[str, Any]]], bool]
     return stalled
 
 
-def pending(plan: Plan, progress: Progress) -> bool:
+def _pending(plan: Plan, progress: Progress) -> bool:
     """Whether an epoch's steps are all taken but its row is not written."""
     return progress.step // plan.steps_per_epoch > len(progress.rows)
 
 
-def end_epoch(
+def _end_epoch(
     training: TrainingState,
     plan: Plan,
     distributed: Distributed,

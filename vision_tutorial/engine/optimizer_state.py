@@ -39,7 +39,8 @@ def pack(value: Any, tensors: dict[str, Tensor] | None = None, path: str = "") -
         name = path.removeprefix(".")
         assert name not in tensors, f"two tensors called {name}"
         tensors[name] = value
-        return {"$tensor": name, "stride": _stride(value)}
+        # of a dense copy that keeps the memory layout (channels_last, say)
+        return {"$tensor": name, "stride": torch.empty_like(value, device="meta").stride()}
     raise TypeError(f"{path or 'the value'} cannot be saved: it is a {type(value).__name__}")
 
 
@@ -91,17 +92,11 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], packe
 
 
 def _exact(saved: Any, loaded: Any) -> Any:
-    """`saved` as it was (dtype, strides), on the device of `loaded`."""
     if isinstance(saved, Tensor):
         return _empty(saved, saved.stride(), loaded.device).copy_(saved)
     if isinstance(saved, list | tuple):
         return type(saved)(map(_exact, saved, loaded))
     return saved
-
-
-def _stride(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of a dense copy that keeps the memory layout (channels_last, say)."""
-    return torch.empty_like(tensor, device="meta").stride()
 
 
 def _empty(like: Tensor, stride: Any, device: torch.device) -> Tensor:

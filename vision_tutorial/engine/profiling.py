@@ -17,19 +17,15 @@ def profiled(wanted: bool) -> Iterator[list[str]]:
     if not wanted:
         yield lines
         return
-    with profile(activities=activities()) as found:
-        yield lines
-    lines += table(found.key_averages())
-
-
-def activities() -> list[ProfilerActivity]:
-    """What there is to be watched here."""
     watched = [ProfilerActivity.CPU]
-    return [*watched, ProfilerActivity.CUDA] if torch.cuda.is_available() else watched
+    if torch.cuda.is_available():
+        watched.append(ProfilerActivity.CUDA)
+    with profile(activities=watched) as found:
+        yield lines
+    lines += _table(found.key_averages())
 
 
-def table(events: Any) -> list[str]:
-    """Each line: share of the time, milliseconds, calls, name."""
+def _table(events: Any) -> list[str]:
     on_gpu = any(event.self_device_time_total for event in events)
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     ranked = sorted(events, key=lambda event: -getattr(event, key))

@@ -234,7 +234,6 @@ def columns(names: list[str], width: int) -> dict[str, int]:
 
 
 def _number(name: str, value: Any) -> str:
-    """A value of a row, as precise as its name needs."""
     if not isinstance(value, (int, float)):
         return "-"
     if name == "lr":

@@ -51,12 +51,11 @@ class RunRecorder(Recorder):
     def save(self, progress: Progress, is_best: bool) -> None:
         """Write a checkpoint, on a thread, when the one before is written and reported."""
         self.catch_up()
-        tensors, state = training_state_dict(self.training, self.distributed, progress)
+        tensors, state = _training_state_dict(self.training, self.distributed, progress)
         self.checkpoints.save(progress.step, tensors, state, is_best)
         self.saved, self.is_best = time.monotonic(), is_best
 
     def due(self, progress: Progress) -> bool:
-        """Whether a checkpoint within the epoch is due, by steps or by the clock."""
         steps, minutes = self.policy.every_steps, self.policy.every_minutes
         if steps and progress.step % steps == 0:
             return True
@@ -69,7 +68,6 @@ class RunRecorder(Recorder):
         self.display.step(progress.step, loss, lr, items)
 
     def evaluating(self, done: int, total: int) -> None:
-        """Move the bar of the evaluation."""
         self.display.evaluating(done, total)
 
     def finished_epoch(self, progress: Progress) -> None:
@@ -94,12 +92,12 @@ class RunRecorder(Recorder):
         self.checkpoints.finish()
 
 
-def training_state_dict(
+def _training_state_dict(
     training: TrainingState, distributed: Distributed, progress: Progress
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """All that training depends on from here: tensors by file, and JSON."""
     optimizer, packed = flatten_optimizer(training.optimizer.state_dict())
-    tensors = tensors_by_file(training) | {"optim": optimizer}
+    tensors = _tensors_by_file(training) | {"optim": optimizer}
     state = {
         "progress": asdict(progress),
         "optimizer": packed,
@@ -108,8 +106,7 @@ def training_state_dict(
     return {name: group for name, group in tensors.items() if group}, state
 
 
-def tensors_by_file(training: TrainingState) -> dict[str, Mapping[str, Tensor]]:
-    """The tensors whose names and shapes the recipe gives, by file."""
+def _tensors_by_file(training: TrainingState) -> dict[str, Mapping[str, Tensor]]:
     return {
         "model": training.model.state_dict(),
         "ema": training.ema.tensors,
@@ -122,7 +119,7 @@ def restore(
 ) -> Progress | None:
     """Put the newest whole checkpoint into `training`; None where there never was one."""
     loaded = checkpoints.load(
-        {name: group for name, group in tensors_by_file(training).items() if group}
+        {name: group for name, group in _tensors_by_file(training).items() if group}
     )
     step = -1 if loaded is None else loaded.step
     if distributed.any(step != distributed.broadcast_object(step)):

@@ -110,18 +110,22 @@ def take_step(
     for criterion in training.blends.values():
         criterion.begin_step()
     training.buffers.snapshot()
-    gradients = strict_gradients if training.shards else plain_gradients
+    gradients = _strict_gradients if training.shards else _plain_gradients
     terms = gradients(training, distributed, batches, step)
     if distributed.scaler:
         distributed.scaler.unscale_(training.optimizer)
     norm = nn.utils.get_total_norm(training.gradients)
-    report = report_step(training, distributed, terms, norm, (step, sum(map(len, batches)), stop))
+    report = _report_step(training, distributed, terms, norm, (step, sum(map(len, batches)), stop))
     if training.async_steps and training.stepped:
-        update_unless(report.bad, training, distributed, norm, step)
+        # the device itself leaves out a bad step: nobody waits for the answer
+        training.buffers.restore(report.bad)
+        training.optimizer.found_inf = report.bad.float()  # as GradScaler tells fused optimizers
+        _update(training, distributed, norm, step)
+        training.optimizer.found_inf = None
     elif report.read().skipped:
         training.buffers.restore()
     else:
-        update(training, distributed, norm, step)
+        _update(training, distributed, norm, step)
         training.stepped = True
     training.ema.update(training.model, training.decay(step + 1))
     if distributed.scaler:
@@ -129,25 +133,14 @@ def take_step(
     return report
 
 
-def update(training: TrainingState, distributed: Distributed, norm: Tensor, step: int) -> None:
-    """Clip, and let the optimizer step."""
+def _update(training: TrainingState, distributed: Distributed, norm: Tensor, step: int) -> None:
     training.clip(training.model, norm)
     # some optimizers draw (kron): the same on all processes, whatever their dropout drew
     distributed.seed(address(training.seed, step, "optimizer"))
     training.optimizer.step()  # not the scaler's: it would wait for what `report` says already
 
 
-def update_unless(
-    bad: Tensor, training: TrainingState, distributed: Distributed, norm: Tensor, step: int
-) -> None:
-    """`update`, left out by the device itself where `bad` is true: nobody waits for the answer."""
-    training.buffers.restore(bad)
-    training.optimizer.found_inf = bad.float()  # as GradScaler tells it to fused optimizers
-    update(training, distributed, norm, step)
-    training.optimizer.found_inf = None
-
-
-def plain_gradients(
+def _plain_gradients(
     training: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient over micro-batches and processes, by DDP. Returns mean losses by name."""
@@ -157,12 +150,12 @@ def plain_gradients(
     for i, batch in enumerate(batches):
         last = i + 1 == count
         with distributed.unsynchronised(training.ddp_model, not last):
-            terms = forward_backward(training, distributed, batch, step, first + i, count)
-        add_terms(sums, terms, count)
+            terms = _forward_backward(training, distributed, batch, step, first + i, count)
+        _add_terms(sums, terms, count)
     return sums
 
 
-def strict_gradients(
+def _strict_gradients(
     training: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
@@ -172,10 +165,10 @@ def strict_gradients(
     for i, shard in enumerate(batches):
         training.buffers.restore()
         index = distributed.rank * mine + i
-        terms = forward_backward(training, distributed, shard, step, index, training.shards)
-        add_terms(sums, terms, mine)
-        flats.append(flat([*take_gradients(training), *training.buffers.floats()]))
-    whole = summed_in_order(flats, training.shards, distributed)
+        terms = _forward_backward(training, distributed, shard, step, index, training.shards)
+        _add_terms(sums, terms, mine)
+        flats.append(flat([*_take_gradients(training), *training.buffers.floats()]))
+    whole = _summed_in_order(flats, training.shards, distributed)
     grads, floats = training.gradients, training.buffers.floats()
     count = sum(grad.numel() for grad in grads)
     put(whole[:count], grads)
@@ -183,7 +176,7 @@ def strict_gradients(
     return sums
 
 
-def forward_backward(
+def _forward_backward(
     training: TrainingState,
     distributed: Distributed,
     batch: Batch,
@@ -199,13 +192,12 @@ def forward_backward(
     return {"loss": total.detach(), **{f"loss/{k}": v.detach() for k, v in terms.items()}}
 
 
-def add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], count: int) -> None:
-    """Running means over `count` passes."""
+def _add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], count: int) -> None:
     for name, value in terms.items():
         sums[name] = sums.get(name, 0) + wide(value) / count
 
 
-def take_gradients(training: TrainingState) -> Iterator[Tensor]:
+def _take_gradients(training: TrainingState) -> Iterator[Tensor]:
     """Each parameter's gradient, zero where the loss did not reach it; then empties them."""
     for parameter in training.parameters:
         if parameter.grad is None:
@@ -214,7 +206,7 @@ def take_gradients(training: TrainingState) -> Iterator[Tensor]:
         parameter.grad.zero_()
 
 
-def summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distributed) -> Tensor:
+def _summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distributed) -> Tensor:
     """Sum of all shards' vectors, first to last: the same additions on any number of processes."""
     total = torch.zeros_like(flats[0])
     mine = len(flats)
@@ -225,7 +217,7 @@ def summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distribut
     return total
 
 
-def report_step(
+def _report_step(
     training: TrainingState,
     distributed: Distributed,
     terms: dict[str, Tensor],
@@ -332,7 +324,7 @@ def fit_accumulation_steps(
     training.ddp_model = training.model
     training.buffers.snapshot()
     try:
-        while distributed.any(not fits(training, distributed, prepare, steps)):
+        while distributed.any(not _fits(training, distributed, prepare, steps)):
             if size % (4 * steps):  # halves must stay even, for mixing and for BatchNorm
                 raise MemoryExhausted(
                     f"a micro-batch of {size // steps} does not fit the memory of "
@@ -352,7 +344,7 @@ def fit_accumulation_steps(
     )
 
 
-def fits(
+def _fits(
     training: TrainingState,
     distributed: Distributed,
     prepare: Callable[[int], Sequence[Batch]],
@@ -360,7 +352,7 @@ def fits(
 ) -> bool:
     """Whether a forward and backward pass of one of `steps` micro-batches fits the memory."""
     try:
-        forward_backward(training, distributed, prepare(steps)[0], 0, 0, 1)
+        _forward_backward(training, distributed, prepare(steps)[0], 0, 0, 1)
         return True
     except torch.OutOfMemoryError:
         return False

@@ -41,7 +41,7 @@ def test_time_augmentation(forward: Forward, words: str) -> Forward:
     pairs = list(product(scales, (False, True) if mirrored else (False,)))
     if pairs == [(1.0, False)]:
         return forward
-    return mean_probability([transformed(forward, *pair) for pair in pairs])
+    return mean_probability([_transformed(forward, *pair) for pair in pairs])
 
 
 def parse_tta(words: str) -> tuple[bool, list[float]]:
@@ -64,8 +64,7 @@ def parse_tta(words: str) -> tuple[bool, list[float]]:
     return mirrored, sorted(set(scales))
 
 
-def transformed(forward: Forward, scale: float, mirrored: bool) -> Forward:
-    """`forward` of the image resized by `scale`, and mirrored or not."""
+def _transformed(forward: Forward, scale: float, mirrored: bool) -> Forward:
 
     def look(images: Tensor) -> Tensor:
         size = images.shape[-2:]

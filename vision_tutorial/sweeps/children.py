@@ -44,7 +44,7 @@ def device_slots(jobs: int | None, processes: int = 1) -> list[DeviceSlot]:
 
     The cores are divided among them; so are the GPUs, in turn where there are more jobs than GPUs.
     """
-    gpus = visible_gpus()
+    gpus = _visible_gpus()
     if gpus and processes > len(gpus):
         raise UserError(f"--nproc {processes}: there are {len(gpus)} GPUs. Ask for fewer.")
     jobs = jobs or max(1, len(gpus) // processes)
@@ -69,7 +69,7 @@ def full_slots(
             return False
 
     recipes = list(recipes)
-    processes = nproc or next((n for n in range(len(visible_gpus()), 1, -1) if divides(n)), 1)
+    processes = nproc or next((n for n in range(len(_visible_gpus()), 1, -1) if divides(n)), 1)
     return device_slots(jobs or 1, processes), processes
 
 
@@ -82,11 +82,11 @@ def small_slots(
     """
     processes = nproc or 1
     room = psutil.virtual_memory().available // (MEMORY if small else LARGE_MEMORY)
-    most = len(visible_gpus()) or min(len(usable_cores()), room)
+    most = len(_visible_gpus()) or min(len(usable_cores()), room)
     return device_slots(max(1, min(jobs or most // processes, runs)), processes), processes
 
 
-def visible_gpus() -> list[str]:
+def _visible_gpus() -> list[str]:
     """The GPUs that a training would see, by number or name, without torch; [] where none is."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:

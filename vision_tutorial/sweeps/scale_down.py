@@ -222,9 +222,6 @@ def choose(
     return chosen and make(chosen.network, speed), speed
 
 
-# -- the recipes -----------------------------------------------------------------------------------
-
-
 def path_of(name: str) -> Path:
     """The recipe of the table as it stands."""
     return RECIPES / f"{name}.yaml"
@@ -252,7 +249,6 @@ def write_recipes(made: Plan, folder: Path, dataset: str | None, all_images: int
 
 
 def _by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_images: int) -> dict[str, Any]:
-    """The keys that the plan sets, with their values for a recipe."""
     model = NETWORKS[made.network]
     slower = made.batch_size / recipe.batch_size
     return {
@@ -270,5 +266,4 @@ def _by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_images: int) -
 
 
 def _scaled(choice: Choice, option: str, factor: float) -> dict[str, Any]:
-    """A choice as a recipe writes it, with an option of it multiplied."""
     return {choice.name: {**choice.options, option: choice.options[option] * factor}}

@@ -103,7 +103,6 @@ class Scheduler:
         self.late = self.late or bool(self.waiting) and self.deadline.room() < 0
 
     def _over(self) -> bool:
-        """Whether nothing more is to begin."""
         return self.stop.asked or self.deadline.room() < 0
 
     def _next(self) -> Trial | None:
@@ -134,7 +133,6 @@ class Scheduler:
         self._say(f"started    {trial.id}  {trial.name}{at}")
 
     def _end(self, one: Running) -> None:
-        """Note and print how a trial ended."""
         trial, code = one.trial, one.child.returncode
         if code and is_busy(trial.folder):
             self.waiting.append(trial)  # another process was first
@@ -163,7 +161,6 @@ class Scheduler:
                 kill_family(one.child.pid)
 
     def _progress(self) -> str:
-        """How many are done and how long the rest takes."""
         states = [status.state for status in self.table.statuses.values()]
         failed = f", {n} failed" if (n := states.count("failed")) else ""
         trials = [*self.waiting, *(one.trial for one in self.running)]
@@ -177,7 +174,6 @@ class Scheduler:
         self.console.print(Text(line))
 
     def _draw(self) -> None:
-        """On a terminal: what runs, how far it is, and the best so far."""
         if not self.live.is_started or time.monotonic() - self._drawn < REDRAW:
             return
         self._drawn = time.monotonic()

@@ -100,7 +100,10 @@ def _point(sweep: Sweep, settings: tuple[Setting, ...]) -> Point:
     own = (Setting(f"name={sweep.name}", ""), Setting("expects={}", ""))
     everything = (*own, *sweep.common, *settings, *sweep.given)
     loaded = _load(sweep.recipe, everything)
-    return Point(settings, tuple(s.text for s in everything), loaded.recipe, _id(loaded))
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.imports]
+    key = " ".join([recipe_key(to_plain(loaded.recipe)), *files])
+    id = hashlib.sha256(key.encode()).hexdigest()[:10]
+    return Point(settings, tuple(s.text for s in everything), loaded.recipe, id)
 
 
 def _load(recipe: Path, settings: Sequence[Setting]) -> Loaded:
@@ -113,15 +116,6 @@ def _load(recipe: Path, settings: Sequence[Setting]) -> Loaded:
             if message.startswith(f"{COMMAND_LINE} ({short(text, 50)})"):
                 raise UserError(place + message.removeprefix(COMMAND_LINE)) from error
         raise
-
-
-def _id(loaded: Loaded) -> str:
-    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.imports]
-    everything = " ".join([recipe_key(to_plain(loaded.recipe)), *files])
-    return hashlib.sha256(everything.encode()).hexdigest()[:10]
-
-
-# -- reading ---------------------------------------------------------------------------------------
 
 
 def read_sweep(path: Path | str, overrides: Iterable[str] = ()) -> Sweep:
@@ -218,7 +212,6 @@ def _stage(item: Any, document: Document, index: int) -> Stage:
 def _choices(
     values: dict[str, Any], document: Document, at: Key
 ) -> tuple[tuple[Setting, ...], ...]:
-    """What `grid` or `points` below `at` spell out."""
     if "points" in values:
         here, points = (*at, "points"), values["points"]
         expected = "a list of settings such as {loss: focal} is expected."
@@ -277,5 +270,4 @@ def _expect(kind: type, value: Any, document: Document, at: Key, expected: str) 
 
 
 def _at(document: Document, *key: str | int) -> str:
-    """ "file:line: a.b: " for a key of the sweep file."""
     return f"{document.places[key]}: {'.'.join(map(str, key))}: "

@@ -72,7 +72,6 @@ class ThroughputProbe:
         return Speed(*map(statistics.fmean, zip(*speeds, strict=True)))
 
     def _read(self, job: int, batch_size: int, seconds: float) -> Speed:
-        """The speed of a training that took so many seconds in all."""
         run = self.folder / "probe" / str(job)
         try:
             summary = read_json(run / "summary.json")
