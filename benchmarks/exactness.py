@@ -24,7 +24,7 @@ from data.oracle import ORIGINAL, by_pillow, random_slot  # noqa: E402
 from vision_tutorial import build  # noqa: E402, F401  (fills the registries)
 from vision_tutorial.core import registry  # noqa: E402
 from vision_tutorial.core.sources import base  # noqa: E402
-from vision_tutorial.data.augmentation.batched_ops import BatchedOp, Op  # noqa: E402
+from vision_tutorial.data.augmentation.operation import BatchedOp, Op  # noqa: E402
 from vision_tutorial.data.executors import compiled, tensors  # noqa: E402
 from vision_tutorial.data.pipeline import batched_plan  # noqa: E402
 from vision_tutorial.recipe.loading import load  # noqa: E402

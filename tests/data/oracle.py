@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import functional
 
-from vision_tutorial.data.augmentation.batched_ops import ARGUMENTS, BatchedOp, Filter, Op
+from vision_tutorial.data.augmentation.operation import ARGUMENTS, BatchedOp, Filter, Op
 
 OLD = int(PIL.__version__.partition(".")[0]) < 13  # its resize always begins with the width
 NEW_PILLOW = "Pillow 13 or newer is what resizing is compared with"

@@ -8,7 +8,7 @@ from data.oracle import by_pillow, random_slot
 from data.test_tensors import SIZES, chain, drawn
 from numba.core.registry import cpu_target
 
-from vision_tutorial.data.augmentation.batched_ops import Op, batched_op
+from vision_tutorial.data.augmentation.operation import Op, batched_op
 from vision_tutorial.data.executors import compiled
 
 

@@ -13,7 +13,7 @@ from data.test_sampling import CHAIN, draws, whole_chain
 from data.test_tensors import drawn
 
 from vision_tutorial.core import arrays
-from vision_tutorial.data.augmentation.batched_ops import Op
+from vision_tutorial.data.augmentation.operation import Op
 from vision_tutorial.data.executors import compiled, tensors
 from vision_tutorial.recipe.loading import load
 

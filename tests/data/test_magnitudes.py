@@ -9,8 +9,8 @@ from timm.data import auto_augment as timm_policies
 from torchvision import transforms as tv
 from torchvision.transforms.autoaugment import _apply_op
 
-from vision_tutorial.data.augmentation.batched_ops import BatchedOp, Op
 from vision_tutorial.data.augmentation.magnitudes import timm_operation, torchvision_operation
+from vision_tutorial.data.augmentation.operation import BatchedOp, Op
 
 SIZE = (32, 27)
 FILL = (124, 116, 104)

@@ -9,7 +9,7 @@ from data.test_sampling import draws, same_distribution
 from timm.data import mixup as timm_mixup
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.data import mix_per_sample
+from vision_tutorial.data import mix as mixing
 from vision_tutorial.data.mix import mix
 from vision_tutorial.recipe.grammar import Term
 
@@ -50,11 +50,9 @@ def test_images_are_timms(monkeypatch, mode, cuts):
     ]
     pixels, labels = timm(pairs)
 
-    monkeypatch.setattr(mix_per_sample, "beta", lambda draws, alpha: shares.copy())
+    monkeypatch.setattr(mixing, "beta", lambda draws, alpha: shares.copy())
     numbers = np.stack([np.zeros(8), np.zeros(8), *(centres.T + 0.5) / 32], 1)
-    monkeypatch.setattr(
-        mix_per_sample.RandomStream, "__call__", lambda self, count, block=0: numbers
-    )
+    monkeypatch.setattr(mixing.RandomStream, "__call__", lambda self, count, block=0: numbers)
     ours = mix(terms(mode, **{"cutmix" if cuts else "mixup": 1.0}))
     mixed, class_map = ours(images, target, CLASSES, 0, 0, items)
     assert torch.equal(mixed, pixels)
@@ -125,7 +123,7 @@ def test_masks_become_maps_beside_mixup():
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 3.0])
 def test_beta_is_numpys(alpha):
-    ours = mix_per_sample.beta(draws(20_000), np.full(20_000, alpha))
+    ours = mixing.beta(draws(20_000), np.full(20_000, alpha))
     theirs = np.random.default_rng(0).beta(alpha, alpha, 20_000)
     assert same_distribution(ours, theirs)
     assert abs(np.corrcoef(ours[:-1], ours[1:])[0, 1]) < 5 / math.sqrt(20_000)

@@ -21,12 +21,11 @@ from vision_tutorial.core.registry import augments
 from vision_tutorial.core.sources import ArraySource, Subset
 from vision_tutorial.core.targets import IGNORE, VOID
 from vision_tutorial.data import mix, pipeline, store
-from vision_tutorial.data.augmentation.batched_ops import Filter, Op, batched_op
-from vision_tutorial.data.augmentation.mask_ops import MOVING, carried_out, of_masks
-from vision_tutorial.data.augmentation.operation import Operation, operation
+from vision_tutorial.data.augmentation.operation import Filter, Op, Operation, batched_op, operation
 from vision_tutorial.data.augmentation.pairs import joint
 from vision_tutorial.data.executors import tensors
 from vision_tutorial.data.loader import AugmentedImages, EvalOrder, make_loader
+from vision_tutorial.data.store import MOVING, carry_out_masks, of_masks
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
 
@@ -235,7 +234,7 @@ def test_masks_move_as_pillow_and_torch_move_them(op, size):
         whole = [random_slot(op, rng, 20, *size)]
         slots = of_masks(whole)
         assert bool(slots) == (op in MOVING)
-        found = carried_out(masks, np.arange(20), whole)
+        found = carry_out_masks(masks, np.arange(20), whole)
         assert np.array_equal(found, by_pillow(masks[..., None].repeat(3, -1), slots)[..., 0])
         assert np.array_equal(found, tensors.apply(torch.from_numpy(masks)[:, None], slots)[:, 0])
 
@@ -267,7 +266,7 @@ def test_resized_masks_are_torchs_nearest_exact(size):
 
 def test_a_mask_takes_the_nearest_pixel_and_void_from_outside():
     shift = batched_op(1, Op.AFFINE, (2, 3), 1, 0, 1, 0, 1, 0, int(Filter.BICUBIC), fill=(9, 9, 9))
-    found = carried_out(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), [0], [shift])
+    found = carry_out_masks(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), [0], [shift])
     assert found.tolist() == [[[2, 3, VOID], [5, 6, VOID]]]
 
 

@@ -8,7 +8,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms.v2.functional import normalize as oracle
 
 from vision_tutorial.data.loader import RawBatch
-from vision_tutorial.data.preprocess import COLOURS, Preprocessor, erase_per_image
+from vision_tutorial.data.pipeline import COLOURS, Preprocessor, erase_per_image
 
 CPU = torch.device("cpu")
 PLAIN = {"device": CPU, "colours": COLOURS["none"], "channels_last": False}

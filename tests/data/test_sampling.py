@@ -20,8 +20,7 @@ from torchvision import transforms as tv
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import augments
-from vision_tutorial.data.augmentation.batched_ops import Op
-from vision_tutorial.data.augmentation.operation import RandomStream, batched_form
+from vision_tutorial.data.augmentation.operation import Op, RandomStream, batched_form
 from vision_tutorial.data.executors import compiled
 from vision_tutorial.recipe.grammar import Choice
 

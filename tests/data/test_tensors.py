@@ -10,7 +10,7 @@ from data.oracle import by_pillow, random_slot, rotation
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vision_tutorial.data.augmentation.batched_ops import (
+from vision_tutorial.data.augmentation.operation import (
     ARGUMENTS,
     BatchedOp,
     Filter,

@@ -23,8 +23,7 @@ from ..core.sources import Source
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice, Term
 from ..recipe.notation import scalar
-from .augmentation.batched_ops import BatchedOp
-from .augmentation.operation import operation
+from .augmentation.operation import BatchedOp, operation
 from .augmentation.policies import signed
 from .loader import collate, seed_generators
 from .pipeline import DataPipeline, WorkerContext, augmented_images, colours

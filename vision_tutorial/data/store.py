@@ -7,7 +7,7 @@ the bits: `compiled.py` on the CPU, `tensors.py` on a GPU or where numba is miss
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -16,11 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.sources import ArraySource, Source, Subset, base
-from .augmentation import mask_ops
-from .augmentation.batched_ops import BatchedOp
-from .augmentation.operation import AugmentationPlan
+from ..core.targets import VOID
+from .augmentation.operation import AugmentationPlan, BatchedOp, Filter, Op
 from .executors import tensors
 from .loader import Item, RawBatch
+
+FILTER_PLACES = {Op.RESAMPLE: 4, Op.AFFINE: 6}  # the operations with a filter, and its place
+MOVING = (*FILTER_PLACES, Op.WINDOW, Op.HFLIP, Op.VFLIP)
+AS_MASK = np.array([op if op in MOVING else Op.NONE for op in Op])  # code -> what a mask takes
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +105,9 @@ class Store:
     def moved(self, rows: np.ndarray, slots: Sequence[BatchedOp]) -> Tensor:
         """Masks uint8 (B, h, w), likewise."""
         if self.device.type != "cuda":
-            return torch.from_numpy(mask_ops.carried_out(self.masks, rows, slots))
+            return torch.from_numpy(carry_out_masks(self.masks, rows, slots))
         chosen = self.on_gpu(self.masks, rows)[:, None]
-        return tensors.apply(chosen, mask_ops.of_masks(slots))[:, 0]
+        return tensors.apply(chosen, of_masks(slots))[:, 0]
 
     def on_gpu(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
         """Some rows of the images or masks."""
@@ -112,6 +115,64 @@ class Store:
             return values[torch.from_numpy(rows).to(self.device)]
         pinned = torch.from_numpy(values[rows]).pin_memory()
         return pinned.to(self.device, non_blocking=True)
+
+
+# -- masks: what their images' operations do to them, as far as these move pixels ------------------
+# A mask takes the nearest pixel, and VOID where nothing of the image is: no label is new to it.
+
+
+def of_masks(slots: Sequence[BatchedOp]) -> list[BatchedOp]:
+    """Slots for whoever carries out images, that do to masks (B, 1, H, W) what is done here."""
+    return [of_mask(slot) for slot in slots if AS_MASK[slot.codes].any()]
+
+
+def of_mask(slot: BatchedOp) -> BatchedOp:
+    """Nothing but movement, by the nearest pixel, with VOID from outside."""
+    args = slot.args.copy()
+    for op, place in FILTER_PLACES.items():
+        args[slot.codes == op, place] = Filter.NEAREST
+    return replace(slot, codes=AS_MASK[slot.codes], args=args, fill=(VOID,) * 3)
+
+
+def carry_out_masks(masks: np.ndarray, rows: np.ndarray, slots: Sequence[BatchedOp]) -> np.ndarray:
+    """Masks `rows` of masks uint8 (N, H, W) after the slots of their images: (B, h, w)."""
+    out = np.empty((len(rows), *(slots[-1].size if slots else masks.shape[1:])), np.uint8)
+    for i, row in enumerate(rows):
+        mask = masks[row]
+        for slot in slots:
+            mask = move_mask(mask, slot.codes[i], slot.args[i], slot)
+        out[i] = mask
+    return out
+
+
+def move_mask(mask: np.ndarray, code: int, args: np.ndarray, slot: BatchedOp) -> np.ndarray:
+    """One mask uint8 (H, W) after one operation of `slot` with its arguments (ARGUMENTS,)."""
+    if code == Op.HFLIP:
+        return mask[:, ::-1]
+    if code == Op.VFLIP:
+        return mask[::-1]
+    if code == Op.RESAMPLE:
+        top, left, height, width = args[:4].astype(int)
+        part = Image.fromarray(mask[top : top + height, left : left + width])
+        return np.asarray(part.resize(slot.size[::-1], Image.Resampling.NEAREST))
+    if code == Op.WINDOW:
+        return window(mask, *args[:2].astype(int), slot)
+    if code == Op.AFFINE:
+        turned = Image.fromarray(mask).transform(
+            slot.size[::-1], Image.Transform.AFFINE, tuple(args[:6].tolist()), fillcolor=VOID
+        )
+        return np.asarray(turned)
+    return mask
+
+
+def window(mask: np.ndarray, top: int, left: int, slot: BatchedOp) -> np.ndarray:
+    """A window of slot.size into the mask whose padding slot.rows and .columns describe."""
+    rows = slot.rows[top : top + slot.size[0]]
+    columns = slot.columns[left : left + slot.size[1]]
+    found = mask[rows][:, columns]
+    found[rows < 0] = VOID
+    found[:, columns < 0] = VOID
+    return found
 
 
 def unfolded(source: Source) -> tuple[ArraySource, np.ndarray | None]:

@@ -16,8 +16,19 @@ from torchvision import transforms as tv
 
 from ...core.errors import UserError
 from ...core.registry import augments
-from .batched_ops import BatchedOp, Op, batched_op
-from .operation import Operation, RandomStream, Size, around, check, check_span, pick, sometimes
+from .operation import (
+    BatchedOp,
+    Op,
+    Operation,
+    RandomStream,
+    Size,
+    around,
+    batched_op,
+    check,
+    check_span,
+    pick,
+    sometimes,
+)
 
 LEVELS = 256
 

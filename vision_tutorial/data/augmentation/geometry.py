@@ -18,16 +18,18 @@ from torchvision import transforms as tv
 from torchvision.transforms import InterpolationMode
 
 from ...core.registry import augments
-from .batched_ops import BatchedOp, Op, batched_op
 from .magnitudes import rotation
 from .operation import (
     ATTEMPTS,
     FILTERS,
     MOST_PIXELS,
+    BatchedOp,
+    Op,
     Operation,
     RandomStream,
     Size,
     around,
+    batched_op,
     check,
     check_colour,
     check_name,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from torchvision.transforms import functional as tv
 
-from .batched_ops import Op, Rows, rows
+from .operation import Op, Rows, rows
 
 PLAIN = {"AutoContrast": Op.AUTOCONTRAST, "Equalize": Op.EQUALIZE, "Invert": Op.INVERT}
 ENHANCING = {

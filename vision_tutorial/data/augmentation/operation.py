@@ -7,7 +7,8 @@ out. An operation without a batched form is done image by image.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +19,77 @@ from ...core.errors import UserError, unknown
 from ...core.randomness import address, uniforms
 from ...core.registry import augments
 from ...recipe.grammar import Choice
-from .batched_ops import BatchedOp, Filter, Op, batched_op
 
 Size = tuple[int, int]  # height, width
+ARGUMENTS = 8  # numbers an image, at most
+Rows = tuple[np.ndarray, np.ndarray]  # codes int64 (n,), args float64 (n, ARGUMENTS)
 ATTEMPTS = 10  # of a random crop or box, as in timm
-FILTERS = {"nearest": Filter.NEAREST, "bilinear": Filter.BILINEAR, "bicubic": Filter.BICUBIC}
 MOST_PIXELS = 8192  # along one side of a result
+
+
+class Filter(IntEnum):
+    """How values between pixels are found; not Pillow's own numbers."""
+
+    NEAREST = 0
+    BILINEAR = 1
+    BICUBIC = 2
+
+
+FILTERS = {"nearest": Filter.NEAREST, "bilinear": Filter.BILINEAR, "bicubic": Filter.BICUBIC}
+
+
+class Op(IntEnum):
+    """What happens to one image, with its arguments. f is a factor: 1 changes nothing."""
+
+    NONE = 0
+    RESAMPLE = 1  # top, left, height, width, filter: crop, then an antialiased resize to slot.size
+    WINDOW = 2  # top, left: a window of slot.size into the image padded by slot.rows, .columns
+    HFLIP = 3
+    VFLIP = 4
+    AFFINE = 5  # a, b, c, d, e, f, filter: output (x, y) is input (ax + by + c, dx + ey + f)
+    POSTERIZE = 6  # bits that are kept, 0 to 8
+    SOLARIZE = 7  # threshold: values from it on are inverted
+    SOLARIZE_ADD = 8  # what is added to values below 128, clipped at 255
+    INVERT = 9
+    BRIGHTNESS = 10  # f, away from black
+    LINEAR = 11  # f, shift: each value times f, plus shift, rounded (half goes up)
+    CONTRAST = 12  # f, away from the mean grey
+    AUTOCONTRAST = 13
+    EQUALIZE = 14
+    COLOR = 15  # f, away from grey
+    SHARPNESS = 16  # f, away from the smoothed image
+    GRAYSCALE = 17
+
+
+@dataclass(frozen=True)
+class BatchedOp:
+    """codes int64 (B,); args float64 (B, ARGUMENTS); `size` (height, width) of every result.
+
+    fill: the colour that comes from outside (AFFINE, WINDOW). rows, columns: for WINDOW, the source
+    row or column of each one of the padded image; -1 where there is only `fill`.
+    """
+
+    codes: np.ndarray
+    args: np.ndarray
+    size: tuple[int, int]
+    fill: tuple[int, int, int] = (0, 0, 0)
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    columns: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+def rows(count: int, code: int | np.ndarray, *args: object) -> Rows:
+    """Operations for `count` images; the code and each argument one number or (count,)."""
+    table = np.zeros((count, ARGUMENTS))
+    for column, values in enumerate(args):
+        table[:, column] = values
+    return np.full(count, code, np.int64), table
+
+
+def batched_op(
+    count: int, code: int | np.ndarray, size: tuple[int, int], *args: object, **more: object
+) -> BatchedOp:
+    """`rows` as one op whose results have `size`."""
+    return BatchedOp(*rows(count, code, *args), size, **more)
 
 
 @dataclass(frozen=True)

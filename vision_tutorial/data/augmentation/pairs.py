@@ -1,8 +1,8 @@
 """Image and mask together, one pair at a time: for sources in files, and any chain of entries.
 
 Operations with a batched form draw batched ops: the image takes them all, the mask those that move
-pixels (`mask_ops.py`). Others touch the image alone and must leave its pixels
-in their places. What a pair becomes is a function of the seed and its (epoch, index).
+pixels. Others touch the image alone and must leave its pixels in their places. What a pair becomes
+is a function of the seed and its (epoch, index).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,7 @@ from ...core.errors import UserError
 from ...core.randomness import address
 from ...recipe.grammar import Choice
 from ..loader import Item, seed_generators
-from ..store import carry_out
-from .mask_ops import carried_out
+from ..store import carry_out, carry_out_masks
 from .operation import AugmentationPlan, in_words, operation, stream_key
 
 ALONE = np.zeros(1, np.int64)  # the rows of a batch of one
@@ -40,7 +39,7 @@ class Joint:
                 ops = part.ops(np.array([item]), pixels.shape[:2])
                 made = carry_out(pixels[None], ALONE, ops, threads=1)[0]
                 pixels = made.permute(1, 2, 0).numpy()
-                mask = carried_out(mask[None], ALONE, ops)[0]
+                mask = carry_out_masks(mask[None], ALONE, ops)[0]
             else:
                 key, transform = part
                 seed_generators(address(key, *item))

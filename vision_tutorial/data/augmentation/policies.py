@@ -18,12 +18,15 @@ from torchvision import transforms as tv
 
 from ...core.errors import UserError
 from ...core.registry import augments
-from .batched_ops import ARGUMENTS, BatchedOp, Op, Rows, rows
 from .geometry import RESAMPLING
 from .magnitudes import timm_operation, torchvision_operation
 from .operation import (
+    ARGUMENTS,
+    BatchedOp,
+    Op,
     Operation,
     RandomStream,
+    Rows,
     Sampler,
     Size,
     check,
@@ -31,6 +34,7 @@ from .operation import (
     check_name,
     filters,
     pick,
+    rows,
 )
 
 FILTER = 6  # the filter's place among the arguments of AFFINE

@@ -17,8 +17,8 @@ import numpy as np
 from numba import njit
 
 from ...core.randomness import address
-from ..augmentation import batched_ops
-from ..augmentation.batched_ops import BatchedOp, Op
+from ..augmentation import operation
+from ..augmentation.operation import BatchedOp, Op
 from . import kernels, kernels_affine, kernels_colour
 from .kernels import compiled, copy, mirror, remembering, resample, window
 from .kernels_affine import affine
@@ -30,7 +30,7 @@ SHARE = 128 * 32 * 32  # pixels that are worth a thread
 
 kept = njit(nogil=True, cache=True, error_model="numpy")
 # numba looks at a function's own file only to tell whether what it kept is stale.
-PARTS = (kernels, kernels_affine, kernels_colour, batched_ops)
+PARTS = (kernels, kernels_affine, kernels_colour, operation)
 VERSION = address(*(Path(module.__file__).read_text("utf-8") for module in PARTS))
 RESAMPLE, WINDOW, AFFINE = int(Op.RESAMPLE), int(Op.WINDOW), int(Op.AFFINE)
 HFLIP, VFLIP, COLOR = int(Op.HFLIP), int(Op.VFLIP), int(Op.COLOR)

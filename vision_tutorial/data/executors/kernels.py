@@ -10,7 +10,7 @@ from math import ceil
 import numpy as np
 from numba import njit
 
-from ..augmentation.batched_ops import Filter
+from ..augmentation.operation import Filter
 
 Array = np.ndarray
 BITS = 22  # of a resampling weight

@@ -8,7 +8,7 @@ from math import floor
 
 import numpy as np
 
-from ..augmentation.batched_ops import Op
+from ..augmentation.operation import Op
 from .kernels import Array, compiled, copy
 
 # Plain integers, so that numba compiles them in.

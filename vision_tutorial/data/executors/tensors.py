@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..augmentation.batched_ops import BatchedOp, Filter, Op
+from ..augmentation.operation import BatchedOp, Filter, Op
 
 SUPPORT = np.array([0.0, 1.0, 2.0])  # reach of each Filter in pixels, where nothing shrinks
 WEIGHT_ONE = 2.0**22  # a weight of 1, in the units that Pillow's resize rounds weights to
