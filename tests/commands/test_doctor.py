@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,7 +15,7 @@ import torch
 import torchvision
 
 from vision_tutorial.commands import doctor
-from vision_tutorial.commands.doctor import Check, driver
+from vision_tutorial.commands.doctor import Check
 
 Usage = namedtuple("Usage", "total used free")
 SECRET = "0123456789abcdef" * 2
@@ -100,15 +99,15 @@ def test_it_parses_before_it_imports_torch():
 
 
 def test_old_python(monkeypatch):
-    assert only(doctor.python()).state == "ok"
+    assert only(doctor._python()).state == "ok"
     monkeypatch.setattr(sys, "version_info", (3, 10, 2, "final", 0))
-    assert only(doctor.python())[:3] == ("python", "fail", "3.10.2")
+    assert only(doctor._python())[:3] == ("python", "fail", "3.10.2")
 
 
 def test_packages_missing_and_too_old(monkeypatch):
     lines = ["torch>=2.11", "rich>=999", "absent-package", 'ruff>=999; extra == "dev"']
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
-    checks = {c.name: c for c in doctor.packages()}
+    checks = {c.name: c for c in doctor._packages()}
     assert checks.keys() == {"rich", "absent-package", "packages"}
     assert checks["rich"].state == "fail" and checks["rich"].remedy == 'pip install "rich>=999"'
     assert checks["absent-package"].found == "missing"
@@ -120,23 +119,26 @@ def test_not_installed(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "requires", absent)
-    first, last = doctor.packages()
+    first, last = doctor._packages()
     assert first.state == "warn" and first.found == "the package is not installed"
     assert last.state == "ok" and "pydantic " in last.found, "what its pyproject.toml asks for"
-    monkeypatch.setattr(doctor, "of_checkout", lambda path: ["absent-package", "torch>=2.11"])
-    assert [check.state for check in doctor.packages()] == ["warn", "fail", "ok"]
-    monkeypatch.undo()
-    assert doctor.of_checkout(Path("no/such/pyproject.toml")) == []
+    tomllib_loads = doctor.tomllib.loads
+    asked = {"project": {"dependencies": ["absent-package", "torch>=2.11"]}}
+    monkeypatch.setattr(doctor.tomllib, "loads", lambda text: asked)
+    assert [check.state for check in doctor._packages()] == ["warn", "fail", "ok"]
+    monkeypatch.setattr(doctor.tomllib, "loads", tomllib_loads)
+    monkeypatch.setattr(doctor.Path, "is_file", lambda path: False)
+    assert [check.state for check in doctor._packages()] == ["warn"]
 
 
 def test_torchvision_of_another_torch(monkeypatch):
-    assert only(doctor.torch_and_torchvision()).state == "ok"
+    assert only(doctor._torch_and_torchvision()).state == "ok"
 
     def mismatched(*_):
         raise RuntimeError("Couldn't load custom C++ ops.\nThis can happen")
 
     monkeypatch.setattr(torchvision.ops, "nms", mismatched)
-    check = only(doctor.torch_and_torchvision())
+    check = only(doctor._torch_and_torchvision())
     assert check.state == "fail" and "\n" not in check.found
 
 
@@ -144,11 +146,11 @@ def test_torchrun_hook(monkeypatch):
     monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD", raising=False)
     hook = importlib.metadata.EntryPoint("vision_tutorial", "x:y", "torch.backends")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [hook])
-    assert only(doctor.launcher()).state == "ok"
+    assert only(doctor._launcher()).state == "ok"
     monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    assert "switched off" in only(doctor.launcher()).found
+    assert "switched off" in only(doctor._launcher()).found
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
-    check = only(doctor.launcher())
+    check = only(doctor._launcher())
     assert check.state == "warn" and "./torchrun.sh" in check.remedy
 
 
@@ -170,18 +172,18 @@ def test_cores_and_threads(monkeypatch, cores, nproc, threads, state):
         doctor.os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False
     )
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    assert only(doctor.cores(nproc)).state == state
+    assert only(doctor._cores(nproc)).state == state
 
 
 @pytest.mark.parametrize(("gigabytes", "state"), [(0.1, "fail"), (2, "warn"), (50, "ok")])
 def test_disk(monkeypatch, gigabytes, state):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, gigabytes * 2**30))
-    assert only(doctor.disk()).state == state
+    assert only(doctor._disk()).state == state
 
 
 def test_read_only_disk(monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
-    check = only(doctor.disk())
+    check = only(doctor._disk())
     assert check.state == "fail" and "read-only" in check.found
 
 
@@ -190,23 +192,23 @@ def test_shared_memory(monkeypatch, gigabytes, state):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(doctor.Path, "is_dir", lambda path: True)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, gigabytes * 2**30))
-    check = only(doctor.shared_memory())
+    check = only(doctor._shared_memory())
     assert check.state == state and "--shm-size" in check.remedy
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert list(doctor.shared_memory()) == []
+    assert list(doctor._shared_memory()) == []
 
 
 def test_open_files(monkeypatch):
     resource = pytest.importorskip("resource")
     for limit, state in ((256, "warn"), (4096, "ok"), (resource.RLIM_INFINITY, "ok")):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
-        assert only(doctor.open_files()).state == state
+        assert only(doctor._open_files()).state == state
 
 
 def test_data(monkeypatch, tmp_path):
     monkeypatch.setenv("VISION_TUTORIAL_DATA", str(tmp_path))
     (tmp_path / "cifar-100-python").mkdir()
-    checks = {c.name: c for c in doctor.data()}
+    checks = {c.name: c for c in doctor._data()}
     assert (checks["cifar10"].state, checks["cifar100"].state) == ("warn", "ok")
     assert "dataset.cifar10.download=true" in checks["cifar10"].remedy
     assert checks["camvid"].remedy.endswith("to the folder of camvid; it is not downloaded")
@@ -227,7 +229,7 @@ def test_data(monkeypatch, tmp_path):
     ],
 )
 def test_driver(built, driven, works, state, said):
-    check = driver(built, driven, works)
+    check = doctor._driver(built, driven, works)
     assert check.state == state and said in check.found + check.remedy
 
 
@@ -245,7 +247,7 @@ def pretend(monkeypatch, count: int, free: float, compute) -> None:
 @pytest.mark.parametrize(("nproc", "state"), [(1, "ok"), (2, "ok"), (4, "fail")])
 def test_processes_against_gpus(monkeypatch, nproc, state):
     pretend(monkeypatch, 2, 23.5, lambda n, device: torch.full((n,), 1.0))
-    checks = {c.name: c for c in doctor.gpus(nproc)}
+    checks = {c.name: c for c in doctor._gpus(nproc)}
     assert list(checks) == ["cuda", "gpu 0", "gpu 1", "processes"]
     assert checks["gpu 1"][1:3] == ("ok", "RTX, capability 8.6, 23.5 of 24.0 GB free")
     assert checks["processes"].state == state and "--nproc 2" in checks["processes"].remedy
@@ -253,40 +255,40 @@ def test_processes_against_gpus(monkeypatch, nproc, state):
 
 def test_gpu_in_use_and_gpu_without_code(monkeypatch):
     pretend(monkeypatch, 1, 1.0, lambda n, device: torch.full((n,), 1.0))
-    assert doctor.gpu(0).state == "warn"
+    assert doctor._gpu(0).state == "warn"
 
     def no_image(n, device):
         raise RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE")
 
     pretend(monkeypatch, 1, 23.0, no_image)
-    check = doctor.gpu(0)
+    check = doctor._gpu(0)
     assert check.state == "fail" and "no kernel image is available, 0.0 of 24.0" in check.found
 
 
 def test_apples_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert only(doctor.gpus(1)).state == "ok"
+    assert only(doctor._gpus(1)).state == "ok"
 
 
 # -- wandb -----------------------------------------------------------------------------------------
 
 
 def test_wandb_with_and_without_key_and_server(monkeypatch, tmp_path):
-    check = only(doctor.wandb())
+    check = only(doctor._wandb())
     assert check.state == "warn" and "does not answer" in check.found
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert only(doctor.wandb()).state == "ok"
+        assert only(doctor._wandb()).state == "ok"
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    check = only(doctor.wandb())
+    check = only(doctor._wandb())
     assert check[1:3] == ("warn", "no key") and "wandb login" in check.remedy
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert only(doctor.wandb()).state == "ok"
+    assert only(doctor._wandb()).state == "ok"
 
 
 def test_a_name_that_does_not_resolve_does_not_hang(monkeypatch):
     answer = threading.Event()
-    assert doctor.within(0.05, answer.wait) is False
+    assert doctor._within(0.05, answer.wait) is False
     answer.set()
-    assert doctor.within(30, lambda: True) is True
+    assert doctor._within(30, lambda: True) is True

@@ -22,7 +22,7 @@ schedule_unit: step
 holdout: 0.1
 normalize: half
 """
-OURS = {check.__name__ for check in LINTS if check.__module__ == advice_losses.__name__}
+OURS = {check.__name__.lstrip("_") for check in LINTS if check.__module__ == advice_losses.__name__}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def said(tmp_path):
     def ask(*overrides, **more):
         recipe = load(path, overrides).recipe
         known = RecipeInfo(**{**vars(recipe_info(recipe)), **more})
-        spoken = {check.__name__: list(check(recipe, known)) for check in LINTS}
+        spoken = {check.__name__.lstrip("_"): list(check(recipe, known)) for check in LINTS}
         return {name: items for name, items in spoken.items() if items and name in OURS}
 
     ask.recipe = lambda *overrides: load(path, overrides).recipe

@@ -47,11 +47,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial doctor` and `python -m vision_tutorial.doctor`."""
     args = parser().parse_args(argv)
-    return run_main(lambda: report(args))
+    return run_main(lambda: _report(args))
 
 
-def report(args: argparse.Namespace) -> int:
-    """Run every check, print, and say by the exit code whether a training would start."""
+def _report(args: argparse.Namespace) -> int:
     if args.nproc < 1:
         raise UserError(f"--nproc {args.nproc}: give 1 or more.")
     checks = list(examine(args.nproc))
@@ -59,12 +58,11 @@ def report(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"ready": ready, "checks": [c._asdict() for c in checks]}, indent=2))
     else:
-        show(checks, ready)
+        _show(checks, ready)
     return 0 if ready else 1
 
 
-def show(checks: Sequence[Check], ready: bool) -> None:
-    """The table, one check a line, the remedy under what needs one."""
+def _show(checks: Sequence[Check], ready: bool) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -81,34 +79,34 @@ def show(checks: Sequence[Check], ready: bool) -> None:
 
 def examine(nproc: int) -> Iterator[Check]:
     """Every check in order, the light ones first. A check that breaks is itself a line."""
-    light = (python, packages, partial(cores, nproc), memory, disk, shared_memory, open_files)
-    heavy = (data, launcher, torch_and_torchvision, partial(gpus, nproc), wandb)
+    light = (_python, _packages, partial(_cores, nproc), _memory, _disk, _shared_memory)
+    heavy = (_open_files, _data, _launcher, _torch_and_torchvision, partial(_gpus, nproc), _wandb)
     for step in (*light, *heavy):
         try:
             for check in step():
                 yield check if check.state != "ok" else check._replace(remedy="")
         except Exception as error:
-            name = getattr(step, "func", step).__name__.replace("_", " ")
+            name = getattr(step, "func", step).__name__.replace("_", " ").strip()
             remedy = "repair what it names: pip install -e . in a fresh environment"
             yield Check(name, "fail", f"cannot be checked: {error!r}", remedy)
 
 
-def python() -> Iterator[Check]:
-    """The interpreter."""
+def _python() -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
-    good = sys.version_info >= (3, 11)
-    yield Check("python", "ok" if good else "fail", version, "install Python 3.11 or newer")
+    state = "ok" if sys.version_info >= (3, 11) else "fail"
+    yield Check("python", state, version, "install Python 3.11 or newer")
 
 
-def packages() -> Iterator[Check]:
-    """What we depend on, in the versions we ask for."""
+def _packages() -> Iterator[Check]:
     from packaging.requirements import Requirement
 
     try:
         lines = importlib.metadata.requires("vision-tutorial") or []
     except importlib.metadata.PackageNotFoundError:
         yield Check("packages", "warn", "the package is not installed", "pip install -e .")
-        lines = of_checkout(Path(__file__).parents[2] / "pyproject.toml")
+        path = Path(__file__).parents[2] / "pyproject.toml"
+        text = path.read_text(encoding="utf-8") if path.is_file() else "project.dependencies = []"
+        lines = tomllib.loads(text)["project"]["dependencies"]
     good = []
     for need in map(Requirement, lines):
         if need.marker and not need.marker.evaluate({"extra": ""}):
@@ -125,15 +123,7 @@ def packages() -> Iterator[Check]:
         yield Check("packages", "ok", ", ".join(good))
 
 
-def of_checkout(path: Path) -> list[str]:
-    """What the pyproject.toml beside a package asks for that runs without being installed."""
-    if not path.is_file():
-        return []
-    return tomllib.loads(path.read_text(encoding="utf-8"))["project"]["dependencies"]
-
-
-def cores(nproc: int) -> Iterator[Check]:
-    """CPU cores, and the threads that the processes would fight over."""
+def _cores(nproc: int) -> Iterator[Check]:
     usable = len(usable_cores())
     threads = os.environ.get("OMP_NUM_THREADS", "")
     found = f"{usable} for {nproc} process{'es' * (nproc > 1)}"
@@ -143,8 +133,7 @@ def cores(nproc: int) -> Iterator[Check]:
     yield Check("cpu cores", "warn" if crowded else "ok", found, remedy)
 
 
-def memory() -> Iterator[Check]:
-    """Main memory."""
+def _memory() -> Iterator[Check]:
     import psutil
 
     free = psutil.virtual_memory().available / GIGA
@@ -152,8 +141,7 @@ def memory() -> Iterator[Check]:
     yield Check("memory", state, f"{free:.1f} GB available", "close programs; set workers: 0")
 
 
-def disk() -> Iterator[Check]:
-    """Room for run folders, below the current directory."""
+def _disk() -> Iterator[Check]:
     here = Path.cwd()
     free = shutil.disk_usage(here).free / GIGA
     writable = os.access(here, os.W_OK)
@@ -163,8 +151,7 @@ def disk() -> Iterator[Check]:
     yield Check("disk", state, found, "runs need up to 2 GB: start elsewhere, or use --runs DIR")
 
 
-def shared_memory() -> Iterator[Check]:
-    """What loader workers hand images over in (Linux)."""
+def _shared_memory() -> Iterator[Check]:
     place = Path("/dev/shm")
     if sys.platform == "linux":
         free = shutil.disk_usage(place).free / GIGA if place.is_dir() else 0.0
@@ -173,8 +160,7 @@ def shared_memory() -> Iterator[Check]:
         yield Check("shared memory", state, f"{free:.2f} GB free in /dev/shm", remedy)
 
 
-def open_files() -> Iterator[Check]:
-    """The limit on open files, of which every batch on its way from a worker takes some."""
+def _open_files() -> Iterator[Check]:
     if os.name != "posix":
         return
     import resource
@@ -185,8 +171,7 @@ def open_files() -> Iterator[Check]:
     yield Check("open files", "warn" if few else "ok", shown, "ulimit -n 4096")
 
 
-def data() -> Iterator[Check]:
-    """The data sets that are files; `shapes` is drawn by the package and needs none."""
+def _data() -> Iterator[Check]:
     from ..core.sources import data_root
 
     root = data_root()
@@ -203,8 +188,7 @@ def data() -> Iterator[Check]:
         yield Check(name, "ok" if there else "warn", found, remedy)
 
 
-def launcher() -> Iterator[Check]:
-    """Whether `torchrun --nproc N` is understood."""
+def _launcher() -> Iterator[Check]:
     hooks = importlib.metadata.entry_points(group="torch.backends")
     hooked = any(hook.name == "vision_tutorial" for hook in hooks)
     off = os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") != "1"
@@ -214,8 +198,7 @@ def launcher() -> Iterator[Check]:
     yield Check("torchrun", "ok" if hooked and not off else "warn", found, remedy)
 
 
-def torch_and_torchvision() -> Iterator[Check]:
-    """Whether the two were built for each other: then torchvision's own operators load."""
+def _torch_and_torchvision() -> Iterator[Check]:
     import torch
 
     try:
@@ -230,26 +213,24 @@ def torch_and_torchvision() -> Iterator[Check]:
     yield Check("operators", "ok" if works else "fail", found, remedy)
 
 
-def gpus(nproc: int) -> Iterator[Check]:
-    """Driver against torch's CUDA, each GPU, and the processes against the GPUs."""
+def _gpus(nproc: int) -> Iterator[Check]:
     import torch
 
     if torch.backends.mps.is_available():
         yield Check("gpu", "ok", "Apple's, for one process; several train on the CPU")
         return
-    yield driver(torch.version.cuda, cuda_of_driver(), torch.cuda.is_available())
+    yield _driver(torch.version.cuda, _cuda_of_driver(), torch.cuda.is_available())
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for i in range(count):
-        yield gpu(i)
+        yield _gpu(i)
     if count:
         state = "ok" if nproc <= count else "fail"
         found = f"{nproc} for {count} GPU{'s' * (count > 1)}"
         yield Check("processes", state, found, f"start with --nproc {count} at most")
 
 
-def driver(built: str | None, driven: int | None, works: bool) -> Check:
-    """Whether the driver carries the CUDA that torch was built for (13020 is CUDA 13.2)."""
-    has = "no NVIDIA driver"
+def _driver(built: str | None, driven: int | None, works: bool) -> Check:
+    has = "no NVIDIA driver"  # driven: 13020 is CUDA 13.2
     if driven:
         has = f"driver for CUDA {driven // 1000}.{driven % 1000 // 10}"
     found = f"{has}, torch {f'for CUDA {built}' if built else 'without CUDA'}"
@@ -266,8 +247,7 @@ def driver(built: str | None, driven: int | None, works: bool) -> Check:
     return Check("cuda", "fail", f"{found}, yet torch finds no GPU", remedy)
 
 
-def cuda_of_driver() -> int | None:
-    """The CUDA version of the NVIDIA driver, as its own library tells it; None without one."""
+def _cuda_of_driver() -> int | None:
     version = ctypes.c_int(0)
     try:
         library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -277,8 +257,7 @@ def cuda_of_driver() -> int | None:
     return version.value or None
 
 
-def gpu(index: int) -> Check:
-    """One GPU: what it is, whether this torch has code for it, whether it is free."""
+def _gpu(index: int) -> Check:
     import torch
 
     name = f"gpu {index}"
@@ -298,8 +277,7 @@ def gpu(index: int) -> Check:
     return Check(name, "ok" if free > total / 2 else "warn", found, remedy)
 
 
-def wandb() -> Iterator[Check]:
-    """Whether a run would go online: a key, and a server that answers in time. No key is shown."""
+def _wandb() -> Iterator[Check]:
     from ..runs.wandb_logger import answers, has_key
 
     url = os.environ.get("WANDB_BASE_URL", WANDB_SERVER)
@@ -309,16 +287,15 @@ def wandb() -> Iterator[Check]:
     elif not has_key(url, "api.wandb.ai"):
         remedy = "wandb login; until then runs are kept on disk, to be sent with wandb sync"
         yield Check("wandb", "warn", "no key", remedy)
-    elif not within(PATIENCE, lambda: answers(url)):
+    elif not _within(PATIENCE, lambda: answers(url)):
         remedy = "check the network; until then runs are kept on disk, to be sent with wandb sync"
         yield Check("wandb", "warn", f"key found, but {url} does not answer", remedy)
     else:
         yield Check("wandb", "ok", f"key found, {url} answers")
 
 
-def within(seconds: float, ask: Callable[[], bool]) -> bool:
-    """What `ask` answers, or False where it takes longer; resolving a name has no time limit."""
-    answer: list[bool] = []
+def _within(seconds: float, ask: Callable[[], bool]) -> bool:
+    answer: list[bool] = []  # in a thread: resolving a name has no time limit
     thread = threading.Thread(target=lambda: answer.append(ask()), daemon=True)
     thread.start()
     thread.join(seconds)

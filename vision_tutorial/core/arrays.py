@@ -12,22 +12,21 @@ import hashlib
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from errno import EINVAL, ENOSPC, EOPNOTSUPP
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.progress import Progress
 
-from ..core.atomic import write_json
-from .atomic import free_space, sync_folder
+from .atomic import free_space, sync_folder, write_json
 from .errors import StorageError, UserError, short
 from .images import VOID
 from .machine import usable_cores
@@ -322,11 +321,9 @@ def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that becomes `target` when it is whole, and nothing when it is not."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"there is a {target} already; name another, or remove it.")
-    work = None
+    work = target.with_name(f".{target.name}-{uuid4().hex[:8]}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        work.chmod(0o777 & ~_umask())  # mkdtemp's are for their owner alone
+        work.mkdir(parents=True)
         yield work
         sync_folder(work)
         if target.is_dir():
@@ -338,12 +335,4 @@ def new_folder(target: Path) -> Iterator[Path]:
             f"cannot write {target} ({error.strerror or error}). Make room, or name another folder."
         ) from error
     finally:
-        if work is not None:
-            with suppress(OSError):
-                shutil.rmtree(work)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        shutil.rmtree(work, ignore_errors=True)

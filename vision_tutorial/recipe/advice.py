@@ -1,4 +1,4 @@
-"""What trips people: advice on a recipe that is valid, and perhaps not what was meant.
+"""Advice on a recipe that is valid, and perhaps not what was meant.
 
 A lint is one function (recipe, info) that yields `Advice`; `@lint` puts it on the list.
 """
@@ -20,7 +20,7 @@ MOST_ADAM_LR = 0.01
 
 
 class Advice(NamedTuple):
-    """One thing to know: at which key, what is so, why it matters, what to do."""
+    """Which key, what is so, why it matters, what to do."""
 
     key: str
     what: str
@@ -33,22 +33,21 @@ LINTS: list[Lint] = []
 
 
 def lint(function: Lint) -> Lint:
-    """Put a lint on the list."""
+    """Add a lint to the list."""
     LINTS.append(function)
     return function
 
 
 def advice(recipe: Recipe, info: RecipeInfo) -> list[Advice]:
-    """What all lints say, in the order of their list."""
-    return [said for check in LINTS for said in check(recipe, info)]
+    """The advice of all lints, in the order of their list."""
+    return [item for check in LINTS for item in check(recipe, info)]
 
 
 # -- network and images --------------------------------------------------------------------------
 
 
 @lint
-def imagenet_stem(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """A stem made for 224 px on small images."""
+def _imagenet_stem(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     small = info.side is not None and info.side <= SMALL_IMAGE
     attention = recipe.model.name.startswith(("vit", "deit", "swin", "beit", "cait", "mixer"))
     if small and recipe.model.options.get("stem") == "imagenet" and not attention:
@@ -62,8 +61,7 @@ def imagenet_stem(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def sizes_differ(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Evaluation at another size than training."""
+def _sizes_differ(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if info.side and info.eval_side and info.side != info.eval_side:
         yield Advice(
             "eval_augment",
@@ -75,8 +73,7 @@ def sizes_differ(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def sizes_open(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Images of any size that nothing makes equal."""
+def _sizes_open(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     for key, side, transforms in (
         ("augment", info.side, recipe.augment),
         ("eval_augment", info.eval_side, recipe.eval_augment),
@@ -93,8 +90,7 @@ def sizes_open(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def jitter_beside_policy(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Colour jitter next to a learned policy."""
+def _jitter_beside_policy(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     names = [choice.name for choice in recipe.augment]
     policies = [name for name in names if name in LEARNED]
     if "color_jitter" in names and policies:
@@ -107,8 +103,7 @@ def jitter_beside_policy(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def constants_of_another_set(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Normalised with another data set's mean and deviation."""
+def _constants_of_another_set(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     dataset, pretrained = recipe.dataset.name, recipe.model.options.get("pretrained")
     given = recipe.normalize if isinstance(recipe.normalize, str) else "your own"
     if pretrained and given != "imagenet":
@@ -131,8 +126,7 @@ def constants_of_another_set(recipe: Recipe, info: RecipeInfo) -> Iterator[Advic
 
 
 @lint
-def label_smoothing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """A training loss that cannot reach zero."""
+def _label_smoothing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     for term in recipe.loss:
         option = SMOOTHING.get(term.name)
         epsilon = term.options[option] if option else 0
@@ -152,8 +146,7 @@ def label_smoothing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def chosen_on_test(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """The best epoch chosen by the numbers that are reported."""
+def _chosen_on_test(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if not recipe.holdout:
         yield Advice(
             "holdout",
@@ -165,8 +158,7 @@ def chosen_on_test(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def one_seed(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """A comparison that one run cannot carry."""
+def _one_seed(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if info.reference is not None:
         yield Advice(
             "seed",
@@ -177,8 +169,7 @@ def one_seed(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def copies_cost(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """A loss that looks at several versions of each image."""
+def _copies_cost(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     for term in recipe.loss:
         if term.name == "jsd":
             count = term.options["num_splits"]
@@ -196,8 +187,7 @@ def copies_cost(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def more_batch_than_data(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Not one whole batch."""
+def _more_batch_than_data(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if info.steps_per_epoch == 0:
         yield Advice(
             "batch_size",
@@ -208,8 +198,7 @@ def more_batch_than_data(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def lr_of_another_batch(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """The batch changed and the lr did not."""
+def _lr_of_another_batch(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     before = info.reference
     if before is None or before.optimizer.name != recipe.optimizer.name:
         return
@@ -227,8 +216,7 @@ def lr_of_another_batch(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def unusual_lr(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """An lr far from what its optimizer usually has."""
+def _unusual_lr(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     name, lr = recipe.optimizer.name, recipe.optimizer.options["lr"]
     low, high = (x * recipe.batch_size / 256 for x in TYPICAL_LR)
     if name in SGD and not low <= lr <= high:
@@ -249,8 +237,7 @@ def unusual_lr(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def small_norm_batches(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """BatchNorm over few images."""
+def _small_norm_batches(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     micro = info.micro_batch
     if info.batch_norm and micro and micro < SMALL_BATCH:
         yield Advice(
@@ -262,8 +249,7 @@ def small_norm_batches(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def odd_mixing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Mirror pairs in an odd batch."""
+def _odd_mixing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if recipe.mix and info.micro_batch and info.micro_batch % 2:
         yield Advice(
             "mix",
@@ -277,8 +263,7 @@ def odd_mixing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def steps_of_a_schedule(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """A curve of a few stairs."""
+def _steps_of_a_schedule(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     smooth = recipe.schedule.name in ("cosine", "poly", "one_cycle", "exponential")
     if smooth and recipe.schedule_unit == "epoch" and recipe.epochs <= FEW_EPOCHS:
         yield Advice(
@@ -290,8 +275,7 @@ def steps_of_a_schedule(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def warmup_too_long(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Nothing is left of the schedule."""
+def _warmup_too_long(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if recipe.warmup.mode == "overlap" and recipe.warmup.epochs >= recipe.epochs:
         yield Advice(
             "warmup.epochs",
@@ -302,8 +286,7 @@ def warmup_too_long(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def warmup_falls(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """A warm-up that starts above the peak."""
+def _warmup_falls(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     lr = recipe.optimizer.options["lr"]
     if recipe.warmup.epochs and recipe.warmup.lr > lr:
         yield Advice(
@@ -315,16 +298,15 @@ def warmup_falls(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def epochs_on_top(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """More epochs than the recipe's `epochs`."""
-    more = {
-        "warm-up in front": info.epochs - recipe.epochs - recipe.cooldown.epochs,
-        "cool-down": recipe.cooldown.epochs,
-    }
-    for what, count in more.items():
+def _epochs_on_top(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    front = info.epochs - recipe.epochs - recipe.cooldown.epochs
+    for key, what, count in (
+        ("warmup.mode", "warm-up in front", front),
+        ("cooldown.epochs", "cool-down", recipe.cooldown.epochs),
+    ):
         if count:
             yield Advice(
-                "cooldown.epochs" if what == "cool-down" else "warmup.mode",
+                key,
                 f"{recipe.epochs} epochs are {info.epochs}: {count} of {what} come on top",
                 "time and checkpoints count them too",
                 "nothing, if it is meant so",
@@ -332,8 +314,7 @@ def epochs_on_top(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def average_of_the_start(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """An EMA that remembers its first weights."""
+def _average_of_the_start(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if recipe.ema and info.steps and not recipe.ema.warmup:
         memory = 1 / (1 - recipe.ema.decay)
         if info.steps < 3 * memory:
@@ -346,8 +327,7 @@ def average_of_the_start(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def decay_through_adam(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Weight decay as a gradient, scaled away by the optimizer."""
+def _decay_through_adam(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     name, options = recipe.optimizer.name, recipe.optimizer.options
     if name in L2 and options.get("weight_decay"):
         yield Advice(
@@ -360,8 +340,7 @@ def decay_through_adam(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def half_precision_without_gpu(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Asked for what this machine has not."""
+def _half_precision_without_gpu(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if recipe.precision == "fp16" and info.gpu is False:
         yield Advice(
             "precision",

@@ -11,18 +11,16 @@ from .recipe_info import RecipeInfo
 HEADS = ("loss", "aux_loss")
 
 
-def terms(recipe: Recipe) -> Iterator[tuple[str, Term]]:
-    """Every term of every head, with the head's key."""
+def _terms(recipe: Recipe) -> Iterator[tuple[str, Term]]:
     for key in HEADS:
         for term in getattr(recipe, key) or ():
             yield key, term
 
 
 @lint
-def focal_without_focus(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Focal loss that is cross-entropy."""
-    for key, term in terms(recipe):
-        if term.name == "focal" and smoothing(term) is not None:
+def _focal_without_focus(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    for key, term in _terms(recipe):
+        if term.name == "focal" and _smoothing(term) is not None:
             yield Advice(
                 f"{key}.focal.gamma",
                 "focal loss with gamma 0",
@@ -32,21 +30,23 @@ def focal_without_focus(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def one_cross_entropy(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Several cross-entropies, smoothed or not, whose weighted sum is one."""
+def _one_cross_entropy(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     for key in HEADS:
-        alike = [(t, s) for t in getattr(recipe, key) or () if (s := smoothing(t)) is not None]
+        alike = [(t, s) for t in getattr(recipe, key) or () if (s := _smoothing(t)) is not None]
         weight = sum(term.weight for term, _ in alike)
         if len(alike) < 2 or not weight or recipe.balancing:
             continue
         epsilon = sum(term.weight * share for term, share in alike) / weight
-        summed = " + ".join(spelled(term, share) for term, share in alike)
+        summed = " + ".join(
+            f"{term.weight:g} {term.name}" + (f" ({share:g})" if share else "")
+            for term, share in alike
+        )
         name = f"label_smoothing of epsilon {epsilon:.6g}" if epsilon else "cross_entropy"
         yield Advice(
             key,
             f"{summed} is one loss: {weight:.6g} {name}",
             "each is the cross-entropy against shares of the classes, and shares add up; "
-            + scaled(recipe, weight),
+            + _scaled(recipe, weight),
             f"{key}={{label_smoothing: {{weight: {weight:.6g}, epsilon: {epsilon:.6g}}}}}"
             if epsilon
             else f"{key}={{cross_entropy: {weight:.6g}}}, or gamma 2 if focal was meant",
@@ -54,9 +54,8 @@ def one_cross_entropy(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def tanimoto_is_jaccard(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Two names of one coefficient."""
-    for key, term in terms(recipe):
+def _tanimoto_is_jaccard(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    for key, term in _terms(recipe):
         if term.name == "tanimoto" and term.options["gamma"] == 1:
             yield Advice(
                 f"{key}.tanimoto",
@@ -67,9 +66,8 @@ def tanimoto_is_jaccard(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def tversky_by_its_name(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """A Tversky loss that has a shorter name."""
-    for key, term in terms(recipe):
+def _tversky_by_its_name(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    for key, term in _terms(recipe):
         options = term.options
         if term.name != "tversky" or options["gamma"] != 1:
             continue
@@ -86,8 +84,7 @@ def tversky_by_its_name(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
 
 
 @lint
-def nothing_to_balance(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    """Balancing a single term, or too late."""
+def _nothing_to_balance(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     balance = recipe.balancing
     if balance and all(len(getattr(recipe, key) or ()) < 2 for key in HEADS):
         yield Advice(
@@ -105,8 +102,7 @@ def nothing_to_balance(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
         )
 
 
-def smoothing(term: Term) -> float | None:
-    """By how much a term smooths its targets, if it is a plain cross-entropy; else None."""
+def _smoothing(term: Term) -> float | None:
     options = term.options
     if term.name == "label_smoothing":
         return options["epsilon"]
@@ -117,13 +113,7 @@ def smoothing(term: Term) -> float | None:
     return None
 
 
-def spelled(term: Term, share: float) -> str:
-    """A term with its weight and what it smooths."""
-    return f"{term.weight:g} {term.name}" + (f" ({share:g})" if share else "")
-
-
-def scaled(recipe: Recipe, weight: float) -> str:
-    """What a loss that is `weight` times as large does to the optimizer's step."""
+def _scaled(recipe: Recipe, weight: float) -> str:
     name = recipe.optimizer.name
     if math.isclose(weight, 1):
         return "the weights sum to 1, so the size of the step is as with one"
