@@ -33,7 +33,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(folder: Path) -> set[str]:
-    kept = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    kept = (
+        path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"
+    )
     return {path.relative_to(folder).as_posix() for path in kept}
 
 
@@ -44,10 +46,15 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_recipes(installed: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["r4", "r4.yaml", "recipes/r4.yaml", "segmentation/camvid", "recipes/segmentation/c9"]
+    "name, file",
+    [
+        *((name, "r4.yaml") for name in ("r4", "r4.yaml", "recipes/r4.yaml")),
+        ("segmentation/camvid", "segmentation/camvid.yaml"),
+        ("segmentation/b:0503-b6", "segmentation/b.yaml:0503-b6"),
+    ],
 )
 def test_an_installed_package_knows_its_recipes_by_name(
-    installed: Path, tmp_path: Path, name: str
+    installed: Path, tmp_path: Path, name: str, file: str
 ) -> None:
     program = (
         "import sys; from vision_tutorial.recipe.loading import load; print(load(sys.argv[1]).path)"
@@ -59,9 +66,8 @@ def test_an_installed_package_knows_its_recipes_by_name(
         capture_output=True,
         text=True,
     )
-    own = name.removeprefix("recipes/").removesuffix(".yaml")
     assert (done.stderr, done.returncode) == ("", 0)
-    assert Path(done.stdout.strip()) == installed / "vision_tutorial" / "recipes" / f"{own}.yaml"
+    assert Path(done.stdout.strip()) == installed / "vision_tutorial" / "recipes" / file
 
 
 def test_the_list_of_packages_is_complete() -> None:

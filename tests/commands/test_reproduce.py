@@ -31,7 +31,7 @@ from vision_tutorial.sweeps.scale_down import TABLE, Speed, count_images
 from vision_tutorial.sweeps.scheduler import Scheduler
 from vision_tutorial.sweeps.throughput import ThroughputProbe
 from vision_tutorial.tables.columns import View
-from vision_tutorial.tables.comparison import lines
+from vision_tutorial.tables.comparison import rows_of
 
 ROOT = Path(__file__).parents[2]
 REAL_START, REAL_PAGE = children.start, command.write_page
@@ -424,7 +424,7 @@ def view_of(tmp_path: Path, **values: list[float]) -> View:
     for name, bests in values.items():
         for seed, best in enumerate(bests):
             make_run(tmp_path, name, f"seed={seed}", id=str(seed), values=[best])
-    return View(lines(collect([tmp_path])[0]))
+    return View(rows_of(collect([tmp_path])[0]))
 
 
 def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:
