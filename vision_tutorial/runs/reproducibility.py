@@ -100,10 +100,7 @@ def edited(run: Run) -> str | None:
     """A line if recipe.yaml is not what the run was trained with, as its own records tell."""
     values = read_document(run.folder / "recipe.yaml").values
     recorded = _recorded_identities(run)
-    try:
-        now = digest(values)
-    except (KeyError, AttributeError):
-        now = "damaged"
+    now = digest(values) if isinstance(values.get("data"), dict) else "damaged"
     if not recorded or now in recorded:
         return None
     return f"recipe.yaml was edited: it is {now}, and the run was trained with {recorded[-1]}"
