@@ -67,22 +67,21 @@ def explain(args: argparse.Namespace) -> int:
     info = recipe_info(loaded.recipe, reference, args.world)
     if not args.json:
         print(*opening(loaded, info), sep="\n", flush=True)
-    found, info, more = built(loaded, info, args.trust_imports)
+    found, info, more = _built(loaded, info, args.trust_imports)
     said = [*more, *advice(loaded.recipe, info)]
     if args.json:
-        print(json.dumps(report(loaded, info, found, said), indent=1))
+        print(json.dumps(_report(loaded, info, found, said), indent=1))
     else:
-        print(*closing(loaded.recipe, info, found, said), sep="\n")
+        print(*_closing(loaded.recipe, info, found, said), sep="\n")
     return 0
 
 
 # -- finding out -----------------------------------------------------------------------------------
 
 
-def built(
+def _built(
     loaded: Loaded, info: RecipeInfo, trusted: bool
 ) -> tuple[dict[str, Any], RecipeInfo, list]:
-    """What only the built network tells; the facts it adds; advice where it cannot be used."""
     import torch
     from torch import nn
 
@@ -92,7 +91,7 @@ def built(
     recipe, said = loaded.recipe, []
     build.import_files(loaded.imports, trusted)
     if info.images is None:
-        info, said = counted(recipe, info)
+        info, said = _counted(recipe, info)
     network = build.check(recipe, info.classes or 10)
     parts = build.batch_parts(recipe, info.world, torch.cuda.is_available())
     whole = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
@@ -105,8 +104,8 @@ def built(
     found = {
         "parts": parts,
         "data_path": build.data_path(recipe),
-        "lr": rates(recipe, info),
-        "parameter_groups": groups(build.optimizer(recipe, network).param_groups),
+        "lr": _rates(recipe, info),
+        "parameter_groups": _groups(build.optimizer(recipe, network).param_groups),
         "parameters": sum(p.numel() for p in network.parameters()),
         "macs": None,
     }
@@ -126,8 +125,7 @@ def built(
     return found, info, said
 
 
-def counted(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[Advice]]:
-    """The recipe info with the data set's own size, where its name alone does not give it."""
+def _counted(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[Advice]]:
     from ..core import registry
 
     try:
@@ -141,8 +139,7 @@ def counted(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[Advice]]
     return replace(info, **more), []
 
 
-def rates(recipe: Recipe, info: RecipeInfo) -> list[float]:
-    """The lr at the first step of each epoch."""
+def _rates(recipe: Recipe, info: RecipeInfo) -> list[float]:
     from .. import build
 
     steps = info.steps_per_epoch or 1
@@ -150,8 +147,7 @@ def rates(recipe: Recipe, info: RecipeInfo) -> list[float]:
     return [at(epoch * steps, ()) for epoch in range(info.epochs)]
 
 
-def groups(given: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each parameter group: how many tensors and numbers, and what is special to it."""
+def _groups(given: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "tensors": len(group["params"]),
@@ -163,8 +159,7 @@ def groups(given: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def report(loaded: Loaded, info: RecipeInfo, found: dict[str, Any], said: list[Advice]) -> dict:
-    """Everything, for programs."""
+def _report(loaded: Loaded, info: RecipeInfo, found: dict[str, Any], said: list[Advice]) -> dict:
     recipe, base = loaded.recipe, loaded.base
     return {
         "recipe": to_plain(recipe),
@@ -194,71 +189,67 @@ def opening(loaded: Loaded, info: RecipeInfo) -> Iterator[str]:
     yield to_yaml(to_plain(recipe), compact=True)
     if loaded.base:
         different = changes(recipe, loaded.base)
-        yield from entry("changes", f"against {loaded.base_path.name}:" if different else "none")
+        yield from _entry("changes", f"against {loaded.base_path.name}:" if different else "none")
         for key, (before, after) in different.items():
-            yield from entry("", f"{key}: {shown(before, 400)} -> {shown(after, 400)}")
+            yield from _entry("", f"{key}: {shown(before, 400)} -> {shown(after, 400)}")
     claims = [f"{k} {'unknown' if v is None else f'{v:g}'}" for k, v in recipe.expects.items()]
-    yield from entry("expects", ", ".join(claims) or "nothing")
+    yield from _entry("expects", ", ".join(claims) or "nothing")
     if info.steps_per_epoch is not None:
-        yield from length(recipe, info)
+        yield from _length(recipe, info)
 
 
-def length(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
-    """Epochs and steps."""
+def _length(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
     front = info.epochs - recipe.epochs - recipe.cooldown.epochs
     sums = [(front, "of warm-up"), (recipe.epochs, ""), (recipe.cooldown.epochs, "of cool-down")]
     parts = " + ".join(f"{n} {what}".strip() for n, what in sums if n)
     total = f"{parts} = {info.epochs} epochs" if "+" in parts else f"{info.epochs} epochs"
     if info.steps_per_epoch is None:
-        yield from entry("training", f"{total}; steps unknown, the data is not here")
+        yield from _entry("training", f"{total}; steps unknown, the data is not here")
         return
     steps = f"{info.steps_per_epoch:,} steps = {info.steps:,} steps"
     images = f"{info.images:,} images of {recipe.dataset.name}"
-    yield from entry("training", f"{total} x {steps} ({images})")
+    yield from _entry("training", f"{total} x {steps} ({images})")
 
 
-def closing(
+def _closing(
     recipe: Recipe, info: RecipeInfo, found: dict[str, Any], said: list[Advice]
 ) -> Iterator[str]:
-    """What the network and this machine add, and the advice."""
     if info.steps_per_epoch is None or recipe_info(recipe).images is None:
-        yield from length(recipe, info)
-    yield from batch(recipe, info, found["parts"])
-    yield from entry("data path", found["data_path"])
-    yield from entry("lr", "  ".join(runs(found["lr"])))
+        yield from _length(recipe, info)
+    yield from _batch(recipe, info, found["parts"])
+    yield from _entry("data path", found["data_path"])
+    yield from _entry("lr", "  ".join(runs(found["lr"])))
     if recipe.schedule.name == "plateau":
-        yield from entry("", "(where the metric never stalls; plateau lowers it where it does)")
+        yield from _entry("", "(where the metric never stalls; plateau lowers it where it does)")
     yield from plot(found["lr"], WIDTH - INDENT)
     for group in found["parameter_groups"]:
         scale = f", lr x {group['lr_scale']:.4g}" if group["lr_scale"] != 1 else ""
         decay = f"weight decay {group['weight_decay']:g}"
         numbers = f"{group['parameters']:>12,} in {group['tensors']:>3} tensors"
-        yield from entry("parameters", f"{numbers}: {decay}{scale}")
+        yield from _entry("parameters", f"{numbers}: {decay}{scale}")
     macs = "" if found["macs"] is None else f", {found['macs'] / 1e9:.2f} GMAC an image of"
     size = "" if found["macs"] is None else f" {info.side}x{info.side}"
-    yield from entry("network", f"{found['parameters'] / 1e6:.1f} M parameters{macs}{size}")
+    yield from _entry("network", f"{found['parameters'] / 1e6:.1f} M parameters{macs}{size}")
     for item in said:
         yield ""
-        yield from entry("note", f"{item.key}: {item.what}.")
-        yield from entry("", f"Why: {item.why}.")
-        yield from entry("", f"Do: {item.do}.")
+        yield from _entry("note", f"{item.key}: {item.what}.")
+        yield from _entry("", f"Why: {item.why}.")
+        yield from _entry("", f"Do: {item.do}.")
 
 
-def batch(recipe: Recipe, info: RecipeInfo, parts: int) -> Iterator[str]:
-    """How the global batch is made."""
+def _batch(recipe: Recipe, info: RecipeInfo, parts: int) -> Iterator[str]:
     if recipe.shards:
-        yield from entry("batch", f"{recipe.batch_size} = {parts} shards x {info.micro_batch}")
+        yield from _entry("batch", f"{recipe.batch_size} = {parts} shards x {info.micro_batch}")
         return
     processes = "1 process" if info.world == 1 else f"{info.world} processes"
     micro = "1 micro-batch" if parts == 1 else f"{parts} micro-batches"
     words = f"{recipe.batch_size} = {processes} x {micro} x {info.micro_batch}"
     share = recipe.batch_size // info.world
     device = "a GPU each" if info.gpu else "CPU"
-    yield from entry("batch", f"{words} images ({share} a process, on {device})")
+    yield from _entry("batch", f"{words} images ({share} a process, on {device})")
 
 
-def entry(title: str, words: str) -> list[str]:
-    """A titled paragraph that fits the screen."""
+def _entry(title: str, words: str) -> list[str]:
     lines = textwrap.wrap(
         words,
         WIDTH,
@@ -295,7 +286,7 @@ def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
     starts = [i * count // columns for i in range(columns + 1)]
     peaks = [max(values[a : max(b, a + 1)]) for a, b in pairwise(starts)]
     levels = [round(peak / top * height * 8) for peak in peaks]
-    blocks = BLOCKS if encodable(BLOCKS) else " " + "#" * 8
+    blocks = BLOCKS if _encodable(BLOCKS) else " " + "#" * 8
     for row in range(height - 1, -1, -1):
         cells = "".join(blocks[min(max(level - 8 * row, 0), 8)] for level in levels)
         label = f"{top:.4g}" if row == height - 1 else "0" if row == 0 else ""
@@ -304,8 +295,7 @@ def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
     yield f"{'':<{INDENT}}{'':>8} 0{end:>{max(columns - 1, len(end) + 1)}}"
 
 
-def encodable(text: str) -> bool:
-    """Whether the output can show `text`; a Korean Windows console (cp949) has no small blocks."""
+def _encodable(text: str) -> bool:
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:

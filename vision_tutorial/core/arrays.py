@@ -109,25 +109,25 @@ class Manifest(Facts):
 
 def counts(root: Path) -> dict[str, int]:
     """How many images each split of a folder has, from its manifest alone."""
-    splits = read_facts(root / MANIFEST, Manifest).splits
+    splits = _read_facts(root / MANIFEST, Manifest).splits
     return {name: split.images.shape[0] for name, split in splits.items()}
 
 
 def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
     """One split, mapped. `verify` compares digests: "auto" does so up to half a GiB."""
-    manifest = read_facts(root / MANIFEST, Manifest)
+    manifest = _read_facts(root / MANIFEST, Manifest)
     if split not in manifest.splits:
         raise UserError(f"{root}: has no split '{split}', only {', '.join(manifest.splits)}.")
     facts = manifest.splits[split]
     mapped = {
-        name: mapped_array(root / split / f"{name}.npy", name, stored.shape)
+        name: _mapped_array(root / split / f"{name}.npy", name, stored.shape)
         for name, stored in facts.arrays().items()
     }
     if verify is True or (verify == "auto" and sum(a.nbytes for a in mapped.values()) <= SMALL):
         for name, array in mapped.items():
-            verified(root / split / f"{name}.npy", array, facts.arrays()[name])
+            _verified(root / split / f"{name}.npy", array, facts.arrays()[name])
         if manifest.dense:
-            check_ids(mapped["masks"], len(manifest.classes), str(root / split / "masks.npy"))
+            _check_ids(mapped["masks"], len(manifest.classes), str(root / split / "masks.npy"))
     targets = np.array(mapped["targets"])  # few and often asked for
     least, most = int(targets.min()), int(targets.max())
     if least < 0 or most >= len(manifest.classes):
@@ -147,8 +147,7 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
     )
 
 
-def read_facts(path: Path, kind: type[Kind]) -> Kind:
-    """The JSON file `path` as `kind`; one line says what is wrong with it."""
+def _read_facts(path: Path, kind: type[Kind]) -> Kind:
     try:
         with path.open("rb") as file:
             content = file.read(MOST_MANIFEST + 1)
@@ -167,10 +166,9 @@ def read_facts(path: Path, kind: type[Kind]) -> Kind:
         raise UserError(f"{path}: {words}. {AGAIN.capitalize()}.") from error
 
 
-def mapped_array(path: Path, name: str, shape: tuple[int, ...], mode: str = "r") -> np.memmap:
-    """The file's numbers, as they lie on the disk; its header must say what the manifest says."""
+def _mapped_array(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
     try:
-        array = np.lib.format.open_memmap(path, mode)
+        array = np.lib.format.open_memmap(path, "r")
         length = path.stat().st_size
     except FileNotFoundError as error:
         raise UserError(f"no {path}; {AGAIN}.") from error
@@ -190,9 +188,8 @@ def mapped_array(path: Path, name: str, shape: tuple[int, ...], mode: str = "r")
     return array
 
 
-def verified(path: Path, array: np.ndarray, stored: Stored) -> None:
-    """Refuse an array whose numbers are not those that were packed."""
-    found = digest_of(array)
+def _verified(path: Path, array: np.ndarray, stored: Stored) -> None:
+    found = _digest_of(array)
     if found != stored.sha256:
         raise UserError(
             f"{path}: damaged: its SHA-256 is {found[:16]}…, it should be "
@@ -200,8 +197,7 @@ def verified(path: Path, array: np.ndarray, stored: Stored) -> None:
         )
 
 
-def check_ids(masks: np.ndarray, classes: int, where: str) -> None:
-    """Refuse masks uint8 (N, H, W) with an id that is neither a class's nor VOID."""
+def _check_ids(masks: np.ndarray, classes: int, where: str) -> None:
     for index, mask in enumerate(masks):  # of a mapped array, one at a time
         strange = mask[(mask >= classes) & (mask != VOID)]
         if strange.size:
@@ -211,8 +207,8 @@ def check_ids(masks: np.ndarray, classes: int, where: str) -> None:
             )
 
 
-def digest_of(array: np.ndarray) -> str:
-    """SHA-256 of the numbers; not of the file, since NumPy's versions differ in their headers."""
+def _digest_of(array: np.ndarray) -> str:
+    # of the numbers, not of the file: NumPy's versions differ in their headers
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
@@ -236,7 +232,7 @@ def _write_split(folder: Path, source: Source) -> Split:
     has_masks = source.dense or in_memory and source.masks is not None
     shapes = {"images": (n, height, width, 3), "targets": (n,)}
     shapes |= {"masks": (n, height, width)} if has_masks else {}
-    arrays = {name: new_array(folder / f"{name}.npy", name, shapes[name]) for name in shapes}
+    arrays = {name: _new_array(folder / f"{name}.npy", name, shapes[name]) for name in shapes}
     if in_memory:
         for name, array in arrays.items():
             array[:] = getattr(source, name)
@@ -244,12 +240,12 @@ def _write_split(folder: Path, source: Source) -> Split:
         arrays["targets"][:] = source.targets
         fill(source, arrays["images"], arrays.get("masks"))
     if source.dense:
-        check_ids(arrays["masks"], len(source.classes), source.name)
+        _check_ids(arrays["masks"], len(source.classes), source.name)
     for array in arrays.values():
         array.flush()
     sync_folder(folder)
     made = ArraySource(source.name, **arrays, classes=source.classes)
-    stored = {key: Stored(shape=a.shape, sha256=digest_of(a)) for key, a in arrays.items()}
+    stored = {key: Stored(shape=a.shape, sha256=_digest_of(a)) for key, a in arrays.items()}
     return Split(**stored, keys=names_of(source) if source.dense else None, digest=made.digest())
 
 
@@ -277,12 +273,11 @@ def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) ->
 
     with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
         made = pool.map(decode, range(len(source)))
-        for _ in told(made, len(source), f"reading {source.name}"):
+        for _ in _told(made, len(source), f"reading {source.name}"):
             pass
 
 
-def told(work: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """`work`, with a bar on a terminal's stderr once it has taken longer than people like."""
+def _told(work: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     console = Console(stderr=True)
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task(what, total=total)
@@ -297,7 +292,7 @@ def told(work: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         bar.stop()
 
 
-def new_array(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
+def _new_array(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
     """A new file to fill through memory, its room reserved.
 
     A full disk is an OSError here; while filling it would be a signal that kills the process.

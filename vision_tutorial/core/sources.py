@@ -137,28 +137,13 @@ class FileSource:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
 class Subset:
     """Some items of another source, in the given order."""
 
-    source: Source
-    indices: np.ndarray
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    @property
-    def targets(self) -> np.ndarray:
-        return self.source.targets[self.indices]
-
-    @property
-    def dense(self) -> bool:
-        return self.source.dense
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices = source, indices
+        self.name, self.classes, self.dense = source.name, source.classes, source.dense
+        self.targets = source.targets[indices]
 
     def key(self, index: int) -> str:
         return self.source.key(int(self.indices[index]))

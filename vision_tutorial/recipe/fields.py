@@ -5,7 +5,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -306,11 +306,12 @@ def identity(recipe: Recipe) -> str:
     return digest(to_plain(recipe))
 
 
-def digest(values: Mapping[str, Any]) -> str:
-    """The `identity` of a recipe's plain values, from `to_plain` or from recipe.yaml.
+def digest(values: Mapping[str, Any], ignored: Collection[str] = RESUMABLE) -> str:
+    """A hash of a recipe's plain values, from `to_plain` or from recipe.yaml: its `identity`.
 
     Of recipe.yaml it stays the same when a later version has more keys, as a recipe's does not.
     """
-    kept = {key: value for key, value in values.items() if key not in RESUMABLE}
-    kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
+    kept = {key: value for key, value in values.items() if key not in ignored}
+    if isinstance(kept.get("data"), dict):
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from os.path import isdir, isfile  # False, where pathlib raises, for a name too long
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from pydantic import ValidationError
 from ..core.errors import UserError, short, shown, unknown
 from . import grammar
 from .fields import REGISTRY_FIELDS, Recipe
-from .grammar import RegistryField
-from .signatures import Signatures, static_signatures
+from .signatures import static_signatures
 from .yaml_lines import MAX_DEPTH, Document, Key, parse_value, read_document
 
 COMMAND_LINE = "command line"
@@ -49,9 +49,9 @@ def recipe_path(given: Path | str) -> Path:
     the package.
     """
     path, variant = split_variant(Path(given))
-    if not _is_file(path) and not path.is_absolute() and ".." not in path.parts:
+    if not isfile(path) and not path.is_absolute() and ".." not in path.parts:
         named = RECIPES / f"{_name(path)}.yaml"
-        path = named if _is_file(named) else path
+        path = named if isfile(named) else path
     return path if variant is None else path.with_name(f"{path.name}:{variant}")
 
 
@@ -66,7 +66,11 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
     files = _with_bases(path)
     document = _merged([document for _, document in files])
     for text in overrides:
-        _override(document, text)
+        path_of_key, equals, value = text.partition("=")
+        name = f"{COMMAND_LINE} ({short(text, 50)})"
+        if not equals or not all(part.strip() for part in path_of_key.split(".")):
+            raise UserError(f"{name}: no override; write key=value or key.sub=value.")
+        _assign(document, path_of_key, parse_value(value, name), name)
     recipe, imports = typed(document, _run_name(path))
     base = _base(files[1:])
     return Loaded(recipe, path, base, files[1][0] if base else None, imports)
@@ -90,7 +94,10 @@ def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
             # parsed as if it were written, to have all its options
             values[key] = grammar.plain(declared.default)
         if key in values and not (values[key] is None and declared.default is None):
-            values[key] = _registry_field(document, key, values[key], mark, registries)
+            try:
+                values[key] = grammar.parse(values[key], registries[mark.registry], mark.form)
+            except grammar.GrammarError as error:
+                raise UserError(f"{_at(document, (key, *error.path))}{error}") from error
     try:
         return Recipe(**values), imports
     except ValidationError as error:
@@ -122,7 +129,7 @@ def _with_bases(path: Path) -> list[tuple[Path, Document]]:
     place = ""
     while True:
         file, variant = split_variant(path)
-        if not _is_file(file):
+        if not isfile(file):
             raise UserError(place + _missing(file))
         names = " -> ".join(shown(p.name) for p in (*(p for p, _ in files), path))
         before = [split_variant(other) for other, _ in files]
@@ -195,22 +202,8 @@ def _base(files: list[tuple[Path, Document]]) -> Recipe | None:
         return None
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, say
-        return False
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
 def _missing(path: Path) -> str:
-    beside = sorted(p.name for p in path.parent.glob("*.yaml")) if _is_folder(path.parent) else []
+    beside = sorted(p.name for p in path.parent.glob("*.yaml")) if isdir(path.parent) else []
     if beside and path.suffix:
         return f"{path.parent}: {unknown('recipe', path.name, beside)}"
     files = (p.relative_to(RECIPES) for p in RECIPES.rglob("*.yaml"))
@@ -238,24 +231,12 @@ def _imports(given: Any, document: Document) -> tuple[Path, ...]:
     place = document.places.get(("imports",), COMMAND_LINE)
     file = "" if place.startswith(COMMAND_LINE) else place.rpartition(":")[0]
     here = Path(file).parent
+    root = here.resolve()
     for name in given:
         path = here / name
-        if path.suffix != ".py" or not _is_file(path) or not _inside(path, here):
+        if path.suffix != ".py" or not isfile(path) or not path.resolve().is_relative_to(root):
             raise UserError(f"{at}{shown(name, 200)} is no .py file at or below {here.absolute()}.")
     return tuple(here / name for name in given)
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
-
-
-def _registry_field(
-    document: Document, key: str, value: Any, mark: RegistryField, registries: dict[str, Signatures]
-) -> Any:
-    try:
-        return grammar.parse(value, registries[mark.registry], mark.form)
-    except grammar.GrammarError as error:
-        raise UserError(f"{_at(document, (key, *error.path))}{error}") from error
 
 
 def _first(error: ValidationError, document: Document) -> str:
@@ -288,11 +269,9 @@ def _real(detail: Any, values: Any) -> Key:
 
 
 def _has(values: Any, part: str | int) -> bool:
-    return part in values if isinstance(values, dict) else _is_index(values, part)
-
-
-def _is_index(values: Any, part: str | int) -> bool:
-    return isinstance(values, list) and isinstance(part, int) and part < len(values)
+    if isinstance(values, list):
+        return isinstance(part, int) and part < len(values)
+    return isinstance(values, dict) and part in values
 
 
 def _expectation(detail: Any, loc: Key) -> str:
@@ -307,15 +286,6 @@ def _fields(key: str) -> list[str]:
     declared = Recipe.model_fields[key].annotation
     kinds = (declared, *getattr(declared, "__args__", ()))
     return [name for kind in kinds for name in getattr(kind, "model_fields", ())]
-
-
-def _override(document: Document, text: str) -> None:
-    """Set one value from `key.sub=value`."""
-    path, equals, value = text.partition("=")
-    name = f"{COMMAND_LINE} ({short(text, 50)})"
-    if not equals or not all(part.strip() for part in path.split(".")):
-        raise UserError(f"{name}: no override; write key=value or key.sub=value.")
-    _assign(document, path, parse_value(value, name), name)
 
 
 def _assign(document: Document, path: str, parsed: Any, name: str) -> None:

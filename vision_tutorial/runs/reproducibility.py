@@ -100,10 +100,7 @@ def edited(run: Run) -> str | None:
     recorded = [(run.fingerprint.get("recipe") or {}).get("identity")]
     recorded += [manifest.get("recipe_hash") for manifest in _manifests(run).values()]
     recorded = [text for text in recorded if isinstance(text, str)]
-    try:
-        now = digest(values)
-    except (KeyError, AttributeError):
-        now = "damaged"
+    now = digest(values) if isinstance(values.get("data"), dict) else "damaged"
     if not recorded or now in recorded:
         return None
     return f"recipe.yaml was edited: it is {now}, and the run was trained with {recorded[-1]}"

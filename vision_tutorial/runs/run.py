@@ -1,6 +1,5 @@
 """What one training was and what came of it, from the files it left. No torch."""
 
-import hashlib
 import json
 import re
 from contextlib import suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import UserError, shown
-from ..recipe.fields import UNESSENTIAL
+from ..recipe.fields import UNESSENTIAL, digest
 from ..recipe.loading import read_back
 from ..recipe.notation import number
 
@@ -198,10 +197,7 @@ class Run:
 
 def recipe_key(recipe: dict[str, Any]) -> str:
     """A hash of what a plain recipe says of learning, its seed left out."""
-    values = {k: v for k, v in recipe.items() if k not in UNESSENTIAL | {"seed"}}
-    if isinstance(values.get("data"), dict):
-        values["data"] = {k: v for k, v in values["data"].items() if k != "memory"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(recipe, UNESSENTIAL | {"seed"})
 
 
 def as_text(value: Any) -> str | None:
