@@ -156,7 +156,7 @@ def _run_name(path: Path) -> str:
 def split_variant(path: Path) -> tuple[Path, str | None]:
     """`b.yaml:0503` or `b:0503` -> the file `b.yaml`, its variant `0503`; else `path`, None."""
     stem, _, variant = path.name.partition(":")
-    if not (stem and variant) or os.path.isfile(path):
+    if not (stem and variant) or isfile(path):
         return path, None
     return path.with_name(f"{stem.removesuffix('.yaml')}.yaml"), variant
 
