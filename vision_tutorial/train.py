@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
-    run, loaded = wanted(args)
+    run, loaded = find_run(args)
     from . import build, engine  # after the recipe is known to be good: this takes seconds
 
     build.import_files(loaded.imports, args.trust_imports)
@@ -88,17 +88,17 @@ def train(args: argparse.Namespace) -> int:
     finally:
         distributed.close()
     if distributed.main:
-        tell(f"run: {run}")
+        print_line(f"run: {run}")
     return code
 
 
-def tell(line: str) -> None:
+def print_line(line: str) -> None:
     """Print; a full disk or a closed pipe behind standard output does not undo a training."""
     with suppress(OSError, ValueError, AttributeError):
         print(line, flush=True)
 
 
-def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
+def find_run(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
     """The run folder to continue, or None for a new one; and the checked recipe."""
     target = Path(args.recipe)
     if target.is_dir():
@@ -219,7 +219,7 @@ def train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: A
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
         finish_records(run, summary, recorder.tracker, progress, code)
         for line in [*time_use(progress), *lines]:
-            tell(line)
+            print_line(line)
     return code
 
 
@@ -285,7 +285,7 @@ def finish_records(
     flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     run_folder.set_status(run, summary["status"], exit_code=code)
-    tell(sentence(summary, run))
+    print_line(sentence(summary, run))
 
 
 def time_use(progress: Any) -> Iterator[str]:

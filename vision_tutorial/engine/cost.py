@@ -13,14 +13,14 @@ def cost(model: nn.Module, image_size: int | tuple[int, int]) -> tuple[int, int]
 
     Counted by torch's own FlopCounterMode in evaluation mode: convolutions, matrix products and
     attention; norms, activations and pooling are free, as in every paper's table. Nothing is
-    computed and no weight is copied: the count runs on a weightless twin on the meta device.
+    computed and no weight is copied: the count runs on a weightless copy on the meta device.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    twin = _weightless(model).eval()
+    weightless = _weightless(model).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     image = torch.zeros(1, 3, height, width, device="meta", dtype=dtype)
     with FlopCounterMode(display=False) as counter:
-        twin(image)
+        weightless(image)
     parameters = sum(p.numel() for p in model.parameters())
     return parameters, counter.get_total_flops() // 2  # one MAC is a multiplication and an addition
 

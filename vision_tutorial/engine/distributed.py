@@ -39,7 +39,7 @@ class Distributed:
     def __init__(
         self, precision: str = "fp32", threads: int | None = None, deterministic: bool = True
     ):
-        self.rank, self.world, self.local_world = launched()
+        self.rank, self.world, self.local_world = torchrun_environment()
         self.threads = threads or max(1, len(usable_cores()) // self.local_world)
         torch.set_num_threads(self.threads)
         on_cpu = not torch.cuda.is_available() and self.world > 1
@@ -148,7 +148,7 @@ class Distributed:
         thread.join(PATIENCE)
         while self.any(thread.is_alive()):
             thread.join(PATIENCE)
-        errors = self.all_gather_object(told(failed[0], self.rank) if failed else None)
+        errors = self.all_gather_object(error_for_peers(failed[0], self.rank) if failed else None)
         if failed:
             raise failed[0]
         for error in filter(None, errors):
@@ -221,14 +221,14 @@ class Distributed:
             torch.distributed.destroy_process_group()
 
 
-def told(error: BaseException, rank: int) -> UserError:
+def error_for_peers(error: BaseException, rank: int) -> UserError:
     """An error as the other processes raise it."""
     if isinstance(error, UserError):
         return error
     return PeerLost(f"process {rank} failed: {type(error).__name__}: {error}")
 
 
-def launched() -> tuple[int, int, int]:
+def torchrun_environment() -> tuple[int, int, int]:
     """(rank, processes, processes on this machine) as torchrun set them; (0, 1, 1) without it."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     given = {name: os.environ[name] for name in names if name in os.environ}
@@ -260,14 +260,14 @@ def choose_algorithms(deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads what nobody wrote
 
 
-def usable_precision(wanted: str, cuda: bool, amx: bool) -> tuple[str, str | None]:
+def usable_precision(requested: str, cuda: bool, amx: bool) -> tuple[str, str | None]:
     """What this machine can compute in, and what to say if it is not what was asked."""
     half_here = "bf16" if amx else "fp32"
-    if wanted == "auto":
+    if requested == "auto":
         return (half_on_gpu() if cuda else half_here), None
-    if wanted == "fp16" and not cuda:
+    if requested == "fp16" and not cuda:
         return half_here, f"precision: fp16 needs a GPU; this machine computes in {half_here}."
-    return wanted, None
+    return requested, None
 
 
 def half_on_gpu() -> str:

@@ -192,7 +192,7 @@ def end_epoch(
     progress: Progress,
     stop: StopRequest,
 ) -> bool:
-    """Evaluate, write the row, save, then tell. False if asked to stop before it was done."""
+    """Evaluate, write the row, save, then report. False if asked to stop before it was done."""
     epoch = len(progress.rows) + 1
     evaluation = None
     if epoch % plan.eval_every == 0 or epoch == plan.epochs:

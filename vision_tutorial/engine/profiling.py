@@ -11,10 +11,10 @@ SHOWN = 10
 
 
 @contextmanager
-def profiled(wanted: bool) -> Iterator[list[str]]:
+def profiled(enabled: bool) -> Iterator[list[str]]:
     """Lines that name the operations which took longest within it; filled when it ends."""
     lines: list[str] = []
-    if not wanted:
+    if not enabled:
         yield lines
         return
     with profile(activities=activities()) as found:
