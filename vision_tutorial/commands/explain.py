@@ -87,7 +87,7 @@ def built(
     from torch import nn
 
     from .. import build
-    from ..engine.cost import cost
+    from ..engine.profiling import cost
 
     recipe, said = loaded.recipe, []
     build.import_files(loaded.imports, trusted)
