@@ -12,7 +12,7 @@ from vision_tutorial.core import registry
 from vision_tutorial.core.sources import ArraySource
 from vision_tutorial.data.loader import TrainOrder
 from vision_tutorial.data.preview import Shot, apart, shots
-from vision_tutorial.engine import cost
+from vision_tutorial.engine import profiling
 from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.segmentation.metrics import Overlap
@@ -173,7 +173,7 @@ def stem() -> Block:
 
 def maps(name: str, network: torch.nn.Module) -> Block:
     """An image, and the maps that the stem and each stage make of it."""
-    _, macs = cost.cost(network, 32)
+    _, macs = profiling.cost(network, 32)
     parts, x = [words(0, 11, f"{name}: {macs / 1e9:.2f} billion multiply-adds")], 0.0
     names = ("image", "stem", "stage 1", "stage 2", "stage 3", "stage 4")
     for side, text in zip(sides(network), names, strict=True):

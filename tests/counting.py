@@ -68,7 +68,7 @@ def count(words: list[str]) -> int:
     stopped: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     args = train.parser().parse_intermixed_args(words)
-    run, loaded = train.wanted(args)
+    run, loaded = train.find_run(args)
     run = run or train.new_run(args, loaded)
     recipe = loaded.recipe
     with run_folder.lock(run):

@@ -289,15 +289,15 @@ def test_an_environment_that_no_launcher_sets(
     facts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vision_tutorial.core.errors import UserError
-    from vision_tutorial.engine.distributed import launched
+    from vision_tutorial.engine.distributed import torchrun_environment
 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    assert launched() == (0, 1, 1)
+    assert torchrun_environment() == (0, 1, 1)
     for name, value in facts.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="start with torchrun --nproc N"):
-        launched()
+        torchrun_environment()
 
 
 def test_a_network_that_diverges_is_not_done(capfd: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recipe -> what `fit` needs. The only file that knows every pillar; read it to know the house.
+"""Recipe -> what `fit` needs. The only file that knows every pillar; read it for an overview.
 
 Importing the pillars' faces here is what fills the registries.
 """
@@ -83,18 +83,18 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
 
 def data(recipe: Recipe, distributed: Distributed | None = None) -> Splits:
     """Read the data set; split off what is held out."""
-    train = whole(recipe, "train", distributed)
+    train = dataset(recipe, "train", distributed)
     if recipe.holdout:
         train, val = hold_out(train, recipe.holdout, recipe.seed)
         chosen_on = "holdout"
     else:
-        val, chosen_on = whole(recipe, "test", distributed), "test"
+        val, chosen_on = dataset(recipe, "test", distributed), "test"
     if recipe.subset:
         train = take(train, recipe.subset, recipe.seed)
     return Splits(train, val, chosen_on)
 
 
-def whole(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
+def dataset(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
     """All of the data set's train or test; of several processes on a machine, one reads it."""
     make = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)
     made = distributed.share_dataset(lambda: make(name)) if distributed else make(name)
@@ -110,7 +110,7 @@ def whole(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
 def split(recipe: Recipe, name: str, distributed: Distributed | None = None) -> Source:
     """One split by name: train, val (what the best epoch is chosen on), or test."""
     if name == "test":
-        return whole(recipe, "test", distributed)
+        return dataset(recipe, "test", distributed)
     both = data(recipe, distributed)
     return both.train if name == "train" else both.val
 

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
-    run, loaded = wanted(args)
+    run, loaded = find_run(args)
     from . import build, engine  # after the recipe is known to be good: this takes seconds
 
     build.import_files(loaded.imports, args.trust_imports)
@@ -87,17 +87,17 @@ def train(args: argparse.Namespace) -> int:
     finally:
         distributed.close()
     if distributed.main:
-        tell(f"run: {run}")
+        print_line(f"run: {run}")
     return code
 
 
-def tell(line: str) -> None:
+def print_line(line: str) -> None:
     """Print; a full disk or a closed pipe behind standard output does not undo a training."""
     with suppress(OSError, ValueError, AttributeError):
         print(line, flush=True)
 
 
-def wanted(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
+def find_run(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
     """The run folder to continue, or None for a new one; and the checked recipe."""
     target = Path(args.recipe)
     if target.is_dir():
@@ -218,7 +218,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         now["seconds_device"] = progress.seconds - progress.seconds_data
         parts = shares([*progress.rows, now])
         for line in [*([verdict(parts)] if parts else []), *lines]:
-            tell(line)
+            print_line(line)
     return code
 
 
@@ -273,7 +273,7 @@ def _finish_records(
     flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     run_folder.set_status(run, summary["status"], exit_code=code)
-    tell(_sentence(summary, run))
+    print_line(_sentence(summary, run))
 
 
 def _sentence(summary: dict[str, Any], run: Path) -> str:

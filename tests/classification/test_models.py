@@ -16,7 +16,7 @@ from torch import nn
 from vision_tutorial.classification.models import FAMILIES, timm_model
 from vision_tutorial.core import weights
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.engine.cost import cost
+from vision_tutorial.engine.profiling import cost
 
 # A cheap member of every family that the CIFAR stem knows, and of every kind of stem and shortcut;
 # how much smaller than the image the last feature map is, with the CIFAR stem.

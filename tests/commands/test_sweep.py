@@ -326,10 +326,10 @@ def test_every_sweep_of_ours_loads(path: Path) -> None:
 def test_train_continues_the_run_of_an_id(place: Path) -> None:
     words = [str(place / "base.yaml"), "--runs", str(place), "--id", "x", "--resume"]
     args = train.parser().parse_args(words)
-    assert train.wanted(args)[0] is None
+    assert train.find_run(args)[0] is None
     run, loaded = train.new_run(args, load(words[0])), load(words[0])
-    assert train.wanted(args) == (run, loaded)
+    assert train.find_run(args) == (run, loaded)
     (run / "recipe.yaml").unlink()  # killed before it was written
-    assert train.wanted(args) == (run, loaded)
+    assert train.find_run(args) == (run, loaded)
     with pytest.raises(UserError, match="cannot be the name"):
-        train.wanted(train.parser().parse_args([*words[:-2], "..", "--resume"]))
+        train.find_run(train.parser().parse_args([*words[:-2], "..", "--resume"]))

@@ -88,7 +88,7 @@ def images() -> ArraySource:
     return build.registry.datasets.build("shapes", size=16, train=64, test=10)("train")
 
 
-def learner_and_steps(distributed: Distributed, *more: str) -> tuple[TrainingState, list]:
+def training_and_steps(distributed: Distributed, *more: str) -> tuple[TrainingState, list]:
     wanted = load("recipes/debug.yaml", [*SMALL, "model={test_vit: {img_size: 16}}", *more]).recipe
     training = build.training_state(wanted, images(), distributed)
     return training, list(
@@ -121,7 +121,7 @@ def test_a_skipped_step_leaves_no_trace(balance: str) -> None:
     alone = Distributed(threads=1)
 
     def after(bad: bool) -> dict[str, torch.Tensor]:
-        training, steps = learner_and_steps(alone, balance)
+        training, steps = training_and_steps(alone, balance)
         poisoned = training.criteria["loss"] = Poisoned(training.criteria["loss"])
         for step, raw in enumerate(steps[:3]):
             if step == 1 and not bad:
@@ -142,7 +142,7 @@ def test_the_state_is_that_of_the_whole_batch_on_every_rank(balance: str) -> Non
 
     def of_rank(rank: int) -> list:
         distributed = Distributed(threads=1)
-        training, steps = learner_and_steps(distributed, balance, "micro_batch=4")
+        training, steps = training_and_steps(distributed, balance, "micro_batch=4")
         for step, raw in enumerate(steps):
             take(training, distributed, raw, step)
         training.criteria["loss"].begin_step()
@@ -161,7 +161,7 @@ def test_the_state_is_that_of_the_whole_batch_on_every_rank(balance: str) -> Non
 def test_strict_shards_are_bit_equal_on_any_number_of_processes(balance: str) -> None:
     def of_rank(rank: int) -> list:
         distributed = Distributed(threads=1)
-        training, steps = learner_and_steps(distributed, balance, "shards=4")
+        training, steps = training_and_steps(distributed, balance, "shards=4")
         for step, raw in enumerate(steps):
             take(training, distributed, raw, step)
         training.criteria["loss"].begin_step()
@@ -176,7 +176,7 @@ def test_frozen_weights_stay_frozen_in_strict_shards_of_three() -> None:
     """Were the mean averaged over shards, as what was seen is, it would drift by a bit a step."""
     alone = Distributed(threads=1)
     more = ["balance={calibrate: 1}", "shards=3", "batch_size=12"]
-    training, steps = learner_and_steps(alone, *more)
+    training, steps = training_and_steps(alone, *more)
     criterion = training.criteria["loss"]
     assert criterion.weights().tolist() == [0.75, 0.25]
     for step, raw in enumerate(steps[:2]):

@@ -169,8 +169,7 @@ def test_processes_with_a_lag_stop_at_the_same_step(async_steps: int, tmp_path: 
     def of_rank(rank: int) -> int:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(FIT, "async_steps_of", lambda *_: async_steps)
-            signals = importlib.import_module("vision_tutorial.engine.signals")
-            patched.setattr(signals.StopRequest, "asked", lambda self, step: rank == step == 1)
+            patched.setattr(FIT.StopRequest, "asked", lambda self, step: rank == step == 1)
             words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path), "--id", "run"]
             return command.main([*words, "checkpoint.every_steps=1", "--quiet"])
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vision_tutorial.core.registry import models
-from vision_tutorial.engine.cost import cost
+from vision_tutorial.engine.profiling import cost
 from vision_tutorial.segmentation.models import deeplab, deeplab_early, fcn, unet
 
 

@@ -9,7 +9,7 @@ import torch
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import Registry, models
-from vision_tutorial.engine.cost import cost
+from vision_tutorial.engine.profiling import cost
 from vision_tutorial.optim.groups import parameter_groups
 from vision_tutorial.recipe.grammar import parse
 from vision_tutorial.recipe.schema import schema

@@ -14,10 +14,9 @@ from ..core.task import Batch
 from ..engine.checkpoint import Checkpoints
 from ..engine.distributed import Distributed
 from ..engine.evaluation import Evaluation, evaluating
-from ..engine.loop import Plan, Progress, Recorder, fit
+from ..engine.loop import Plan, Progress, Recorder, StopRequest, fit
 from ..engine.progress import make_display
 from ..engine.recorder import RunRecorder
-from ..engine.signals import StopRequest
 from ..engine.step import TrainingState
 from ..recipe.fields import CheckpointPolicy
 from ..runs.wandb_logger import Tracker

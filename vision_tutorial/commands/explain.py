@@ -86,7 +86,7 @@ def _built(
     from torch import nn
 
     from .. import build
-    from ..engine.cost import cost
+    from ..engine.profiling import cost
 
     recipe, said = loaded.recipe, []
     build.import_files(loaded.imports, trusted)

@@ -5,13 +5,18 @@ accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not 
 """
 
 import os
+import shutil
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -24,13 +29,14 @@ from torch import Tensor, nn
 
 from ..core.errors import MemoryExhausted, PeerLost, UserError
 from ..core.machine import usable_cores
-from ..core.sources import Source
-from .shared_dataset import sharing
+from ..core.sources import ArraySource, Source
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
 PATIENCE = 20  # seconds between signs of life of a process that others wait for
 CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 images takes minutes on a laptop
+ARRAYS = ("images", "targets", "masks")
+FACTS = ("name", "classes", "known_digest", "dense", "keys")
 
 
 class Distributed:
@@ -39,7 +45,7 @@ class Distributed:
     def __init__(
         self, precision: str = "fp32", threads: int | None = None, deterministic: bool = True
     ):
-        self.rank, self.world, self.local_world = launched()
+        self.rank, self.world, self.local_world = torchrun_environment()
         self.threads = threads or max(1, len(usable_cores()) // self.local_world)
         torch.set_num_threads(self.threads)
         on_cpu = not torch.cuda.is_available() and self.world > 1
@@ -142,7 +148,7 @@ class Distributed:
         thread.join(PATIENCE)
         while self.any(thread.is_alive()):
             thread.join(PATIENCE)
-        errors = self.all_gather_object(_as_user_error(failed[0], self.rank) if failed else None)
+        errors = self.all_gather_object(_error_for_peers(failed[0], self.rank) if failed else None)
         if failed:
             raise failed[0]
         for error in filter(None, errors):
@@ -217,13 +223,13 @@ class Distributed:
             torch.distributed.destroy_process_group()
 
 
-def _as_user_error(error: BaseException, rank: int) -> UserError:
+def _error_for_peers(error: BaseException, rank: int) -> UserError:
     if isinstance(error, UserError):
         return error
     return PeerLost(f"process {rank} failed: {type(error).__name__}: {error}")
 
 
-def launched() -> tuple[int, int, int]:
+def torchrun_environment() -> tuple[int, int, int]:
     """(rank, processes, processes on this machine) as torchrun set them; (0, 1, 1) without it."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     given = {name: os.environ[name] for name in names if name in os.environ}
@@ -255,19 +261,77 @@ def _choose_algorithms(deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads what nobody wrote
 
 
-def usable_precision(wanted: str, cuda: bool, amx: bool) -> tuple[str, str | None]:
+def usable_precision(requested: str, cuda: bool, amx: bool) -> tuple[str, str | None]:
     """What this machine can compute in, and what to say if it is not what was asked."""
     half_here = "bf16" if amx else "fp32"
-    if wanted == "auto":
+    if requested == "auto":
         if cuda:
             half_here = "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
         return half_here, None
-    if wanted == "fp16" and not cuda:
+    if requested == "fp16" and not cuda:
         return half_here, f"precision: fp16 needs a GPU; this machine computes in {half_here}."
-    return wanted, None
+    return requested, None
 
 
 def has_amx() -> bool:
     """Whether the processor multiplies bf16 matrices in hardware; without, bf16 is slower."""
     ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(ask and ask())
+
+
+@dataclass
+class SharedDataset:
+    """One copy of a data set on a machine, and what its first process sends of it to the others.
+
+    The first process writes the arrays to files, the others map them, and then the files are
+    deleted: the memory lives as long as a process maps it, and a killed process leaves nothing
+    behind. Sets that lie in files anyway (images, arrays folders) need none of this.
+    """
+
+    folder: Path | None = None  # None: nothing is shared
+    facts: dict[str, Any] = field(default_factory=dict)
+    notice: str | None = None
+
+    def publish(self, source: Source | None) -> "SharedDataset":
+        """Write the arrays of a source in memory, if it is one and there is room."""
+        if not isinstance(source, ArraySource) or isinstance(source.images, np.memmap):
+            return self
+        arrays = {name: getattr(source, name) for name in ARRAYS}
+        arrays = {name: array for name, array in arrays.items() if array is not None}
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix="vision-tutorial-"))
+            for name, array in arrays.items():
+                np.save(self.folder / f"{name}.npy", array)
+        except OSError as error:
+            size = sum(array.nbytes for array in arrays.values()) / 2**20
+            self.notice = (
+                f"each process holds its own copy of the data set ({size:,.0f} MiB): it cannot be "
+                f"shared through {tempfile.gettempdir()} ({error.strerror or error}); TMPDIR may "
+                "name a folder with room."
+            )
+            return self
+        self.facts = {name: getattr(source, name) for name in FACTS}
+        return self
+
+    def attach(self) -> ArraySource | None:
+        """The source that was published, mapped; None if there is none or it is out of reach."""
+        if not self.facts:
+            return None
+        paths = {name: self.folder / f"{name}.npy" for name in ARRAYS}
+        try:
+            mapped = {n: np.load(p, mmap_mode="r") for n, p in paths.items() if p.exists()}
+            targets = np.array(mapped.pop("targets"))  # few and often asked for
+            return ArraySource(targets=targets, **mapped, **self.facts)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # another machine's, or this process has a temporary folder of its own
+
+
+@contextmanager
+def sharing() -> Iterator[SharedDataset]:
+    """A data set to publish, whose files are deleted at the end."""
+    shared = SharedDataset()
+    try:
+        yield shared
+    finally:
+        if shared.folder:
+            shutil.rmtree(shared.folder, ignore_errors=True)

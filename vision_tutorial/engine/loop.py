@@ -1,16 +1,19 @@
 """The loop. It reads aloud: one call for each thing that happens, and it never asks which track."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
+from ..core.errors import ExitCode
+from ..core.stop import StopSignal
 from ..core.task import Batch, Meter
 from .distributed import Distributed
 from .evaluation import Evaluation, Interrupted
-from .signals import StopRequest
 from .step import StepQueue, StepResult, TrainingState, async_steps_of, take_step
 
 
@@ -103,6 +106,31 @@ class Recorder:
         """Finish what is under way."""
 
 
+class StopRequest(StopSignal):
+    """Polled between steps. A second signal, a second or more after the first, does not wait."""
+
+    def __init__(self, minutes: float | None = None, steps: int | None = None, start: int = 0):
+        self.deadline = time.monotonic() + 60 * minutes if minutes else None
+        self.last_step = start + steps if steps else None
+        self.since = 0.0
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        now = time.monotonic()
+        if self.signal is not None and now - self.since > 1:  # schedulers send some twice at once
+            os._exit(int(ExitCode.PREEMPTED))
+        self.signal, self.since = number, now
+
+    def asked(self, step: int) -> bool:
+        """Whether the step about to be taken (counted from 0) should be the last."""
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        return late or self.signalled() or self.reached(step + 1)
+
+    def reached(self, steps: int) -> bool:
+        """Whether `steps` steps are as many as were asked for; the same on all processes."""
+        return self.last_step is not None and steps >= self.last_step
+
+
 def fit(
     training: TrainingState,
     plan: Plan,
@@ -188,7 +216,7 @@ def _end_epoch(
     progress: Progress,
     stop: StopRequest,
 ) -> bool:
-    """Evaluate, write the row, save, then tell. False if asked to stop before it was done."""
+    """Evaluate, write the row, save, then report. False if asked to stop before it was done."""
     epoch = len(progress.rows) + 1
     evaluation = None
     if epoch % plan.eval_every == 0 or epoch == plan.epochs:
