@@ -13,7 +13,7 @@ from torch import nn
 from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the registries)
 from .core import registry
 from .core.errors import UserError
-from .core.machine import usable_cores
+from .core.processes import usable_cores
 from .core.randomness import address
 from .core.sources import Source, hold_out, take
 from .core.targets import sampled

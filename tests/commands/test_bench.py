@@ -17,8 +17,7 @@ from vision_tutorial import train
 from vision_tutorial.benchmarking import result, startup
 from vision_tutorial.benchmarking.startup import Job
 from vision_tutorial.commands import bench
-from vision_tutorial.core.child_process import Ended
-from vision_tutorial.core.machine import usable_cores
+from vision_tutorial.core.processes import Ended, usable_cores
 from vision_tutorial.engine import distributed
 
 DEBUG = str(Path(__file__).parents[2] / "recipes" / "debug.yaml")

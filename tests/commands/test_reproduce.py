@@ -20,7 +20,7 @@ from run_folders import make_run
 from vision_tutorial import train
 from vision_tutorial.commands import pack
 from vision_tutorial.commands import reproduce as command
-from vision_tutorial.core import child_process
+from vision_tutorial.core import processes
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.report import gallery_files
@@ -466,9 +466,9 @@ def test_galleries_are_for_the_time_that_is_left(
         assert then_stop and not enough()
         log.write_text(f"by {command[3]}")
         code, seen = ended if command[3] == "gallery" else (0, None)
-        return child_process.Ended(code, 1.0, seen)
+        return processes.Ended(code, 1.0, seen)
 
-    monkeypatch.setattr(child_process, "run_command", run_command)
+    monkeypatch.setattr(processes, "run_command", run_command)
     make_run(tmp_path, "recipes/debug.yaml", id="1")
     deadline, stop = SimpleNamespace(left=lambda: left), SimpleNamespace(asked=False)
     (tmp_path / ".reproduce").mkdir()

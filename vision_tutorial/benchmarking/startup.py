@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.atomic import read_json
-from ..core.child_process import Ended, last_line, run_command
 from ..core.errors import UserError
+from ..core.processes import Ended, last_line, run_command
 from ..recipe.loading import Loaded, load
 from ..runs import run_folder as runs
 from .timed_pairs import Pair, Sample, Side, in_turn

@@ -17,10 +17,9 @@ from ..benchmarking import timm_baseline
 from ..benchmarking.result import print_result, read_result, report
 from ..benchmarking.startup import Job, beside_timm, scaling, startup, tell
 from ..benchmarking.timed_pairs import Pair, Sample, Side, drawn
-from ..core.child_process import in_child, peak_memory
 from ..core.cli_types import positive, positive_count
 from ..core.errors import UserError, run_main, unknown
-from ..core.machine import usable_cores
+from ..core.processes import in_child, peak_memory, usable_cores
 from ..recipe.fields import Recipe
 from ..runs import run_folder
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..core.errors import UserError, run_main
-from ..core.machine import usable_cores
+from ..core.processes import usable_cores
 
 GIGA = 2**30
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..core import child_process
+from ..core import processes
 from ..core.atomic import read_json, storage, write_json, write_text
-from ..core.child_process import Ended, last_line
 from ..core.cli_types import UNITS, positive_count, seconds, share
 from ..core.errors import ExitCode, UserError, run_main, short
+from ..core.processes import Ended, last_line
 from ..core.sources import data_root
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
@@ -331,7 +331,7 @@ def write_page(
 
     def command(words: list[str], log: Path, enough: Callable[[], bool]) -> Ended:
         words = [sys.executable, "-m", "vision_tutorial", *words]
-        return child_process.run_command(words, log, enough, then_stop=True)
+        return processes.run_command(words, log, enough, then_stop=True)
 
     command(page, log, lambda: False)
     if without and deadline.left() > 2 * PAGE and not stop.asked:

@@ -29,7 +29,7 @@ from rich.progress import Progress
 from .atomic import free_space, sync_folder, write_json
 from .errors import StorageError, UserError, short
 from .images import VOID
-from .machine import usable_cores
+from .processes import usable_cores
 from .sources import ArraySource, Source
 
 MANIFEST = "arrays.json"

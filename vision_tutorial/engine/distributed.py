@@ -28,7 +28,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..core.errors import MemoryExhausted, PeerLost, UserError
-from ..core.machine import usable_cores
+from ..core.processes import usable_cores
 from ..core.sources import ArraySource, Source
 
 T = TypeVar("T")

@@ -19,9 +19,8 @@ from typing import BinaryIO
 import psutil
 
 from ..core.atomic import read_json
-from ..core.child_process import environment, last_line
 from ..core.errors import ExitCode, UserError
-from ..core.machine import usable_cores
+from ..core.processes import environment, last_line, usable_cores
 from ..core.stop import StopSignal
 from ..recipe.batch_split import batch_parts
 from ..recipe.fields import Recipe

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.atomic import storage
-from ..core.child_process import kill_family
 from ..core.errors import ExitCode
+from ..core.processes import kill_family
 from ..recipe.notation import duration
 from . import children
 from .children import Child, DeviceSlot, Stop

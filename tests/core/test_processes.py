@@ -10,14 +10,14 @@ import time
 import psutil
 import pytest
 
-from vision_tutorial.core.child_process import (
+from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.processes import (
     in_child,
     kill_family,
     peak_memory,
     run_command,
+    usable_cores,
 )
-from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.machine import usable_cores
 
 
 def add(a, b):

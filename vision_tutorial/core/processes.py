@@ -1,4 +1,4 @@
-"""Processes to measure in: a function in a child of its own, or a command under a stop-watch."""
+"""Processes: the cores this one may use, a function in a child process, a timed command."""
 
 import multiprocessing
 import os
@@ -165,3 +165,9 @@ def peak_memory() -> int | None:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def usable_cores() -> list[int]:
+    """The CPU cores that this process may use, by number."""
+    known = hasattr(os, "sched_getaffinity")
+    return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
