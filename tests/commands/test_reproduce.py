@@ -428,16 +428,16 @@ def view_of(tmp_path: Path, **values: list[float]) -> View:
 
 
 def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:
-    out = command.order(view_of(tmp_path / "a", r0=[10, 11, 12], r1=[20, 21, 22], r2=[21, 22, 23]))
+    out = command._order(view_of(tmp_path / "a", r0=[10, 11, 12], r1=[20, 21, 22], r2=[21, 22, 23]))
     assert out == (
         "r0 < r1 < r2 came out: 11.00, 21.00, 22.00 (+10.00 beyond noise, +1.00 within noise)"
     )
-    out = command.order(view_of(tmp_path / "b", r0=[10], r1=[9], r2=[12]))
+    out = command._order(view_of(tmp_path / "b", r0=[10], r1=[9], r2=[12]))
     assert out == (
         "r0 < r1 < r2 did not come out: 10.00, 9.00, 12.00 "
         "(-1.00, +3.00; only more --seeds tell that from noise)"
     )
-    out = command.order(view_of(tmp_path / "c", r0=[10], r2=[12]))
+    out = command._order(view_of(tmp_path / "c", r0=[10], r2=[12]))
     assert out == "r0 < r1 < r2: not known without r1"
 
 
