@@ -11,7 +11,7 @@ from vision_tutorial import __version__
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_alone_it_lists_verbs_and_every_entry(
+def test_alone_it_lists_commands_and_every_entry(
     words: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -24,7 +24,7 @@ def test_alone_it_lists_verbs_and_every_entry(
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 
-def test_a_verb_that_is_none(capsys: pytest.CaptureFixture) -> None:
+def test_a_command_that_is_none(capsys: pytest.CaptureFixture) -> None:
     assert program.main(["trian"]) == 2
     assert "no command called 'trian'; did you mean 'train'?" in capsys.readouterr().err
 
@@ -34,8 +34,7 @@ def test_its_version(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out.strip() == __version__
 
 
-@pytest.mark.parametrize("encoding", ["cp949", "ascii"])
-def test_consoles_that_lack_letters(encoding: str) -> None:
-    facts = os.environ | {"PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, "-m", "vision_tutorial"], env=facts, capture_output=True)
+def test_consoles_that_lack_letters() -> None:
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "vision_tutorial"], env=env, capture_output=True)
     assert done.returncode == 0 and b"cross_entropy" in done.stdout and not done.stderr

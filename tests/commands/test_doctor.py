@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 from collections import namedtuple
@@ -42,25 +41,14 @@ def test_json_and_table_tell_the_same_and_no_secret(capsys):
     told = json.loads(capsys.readouterr().out)
     assert code == (0 if told["ready"] else 1)
     names = [check["name"] for check in told["checks"]]
-    for name in (
-        "python",
-        "cpu cores",
-        "memory",
-        "disk",
-        "cifar100",
-        "torchrun",
-        "operators",
-        "wandb",
-    ):
+    for name in "python|cpu cores|memory|disk|cifar100|torchrun|operators|wandb".split("|"):
         assert names.count(name) == 1
     for check in told["checks"]:
         assert (check["remedy"] == "") == (check["state"] == "ok")
     assert doctor.main([]) == code
     table = capsys.readouterr().out
     assert all(name in table for name in names)
-    assert table.rstrip().endswith(
-        "ready" if code == 0 else "not ready: see the lines that say fail"
-    )
+    assert "\nready" in table if code == 0 else "not ready: see the lines" in table
     assert SECRET not in json.dumps(told) and SECRET not in table
 
 
@@ -88,20 +76,7 @@ def test_nproc_must_count(capsys):
     assert capsys.readouterr().err == "error: --nproc 0: give 1 or more.\n"
 
 
-def test_it_parses_before_it_imports_torch():
-    code = (
-        "import sys; from vision_tutorial.commands import doctor; sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
 # -- software --------------------------------------------------------------------------------------
-
-
-def test_old_python(monkeypatch):
-    assert only(doctor._python()).state == "ok"
-    monkeypatch.setattr(sys, "version_info", (3, 10, 2, "final", 0))
-    assert only(doctor._python())[:3] == ("python", "fail", "3.10.2")
 
 
 def test_packages_missing_and_too_old(monkeypatch):
@@ -122,11 +97,6 @@ def test_not_installed(monkeypatch):
     first, last = doctor._packages()
     assert first.state == "warn" and first.found == "the package is not installed"
     assert last.state == "ok" and "pydantic " in last.found, "what its pyproject.toml asks for"
-    tomllib_loads = doctor.tomllib.loads
-    asked = {"project": {"dependencies": ["absent-package", "torch>=2.11"]}}
-    monkeypatch.setattr(doctor.tomllib, "loads", lambda text: asked)
-    assert [check.state for check in doctor._packages()] == ["warn", "fail", "ok"]
-    monkeypatch.setattr(doctor.tomllib, "loads", tomllib_loads)
     monkeypatch.setattr(doctor.Path, "is_file", lambda path: False)
     assert [check.state for check in doctor._packages()] == ["warn"]
 
@@ -159,13 +129,7 @@ def test_torchrun_hook(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cores", "nproc", "threads", "state"),
-    [
-        (8, 1, "", "ok"),
-        (8, 2, "4", "ok"),
-        (8, 2, "8", "warn"),
-        (2, 4, "", "warn"),
-        (8, 1, "4,2", "ok"),
-    ],
+    [(8, 2, "4", "ok"), (8, 2, "8", "warn"), (2, 4, "", "warn"), (8, 1, "4,2", "ok")],
 )
 def test_cores_and_threads(monkeypatch, cores, nproc, threads, state):
     monkeypatch.setattr(
@@ -179,9 +143,6 @@ def test_cores_and_threads(monkeypatch, cores, nproc, threads, state):
 def test_disk(monkeypatch, gigabytes, state):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, gigabytes * 2**30))
     assert only(doctor._disk()).state == state
-
-
-def test_read_only_disk(monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     check = only(doctor._disk())
     assert check.state == "fail" and "read-only" in check.found
@@ -196,13 +157,6 @@ def test_shared_memory(monkeypatch, gigabytes, state):
     assert check.state == state and "--shm-size" in check.remedy
     monkeypatch.setattr(sys, "platform", "darwin")
     assert list(doctor._shared_memory()) == []
-
-
-def test_open_files(monkeypatch):
-    resource = pytest.importorskip("resource")
-    for limit, state in ((256, "warn"), (4096, "ok"), (resource.RLIM_INFINITY, "ok")):
-        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
-        assert only(doctor._open_files()).state == state
 
 
 def test_data(monkeypatch, tmp_path):
@@ -263,11 +217,6 @@ def test_gpu_in_use_and_gpu_without_code(monkeypatch):
     pretend(monkeypatch, 1, 23.0, no_image)
     check = doctor._gpu(0)
     assert check.state == "fail" and "no kernel image is available, 0.0 of 24.0" in check.found
-
-
-def test_apples_gpu(monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert only(doctor._gpus(1)).state == "ok"
 
 
 # -- wandb -----------------------------------------------------------------------------------------

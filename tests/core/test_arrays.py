@@ -16,9 +16,10 @@ from PIL import Image
 from vision_tutorial.core import arrays as module
 from vision_tutorial.core.errors import StorageError, UserError
 from vision_tutorial.core.registry import datasets
-from vision_tutorial.core.sources import ArraySource, FileSource, Subset, hold_out, take
+from vision_tutorial.core.sources import ArraySource, FileSource, Subset
 from vision_tutorial.data import shapes  # noqa: F401  (fills the registry)
 from vision_tutorial.data.arrays import arrays
+from vision_tutorial.recipe.loading import load
 
 SPLITS = ("train", "test")
 
@@ -61,6 +62,7 @@ def test_what_is_written_is_what_is_mapped(folder: Path):
         assert found.digest() == source.digest(), "a run may go on with either form of the data"
         image, target = found[7]
         assert (np.asarray(image) == source.images[7]).all() and target == source.targets[7]
+        assert not found.dense and found.keys is None and found.key(3) == "3"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["set"], "nothing left beside it"
 
 
@@ -108,14 +110,6 @@ assert own() - before < 20, own() - before
     if not Path("/proc/self/status").exists():
         pytest.skip("needs Linux's /proc")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_subsets_give_the_same_images(folder: Path):
-    plain, mapped = made()["train"], arrays("train", root=str(folder))
-    for cut in (lambda s: hold_out(s, 0.3, 5)[1], lambda s: take(s, 11, 5)):
-        a, b = cut(plain), cut(mapped)
-        assert a.digest() == b.digest() and a.targets.tolist() == b.targets.tolist()
-        assert np.asarray(a[3][0]).tobytes() == np.asarray(b[3][0]).tobytes()
 
 
 # -- masks as targets ------------------------------------------------------------------------------
@@ -166,23 +160,6 @@ def test_a_dense_source_comes_back_dense(tmp_path: Path, rows):
         assert np.asarray(got).tobytes() == np.asarray(image).tobytes()
         np.testing.assert_array_equal(got_mask, mask)
         assert found.key(index) == source.key(index)
-    module.write(tmp_path / "again", "lazy", {"train": found})
-    again = arrays("train", root=str(tmp_path / "again"))
-    assert (again.digest(), again.keys, again.dense) == (found.digest(), found.keys, True)
-
-
-def test_masks_beside_class_ids_are_not_the_targets(folder: Path):
-    found = arrays("train", root=str(folder))
-    assert not found.dense and found.masks is not None and found.keys is None
-    assert "keys" not in json.loads((folder / module.MANIFEST).read_text())["splits"]["train"]
-
-
-def test_numbers_are_no_names(tmp_path: Path):
-    source = datasets.build("shapes", size=16, train=20, test=10, masks=True)("train")
-    module.write(tmp_path / "set", "shapes", {"train": source})
-    found = arrays("train", root=str(tmp_path / "set"))
-    assert found.dense and found.keys is None and found.key(3) == "3"
-    assert len(found.classes) == 11 and found.digest() == source.digest()
 
 
 def test_a_mask_with_a_strange_id_is_not_packed(tmp_path: Path):
@@ -193,17 +170,13 @@ def test_a_mask_with_a_strange_id_is_not_packed(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_fewer_classes_than_the_masks_have(tmp_path: Path):
-    module.write(tmp_path / "set", "lazy", {"train": lazy()})
-    change(tmp_path / "set", lambda values: values["classes"].pop())
-    assert "masks.npy, mask 0: class id 1, but there are 1 classes" in refused(tmp_path / "set")
-
-
-def test_a_dense_manifest_needs_masks_and_a_name_for_each_image(tmp_path: Path, folder: Path):
+def test_a_dense_manifest_that_contradicts_its_arrays(tmp_path: Path, folder: Path):
     change(folder, lambda values: [s.pop("masks") for s in values["splits"].values()])
     change(folder, lambda values: values.update(dense=True))
     assert "masks are missing" in refused(folder)
     module.write(tmp_path / "lazy", "lazy", {"train": lazy()})
+    change(tmp_path / "lazy", lambda values: values["classes"].pop())
+    assert "masks.npy, mask 0: class id 1, but there are 1 classes" in refused(tmp_path / "lazy")
     change(tmp_path / "lazy", lambda values: values["splits"]["train"]["keys"].pop())
     assert "splits.train: Value error, 6 keys for 7 images" in refused(tmp_path / "lazy")
 
@@ -235,22 +208,17 @@ def test_a_folder_that_is_not_there_or_another(tmp_path: Path):
 @pytest.mark.parametrize(
     "content, said",
     [
-        ("", "Invalid JSON"),
         ("[1, 2]", "should be an object"),
         ('{"format": "of tomorrow"}', "format: Input should be 'vision_tutorial.arrays/1'"),
         ("[" * 100_000, "Invalid JSON"),
-        ('{"name": "\\ud800"}', ""),
     ],
 )
 def test_a_damaged_manifest(folder: Path, content: str, said: str):
     (folder / module.MANIFEST).write_text(content)
     message = refused(folder)
     assert str(folder / module.MANIFEST) in message and said in message
-
-
-def test_a_manifest_without_end(folder: Path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_MANIFEST", 100)
-    assert "more than 100 bytes" in refused(folder)
+    os.truncate(folder / module.MANIFEST, module.MOST_MANIFEST + 1)
+    assert "more than 67,108,864 bytes" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -259,34 +227,23 @@ def test_a_manifest_without_end(folder: Path, monkeypatch):
         (lambda v: v.update(classes=[]), "classes"),
         (lambda v: v.update(name="../../up"), "name"),
         (lambda v: v.update(more=1), "more: Extra inputs"),
-        (lambda v: v["splits"].update(val=v["splits"]["test"]), "splits.val"),
         (lambda v: v["splits"]["train"].pop("targets"), "splits.train.targets: Field required"),
-        (lambda v: v["splits"]["train"]["images"].update(sha256="0"), "sha256"),
         (lambda v: v["splits"]["train"]["images"].update(shape=[60, 16, 16]), "not (N, H, W, 3)"),
-        (lambda v: v["splits"]["train"]["images"].update(shape=[60, 16, -1, 3]), "shape"),
         (lambda v: v["splits"]["train"]["targets"].update(shape=[59]), "the images need (60,)"),
         (lambda v: v["splits"]["train"]["masks"].update(shape=[60, 8, 16]), "masks have the shape"),
     ],
 )
 def test_a_manifest_that_contradicts_itself(folder: Path, edit, said: str):
     change(folder, edit)
-    message = refused(folder)
-    assert said in message and str(folder / module.MANIFEST) in message
+    assert said in refused(folder)
 
 
-def test_a_split_that_is_not_there(folder: Path):
-    change(folder, lambda values: values["splits"].pop("test"))
-    assert "has no split 'test', only train" in refused(folder, "test")
-
-
-@pytest.mark.parametrize("name", ["images", "targets", "masks"])
-def test_a_file_that_is_missing_cut_short_or_too_long(folder: Path, name: str):
-    path = folder / "train" / f"{name}.npy"
+def test_a_file_that_is_missing_cut_short_or_too_long(folder: Path):
+    path = folder / "train" / "masks.npy"
     content = path.read_bytes()
     for damage, said in [
         (content[:-1], "not a whole NumPy file"),
         (content[:50], "not a whole NumPy file"),
-        (b"", "not a whole NumPy file"),
         (b"PK\3\4" + content, "not a whole NumPy file"),
         (content + b"\0", "bytes, it should have"),
     ]:
@@ -345,6 +302,8 @@ def test_what_is_there_is_never_overwritten(folder: Path):
     empty.mkdir()
     module.write(empty, "shapes", made())
     assert len(arrays("test", root=str(empty))) == 30
+    change(empty, lambda values: values["splits"].pop("test"))
+    assert "has no split 'test', only train" in refused(empty, "test")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch):
@@ -362,23 +321,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_parent_that_cannot_be_written(tmp_path: Path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StorageError, match="cannot write .*name another folder"):
-        module.write(tmp_path / "file" / "set", "shapes", made())
-
-
 def test_the_recipe_knows_the_entry(folder: Path):
-    from vision_tutorial.recipe.loading import load
-
-    for words, wanted in [("", "auto"), (", verify: true", True), (", verify: false", False)]:
+    for words, wanted in [("", "auto"), (", verify: true", True)]:
         override = f"dataset={{arrays: {{root: {folder}{words}}}}}"
-        options = load("recipes/debug.yaml", [override]).recipe.dataset.options
-        assert options["verify"] == wanted and type(options["verify"]) is type(wanted)
+        assert load("debug", [override]).recipe.dataset.options["verify"] == wanted
     with pytest.raises(UserError, match="verify"):
-        load("recipes/debug.yaml", [f"dataset={{arrays: {{root: {folder}, verify: maybe}}}}"])
-    with pytest.raises(UserError, match="root"):
-        load("recipes/debug.yaml", ["dataset=arrays"])
+        load("debug", [f"dataset={{arrays: {{root: {folder}, verify: maybe}}}}"])
 
 
 def test_a_mapped_set_travels_to_a_loader_process_by_name(folder: Path):

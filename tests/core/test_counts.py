@@ -16,16 +16,12 @@ def draws(seed):
 
 def test_an_exact_sum_is_the_same_in_any_order_and_split():
     values = torch.randn(10_000, generator=draws(0)) * 100
-    whole = exact_sum(values)
-    assert whole.dtype == torch.float64
+    whole = exact_sum(values.requires_grad_())
+    assert whole.dtype == torch.float64 and not whole.requires_grad
     for seed in range(5):
         shuffled = values[torch.randperm(len(values), generator=draws(seed))]
         parts = [exact_sum(part) for part in shuffled.split(1 + 37 * seed)]
         assert sum(parts).item() == whole.item()
-    # plain float32 sums do change, so the test can tell
-    assert (
-        len({values[torch.randperm(10_000, generator=draws(s))].sum().item() for s in range(9)}) > 1
-    )
 
 
 def test_an_exact_sum_is_near_the_true_one():
@@ -36,24 +32,12 @@ def test_an_exact_sum_is_near_the_true_one():
     assert math.isnan(exact_sum(torch.tensor([1.0, math.nan])).item())
 
 
-def test_an_exact_sum_carries_no_gradient():
-    assert not exact_sum(torch.ones(3, requires_grad=True)).requires_grad
-
-
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_topk_equals_torchmetrics(k):
     logits = torch.randn(500, 10, generator=draws(2))
     target = torch.randint(10, (500,), generator=draws(3))
     expected = multiclass_accuracy(logits, target, 10, top_k=k, average="micro")
     assert topk_hits(logits, target, k).double().mean().item() == pytest.approx(expected.item())
-
-
-def test_a_tie_counts_for_the_lower_class():
-    logits = torch.tensor([[1.0, 1.0, 0.0]] * 3)
-    assert topk_hits(logits, torch.tensor([0, 1, 2]), 1).tolist() == [True, False, False]
-    assert topk_hits(logits, torch.tensor([0, 1, 2]), 2).tolist() == [True, True, False]
-    # a network that says nothing is right for one class in C, not for all of them
-    assert topk_hits(torch.zeros(10, 10), torch.arange(10), 1).sum() == 1
 
 
 def test_a_tie_is_broken_as_a_stable_sort_does():
@@ -65,14 +49,9 @@ def test_a_tie_is_broken_as_a_stable_sort_does():
         assert torch.equal(topk_hits(logits, target, k), expected)
 
 
-def test_more_places_than_classes_always_hit():
+def test_more_places_than_classes_always_hit_and_nan_never():
     assert topk_hits(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), 5).all()
-
-
-def test_nan_is_never_a_hit():
-    logits = torch.full((2, 3), math.nan)
-    assert not topk_hits(logits, torch.tensor([0, 1]), 1).any()
-    assert not topk_hits(logits, torch.tensor([0, 1]), 5).any()
+    assert not topk_hits(torch.full((2, 3), math.nan), torch.tensor([0, 1]), 5).any()
 
 
 def test_a_tally_counts_as_bincount_does():

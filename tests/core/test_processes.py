@@ -37,10 +37,6 @@ def die():
     os._exit(7)
 
 
-def cores():
-    return usable_cores()
-
-
 def grow():
     before = peak_memory()
     # straight from the system: what other tests gave back, malloc would hand out again
@@ -69,8 +65,8 @@ def test_errors_come_through():
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_a_child_keeps_to_its_cores_and_the_parent_to_its_own():
     ours = usable_cores()
-    assert in_child(cores, cores=ours[-1:]) == ours[-1:]
-    assert in_child(cores) == usable_cores() == ours
+    assert in_child(usable_cores, cores=ours[-1:]) == ours[-1:]
+    assert in_child(usable_cores) == usable_cores() == ours
 
 
 def test_the_peak_is_the_childs_own():
@@ -98,34 +94,33 @@ def test_commands_keep_bytecode_where_the_environment_forbids_it(tmp_path, monke
     assert not list(tmp_path.glob("__pycache__"))
 
 
+SLEEPER = """
+import subprocess, sys, time
+words = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+print(subprocess.Popen(words, start_new_session=True).pid, "there", flush=True)
+time.sleep(60)
+"""
+
+
+def is_over(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_command_is_ended_with_all_that_it_started(tmp_path):
     log = tmp_path / "log"
-    program = (
-        "import subprocess, sys, time; words = ['-S', '-c', 'import time; time.sleep(60)']\n"
-        "child = subprocess.Popen([sys.executable, *words])\n"
-        "print(child.pid, 'there', flush=True)\n"
-        "time.sleep(60)"
-    )
     began = time.perf_counter()
-    words = [sys.executable, "-S", "-c", program]
+    words = [sys.executable, "-S", "-c", SLEEPER]
     ended = run_command(words, log, lambda: "there" in log.read_text(), then_stop=True)
     assert ended.seen and time.perf_counter() - began < 30
-    number = int(log.read_text().split()[0])
-    assert not psutil.pid_exists(number) or psutil.Process(number).status() == "zombie"
+    assert is_over(int(log.read_text().split()[0]))
 
 
-def test_a_family_is_killed_whole(tmp_path):
+def test_a_family_is_killed_whole():
     """Also who sits in a session of its own, as torchrun's workers do."""
-    inner = "import time; time.sleep(60)"
-    outer = (
-        "import subprocess, sys, time;"
-        f"child = subprocess.Popen([sys.executable, '-c', {inner!r}], start_new_session=True);"
-        "print(child.pid, flush=True); time.sleep(60)"
-    )
-    root = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
-    child = psutil.Process(int(root.stdout.readline()))
+    root = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True)
+    child = int(root.stdout.readline().split()[0])
     kill_family(root.pid)
     assert root.wait(10) == -signal.SIGKILL
-    _, alive = psutil.wait_procs([child], timeout=10)
-    assert not alive or child.status() == psutil.STATUS_ZOMBIE
+    psutil.wait_procs([psutil.Process(child)] if not is_over(child) else [], timeout=10)
+    assert is_over(child)
     kill_family(root.pid)  # there is nobody

@@ -20,13 +20,6 @@ def source_of(targets, classes=10) -> ArraySource:
     return ArraySource("toy", images, targets, tuple(map(str, range(classes))))
 
 
-def test_array_source_gives_image_and_class_id():
-    source = source_of([3, 1, 2])
-    image, target = source[1]
-    assert image.mode == "RGB" and image.getpixel((0, 0)) == (1, 1, 1)
-    assert target == 1 and type(target) is int and len(source) == 3
-
-
 def test_array_digest_sees_pixels_targets_shape_and_masks():
     images = np.zeros((2, 2, 8, 3), np.uint8)
     targets = np.zeros(2, np.int64)
@@ -71,15 +64,8 @@ def test_half_a_image_is_refused_by_name(tmp_path: Path):
         image.verify()  # which is why `verify` is not what read_image uses
     with pytest.raises(UserError, match=r"half\.jpg: not a readable image .*Replace or remove"):
         sources.read_image(path)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"not an image at all"])
-def test_missing_empty_and_foreign_files_are_refused_by_name(tmp_path: Path, content):
-    path = tmp_path / "odd.png"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=r"odd\.png: not a readable image"):
-        sources.read_image(path)
+    with pytest.raises(UserError, match=r"none\.png: not a readable image"):
+        sources.read_image(tmp_path / "none.png")
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch):
@@ -94,6 +80,7 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch
 
 def test_subset_follows_its_indices():
     source = source_of([5, 6, 7, 8])
+    assert source[1][0].mode == "RGB" and type(source[1][1]) is int
     subset = Subset(source, np.array([3, 1]))
     assert (subset.name, subset.classes, len(subset)) == ("toy", source.classes, 2)
     assert subset.targets.tolist() == [8, 6]
@@ -131,13 +118,6 @@ def test_hold_out_parts_are_disjoint_and_complete(targets, fraction):
     assert sorted([*train.indices, *held.indices]) == list(range(len(targets)))
 
 
-def test_hold_out_is_exactly_stratified_when_it_can_be():
-    source = source_of(np.repeat(np.arange(10), 500))
-    train, held = hold_out(source, 0.1, seed=3)
-    assert np.bincount(train.targets).tolist() == [450] * 10
-    assert np.bincount(held.targets).tolist() == [50] * 10
-
-
 def test_the_seed_and_nothing_else_decides():
     source = source_of(np.arange(200) % 10)
     chosen = [tuple(hold_out(source, 0.3, seed)[1].indices) for seed in (1, 1, 2)]
@@ -159,21 +139,17 @@ def test_leftover_places_do_not_favour_the_first_classes():
 
 def test_splits_are_the_same_on_every_machine():
     source = source_of(np.arange(40) % 4)
-    assert take(source, 6, seed=0).indices.tolist() == GOLDEN_TAKE
-    assert hold_out(source, 0.1, seed=0)[1].indices.tolist() == GOLDEN_HOLD_OUT
+    assert take(source, 6, seed=0).indices.tolist() == [10, 13, 22, 23, 24, 25]
+    assert hold_out(source, 0.1, seed=0)[1].indices.tolist() == [3, 9, 18, 28]
 
 
-GOLDEN_TAKE = [10, 13, 22, 23, 24, 25]
-GOLDEN_HOLD_OUT = [3, 9, 18, 28]
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, float("nan"), 0.01, 0.99])
+@pytest.mark.parametrize("fraction", [0, 1.5, float("nan"), 0.01, 0.99])
 def test_fraction_out_of_range(fraction):
     with pytest.raises(UserError, match=f"hold out {fraction} of 10 items; give a fraction"):
         hold_out(source_of(range(10)), fraction, seed=0)
 
 
-@pytest.mark.parametrize("n", [0, -1, 11])
+@pytest.mark.parametrize("n", [0, 11])
 def test_n_out_of_range(n):
     with pytest.raises(UserError, match=f"cannot take {n} of 10 items; give 1 to 10"):
         take(source_of(range(10)), n, seed=0)
@@ -189,10 +165,3 @@ def test_data_root_asks_recipe_then_environment_then_cache(tmp_path: Path, monke
     assert sources.data_root() == tmp_path / "xdg" / "vision_tutorial"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert sources.data_root() == tmp_path / ".cache" / "vision_tutorial"
-
-
-def test_only_train_and_test_are_splits():
-    sources.check_split("train")
-    sources.check_split("test")
-    with pytest.raises(UserError, match="no split called 'val'; a data set has 'train' and 'test'"):
-        sources.check_split("val")

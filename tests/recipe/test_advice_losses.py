@@ -1,14 +1,11 @@
 """What is said of losses is so: each replacement that a lint names has the same value."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from vision_tutorial.losses import weighted_sum
 from vision_tutorial.recipe import advice_losses
-from vision_tutorial.recipe.advice import LINTS, advice
+from vision_tutorial.recipe.advice import LINTS
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.recipe.recipe_info import RecipeInfo, recipe_info
 
@@ -44,12 +41,6 @@ def said(tmp_path):
 @pytest.mark.parametrize(
     ("loss", "name", "what"),
     [
-        (
-            "{label_smoothing: {weight: 0.75, epsilon: 0.05}, cross_entropy: 0.25}",
-            "one_cross_entropy",
-            "0.75 label_smoothing (0.05) + 0.25 cross_entropy is one loss: "
-            "1 label_smoothing of epsilon 0.0375",
-        ),
         (
             "{focal: {gamma: 0}, cross_entropy: 1}",
             "one_cross_entropy",
@@ -123,10 +114,8 @@ def test_madgrads_step_grows_by_the_cube_root():
     [
         ["loss={cross_entropy: {class_weights: [1, 2]}, label_smoothing: 1}"],
         ["loss={cross_entropy: 1, focal: {gamma: 0, alpha: [1, 2]}}"],
-        ["loss={cross_entropy: 1, focal: 1}"],
         ["loss={tversky: {alpha: 0.5, beta: 0.5, gamma: 0.75}}"],
         ["loss={tanimoto: {gamma: 0.75}}"],
-        ["loss={cross_entropy: 1, dice: 1}", "balance={calibrate: 20}"],
         ["loss={cross_entropy: 1, label_smoothing: 1}", "balance=ema"],
     ],
 )
@@ -142,15 +131,3 @@ def test_balancing_needs_two_terms_and_time(said):
     assert late.what == "the calibration takes 100 steps, the training 90"
     assert late.do == "balance={calibrate: 4}, or ema"
     assert said("balance=calibrate", two, steps_per_epoch=None) == {}
-
-
-def test_they_are_on_the_list_that_explain_reads(said):
-    recipe = said.recipe("loss=tanimoto")
-    assert OURS and "tanimoto is jaccard" in [
-        item.what for item in advice(recipe, recipe_info(recipe))
-    ]
-
-
-def test_torch_is_not_needed():
-    words = "import sys, vision_tutorial.recipe.advice_losses; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", words], check=True)

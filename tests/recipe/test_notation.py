@@ -23,13 +23,8 @@ def at_the_root(repository, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (
-            {"focal": {"weight": 0.75}, "dice": {"weight": 0.25, "smooth": 1.0}},
-            "0.75 focal + 0.25 dice",
-        ),
-        ({"focal": 0.75, "dice": 0.25}, "0.75 focal + 0.25 dice"),
+        ({"focal": 0.75, "dice": {"weight": 0.25, "smooth": 1.0}}, "0.75 focal + 0.25 dice"),
         ({"focal": {"weight": 1.0}, "cross_entropy": {"weight": 1.0}}, "focal + CE"),
-        ({"cross_entropy": {"weight": 1.0}, "focal": {"weight": 0.5}}, "CE + 0.5 focal"),
         ({"focal": {"weight": 2.0}}, "2 focal"),
         ("lovasz", "lovasz"),
         (None, "–"),
@@ -43,9 +38,7 @@ def test_losses(value: object, text: str) -> None:
 
 def test_optimizers() -> None:
     assert words("optimizer", {"adamax": {"lr": 0.0005, "weight_decay": 0.0}}) == "adamax(0.0005)"
-    assert words("optimizer", {"asgd": {"lr": 0.1}}) == "asgd(0.1)"
-    assert words("schedule", "cosine") == "cosine"
-    assert words("model", 7) == "7" and words("model", {"a": 1, "b": 2}) == "a=1, b=2"
+    assert words("model", {"a": 1, "b": 2}) == "a=1, b=2"
 
 
 def test_a_loss_for_each_head() -> None:
@@ -110,12 +103,6 @@ def test_finding() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        (
-            "r0",
-            "r1",
-            "optimizer.lr 0.1 → 0.25, optimizer.weight_decay 1e-9 → 0.001, "
-            "optimizer.momentum 0.4 → 0.9",
-        ),
         ("r1", "r2", "− color_jitter, + auto_augment"),
         ("r2", "r3", "mix – → cutmix"),
         ("r3", "r4", "epochs 200 → 250"),
@@ -154,17 +141,13 @@ def test_changes(before: dict, after: dict, said: str) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.0005, "0.0005"),
         (1e-9, "1e-9"),
         (1e22, "1e22"),
-        (200, "200"),
         (True, "yes"),
-        (False, "no"),
         (None, "–"),
         ([0.08, 1.0], "[0.08, 1]"),
         ({"a": 1.0}, "a=1"),
         ("a b", "a b"),
-        (1 / 3, "0.333333"),
     ],
 )
 def test_scalars(value: object, text: str) -> None:
@@ -173,16 +156,7 @@ def test_scalars(value: object, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [
-        (0.2, "0s"),
-        (48, "48s"),
-        (59.6, "1m0s"),
-        (2985, "49m45s"),
-        (3599.7, "1h0m"),
-        (3660, "1h1m"),
-        (7199, "2h0m"),
-        (90000, "25h0m"),
-    ],
+    [(0.2, "0s"), (59.6, "1m0s"), (2985, "49m45s"), (3599.7, "1h0m"), (90060, "25h1m")],
 )
 def test_durations_as_in_the_report(seconds: float, text: str) -> None:
     assert duration(seconds) == text

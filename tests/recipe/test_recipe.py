@@ -10,12 +10,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from vision_tutorial.core.errors import UserError, shown, unknown
+from vision_tutorial.core.errors import UserError, unknown
 from vision_tutorial.recipe import grammar
 from vision_tutorial.recipe.fields import RESUMABLE, Recipe, changes, identity, to_plain, to_yaml
 from vision_tutorial.recipe.grammar import Choice, Term
-from vision_tutorial.recipe.loading import MAX_BASES, load, typed
-from vision_tutorial.recipe.yaml_lines import parse
+from vision_tutorial.recipe.loading import MAX_BASES, load
 
 BASE = """
 dataset: shapes
@@ -85,10 +84,10 @@ def test_a_name_alone_is_a_blend_and_a_choice(write):
 
 
 def test_numbers_are_coerced_by_declared_type(write):
-    recipe = load(write(), ["optimizer.sgd.lr=1e-3", "warmup.lr=1", "clip.norm=5"]).recipe
+    words = ["optimizer.sgd.lr=1e-3", "warmup.lr=1", "loss.focal.gamma=2"]
+    recipe = load(write(), words).recipe
     assert recipe.optimizer.options["lr"] == 1e-3
-    assert (type(recipe.warmup.lr), type(recipe.clip.norm)) == (float, float)
-    assert type(load(write(), ["loss.focal.gamma=2"]).recipe.loss[1].options["gamma"]) is float
+    assert type(recipe.warmup.lr) is type(recipe.loss[1].options["gamma"]) is float
 
 
 def test_total_epochs(write):
@@ -138,12 +137,9 @@ def test_a_base_may_be_a_part_of_a_recipe(write):
     ("text", "said"),
     [
         ("a: 1\nextends: [x]", 'c.yaml:2: extends: given ["x"]; name a file'),
-        ("extends: 3", "c.yaml:1: extends: given 3; name a file"),
         ("extends: /etc/hosts", 'c.yaml:1: extends: given "/etc/hosts"; name a file'),
         ("extends: c.yaml", 'c.yaml:1: extends: a circle: "c.yaml" -> "c.yaml"'),
-        ("extends: ./sub/../c.yaml", "a circle"),
         ("\nextends: d.yaml", "c.yaml:2: extends: {}: no recipe called 'd.yaml'"),
-        ("extends: " + "x" * 400, "c.yaml:1: extends: "),
         ("extends: nowhere/d.yaml", "nowhere/d.yaml: no such recipe; give the path of a .yaml"),
     ],
 )
@@ -180,7 +176,7 @@ def test_a_missing_recipe_names_the_nearest(write):
     assert "no recipe called 'r44.yaml'; did you mean 'r4.yaml'? Known: r4.yaml" in complaint(path)
 
 
-@pytest.mark.parametrize("name", ["r4", "r4.yaml", "recipes/r4.yaml", "segmentation/camvid"])
+@pytest.mark.parametrize("name", ["r4", "recipes/r4.yaml", "segmentation/camvid"])
 def test_a_recipe_of_the_package_is_known_by_name(tmp_path, monkeypatch, repository, name):
     monkeypatch.chdir(tmp_path)
     own = name.removeprefix("recipes/").removesuffix(".yaml")
@@ -194,7 +190,7 @@ def test_a_file_that_exists_comes_before_the_packages_recipe(write, tmp_path, mo
     assert load("r4").recipe.seed == 42
 
 
-@pytest.mark.parametrize("name", ["r44", "recipes/r44.yaml", "../r4", "segmentation/camvit"])
+@pytest.mark.parametrize("name", ["recipes/r44.yaml", "../r4", "segmentation/camvit"])
 def test_a_name_that_no_recipe_has(tmp_path, monkeypatch, name):
     (tmp_path / "within").mkdir()
     monkeypatch.chdir(tmp_path / "within")
@@ -211,75 +207,37 @@ COMPLAINTS = {
     "model: resnet5": "r.yaml:11: model.resnet5: no model called 'resnet5'; did you mean 'resnet50",
     "model: {resnet18: {stam: 1}, resnet34: }": "model: given 2 names (resnet18, resnet34); choose",
     "model: {}": "r.yaml:11: model: given 0 names (none); choose exactly one model.",
-    "model: ": "r.yaml:11: model: given null; expected: the model's name.",
     "model: [resnet18]": 'model: given ["resnet18"]; expected: the model',
     "model: {resnet18: 3}": "r.yaml:11: model.resnet18: given 3; options are written {name: {optio",
     "model: {resnet18: {stem: cifr}}": "model.resnet18.stem: given \"cifr\"; expected: 'imagenet' ",
-    "model: {resnet18: {drop_path: x}}": 'drop_path: given "x"; expected: a valid number.',
     "model: {resnet18: {drop_path: true}}": "drop_path: given true; expected: a valid number.",
     "model: {resnet18: {pretrained: 3}}": "given 3; expected: a valid boolean or a valid string.",
-    "dataset: {shapes: {size: 32.5}}": "dataset.shapes.size: given 32.5; expected: a valid integer",
     "dataset: {shapes: {sise: 32}}": "shapes.sise: no option of 'shapes' called 'sise'; did you me",
-    "dataset: shape": "no dataset called 'shape'; did you mean 'shapes'? Known: arrays,",
     "augment: hflip": 'augment: given "hflip"; a list of augments is expected, such as [a, b].',
     "augment: [hflip, {vflip: {p: [1]}}]": "r.yaml:11: augment.1.vflip.p: given [1]; expected: a v",
-    "augment: [hflip, [vflip]]": 'augment.1: given ["vflip"]; expected: the augment',
     "augment: [{random_resized_crop: {scale: [0.1, x]}}]": 'scale: given [0.1, "x"]; expected: a v',
-    "loss: []": "loss: given []; write a loss's name or {name: weight, …}.",
     "loss: {}": "loss: given {}; write a loss's name",
     "loss: {focal: -1}": "loss.focal: the weight of 'focal' is -1; a number from 0 up is expected.",
     "loss: {focal: true}": "the weight of 'focal' is true",
-    "loss: {focal: {weight: x}}": "the weight of 'focal' is \"x\"",
     "loss: {focal: 1e12}": "the weight of 'focal' is 1000000000000.0",
-    "loss: {focl: 1}": "loss.focl: no loss called 'focl'; did you mean 'focal'? Known: bce, cross_",
-    "mix: {cutmix: [1]}": "the weight of 'cutmix' is [1]; a number from 0 up",
     "optimizer: sgd": "optimizer.sgd: 'sgd' needs a value for 'lr'. Its options: (lr, weight_decay",
-    "optimizer: {sdg: {lr: 1}}": "no optimizer called 'sdg'; did you mean 'sgd'?",
-    "schedule: {multistep: {milestones: [1, two]}}": 'milestones: given [1, "two"]; expected: a va',
-    "task: segment": "task.segment: no task called 'segment'; did you mean 'segmentation'?",
     "epochs: 1e3": "r.yaml:11: epochs: given 1000.0; expected: a valid integer.",
-    "epochs: true": "epochs: given true; expected: a valid integer.",
     "epochs: '3'": 'epochs: given "3"; expected: a valid integer.',
     "epochs: 0": "epochs: given 0; expected: greater than or equal to 1.",
-    "epochs: ": "epochs: given null; expected: a valid integer.",
-    "epochs: 10000000": "expected: less than or equal to 1000000.",
-    "epochs: 99999999999999999999": "given 1e+20; expected: a valid integer.",
-    "seed: -1": "seed: given -1; expected: greater than or equal to 0.",
-    "holdout: 1": "holdout: given 1; expected: less than 1.",
-    "holdout: .inf": 'given ".inf"; expected: a valid number.',
-    "compile: on": 'compile: given "on"; expected: a valid boolean or',
     "compile: 1": "compile: given 1; expected: a valid boolean or",
     "precision: fp8": "given \"fp8\"; expected: 'fp32', 'fp16', 'bf16' or 'auto'.",
-    "name: a/b": "given \"a/b\"; expected: letters, digits, '.', '_' and '-'.",
-    "name: ..": 'name: given ".."; expected: letters',
-    "name: 2024": "name: given 2024; expected: a valid string.",
+    "name: ..": "given \"..\"; expected: letters, digits, '.', '_' and '-'.",
     f"name: {'n' * 65}": "nnn…; expected: String should have at most 64 characters.",
     "warmup: 5": "warmup: given 5; expected: {epochs, lr, mode}.",
-    "warmup: {epoch: 5}": "warmup.epoch: no key called 'epoch'; did you mean 'epochs'? Known: epoc",
-    "warmup: {mode: behind}": "warmup.mode: given \"behind\"; expected: 'overlap' or 'front'.",
-    "clip: {norm: 1, value: 1}": 'clip: given {"norm": 1, "value": 1}; expected: exactly one of no',
-    "clip: {}": "clip: given {}; expected: exactly one of norm, value, agc.",
-    "clip: {agc: 0}": "clip.agc: given 0; expected: greater than 0.",
-    "clip: 3": "clip: given 3; expected: {norm, value, agc}.",
-    "ema: {decay: 1}": "ema.decay: given 1; expected: less than 1.",
     "ema: {dekay: 1}": "ema.dekay: no key called 'dekay'; did you mean 'decay'?",
-    "normalize: cifar": "normalize: given \"cifar\"; expected: 'imagenet', 'cifar10', 'cifar100', ",
+    "clip: {norm: 1, value: 1}": 'clip: given {"norm": 1, "value": 1}; expected: exactly one of no',
     "normalize: 3": "'half' or 'none' or {mean, std}.",
     "normalize: {mean: [1, 2, 3]}": "r.yaml:11: normalize: the key 'std' is needed and is not give",
     "normalize: {mean: [1, 2], std: [1, 1, 1]}": "normalize.mean: given [1, 2]; expected: more ite",
-    "normalize: {mean: [1, 2, 3, 4], std: [1, 1, 1]}": "Tuple should have at most 3 items",
     "normalize: {mean: [1, 2, x], std: [1, 1, 1]}": 'normalize.mean.2: given "x"; expected: a vali',
     "normalize: {mean: 1, std: [1, 1, 1]}": "normalize.mean: given 1; expected: a list.",
     "expects: 3": "expects: given 3; expected: {name: number, …}.",
-    "expects: {top1: high}": 'expects.top1: given "high"; expected: a valid number.',
-    "wandb: {tags: ml}": 'wandb.tags: given "ml"; expected: a list.',
-    "wandb: {tags: [1]}": "wandb.tags.0: given 1; expected: a valid string.",
-    "wandb: {mode: of}": "given \"of\"; expected: 'auto', 'online', 'offline' or 'disabled'.",
-    "checkpoint: {every_minutes: 0}": "checkpoint.every_minutes: given 0; expected: greater than 0",
-    "workers: 1.5": "workers: given 1.5; expected: a valid integer.",
     "imports: x.py": 'imports: given "x.py"; a list of .py files is expected.',
-    "imports: [3]": "imports: given [3]; a list of .py files is expected.",
-    "imports: [none.py]": 'imports: "none.py" is no .py file at or below ',
     "imports: [../out.py]": 'imports: "../out.py" is no .py file at or below ',
     "imports: [r.yaml]": 'imports: "r.yaml" is no .py file at or below ',
 }
@@ -310,70 +268,43 @@ def test_a_value_too_long_is_cut(write):
     message = complaint(write(), "wandb.mode=" + "x" * 5000)
     assert len(message) < 300
     assert "xxx…" in message
-    assert len(complaint(write(), "y" * 5000 + "=1")) < 700
     assert len(complaint(write(), "model=" + "y" * 5000)) < 500
-
-
-def test_shown_is_one_short_line():
-    assert shown({"a": [1, None, True, "b"]}) == '{"a": [1, null, true, "b"]}'
-    assert shown("가\n\u2028") == '"가\\n?"'
-    assert len(shown("x" * 999)) == 60
 
 
 def test_unknown_names_the_nearest_and_the_list():
     said = "no loss called 'focl'; did you mean 'focal'? Known: bce, focal"
     assert unknown("loss", "focl", ["focal", "bce"]) == said
     assert unknown("loss", "zzz", ["focal", "bce"]) == "no loss called 'zzz'. Known: bce, focal"
-    many = [f"entry_{n}" for n in range(1000)]
-    near = unknown("entry", "entry_77x", many)
-    assert "did you mean 'entry_77" in near
-    assert near.endswith("… (1000 in all)")
+    near = unknown("entry", "entry_77x", [f"entry_{n}" for n in range(1000)])
+    assert "did you mean 'entry_77" in near and near.endswith("… (1000 in all)")
     assert len(near) < 300
-    assert "Known: entry_0, entry_1, " in unknown("entry", "q", many)
 
 
 # -- overrides -------------------------------------------------------------------------------------
 
 OVERRIDES = {
-    "epochs=9": lambda r: r.epochs == 9,
     " epochs = 9 ": lambda r: r.epochs == 9,
-    "optimizer.sgd.lr=0.5": lambda r: r.optimizer.options["lr"] == 0.5,
     "optimizer={adamw: {lr: 1e-3}}": lambda r: r.optimizer.name == "adamw",
     "dataset.shapes.size=16": lambda r: r.dataset.options["size"] == 16,  # opens a name
     "schedule.cosine.min_lr=1e-6": lambda r: r.schedule.options["min_lr"] == 1e-6,  # from nothing
-    "schedule=cosine": lambda r: r.schedule.name == "cosine",
     "loss.focal=2": lambda r: [t.weight for t in r.loss] == [1, 2],
     "loss.cross_entropy.label_smoothing=0.1": lambda r: (  # opens a weight
         (r.loss[0].weight, r.loss[0].options["label_smoothing"]) == (1, 0.1)
     ),
     "loss.bce=0.1": lambda r: [t.name for t in r.loss] == ["cross_entropy", "focal", "bce"],
-    "loss.focal.weight=0.1": lambda r: r.loss[1].weight == 0.1,
-    "mix.cutmix=1": lambda r: r.mix[0].options == {"alpha": 1.0, "p": 1.0, "mode": "batch"},
     "mix.mixup.alpha=0.2": lambda r: r.mix[0].options["alpha"] == 0.2,
     "augment.hflip.p=0.7": lambda r: r.augment[1].options["p"] == 0.7,  # by name
     "augment.1.hflip.p=0.7": lambda r: r.augment[1].options["p"] == 0.7,  # by place
-    "augment.0.random_crop.size=8": lambda r: r.augment[0].options["size"] == 8,
     "augment.0=vflip": lambda r: r.augment[0].name == "vflip",
-    "augment=[]": lambda r: r.augment == (),
     "clip.norm=1": lambda r: r.clip.norm == 1,  # null on the way
-    "clip=null": lambda r: r.clip is None,
     "clip=": lambda r: r.clip is None,
-    "ema.decay=0.5": lambda r: (r.ema.decay, r.ema.warmup) == (0.5, True),
-    "warmup.epochs=2": lambda r: r.warmup.epochs == 2,
-    "wandb.tags=[a, b]": lambda r: r.wandb.tags == ("a", "b"),
-    "normalize.mean=[0, 0, 0]": None,
-    "model.test_resnet.stem=imagenet": lambda r: r.model.options["stem"] == "imagenet",
-    "model=resnet50.a1_in1k": lambda r: r.model.name == "resnet50.a1_in1k",
     "model={resnet50.a1_in1k: {stem: cifar}}": lambda r: r.model.options["stem"] == "cifar",
-    "expects.top1=99": lambda r: r.expects == {"top1": 99},
-    "name=other": lambda r: r.name == "other",
     "optimizer.sgd.x=" + "[" * 13 + "1" + "]" * 13: lambda r: "x" in r.optimizer.options,
-    "optimizer=lookahead_sgd": None,
     "optimizer={lookahead_sgd: {lr: 1}}": lambda r: r.optimizer.name == "lookahead_sgd",
 }
 
 
-@pytest.mark.parametrize("override", [k for k, v in OVERRIDES.items() if v])
+@pytest.mark.parametrize("override", OVERRIDES)
 def test_overrides(write, override):
     assert OVERRIDES[override](load(write(), [override]).recipe)
 
@@ -404,54 +335,27 @@ def test_an_override_does_not_touch_the_base(write):
     ("override", "said"),
     [
         ("epochs", "command line (epochs): no override; write key=value or key.sub=value."),
-        ("=3", "no override; write key=value"),
         ("a..b=3", "no override; write"),
         ("epoch=3", "(epoch=3): no key called 'epoch'; did you mean 'epochs'?"),
         ("epochs.x=3", "nothing can be set below 3."),
-        ("name.x=3", None),
         ("epochs=[", "command line (epochs=[):1: not valid YAML"),
-        ("epochs=*x", "anchors, aliases and tags are not part of recipes"),
         ("epochs=x", '(epochs=x): epochs: given "x"; expected: a valid integer.'),
-        (
-            "optimizer.sgd.lr=x",
-            '(optimizer.sgd.lr=x): optimizer.sgd.lr: given "x"; expected: a val',
-        ),
         ("optimizer.adam.lr=1", "optimizer is 'sgd' here; write optimizer.sgd.lr=… for an option"),
-        (
-            "model.pretrained=true",
-            "model is 'test_resnet' here; write model.test_resnet.pretrained",
-        ),
-        (
-            "augment.vflip.p=1",
-            "no item called 'vflip'; did you mean 'hflip'? Known: hflip, random_c",
-        ),
+        ("augment.vflip.p=1", "no item called 'vflip'; did you mean 'hflip'? Known: hflip, random"),
         ("augment.9.hflip.p=1", "no item called '9'"),
-        ("augment.99999999.hflip.p=1", "no item called '99999999'"),
         ("augment.hflip.p=x", '(augment.hflip.p=x): augment.1.hflip.p: given "x"; expected: a v'),
-        ("augment.hflip.q=1", "augment.1.hflip.q: no option of 'hflip' called 'q'"),
         ("augment.0.hflip.p=1", "given 2 names (random_crop, hflip); choose exactly one augment."),
-        (
-            "loss.focal.gama=1",
-            "loss.focal.gama: no option of 'focal' called 'gama'; did you mean 'g",
-        ),
-        ("loss.focal.gamma.x=1", "nothing can be set below 3."),
-        ("optimizer.sgd.momentum.x=1", "nothing can be set below 0.9."),
-        ("warmup.epoch=3", "warmup.epoch: no key called 'epoch'; did you mean 'epochs'?"),
+        ("loss.focal.gama=1", "loss.focal.gama: no option of 'focal' called 'gama'; did you mean"),
         ("normalize.mean=[0, 0, 0]", "normalize: the key 'std' is needed and is not given."),
-        ("normalize.mean.x=1", None),
-        ("imports=[none.py]", 'imports: "none.py" is no .py file at or below '),
-        (
-            "optimizer.sgd.x=" + "[" * 14 + "1" + "]" * 14,
-            "optimizer: nested deeper than 16 levels.",
-        ),
+        ("normalize.mean.x=1", ""),
+        ("optimizer.sgd.x=" + "[" * 14 + "1" + "]" * 14, "optimizer: nested deeper than 16 lev"),
         ("extends=x.yaml", "no key called 'extends'"),
-        ("optimizer=lookahead_sgd", "'lookahead_sgd' needs a value for 'lr'"),
     ],
 )
 def test_bad_overrides(write, override, said):
     message = complaint(write(), override)
     assert message.startswith("command line (")
-    assert said is None or said in message
+    assert said in message
 
 
 def test_an_item_there_twice_must_be_said_by_place(write):
@@ -520,25 +424,17 @@ def test_a_recipe_cannot_be_changed(write):
         recipe.warmup.epochs = 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.model.name = "x"
-    for options in (recipe.optimizer.options, recipe.expects, recipe.loss[0].options):
+    nested = load(write(), ["model={resnet18: {block_args: {a: [1]}}}"]).recipe.model.options
+    assert nested["block_args"]["a"] == (1,)
+    for options in (recipe.expects, recipe.loss[0].options, nested["block_args"]):
         for change in (
             lambda o: o.__setitem__("lr", 1),
             lambda o: o.update(lr=1),
             lambda o: o.pop("lr"),
-            lambda o: o.clear(),
-            lambda o: o.setdefault("x", 1),
-            lambda o: o.__delitem__("lr"),
-            lambda o: o.popitem(),
             lambda o: o.__ior__({"lr": 1}),
         ):
             with pytest.raises(TypeError, match="does not change"):
                 change(options)
-    fill = load(write(), ["augment=[trivial_augment]"]).recipe.augment[0].options["fill"]
-    assert isinstance(fill, tuple)
-    nested = load(write(), ["model={resnet18: {block_args: {a: [1]}}}"]).recipe.model.options
-    assert nested["block_args"]["a"] == (1,)
-    with pytest.raises(TypeError, match="does not change"):
-        nested["block_args"]["a"] = 2
 
 
 def test_a_recipe_can_be_copied_and_sent_to_another_process(write):
@@ -573,70 +469,26 @@ def test_plain_values_are_json_and_complete(write):
     assert plain["augment"][1] == {"hflip": {"p": 0.5}}
 
 
-def test_what_is_parsed_from_plain_is_equal(write):
-    recipe = load(write()).recipe
-    document = parse(to_yaml(to_plain(recipe)), "x")
-    assert typed(document, "ignored")[0] == recipe
-
-
 # another value for each key; an identity must change with it unless a resumed run may differ there
-OTHER = {
-    "name": "x",
-    "expects": {"top1": 1},
-    "imports": [],
-    "task": None,
-    "dataset": {"shapes": {"size": 16}},
-    "holdout": 0.1,
-    "subset": 7,
-    "augment": ["hflip"],
-    "eval_augment": [{"center_crop": {"size": 32}}],
-    "normalize": "half",
-    "mix": "mixup",
-    "data": {"path": "timm"},
-    "workers": 1,
-    "model": "resnet18",
-    "loss": "bce",
-    "aux_loss": "bce",
-    "aux_weight": 1,
-    "balance": {"ema": 0.5},
-    "epochs": 4,
-    "batch_size": 64,
-    "micro_batch": 8,
-    "optimizer": {"sgd": {"lr": 0.2}},
-    "parameter_groups": {"no_decay_1d": False},
-    "schedule": "cosine",
-    "schedule_unit": "step",
-    "warmup": {"epochs": 1},
-    "cooldown": {"epochs": 1},
-    "clip": {"norm": 1},
-    "ema": {"decay": 0.5},
-    "seed": 1,
-    "precision": "bf16",
-    "deterministic": False,
-    "channels_last": False,
-    "compile": True,
-    "sync_bn": True,
-    "shards": 2,
-    "threads": 1,
-    "eval_every": 2,
-    "eval_batch_size": 10,
-    "refine": ["dense_crf"],
-    "early_stopping": {"patience": 3},
-    "checkpoint": {"keep": 3},
-    "wandb": {"project": "x"},
-}
+OTHER = """
+name=x expects.top1=1 imports= task= dataset.shapes.size=16 holdout=0.1 subset=7 augment=[]
+eval_augment=[hflip] normalize=half mix=mixup data.path=timm workers=1 model=resnet18 loss=bce
+aux_loss=bce aux_weight=1 balance.ema=0.5 epochs=4 batch_size=64 micro_batch=8
+optimizer.sgd.lr=0.2 parameter_groups.no_decay_1d=false schedule=cosine schedule_unit=step
+warmup.epochs=1 cooldown.epochs=1 clip.norm=1 ema.decay=0.5 seed=1 precision=bf16
+deterministic=false channels_last=false compile=true sync_bn=true shards=2 threads=1 eval_every=2
+eval_batch_size=10 refine=[dense_crf] early_stopping.patience=3 checkpoint.keep=3 wandb.project=x
+""".split()
 
 
 def test_identity_ignores_what_a_resumed_run_may_change(write):
-    assert set(OTHER) == set(Recipe.model_fields)
-    assert RESUMABLE <= set(OTHER)
+    keys = [word.partition("=")[0].partition(".")[0] for word in OTHER]
+    assert keys == list(Recipe.model_fields)
     path = write()
     first = identity(load(path).recipe)
-    assert first == identity(load(path).recipe)
-    for key, value in OTHER.items():
-        if value in (None, []):
-            continue
-        other = load(path, [f"{key}={json.dumps(value)}"]).recipe
-        assert (identity(other) == first) == (key in RESUMABLE), key
+    for key, word in zip(keys, OTHER, strict=True):
+        if not word.endswith("="):
+            other = load(path, [word]).recipe
+            assert (identity(other) == first) == (key in RESUMABLE), key
     # where pixels lie makes no difference to them
     assert identity(load(path, ["data.memory=host"]).recipe) == first

@@ -8,7 +8,6 @@ import pytest
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.signatures import (
-    FILES,
     REGISTRIES,
     REQUIRED,
     Option,
@@ -75,16 +74,11 @@ def test_a_fallback_may_forward(plugin):
     [
         "a",  # no type
         "a: Tensor = None",
-        "a: typing.Any = 1",
-        "a: int = b",
         "a: int = f()",
-        "a: int = 1 + 1",
         "a: bytes = b'x'",
         "a: str = b'x'",  # a recipe cannot hold it
         "a: float = 1e999",
-        "a: list[Callable] = []",
         "a: 'not python(' = 1",
-        "a: (lambda: 1) = 1",
     ],
 )
 def test_options_need_plain_types_and_literal_defaults(plugin, parameter):
@@ -98,9 +92,6 @@ def test_options_need_plain_types_and_literal_defaults(plugin, parameter):
     [
         "print('executed') or int",
         "int.__class__.__mro__[-1].__subclasses__()",
-        "[c for c in ().__class__.__base__.__subclasses__()]",
-        "(x := 1)",
-        "f'{int}'",
         "2 ** 99999999",
     ],
 )
@@ -117,17 +108,6 @@ def test_reading_runs_nothing(plugin, capsys, annotation, quote):
 def test_what_is_no_python(plugin, text):
     with pytest.raises(UserError, match=r"mine.py: cannot be read as Python .*Correct it."):
         read(plugin(text))
-
-
-def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"none.py: cannot be read as Python"):
-        read(tmp_path / "none.py")
-
-
-def test_plugins_join_the_registries(plugin):
-    path = plugin("@losses.register\ndef mine(logits, target, *, a: int = 1): ...")
-    assert "mine" in static_signatures([path])["losses"].entries
-    assert "mine" not in static_signatures()["losses"].entries
 
 
 @pytest.mark.parametrize(
@@ -151,57 +131,35 @@ def test_a_plugin_may_add_a_fallback(plugin):
     assert losses["losses"].outside is None  # nobody can say which names it knows
 
 
-def test_every_registry_is_there_and_every_file_declares_something():
+def test_every_registry_is_there_and_every_entry_says_what_it_is():
     registries = static_signatures()
-    assert list(registries) == list(REGISTRIES)
-    assert len(REGISTRIES) == 9
-    files = {
-        entry.where.rpartition(":")[0]
-        for s in registries.values()
-        for entry in (*s.entries.values(), *s.fallbacks.values())
-    }
-    assert all(any(file.endswith(name) for file in files) for name in FILES)
-
-
-def test_every_entry_says_what_it_is():
-    for registry in static_signatures().values():
+    assert list(registries) == REGISTRIES and len(REGISTRIES) == 9
+    for registry in registries.values():
         for entry in registry.entries.values():
-            assert entry.doc.endswith((".", ")")), entry.name
-            assert len(entry.doc) <= 100
+            assert entry.doc.endswith((".", ")")) and len(entry.doc) <= 100, entry.name
 
 
 def test_names_of_timm():
     registries = static_signatures()
     models, optimizers = registries["models"], registries["optimizers"]
-    assert models.find("resnet50").prefix == ""
     assert models.find("resnet50.a1_in1k").prefix == ""
     assert models.find("resnet5") is None
     assert models.find("hf-hub:timm/resnet50") is None
     assert optimizers.find("lookahead_adamw").prefix == ""
     assert optimizers.find("lookahead_nobody") is None
-    assert optimizers.find("asgd").name == "asgd"
     assert "sgd" in optimizers.names()
 
 
-def test_loading_a_recipe_imports_nothing_heavy(repository):
-    program = (
-        "import sys; from vision_tutorial.recipe.loading import load; "
-        f"load({str(repository / 'recipes' / 'r4.yaml')!r}); "
-        "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'accelerate', 'wandb', 'PIL', 'rich'}; "
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (found.stdout.strip(), found.stderr) == ("[]", "")
-
-
-def test_a_typo_is_answered_in_one_line_before_torch(repository):
+def test_a_typo_is_answered_in_one_line_before_anything_heavy_is_imported(repository):
     program = (
         "import sys; from vision_tutorial import train; "
-        "code = train.main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+        "code = train.main(sys.argv[1:]); "
+        "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'accelerate', 'wandb', 'PIL', 'rich'}; "
+        "print(code, sorted(heavy & set(sys.modules)))"
     )
     arguments = [str(repository / "recipes" / "r4.yaml"), "loss=focl"]
     command = [sys.executable, "-c", program, *arguments]
     found = subprocess.run(command, capture_output=True, text=True)
-    assert found.stdout.strip() == "2 False"
+    assert found.stdout.strip() == "2 []"
     assert found.stderr.startswith("error: command line (loss=focl): loss.focl: no loss called")
     assert found.stderr.count("\n") == 1
