@@ -182,7 +182,6 @@ def test_a_dense_manifest_that_contradicts_its_arrays(tmp_path: Path, folder: Pa
 
 
 def test_images_are_read_in_order_with_a_bar_only_on_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(module, "SOON", -1)
     source, images = lazy(), np.empty((7, 4, 5, 3), np.uint8)
     masks = np.empty((7, 4, 5), np.uint8)
     module.fill(source, images, masks)

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -101,11 +101,21 @@ def _built(
         micro_batch=whole // parts,
         batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()),
     )
+    steps = info.steps_per_epoch or 1
+    rate = build.learning_rates(recipe, steps)
     found = {
         "parts": parts,
         "data_path": build.data_path(recipe),
-        "lr": _rates(recipe, info),
-        "parameter_groups": _groups(build.optimizer(recipe, network).param_groups),
+        "lr": [rate(epoch * steps, ()) for epoch in range(info.epochs)],
+        "parameter_groups": [
+            {
+                "tensors": len(group["params"]),
+                "parameters": sum(p.numel() for p in group["params"]),
+                "weight_decay": group["weight_decay"],
+                "lr_scale": group.get("lr_scale", 1.0),
+            }
+            for group in build.optimizer(recipe, network).param_groups
+        ],
         "parameters": sum(p.numel() for p in network.parameters()),
         "macs": None,
     }
@@ -113,15 +123,11 @@ def _built(
         try:
             found["macs"] = cost(network, info.side)[1]
         except Exception as error:  # a network of anybody's, given a size it may not take
+            what = f"{recipe.model.name} does not take images of {info.side} px"
             reason = short(str(error), 120).rstrip(".")
-            said.append(
-                Advice(
-                    "model",
-                    f"{recipe.model.name} does not take images of {info.side} px",
-                    f"trying it gave {type(error).__name__}: {reason}",
-                    "another size in augment and eval_augment, or another model",
-                )
-            )
+            why = f"trying it gave {type(error).__name__}: {reason}"
+            todo = "another size in augment and eval_augment, or another model"
+            said.append(Advice("model", what, why, todo))
     return found, info, said
 
 
@@ -137,26 +143,6 @@ def _counted(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[Advice]
     steps = images // recipe.batch_size
     more = {"images": images, "classes": len(source.classes), "steps_per_epoch": steps}
     return replace(info, **more), []
-
-
-def _rates(recipe: Recipe, info: RecipeInfo) -> list[float]:
-    from .. import build
-
-    steps = info.steps_per_epoch or 1
-    at = build.learning_rates(recipe, steps)
-    return [at(epoch * steps, ()) for epoch in range(info.epochs)]
-
-
-def _groups(given: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "tensors": len(group["params"]),
-            "parameters": sum(p.numel() for p in group["params"]),
-            "weight_decay": group["weight_decay"],
-            "lr_scale": group.get("lr_scale", 1.0),
-        }
-        for group in given
-    ]
 
 
 def _report(loaded: Loaded, info: RecipeInfo, found: dict[str, Any], said: list[Advice]) -> dict:
@@ -198,17 +184,16 @@ def opening(loaded: Loaded, info: RecipeInfo) -> Iterator[str]:
         yield from _length(recipe, info)
 
 
-def _length(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
+def _length(recipe: Recipe, info: RecipeInfo) -> list[str]:
     front = info.epochs - recipe.epochs - recipe.cooldown.epochs
     sums = [(front, "of warm-up"), (recipe.epochs, ""), (recipe.cooldown.epochs, "of cool-down")]
     parts = " + ".join(f"{n} {what}".strip() for n, what in sums if n)
     total = f"{parts} = {info.epochs} epochs" if "+" in parts else f"{info.epochs} epochs"
     if info.steps_per_epoch is None:
-        yield from _entry("training", f"{total}; steps unknown, the data is not here")
-        return
+        return _entry("training", f"{total}; steps unknown, the data is not here")
     steps = f"{info.steps_per_epoch:,} steps = {info.steps:,} steps"
     images = f"{info.images:,} images of {recipe.dataset.name}"
-    yield from _entry("training", f"{total} x {steps} ({images})")
+    return _entry("training", f"{total} x {steps} ({images})")
 
 
 def _closing(
@@ -216,7 +201,7 @@ def _closing(
 ) -> Iterator[str]:
     if info.steps_per_epoch is None or recipe_info(recipe).images is None:
         yield from _length(recipe, info)
-    yield from _batch(recipe, info, found["parts"])
+    yield from _entry("batch", _batch(recipe, info, found["parts"]))
     yield from _entry("data path", found["data_path"])
     yield from _entry("lr", "  ".join(runs(found["lr"])))
     if recipe.schedule.name == "plateau":
@@ -227,9 +212,10 @@ def _closing(
         decay = f"weight decay {group['weight_decay']:g}"
         numbers = f"{group['parameters']:>12,} in {group['tensors']:>3} tensors"
         yield from _entry("parameters", f"{numbers}: {decay}{scale}")
-    macs = "" if found["macs"] is None else f", {found['macs'] / 1e9:.2f} GMAC an image of"
-    size = "" if found["macs"] is None else f" {info.side}x{info.side}"
-    yield from _entry("network", f"{found['parameters'] / 1e6:.1f} M parameters{macs}{size}")
+    cost = ""
+    if found["macs"] is not None:
+        cost = f", {found['macs'] / 1e9:.2f} GMAC an image of {info.side}x{info.side}"
+    yield from _entry("network", f"{found['parameters'] / 1e6:.1f} M parameters{cost}")
     for item in said:
         yield ""
         yield from _entry("note", f"{item.key}: {item.what}.")
@@ -237,25 +223,20 @@ def _closing(
         yield from _entry("", f"Do: {item.do}.")
 
 
-def _batch(recipe: Recipe, info: RecipeInfo, parts: int) -> Iterator[str]:
+def _batch(recipe: Recipe, info: RecipeInfo, parts: int) -> str:
     if recipe.shards:
-        yield from _entry("batch", f"{recipe.batch_size} = {parts} shards x {info.micro_batch}")
-        return
+        return f"{recipe.batch_size} = {parts} shards x {info.micro_batch}"
     processes = "1 process" if info.world == 1 else f"{info.world} processes"
     micro = "1 micro-batch" if parts == 1 else f"{parts} micro-batches"
     words = f"{recipe.batch_size} = {processes} x {micro} x {info.micro_batch}"
-    share = recipe.batch_size // info.world
     device = "a GPU each" if info.gpu else "CPU"
-    yield from _entry("batch", f"{words} images ({share} a process, on {device})")
+    return f"{words} images ({recipe.batch_size // info.world} a process, on {device})"
 
 
 def _entry(title: str, words: str) -> list[str]:
+    first, rest = f"{title:<{INDENT}}", " " * INDENT
     lines = textwrap.wrap(
-        words,
-        WIDTH,
-        initial_indent=f"{title:<{INDENT}}",
-        subsequent_indent=" " * INDENT,
-        break_on_hyphens=False,
+        words, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
     )
     return [line.replace(TIED, " ") for line in lines]
 
@@ -272,8 +253,7 @@ def runs(values: Sequence[float]) -> list[str]:
         return spans
     third = MOST_RUNS // 3
     middle = spans[third:-third]
-    few = middle[:: -(-len(middle) // third)]
-    return [*spans[:third], "…", *few, "…", *spans[-third:]]
+    return [*spans[:third], "…", *middle[:: -(-len(middle) // third)], "…", *spans[-third:]]
 
 
 def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
@@ -286,21 +266,15 @@ def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
     starts = [i * count // columns for i in range(columns + 1)]
     peaks = [max(values[a : max(b, a + 1)]) for a, b in pairwise(starts)]
     levels = [round(peak / top * height * 8) for peak in peaks]
-    blocks = BLOCKS if _encodable(BLOCKS) else " " + "#" * 8
+    encoding = sys.stdout.encoding or "ascii"
+    shown_as = BLOCKS.encode(encoding, errors="replace").decode(encoding)
+    blocks = BLOCKS if shown_as == BLOCKS else " " + "#" * 8
     for row in range(height - 1, -1, -1):
         cells = "".join(blocks[min(max(level - 8 * row, 0), 8)] for level in levels)
         label = f"{top:.4g}" if row == height - 1 else "0" if row == 0 else ""
         yield f"{'':<{INDENT}}{label:>8} {cells}".rstrip()
     end = f"epoch {count - 1}"
     yield f"{'':<{INDENT}}{'':>8} 0{end:>{max(columns - 1, len(end) + 1)}}"
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -12,19 +12,18 @@ import hashlib
 import math
 import os
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from errno import EINVAL, ENOSPC, EOPNOTSUPP
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 from uuid import uuid4
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 
 from .atomic import free_space, sync_folder, write_json
 from .errors import StorageError, UserError, short
@@ -35,7 +34,6 @@ from .sources import ArraySource, Source
 MANIFEST = "arrays.json"
 MOST_MANIFEST = 64 << 20  # bytes
 SMALL = 512 << 20  # bytes that are hashed in about a second
-SOON = 2.0  # seconds without a word
 DTYPES = {"images": np.dtype(np.uint8), "targets": np.dtype("<i8"), "masks": np.dtype(np.uint8)}
 AGAIN = "copy it again, or pack it again (vision-tutorial pack)"
 
@@ -47,10 +45,6 @@ class Facts(BaseModel):
     """JSON with known keys of known types; anything else is an error."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-Kind = TypeVar("Kind", bound=Facts)
-Item = TypeVar("Item")
 
 
 class Stored(Facts):
@@ -109,13 +103,13 @@ class Manifest(Facts):
 
 def counts(root: Path) -> dict[str, int]:
     """How many images each split of a folder has, from its manifest alone."""
-    splits = _read_facts(root / MANIFEST, Manifest).splits
+    splits = _manifest(root / MANIFEST).splits
     return {name: split.images.shape[0] for name, split in splits.items()}
 
 
 def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
     """One split, mapped. `verify` compares digests: "auto" does so up to half a GiB."""
-    manifest = _read_facts(root / MANIFEST, Manifest)
+    manifest = _manifest(root / MANIFEST)
     if split not in manifest.splits:
         raise UserError(f"{root}: has no split '{split}', only {', '.join(manifest.splits)}.")
     facts = manifest.splits[split]
@@ -125,7 +119,12 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
     }
     if verify is True or (verify == "auto" and sum(a.nbytes for a in mapped.values()) <= SMALL):
         for name, array in mapped.items():
-            _verified(root / split / f"{name}.npy", array, facts.arrays()[name])
+            digest, expected = _digest_of(array), facts.arrays()[name].sha256
+            if digest != expected:
+                raise UserError(
+                    f"{root / split / name}.npy: damaged: its SHA-256 is {digest[:16]}…, it should "
+                    f"be {expected[:16]}…; {AGAIN}."
+                )
         if manifest.dense:
             _check_ids(mapped["masks"], len(manifest.classes), str(root / split / "masks.npy"))
     targets = np.array(mapped["targets"])  # few and often asked for
@@ -147,7 +146,7 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
     )
 
 
-def _read_facts(path: Path, kind: type[Kind]) -> Kind:
+def _manifest(path: Path) -> Manifest:
     try:
         with path.open("rb") as file:
             content = file.read(MOST_MANIFEST + 1)
@@ -158,7 +157,7 @@ def _read_facts(path: Path, kind: type[Kind]) -> Kind:
     if len(content) > MOST_MANIFEST:
         raise UserError(f"{path}: more than {MOST_MANIFEST:,} bytes; that is no manifest.")
     try:
-        return kind.model_validate_json(content)
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(word) for word in first["loc"])
@@ -186,15 +185,6 @@ def _mapped_array(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
             f"{path}: {length:,} bytes, it should have {array.offset + array.nbytes:,}; {AGAIN}."
         )
     return array
-
-
-def _verified(path: Path, array: np.ndarray, stored: Stored) -> None:
-    found = _digest_of(array)
-    if found != stored.sha256:
-        raise UserError(
-            f"{path}: damaged: its SHA-256 is {found[:16]}…, it should be "
-            f"{stored.sha256[:16]}…; {AGAIN}."
-        )
 
 
 def _check_ids(masks: np.ndarray, classes: int, where: str) -> None:
@@ -271,25 +261,12 @@ def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) ->
         if masks is not None:
             masks[index] = target
 
+    console = Console(stderr=True)
     with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
         made = pool.map(decode, range(len(source)))
-        for _ in _told(made, len(source), f"reading {source.name}"):
+        bar = {"console": console, "transient": True, "disable": not console.is_terminal}
+        for _ in track(made, f"reading {source.name}", len(source), **bar):
             pass
-
-
-def _told(work: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(what, total=total)
-    begun = time.monotonic()
-    try:
-        for item in work:
-            if time.monotonic() - begun > SOON:
-                bar.start()
-            bar.advance(task)
-            yield item
-    finally:
-        bar.stop()
 
 
 def _new_array(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:

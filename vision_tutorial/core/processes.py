@@ -53,12 +53,7 @@ def in_child(function: Callable[..., Any], *args: Any, cores: Sequence[int] | No
     return answer
 
 
-def _answer(
-    send: Connection,
-    cores: Sequence[int] | None,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-) -> None:
+def _answer(send: Connection, cores: Sequence[int] | None, function: Callable, args: tuple) -> None:
     sys.stdout = sys.stderr  # stdout is the parent's answer alone
     with suppress(OSError):  # Linux: what the parent once held is no peak of the child's
         Path("/proc/self/clear_refs").write_text("5")
@@ -109,7 +104,14 @@ def run_command(
                 time.sleep(LOOK)
         finally:
             seconds = time.perf_counter() - began
-            _end(child)
+            if child.poll() is None:
+                root = psutil.Process(child.pid)
+                family = [*root.children(recursive=True), root]
+                for member in family:
+                    member.terminate()
+                for member in psutil.wait_procs(family, timeout=10)[1]:
+                    member.kill()
+            child.wait()
     return Ended(child.returncode, seconds, seen)
 
 
@@ -126,18 +128,6 @@ def kill_family(pid: int) -> None:
         for member in [*root.children(recursive=True), root]:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-
-
-def _end(child: subprocess.Popen) -> None:
-    """End a command that still runs, and all that it started."""
-    if child.poll() is None:
-        family = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
-        for member in family:
-            member.terminate()
-        _, alive = psutil.wait_procs(family, timeout=10)
-        for member in alive:
-            member.kill()
-    child.wait()
 
 
 def environment(scratch: Path | None = None) -> dict[str, str]:
