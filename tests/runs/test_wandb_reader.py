@@ -29,14 +29,9 @@ SUMMARY = {
 
 def entry(**more: Any) -> SimpleNamespace:
     """A run as wandb's Api gives it."""
-    facts = {
-        "config": RECIPE,
-        "summary": SUMMARY,
-        "state": "finished",
-        "name": "r4-1",
-        "id": "r4-1",
-    }
-    facts |= {"created_at": "2026-11-25T10:00:00", "url": "https://wandb.ai/a/b/runs/r4-1"}
+    facts = {"config": RECIPE, "summary": SUMMARY, "state": "finished", "name": "r4-1"}
+    facts |= {"id": "r4-1", "created_at": "2026-11-25T10:00:00"}
+    facts |= {"url": "https://wandb.ai/a/b/runs/r4-1"}
     return SimpleNamespace(**facts | more)
 
 
@@ -64,7 +59,6 @@ def test_a_finished_run() -> None:
     ("state", "summary", "status"),
     [
         ("finished", SUMMARY | {"status": "paused"}, "paused"),
-        ("running", {"val/top1": 3.0}, "running"),
         ("crashed", {}, "killed"),
         ("failed", SUMMARY, "failed"),
     ],
@@ -76,14 +70,10 @@ def test_other_states(state: str, summary: dict, status: str) -> None:
 
 
 def test_a_run_of_another_program() -> None:
-    (run,) = wandb_reader.from_api(
-        Api(entry(config={"lr": 1}, summary={"loss": 1})), "school/vision"
-    )
-    assert (run.name, run.recipe, run.best, run.seconds, run.metric) == (
-        "r4-1",
-        {"lr": 1},
-        *[None] * 3,
-    )
+    foreign = entry(config={"lr": 1}, summary={"loss": 1})
+    (run,) = wandb_reader.from_api(Api(foreign), "school/vision")
+    assert (run.name, run.recipe) == ("r4-1", {"lr": 1})
+    assert run.best is run.seconds is run.metric is None
 
 
 def test_an_older_version_has_no_lazy_runs() -> None:
@@ -104,22 +94,10 @@ def test_through_the_api(fake: ModuleType) -> None:
     assert [run.id for run in wandb_reader.project_runs("wandb:school/vision/")] == ["r4-1"]
 
 
-def test_offline_is_one_line(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_reader, "decide_mode", lambda mode, module: ("offline", "no key: x"))
-    with pytest.raises(UserError, match=r"wandb:a/b: cannot be read \(no key: x\)\. .*folders\.$"):
-        wandb_reader.project_runs("wandb:a/b")
-
-
 def test_whatever_wandb_raises_is_one_line(fake: ModuleType) -> None:
     def api(timeout: int) -> None:
         raise RuntimeError("could not find\nproject a/b")
 
     fake.Api = api
     with pytest.raises(UserError, match=r"cannot be read \(could not find project a/b\)"):
-        wandb_reader.project_runs("wandb:a/b")
-
-
-def test_no_wandb_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb:a/b: cannot be read"):
         wandb_reader.project_runs("wandb:a/b")
