@@ -57,9 +57,6 @@ class Verdict(NamedTuple):
         return self.word != "not reproduced"
 
 
-# -- around the runs -------------------------------------------------------------------------------
-
-
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Difference]:
     """The facts of two fingerprints that differ and may change numbers.
 
@@ -104,9 +101,6 @@ def edited(run: Run) -> str | None:
     if not recorded or now in recorded:
         return None
     return f"recipe.yaml was edited: it is {now}, and the run was trained with {recorded[-1]}"
-
-
-# -- the numbers -----------------------------------------------------------------------------------
 
 
 def first_difference(there: Run, here: Run, epochs: int) -> str | None:

@@ -75,13 +75,11 @@ def has_key(url: str, *names: str) -> bool:
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    paths = [Path(name).expanduser() for name in ("~/.netrc", "~/_netrc")]
-    if own := os.environ.get("NETRC"):
-        paths = [Path(own).expanduser()]
-    path = next((path for path in paths if path.exists()), None)
-    with suppress(netrc.NetrcParseError, OSError, UnicodeDecodeError):
-        kept = netrc.netrc(path) if path else None
-        entries = [kept and kept.authenticators(n) for n in (urlsplit(url).netloc, *names)]
+    own = os.environ.get("NETRC")
+    paths = [Path(name).expanduser() for name in ([own] if own else ("~/.netrc", "~/_netrc"))]
+    with suppress(StopIteration, netrc.NetrcParseError, OSError, UnicodeDecodeError):
+        kept = netrc.netrc(next(path for path in paths if path.exists()))
+        entries = map(kept.authenticators, (urlsplit(url).netloc, *names))
         return any(entry and entry[2] for entry in entries)
     return False
 
@@ -163,7 +161,16 @@ class WandbTracker(Tracker):
         self._ready.wait(START_SECONDS)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        self._put(partial(self._log, dict(row)))
+        def send(run: Any) -> None:
+            if not self._bookmark.passes(row["step"]):
+                return
+            for name in row.keys() - self._known:
+                run.define_metric(name, step_metric="epoch" if name.startswith("val/") else "step")
+            self._known |= row.keys()
+            run.log(row)
+
+        row = dict(row)
+        self._put(send)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table = {"columns": list(columns), "data": [list(row) for row in rows]}
@@ -215,9 +222,8 @@ class WandbTracker(Tracker):
         mode, why = decide_mode(mode, self._wandb)
         if self._off:  # the training was over before the server answered
             return None
-        run = self._wandb.init(
-            **self._run, mode=mode, resume="allow", reinit="create_new", settings=settings
-        )
+        how = {"mode": mode, "resume": "allow", "reinit": "create_new", "settings": settings}
+        run = self._wandb.init(**self._run, **how)
         # A training that ends with an exception: before wandb's own hook, which may wait for ever.
         atexit.register(self.finish, {}, 1)
         for axis in self._known:
@@ -231,14 +237,6 @@ class WandbTracker(Tracker):
             self._upload = f"wandb sync {shlex.quote(str(self._folder))}/offline-run-*"
             self._say(f"wandb: offline ({why}); `{self._upload}` uploads it")
         return run
-
-    def _log(self, row: dict[str, Any], run: Any) -> None:
-        if not self._bookmark.passes(row["step"]):
-            return
-        for name in row.keys() - self._known:
-            run.define_metric(name, step_metric="epoch" if name.startswith("val/") else "step")
-        self._known |= row.keys()
-        run.log(row)
 
     def _report(self, title: str, markdown: str, run: Any) -> None:
         if run.offline:
@@ -269,13 +267,7 @@ class WandbTracker(Tracker):
                     child.wait(FREED_SECONDS)
 
 
-def make_tracker(
-    mode: str,
-    *,
-    folder: Path,
-    say: Callable[[str], None],
-    **run: Any,
-) -> Tracker:
+def make_tracker(mode: str, *, folder: Path, say: Callable[[str], None], **run: Any) -> Tracker:
     """The tracker for a run; call it on rank 0 only, and again with the same `id` at a resume.
 
     `run` goes to `wandb.init`: `project`, `name`, `id`, `config`, `tags`, `group`, `notes`.
