@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -297,17 +296,12 @@ def test_fingerprint_without_torch(tmp_path):
     assert found["cpu"]["model"] and found["cpu"]["threads"] >= found["cpu"]["cores"] >= 1
 
 
-def test_fingerprint_asks_torch_once_it_is_imported(monkeypatch):
-    cuda = SimpleNamespace(device_count=lambda: 2, get_device_name=lambda index: f"gpu{index}")
-    torch = SimpleNamespace(
-        cuda=cuda,
-        get_num_threads=lambda: 3,
-        version=SimpleNamespace(cuda="13.0"),
-        backends=SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 91)),
-    )
-    monkeypatch.setitem(sys.modules, "torch", torch)
+def test_fingerprint_asks_torch_once_it_is_imported():
+    import torch
+
     found = fingerprint.fingerprint()["torch"]
-    assert found == {"threads": 3, "cuda": "13.0", "cudnn": 91, "gpus": ["gpu0", "gpu1"]}
+    assert found["threads"] == torch.get_num_threads() and found["cuda"] == torch.version.cuda
+    assert len(found["gpus"]) == torch.cuda.device_count()
 
 
 def test_git_commit_and_changes(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def test_markdown() -> None:
 
 
 def test_csv_is_for_machines() -> None:
-    rows = list(csv.DictReader(io.StringIO(table.csv_text(PLAIN))))
+    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](PLAIN))))
     assert rows[0] == {
         "run": "r3",
         "best top1": str(Sample((80.5, 81.0, 81.3)).mean),
@@ -98,7 +98,7 @@ def test_csv_is_for_machines() -> None:
 
 
 def test_json_keeps_the_values() -> None:
-    whole = json.loads(table.json_text(PLAIN))
+    whole = json.loads(FORMATS["json"](PLAIN))
     best = whole["rows"][0]["best"]
     assert best["mean"] == pytest.approx(80.93, abs=0.01) and best["n"] == 3
     assert best["spread"] == pytest.approx(0.404, abs=0.001) and best["values"] == [80.5, 81, 81.3]
@@ -108,7 +108,7 @@ def test_json_keeps_the_values() -> None:
 
 
 def test_latex() -> None:
-    lines = table.latex(PLAIN).splitlines()
+    lines = FORMATS["latex"](PLAIN).splitlines()
     assert lines[:3] == ["% a note", r"\begin{tabular}{lrrrl}", r"\toprule"]
     assert lines[5] == r"r3 & 80.93 $\pm$ 0.40 (n=3) & -- & 49m45s & 200 \\"
     assert lines[7] == r"r5 & -- & $-$0.85 & -- & -- \\"

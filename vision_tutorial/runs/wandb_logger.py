@@ -29,11 +29,11 @@ import psutil
 
 from ..core.errors import UserError, unknown
 
-MODES = ("auto", "online", "offline", "disabled")
+_MODES = ("auto", "online", "offline", "disabled")
 QUEUE_ROWS = 10_000
 PROBE_SECONDS = 2.0
 START_SECONDS = 3.0
-INIT_SECONDS = 30.0
+_INIT_SECONDS = 30.0
 FINISH_SECONDS = 30.0
 FREED_SECONDS = 2.0
 
@@ -215,7 +215,7 @@ class WandbTracker(Tracker):
 
     def _start(self, mode: str) -> Any:
         self._folder.mkdir(parents=True, exist_ok=True)  # else wandb would write to /tmp
-        wanted = PRIVATE | {"init_timeout": INIT_SECONDS}
+        wanted = PRIVATE | {"init_timeout": _INIT_SECONDS}
         fields = self._wandb.Settings.model_fields
         settings = self._wandb.Settings(**{k: v for k, v in wanted.items() if k in fields})
         self._wandb.setup(settings=settings)  # silent before there is a run, and after it
@@ -274,9 +274,9 @@ def make_tracker(mode: str, *, folder: Path, say: Callable[[str], None], **run: 
     `mode` auto follows WANDB_MODE if set, else it is online if there is a key and the server
     answers, else offline. `config` must be free of secrets. Raises UserError for an unknown mode.
     """
-    if mode not in MODES:
-        raise UserError(unknown("wandb mode", mode, MODES))
-    if mode == "auto" and os.environ.get("WANDB_MODE") in MODES:
+    if mode not in _MODES:
+        raise UserError(unknown("wandb mode", mode, _MODES))
+    if mode == "auto" and os.environ.get("WANDB_MODE") in _MODES:
         mode = os.environ["WANDB_MODE"]
     if mode == "disabled":
         return Tracker()

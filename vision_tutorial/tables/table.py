@@ -163,7 +163,7 @@ def _markdown(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def csv_text(table: Table) -> str:
+def _csv_text(table: Table) -> str:
     """Comma-separated values. A text that a spreadsheet would run as a formula gets a ' before."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -180,12 +180,12 @@ def _inert(value: _Value) -> _Value:
     return f"'{value}" if value.startswith(tuple("=+-@−＝＋－＠")) else value
 
 
-def latex(table: Table) -> str:
+def _latex(table: Table) -> str:
     """A tabular with booktabs' rules; needs UTF-8, and kotex where it holds Korean."""
     kinds = "".join("l" if column.kind == "text" else "r" for column in table.columns)
     rows = [[column.title for column in table.columns], *table.texts()]
-    head, *body = (" & ".join(map(_latex, row)) + r" \\" for row in rows)
-    lines = [f"% {_latex(line)}" for line in table.notes]
+    head, *body = (" & ".join(map(_latex_text, row)) + r" \\" for row in rows)
+    lines = [f"% {_latex_text(line)}" for line in table.notes]
     lines += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -199,7 +199,7 @@ _LATEX |= {"–": "--", "−": "$-$", "…": r"\dots{}", "·": r"$\cdot$", "√"
 _LATEX |= {"₁": "$_1$", "₂": "$_2$", "²": "$^2$"}
 
 
-def _latex(text: str) -> str:
+def _latex_text(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in clean(text))
 
 
@@ -232,7 +232,7 @@ def _html(text: str) -> str:
     return html.escape(clean(text))
 
 
-def json_text(table: Table) -> str:
+def _json_text(table: Table) -> str:
     """{"columns": [{key, title}], "rows": [{key: value}], "notes": […]}; a Sample as an object."""
     columns = [{"key": column.key, "title": clean(column.title)} for column in table.columns]
     keys = [column.key for column in table.columns]
@@ -262,9 +262,9 @@ def uniform(table: Table) -> tuple[list[str], list[list[_Value]]]:
 FORMATS: dict[str, Callable[[Table], str]] = {
     "terminal": plain_text,
     "markdown": markdown,
-    "csv": csv_text,
-    "latex": latex,
+    "csv": _csv_text,
+    "latex": _latex,
     "html": _html_page,
-    "json": json_text,
+    "json": _json_text,
 }
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}
