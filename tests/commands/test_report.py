@@ -21,6 +21,7 @@ from vision_tutorial.report import contents, rendering, words
 from vision_tutorial.report.gallery_files import Answer, Gallery, Group, Tile, Writer
 from vision_tutorial.runs import reader
 
+SECONDS = ("seconds", "seconds_eval")
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)></script><!--\u2028'
 
 
@@ -30,22 +31,11 @@ class Elements(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
-        self.scripts: list[str] = []
-        self.inside = False  # a script
+        self.scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, re.S)
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: Any) -> None:
         self.tags.append((tag, dict(attributes)))
-        self.inside = tag == "script"
-        if self.inside:
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = False
-
-    def handle_data(self, text: str) -> None:
-        if self.inside:
-            self.scripts[-1] += text
 
     def all(self, tag: str) -> list[dict]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -92,10 +82,8 @@ def test_runs_with_their_curves_recipes_notes_and_table(tmp_path: Path, capsys: 
     size = len(text.encode()) / 2**20
     assert said == f"{tmp_path / 'out.html'}: 2 runs, {size:.2f} MiB\n"
     r3, r4 = data["runs"]
-    assert (r3["label"], r4["label"]) == ("r3", "r4")
     assert r3["series"]["val/top1"] == {"x": [1, 2, 3], "y": [10, 30, 20]}
-    assert {"train/loss", "lr", "val/top5"} <= set(r3["series"])
-    assert "epoch" not in r3["series"]
+    assert set(r3["series"]) == {"train/loss", "lr", "val/top1", "val/top5", *SECONDS}
     assert r4["notes"][0][1] == "longer is better"
     assert dict(r4["facts"])["best val/top1"] == "40 (epoch 2)"
     assert r4["environment"] == {"data": "d1", "versions.torch": "2.15.0"}
@@ -120,13 +108,9 @@ def test_seeds_are_one_row_that_names_its_runs(tmp_path: Path) -> None:
     best = next(cell for cell in row["cells"] if "±" in cell["text"])
     assert best == {"value": 61.0, "text": "61.00 ± 1.41 (n=2)"}
     assert [run["label"] for run in data["runs"]] == ["debug/1", "debug/2"]
-
-
-def test_labels_are_distinct_also_where_folders_have_one_name(tmp_path: Path) -> None:
-    for root in ("a", "b"):
-        make_run(tmp_path / root, "debug")
+    make_run(tmp_path / "other", "debug")
     found, _ = reader.collect([tmp_path])
-    assert contents.labels(found) == ["debug/1 (1)", "debug/1 (2)"]
+    assert contents.labels(found) == ["debug/1 (1)", "debug/2", "debug/1 (2)"]
 
 
 def test_not_finite_is_a_gap_and_not_evaluated_is_none(tmp_path: Path) -> None:
@@ -135,7 +119,6 @@ def test_not_finite_is_a_gap_and_not_evaluated_is_none(tmp_path: Path) -> None:
         {"epoch": 1, "train/loss": 1.0, "val/top1": 10.0},
         {"epoch": 2, "train/loss": None},
         {"epoch": 3, "train/loss": 2.0, "val/top1": 20.0, "word": "x", "lr": None},
-        {"train/loss": 5.0},
         {"epoch": True, "train/loss": 5.0},
     ]
     lines = [json.dumps(row) for row in rows] + ['{"epoch": 4, "train/loss": NaN}', "{torn"]
@@ -145,14 +128,6 @@ def test_not_finite_is_a_gap_and_not_evaluated_is_none(tmp_path: Path) -> None:
         "train/loss": {"x": [1, 2, 3, 4], "y": [1, None, 2, None]},
         "val/top1": {"x": [1, 3], "y": [10, 20]},
     }
-
-
-def test_no_metrics_yet(tmp_path: Path) -> None:
-    folder = make_run(tmp_path, status="running", values=[])
-    (folder / "metrics.jsonl").unlink()
-    _, data = page(tmp_path, tmp_path / "out.html")
-    (run,) = data["runs"]
-    assert (run["series"], run["headline"], run["classes"]) == ({}, None, None)
 
 
 def test_many_epochs_are_thinned_and_the_last_one_stays(tmp_path: Path) -> None:
@@ -179,8 +154,7 @@ MASKS = {
 def described(folder: Path, table: Any) -> dict[str, Any]:
     """What the page knows of a run with this classes.json."""
     write_json(folder / "classes.json", table)
-    embedded = contents.EmbeddedImages(2**20)
-    return contents.described(reader.read(folder), "run", "en", embedded)
+    return contents.contents([reader.read(folder)], [], "en", 2**20)["runs"][0]
 
 
 def test_the_table_of_classes_and_the_matrix_of_masks(tmp_path: Path) -> None:
@@ -194,32 +168,27 @@ def test_the_table_of_classes_and_the_matrix_of_masks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"confusion": [[1, 2]]},
-        {"confusion": [[1, 2], [3]]},
-        {"confusion": [[1, 2], [3, "x"]]},
-        {"confusion": [[1, 2], [3, -1]]},
-        {"confusion": [1, 2]},
-        {"confusion": None},
-    ],
+    "confusion", [None, [[1, 2]], [[1, 2], [3]], [[1, 2], [3, "x"]], [[1, 2], [3, -1]], [1, 2]]
 )
-def test_a_matrix_that_is_none_is_left_out(tmp_path: Path, change: dict) -> None:
-    found = described(make_run(tmp_path), MASKS | change)
+def test_a_matrix_that_is_none_is_left_out(tmp_path: Path, confusion: Any) -> None:
+    found = described(make_run(tmp_path), MASKS | {"confusion": confusion})
     assert found["confusion"] is None
 
 
 @pytest.mark.parametrize(
-    "table", [{}, {"class": ["a"]}, {"top1": [1.0]}, {"class": ["a"], "top1": [1.0, 2.0]}, [1]]
+    ("table", "rows"),
+    [
+        ({"class": ["a"]}, None),
+        ({"top1": [1.0]}, None),
+        (
+            {"class": [1, ["x"]], "images": ["many", 3], "top1": [{"a": 1}, math.nan]},
+            [["1", None, None], ["['x']", 3, None]],
+        ),
+    ],
 )
-def test_a_table_of_classes_that_is_none_is_left_out(tmp_path: Path, table: Any) -> None:
-    assert described(make_run(tmp_path), table)["classes"] is None
-
-
-def test_odd_cells_become_nothing(tmp_path: Path) -> None:
-    table = {"class": [1, ["x"]], "images": ["many", 3], "top1": [{"a": 1}, math.nan]}
-    found = described(make_run(tmp_path), table)
-    assert found["classes"]["rows"] == [["1", None, None], ["['x']", 3, None]]
+def test_odd_tables_of_classes(tmp_path: Path, table: dict, rows: Any) -> None:
+    found = described(make_run(tmp_path), table)["classes"]
+    assert (found and found["rows"]) == rows
 
 
 # -- nothing runs, nothing is fetched --------------------------------------------------------------
@@ -322,11 +291,9 @@ def test_images_stop_at_the_cap_with_a_line(tmp_path: Path, capsys: Any) -> None
     "damage",
     [
         lambda folder: (folder / "gallery.json").write_text("{"),
-        lambda folder: edit(folder / "gallery.json", images=-1),
         lambda folder: edit(folder / "gallery.json", extra=1),
         lambda folder: edit(folder / "gallery.json", palette=[["sky", "url(http://x)"]]),
         lambda folder: rename(folder, "../../../secret.png"),
-        lambda folder: rename(folder, "/etc/passwd.png"),
         lambda folder: [p.unlink() for p in folder.glob("*.png")],
         lambda folder: [p.write_bytes(b"<svg onload=alert(1)>") for p in folder.glob("*.png")],
         lambda folder: [p.write_bytes(p.read_bytes() + bytes(2**20)) for p in folder.glob("*.png")],
@@ -385,15 +352,6 @@ def test_galleries_are_made_where_there_are_none(
 # -- it copes --------------------------------------------------------------------------------------
 
 
-def test_forty_runs_of_260_epochs(tmp_path: Path) -> None:
-    values = np.linspace(1, 80, 260).tolist()
-    for seed in range(40):
-        make_run(tmp_path, "debug", f"seed={seed}", id=str(seed), values=values)
-    text, data = page(tmp_path, tmp_path / "out.html")
-    assert len(data["runs"]) == 40 and len({run["label"] for run in data["runs"]}) == 40
-    assert len(text.encode()) < 3 * 2**20
-
-
 def test_damaged_folders_get_a_line_each(tmp_path: Path, capsys: Any) -> None:
     make_run(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -408,20 +366,16 @@ def test_damaged_folders_get_a_line_each(tmp_path: Path, capsys: Any) -> None:
 def test_no_run_at_all_is_an_error(tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "out.html"
     assert command.main([str(tmp_path / "nothing"), "-o", str(output)]) == 2
-    assert not output.exists()
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and len(err.splitlines()) == 1
+    assert err.startswith("error: ") and len(err.splitlines()) == 1 and not output.exists()
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, capsys: Any) -> None:
-    folder = make_run(tmp_path)
-    assert command.main([str(folder), "-o", str(tmp_path / "no" / "out.html")]) == 5
-    assert "cannot write" in capsys.readouterr().err
-    output = tmp_path / "out.html"
+    folder, output = make_run(tmp_path), tmp_path / "out.html"
     output.write_text("old")
     (tmp_path / ".out.html.tmp").mkdir()  # in the way of the temporary file
     assert command.main([str(folder), "-o", str(output)]) == 5
-    assert output.read_text() == "old"
+    assert "cannot write" in capsys.readouterr().err and output.read_text() == "old"
 
 
 def test_lone_surrogates_and_endless_texts(tmp_path: Path) -> None:
@@ -431,7 +385,7 @@ def test_lone_surrogates_and_endless_texts(tmp_path: Path) -> None:
     _, data = page(tmp_path, tmp_path / "out.html")
     (run,) = data["runs"]
     assert run["notes"] == [["now", "? half a letter"]]
-    assert len(run["environment"]["command"]) == contents.MOST_LETTERS + 1
+    assert len(run["environment"]["command"]) == 2001
 
 
 def test_it_starts_without_torch(tmp_path: Path) -> None:
@@ -457,9 +411,6 @@ def test_every_word_is_used_and_every_used_word_is_there() -> None:
     keys = {"class", "images", "pixels", *contents.PER_CENT}
     assert used | said | keys == set(words.WORDS)
     assert {path.stem for path in folder.glob("*.js")} == set(rendering.SCRIPTS)
-
-
-def test_both_languages_fill_in_the_same_places() -> None:
     for english, korean in words.WORDS.values():
         assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", korean))
 

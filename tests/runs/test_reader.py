@@ -33,11 +33,12 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert run.notes == () and run.classes == {} and run.link is None
 
 
-@pytest.mark.parametrize("status", ["running", "failed", "preempted"])
-def test_a_run_without_a_summary_is_judged_by_its_rows(tmp_path: Path, status: str) -> None:
-    run = reader.read(make_run(tmp_path, values=[10.0, 30.0, 20.0], status=status))
-    assert (run.status, run.best, run.last) == (status, Point(2, 30.0), Point(3, 20.0))
+def test_a_run_without_a_summary_is_judged_by_its_rows(tmp_path: Path) -> None:
+    run = reader.read(make_run(tmp_path, values=[10.0, 30.0, 20.0], status="failed"))
+    assert (run.status, run.best, run.last) == ("failed", Point(2, 30.0), Point(3, 20.0))
     assert (run.epochs, run.seconds) == (3, 180.0)
+    losses = make_run(tmp_path, id="2", values=[3.0, 1.0], metric="val/loss", status="failed")
+    assert reader.read(losses).best == Point(2, 1.0), "a loss is better where it is lower"
 
 
 def test_a_summary_of_an_earlier_start_does_not_count(tmp_path: Path) -> None:
@@ -63,13 +64,6 @@ def test_a_process_that_is_gone_was_killed(tmp_path: Path) -> None:
     edit(folder / "status.json", pid=gone.pid)
     edit(folder / "fingerprint.json", host="another machine")
     assert reader.read(folder).status == "running", "nobody here can know"
-
-
-def test_a_loss_is_better_where_it_is_lower(tmp_path: Path) -> None:
-    run = reader.read(
-        make_run(tmp_path, values=[3.0, 1.0, 2.0], metric="val/loss", status="failed")
-    )
-    assert run.metric == "val/loss" and run.best == Point(2, 1.0)
 
 
 def test_runs_of_one_experiment(tmp_path: Path) -> None:
@@ -123,25 +117,23 @@ def test_each_folder_that_is_none_gets_one_line(tmp_path: Path) -> None:
     ]
 
 
-DAMAGE = {
-    "no recipe": ("recipe.yaml", None),
-    "empty recipe": ("recipe.yaml", b""),
-    "list": ("recipe.yaml", b"- a"),
-    "binary": ("recipe.yaml", b"\xff\xfe\x00"),
-    "aliases": ("recipe.yaml", b"a: &a [1]\nb: [*a, *a]"),
-    "code": ("recipe.yaml", b"a: !!python/object/apply:os.system [ls]"),
-    "deep yaml": ("recipe.yaml", b"a: " + b"[" * 60_000),
-    "huge": ("recipe.yaml", b"a: " + b"b" * 100_000),
-    "torn yaml": ("recipe.yaml", b"a: {b: 1"),
-    "keys that are lists": ("recipe.yaml", b"? [a]\n: b"),
-    "torn json": ("summary.json", b'{"best": {"epo'),
-    "deep json": ("summary.json", b"[" * 100_000),
-    "a list": ("status.json", b"[]"),
-    "not text": ("fingerprint.json", b"\xff"),
-}
-
-
-@pytest.mark.parametrize(("name", "content"), DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.yaml", None),
+        ("recipe.yaml", b""),
+        ("recipe.yaml", b"- a"),
+        ("recipe.yaml", b"\xff\xfe\x00"),
+        ("recipe.yaml", b"a: &a [1]\nb: [*a, *a]"),
+        ("recipe.yaml", b"a: !!python/object/apply:os.system [ls]"),
+        ("recipe.yaml", b"a: " + b"[" * 60_000),
+        ("recipe.yaml", b"a: {b: 1"),
+        ("summary.json", b"[" * 100_000),
+        ("status.json", b"[]"),
+        ("fingerprint.json", b"\xff"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_damage_gets_one_line(tmp_path: Path, name: str, content: bytes | None) -> None:
     bad, good = make_run(tmp_path, id="bad"), make_run(tmp_path, id="good")
     (bad / name).unlink()
@@ -154,7 +146,7 @@ def test_damage_gets_one_line(tmp_path: Path, name: str, content: bytes | None) 
     assert len(line) < 600
 
 
-@pytest.mark.parametrize("value", [None, [], "x", {}, {"epoch": 1}, {"epoch": "1", "value": "nan"}])
+@pytest.mark.parametrize("value", ["x", {}, {"epoch": "1", "value": "nan"}])
 def test_a_summary_with_strange_values(tmp_path: Path, value: object) -> None:
     folder = make_run(tmp_path)
     keys = ("best", "last", "epochs", "wall_seconds", "metric", "chosen_on")
@@ -165,9 +157,9 @@ def test_a_summary_with_strange_values(tmp_path: Path, value: object) -> None:
     assert run.changes == {} and run.epochs == 3
 
 
-@pytest.mark.parametrize("value", [True, "1", None, float("nan"), float("inf"), 10**400, [1]])
-def test_what_is_no_number(value: object) -> None:
-    assert run_of.number(value) is None
+def test_what_is_no_number() -> None:
+    odd = (True, "1", None, float("nan"), float("inf"), 10**400, [1])
+    assert {run_of.number(value) for value in odd} == {None}
 
 
 def test_damaged_rows_are_left_out(tmp_path: Path) -> None:
@@ -177,13 +169,13 @@ def test_damaged_rows_are_left_out(tmp_path: Path) -> None:
     assert [row["epoch"] for row in run.rows] == [1, 2] and run.best == Point(2, 5.0)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"class": ["a"], "top1": []}', '{"class": 1}'])
-def test_a_damaged_table_of_classes_is_none(tmp_path: Path, text: str) -> None:
+def test_a_damaged_table_of_classes_is_none(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     (folder / "classes.json").write_text('{"class": ["a"], "top1": [1.0]}')
     assert reader.read(folder).classes == {"class": ["a"], "top1": [1.0]}
-    (folder / "classes.json").write_text(text)
-    assert reader.read(folder).classes == {}
+    for text in ("[]", "{", '{"class": ["a"], "top1": []}', '{"class": 1}'):
+        (folder / "classes.json").write_text(text)
+        assert reader.read(folder).classes == {}
 
 
 def test_notes_are_kept_in_order(tmp_path: Path) -> None:

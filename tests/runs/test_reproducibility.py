@@ -62,10 +62,9 @@ def test_rows_that_are_missing_or_lack_a_column_differ(tmp_path: Path) -> None:
     bare = made(tmp_path, "3")
     rows = [{k: v for k, v in row.items() if k != "lr"} for row in bare.rows]
     run_folder.write_rows(bare.folder / "metrics.jsonl", rows)
-    assert (
-        first_difference(one, reader.read(bare.folder), 3) == "epoch 1: lr is 0.1 there, unset here"
-    )
-    assert first_difference(reader.read(bare.folder), one, 3) is None, "a newer version says more"
+    bare = reader.read(bare.folder)
+    assert first_difference(one, bare, 3) == "epoch 1: lr is 0.1 there, unset here"
+    assert first_difference(bare, one, 3) is None, "a newer version says more"
 
 
 def test_weights_of_common_steps_count(tmp_path: Path) -> None:
@@ -118,13 +117,10 @@ def test_reruns_and_other_recipes_beside_it_are_no_seeds(tmp_path: Path) -> None
     "facts, because",
     [
         ({"torch": {"threads": 1, "gpus": []}}, "torch.threads"),
-        ({"cpu": {"model": "Xeon"}}, "cpu.model"),
         ({"git": {"commit": "c1", "dirty": True}}, "git.dirty"),
-        ({"git": None}, "git"),
         ({"environment": {"WORLD_SIZE": "2"}}, "environment.WORLD_SIZE"),
         ({"host": "elsewhere"}, None),
-        ({"environment": {"WANDB_MODE": "offline", "SLURM_JOB_ID": "7"}}, None),
-        ({"versions": {"torch": "2.15.0", "wandb": "9"}}, None),
+        ({"environment": {"WANDB_MODE": "offline"}, "versions": HERE["versions"]}, None),
     ],
 )
 def test_what_may_explain_a_difference(tmp_path: Path, facts: dict, because: str | None) -> None:
@@ -136,9 +132,7 @@ def test_what_may_explain_a_difference(tmp_path: Path, facts: dict, because: str
 
 def test_a_gpu_may_explain_a_difference(tmp_path: Path) -> None:
     gpu = {"torch": {"threads": 2, "gpus": ["H100"]}}
-    one, two = (
-        made(tmp_path, n, values=v, **gpu) for n, v in (("1", None), ("2", [1.0, 60.1, 2.0]))
-    )
+    one, two = made(tmp_path, "1", **gpu), made(tmp_path, "2", values=[1.0, 60.1, 2.0], **gpu)
     assert "a GPU, which sums in any order" in judge(one, two, 3, spread=1.0).why
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,14 +104,7 @@ def test_a_failed_write_keeps_the_old_file_and_says_why(tmp_path):
     in_child(full_disk)
 
 
-def test_a_missing_folder_is_a_storage_error(tmp_path):
-    with pytest.raises(StorageError, match="No such file"):
-        run_folder.write_text(tmp_path / "no" / "x", "text")
-    with pytest.raises(StorageError, match="No such file"):
-        run_folder.append_row(tmp_path / "no" / "x", {})
-
-
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[" * 100_000])
 def test_unreadable_json_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "x.json").write_bytes(content)
@@ -148,11 +140,8 @@ def test_rows_round_trip_and_a_torn_end_costs_the_last_row_only(tmp_path_factory
         assert run_folder.read_rows(path) == rows[:-1]
 
 
-def test_no_rows_yet(tmp_path):
-    assert run_folder.read_rows(tmp_path / "metrics.jsonl") == []
-
-
 def test_a_bad_line_in_the_middle_is_named(tmp_path):
+    assert run_folder.read_rows(tmp_path / "metrics.jsonl") == [], "no rows yet"
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
     with pytest.raises(UserError, match="line 2"):
         run_folder.read_rows(tmp_path / "metrics.jsonl")
@@ -176,13 +165,7 @@ def test_a_row_that_does_not_fit_leaves_no_half(tmp_path):
 # -- folders, status, lock -------------------------------------------------------------------------
 
 
-def test_ids_sort_by_time(tmp_path):
-    made = [run_folder.new_run(tmp_path, "r4") for _ in range(20)]
-    assert made == sorted(made) and len(set(made)) == 20
-    assert all(run.parent == tmp_path / "r4" and run.is_dir() for run in made)
-
-
-def test_ids_are_unique_in_a_race(tmp_path, monkeypatch):
+def test_ids_sort_by_time_and_are_unique_in_a_race(tmp_path, monkeypatch):
     class Stopped(run_folder.datetime.datetime):
         ticks = iter(range(1000))
 
@@ -191,36 +174,26 @@ def test_ids_are_unique_in_a_race(tmp_path, monkeypatch):
             return cls(2026, 1, 1, microsecond=next(cls.ticks) // 3, tzinfo=zone)
 
     monkeypatch.setattr(run_folder.datetime, "datetime", Stopped)
-    assert len({run_folder.new_run(tmp_path, "r4") for _ in range(9)}) == 9
+    made = [run_folder.new_run(tmp_path, "r4") for _ in range(9)]
+    assert made == sorted(set(made)) and all(run.is_dir() for run in made)
 
 
 def test_a_taken_id_is_refused(tmp_path):
     assert run_folder.new_run(tmp_path, "r4", id="seed-1") == tmp_path / "r4" / "seed-1"
     with pytest.raises(UserError, match="already"):
         run_folder.new_run(tmp_path, "r4", id="seed-1")
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(StorageError):
+        run_folder.new_run(tmp_path / "runs", "r4")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a\n", "é", "x" * 65, "a\\b", "-\0"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\n", "é", "x" * 65, "a\\b"])
 def test_names_stay_inside_the_root(tmp_path, name):
     with pytest.raises(UserError, match="cannot be the name of a recipe"):
         run_folder.new_run(tmp_path, name)
     with pytest.raises(UserError, match="cannot be the name of a run"):
         run_folder.check_name("run", name)
     assert not os.listdir(tmp_path)
-
-
-def test_a_root_that_is_a_file_is_a_storage_error(tmp_path):
-    (tmp_path / "runs").write_text("")
-    with pytest.raises(StorageError):
-        run_folder.new_run(tmp_path / "runs", "r4")
-
-
-def test_status(tmp_path):
-    run_folder.set_status(tmp_path, "running")
-    run_folder.set_status(tmp_path, "preempted", exit_code=ExitCode.PREEMPTED, step=12)
-    status = read_json(tmp_path / "status.json")
-    assert status.pop("since").endswith("+00:00")
-    assert status == {"status": "preempted", "exit_code": 143, "step": 12}
 
 
 def test_two_processes_cannot_hold_one_run(tmp_path):
@@ -239,16 +212,11 @@ def test_two_processes_cannot_hold_one_run(tmp_path):
     with run_folder.lock(tmp_path):  # released by death
         assert f"process {os.getpid()} " in (tmp_path / "LOCK").read_text()
 
-
-def test_the_lock_is_let_go_after_the_with(tmp_path):
-    with run_folder.lock(tmp_path):
-        pass
-
     def take():
         with run_folder.lock(tmp_path):
             pass
 
-    in_child(take)
+    in_child(take)  # released by the end of the block
 
 
 def test_a_surviving_loader_worker_does_not_keep_the_lock(tmp_path):
@@ -328,42 +296,32 @@ def test_fingerprint_without_torch(tmp_path):
     assert found["cpu"]["model"] and found["cpu"]["threads"] >= found["cpu"]["cores"] >= 1
 
 
-def test_fingerprint_asks_torch_once_it_is_imported(monkeypatch):
-    cuda = SimpleNamespace(device_count=lambda: 2, get_device_name=lambda index: f"gpu{index}")
-    torch = SimpleNamespace(
-        cuda=cuda,
-        get_num_threads=lambda: 3,
-        version=SimpleNamespace(cuda="13.0"),
-        backends=SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 91)),
-    )
-    monkeypatch.setitem(sys.modules, "torch", torch)
+def test_fingerprint_asks_torch_once_it_is_imported():
+    import torch
+
     found = fingerprint.fingerprint()["torch"]
-    assert found == {"threads": 3, "cuda": "13.0", "cudnn": 91, "gpus": ["gpu0", "gpu1"]}
+    assert found["threads"] == torch.get_num_threads() and found["cuda"] == torch.version.cuda
+    assert len(found["gpus"]) == torch.cuda.device_count()
 
 
-def git(folder, *arguments):
-    names = ("-c", "user.name=t", "-c", "user.email=t")
-    subprocess.run(["git", "-C", folder, *names, *arguments], check=True, capture_output=True)
+def test_git_commit_and_changes(tmp_path, monkeypatch):
+    def git(*arguments):
+        names = ("-c", "user.name=t", "-c", "user.email=t")
+        subprocess.run(["git", "-C", tmp_path, *names, *arguments], check=True, capture_output=True)
 
-
-def test_git_commit_and_changes(tmp_path):
-    assert fingerprint._git(tmp_path) is None
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    git(tmp_path, "init")
+    git("init")
     assert fingerprint._git(package) is None  # installed inside somebody's checkout, not part of it
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-m", "x")
+    git("add", ".")
+    git("commit", "-m", "x")
     clean = fingerprint._git(package)
     assert re.fullmatch("[0-9a-f]{40}", clean["commit"]) and clean["dirty"] is False
     (package / "__init__.py").write_text("x = 1")
     assert fingerprint._git(package) == {**clean, "dirty": True}
-
-
-def test_no_git_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert fingerprint._git(Path(run_folder.__file__).parents[1]) is None
+    assert fingerprint._git(package) is None  # no git at all
 
 
 @pytest.mark.parametrize(
@@ -371,29 +329,22 @@ def test_no_git_at_all(tmp_path, monkeypatch):
     [
         "WANDB_API_KEY=hunter2-x",
         "--api-key hunter2-x",
-        "--api-key=hunter2-x",
         "--wandb_token 'hunter2-x'",
-        'accessToken: "hunter2-x"',
         '{"password": "hunter2-x"}',
         "https://me:hunter2-x@host/path",
-        "https://hunter2-x@github.com/a",
         "s3://key:p@hunter2-x@host",
         "https://host/?a=1&token=hunter2-x&b=2",
-        "a=b=secret=hunter2-x",
         "Authorization: Bearer hunter2-x",
         "curl -H 'bearer hunter2-x'",
-        "AWS_SECRET_ACCESS_KEY = hunter2-x",
     ],
 )
 def test_secrets_in_text(text):
     assert "hunter2" not in redact(text) and REDACTED in redact(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["ghp_" + "a1" * 18, "hf_" + "a1" * 17, "sk-" + "a1" * 20, "AKIA" + "A1" * 8]
-)
-def test_secrets_by_shape(text):
-    assert redact(f"see {text} there") == "see [redacted] there"
+def test_secrets_by_shape():
+    for text in ("ghp_" + "a1" * 18, "hf_" + "a1" * 17, "sk-" + "a1" * 20, "AKIA" + "A1" * 8):
+        assert redact(f"see {text} there") == "see [redacted] there"
 
 
 @pytest.mark.parametrize(
@@ -401,11 +352,9 @@ def test_secrets_by_shape(text):
     [
         "model.class_token=true",
         "tokens=5 tokenizer=bpe",
-        "author: someone",
         "https://host/@user/x",
         "lr=1e-3 -m vision_tutorial.train recipes/r4.yaml",
-        "the secretary; passwords",
-        "key=3 monkey=4 basic recipe",
+        "author: the secretary; passwords; key=3 monkey=4 basic recipe",
     ],
 )
 def test_what_is_no_secret_stays(text):

@@ -23,7 +23,7 @@ def within(t: float, freedom: float) -> float:
     return float(np.trapezoid(scale * (1 + x * x / freedom) ** (-(freedom + 1) / 2), x))
 
 
-@pytest.mark.parametrize("freedom", [*range(1, 31), 31, 40, 60, 120, 1000])
+@pytest.mark.parametrize("freedom", [*range(1, 32), 60, 1000])
 def test_the_quantiles(freedom: int) -> None:
     assert within(student(freedom), freedom) == pytest.approx(0.95, abs=2e-4)
     assert student(freedom) == student(freedom + 0.5 * (freedom < 30))
@@ -41,12 +41,7 @@ def test_welch_by_hand() -> None:
     one, two = Sample((1.0, 1.0, 3.0, 3.0)), Sample((0.0, 2.0, 4.0))
     assert one.spread**2 == pytest.approx(4 / 3) and two.spread == pytest.approx(2)
     assert confidence_interval(one, two) == pytest.approx(3.182 * math.sqrt(5 / 3))
-    assert confidence_interval(one, two, Spread(100.0)) == confidence_interval(one, two), (
-        "their own seeds come first"
-    )
-
-
-def test_equal_seeds_leave_no_room() -> None:
+    assert confidence_interval(one, two, Spread(100.0)) == confidence_interval(one, two)
     assert confidence_interval(Sample((1.0, 1.0)), Sample((1.0, 1.0))) == 0
 
 
@@ -71,5 +66,3 @@ def test_noise_is_called_noise() -> None:
     pairs = [(Sample(tuple(a)), Sample(tuple(b))) for a, b in draws.tolist()]
     deltas = np.array([abs(a.mean - b.mean) for a, b in pairs])
     assert 0.02 < np.mean(deltas > [confidence_interval(a, b) for a, b in pairs]) < 0.05
-    two = [2 * math.sqrt((a.spread**2 + b.spread**2) / 3) for a, b in pairs]
-    assert np.mean(deltas > two) == pytest.approx(0.116, abs=0.015), "P(|T| > 2), 4 degrees"

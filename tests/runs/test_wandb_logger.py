@@ -19,14 +19,7 @@ from vision_tutorial.runs.wandb_logger import Tracker, make_tracker
 
 KEY = "fakekey0" * 5
 ROWS = [
-    {
-        "epoch": n // 10,
-        "step": n,
-        "lr": 0.1 / n,
-        "train/loss": 4.0 - n / 100,
-        "val/top1": n / 3,
-        "best": None,
-    }
+    {"epoch": n // 10, "step": n, "lr": 0.1 / n, "train/loss": 4.0, "val/top1": n / 3, "best": None}
     for n in range(10, 60, 10)
 ]
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -128,8 +121,9 @@ def test_no_secret_reaches_the_folder(tmp_path, monkeypatch, capfd, private):
     print("console_secret")
     tracker.log(ROWS[0])
     time.sleep(1.5)  # what wandb finds out about the machine comes late
-    until = time.monotonic() + 20
-    while not private and not leaks(tmp_path, "argv_secret") and time.monotonic() < until:
+    for _ in range(200):
+        if private or leaks(tmp_path, "argv_secret"):
+            break
         time.sleep(0.1)
     tracker.finish({})
     capfd.readouterr()
@@ -160,14 +154,10 @@ def test_two_rows_of_one_step_are_two_rows(tmp_path):
     assert [bookmark.passes(step) for step in (1, 1, 2)] == [True, True, True]
     bookmark = wandb_logger.Bookmark(tmp_path / "sent.json", "a")
     assert [bookmark.passes(step) for step in (1, 1, 2, 2, 3)] == [False, False, False, True, True]
-    other = wandb_logger.Bookmark(tmp_path / "sent.json", "b")
-    assert other.passes(1)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run": "a", "step": "x", "row": 1}'])
-def test_a_damaged_bookmark_is_no_bookmark(tmp_path, text):
-    (tmp_path / "sent.json").write_text(text)
-    assert wandb_logger.Bookmark(tmp_path / "sent.json", "a").passes(0)
+    assert wandb_logger.Bookmark(tmp_path / "sent.json", "b").passes(1), "of another run"
+    for damaged in ("{", "[]", '{"run": "a", "step": "x", "row": 1}'):
+        (tmp_path / "sent.json").write_text(damaged)
+        assert wandb_logger.Bookmark(tmp_path / "sent.json", "a").passes(0)
 
 
 TRAINING = """
@@ -252,7 +242,6 @@ def hosts():
         "answers": f"http://127.0.0.1:{open_server.getsockname()[1]}",
         "refuses": f"http://127.0.0.1:{refusing}",
         "hangs": f"http://127.0.0.1:{full.getsockname()[1]}",
-        "unknown": "http://no-such-host.invalid",
     }
     for connection in (open_server, full, *waiting):
         connection.close()
@@ -262,12 +251,9 @@ def hosts():
     "mode, key, host, settled",
     [
         ("auto", True, "answers", "online"),
-        ("auto", True, "refuses", "offline"),
         ("auto", True, "hangs", "offline"),
-        ("auto", True, "unknown", "offline"),
         ("auto", False, "answers", "offline"),
         ("online", True, "hangs", "online"),
-        ("online", False, "answers", "offline"),
         ("offline", True, "answers", "offline"),
     ],
 )
@@ -282,11 +268,6 @@ def test_the_mode_that_is_settled_on(monkeypatch, hosts, mode, key, host, settle
     assert found == settled and bool(why) == (settled == "offline")
 
 
-def test_an_address_that_is_none_does_not_answer():
-    for url in ("http://127.0.0.1:port", "http://127.0.0.1:99999", "http://", "", "http://[::1"):
-        assert not wandb_logger.answers(url)
-
-
 @pytest.mark.parametrize("proxy, reached", [("answers", True), ("refuses", False)])
 def test_behind_a_proxy_the_proxy_must_answer(monkeypatch, hosts, proxy, reached):
     monkeypatch.setenv("https_proxy", hosts[proxy])
@@ -295,6 +276,7 @@ def test_behind_a_proxy_the_proxy_must_answer(monkeypatch, hosts, proxy, reached
     assert wandb_logger.answers("https://no-such-host.invalid") == reached
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert wandb_logger.answers(hosts["answers"].replace("http:", "https:"))
+    assert not wandb_logger.answers("http://127.0.0.1:port"), "no address"
 
 
 @pytest.mark.parametrize(
@@ -302,28 +284,19 @@ def test_behind_a_proxy_the_proxy_must_answer(monkeypatch, hosts, proxy, reached
     [
         (f"machine api.wandb.ai login user password {KEY}", True),
         (f"machine other.host login user password {KEY}", False),
-        (f"default login user password {KEY}", True),
-        ("machine api.wandb.ai login user", False),
         ("machine machine machine", False),
-        ("", False),
     ],
 )
 def test_a_key_in_the_netrc_file(monkeypatch, tmp_path, text, found):
     import wandb
 
-    assert wandb_logger.decide_mode("online", wandb)[0] == "offline"
-    for name, place in (("", ".netrc"), ("", "_netrc"), ("NETRC", "elsewhere")):
+    for name, place in (("HOME", ".netrc"), ("HOME", "_netrc"), ("NETRC", "elsewhere")):
         home = tmp_path / place
         home.mkdir()
-        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv(name, str(home if name == "HOME" else home / place))
         (home / place).write_text(text)
         (home / place).chmod(0o600)
-        if name:
-            monkeypatch.setenv(name, str(home / place))
         assert wandb_logger.decide_mode("online", wandb)[0] == ("online" if found else "offline")
-
-
-def test_an_identity_token_is_a_key(monkeypatch):
     monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", "/a/file")
     assert wandb_logger.has_key("https://api.wandb.ai")
 
@@ -349,28 +322,15 @@ def test_the_key_is_looked_for_under_the_server_that_wandb_would_take(monkeypatc
     assert settled("localhost:8080") == "online"
 
 
-def test_online_without_a_key_and_a_terminal_to_ask_on_records_offline(tmp_path, monkeypatch):
-    class Terminal:
-        asked = False
-
-        def isatty(self):
-            return True
-
-        def readline(self, *_):
-            Terminal.asked = True
-            return "\n"
-
-        read = readline
-
-    monkeypatch.setattr("sys.stdin", Terminal())
+def test_online_without_a_key_asks_nobody_and_records_offline(tmp_path, monkeypatch):
+    terminal = SimpleNamespace(isatty=lambda: True, readline=boom, read=boom)
+    monkeypatch.setattr("sys.stdin", terminal)
     said = []
-    for mode in ("auto", "online"):
-        tracker = track(tmp_path / mode, mode, said)
-        tracker.log(ROWS[0])
-        tracker.finish({})
-        assert history(tmp_path / mode) == ROWS[:1]
-    assert not Terminal.asked
-    assert len(said) == 2 and all("no key" in line and "wandb sync" in line for line in said)
+    tracker = track(tmp_path, "online", said)
+    tracker.log(ROWS[0])
+    tracker.finish({})
+    assert history(tmp_path) == ROWS[:1]
+    assert len(said) == 1 and "no key" in said[0] and "wandb sync" in said[0]
 
 
 def test_an_unknown_mode_names_the_known():
@@ -440,7 +400,7 @@ def boom(*_, **__):
     raise RuntimeError("the server\nis on fire")
 
 
-boom.model_fields = {}
+boom.model_fields = {}  # as wandb.Settings
 
 
 def leave(*_, **__):
@@ -451,7 +411,7 @@ leave.model_fields = {}
 
 
 def train(tracker):
-    """A training of 500 steps as the loop would do it; seconds that it took."""
+    """A training of 500 steps as the loop would do it, which nothing may hold up."""
     began = time.monotonic()
     for step in range(500):
         tracker.log({"step": step, "epoch": 0, "train/loss": 1.0})
@@ -459,7 +419,7 @@ def train(tracker):
     tracker.finish({"best": 1.0})
     tracker.finish({"best": 1.0})  # a second time does no harm
     tracker.log({"step": 501})
-    return time.monotonic() - began
+    assert time.monotonic() - began < 20
 
 
 def test_a_fake_that_works_gets_everything(tmp_path, monkeypatch, fake):
@@ -484,31 +444,26 @@ def test_auto_follows_wandbs_own_variable(tmp_path, monkeypatch, fake, chosen):
     assert fake.given.get("mode") == (None if chosen == "disabled" else "offline")
 
 
-def test_disabled_does_not_even_import_wandb(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["disabled", "auto"])
+def test_a_wandb_that_is_missing(tmp_path, monkeypatch, mode):
     monkeypatch.setitem(sys.modules, "wandb", None)
     said = []
-    tracker = track(tmp_path, "disabled", said)
+    tracker = track(tmp_path, mode, said)
     assert type(tracker) is Tracker
     train(tracker)
-    assert not said and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+    assert ["cannot be imported" in line for line in said] == [True] * (mode == "auto")
 
 
-def test_wandb_missing_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    said = []
-    train(track(tmp_path, "auto", said))
-    assert len(said) == 1 and "cannot be imported" in said[0]
-
-
-@pytest.mark.parametrize("place", ["Settings", "init"])
 @pytest.mark.parametrize("error", [boom, leave])
-def test_a_failing_start_is_one_line(tmp_path, monkeypatch, fake, place, error):
-    monkeypatch.setattr(fake, place, error)
+@pytest.mark.parametrize("place", ["Settings", "init", "log", "finish"])
+def test_a_failure_is_one_line(tmp_path, monkeypatch, fake, place, error):
+    started = place in ("log", "finish")
+    monkeypatch.setattr(fake.run if started else fake, place, error)
     said = []
-    assert train(track(tmp_path, said=said)) < 20
-    assert len(said) == 1 and "\n" not in said[0] and "off from here" in said[0]
-    assert "the server is on fire" in said[0]
-    assert fake.teardowns == 1
+    train(track(tmp_path, said=said))
+    assert said.pop().startswith("wandb: off from here (the server is on fire)")
+    assert len(said) == started and fake.teardowns == 1
 
 
 def test_a_server_that_answers_too_late_starts_nothing(tmp_path, monkeypatch, fake):
@@ -519,51 +474,31 @@ def test_a_server_that_answers_too_late_starts_nothing(tmp_path, monkeypatch, fa
     monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 0.1)
     said = []
     tracker = track(tmp_path, "auto", said)
-    assert train(tracker) < 20
+    train(tracker)
     answer.set()
     tracker._thread.join(20)
     assert not fake.given and len(said) == 1
 
 
-@pytest.mark.parametrize("place", ["log", "define_metric", "finish"])
-def test_a_failing_call_is_one_line(tmp_path, monkeypatch, fake, place):
-    monkeypatch.setattr(fake.run, place, boom)
-    said = []
-    assert train(track(tmp_path, said=said)) < 20
-    assert said.pop().startswith("wandb: off from here (the server is on fire)")
-    assert len(said) == (place != "define_metric") and "off from here" not in "".join(said)
-
-
-def test_a_row_without_a_step_is_one_line(tmp_path, fake):
-    said = []
-    tracker = track(tmp_path, said=said)
-    tracker.log({"loss": 1.0})
-    assert train(tracker) < 20
-    assert len(said) == 2 and "'step'" in said[1]
-
-
-def test_a_hanging_start_does_not_stop_the_training(tmp_path, monkeypatch, fake, stuck):
-    monkeypatch.setattr(wandb_logger, "START_SECONDS", 0.1)
-    monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 0.1)
-    monkeypatch.setattr(fake, "init", stuck)
-    said = []
-    assert train(track(tmp_path, said=said)) < 20
-    assert len(said) == 1 and "not done after" in said[0] and "wandb sync" not in said[0]
-
-
-@pytest.mark.parametrize("place", ["log", "finish"])
 @pytest.mark.parametrize(
-    "mode, upload", [("offline", "/wandb/offline-run-*`"), ("online", "wandb/run-1-r4-1`")]
+    "place, mode, upload",
+    [
+        ("init", "offline", ""),
+        ("log", "offline", "; `wandb sync {}/wandb/offline-run-*`"),
+        ("finish", "online", "; `wandb sync --include-online runs/r4/wandb/run-1-r4-1`"),
+    ],
 )
-def test_a_hanging_call_does_not_stop_the_training(
+def test_what_hangs_does_not_stop_the_training(
     tmp_path, monkeypatch, fake, stuck, place, mode, upload
 ):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb_logger, "START_SECONDS", 0.1)
     monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 0.1)
-    monkeypatch.setattr(fake.run, place, stuck)
+    monkeypatch.setattr(fake if place == "init" else fake.run, place, stuck)
     said = []
-    assert train(track(tmp_path, mode, said)) < 20
-    assert len(said) == 2 and "not done after" in said[1] and upload in said[1]
+    train(track(tmp_path, mode, said))
+    assert f"not done after 0 s{upload.format(tmp_path)}" in said.pop()
+    assert len(said) == bool(upload)
 
 
 def test_a_wandb_that_falls_behind_is_left_behind(tmp_path, monkeypatch, fake, stuck):
@@ -571,7 +506,7 @@ def test_a_wandb_that_falls_behind_is_left_behind(tmp_path, monkeypatch, fake, s
     monkeypatch.setattr(fake.run, "log", stuck)
     said = []
     tracker = track(tmp_path, said=said)
-    assert train(tracker) < 20
+    train(tracker)
     assert len(said) == 2 and "100 rows behind" in said[1]
 
 
@@ -584,42 +519,10 @@ def test_wandbs_process_frozen(tmp_path, monkeypatch, capfd):
     tracker = track(tmp_path, said=said)
     (core,) = services()
     core.suspend()
-    assert train(tracker) < 20
+    train(tracker)
     assert len(said) == 2 and "not done after" in said[1]
     assert not services()
     assert capfd.readouterr() == ("", "")
-
-
-def test_wandbs_process_killed(tmp_path):
-    said = []
-    tracker = track(tmp_path, said=said)
-    tracker.log(ROWS[0])
-    (core,) = services()
-    core.kill()
-    core.wait(5)
-    assert train(tracker) < 20
-    assert len(said) == 2 and "off from here" in said[1]
-
-
-def test_a_server_that_accepts_and_never_speaks(tmp_path, monkeypatch, hosts):
-    monkeypatch.setenv("WANDB_BASE_URL", hosts["answers"])
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(wandb_logger, "START_SECONDS", 0.5)
-    monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 1.0)
-    said = []
-    tracker = track(tmp_path, "auto", said)
-    while not services():
-        time.sleep(0.05)
-    assert train(tracker) < 20
-    assert len(said) == 1 and "not done after" in said[0]
-    assert not leaks(tmp_path, KEY)
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "wandb").write_text("a file where wandb's folder should be")
-    said = []
-    assert train(track(tmp_path, said=said)) < 20
-    assert "off from here" in said[-1]
 
 
 # Reports
@@ -637,27 +540,24 @@ def test_a_report(tmp_path, monkeypatch, fake, works):
         def save(self):
             pages.append(self) if works else boom()
 
-    module = ModuleType("wandb_workspaces.reports.v2")
-    module.Report, module.MarkdownBlock = Report, lambda text: text
-    for name in ("wandb_workspaces", "wandb_workspaces.reports", "wandb_workspaces.reports.v2"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    module = SimpleNamespace(Report=Report, MarkdownBlock=lambda text: text)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", ModuleType("wandb_workspaces"))
+    reports = SimpleNamespace(v2=module)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports", reports)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", module)
-    sys.modules["wandb_workspaces.reports"].v2 = module
     tracker = track(tmp_path, "online", said)
     tracker.report("a title", "| a |")
     tracker.log(ROWS[0])  # whatever became of the report
     tracker.finish({})
     expected = dict(project="vision", entity="school", title="a title", blocks=["| a |"])
     assert [vars(page) for page in pages] == [expected] * works
-    assert said[-1] == "wandb: " + ("report " + Report.url if works else FAILED)
+    line = f"report {Report.url}" if works else "no report (the server is on fire)"
+    assert said[-1] == f"wandb: {line}"
     assert fake.run.rows == ROWS[:1]
     assert (tmp_path / "wandb" / "url").read_text() == f"{fake.run.url}\n"
 
 
-FAILED = "no report (the server is on fire)"
-
-
-@pytest.mark.parametrize(("offline", "reason"), [(True, "(offline)"), (False, "pip install")])
+@pytest.mark.parametrize("offline, reason", [(True, "(offline)"), (False, "pip install")])
 def test_why_there_is_no_report(tmp_path, monkeypatch, fake, offline, reason):
     fake.run.offline = offline
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)

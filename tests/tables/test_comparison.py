@@ -21,9 +21,8 @@ def table3(root: Path, **values: list[float]) -> None:
     """Runs of the report's recipes, a seed for each best value."""
     for name, best in values.items():
         for seed, value in enumerate(best):
-            make_run(
-                root, name, f"seed={seed}", id=f"s{seed}", values=[value - 1, value, value - 2]
-            )
+            values = [value - 1, value, value - 2]
+            make_run(root, name, f"seed={seed}", id=f"s{seed}", values=values)
 
 
 # -- lines -----------------------------------------------------------------------------------------
@@ -46,32 +45,16 @@ def test_what_is_not_done_stands_alone(tmp_path: Path) -> None:
         make_run(tmp_path, "debug", f"seed={n}", id=f"s{n}", status=status)
     make_run(tmp_path, "debug", "seed=9", id="s9", values=[])
     found = made(tmp_path)
-    assert [(line.label, len(line.runs)) for line in found] == [
-        ("debug/s0", 2),
-        ("debug/s2", 1),
-        ("debug/s3", 1),
-        ("debug/s4", 1),
-        ("debug/s9", 1),
-    ]
+    assert [line.label for line in found] == [f"debug/s{n}" for n in (0, 2, 3, 4, 9)]
+    assert [len(line.runs) for line in found] == [2, 1, 1, 1, 1]
     assert [line.done for line in found] == [True, False, False, False, False]
-
-
-def test_other_data_is_another_experiment(tmp_path: Path) -> None:
-    make_run(tmp_path, id="1"), make_run(tmp_path, "debug", "seed=1", id="2", data="other")
-    assert len(made(tmp_path)) == 2
 
 
 def test_a_seed_counts_once(tmp_path: Path) -> None:
     """The same seed again gives the same bits, and would make the spread too small."""
     for id, day, value in (("a", "02", 50.0), ("b", "01", 60.0), ("c", "03", 70.0)):
-        make_run(
-            tmp_path,
-            "debug",
-            f"seed={1 if id == 'c' else 0}",
-            id=id,
-            values=[value],
-            created=f"2026-11-{day}T00:00:00+00:00",
-        )
+        seed, created = int(id == "c"), f"2026-11-{day}T00:00:00+00:00"
+        make_run(tmp_path, "debug", f"seed={seed}", id=id, values=[value], created=created)
     (line,) = made(tmp_path)
     assert [run.id for run in line.runs] == ["a", "c"], "of seed 0 the newer one"
     assert [run.id for run in line.repeats] == ["b"] and line.best == Sample((50.0, 70.0))
@@ -90,21 +73,13 @@ def test_the_report_with_its_known_spread(tmp_path: Path) -> None:
     table3(tmp_path, **{name: [value] for name, value in values.items()})
     found = steps(made(tmp_path), 0.4)
     assert found["r0"] is None
-    assert {name: s.parent.label for name, s in found.items() if s} == {
-        "r1": "r0",
-        "r2": "r1",
-        "r3": "r2",
-        "r4": "r3",
-        "r5": "r4",
-    }
+    parents = {name: s.parent.label for name, s in found.items() if s}
+    assert parents == {f"r{n}": f"r{n - 1}" for n in range(1, 6)}
     deltas = {name: round(s.value, 2) for name, s in found.items() if s}
     assert deltas == {"r1": 7.47, "r2": 2.12, "r3": 0.6, "r4": 1.22, "r5": -0.85}
     assert found["r5"].interval == pytest.approx(1.96 * 0.4 * math.sqrt(2), rel=1e-3)
     verdicts = {name: s.verdict for name, s in found.items() if s}
-    assert verdicts == {
-        **dict.fromkeys(("r1", "r2", "r4"), "beyond"),
-        **dict.fromkeys(("r3", "r5"), "within"),
-    }
+    assert {name for name, verdict in verdicts.items() if verdict == "within"} == {"r3", "r5"}
     assert found["r3"].words == "mix – → cutmix"
     unknown = steps(made(tmp_path))
     assert {s.verdict for s in unknown.values() if s} == {"unknown"}
@@ -151,25 +126,22 @@ def test_a_parent_that_is_not_there(tmp_path: Path) -> None:
     assert found["r4"].verdict == "unknown"
 
 
-@pytest.mark.parametrize(
-    ("parents", "childs"),
-    [
-        ({"status": "running"}, {}),
-        ({}, {"status": "failed"}),
-        ({"metric": "val/miou"}, {}),
-        ({"values": []}, {}),
-    ],
-)
-def test_what_cannot_be_compared(tmp_path: Path, parents: dict, childs: dict) -> None:
-    make_run(tmp_path, "r3", **parents), make_run(tmp_path, "r4", **childs)
-    found = steps(made(tmp_path), 0.4)["r4"]
-    assert found.parent.label == "r3" and found.value is None and found.verdict == "unknown"
-
-
-def test_a_best_chosen_on_other_images_is_no_comparison(tmp_path: Path) -> None:
-    make_run(tmp_path, "r3"), make_run(tmp_path, "r4")
-    edit(tmp_path / "r4" / "1" / "summary.json", chosen_on="holdout")
-    assert steps(made(tmp_path))["r4"].value is None
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    for n, (parents, childs) in enumerate(
+        [
+            ({"status": "running"}, {}),
+            ({}, {"status": "failed"}),
+            ({"metric": "val/miou"}, {}),
+            ({"values": []}, {}),
+            ({}, {}),
+        ]
+    ):
+        root = tmp_path / str(n)
+        make_run(root, "r3", **parents), make_run(root, "r4", **childs)
+        if not parents and not childs:
+            edit(root / "r4" / "1" / "summary.json", chosen_on="holdout")
+        found = steps(made(root), 0.4)["r4"]
+        assert found.parent.label == "r3" and found.value is None and found.verdict == "unknown"
 
 
 def test_strange_changes_in_a_fingerprint(tmp_path: Path) -> None:
@@ -205,8 +177,6 @@ def test_sorting(tmp_path: Path) -> None:
 
 
 def test_a_lower_loss_is_first(tmp_path: Path) -> None:
-    for id, value in (("a", 2.0), ("b", 1.0)):
-        make_run(
-            tmp_path, "debug", f"epochs={int(value)}", id=id, values=[value], metric="val/loss"
-        )
+    for id, value in (("a", 2), ("b", 1)):
+        make_run(tmp_path, "debug", f"epochs={value}", id=id, values=[value], metric="val/loss")
     assert [line.run.id for line in ordered(made(tmp_path), "best")] == ["b", "a"]

@@ -48,15 +48,16 @@ HOSTILE = [
     "[red]text[/]",
     r"\input{/etc/passwd} & % # _ ^ ~ { } $",
     "[1em]*",
+    "👍 café",
     "한글 이름",
     "\ud800",
 ]
 
 
 def held(values: list[str]) -> Table:
-    """The values as run names, heads, notes and title."""
+    """The values as run names, heads and notes."""
     rows = tuple((value, value) for value in values)
-    return Table((Column("a", "a"), Column("b", values[0])), rows, tuple(values), values[0])
+    return Table((Column("a", "a"), Column("b", values[0])), rows, tuple(values))
 
 
 def test_numbers_as_people_read_them() -> None:
@@ -83,7 +84,7 @@ def test_markdown() -> None:
 
 
 def test_csv_is_for_machines() -> None:
-    rows = list(csv.DictReader(io.StringIO(table.csv_text(PLAIN))))
+    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](PLAIN))))
     assert rows[0] == {
         "run": "r3",
         "best top1": str(Sample((80.5, 81.0, 81.3)).mean),
@@ -97,25 +98,17 @@ def test_csv_is_for_machines() -> None:
 
 
 def test_json_keeps_the_values() -> None:
-    whole = json.loads(table.json_text(PLAIN))
-    assert whole["rows"][0]["best"] == {
-        "mean": pytest.approx(80.93, abs=0.01),
-        "spread": pytest.approx(0.404, abs=0.001),
-        "n": 3,
-        "values": [80.5, 81.0, 81.3],
-    }
-    assert whole["rows"][2] == {
-        "run": "r5",
-        "best": None,
-        "delta": -0.85,
-        "seconds": None,
-        "epochs": None,
-    }
+    whole = json.loads(FORMATS["json"](PLAIN))
+    best = whole["rows"][0]["best"]
+    assert best["mean"] == pytest.approx(80.93, abs=0.01) and best["n"] == 3
+    assert best["spread"] == pytest.approx(0.404, abs=0.001) and best["values"] == [80.5, 81, 81.3]
+    last = {"run": "r5", "best": None, "delta": -0.85, "seconds": None, "epochs": None}
+    assert whole["rows"][2] == last
     assert whole["columns"][3] == {"key": "seconds", "title": "time"}
 
 
 def test_latex() -> None:
-    lines = table.latex(PLAIN).splitlines()
+    lines = FORMATS["latex"](PLAIN).splitlines()
     assert lines[:3] == ["% a note", r"\begin{tabular}{lrrrl}", r"\toprule"]
     assert lines[5] == r"r3 & 80.93 $\pm$ 0.40 (n=3) & -- & 49m45s & 200 \\"
     assert lines[7] == r"r5 & -- & $-$0.85 & -- & -- \\"
@@ -137,13 +130,9 @@ def test_korean_stands_in_columns() -> None:
     )
     lines = printed(shown)
     assert len({cell_len(line) for line in lines}) == 1
-    starts = [cell_len(line[: line.index(x)]) for line, x in zip(lines[2:], "x학y", strict=True)]
-    assert len(set(starts)) == 1
-    ends = [
-        cell_len(line[: line.index(x) + len(x)])
-        for line, x in zip(lines[2:], ("70.72", "8.00", "82.13"), strict=True)
-    ]
-    assert len(set(ends)) == 1
+    for words in ("x학y", ("2 ", "0 ", "3 ")):  # starts of texts, ends of numbers
+        places = [cell_len(x[: x.index(word)]) for x, word in zip(lines[2:], words, strict=True)]
+        assert len(set(places)) == 1
 
 
 def test_a_wide_table_comes_in_blocks() -> None:
@@ -156,9 +145,6 @@ def test_a_wide_table_comes_in_blocks() -> None:
     for n in range(11):
         assert sum(f"column {n} " in f"{line} " for line in lines) >= 1
     assert len(printed(Table(columns, rows))) == 5, "where nobody measures, lines are long"
-
-
-def test_long_words_are_folded_not_lost() -> None:
     lines = printed(Table((Column("a", "a"), Column("b", "b")), (("x" * 50, "y" * 50),)), 60)
     assert "".join(lines).count("x") == 50 and "".join(lines).count("y") == 50
 
@@ -166,28 +152,20 @@ def test_long_words_are_folded_not_lost() -> None:
 # -- untrusted text --------------------------------------------------------------------------------
 
 
-def test_letters_that_steer_are_taken_out() -> None:
-    assert clean("a\r\nb\x1b[31mred\x9b2J\x00") == "a b[31mred2J"
-    assert clean("\u202eevil\u2066\u200b \ud800x") == "evil x"
-    assert clean("한글 café 👍") == "한글 café 👍"
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_no_format_lets_a_letter_steer(form: str) -> None:
     text = FORMATS[form](held(HOSTILE))
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202e\u2066\ud800]", text)
     assert "한글 이름" in text
-
-
-def test_brackets_are_text_on_a_terminal() -> None:
-    assert "[red]text[/]" in FORMATS["terminal"](held(HOSTILE))
+    if form == "terminal":
+        assert "a b[31mred2J" in text and "[red]text[/]" in text
 
 
 def test_html_runs_nothing() -> None:
     text = FORMATS["html"](held(HOSTILE))
     tags = set(re.findall(r"<([a-z!]+)", text))
     shown = re.sub(r"<[^>]*>", "", text)
-    allowed = "html head meta title style body table caption thead tbody tr th td p !doctype"
+    allowed = "html head meta title style body table thead tbody tr th td p !doctype"
     assert tags <= set(allowed.split())
     assert not re.findall(r"<[^>]*\bon\w+=", text)
     for value in HOSTILE:
@@ -199,15 +177,12 @@ def test_csv_holds_no_formula() -> None:
     assert len(rows) == 1 + len(HOSTILE) and all(len(row) == 2 for row in rows)
     assert not [cell for row in rows for cell in row if cell.startswith(tuple("=+-@＝＋－＠\t"))]
     assert rows[1][0] == "'=1+1"
-
-
-def test_numbers_below_zero_stay_numbers() -> None:
     assert FORMATS["csv"](Table((Column("a", "a", "number"),), ((-1.5,),))) == "a\n-1.5\n"
 
 
 def test_markdown_is_a_table_whatever_it_holds() -> None:
     lines = table.markdown(held(HOSTILE)).splitlines()
-    rows = lines[2 : 4 + len(HOSTILE)]
+    rows = lines[: 2 + len(HOSTILE)]
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in rows)
     body = "\n".join(lines)
     assert "<script" not in body and "](" not in re.sub(r"\\.", "", body)

@@ -153,6 +153,10 @@ def _kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> 
 
 def _masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
     """The images with the lowest mean IoU, and some at random: image, truth, prediction."""
+    from ..core.targets import to_masks
+    from ..inference import mask_of
+    from ..segmentation.visualisation import PALETTE
+
     lot = set(generator(0, "gallery").permutation(len(source))[:AT_RANDOM].tolist())
     drawn: list[tuple] = []
     worst: list[tuple] = []  # (IoU, index, what is shown), the lowest first
@@ -161,13 +165,13 @@ def _masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
         meter.update(answer.probabilities[None], answer.target[None])
         result = meter.result(meter.state)
         iou = result["miou"] if result["classes_found"] else None
-        shown = (iou, answer.key, *_masks_of(answer))
+        image, truth = answer.pixels.permute(1, 2, 0), to_masks(answer.target)
+        prediction = mask_of(answer.probabilities, None, False)
+        shown = (iou, answer.key, image.cpu().numpy(), truth.cpu().numpy(), prediction)
         if answer.index in lot:
             drawn.append(shown)
         if iou is not None:
             worst = heapq.nsmallest(WORST, [*worst, (iou, answer.index, shown)])
-    from ..segmentation.visualisation import PALETTE
-
     colours = zip(source.classes, PALETTE.tolist(), strict=False)
     return {
         "worst": tuple(_kept_mask(shown, writer) for _, _, shown in worst),
@@ -176,15 +180,6 @@ def _masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
             (short(name, 80), "#{:02x}{:02x}{:02x}".format(*rgb)) for name, rgb in colours
         ),
     }
-
-
-def _masks_of(answer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image (H, W, 3), and its true and predicted class ids (H, W), all uint8."""
-    from ..core.targets import to_masks
-    from ..inference import mask_of
-
-    image, truth = answer.pixels.permute(1, 2, 0), to_masks(answer.target)
-    return image.cpu().numpy(), truth.cpu().numpy(), mask_of(answer.probabilities, None, False)
 
 
 def _kept_mask(shown: tuple, writer: Writer) -> Mask:

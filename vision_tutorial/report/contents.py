@@ -20,7 +20,7 @@ from .gallery_files import Gallery
 from .words import words
 
 _MOST_POINTS = 2000  # of a curve; of more epochs, every second one, or third, …
-MOST_LETTERS = 2000  # of any text
+_MOST_LETTERS = 2000  # of any text
 _MOST_CLASSES = 1000
 PER_CENT = ("top1", "iou", "accuracy", "precision", "boundary_iou")
 _NO_CURVE = ("epoch", "step")
@@ -33,9 +33,9 @@ def contents(
     runs: Sequence[Run], complaints: Sequence[str], language: str, most_bytes: int
 ) -> dict[str, Any]:
     """Everything on the page but its title and age. most_bytes: of all embedded images."""
-    embedded = EmbeddedImages(most_bytes)
+    embedded = _EmbeddedImages(most_bytes)
     pairs = zip(runs, labels(runs), strict=True)
-    shown = [described(run, label, language, embedded) for run, label in pairs]
+    shown = [_described(run, label, language, embedded) for run, label in pairs]
     return {
         "lang": language,
         "words": words(language),
@@ -81,7 +81,7 @@ def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
 # -- one run ---------------------------------------------------------------------------------------
 
 
-def described(run: Run, label: str, language: str, embedded: "EmbeddedImages") -> dict[str, Any]:
+def _described(run: Run, label: str, language: str, embedded: "_EmbeddedImages") -> dict[str, Any]:
     """All of one run."""
     said = words(language)
     gallery = embedded.add(run, said)
@@ -204,14 +204,14 @@ def _flat(values: dict[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
 
 
 def _cut(text: str) -> str:
-    kept = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
+    kept = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
     return kept.encode("utf-8", "replace").decode("utf-8")
 
 
 # -- images --------------------------------------------------------------------------------------
 
 
-class EmbeddedImages:
+class _EmbeddedImages:
     """The images of all galleries, each once, as data URIs, up to `most` bytes of page."""
 
     def __init__(self, most: int):

@@ -136,12 +136,12 @@ class Writer:
             self.folder.mkdir(exist_ok=True)
         self.names: set[str] = set()
 
-    def keep(self, pixels: Any, most: int = 256) -> GalleryImage:
-        """uint8 (H, W, 3), written as a file; made smaller where a side is longer than `most`."""
+    def keep(self, pixels: Any) -> GalleryImage:
+        """uint8 (H, W, 3), written as a file; made smaller where a side is longer than 256."""
         from PIL import Image
 
         made = Image.fromarray(pixels)
-        made.thumbnail((most, most), Image.Resampling.LANCZOS)
+        made.thumbnail((256, 256), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         kind = "png" if max(made.size) <= _LOSSLESS_SIDE else "webp"
         made.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))

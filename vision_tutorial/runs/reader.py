@@ -48,8 +48,15 @@ def collect(words: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
 def read(folder: Path | str) -> Run:
     """One run folder. UserError, one line, if it is none, or if a file of it is damaged."""
     folder = Path(folder)
+    path, url = folder / "recipe.yaml", folder / "wandb" / "url"
     try:
-        recipe = _recipe(folder / "recipe.yaml")
+        if not path.is_file():
+            raise UserError("no recipe.yaml in it")
+        recipe = read_document(path, path.name).values
+        if not recipe:
+            raise UserError("recipe.yaml is empty")
+        recipe |= {key: plain_default(key) for key in Recipe.model_fields if key not in recipe}
+        link = url.read_text(encoding="utf-8").strip() if url.is_file() else ""
         fingerprint = json_object(folder / "fingerprint.json")
         return Run(
             name=str(recipe["name"]),
@@ -59,7 +66,7 @@ def read(folder: Path | str) -> Run:
             summary=json_object(folder / "summary.json"),
             fingerprint=fingerprint,
             folder=folder,
-            link=_link(folder),
+            link=link if re.fullmatch(r"https?://\S{1,500}", link) else None,
         )
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(_one_line(error)) from error
@@ -137,26 +144,8 @@ def _complaint(folder: Path, reason: Any) -> str:
     return f"left out {short(str(folder), 200)}: {short(_one_line(reason), 300)}"
 
 
-# -- reading ---------------------------------------------------------------------------------------
-
-
-def _recipe(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError("no recipe.yaml in it")
-    values = read_document(path, path.name).values
-    if not values:
-        raise UserError("recipe.yaml is empty")
-    return values | {key: plain_default(key) for key in Recipe.model_fields if key not in values}
-
-
 def _status(status: dict[str, Any], fingerprint: dict[str, Any]) -> str:
     word = as_text(status.get("status")) or "not started"
     pid, here = status.get("pid"), fingerprint.get("host") == platform.node()
     known = here and isinstance(pid, int) and 0 < pid < 2**31
     return "killed" if word == "running" and known and not psutil.pid_exists(pid) else word
-
-
-def _link(folder: Path) -> str | None:
-    path = folder / "wandb" / "url"
-    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    return text if re.fullmatch(r"https?://\S{1,500}", text) else None

@@ -34,7 +34,7 @@ _HARMLESS = re.compile(
 _ABSENT = object()
 
 
-class Difference(NamedTuple):
+class _Difference(NamedTuple):
     """A fact of a fingerprint that is not the same in two runs."""
 
     fact: str
@@ -57,10 +57,7 @@ class Verdict(NamedTuple):
         return self.word != "not reproduced"
 
 
-# -- around the runs -------------------------------------------------------------------------------
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Difference]:
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[_Difference]:
     """The facts of two fingerprints that differ and may change numbers.
 
     A part that one of them does not know (what torch says, before it is imported) is left out.
@@ -68,7 +65,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Diffe
     one, other = dict(_facts(there)), dict(_facts(here))
     unknown = {part for part in ("torch", "data") if None in (there.get(part), here.get(part))}
     facts = sorted(one.keys() | other.keys())
-    found = [Difference(x, one.get(x, _ABSENT), other.get(x, _ABSENT)) for x in facts]
+    found = [_Difference(x, one.get(x, _ABSENT), other.get(x, _ABSENT)) for x in facts]
     return [x for x in found if x.there != x.here and x.fact.partition(".")[0] not in unknown]
 
 
@@ -104,9 +101,6 @@ def edited(run: Run) -> str | None:
     if not recorded or now in recorded:
         return None
     return f"recipe.yaml was edited: it is {now}, and the run was trained with {recorded[-1]}"
-
-
-# -- the numbers -----------------------------------------------------------------------------------
 
 
 def first_difference(there: Run, here: Run, epochs: int) -> str | None:

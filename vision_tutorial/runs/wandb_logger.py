@@ -29,11 +29,11 @@ import psutil
 
 from ..core.errors import UserError, unknown
 
-MODES = ("auto", "online", "offline", "disabled")
+_MODES = ("auto", "online", "offline", "disabled")
 QUEUE_ROWS = 10_000
 PROBE_SECONDS = 2.0
 START_SECONDS = 3.0
-INIT_SECONDS = 30.0
+_INIT_SECONDS = 30.0
 FINISH_SECONDS = 30.0
 FREED_SECONDS = 2.0
 
@@ -75,13 +75,11 @@ def has_key(url: str, *names: str) -> bool:
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    paths = [Path(name).expanduser() for name in ("~/.netrc", "~/_netrc")]
-    if own := os.environ.get("NETRC"):
-        paths = [Path(own).expanduser()]
-    path = next((path for path in paths if path.exists()), None)
-    with suppress(netrc.NetrcParseError, OSError, UnicodeDecodeError):
-        kept = netrc.netrc(path) if path else None
-        entries = [kept and kept.authenticators(n) for n in (urlsplit(url).netloc, *names)]
+    own = os.environ.get("NETRC")
+    paths = [Path(name).expanduser() for name in ([own] if own else ("~/.netrc", "~/_netrc"))]
+    with suppress(StopIteration, netrc.NetrcParseError, OSError, UnicodeDecodeError):
+        kept = netrc.netrc(next(path for path in paths if path.exists()))
+        entries = map(kept.authenticators, (urlsplit(url).netloc, *names))
         return any(entry and entry[2] for entry in entries)
     return False
 
@@ -163,7 +161,16 @@ class WandbTracker(Tracker):
         self._ready.wait(START_SECONDS)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        self._put(partial(self._log, dict(row)))
+        def send(run: Any) -> None:
+            if not self._bookmark.passes(row["step"]):
+                return
+            for name in row.keys() - self._known:
+                run.define_metric(name, step_metric="epoch" if name.startswith("val/") else "step")
+            self._known |= row.keys()
+            run.log(row)
+
+        row = dict(row)
+        self._put(send)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table = {"columns": list(columns), "data": [list(row) for row in rows]}
@@ -208,16 +215,15 @@ class WandbTracker(Tracker):
 
     def _start(self, mode: str) -> Any:
         self._folder.mkdir(parents=True, exist_ok=True)  # else wandb would write to /tmp
-        wanted = PRIVATE | {"init_timeout": INIT_SECONDS}
+        wanted = PRIVATE | {"init_timeout": _INIT_SECONDS}
         fields = self._wandb.Settings.model_fields
         settings = self._wandb.Settings(**{k: v for k, v in wanted.items() if k in fields})
         self._wandb.setup(settings=settings)  # silent before there is a run, and after it
         mode, why = decide_mode(mode, self._wandb)
         if self._off:  # the training was over before the server answered
             return None
-        run = self._wandb.init(
-            **self._run, mode=mode, resume="allow", reinit="create_new", settings=settings
-        )
+        how = {"mode": mode, "resume": "allow", "reinit": "create_new", "settings": settings}
+        run = self._wandb.init(**self._run, **how)
         # A training that ends with an exception: before wandb's own hook, which may wait for ever.
         atexit.register(self.finish, {}, 1)
         for axis in self._known:
@@ -231,14 +237,6 @@ class WandbTracker(Tracker):
             self._upload = f"wandb sync {shlex.quote(str(self._folder))}/offline-run-*"
             self._say(f"wandb: offline ({why}); `{self._upload}` uploads it")
         return run
-
-    def _log(self, row: dict[str, Any], run: Any) -> None:
-        if not self._bookmark.passes(row["step"]):
-            return
-        for name in row.keys() - self._known:
-            run.define_metric(name, step_metric="epoch" if name.startswith("val/") else "step")
-        self._known |= row.keys()
-        run.log(row)
 
     def _report(self, title: str, markdown: str, run: Any) -> None:
         if run.offline:
@@ -269,22 +267,16 @@ class WandbTracker(Tracker):
                     child.wait(FREED_SECONDS)
 
 
-def make_tracker(
-    mode: str,
-    *,
-    folder: Path,
-    say: Callable[[str], None],
-    **run: Any,
-) -> Tracker:
+def make_tracker(mode: str, *, folder: Path, say: Callable[[str], None], **run: Any) -> Tracker:
     """The tracker for a run; call it on rank 0 only, and again with the same `id` at a resume.
 
     `run` goes to `wandb.init`: `project`, `name`, `id`, `config`, `tags`, `group`, `notes`.
     `mode` auto follows WANDB_MODE if set, else it is online if there is a key and the server
     answers, else offline. `config` must be free of secrets. Raises UserError for an unknown mode.
     """
-    if mode not in MODES:
-        raise UserError(unknown("wandb mode", mode, MODES))
-    if mode == "auto" and os.environ.get("WANDB_MODE") in MODES:
+    if mode not in _MODES:
+        raise UserError(unknown("wandb mode", mode, _MODES))
+    if mode == "auto" and os.environ.get("WANDB_MODE") in _MODES:
         mode = os.environ["WANDB_MODE"]
     if mode == "disabled":
         return Tracker()

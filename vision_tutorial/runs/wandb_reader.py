@@ -20,20 +20,16 @@ def project_runs(word: str) -> list[Run]:
         mode, reason = decide_mode("auto", wandb)
         if mode != "online":
             raise UserError(reason)
-        return from_api(wandb.Api(timeout=20), path)  # seconds
+        api = wandb.Api(timeout=20)  # seconds
+        # without it newer versions fetch each run by itself
+        whole = {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
+        return [_run(found) for found in api.runs(path, order="+created_at", **whole)]
     except Exception as error:  # whatever wandb raises
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
             f"{PREFIX}{path}: cannot be read ({reason}). Check the name, the key and the network, "
             "or name run folders."
         ) from error
-
-
-def from_api(api: Any, path: str) -> list[Run]:
-    """The runs that an `Api` of wandb's lists under entity/project."""
-    # without it newer versions fetch each run by itself
-    whole = {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
-    return [_run(found) for found in api.runs(path, order="+created_at", **whole)]
 
 
 def _run(found: Any) -> Run:

@@ -140,12 +140,9 @@ def times(view: View) -> Iterable[Field]:
     """Wall-clock time, and what was expected."""
     yield view.field("seconds", lambda row: row.seconds, "duration")
     if any("minutes" in row.run.expects for row in view.rows):
-        yield view.field("expected_seconds", _expected_seconds, "duration")
-
-
-def _expected_seconds(row: Row) -> float | None:
-    minutes = row.run.expects.get("minutes")
-    return None if minutes is None else 60 * minutes
+        claims = {row: row.run.expects.get("minutes") for row in view.rows}
+        seconds = {row: None if claim is None else 60 * claim for row, claim in claims.items()}
+        yield view.field("expected_seconds", seconds.get, "duration")
 
 
 # -- what stands below -----------------------------------------------------------------------------

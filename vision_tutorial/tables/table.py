@@ -46,7 +46,6 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[_Value, ...], ...]
     notes: tuple[str, ...] = ()
-    title: str = ""
 
     def texts(self) -> list[list[str]]:
         """Every cell as a person reads it, in one line without control letters."""
@@ -114,8 +113,6 @@ def terminal(table: Table, file: TextIO, width: int | None = None) -> None:
     if width is None and file.isatty():
         width = shutil.get_terminal_size().columns
     console = Console(file=file, width=width or _UNLIMITED, highlight=False)
-    if table.title:
-        console.print(Text(clean(table.title), style="bold"))
     columns = list(zip((clean(c.title) for c in table.columns), *table.texts(), strict=True))
     for number, block in enumerate(_blocks(columns, width)):
         grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -152,17 +149,12 @@ def plain_text(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """GitHub's pipe table."""
-    lines = [f"**{_markdown(table.title)}**", ""] if table.title else []
-    lines.append(_piped(_markdown(column.title) for column in table.columns))
-    lines.append(_piped("---" if c.kind == "text" else "---:" for c in table.columns))
-    lines += [_piped(map(_markdown, row)) for row in table.texts()]
+    rows = [map(_markdown, row) for row in ([c.title for c in table.columns], *table.texts())]
+    rows.insert(1, ("---" if c.kind == "text" else "---:" for c in table.columns))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     for note in table.notes:
         lines += ["", _markdown(note)]
     return "\n".join(lines) + "\n"
-
-
-def _piped(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _markdown(text: str) -> str:
@@ -171,7 +163,7 @@ def _markdown(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def csv_text(table: Table) -> str:
+def _csv_text(table: Table) -> str:
     """Comma-separated values. A text that a spreadsheet would run as a formula gets a ' before."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -188,12 +180,12 @@ def _inert(value: _Value) -> _Value:
     return f"'{value}" if value.startswith(tuple("=+-@−＝＋－＠")) else value
 
 
-def latex(table: Table) -> str:
+def _latex(table: Table) -> str:
     """A tabular with booktabs' rules; needs UTF-8, and kotex where it holds Korean."""
     kinds = "".join("l" if column.kind == "text" else "r" for column in table.columns)
     rows = [[column.title for column in table.columns], *table.texts()]
-    head, *body = (" & ".join(map(_latex, row)) + r" \\" for row in rows)
-    lines = [f"% {_latex(line)}" for line in (table.title, *table.notes) if line]
+    head, *body = (" & ".join(map(_latex_text, row)) + r" \\" for row in rows)
+    lines = [f"% {_latex_text(line)}" for line in table.notes]
     lines += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -207,13 +199,13 @@ _LATEX |= {"–": "--", "−": "$-$", "…": r"\dots{}", "·": r"$\cdot$", "√"
 _LATEX |= {"₁": "$_1$", "₂": "$_2$", "²": "$^2$"}
 
 
-def _latex(text: str) -> str:
+def _latex_text(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in clean(text))
 
 
 _PAGE = """<!doctype html>
 <html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
+<title>compare</title>
 <style>body {{ font: 15px sans-serif; margin: 2em }} table {{ border-collapse: collapse }}
 th, td {{ padding: .3em .7em; border-bottom: 1px solid #8888; text-align: left }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums }}
@@ -230,24 +222,23 @@ def _html_page(table: Table) -> str:
         return "".join(f"<{tag}{kind}>{_html(text)}</{tag}>" for kind, text in pairs)
 
     kinds = ["" if column.kind == "text" else ' class="number"' for column in table.columns]
-    lines = ["<table>", *[f"<caption>{_html(table.title)}</caption>"] * bool(table.title)]
-    lines.append(f"<thead><tr>{cells('th', (c.title for c in table.columns))}</tr></thead>")
+    lines = ["<table>", f"<thead><tr>{cells('th', (c.title for c in table.columns))}</tr></thead>"]
     lines += ["<tbody>", *(f"<tr>{cells('td', row)}</tr>" for row in table.texts()), "</tbody>"]
     lines += ["</table>", *(f"<p>{_html(note)}</p>" for note in table.notes)]
-    return _PAGE.format(title=_html(table.title or "compare"), body="\n".join(lines))
+    return _PAGE.format(body="\n".join(lines))
 
 
 def _html(text: str) -> str:
     return html.escape(clean(text))
 
 
-def json_text(table: Table) -> str:
+def _json_text(table: Table) -> str:
     """{"columns": [{key, title}], "rows": [{key: value}], "notes": […]}; a Sample as an object."""
     columns = [{"key": column.key, "title": clean(column.title)} for column in table.columns]
     keys = [column.key for column in table.columns]
     rows = [dict(zip(keys, map(_json, row), strict=True)) for row in table.rows]
-    whole = {"title": clean(table.title), "columns": columns, "rows": rows}
-    whole["notes"] = [clean(note) for note in table.notes]
+    notes = [clean(note) for note in table.notes]
+    whole = {"title": "", "columns": columns, "rows": rows, "notes": notes}
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -271,9 +262,9 @@ def uniform(table: Table) -> tuple[list[str], list[list[_Value]]]:
 FORMATS: dict[str, Callable[[Table], str]] = {
     "terminal": plain_text,
     "markdown": markdown,
-    "csv": csv_text,
-    "latex": latex,
+    "csv": _csv_text,
+    "latex": _latex,
     "html": _html_page,
-    "json": json_text,
+    "json": _json_text,
 }
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}
