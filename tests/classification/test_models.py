@@ -18,22 +18,17 @@ from vision_tutorial.core import weights
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.engine.profiling import cost
 
-# A cheap member of every family that the CIFAR stem knows, and of every kind of stem and shortcut;
-# how much smaller than the image the last feature map is, with the CIFAR stem.
+# A member of every family that the CIFAR stem knows, and three ResNets whose last stage strides by
+# a pool; how much smaller than the image the last feature map is, with the CIFAR stem.
 FAMILY = {
-    "resnet18": ("ResNet", 8),
     "resnet26t": ("ResNet", 8),
-    "seresnext26d_32x4d": ("ResNet", 8),
     "res2net50_14w_8s": ("ResNet", 8),
     "resnest14d": ("ResNet", 8),
     "resnetblur50": ("ResNet", 8),
-    "resnetrs50": ("ResNet", 8),
     "legacy_seresnet18": ("SENet", 8),
     "resnetv2_18d": ("ResNetV2", 8),
-    "resnetv2_50x1_bit": ("ResNetV2", 8),
     "regnety_002": ("RegNet", 16),  # four stages halve, where a ResNet's first does not
     "resnet51q": ("ByobNet", 8),
-    "repvgg_a0": ("ByobNet", 16),
     "nf_resnet26": ("NormFreeNet", 8),
     "densenet121": ("DenseNet", 8),
     "ese_vovnet19b_dw": ("VovNet", 8),
@@ -62,15 +57,12 @@ tiny = partial(timm_model, "resnet18", stem="cifar", **TINY)
 @pytest.mark.parametrize(
     ("name", "ours", "timms"),
     [
-        ("resnet18", {}, {}),
         ("resnet18", {"drop_path": 0.1, "dropout": 0.2}, {"drop_path_rate": 0.1, "drop_rate": 0.2}),
-        ("resnet18", {"zero_init": False}, {"zero_init_last": False}),
-        ("resnet18", dict(TINY, zero_init=True), dict(TINY, zero_init_last=True)),
-        ("regnety_002", dict(drop_path=0.1, stem_width=8), dict(drop_path_rate=0.1, stem_width=8)),
-        ("efficientnet_b0", dict(drop_path=0.1), dict(drop_path_rate=0.1)),
-        ("vit_tiny_patch16_224", dict(img_size=32, patch_size=4), dict(img_size=32, patch_size=4)),
+        ("resnet18", {**TINY, "zero_init": False}, {**TINY, "zero_init_last": False}),
+        ("regnety_002", {"drop_path": 0.1}, {"drop_path_rate": 0.1}),
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 1}, {"img_size": 32, "depth": 1}),
     ],
-)  # fmt: skip
+)
 def test_without_our_options_it_is_timms_own(name, ours, timms):
     own = seeded(timm_model, name, 10, **ours)
     reference = seeded(timm.create_model, name, num_classes=10, **timms)
@@ -81,8 +73,7 @@ def test_without_our_options_it_is_timms_own(name, ours, timms):
 
 
 def test_equal_seeds_give_equal_weights_and_nothing_else_draws():
-    for init in ("timm", "pytorch"):
-        assert same_state(seeded(tiny, 10, init=init), seeded(tiny, 10, init=init))
+    assert same_state(seeded(tiny, 10), seeded(tiny, 10))
     before = torch.random.get_rng_state()
     with torch.device("meta"):
         tiny(10)
@@ -93,22 +84,12 @@ def test_equal_seeds_give_equal_weights_and_nothing_else_draws():
 
 
 def test_resnet50_with_cifar_stem_is_the_students_network():
-    model = timm_model("resnet50", 100, stem="cifar", init="pytorch")
-    parameters, macs = cost(model, 32)
-    assert parameters == 23_705_252 and round(parameters / 1e6, 1) == 23.7
-    assert macs == 1_298_014_208 and round(macs / 1e9, 2) == 1.30
-    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
-    assert [len(stage) for stage in stages] == [3, 4, 6, 3]
-    assert [(s[0].conv1.stride[0], s[0].conv2.stride[0]) for s in stages[1:]] == [(1, 2)] * 3
-    assert (model.conv1.kernel_size, model.conv1.stride, model.conv1.padding) == (
-        (3, 3),
-        (1, 1),
-        (1, 1),
-    )
+    with torch.device("meta"):
+        model = timm_model("resnet50", 100, stem="cifar", init="pytorch")
+        assert cost(model, 32) == (23_705_252, 1_298_014_208)
 
 
-@pytest.mark.parametrize("stride", [None, 1])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("name", "stride"), [("resnet18", 1), ("resnet50", 1), ("resnet18", None)])
 def test_outputs_equal_torchvisions_network_changed_by_hand(name, stride):
     model = timm_model(name, 7, stem="cifar", stage4_stride=stride, init="pytorch").eval()
     reference = torchvision.models.get_model(name, num_classes=7).eval()
@@ -137,26 +118,13 @@ def test_the_stem_keeps_the_images_resolution(name):
             model = timm_model(name, 10, stem="cifar", stage4_stride=1).eval()
             assert model.forward_features(images).shape[2:] == (128 // smaller, 128 // smaller)
         assert model(images).shape == (1, 10)
-
-
-def test_every_family_is_tested():
     assert {family for family, _ in FAMILY.values()} == set(FAMILIES)
 
 
-def test_a_real_forward_at_32_pixels():
-    for name in ("resnet26t", "resnetv2_18", "regnety_002", "res2net50_14w_8s", "densenet121"):
-        model = seeded(timm_model, name, 10, stem="cifar", stage4_stride=1)
-        with torch.no_grad():
-            out = model(torch.randn(2, 3, 32, 32))
-        assert out.shape == (2, 10) and out.isfinite().all() and out.std() > 0
-
-
-@pytest.mark.parametrize("init", ["timm", "pytorch"])
-def test_the_new_stem_is_drawn_as_a_3x3_layer_is(init):
-    model = seeded(timm_model, "resnet18", 10, stem="cifar", init=init)
+def test_the_new_stem_is_drawn_as_a_3x3_layer_is():
+    model = seeded(timm_model, "resnet18", 10, stem="cifar")
     reference = nn.Conv2d(3, 64, 3, bias=False)
-    if init == "timm":
-        nn.init.kaiming_normal_(reference.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.kaiming_normal_(reference.weight, mode="fan_out", nonlinearity="relu")
     ratio = model.conv1.weight.std() / reference.weight.std()
     assert 0.9 < ratio < 1.1 and not model.conv1.weight.grad_fn
 
@@ -186,11 +154,9 @@ def test_pytorchs_initialisation_is_every_layers_own():
     ("init", "zero_init", "expected"),
     [
         ("timm", None, True),
-        ("timm", True, True),
         ("timm", False, False),
         ("pytorch", None, False),
         ("pytorch", True, True),
-        ("pytorch", False, False),
     ],
 )
 def test_zero_init_of_the_last_norms(init, zero_init, expected):
@@ -217,9 +183,9 @@ def test_weights_return_from_a_training_scripts_checkpoint(tmp_path):
     assert same_state(tiny(10, pretrained=str(path)), model)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "regnety_002"])
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 def test_another_class_count_leaves_the_classifier_out(tmp_path, caplog, name):
-    options = {"resnet18": TINY, "vit_tiny_patch16_224": {"depth": 1}}.get(name, {})
+    options = TINY if name == "resnet18" else {"depth": 1}
     path = tmp_path / "weights.safetensors"
     model = seeded(timm_model, name, 10, **options)
     save_file(model.state_dict(), path)
@@ -233,23 +199,26 @@ def test_another_class_count_leaves_the_classifier_out(tmp_path, caplog, name):
         assert torch.equal(value, source.state_dict()[key])
 
 
-def refused(path, build=tiny) -> str:
+def refused(path) -> str:
     with pytest.raises(UserError) as caught:
-        build(10, pretrained=str(path))
+        tiny(10, pretrained=str(path))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_weights_of_another_model_are_refused(tmp_path):
+def test_weights_of_another_model_and_damaged_files_are_refused(tmp_path):
     state, path = tiny(10).state_dict(), tmp_path / "w.safetensors"
     save_file({k: v for k, v in state.items() if k != "bn1.bias"}, path)
     assert "lacks bn1.bias (1 in all)" in refused(path)
     save_file({**state, "extra": torch.zeros(1)}, path)
     assert "has, unknown to the model, extra (1 in all)" in refused(path)
-    save_file({**state, "bn1.bias": torch.zeros(3)}, path)
-    assert "has in another shape bn1.bias" in refused(path)
     save_file({**state, "bn1.bias": torch.zeros(3), "fc.weight": torch.zeros(2, 8)}, path)
     assert "has in another shape bn1.bias, fc.weight (2 in all)" in refused(path)
+    assert "pretrained: no file" in refused(tmp_path / "none.pt")
+    path.write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
+    assert "not a weights file" in refused(path)
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    assert "holds no state_dict" in refused(tmp_path / "empty.pt")
 
 
 class Bomb:
@@ -260,11 +229,10 @@ class Bomb:
         return type(self.marker).touch, (self.marker,)
 
 
-@pytest.mark.parametrize("wrap", [lambda b: b, lambda b: {"state_dict": b}])
-def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, wrap):
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # reopens torch.load's default
     marker, path = tmp_path / "exploded", tmp_path / "evil.pt"
-    torch.save(wrap(Bomb(marker)), path)
+    torch.save({"state_dict": Bomb(marker)}, path)
     assert "not a weights file that can be read without running its code" in refused(path)
     path.write_bytes(pickle.dumps(Bomb(marker), protocol=2))
     refused(path)
@@ -273,31 +241,23 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, wrap):
     assert marker.exists()  # the bomb is a real one
 
 
-def test_damaged_and_missing_files_are_refused(tmp_path):
-    assert "pretrained: no file" in refused(tmp_path / "none.pt")
-    (tmp_path / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
-    assert "not a weights file" in refused(tmp_path / "broken.safetensors")
-    torch.save({"epoch": 3}, tmp_path / "empty.pt")
-    assert "holds no state_dict" in refused(tmp_path / "empty.pt")
-
-
 # -- the hub ---------------------------------------------------------------------------------------
 
 
-class Unreachable:
-    def head(self, url, timeout):
-        assert url.startswith("http") and timeout <= 5
-        raise OSError("no route")
+def unreachable():
+    raise OSError("no route")
 
 
 def test_offline_without_a_cache_gives_one_line_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "get_session", Unreachable)
+    monkeypatch.setattr(weights, "get_session", unreachable)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.setattr(constants, name, str(tmp_path), raising=False)
     with pytest.raises(UserError, match="no pretrained weights for 'resnet18' .offline") as caught:
         timm_model("resnet18", 10, pretrained=True)
     assert "local .safetensors or .pt file" in str(caught.value)
+    with pytest.raises(UserError, match="timm has no pretrained weights for 'tv_resnet34'"):
+        weights.prepare_hub("tv_resnet34")
 
 
 def test_timms_weights_arrive_with_a_new_classifier_and_are_not_drawn_anew(monkeypatch, caplog):
@@ -315,11 +275,6 @@ def test_timms_weights_arrive_with_a_new_classifier_and_are_not_drawn_anew(monke
     assert "keeps the middle of resnet18's pretrained stem" in caplog.text
 
 
-def test_a_model_without_weights_says_so():
-    with pytest.raises(UserError, match="timm has no pretrained weights for 'tv_resnet34'"):
-        weights.prepare_hub("tv_resnet34")
-
-
 # -- complaints ------------------------------------------------------------------------------------
 
 
@@ -328,15 +283,11 @@ def test_a_model_without_weights_says_so():
     [
         ("resnet5o", {}, "no model called 'resnet5o'; did you mean 'resnet50'?"),
         ("hf-hub:someone/model", {}, "no model called 'hf-hub:someone/model'"),
-        ("resnet18.a1_in2k", {}, "did you mean 'resnet18.a1_in1k'?"),
         ("resnet18", {"chanels": [1]}, "called 'chanels'; did you mean 'channels'?"),
         ("regnety_002", {"stem_widht": 8}, "did you mean 'stem_width'?"),
         ("resnet18", {"checkpoint_path": "evil.pth"}, "resnet18 called 'checkpoint_path'"),
-        ("resnet18", {"pretrained_cfg": {"file": "evil.pth"}}, "called 'pretrained_cfg'"),
-        ("resnet18", {"features_only": True}, "called 'features_only'"),
         ("resnet18", {"in_chans": 1}, "called 'in_chans'"),
         ("resnet18", {"act_layer": "rely"}, "timm cannot build 'resnet18' with act_layer: rely"),
-        ("densenet121", {"drop_path": 0.1}, "(DenseNet) has no drop_path; leave it out."),
         ("vgg11", {"zero_init": True}, "'vgg11' (VGG) has no zero_init; leave it out."),
         ("vit_tiny_patch16_224", {"stem": "cifar"}, "'stem: cifar' cannot be had with"),
         ("efficientnet_b0", {"stage4_stride": 1}, "it can with ResNet, ResNetV2, SENet, RegNet"),
@@ -366,14 +317,3 @@ def test_cost_counts_by_hand_and_leaves_the_model_alone():
     assert cost(model, (16, 12)) == (3 * 8 * 9 + 8 + 16 + 2 * 8 * 9 + 8 + 45, convolutions + 40)
     assert model.training and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
-
-
-def test_cost_of_networks_as_timm_publishes_it():
-    for name, side, millions, giga in (
-        ("resnet18", 224, 11.69, 1.81),  # 1.82 in timm's tables, which count norms and pools too
-        ("vit_tiny_patch16_224", 224, 5.72, 1.25),
-        ("cait_xxs24_224", 224, 11.96, 2.52),
-    ):
-        with torch.device("meta"):
-            parameters, macs = cost(timm.create_model(name), side)
-        assert (round(parameters / 1e6, 2), round(macs / 1e9, 2)) == (millions, giga)

@@ -9,9 +9,9 @@ from loss_examples import example, rows, soft
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import losses as registry
 from vision_tutorial.core.targets import IGNORE, to_map
-from vision_tutorial.losses import pixel  # importing fills the registry
+from vision_tutorial.losses import pixel  # noqa: F401  (fills the registry)
 
-SHAPES = [(6, 5), (6, 5, 7), (6, 5, 4, 3), (3, 2, 2, 3, 2)]
+SHAPES = [(6, 5), (6, 5, 4, 3), (3, 2, 2, 3, 2)]
 DEFAULTS = {"jsd": {"num_splits": 3}}
 # Options that take another path through the code.
 VARIANTS = [(name, DEFAULTS.get(name, {})) for name in registry] + [
@@ -28,8 +28,6 @@ VARIANTS = [(name, DEFAULTS.get(name, {})) for name in registry] + [
     ("lovasz", {"classes": "all"}),
 ]
 IDS = [f"{name}-{'-'.join(options)}" for name, options in VARIANTS]
-PERFECT = {"cross_entropy", "label_smoothing", "focal", "ohem"}  # 0 where there is one class only
-PERFECT |= {"dice", "jaccard", "tversky", "tanimoto", "lovasz"}
 
 
 def target_of(name, form, ids, shape, dtype=torch.float32):
@@ -61,8 +59,9 @@ def test_nothing_counts_gives_zero_and_zero_gradient(name, options, form):
     assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize("poison", [0, math.nan, math.inf])
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_ignored_positions_are_as_if_absent(name, options):
+def test_ignored_positions_are_as_if_absent(name, options, poison):
     """The loss over what counts equals the loss of a batch that never held the rest."""
     logits, ids = example(dtype=torch.float64)
     splits = options.get("num_splits", 1)
@@ -70,25 +69,13 @@ def test_ignored_positions_are_as_if_absent(name, options):
     loss = registry.build(name, **options)
     keep = ids != IGNORE
     alone = rows(logits, keep).detach().requires_grad_()
+    logits = logits.detach().masked_fill(~keep.unsqueeze(1), poison).requires_grad_()
     given, expected = loss(logits, ids), loss(alone, ids[keep])
     given.backward()
     expected.backward()
     torch.testing.assert_close(given, expected)
     torch.testing.assert_close(rows(logits.grad, keep), alone.grad)
     assert not rows(logits.grad, ~keep).any()
-
-
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_bad_logits_at_ignored_positions_do_no_harm(name, options, poison):
-    logits, ids = example()
-    splits = options.get("num_splits", 1)
-    ids = ids[: len(ids) // splits].repeat(splits, 1, 1)
-    poisoned = logits.detach().masked_fill((ids == IGNORE).unsqueeze(1), poison).requires_grad_()
-    loss = registry.build(name, **options)
-    loss(poisoned, ids).backward()
-    assert loss(poisoned, ids).item() == loss(logits, ids).item()
-    assert poisoned.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
@@ -134,35 +121,6 @@ def test_extreme_logits_stay_finite(name, options):
         assert loss.isfinite() and z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [n for n in registry if n != "jsd"])
-def test_one_position_and_one_class(name):
-    loss = registry.build(name)
-    assert loss(torch.tensor([[2.0, -1.0]]), torch.tensor([1])) > 0
-    alone = loss(torch.full((2, 1, 3), 0.3), torch.zeros(2, 3, dtype=torch.int64))
-    assert alone.item() == 0 if name in PERFECT else alone > 0
-
-
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_the_order_of_positions_does_not_matter(name, options):
-    logits, ids = example(dtype=torch.float64)
-    loss = registry.build(name, **options)
-    order = torch.randperm(4, generator=torch.Generator().manual_seed(0))
-    shuffled = loss(logits[:, :, order], ids[:, order])
-    torch.testing.assert_close(shuffled, loss(logits, ids))
-
-
-@pytest.mark.parametrize(
-    ("name", "options"), [v for v in VARIANTS if not {"alpha", "class_weights"} & v[1].keys()]
-)
-def test_the_order_of_classes_does_not_matter(name, options):
-    logits, ids = example(dtype=torch.float64)
-    loss = registry.build(name, **options)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    place = order.argsort()
-    renamed = torch.where(ids == IGNORE, IGNORE, place[ids.clamp(min=0)])
-    torch.testing.assert_close(loss(logits[:, order], renamed), loss(logits, ids))
-
-
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
 def test_a_number_that_is_none_is_not_hidden(name, options):
     logits, ids = example(ignored=False)
@@ -176,7 +134,3 @@ def test_shapes_that_do_not_fit_are_told(name, target):
     logits, _ = example()
     with pytest.raises(UserError, match=r"class ids are \(6, 4, 3\) here, a class map is \(6, 5"):
         registry.build(name)(logits, target)
-
-
-def test_the_shelf_is_not_empty():
-    assert {"ohem", "lovasz"} <= set(registry) and pixel

@@ -7,7 +7,6 @@ absent ones, takes Tversky's exponent of the mean over classes, and Σ min(p, g)
 """
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -16,18 +15,15 @@ from loss_examples import example, soft
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import losses as registry
 from vision_tutorial.core.targets import IGNORE, to_map
-from vision_tutorial.losses import pixel, region
+from vision_tutorial.losses import region
 
 REGIONS = ["dice", "jaccard", "tversky", "tanimoto", "lovasz"]
 REDUCE = ["batch", "image"]
 CLASSES = ["present", "all"]
 OPTIONS = [
     ("dice", {}),
-    ("dice", {"smooth": 0.0}),
     ("dice", {"squared": True, "smooth": 0.5}),
     ("jaccard", {"smooth": 0.0}),
-    ("jaccard", {"smooth": 2.0}),
-    ("tversky", {}),
     ("tversky", {"alpha": 0.2, "beta": 1.5, "smooth": 0.0, "gamma": 0.75}),
     ("tanimoto", {"gamma": 2.0}),
     ("lovasz", {}),
@@ -42,9 +38,6 @@ def uneven(dtype=torch.float64):
     ids[1][ids[1] == 3] = 2
     ids[3] = IGNORE
     return logits, ids
-
-
-# By definition -----------------------------------------------------------------------------------
 
 
 def regions(logits, target, reduce):
@@ -121,34 +114,10 @@ def test_each_is_its_definition(name, options, reduce, classes, form):
 
 
 @pytest.mark.parametrize("name", REGIONS)
-def test_by_image_is_the_mean_over_images_in_which_anything_counts(name):
-    logits, ids = uneven()
-    loss = registry.build(name)
-    one_by_one = [loss(logits[i : i + 1], ids[i : i + 1]) for i in range(3)]
-    by_image = registry.build(name, reduce="image")(logits, ids)
-    torch.testing.assert_close(by_image, sum(one_by_one) / 3)
-
-
-@pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("name", REGIONS)
-def test_by_image_without_spatial_axes_a_image_is_a_position(name, classes):
+def test_by_image_without_spatial_axes_an_image_is_a_position(name):
     logits, ids = example((6, 5), torch.float64)
-    loss = registry.build(name, reduce="image", classes=classes)
+    loss = registry.build(name, reduce="image")
     torch.testing.assert_close(loss(logits, ids), loss(logits[..., None], ids[..., None]))
-
-
-# What they mean ----------------------------------------------------------------------------------
-
-
-def test_names_of_the_same():
-    for target in (uneven()[1], soft((4, 5, 3, 4), torch.float64)):
-        logits = uneven()[0]
-        close = torch.testing.assert_close
-        close(region.tanimoto(logits, target, smooth=2.0), region.jaccard(logits, target, smooth=2))
-        halves = region.tversky(logits, target, alpha=0.5, beta=0.5, smooth=0.5)
-        close(halves, region.dice(logits, target))
-        ones = region.tversky(logits, target, alpha=1.0, beta=1.0, gamma=0.75)
-        close(ones, region.tanimoto(logits, target, gamma=0.75))
 
 
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
@@ -164,33 +133,6 @@ def test_a_sure_and_right_network_has_no_loss_and_a_wrong_one_all(name, classes,
     wrong = loss(sure.roll(1, 1), ids)
     assert wrong.item() == pytest.approx(1) if not smooth or name == "lovasz" else 0.4 < wrong < 1
     assert torch.autograd.grad(wrong, sure)[0].isfinite().all()
-
-
-@pytest.mark.parametrize("name", REGIONS)
-def test_an_absent_class_counts_only_among_all(name):
-    logits = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    ids = torch.randint(2, (2, 8), generator=torch.Generator().manual_seed(0))
-    present, everything = (registry.build(name, classes=c)(logits, ids) for c in CLASSES)
-    (own,) = torch.autograd.grad(everything * 3 - present * 2, logits)
-    p = logits.detach().softmax(1)[:, 2]
-    alone = {"lovasz": p.max(), "tversky": 0.3 * p.sum() / (0.3 * p.sum() + 1)}
-    expected = alone.get(name, p.sum() / (p.sum() + 1))
-    assert (everything * 3 - present * 2).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert (own[:, 2] >= -1e-7).all() and own[:, 2].max() > 1e-4  # it is pushed down
-
-
-def test_only_the_squared_dice_is_zero_at_the_shares_themselves():
-    shares = soft((6, 5, 4, 3), torch.float64)
-    logits = shares.clamp(min=1e-30).log()
-    assert region.dice(logits, shares, squared=True).item() == pytest.approx(0, abs=1e-12)
-    assert region.dice(logits, shares) > 0.1 and region.jaccard(logits, shares) > 0.1
-
-
-def test_of_batches_the_mean_of_ratios_is_not_the_ratio():
-    """What two processes see is not what one sees, for these alone."""
-    logits, ids = uneven()
-    halves = [region.dice(logits[i : i + 1], ids[i : i + 1]) for i in (0, 1)]
-    assert abs(sum(halves) / 2 - region.dice(logits[:2], ids[:2])) > 1e-3
 
 
 @pytest.mark.parametrize("name", REGIONS)
@@ -213,7 +155,6 @@ def test_many_positions_lose_no_digits(name):
 def test_lovasz_takes_one_hot_maps_and_refuses_shares():
     logits, ids = example()
     hot = to_map(ids, 5)
-    assert region.lovasz(logits, hot) == region.lovasz(logits, ids)
     assert region.lovasz(logits, hot.half()) == region.lovasz(logits, ids)
     mixed = 0.5 * hot + 0.5 * hot.flip(0)
     for bad in (mixed, hot + to_map(ids.roll(1, 0), 5)):
@@ -221,65 +162,24 @@ def test_lovasz_takes_one_hot_maps_and_refuses_shares():
             region.lovasz(logits, bad)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "words"),
-    [
-        ("dice", {"smooth": -1.0}, "dice: smooth is -1.0"),
-        ("jaccard", {"smooth": math.nan}, "jaccard: smooth is nan"),
-        ("tversky", {"alpha": -0.1}, "tversky: alpha is -0.1"),
-        ("tversky", {"beta": -0.1}, "tversky: beta is -0.1"),
-        ("tversky", {"gamma": -1.0}, "tversky: gamma is -1.0"),
-        ("tanimoto", {"smooth": -1.0}, "tanimoto: smooth is -1.0"),
-    ],
-)
-def test_bad_options_are_told(name, options, words):
-    with pytest.raises(UserError, match=words):
-        registry.build(name, **options)(*example())
-
-
-def test_each_finds_a_mask():
-    """Descent on the logits alone, with a little cross-entropy beside it."""
-    ids = torch.zeros(1, 8, 8, dtype=torch.int64)
-    ids[:, 2:6, 2:6] = 1
-    for name in REGIONS:
-        logits = torch.zeros(1, 2, 8, 8, requires_grad=True)
-        optimizer = torch.optim.Adam([logits], lr=0.3)
-        for _ in range(40):
-            optimizer.zero_grad()
-            (registry.build(name)(logits, ids) + 0.01 * pixel.cross_entropy(logits, ids)).backward()
-            optimizer.step()
-        assert torch.equal(logits.argmax(1), ids)
-
-
-# Libraries ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def smp():
-    return pytest.importorskip("segmentation_models_pytorch").losses
-
-
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
-def test_dice_and_tversky_are_smps_where_every_class_occurs(smp, smooth):
+def test_sums_are_smps_where_every_class_occurs(smooth):
+    smp = pytest.importorskip("segmentation_models_pytorch").losses
     logits, ids = example()
     theirs = {"mode": "multiclass", "smooth": smooth, "ignore_index": IGNORE}
-    for classes in CLASSES:
-        dice = region.dice(logits, ids, smooth=2 * smooth, classes=classes)
-        torch.testing.assert_close(dice, smp.DiceLoss(**theirs)(logits, ids))
-        tversky = region.tversky(logits, ids, smooth=smooth, classes=classes)
-        expected = smp.TverskyLoss(alpha=0.3, beta=0.7, **theirs)(logits, ids)
-        torch.testing.assert_close(tversky, expected)
-
-
-@pytest.mark.parametrize("smooth", [0.0, 1.0])
-def test_jaccard_is_smps_where_every_class_occurs(smp, smooth):
+    dice = region.dice(logits, ids, smooth=2 * smooth)
+    torch.testing.assert_close(dice, smp.DiceLoss(**theirs)(logits, ids))
+    tversky = region.tversky(logits, ids, smooth=smooth)
+    expected = smp.TverskyLoss(alpha=0.3, beta=0.7, **theirs)(logits, ids)
+    torch.testing.assert_close(tversky, expected)
     logits, ids = example(ignored=False)
     expected = smp.JaccardLoss("multiclass", smooth=smooth)(logits, ids)
     torch.testing.assert_close(region.jaccard(logits, ids, smooth=smooth), expected)
 
 
 @pytest.mark.parametrize("reduce", REDUCE)
-def test_lovasz_is_smps_which_is_bermans(smp, reduce):
+def test_lovasz_is_smps_which_is_bermans(reduce):
+    smp = pytest.importorskip("segmentation_models_pytorch").losses
     logits, ids = uneven(torch.float32)
     logits, ids = logits[:3].detach().requires_grad_(), ids[:3]
     theirs = smp.LovaszLoss("multiclass", per_image=reduce == "image", ignore_index=IGNORE)

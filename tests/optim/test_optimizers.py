@@ -52,20 +52,18 @@ def test_every_optimizer_takes_a_step(name):
     assert any(not torch.equal(p, q) for p, q in zip(after, before, strict=True))
 
 
-@pytest.mark.parametrize(
-    "name", ["sgd", "momentum", "adamw", "nesterov", "madgrad", "lamb", "lion"]
-)
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lamb"])
 def test_the_weights_are_those_of_timms_factory(name):
     ours, theirs = network(), network()
     optimizer = built(name, ours)
     fused = {"fused": True} if optimizer.defaults.get("fused") else {}
-    assert bool(fused) == (name in ("sgd", "momentum", "adamw", "nesterov"))
+    assert bool(fused) == (name != "lamb")
     expected = create_optimizer_v2(theirs, name, lr=0.01, weight_decay=1e-3, **fused)
     for p, q in zip(trained(ours, optimizer, 3), trained(theirs, expected, 3), strict=True):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_fused_steps_are_those_of_the_plain_loop(name):
     models = network(), network()
     fused, plain = built(name, models[0]), built(name, models[1], fused=False)
@@ -87,13 +85,6 @@ def test_only_parameters_that_torch_can_fuse_are_fused():
     assert not built("sgd", network(), foreach=True).defaults.get("fused")
 
 
-def test_names_mean_what_timm_means():
-    model = network()
-    sgd, momentum = built("sgd", model).defaults, built("momentum", model).defaults
-    assert sgd["nesterov"] is True and sgd["momentum"] == 0.9
-    assert momentum["nesterov"] is False and momentum["momentum"] == 0.9
-
-
 def test_options_arrive():
     model = network()
     assert built("sgd", model, momentum=0.4, nesterov=False).defaults["momentum"] == 0.4
@@ -103,15 +94,12 @@ def test_options_arrive():
     assert decays == [0.0, 1e-3] and {g["lr"] for g in adam.param_groups} == {0.01}
     plain = timm_optimizer("sgd", model.parameters(), lr=0.1, weight_decay=0.3)
     assert [g["weight_decay"] for g in plain.param_groups] == [0.3]
+    wrapped = built("lookahead_adamw", model)
+    assert isinstance(wrapped, Lookahead)
+    assert isinstance(wrapped._base_optimizer, torch.optim.AdamW)
 
 
-def test_lookahead_wraps():
-    optimizer = built("lookahead_adamw", network())
-    assert isinstance(optimizer, Lookahead)
-    assert isinstance(optimizer._base_optimizer, torch.optim.AdamW)
-
-
-@pytest.mark.parametrize("name", ["adamw", "lamb", "adan", "madgrad", "lookahead_sgd", "asgd"])
+@pytest.mark.parametrize("name", ["adamw", "madgrad", "lookahead_sgd", "asgd"])
 def test_a_saved_state_continues_bit_equal(name):
     straight, resumed = network(), network()
     expected = trained(straight, built(name, straight), 8)
@@ -123,19 +111,15 @@ def test_a_saved_state_continues_bit_equal(name):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("name", ["sgd", "lookahead_adamw", "lamb", "asgd"])
+@pytest.mark.parametrize("name", ["sgd", "lookahead_adamw", "asgd"])
 def test_set_lr_reaches_the_optimizer(name):
     model = network()
     optimizer = built(name, model, weight_decay=0.0)
     trained(model, optimizer, 1)
     set_lr(optimizer, 0.0)
-    before = trained(model, optimizer, 1)  # ASGD takes its lr one step later
-    before = [p.clone() for p in before]
+    before = [p.clone() for p in trained(model, optimizer, 1)]  # ASGD's lr acts one step later
     for p, q in zip(trained(model, optimizer, 1), before, strict=True):
         assert torch.equal(p, q)
-
-
-# ASGD --------------------------------------------------------------------------------------------
 
 
 def test_asgd_is_torchs():
@@ -150,39 +134,29 @@ def test_asgd_is_torchs():
         assert torch.equal(p, q)
 
 
-# Errors ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("asgdd", "did you mean 'asgd'"),
         ("adamx", "did you mean 'adamax'"),
-        ("SGD", "Known: "),
-        ("lookahead_sdg", "Known: "),
         ("lookahead_asgd", "Known: "),  # ours, not timm's
     ],
 )
-def test_unknown_names_give_the_nearest(name, said):
-    with pytest.raises(UserError, match=f"no optimizer called '{name}'.*{said}"):
+def test_unknown_names_give_the_nearest(name, words):
+    with pytest.raises(UserError, match=f"no optimizer called '{name}'.*{words}"):
         built(name, network())
 
 
 @pytest.mark.parametrize(
     ("name", "option", "near"),
-    [
-        ("sgd", "momentun", "momentum"),
-        ("adamw", "beta", "betas"),
-        ("lookahead_adamw", "ep", "eps"),
-        ("lamb", "trust_clib", "trust_clip"),
-    ],
+    [("sgd", "momentun", "momentum"), ("lookahead_adamw", "ep", "eps")],
 )
 def test_unknown_options_give_the_nearest_and_the_list(name, option, near):
     with pytest.raises(UserError, match=f"option of '{name}'.*did you mean '{near}'.*lr.*weight_d"):
         built(name, network(), **{option: 0.5})
 
 
-@pytest.mark.parametrize("option", ["name", "groups", "params", "opt", "layer_decay", "betas"])
+@pytest.mark.parametrize("option", ["params", "opt", "layer_decay", "betas"])
 def test_what_sgd_does_not_have_is_refused(option):
     """timm would drop `betas` for SGD without a word."""
     with pytest.raises(UserError, match=f"no option of 'sgd' called '{option}'"):
@@ -190,32 +164,18 @@ def test_what_sgd_does_not_have_is_refused(option):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "words"),
     [
-        ("adamw", {"betas": [1.5, 0.9]}),
-        ("adamw", {"betas": [0.9]}),
-        ("adamw", {"eps": "small"}),
-        ("sgd", {"momentum": -1.0}),
-        ("sgd", {"momentum": 0.0}),
-        ("sgd", {"lr": -0.1}),
-        ("asgd", {"lr": -0.1}),
+        ("adamw", {"betas": [1.5, 0.9]}, "beta"),
+        ("adamw", {"eps": "small"}, ""),
+        ("sgd", {"momentum": 0.0}, "nesterov: false"),
+        ("asgd", {"lr": -0.1}, "learning rate"),
     ],
 )
-def test_bad_values_are_told_in_one_line(name, options):
-    try:
-        model = network()
-        trained(model, built(name, model, **options), 1)
-    except UserError as error:
-        assert str(error).startswith(f"optimizer '{name}': ") and "\n" not in str(error)
-    else:
-        pytest.fail("accepted")
-
-
-def test_nesterov_without_momentum_says_how_to_be_without() -> None:
-    with pytest.raises(UserError, match="nesterov: false"):
-        built("sgd", network(), momentum=0.0)
-    model = network()
-    trained(model, built("sgd", model, momentum=0.0, nesterov=False), 1)
+def test_bad_values_are_refused_in_one_line(name, options, words):
+    with pytest.raises(UserError, match=f"optimizer '{name}': .*{words}") as caught:
+        built(name, network(), **options)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

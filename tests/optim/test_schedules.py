@@ -53,7 +53,9 @@ def torchs(make, lr: float, steps: int) -> list[float]:
     return rates
 
 
-# The recipes -------------------------------------------------------------------------------------
+def moving(updates: int) -> dict:
+    """Whether the lr moves once an epoch, or at each of its `updates` steps."""
+    return {"unit": "step" if updates else "epoch", "steps_per_epoch": updates or 1}
 
 
 @pytest.mark.parametrize(
@@ -62,47 +64,18 @@ def torchs(make, lr: float, steps: int) -> list[float]:
 def test_week3_recipes_have_timms_rates_to_the_last_digit(lr, epochs):
     given = ours("cosine", {"min_lr": 1e-6}, lr=lr, epochs=epochs, **WEEK3)
     expected = timms(
-        lr,
-        epochs=epochs + 10,
-        sched="cosine",
-        num_epochs=epochs,
-        min_lr=1e-6,
-        warmup_lr=0.01,
-        warmup_epochs=5,
-        cooldown_epochs=10,
+        lr, epochs=epochs + 10, sched="cosine", num_epochs=epochs, min_lr=1e-6, **WEEK3
     )
     assert given == expected and given[-10:] == [1e-6] * 10
 
 
-def test_week3_rates_are_those_of_the_report():
-    given = ours("cosine", {"min_lr": 1e-6}, epochs=200, **WEEK3)
-    assert [round(rate, 5) for rate in given[:7]] == [
-        0.01,
-        0.058,
-        0.106,
-        0.154,
-        0.202,
-        0.24961,
-        0.24945,
-    ]
-    assert max(given) < 0.25 and len(given) == 210
-
-
-# timm --------------------------------------------------------------------------------------------
-
 TIMM = [
-    ("constant", {}, {"sched": "step", "decay_rate": 1.0}),
-    ("cosine", {"min_lr": 1e-5}, {"sched": "cosine", "min_lr": 1e-5}),
-    ("step", {"every": 7, "gamma": 0.3}, {"sched": "step", "decay_epochs": 7, "decay_rate": 0.3}),
-    (
-        "step",
-        {"every": 2.4, "gamma": 0.97},
-        {"sched": "step", "decay_epochs": 2.4, "decay_rate": 0.97},
-    ),
+    ("cosine", {"min_lr": 1e-5}, {"min_lr": 1e-5}),
+    ("step", {"every": 2.4, "gamma": 0.97}, {"decay_epochs": 2.4, "decay_rate": 0.97}),
     (
         "poly",
         {"power": 0.9, "min_lr": 1e-5},
-        {"sched": "poly", "decay_rate": 0.9, "min_lr": 1e-5, "cycle_decay": 1.0},
+        {"decay_rate": 0.9, "min_lr": 1e-5, "cycle_decay": 1.0},
     ),
 ]
 
@@ -113,78 +86,32 @@ TIMM = [
 @pytest.mark.parametrize(("name", "options", "theirs"), TIMM, ids=lambda x: str(x)[:12])
 def test_rates_are_timms_to_the_last_digit(name, options, theirs, warmup_epochs, warmup, updates):
     front = warmup == "front"
-    given = ours(
-        name,
-        options,
-        warmup_epochs=warmup_epochs,
-        warmup_lr=0.001,
-        warmup=warmup,
-        unit="step" if updates else "epoch",
-        steps_per_epoch=updates or 1,
-    )
-    expected = timms(
-        0.25,
-        epochs=30 + warmup_epochs * front,
-        updates=updates,
-        warmup_epochs=warmup_epochs,
-        warmup_lr=0.001,
-        warmup_prefix=front,
-        **theirs,
-    )
-    assert given == expected
+    rise = {"warmup_epochs": warmup_epochs, "warmup_lr": 0.001}
+    given = ours(name, options, warmup=warmup, **rise, **moving(updates))
+    theirs = {"sched": name, "warmup_prefix": front, "updates": updates, **rise, **theirs}
+    assert given == timms(0.25, epochs=30 + warmup_epochs * front, **theirs)
 
 
-@pytest.mark.parametrize("decay", [1.0, 0.5])
 @pytest.mark.parametrize("updates", [0, 3], ids=["epoch", "step"])
-def test_cosine_restarts_as_timms_cycles(decay, updates):
-    given = ours(
-        "cosine",
-        {"min_lr": 1e-5, "period": 10, "restart": True, "cycle_decay": decay},
-        cooldown_epochs=2,
-        unit="step" if updates else "epoch",
-        steps_per_epoch=updates or 1,
-    )
-    expected = timms(
-        0.25,
-        epochs=32,
-        updates=updates,
-        sched="cosine",
-        num_epochs=10,
-        cycle_limit=3,
-        cycle_decay=decay,
-        min_lr=1e-5,
-    )
-    assert given == expected
+def test_cosine_restarts_as_timms_cycles(updates):
+    options = {"min_lr": 1e-5, "period": 10, "restart": True, "cycle_decay": 0.5}
+    given = ours("cosine", options, cooldown_epochs=2, **moving(updates))
+    theirs = {"num_epochs": 10, "cycle_limit": 3, "cycle_decay": 0.5, "min_lr": 1e-5}
+    assert given == timms(0.25, epochs=32, updates=updates, sched="cosine", **theirs)
 
 
 @pytest.mark.parametrize("updates", [0, 4], ids=["epoch", "step"])
 def test_multistep_is_timms_with_milestones_one_later(updates):
     """timm lets a milestone act one tick (epoch or update) early, on purpose; torch does not."""
     later = [10 + 1 / max(updates, 1), 20 + 1 / max(updates, 1)]
-    given = ours(
-        "multistep",
-        {"milestones": [10, 20], "gamma": 0.2},
-        unit="step" if updates else "epoch",
-        steps_per_epoch=updates or 1,
-    )
-    expected = timms(
-        0.25,
-        epochs=30,
-        updates=updates,
-        sched="multistep",
-        decay_milestones=later,
-        decay_rate=0.2,
-    )
-    assert given == expected
-
-
-# torch -------------------------------------------------------------------------------------------
+    given = ours("multistep", {"milestones": [10, 20], "gamma": 0.2}, **moving(updates))
+    theirs = {"sched": "multistep", "decay_milestones": later, "decay_rate": 0.2}
+    assert given == timms(0.25, epochs=30, updates=updates, **theirs)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "make"),
     [
-        ("step", {"every": 1, "gamma": 0.65}, lambda o: lr_scheduler.StepLR(o, 1, 0.65)),
         ("step", {"every": 7}, lambda o: lr_scheduler.StepLR(o, 7)),
         (
             "multistep",
@@ -193,12 +120,6 @@ def test_multistep_is_timms_with_milestones_one_later(updates):
         ),
         ("exponential", {"gamma": 0.8}, lambda o: lr_scheduler.ExponentialLR(o, 0.8)),
         ("poly", {"power": 0.9}, lambda o: lr_scheduler.PolynomialLR(o, 30, 0.9)),
-        (
-            "cosine",
-            {"min_lr": 1e-4},
-            lambda o: lr_scheduler.CosineAnnealingLR(o, 30, 1e-4),
-        ),
-        ("cosine", {"period": 2}, lambda o: lr_scheduler.CosineAnnealingLR(o, 2)),
         ("cosine", {"period": 10}, lambda o: lr_scheduler.CosineAnnealingLR(o, 10)),
         (
             "cosine",
@@ -212,40 +133,26 @@ def test_rates_are_torchs(name, options, make):
     assert ours(name, options) == pytest.approx(torchs(make, 0.25, 30), rel=1e-9, abs=1e-15)
 
 
-@pytest.mark.parametrize("total", [3, 7, 30])
-@pytest.mark.parametrize("pct", [0.0, 0.3, 0.5, 0.95])
+@pytest.mark.parametrize("total", [3, 30])
+@pytest.mark.parametrize("pct", [0.0, 0.3, 0.95])
 @pytest.mark.parametrize("anneal", ["cos", "linear"])
 def test_one_cycle_is_torchs(anneal, pct, total):
-    def make(made):
-        return lr_scheduler.OneCycleLR(
-            made,
-            0.25,
-            total,
-            pct_start=pct,
-            div_factor=10,
-            final_div_factor=100,
-            anneal_strategy=anneal,
-            cycle_momentum=False,
-        )
+    factors = {"pct_start": pct, "div_factor": 10, "final_div_factor": 100}
+    theirs = {**factors, "anneal_strategy": anneal, "cycle_momentum": False}
 
-    options = {"pct_start": pct, "div_factor": 10, "final_div_factor": 100, "anneal": anneal}
+    def make(made):
+        return lr_scheduler.OneCycleLR(made, 0.25, total, **theirs)
+
+    options = {**factors, "anneal": anneal}
     given = ours("one_cycle", options, epochs=total)
     assert given == pytest.approx(torchs(make, 0.25, total), rel=1e-12)
-
-
-@pytest.mark.parametrize("total", [1, 2, 3, 4])
-@pytest.mark.parametrize("pct", [0.0, 0.25, 0.5, 1.0])
-def test_one_cycle_of_few_steps_is_finite(pct, total):
-    rates = ours("one_cycle", {"pct_start": pct}, epochs=total, cooldown_epochs=1)
-    assert all(0 < rate <= 0.25 for rate in rates)
-
-
-# Plateau -----------------------------------------------------------------------------------------
+    rates = ours("one_cycle", {"pct_start": pct}, epochs=1, cooldown_epochs=1)
+    assert all(0 < rate <= 0.25 for rate in rates)  # of few steps, finite
 
 
 def histories():
     source = random.Random(0)
-    for mode, patience, cooldown in itertools.product(["max", "min"], [0, 1, 3], [0, 2]):
+    for mode, patience, cooldown in itertools.product(["max", "min"], [0, 3], [0, 2]):
         steps = [source.choice([-0.02, 0.0, 0.0, 1e-6, 0.01]) for _ in range(60)]
         yield mode, patience, cooldown, [0.5 + x for x in itertools.accumulate(steps)]
 
@@ -297,23 +204,12 @@ def test_plateau_skips_epochs_that_were_not_evaluated_and_rests_in_the_cool_down
     assert rate(8, flat[:8]) == rate(16, flat[:16]) == 0.125
 
 
-# All ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("unit", ["epoch", "step"])
 @pytest.mark.parametrize("warmup", ["overlap", "front"])
 @pytest.mark.parametrize("name", list(registry))
 def test_every_schedule_rises_runs_and_cools_down(name, warmup, unit):
-    run = {
-        "lr": 0.25,
-        "epochs": 10,
-        "steps_per_epoch": 4,
-        "unit": unit,
-        "warmup_epochs": 3,
-        "warmup_lr": 0.01,
-        "warmup": warmup,
-        "cooldown_epochs": 2,
-    }
+    run = {"epochs": 10, "steps_per_epoch": 4, "unit": unit, "warmup": warmup}
+    run |= {"warmup_epochs": 3, "warmup_lr": 0.01, "cooldown_epochs": 2}
     rates = ours(name, REQUIRED.get(name, {}), **run)
     assert len(rates) == 4 * (15 if warmup == "front" else 12)
     assert rates[0] == 0.01 and all(0 <= rate <= 0.25 for rate in rates)
@@ -337,12 +233,6 @@ def test_every_schedule_is_a_pure_function(name, unit):
     assert there == back[::-1]
 
 
-@pytest.mark.parametrize("name", list(registry))
-def test_epochs_and_steps_of_one_an_epoch_are_the_same(name):
-    options = REQUIRED.get(name, {})
-    assert ours(name, options, unit="epoch") == ours(name, options, unit="step")
-
-
 @pytest.mark.parametrize("name", ["step", "multistep", "exponential", "cosine"])
 def test_times_are_in_epochs_whatever_the_unit(name):
     options = {
@@ -362,39 +252,35 @@ def test_a_warm_up_longer_than_the_run_is_cut_as_timms_is():
     assert given == expected
 
 
-# Errors ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
         ("step", {"every": 0}, "every is 0"),
-        ("step", {"gamma": -0.1}, "factor is -0.1"),
         ("multistep", {"milestones": [1], "gamma": 0}, "factor is 0"),
-        ("exponential", {"gamma": 0.0}, "factor is 0.0"),
         ("cosine", {"min_lr": -1.0}, "min_lr is -1.0"),
         ("cosine", {"period": 0}, "period is 0"),
         ("poly", {"power": 0.0}, "power is 0.0"),
-        ("poly", {"min_lr": -1.0}, "min_lr is -1.0"),
         ("one_cycle", {"pct_start": 1.1}, "pct_start is 1.1"),
         ("one_cycle", {"div_factor": 0.0}, "factors above 0"),
         ("plateau", {"factor": 0.0}, "factor is 0.0"),
-        ("plateau", {"min_lr": -1.0}, "min_lr is -1.0"),
     ],
 )
-def test_bad_options_are_told_before_training(name, options, words):
+def test_bad_options_are_refused_before_training(name, options, words):
     bound = registry.build(name, **options)
     with pytest.raises(UserError, match=words):
         learning_rates(bound, lr=0.1, epochs=10, steps_per_epoch=1)
 
 
-@pytest.mark.parametrize("lr", [-0.1, float("inf"), float("nan")])
-def test_a_bad_lr_is_told(lr):
-    with pytest.raises(UserError, match="a finite number from 0 up"):
-        learning_rates(registry.build("constant"), lr=lr, epochs=1, steps_per_epoch=1)
-
-
-@pytest.mark.parametrize(("epochs", "steps"), [(0, 5), (5, 0)])
-def test_a_run_of_no_steps_is_told(epochs, steps):
-    with pytest.raises(UserError, match=f"{epochs} epochs of {steps} steps"):
-        learning_rates(registry.build("constant"), lr=0.1, epochs=epochs, steps_per_epoch=steps)
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ({"lr": float("inf")}, "a finite number from 0 up"),
+        ({"lr": -0.1}, "a finite number from 0 up"),
+        ({"epochs": 0}, "0 epochs of 5 steps"),
+        ({"steps_per_epoch": 0}, "5 epochs of 0 steps"),
+    ],
+)
+def test_a_bad_lr_and_a_run_of_no_steps_are_refused(run, words):
+    given = {"lr": 0.1, "epochs": 5, "steps_per_epoch": 5} | run
+    with pytest.raises(UserError, match=words):
+        learning_rates(registry.build("constant"), **given)

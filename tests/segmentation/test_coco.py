@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,6 @@ WIDTH, HEIGHT = 8, 6
 def box(left: int, top: int, right: int, bottom: int) -> list[float]:
     """A polygon that covers the pixels left … right - 1, top … bottom - 1."""
     return [left, top, right, top, right, bottom, left, bottom]
-
-
-# -- a data set ------------------------------------------------------------------------------------
 
 
 CATEGORIES = [{"id": 7, "name": "paper"}, {"id": 3, "name": "glass"}, {"id": 12, "name": "metal"}]
@@ -86,9 +82,10 @@ def said_of(root: Path, edit, split: str = "train", **options) -> str:
         ("order", ["33330000", "33330000", "33111111", "33122111", "00122111", "00111111"]),
     ],
 )
-@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
-def test_which_annotation_is_on_top(root: Path, overlap: str, rows: list[str], cache: str):
-    source = coco("train", root=str(root), overlap=overlap, cache=cache)
+def test_which_annotation_is_on_top(root: Path, overlap: str, rows: list[str]):
+    source = coco("train", root=str(root), overlap=overlap, cache="none")
+    assert len(pickle.dumps(source)) < 2000
+    source = pickle.loads(pickle.dumps(source))
     assert source.classes == (BACKGROUND, "paper", "glass", "metal") and source.dense
     image, mask = source[0]
     assert ["".join(map(str, row)) for row in mask.tolist()] == rows
@@ -96,7 +93,6 @@ def test_which_annotation_is_on_top(root: Path, overlap: str, rows: list[str], c
     assert image.tobytes() == Image.open(root / "batch_01" / "1.jpg").tobytes()
     assert not source[1][1].any(), "an image without annotations is all background"
     assert [source.key(0), source.key(1)] == ["batch_01/1.jpg", "batch_01/2.jpg"]
-    assert source.targets.tolist() == [0, 0]
 
 
 def test_where_things_are_found(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -113,23 +109,17 @@ def test_where_things_are_found(root: Path, monkeypatch: pytest.MonkeyPatch):
     assert after.key(0) == "batch_01/1.jpg", "as the file has it"
 
 
-def test_ids_may_be_text_and_unordered(root: Path):
+def test_ids_may_be_text_and_categories_in_another_order(root: Path):
     values = contents()
     for image in values["images"]:
         image["id"] = f"image {image['id']}"
     for annotation in values["annotations"]:
         annotation["image_id"] = f"image {annotation['image_id']}"
         del annotation["id"]
+    values["categories"] = values["categories"][::-1]
     put(root, "val.json", values)
     one, other = (coco(split, root=str(root)) for split in ("train", "test"))
     assert one.digest() == other.digest()
-
-
-def test_the_test_files_categories_may_stand_in_another_order(root: Path):
-    values = contents()
-    values["categories"] = values["categories"][::-1]
-    put(root, "val.json", values)
-    assert coco("test", root=str(root)).digest() == coco("train", root=str(root)).digest()
 
 
 @pytest.mark.parametrize("absent", [(), ("annotations",), ("annotations", "categories")])
@@ -163,13 +153,6 @@ def test_the_digest_sees_what_is_drawn(root: Path):
     assert len({*same, *others}) == 5
 
 
-def test_it_travels_cheaply(root: Path):
-    source = coco("train", root=str(root), cache="none")
-    sent = pickle.dumps(source)
-    assert len(sent) < 2000
-    np.testing.assert_array_equal(pickle.loads(sent)[0][1], source[0][1])
-
-
 # -- faults ----------------------------------------------------------------------------------------
 
 
@@ -186,9 +169,6 @@ image, annotation = first("images"), first("annotations")
     [
         (lambda v: v.clear(), "train.json: images: Field required. A COCO file has images"),
         (lambda v: v["images"][1].pop("file_name"), "train.json: images.1.file_name: Field requ"),
-        (lambda v: v["images"][1].pop("width"), "images.1.width: Field required"),
-        (lambda v: v["annotations"][2].pop("image_id"), "annotations.2.image_id"),
-        (lambda v: v["annotations"][2].pop("segmentation"), "annotations.2.segmentation"),
         (lambda v: v["categories"].clear(), "train.json: no categories, which say what there is"),
         (image(height=0), "images.0.height: Input should be greater than or equal to 1"),
         (image(width=10**7, height=10**7), "has 10000000x10000000 pixels; at most 64,000,000"),
@@ -196,13 +176,10 @@ image, annotation = first("images"), first("annotations")
         (image(file_name="batch_01/2.jpg"), 'two images of the file_name "batch_01/2.jpg"'),
         (image(file_name="batch_01/9.jpg"), "batch_01/9.jpg, which"),
         (image(file_name="../9.jpg"), "leads outside"),
-        (image(file_name="/etc/passwd"), "leads outside"),
         (annotation(image_id=9), "annotation 1: no image has the id 9. Correct its image_id or"),
         (annotation(image_id="0"), 'no image has the id "0", but one has 0 (text is not a number)'),
         (annotation(category_id=1), "annotation 1: no category has the id 1. Correct its cat"),
-        (annotation(category_id="7"), 'no category has the id "7", but one has 7'),
         (annotation(segmentation=[[1, 2, 3, 4]]), "annotation 1: a polygon has 4 numbers; at leas"),
-        (annotation(segmentation=[[1, 2, 3, 4]]), "Correct or remove it."),
         (annotation(id=None, segmentation=[]), "train.json: annotation 0: its segmentation is []"),
         (lambda v: v.update(categories=CATEGORIES[:1] * 2), "two categories of the id 7"),
         (
@@ -244,14 +221,12 @@ def test_a_image_of_another_size_than_the_file_says(root: Path):
 def test_files_that_are_not_there_or_no_json(root: Path):
     with pytest.raises(UserError, match="coco: no .*none.json; `root` names the folder"):
         coco("train", root=str(root), train="none.json")
-    with pytest.raises(UserError, match="coco: no .*; `root` names the folder"):
-        coco("train", root="nowhere at all")
     with pytest.raises(UserError, match="cannot read"):
         coco("train", root=str(root), train=".")
     with pytest.raises(UserError, match=r"1 of 2 are missing\); `test_images` is the folder"):
         (root / "batch_01" / "2.jpg").unlink()
         coco("test", root=str(root))
-    for content in (b"", b"[1, 2]", b"\xff\xfe", b"[" * 100_000, b'{"images": '):
+    for content in (b"", b"[1, 2]", b"\xff\xfe", b"[" * 100_000):
         (root / "train.json").write_bytes(content)
         with pytest.raises(UserError, match="train.json: .*A COCO file has images"):
             coco("train", root=str(root))
@@ -269,9 +244,9 @@ def test_a_link_that_leads_outside(root: Path):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("split, images", [("train", 570), ("test", 143)])
-def test_trashcan_as_pycocotools_reads_it(split: str, images: int):
-    folder = Path(os.environ.get("VISION_TUTORIAL_DATA", "")) / "trashcan"
-    if not os.environ.get("VISION_TUTORIAL_DATA") or not folder.is_dir():
+def test_trashcan_as_pycocotools_reads_it(data_root: Path, split: str, images: int):
+    folder = data_root / "trashcan"
+    if not folder.is_dir():
         pytest.skip("no trashcan here")
     reader = pytest.importorskip("pycocotools.coco")
     source = coco(split, root="trashcan")

@@ -1,7 +1,6 @@
-"""The dense CRF against exact sums over all pairs, a lattice written as loops, and pydensecrf2.
+"""The dense CRF against exact sums over all pairs, and its lattice against one written as loops.
 
-pydensecrf2 is compared where it is there: `uv pip install --no-deps pydensecrf2==1.1` (built from
-source: a C++ compiler, Python 3.11 or 3.12).
+benchmarks/crf.py compares it with pydensecrf2.
 """
 
 import numpy as np
@@ -9,17 +8,11 @@ import pytest
 import torch
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.registry import refiners
 from vision_tutorial.segmentation.refine import dense_crf
 from vision_tutorial.segmentation.refine.permutohedral import lattice
 
 DEEPLAB = {}  # the defaults
-WIDE = {
-    "gaussian_xy": 3.0,
-    "bilateral_weight": 10.0,
-    "bilateral_xy": 80.0,
-    "bilateral_rgb": 13.0,
-}
+WIDE = {"gaussian_xy": 3.0, "bilateral_weight": 10.0, "bilateral_xy": 80.0, "bilateral_rgb": 13.0}
 NARROW = {"gaussian_xy": 2.0, "bilateral_xy": 5.0, "bilateral_rgb": 40.0}
 
 
@@ -45,27 +38,17 @@ def agreement(found, wanted):
     return (found.argmax(0) == wanted.argmax(0)).mean()
 
 
-# Oracles ------------------------------------------------------------------------------------------
-
-
-def exact(
-    image,
-    probabilities,
-    *,
-    iterations=10,
-    gaussian_weight=3.0,
-    gaussian_xy=1.0,
-    bilateral_weight=4.0,
-    bilateral_xy=67.0,
-    bilateral_rgb=3.0,
-):
+def exact(image, probabilities, **options):
     """Mean field with the kernels as whole matrices, in float64."""
+    o = {"gaussian_weight": 3, "gaussian_xy": 1, "bilateral_weight": 4, "bilateral_xy": 67}
+    o |= {"bilateral_rgb": 3, "iterations": 10, **options}
     classes, height, width = probabilities.shape
     pixels = [(x, y, *image[y, x]) for y in range(height) for x in range(width)]
     place, colour = np.array(pixels, float)[:, :2], np.array(pixels, float)[:, 2:]
-    both = np.hstack([place / bilateral_xy, colour / bilateral_rgb])
+    both = np.hstack([place / o["bilateral_xy"], colour / o["bilateral_rgb"]])
+    near = place / o["gaussian_xy"]
     coupling = 0
-    for weight, points in ((gaussian_weight, place / gaussian_xy), (bilateral_weight, both)):
+    for weight, points in ((o["gaussian_weight"], near), (o["bilateral_weight"], both)):
         squares = (points**2).sum(1)
         kernel = np.exp(points @ points.T - squares / 2 - squares[:, None] / 2)
         degree = kernel.sum(1)
@@ -77,7 +60,7 @@ def exact(
         return powers / powers.sum(0)
 
     found = softmax(unary)
-    for _ in range(iterations):
+    for _ in range(o["iterations"]):
         found = softmax(unary + found @ coupling)
     return found.reshape(probabilities.shape)
 
@@ -117,21 +100,14 @@ def filtered_by_loops(features, values):
     for axis in range(d + 1):
         step = np.ones(d + 1, int)
         step[axis] = -d
-        held = {
-            vertex: value
-            + (held.get(tuple(vertex + step), 0) + held.get(tuple(vertex - step), 0)) / 2
-            for vertex, value in held.items()
-        }
-    return np.array(
-        [
-            sum(part * held[vertex] for vertex, part in zip(simplex, share, strict=True))
-            for simplex, share in zip(vertices, shares, strict=True)
-        ]
-    )
+        at = held.get
+        held = {v: h + (at((*(v + step),), 0) + at((*(v - step),), 0)) / 2 for v, h in held.items()}
+    pairs = zip(vertices, shares, strict=True)
+    return np.array([sum(s * held[v] for v, s in zip(*pair, strict=True)) for pair in pairs])
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 5])
-@pytest.mark.parametrize("spread", [0.3, 3.0, 40.0])
+@pytest.mark.parametrize("d", [1, 2, 5])
+@pytest.mark.parametrize("spread", [0.3, 40.0])
 def test_the_lattice_equals_its_definition_in_loops(d, spread):
     rng = np.random.default_rng(d)
     features = rng.normal(0, spread, (d, 60))
@@ -141,19 +117,6 @@ def test_the_lattice_equals_its_definition_in_loops(d, spread):
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_the_lattice_is_a_gaussian():
-    """In the plane: response at distance r beside exp(-r²/2), once the constant is divided out."""
-    line = torch.linspace(-4, 4, 33)
-    points = torch.cartesian_prod(line, line).T
-    middle = torch.zeros(points.shape[1], 1)
-    middle[points.square().sum(0) == 0] = 1
-    response = lattice(points).filter(middle).squeeze(1)
-    wanted = (-points.square().sum(0) / 2).exp()
-    assert (response / response.sum() - wanted / wanted.sum()).abs().sum() < 0.25
-    variance = (response * points.square()).sum(1) / response.sum()
-    torch.testing.assert_close(variance, torch.ones(2), rtol=0.2, atol=0)
-
-
 # The lattice approximates, and mean field may then end on the other side of a tie: the share of
 # pixels that get the same class, and the mean distance of the probabilities, for each setting.
 @pytest.mark.parametrize(
@@ -161,46 +124,13 @@ def test_the_lattice_is_a_gaussian():
     [(DEEPLAB, 0.98, 0.01), (WIDE, 0.995, 0.001), (NARROW, 0.985, 0.006)],
     ids=["deeplab", "wide", "narrow"],
 )
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_mean_field_is_near_the_exact_one(options, least, most, seed):
     image, probabilities, _ = example(seed=seed)
     found, wanted = crf(image, probabilities, **options), exact(image, probabilities, **options)
     assert agreement(found, wanted) >= least
     assert abs(found - wanted).mean() <= most
     assert agreement(probabilities.numpy(), wanted) < 0.8  # there was much to do
-
-
-@pytest.mark.parametrize("options", [DEEPLAB, WIDE, NARROW], ids=["deeplab", "wide", "narrow"])
-@pytest.mark.parametrize("size", [(40, 36), (97, 64), (1, 30)], ids=str)
-def test_pydensecrf2_gives_the_same(options, size):
-    densecrf = pytest.importorskip("pydensecrf.densecrf")
-    image, probabilities, _ = example(*size)
-    settings = {"gaussian_xy": 1.0, "bilateral_weight": 4.0, "bilateral_xy": 67.0}
-    settings |= {"bilateral_rgb": 3.0} | options
-    model = densecrf.DenseCRF2D(size[1], size[0], len(probabilities))
-    unary = -probabilities.clamp(min=1e-5).log().flatten(1).numpy()
-    model.setUnaryEnergy(np.ascontiguousarray(unary))
-    model.addPairwiseGaussian(sxy=settings["gaussian_xy"], compat=3.0)
-    model.addPairwiseBilateral(
-        sxy=settings["bilateral_xy"],
-        srgb=settings["bilateral_rgb"],
-        rgbim=image,
-        compat=settings["bilateral_weight"],
-    )
-    wanted = np.array(model.inference(10)).reshape(probabilities.shape)
-    found = crf(image, probabilities, **options)
-    assert agreement(found, wanted) == 1
-    np.testing.assert_allclose(found, wanted, atol=1e-3)
-
-
-# What must hold whatever the numbers --------------------------------------------------------------
-
-
-def test_it_finds_the_edges():
-    image, probabilities, truth = example()
-    wanted = np.eye(4)[truth].transpose(2, 0, 1)
-    assert agreement(probabilities.numpy(), wanted) < 0.75
-    assert agreement(crf(image, probabilities, **WIDE), wanted) > 0.99
 
 
 @pytest.mark.parametrize(
@@ -222,33 +152,17 @@ def test_each_kernel_alone_is_near_the_exact_one(alone):
     assert agreement(found, wanted) > 0.97
 
 
-def test_permuting_classes_commutes():
-    image, probabilities, _ = example()
-    order = torch.tensor([2, 0, 3, 1])
-    found = dense_crf(image, probabilities)[order]
-    torch.testing.assert_close(dense_crf(image, probabilities[order]), found, rtol=0, atol=1e-5)
-
-
 def test_probabilities_stay_probabilities_and_equal_calls_give_equal_bits():
     image, probabilities, _ = example()
     before = probabilities.clone()
     found = dense_crf(image, probabilities)
     assert found.dtype == torch.float32 and found.shape == probabilities.shape
-    assert (found >= 0).all()
     torch.testing.assert_close(found.sum(0), torch.ones(40, 36))
     assert torch.equal(found, dense_crf(image, probabilities))
     assert torch.equal(probabilities, before)
 
 
-def test_where_nothing_tells_classes_apart_nothing_changes():
-    image = np.full((20, 30, 3), 128, np.uint8)
-    even = torch.full((4, 20, 30), 0.25)
-    torch.testing.assert_close(dense_crf(image, even), even)
-    leaning = torch.tensor([0.4, 0.3, 0.2, 0.1]).view(4, 1, 1).expand(4, 20, 30)
-    assert (dense_crf(image, leaning).argmax(0) == 0).all()
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7)])
 def test_tiny_images(size):
     image, probabilities, _ = example(*size)
     assert agreement(crf(image, probabilities), exact(image, probabilities)) == 1
@@ -272,73 +186,29 @@ def test_a_gpu_gives_the_same():
     torch.testing.assert_close(found.cpu(), dense_crf(image, probabilities), rtol=0, atol=1e-3)
 
 
-def test_it_is_on_the_shelf():
-    image, probabilities, _ = example()
-    refine = refiners.build("dense_crf", iterations=2)
-    assert torch.equal(refine(image, probabilities), dense_crf(image, probabilities, iterations=2))
-
-
-# Errors -------------------------------------------------------------------------------------------
-
-PICTURE, PROBABILITIES = np.zeros((4, 5, 3), np.uint8), torch.full((2, 4, 5), 0.5)
+IMAGE, PROBABILITIES = np.zeros((4, 5, 3), np.uint8), torch.full((2, 4, 5), 0.5)
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "probabilities", "options", "words"),
     [
-        (PICTURE.astype(np.float32), "float32, (4, 5, 3); it needs the uint8 RGB pixels"),
-        (torch.zeros(4, 5, 3), "torch.float32"),
-        (None, "NoneType"),
-        (PICTURE.transpose(2, 0, 1), "the probabilities are for (4, 5)"),
-        (PICTURE[:3], "(3, 5, 3)"),
-        (PICTURE[..., 0], "(4, 5) and the probabilities"),
+        (IMAGE.astype(np.float32), PROBABILITIES, {}, "it needs the uint8 RGB pixels"),
+        (None, PROBABILITIES, {}, "NoneType"),
+        (IMAGE.transpose(2, 0, 1), PROBABILITIES, {}, "the probabilities are for (4, 5)"),
+        (IMAGE, PROBABILITIES[0], {}, "shape (4, 5)"),
+        (IMAGE, PROBABILITIES.long(), {}, "torch.int64"),
+        (IMAGE, PROBABILITIES[:0], {}, "shape (0, 4, 5)"),
+        (IMAGE, PROBABILITIES * 5, {}, "Take the softmax"),
+        (IMAGE, PROBABILITIES * np.nan, {}, "from nan"),
+        (IMAGE, PROBABILITIES, {"iterations": -1}, "iterations is -1; a number"),
+        (IMAGE, PROBABILITIES, {"bilateral_weight": np.nan}, "bilateral_weight is nan; a number"),
+        (IMAGE, PROBABILITIES, {"gaussian_xy": 0.0}, "gaussian_xy is 0.0; a number above 0"),
+        (IMAGE, PROBABILITIES, {"bilateral_xy": np.inf}, "bilateral_xy is inf; a number"),
+        (*example()[:2], {"gaussian_xy": 1e-6}, "standard deviations"),
+        (*example()[:2], {"bilateral_rgb": 1e-320}, "standard deviations"),
     ],
 )
-def test_other_images_are_refused(image, said):
+def test_what_does_not_fit_is_refused(image, probabilities, options, words):
     with pytest.raises(UserError) as error:
-        dense_crf(image, PROBABILITIES)
-    assert said in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "said"),
-    [
-        (PROBABILITIES[0], "shape (4, 5)"),
-        (PROBABILITIES[None], "shape (1, 2, 4, 5)"),
-        (PROBABILITIES.long(), "torch.int64"),
-        (PROBABILITIES[:0], "shape (0, 4, 5)"),
-        (PROBABILITIES * 5, "Take the softmax"),
-        (-PROBABILITIES, "from -0.5"),
-        (PROBABILITIES * np.nan, "from nan"),
-    ],
-)
-def test_what_is_no_probabilities_is_refused(probabilities, said):
-    with pytest.raises(UserError) as error:
-        dense_crf(PICTURE, probabilities)
-    assert said in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"iterations": -1},
-        {"gaussian_weight": -1.0},
-        {"bilateral_weight": float("nan")},
-        {"gaussian_xy": 0.0},
-        {"bilateral_rgb": -3.0},
-        {"bilateral_xy": float("inf")},
-    ],
-)
-def test_impossible_options_are_refused(options):
-    ((option, value),) = options.items()
-    with pytest.raises(UserError, match=f"{option} is {value}; a number"):
-        dense_crf(PICTURE, PROBABILITIES, **options)
-
-
-@pytest.mark.parametrize(
-    "options", [{"gaussian_xy": 1e-6}, {"bilateral_rgb": 1e-3}, {"bilateral_rgb": 1e-320}]
-)
-def test_bandwidths_too_small_for_the_lattice_are_refused(options):
-    image, probabilities, _ = example()
-    with pytest.raises(UserError, match="standard deviations"):
         dense_crf(image, probabilities, **options)
+    assert words in str(error.value) and "\n" not in str(error.value)

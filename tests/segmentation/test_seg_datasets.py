@@ -15,7 +15,7 @@ from PIL import Image
 from vision_tutorial.core import arrays
 from vision_tutorial.core.errors import StorageError, UserError
 from vision_tutorial.core.registry import datasets
-from vision_tutorial.core.sources import ArraySource, FileSource, Source, Subset, hold_out
+from vision_tutorial.core.sources import ArraySource, Source, Subset, hold_out
 from vision_tutorial.data import shapes  # noqa: F401  (fills the registry)
 from vision_tutorial.segmentation import decoding
 from vision_tutorial.segmentation.datasets import (
@@ -85,7 +85,7 @@ def street(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_camvid(street: Path):
+def test_camvid(street: Path, monkeypatch: pytest.MonkeyPatch):
     for split, options, names in (
         ("train", {}, ["train"] * 5),
         ("test", {}, ["val"] * 3),
@@ -95,45 +95,32 @@ def test_camvid(street: Path):
         source = camvid(split, root=str(street), **options)
         assert source.dense and source.classes == CAMVID and len(CAMVID) == 11
         assert [source.key(i).partition("_")[0] for i in range(len(source))] == names
-        assert source.targets.tolist() == [0] * len(names) and source.targets.dtype == np.int64
+        assert source.targets.tolist() == [0] * len(names)
         for index, name in enumerate(names):
             folder = street / "camvid" / name
             image, mask = source[index]
             assert image.tobytes() == Image.open(folder / source.key(index)).tobytes()
             stored = np.asarray(Image.open(f"{folder}_masks/{source.key(index)}"))
             np.testing.assert_array_equal(mask, np.where(stored == 11, 255, stored))
-    rest, held = hold_out(camvid("train", root=str(street)), 0.4, 0)
-    assert (len(rest), len(held)) == (3, 2) and held.dense
-
-
-def test_camvid_as_segnet_lays_it_out(street: Path, monkeypatch: pytest.MonkeyPatch):
     before = camvid("train", root=str(street))
-    (street / "camvid" / "train_masks").rename(street / "camvid" / "trainannot")
+    rest, held = hold_out(before, 0.4, 0)
+    assert (len(rest), len(held)) == (3, 2) and held.dense
+    (street / "camvid" / "train_masks").rename(street / "camvid" / "trainannot")  # as SegNet's
     monkeypatch.setenv("VISION_TUTORIAL_DATA", str(street))
     same(camvid("train"), before)
+    monkeypatch.setenv("VISION_TUTORIAL_DATA", "/nowhere")
+    said = refused(camvid)
+    assert "no folder /nowhere/camvid/train; it is not downloaded: copy the set to" in said
+    assert "no split called 'val'" in refused(camvid, "val")
 
 
-def test_camvid_that_is_not_there(tmp_path: Path):
-    said = refused(camvid, root=str(tmp_path))
-    assert f"no folder {tmp_path}/camvid/train; it is not downloaded: copy the set to" in said
-    assert "VISION_TUTORIAL_DATA" in said
-    assert "no split called 'val'" in refused(camvid, "val", root=str(tmp_path))
-
-
-def real(name: str) -> Path:
-    folder = Path(os.environ.get("VISION_TUTORIAL_DATA", "")) / name
-    if not os.environ.get("VISION_TUTORIAL_DATA") or not folder.is_dir():
-        pytest.skip(f"no {name} here")
-    return folder
-
-
-def test_the_real_camvid():
-    root = str(real("camvid").parent)
+def test_the_real_camvid(data_root: Path):
+    if not (data_root / "camvid").is_dir():
+        pytest.skip("no camvid here")
+    root = str(data_root)
     splits = [("train", {}), ("test", {}), ("test", {"test": "test"})]
     sources = [camvid(s, root=root, cache="none", **options) for s, options in splits]
     assert [len(source) for source in sources] == [367, 101, 233]
-    names = {source.key(i) for source in sources for i in range(len(source))}
-    assert len(names) == 701
     counts = np.zeros(256, np.int64)
     for index in range(367):
         counts += np.bincount(sources[0].masks[index].ravel(), minlength=256)
@@ -209,13 +196,9 @@ def test_mask_folder(pets: Path, monkeypatch: pytest.MonkeyPatch):
     assert mask_folder("test", root=str(pets)).classes == ("ground", "cat", "dog")
     given = mask_folder("train", root=str(pets), classes=["x", "y"], void=2)
     assert given.classes == ("x", "y") and set(np.unique(given[0][1])) == {0, 1, 255}
-    assert mask_folder("train", root=str(pets), classes=["x"] * 0, void=2).classes[0] == "ground"
     monkeypatch.setenv("VISION_TUTORIAL_DATA", str(pets.parent))
-    same(mask_folder("train", root=pets.name), mask_folder("train", root=str(pets)))
-
-
-def test_other_names_of_folders(pets: Path):
     before = mask_folder("test", root=str(pets))
+    same(mask_folder("test", root=pets.name), before)
     (pets / "labels").mkdir()
     (pets / "val").rename(pets / "validation")
     (pets / "val_masks").rename(pets / "labels" / "val")
@@ -229,7 +212,6 @@ def test_what_a_mask_folder_refuses(pets: Path):
     def said(split: str = "train", **options) -> str:
         return refused(mask_folder, split, root=str(pets), **options)
 
-    assert f"no folder {pets}/nowhere" in said(train="nowhere")
     assert "two classes called 'x'" in said(classes=["x", "y", "x"])
     assert "class id 2 in" in said(classes=["x", "y"])
     many = [str(i) for i in range(256)]
@@ -239,7 +221,6 @@ def test_what_a_mask_folder_refuses(pets: Path):
     (pets / "classes.txt").unlink()
     (pets / "train_masks" / "deep" / "a.png").unlink()
     assert f"no mask {pets}/train_masks/deep/a.png (1 of 3 images" in said()
-    (pets / "val" / "a.png").write_bytes(b"no image")
     (pets / "train_masks" / "deep" / "a.png").write_bytes(b"no image")
     assert "train_masks/deep/a.png: not a readable image" in said()
     (pets / "empty").mkdir()
@@ -276,7 +257,6 @@ def test_every_cache_gives_the_same(pets: Path, cache: Path):
         same(found, plain)
         same(pickle.loads(pickle.dumps(found)), plain)
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
-    assert len(pickle.dumps(plain)) < 2000
     assert len(pickle.dumps(mask_folder("train", root=str(pets), cache="disk"))) < 2000
 
 
@@ -358,13 +338,13 @@ def guessed(pets: Path) -> Path:
     return folder
 
 
-def mixed(pets: Path, split: str = "train", **options) -> Source:
+def mixed(split: str, pets: Path, **options) -> Source:
     given = {"dataset": "mask_folder", "options": {"root": str(pets)}}
     return with_pseudo_labels(split, **{**given, "folder": str(pets / "guessed"), **options})
 
 
 def test_pseudo_labels_beside_a_labelled_set(pets: Path, guessed: Path):
-    source = mixed(pets)
+    source = mixed("train", pets)
     assert isinstance(source, ArraySource) and source.classes == ("0", "1", "2") and source.dense
     names = ["a.png", "b.png", "deep/a.png", "p.png", "q.png"]
     assert [source.key(i) for i in range(len(source))] == names
@@ -373,38 +353,25 @@ def test_pseudo_labels_beside_a_labelled_set(pets: Path, guessed: Path):
         np.testing.assert_array_equal(source[index][1], labelled[index][1])
     stored = Image.open(guessed / "masks" / "q.png")
     np.testing.assert_array_equal(source[4][1], np.asarray(stored))
-    same(mixed(pets, cache="none"), source)
-    same(mixed(pets, cache="disk"), source)
-    same(mixed(pets, "test"), mask_folder("test", root=str(pets)))
+    same(mixed("train", pets, cache="none"), source)
+    same(mixed("train", pets, cache="disk"), source)
+    same(mixed("test", pets), mask_folder("test", root=str(pets)))
 
 
 def test_pseudo_labels_of_another_size_stay_files(pets: Path, guessed: Path):
     drawn(guessed / "images", guessed / "masks", "r.png", [0, 1], size=(9, 3))
-    source = mixed(pets)
+    source = mixed("train", pets)
     assert isinstance(source, Subset) and len(source) == 6 and source.dense
     assert source[5][1].shape == (3, 9) and source[0][1].shape == (4, 6)
-    assert source.digest() == pickle.loads(pickle.dumps(source)).digest()
 
 
-def test_pseudo_labels_beside_images_in_memory(guessed: Path):
-    shape = {"size": 16, "train": 20, "test": 10, "masks": True}
-    (guessed / "ledger.json").write_text("{}")
-    made = with_pseudo_labels("train", dataset="shapes", options=shape, folder=str(guessed))
-    assert len(made) == 22 and made[0][1].shape == (16, 16) and made[21][1].shape == (4, 6)
-    assert made.targets.tolist()[:3] == [1, 2, 3]
-
-
-@given(
-    st.integers(1, 60),
-    st.integers(1, 60),
-    st.none() | st.floats(0, 0.95),
-    st.integers(0, 5),
-)
-@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.none() | st.floats(0, 0.95), st.integers(0, 5))
+@settings(max_examples=100, deadline=None)
 def test_the_share_of_pseudo_labels(labelled: int, extra: int, ratio: float | None, seed: int):
     rows = shared_rows(labelled, extra, ratio, seed)
     assert rows.dtype == np.int64
     assert (rows == shared_rows(labelled, extra, ratio, seed)).all()
+    assert (shared_rows(10, 40, 0.5, 0) != shared_rows(10, 40, 0.5, 1)).any(), "the seed chooses"
     assert rows[:labelled].tolist() == list(range(labelled)), "each labelled image, once"
     counts = np.bincount(rows[labelled:] - labelled, minlength=extra)
     assert len(counts) == extra and np.ptp(counts) <= 1
@@ -415,45 +382,27 @@ def test_the_share_of_pseudo_labels(labelled: int, extra: int, ratio: float | No
         assert abs(counts.sum() - wanted) <= 0.5 + 1e-9
 
 
-def test_the_seed_says_which_pseudo_labels():
-    one, other = (shared_rows(10, 40, 0.5, seed) for seed in (0, 1))
-    assert len(one) == 20 and one.tolist() != other.tolist()
-
-
 def test_what_pseudo_labels_refuse(pets: Path, guessed: Path):
     def said(**options) -> str:
-        with pytest.raises(UserError) as caught:
-            mixed(pets, **options)
-        return str(caught.value)
+        return refused(mixed, pets=pets, **options)
 
     assert "no dataset called 'mask_foldr'; did you mean 'mask_folder'?" in said(
         dataset="mask_foldr"
     )
     assert "'mask_folder' needs a value for 'root'" in said(options=None)
-    assert "no option of 'mask_folder' called 'rot'" in said(options={"root": "x", "rot": 1})
     assert "shapes has no masks" in said(dataset="shapes", options={"train": 20})
     assert "ratio is 1; a share from 0 to below 1" in said(ratio=1.0)
     (guessed / "ledger.json").write_text('{"classes": ["0", "1", "cat"]}')
     assert 'are for the classes ["0", "1", "cat"]' in said()
-    (guessed / "ledger.json").write_text("{")
-    assert "ledger.json" in said()
     (guessed / "ledger.json").unlink()
     assert "ledger.json; name a folder that pseudo-labelling wrote" in said()
 
 
-def test_an_entry_of_a_students_own(guessed: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pseudo_labels_beside_a_students_own_set(guessed: Path, monkeypatch: pytest.MonkeyPatch):
     def mine(split: str) -> Source:
         return shapes.shapes(split, size=16, train=20, test=10, masks=True)
 
     monkeypatch.setitem(datasets.entries, "mine", mine)
     (guessed / "ledger.json").write_text("{}")
-    assert len(with_pseudo_labels("train", dataset="mine", folder=str(guessed))) == 22
-
-
-def test_a_set_without_masks_packs_as_before(tmp_path: Path):
-    path = tmp_path / "a.png"
-    Image.new("RGB", (3, 2)).save(path)
-    source = FileSource("plain", [path], np.zeros(1, np.int64), ("x",))
-    arrays.write(tmp_path / "set", "plain", {"train": source})
-    found = arrays.load(tmp_path / "set", "train")
-    assert not found.dense and found.masks is None
+    made = with_pseudo_labels("train", dataset="mine", folder=str(guessed))
+    assert len(made) == 22 and made[0][1].shape == (16, 16) and made[21][1].shape == (4, 6)

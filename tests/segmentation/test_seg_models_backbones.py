@@ -25,16 +25,11 @@ model:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path):
-    """A recipe with the given model, loaded."""
-
-    def recipe(model: str):
-        path = tmp_path / "recipe.yaml"
-        path.write_text(RECIPE.rstrip() + f" {model}\n")
-        return load(path).recipe
-
-    return recipe
+def recipe_file(tmp_path, model: str):
+    """A recipe with the given model."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.rstrip() + f" {model}\n")
+    return path
 
 
 # -- output strides --------------------------------------------------------------------------------
@@ -44,15 +39,7 @@ def recipe(tmp_path):
 @pytest.mark.parametrize("stride", [8, 16, 32])
 @pytest.mark.parametrize(
     "name",
-    [
-        "test_resnet",
-        "test_efficientnet",
-        "test_convnext",
-        "resnet50",
-        "tf_efficientnet_b3.ns_jft_in1k",
-        "vgg16",
-        "vgg16_bn",
-    ],
+    ["test_efficientnet", "test_convnext", "resnet50", "vgg16_bn"],
 )
 def test_features_have_the_strides_and_channels_they_say(name, stride):
     with torch.device("meta"):
@@ -66,11 +53,10 @@ def test_features_have_the_strides_and_channels_they_say(name, stride):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
-def test_vgg_with_holes_is_vgg_at_every_other_pixel(name):
+def test_vgg_with_holes_is_vgg_at_every_other_pixel():
     """Up to the last pool, wider convolutions give, among others, what the stride gave."""
     torch.manual_seed(0)
-    dense, strided = (encoder(name, output_stride=s).eval() for s in (8, 32))
+    dense, strided = (encoder("vgg11", output_stride=s).eval() for s in (8, 32))
     strided.load_state_dict(dense.state_dict())
     for module in strided.modules():
         if isinstance(module, nn.MaxPool2d):
@@ -102,12 +88,8 @@ def test_features_that_timm_gives_channels_last_are_turned():
     with torch.device("meta"):
         network = encoder("swin_tiny_patch4_window7_224")
         features = network(torch.zeros(1, 3, 224, 224))
-    assert [f.shape[1:] for f in features] == [
-        (96, 56, 56),
-        (192, 28, 28),
-        (384, 14, 14),
-        (768, 7, 7),
-    ]
+    sizes = [(96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7)]
+    assert [f.shape[1:] for f in features] == sizes
 
 
 def test_a_backbone_without_the_wanted_features_says_so():
@@ -126,31 +108,20 @@ def test_a_backbone_without_the_wanted_features_says_so():
 def classifier_file(name: str, path, **options) -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
     state = timm.create_model(name, **options).state_dict()
-    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
+    save_file(state, path)
     return state
 
 
-@pytest.mark.parametrize(
-    ("name", "first", "renamed"),
-    [
-        ("test_resnet", "conv1.0.weight", "conv1.0.weight"),
-        ("test_efficientnet", "conv_stem.weight", "conv_stem.weight"),
-        ("test_convnext", "stages.3.blocks.0.conv_dw.weight", "stages_3.blocks.0.conv_dw.weight"),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_classifiers_file_starts_the_backbone(tmp_path, name, first, renamed, suffix):
-    path = tmp_path / f"weights{suffix}"
-    state = classifier_file(name, path, num_classes=12)
-    network = unet(3, backbone=name, pretrained=str(path))
-    assert torch.equal(network.encoder.net.state_dict()[renamed], state[first])
-    images = torch.randn(1, 3, 64, 64)
-    whole = timm.create_model(name, num_classes=12, features_only=True)
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext"])
+def test_a_classifiers_file_starts_the_backbone(tmp_path, name):
+    path = tmp_path / "weights.safetensors"
     theirs = timm.create_model(name, num_classes=12)
-    theirs.load_state_dict(state)
+    theirs.load_state_dict(classifier_file(name, path, num_classes=12))
+    network = unet(3, backbone=name, pretrained=str(path)).eval()
+    images = torch.randn(1, 3, 64, 64)
     last = theirs.eval().forward_intermediates(images, intermediates_only=True)[-1]
-    assert whole.feature_info.channels()[-1] == last.shape[1]
-    torch.testing.assert_close(network.encoder.eval()(images)[-1], last)
+    torch.testing.assert_close(network.encoder(images)[-1], last)
 
 
 def test_a_file_changes_the_backbone_alone(tmp_path):
@@ -166,24 +137,13 @@ def test_a_file_changes_the_backbone_alone(tmp_path):
     assert changed and all(key.startswith("encoder.net.") for key in changed)
 
 
-def refused(path, name="test_resnet") -> str:
-    with pytest.raises(UserError) as caught:
-        unet(3, backbone=name, pretrained=str(path))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_files_of_other_networks_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     state = classifier_file("test_resnet", path)
-    assert "lacks" in refused(path, "test_efficientnet")
-    save_file({**state, "extra": torch.zeros(1)}, path)
-    assert "unknown to the model, extra (1 in all)" in refused(path)
-    save_file({**state, "conv1.0.weight": torch.zeros(3)}, path)
-    assert "in another shape conv1.0.weight (1 in all)" in refused(path)
+    with pytest.raises(UserError, match="lacks"):
+        unet(3, backbone="test_efficientnet", pretrained=str(path))
     save_file({k: v for k, v in state.items() if not k.startswith("fc.")}, path)
     unet(3, backbone="test_resnet", pretrained=str(path))  # a backbone needs no classifier
-    assert "pretrained: no file" in refused(tmp_path / "none.pt")
 
 
 def test_offline_without_a_cache_gives_one_line(tmp_path, monkeypatch):
@@ -198,59 +158,19 @@ def test_offline_without_a_cache_gives_one_line(tmp_path, monkeypatch):
         encoder("test_resnet.r160_in1k", pretrained=True)
 
 
-def test_build_replaces_weights_by_random_ones_on_request(recipe):
-    given = recipe("{unet: {backbone: test_resnet, pretrained: /nowhere.pt}}")
+def test_build_replaces_weights_by_random_ones_on_request(tmp_path):
+    path = recipe_file(tmp_path, "{unet: {backbone: test_resnet, pretrained: /nowhere.pt}}")
+    given = load(path).recipe
     network = build.model(given, 3, weights=False)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3, 32, 32)
     with pytest.raises(UserError, match="no file /nowhere.pt"):
         build.model(given, 3)
 
 
-# -- recipes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        "unet",
-        "{deeplabv1: {pretrained: true}}",
-        "{deeplabv2: {backbone: vgg16, field_of_view: small}}",
-        "{deeplabv3: {backbone: tf_efficientnet_b7.ns_jft_in1k, output_stride: 32, projection: 512,"
-        " rates: [1, 3, 6, 9], dropout_decoder: 0.05, dropout_projection: 0.3}}",
-        "{deeplabv3plus: {backbone: tf_efficientnet_b3.ap_in1k, pretrained: true}}",
-        "{deeplabv3: {multi_grid: [1, 2, 4], auxiliary: true}}",
-        "{fcn: {stride: 16}}",
-    ],
-)
-def test_recipes_dry_build(recipe, model):
-    made = recipe(model)
-    if made.model.options.get("auxiliary"):
-        made = made.model_copy(update={"aux_loss": made.loss})
-    network = build.check(made, 12)
-    assert all(parameter.is_meta for parameter in network.parameters())
-    assert network.get_classifier()[-1].out_channels == 12
-
-
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        ("{deeplabv3pluss: {}}", "did you mean 'deeplabv3plus'"),
-        ("{deeplabv3: {output_stride: 4}}", "expected: 8, 16 or 32"),
-        ("{deeplabv3: {rates: [1.5]}}", "given [1.5]"),
-        ("{unet: {chanels: [1]}}", "did you mean 'channels'"),
-    ],
-)
-def test_typos_are_answered_before_torch(recipe, model, said):
-    with pytest.raises(UserError) as caught:
-        recipe(model)
-    assert said in str(caught.value)
-
-
 def test_explain_says_that_deconvnet_needs_224_pixels(tmp_path, capsys):
     from vision_tutorial.commands import explain
 
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.rstrip() + " {deconvnet: {hidden: 8}}\n")
+    path = recipe_file(tmp_path, "{deconvnet: {hidden: 8}}")
     assert explain.main([str(path)]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert "deconvnet does not take images of 32 px" in words

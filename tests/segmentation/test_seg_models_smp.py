@@ -1,6 +1,5 @@
 """The networks of segmentation_models_pytorch behind `smp/`: without it a line, with it itself."""
 
-import sys
 from importlib.util import find_spec
 
 import jsonschema
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.registry import Registry, models
+from vision_tutorial.core.registry import models
 from vision_tutorial.engine.profiling import cost
 from vision_tutorial.optim.groups import parameter_groups
 from vision_tutorial.recipe.grammar import parse
@@ -26,24 +25,6 @@ def built(name: str, num_classes: int = 3, **options):
     return models.build(name, **options)(num_classes)
 
 
-# -- names with a prefix ---------------------------------------------------------------------------
-
-
-def test_a_prefix_is_answered_for_by_its_entry():
-    registry = Registry("thing")
-
-    @registry.register_fallback()
-    def anything(name, n, *, a=1):
-        return ("open", name, n, a)
-
-    @registry.register_fallback("some/")
-    def something(name, n, *, a=1):
-        return ("some", name, n, a)
-
-    assert registry.build("some/one", a=2)(3) == ("some", "some/one", 3, 2)
-    assert registry.build("someone")(3) == ("open", "someone", 3, 1)
-
-
 def test_the_signatures_know_the_prefix_without_importing():
     registry = static_signatures()["models"]
     assert registry.find("smp/Unet") is registry.fallbacks["smp/"]
@@ -54,7 +35,7 @@ def test_the_signatures_know_the_prefix_without_importing():
     assert choice.options == {"encoder": "resnet18", "pretrained": False, "decoder_dropout": 0.1}
 
 
-@pytest.mark.parametrize("argument", ["name", "'a/', 'b/'", "1", "''"])
+@pytest.mark.parametrize("argument", ["name", "'a/', 'b/'", "''"])
 def test_a_prefix_is_one_text(tmp_path, argument):
     path = tmp_path / "mine.py"
     path.write_text(f"@models.register_fallback({argument})\ndef mine(name, n, /): ...")
@@ -62,20 +43,11 @@ def test_a_prefix_is_one_text(tmp_path, argument):
         read(path)
 
 
-def test_a_prefix_is_taken_once(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text("@models.register_fallback('smp/')\ndef mine(name, n, /): ...")
-    with pytest.raises(UserError, match="'mine' exists already"):
-        static_signatures([path])
-    path.write_text("@models.register_fallback('my/')\ndef mine(name, n, /): ...")
-    assert static_signatures([path])["models"].find("my/own").name == "mine"
-
-
 @pytest.mark.parametrize(
     ("model", "valid"),
     [
         ("smp/Unet", True),
-        ({"smp/Unet": {"encoder": "resnet18", "anything": 1}}, True),
+        ({"smp/Unet": {"anything": 1}}, True),
         ({"smp/Unet": {"encoder": 3}}, False),
         ("snp/Unet", False),
     ],
@@ -86,17 +58,11 @@ def test_editors_know_the_prefix(model, valid):
     assert jsonschema.Draft202012Validator(alone).is_valid(model) == valid
 
 
-# -- with and without the library ------------------------------------------------------------------
-
-
 def test_without_the_library_the_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(entry, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install segmentation-models-pytorch") as caught:
         built("smp/Unet")
     assert "\n" not in str(caught.value)
-    assert "segmentation_models_pytorch" not in sys.modules or find_spec(
-        "segmentation_models_pytorch"
-    )
 
 
 @installed
@@ -114,16 +80,15 @@ def test_it_is_the_librarys_own_network():
 
 
 @installed
-@pytest.mark.parametrize("name", ["DeepLabV3Plus", "FPN", "UPerNet"])
-def test_it_trains_and_is_counted(name):
-    network = built(f"smp/{name}", encoder="resnet18").train()
+def test_it_trains_and_is_counted():
+    network = built("smp/FPN", encoder="resnet18").train()
     network(torch.randn(2, 3, 64, 64)).mean().backward()
     assert all(p.grad is not None for p in network.parameters())
     with torch.device("meta"):
-        twin = models.build(f"smp/{name}", encoder="resnet18")(3)
+        twin = models.build("smp/FPN", encoder="resnet18")(3)
     assert cost(twin, 64) == cost(network, 64)
     own = {id(p) for p in network.parameters()}
-    last = [p for p in network.get_classifier().parameters()]
+    last = list(network.get_classifier().parameters())
     assert last and all(id(p) in own for p in last)
     with pytest.raises(UserError, match="does not tell its layers apart"):
         parameter_groups(network, weight_decay=0.1, layer_decay=0.5)
@@ -137,7 +102,6 @@ def test_it_trains_and_is_counted(name):
         ("smp/Unet", {"encoder": "resnet19"}, "did you mean 'resnet18'?"),
         ("smp/Unet", {"encoder": "tu-nobody"}, "smp cannot build Unet on tu-nobody"),
         ("smp/Unet", {"classes": 3}, "no option of smp/Unet called 'classes'"),
-        ("smp/Unet", {"decoder_chanels": [1]}, "did you mean 'decoder_channels'?"),
         ("smp/Unet", {"decoder_channels": [1]}, "smp cannot build Unet on resnet34"),
         ("smp/Unet", {"pretrained": "noisy"}, "Wrong pretrained weights `noisy`"),
     ],

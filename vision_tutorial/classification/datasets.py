@@ -28,9 +28,9 @@ from ..core.registry import datasets
 from ..core.sources import ArraySource, FileSource, check_split, data_root
 
 PATIENCE = 30  # seconds without a byte before a download gives up
-ELSEWHERE = "set `root` or VISION_TUTORIAL_DATA to the folder that has it"
+_ELSEWHERE = "set `root` or VISION_TUTORIAL_DATA to the folder that has it"
 
-Archive = type[CIFAR10]  # torchvision's class, for the names, the address and the digests it holds
+_Archive = type[CIFAR10]  # torchvision's class, for the names, the address and the digests it holds
 
 
 @datasets.register
@@ -74,7 +74,7 @@ def image_folder(split: str, *, root: str, train: str = "train", test: str = "va
     return FileSource("image_folder", paths, np.array(targets, np.int64), classes)
 
 
-def _cifar(name: str, kind: Archive, split: str, root: str | None, download: bool) -> ArraySource:
+def _cifar(name: str, kind: _Archive, split: str, root: str | None, download: bool) -> ArraySource:
     check_split(split)
     folder = data_root(root) / kind.base_folder
     if download:
@@ -106,7 +106,7 @@ def _unpickle(name: str, path: Path, md5: str) -> dict:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{name}: no {path}; set `download: true`, or {ELSEWHERE}.") from error
+        raise UserError(f"{name}: no {path}; set `download: true`, or {_ELSEWHERE}.") from error
     except OSError as error:
         raise UserError(f"{name}: cannot read {path} ({error.strerror}).") from error
     found = _md5(content)
@@ -124,11 +124,11 @@ def _text(word: bytes | str) -> str:
     return word.decode() if isinstance(word, bytes) else word
 
 
-def _files(kind: Archive) -> dict[str, str]:
+def _files(kind: _Archive) -> dict[str, str]:
     return dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
 
 
-def _intact(kind: Archive, folder: Path) -> bool:
+def _intact(kind: _Archive, folder: Path) -> bool:
     return all(check_integrity(folder / part, md5) for part, md5 in _files(kind).items())
 
 
@@ -136,7 +136,7 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _fetch(name: str, kind: Archive, folder: Path) -> None:
+def _fetch(name: str, kind: _Archive, folder: Path) -> None:
     """Download what is missing or damaged; of several processes one does, the others wait."""
     if _intact(kind, folder):
         return
@@ -151,12 +151,12 @@ def _fetch(name: str, kind: Archive, folder: Path) -> None:
                 _extract(kind, archive, Path(temporary), folder)
     except OSError as error:
         raise StorageError(
-            f"{name}: cannot write {folder} ({error.strerror or error}); {ELSEWHERE}, or to one "
+            f"{name}: cannot write {folder} ({error.strerror or error}); {_ELSEWHERE}, or to one "
             "that can be written."
         ) from error
 
 
-def _download(name: str, kind: Archive, archive: Path) -> None:
+def _download(name: str, kind: _Archive, archive: Path) -> None:
     """Fetch the archive, showing progress, and compare its MD5 with the published one."""
     try:
         with urllib.request.urlopen(kind.url, timeout=PATIENCE) as answer:
@@ -168,7 +168,7 @@ def _download(name: str, kind: Archive, archive: Path) -> None:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise UserError(
             f"{name}: cannot download {kind.url} ({reason}). Without a network: unpack it on "
-            f"another machine, copy {kind.base_folder} here, and {ELSEWHERE}."
+            f"another machine, copy {kind.base_folder} here, and {_ELSEWHERE}."
         ) from error
     found = _md5(archive.read_bytes())
     if found != kind.tgz_md5:
@@ -178,7 +178,7 @@ def _download(name: str, kind: Archive, archive: Path) -> None:
         )
 
 
-def _extract(kind: Archive, archive: Path, temporary: Path, folder: Path) -> None:
+def _extract(kind: _Archive, archive: Path, temporary: Path, folder: Path) -> None:
     """Move the files of the data set into place, each complete; nothing else is read."""
     folder.mkdir(exist_ok=True)
     with tarfile.open(archive) as tar:

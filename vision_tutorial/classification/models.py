@@ -33,7 +33,7 @@ FAMILIES = {
     "EfficientNet": ("conv_stem", None),
     "MobileNetV3": ("conv_stem", None),
 }
-STEM_POOLS = ("maxpool", "pool0", "features.pool0", "stem.pool", "stem.pad")
+_STEM_POOLS = ("maxpool", "pool0", "features.pool0", "stem.pool", "stem.pad")
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def _part(model: nn.Module, name: str, option: str, which: int) -> str:
 def _cifar_stem(model: nn.Module, name: str, pretrained: bool) -> None:
     """3x3 convolutions of stride 1, and no pooling, in front of the first stage."""
     before = _part(model, name, "stem: cifar", 0)
-    for pool in STEM_POOLS:
+    for pool in _STEM_POOLS:
         if pool in dict(model.named_modules()):
             model.set_submodule(pool, nn.Identity())
     for module in model.get_submodule(before).modules():

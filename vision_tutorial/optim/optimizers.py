@@ -10,7 +10,7 @@ from torch.optim import ASGD, Optimizer
 from ..core.errors import UserError, unknown
 from ..core.registry import optimizers
 
-LOOKAHEAD = "lookahead_"
+_LOOKAHEAD = "lookahead_"
 
 
 @optimizers.register
@@ -41,7 +41,7 @@ def timm_optimizer(
     `lookahead_NAME` wraps one in Lookahead (Zhang et al. 2019). lr is the schedule's peak. A
     UserError tells a name or option that nobody has, the nearest one, and a package not there.
     """
-    base = name.removeprefix(LOOKAHEAD)
+    base = name.removeprefix(_LOOKAHEAD)
     if base not in list_optimizers():
         raise UserError(unknown("optimizer", name, [*optimizers, *list_optimizers()]))
     allowed = _options(base)

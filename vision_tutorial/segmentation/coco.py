@@ -22,14 +22,14 @@ from .mask_files import DenseFiles
 BACKGROUND = "Background"  # what no annotation covers; class 0
 
 Id = int | str
-Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+_Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 
 
 class _Image(BaseModel):
     id: Id
     file_name: Annotated[str, Field(min_length=1)]
-    width: Side
-    height: Side
+    width: _Side
+    height: _Side
 
 
 class _Annotation(BaseModel):

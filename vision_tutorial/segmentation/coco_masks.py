@@ -15,8 +15,8 @@ import numpy as np
 from ..core.errors import UserError, shown
 from ..core.images import VOID
 
-FINE = 5  # polygons are drawn on a grid this many times finer
-MOST_LETTERS = 7  # of one number in text, five bits each
+_FINE = 5  # polygons are drawn on a grid this many times finer
+_MOST_LETTERS = 7  # of one number in text, five bits each
 
 
 class Region(NamedTuple):
@@ -97,12 +97,12 @@ def _polygon_counts(points: np.ndarray, height: int, width: int) -> np.ndarray:
     The outline is walked on the fine grid. Where it passes the middle of a column of pixels, what
     lies below changes sides.
     """
-    x, y = _walk((FINE * points + 0.5).astype(np.int64))
+    x, y = _walk((_FINE * points + 0.5).astype(np.int64))
     steps = x[1:] != x[:-1]
     left = np.minimum(x[1:], x[:-1])[steps]
     top = np.minimum(y[1:], y[:-1])[steps]
-    column, off = np.divmod(left - FINE // 2, FINE)
-    row = np.clip(-((FINE // 2 - top) // FINE), 0, height)  # rounded up
+    column, off = np.divmod(left - _FINE // 2, _FINE)
+    row = np.clip(-((_FINE // 2 - top) // _FINE), 0, height)  # rounded up
     passed = (off == 0) & (column >= 0) & (column < width)
     places, times = np.unique(column[passed] * height + row[passed], return_counts=True)
     changes = places[(times % 2 == 1) & (places < height * width)]
@@ -167,7 +167,7 @@ def _text_counts(text: str) -> list[int] | None:
     ends = np.flatnonzero(~goes_on)
     starts = np.concatenate([[0], ends[:-1] + 1])
     sizes = ends - starts + 1
-    if sizes.max() > MOST_LETTERS:
+    if sizes.max() > _MOST_LETTERS:
         return None
     place = np.arange(len(letters)) - np.repeat(starts, sizes)
     numbers = np.add.reduceat((letters & 31) << 5 * place, starts)

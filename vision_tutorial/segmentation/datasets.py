@@ -28,7 +28,7 @@ VOC = (
     *("train", "tvmonitor"),
 )
 
-Pair = tuple[Path, Path]  # an image, and its mask
+_Pair = tuple[Path, Path]  # an image, and its mask
 
 
 @datasets.register
@@ -206,7 +206,7 @@ def _pseudo_labelled(folder: Path, classes: tuple[str, ...]) -> DenseFiles:
 
 def _source(
     name: str,
-    pairs: Sequence[Pair],
+    pairs: Sequence[_Pair],
     classes: tuple[str, ...],
     void: int | None = None,
     folder: Path | None = None,
@@ -217,7 +217,7 @@ def _source(
     return DenseFiles(name, images, keys, classes, MaskFiles(masks, len(classes), void))
 
 
-def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[Pair]:
+def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[_Pair]:
     """Every image at or below `folder`, in the order of their names, and its mask."""
     for needed in (folder, masks):
         if not needed.is_dir():

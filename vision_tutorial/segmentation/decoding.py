@@ -21,10 +21,10 @@ from ..core.images import image_size
 from ..core.sources import ArraySource, Source, Subset
 from .mask_files import DenseFiles, Joined
 
-Cache = Literal["auto", "memory", "disk", "none"]
+_Cache = Literal["auto", "memory", "disk", "none"]
 
 
-def decoded(source: Source, cache: Cache) -> Source:
+def decoded(source: Source, cache: _Cache) -> Source:
     """`source` in arrays, if its images are of one size; `none`, or `auto` if they are not: as
     it is. `auto` keeps up to a quarter of the available memory there, and more on the disk."""
     if cache == "none":

@@ -15,14 +15,14 @@ from ..core.counts import exact_sum, tally, wide
 from ..core.targets import IGNORE
 
 BAND = 0.02  # width of a boundary, in diagonals of the image (Cheng et al. 2021)
-OUTSIDE = -1.0  # a class id of its own beyond the border
-SUMS = ("images", "counted", "batches", "iou_of_images", "iou_of_batches", "entropy")
+_OUTSIDE = -1.0  # a class id of its own beyond the border
+_SUMS = ("images", "counted", "batches", "iou_of_images", "iou_of_batches", "entropy")
 
 
 class Overlap:
     """Mean IoU over the data set, per-class IoU, pixel accuracy, boundary IoU, confusion matrix.
 
-    state float64 (6 + C² + 2C,): SUMS; pixels of class i that were called j, at i·C + j; per class
+    state float64 (6 + C² + 2C,): _SUMS; pixels of class i that were called j, at i·C + j; per class
     pixels in which the boundaries agree, then those of either.
     """
 
@@ -32,7 +32,7 @@ class Overlap:
     def __init__(self, classes: Sequence[str]):
         self.classes = tuple(classes)
         n = len(classes)
-        self.state = torch.zeros(len(SUMS) + n * n + 2 * n, dtype=torch.float64)
+        self.state = torch.zeros(len(_SUMS) + n * n + 2 * n, dtype=torch.float64)
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch. output (B, C, H, W) logits; target ids (B, H, W), IGNORE where void."""
@@ -93,8 +93,8 @@ class Overlap:
     def _parts(self, state: Tensor) -> tuple[dict[str, float], Tensor, Tensor, Tensor]:
         """SUMS by name, the confusion matrix (C, C), pixels of agreed and of either boundary."""
         n = len(self.classes)
-        sums, matrix, agreed, either = state.cpu().split([len(SUMS), n * n, n, n])
-        return dict(zip(SUMS, sums.tolist(), strict=True)), matrix.view(n, n), agreed, either
+        sums, matrix, agreed, either = state.cpu().split([len(_SUMS), n * n, n, n])
+        return dict(zip(_SUMS, sums.tolist(), strict=True)), matrix.view(n, n), agreed, either
 
 
 def _confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
@@ -129,7 +129,7 @@ def boundaries(predicted: Tensor, target: Tensor, classes: int) -> tuple[Tensor,
     void = target == IGNORE
     predicted = predicted.masked_fill(void, IGNORE)
     reach = max(1, round(BAND * float(torch.tensor(target.shape[1:]).double().norm())))
-    truth, found = (edge(ids, reach) & ~void for ids in (target, predicted))
+    truth, found = (_edge(ids, reach) & ~void for ids in (target, predicted))
     same = target == predicted
 
     def count(where: Tensor, ids: Tensor) -> Tensor:
@@ -139,10 +139,10 @@ def boundaries(predicted: Tensor, target: Tensor, classes: int) -> tuple[Tensor,
     return agreed, count(truth, target) + count(found, predicted) - agreed
 
 
-def edge(ids: Tensor, reach: int) -> Tensor:
+def _edge(ids: Tensor, reach: int) -> Tensor:
     """Whether another class, or the border, is within `reach` pixels along both axes; ids (B, H, W)
     -> bool. A class has no boundary of its own kind, so one pass serves all classes."""
-    values = F.pad(ids.float()[:, None], [reach] * 4, value=OUTSIDE)
+    values = F.pad(ids.float()[:, None], [reach] * 4, value=_OUTSIDE)
     width = 2 * reach + 1
 
     def highest(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 from ..core.atomic import replacing
 from ..core.errors import UserError
 
-HEADER = ("image_id", "PredictionString")
+_HEADER = ("image_id", "PredictionString")
 SIZE = 256  # pixels; 65,536 ids
 
 
@@ -23,7 +23,7 @@ def write(path: Path, masks: Iterable[tuple[str, np.ndarray]]) -> int:
     count = 0
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(HEADER)
+        rows.writerow(_HEADER)
         for name, mask in masks:
             rows.writerow((name, " ".join(words[mask.ravel()])))
             count += 1
@@ -38,9 +38,9 @@ def read(path: Path, classes: int, size: int = SIZE) -> dict[str, np.ndarray]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)
             header = next(rows, [])
-            if tuple(word.strip() for word in header) != HEADER:
+            if tuple(word.strip() for word in header) != _HEADER:
                 given = ",".join(header)[:80]
-                raise UserError(f"{path}: its first line is '{given}'; write {','.join(HEADER)}.")
+                raise UserError(f"{path}: its first line is '{given}'; write {','.join(_HEADER)}.")
             for row in rows:
                 if row:
                     _read_row(found, row, f"{path}, line {rows.line_num}", classes, size)

@@ -9,8 +9,8 @@ from .backbones import encoder
 from .layers import BatchNorm, at_least, dropout_layer
 from .segmenter import Segmenter
 
-LEAST = 224  # pixels: five halvings leave 7x7, which is fc6's kernel
-MIRROR = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
+_LEAST = 224  # pixels: five halvings leave 7x7, which is fc6's kernel
+_MIRROR = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
 
 
 @models.register
@@ -39,7 +39,7 @@ def deconvnet(
     return DeconvNet(
         features,
         _Mirror(features.channels[-1], hidden, dropout_decoder),
-        nn.Conv2d(MIRROR[-1][-1], num_classes, 1),
+        nn.Conv2d(_MIRROR[-1][-1], num_classes, 1),
         stride=32,
         dropout=dropout,
     )
@@ -51,9 +51,9 @@ class DeconvNet(Segmenter):
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W); logits of that size. UserError below 224 pixels."""
         height, width = images.shape[-2:]
-        if min(height, width) < LEAST:
+        if min(height, width) < _LEAST:
             raise UserError(
-                f"deconvnet needs images of {LEAST} px or more, not {width}x{height}; resize or "
+                f"deconvnet needs images of {_LEAST} px or more, not {width}x{height}; resize or "
                 "crop to that, or choose deeplabv3 or unet."
             )
         return super().forward(images)
@@ -81,7 +81,7 @@ class _Mirror(nn.Module):
             *_normed(nn.ConvTranspose2d(hidden, inputs, 7), dropout),
         )
         self.levels = nn.ModuleList()
-        for widths in MIRROR:
+        for widths in _MIRROR:
             level = nn.Sequential()
             for outputs in widths:
                 deconvolution = nn.ConvTranspose2d(inputs, outputs, 3, padding=1)

@@ -17,6 +17,7 @@ pretrained: true takes timm's weights of the backbone, a path takes a .safetenso
 UserError is raised where these do not go together.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.registry import models
-from .aspp import ASPP, rates_for
 from .backbones import Encoder, encoder
 from .layers import Last, at_least, convolution, resize
 from .segmenter import Segmenter, auxiliary_head
+
+_RATES = (1, 6, 12, 18)  # at output strides 16 and 32; twice as wide at 8
 
 
 @models.register
@@ -71,7 +73,7 @@ def deeplabv3(
         projection,
         dropout_projection,
         channels=aspp_channels,
-        rates=rates_for(output_stride, rates),
+        rates=_rates(output_stride, rates),
         separable=aspp_separable,
         join_kernel=aspp_join_kernel,
         dropout=dropout_decoder,
@@ -131,7 +133,7 @@ def deeplabv3plus(
         projection,
         dropout_projection,
         channels=aspp_channels,
-        rates=rates_for(output_stride, rates),
+        rates=_rates(output_stride, rates),
         separable=aspp_separable,
         join_kernel=aspp_join_kernel,
         dropout=dropout_decoder,
@@ -181,7 +183,59 @@ def _pyramid(
                 f"model: dropout_projection is {dropout_projection:g}, but there is no projection; "
                 "set projection to its channels, such as 512."
             )
-        return Last(ASPP(inputs, **options))
+        return Last(_ASPP(inputs, **options))
     at_least(1, projection=projection)
     front = convolution(inputs, projection, 1, dropout=dropout_projection)
-    return Last(front, ASPP(projection, **options))
+    return Last(front, _ASPP(projection, **options))
+
+
+def _rates(output_stride: int, given: Sequence[int] | None) -> list[int]:
+    """The rates of a recipe, or the paper's for the output stride. UserError below 1."""
+    rates = list(given or [r if r == 1 or output_stride > 8 else 2 * r for r in _RATES])
+    at_least(1, rates=min(rates))
+    return rates
+
+
+class _ASPP(nn.Module):
+    """Branches of several rates and the mean of the image, joined by a convolution.
+
+    Rate 1 is a 1x1 convolution, any other a 3x3 one (Chen et al. 2017, 1706.05587).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        channels: int,
+        rates: Sequence[int],
+        *,
+        separable: bool,
+        join_kernel: int,
+        dropout: float,
+    ):
+        super().__init__()
+        at_least(1, aspp_channels=channels)
+        options = {"separable": separable, "dropout": dropout}
+        self.branches = nn.ModuleList(
+            convolution(inputs, channels, 1 if rate == 1 else 3, dilation=rate, **options)
+            for rate in rates
+        )
+        self.branches.append(_ImagePooling(inputs, channels, dropout))
+        joined = len(self.branches) * channels
+        self.join = convolution(joined, channels, join_kernel, dropout=dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (B, inputs, H, W) -> (B, channels, H, W)."""
+        return self.join(torch.cat([branch(features) for branch in self.branches], 1))
+
+
+class _ImagePooling(nn.Module):
+    """The mean over the image, a 1x1 convolution, and back to every position."""
+
+    def __init__(self, inputs: int, channels: int, dropout: float):
+        super().__init__()
+        self.convolution = convolution(inputs, channels, 1, dropout=dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (B, inputs, H, W) -> (B, channels, H, W), the same everywhere."""
+        mean = self.convolution(features.mean((2, 3), keepdim=True))
+        return mean.expand(-1, -1, *features.shape[-2:])

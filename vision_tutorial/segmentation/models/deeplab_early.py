@@ -11,8 +11,8 @@ from .backbones import encoder
 from .layers import Last, at_least, fc6_fc7, resize
 from .segmenter import Segmenter
 
-RATES = {"large": (6, 12, 18, 24), "small": (2, 4, 8, 12)}
-SCALES = (0.5, 0.75, 1.0)
+_RATES = {"large": (6, 12, 18, 24), "small": (2, 4, 8, 12)}
+_SCALES = (0.5, 0.75, 1.0)
 
 
 @models.register
@@ -78,7 +78,7 @@ def deeplabv2(
     Raises UserError for a backbone that has no output stride 8.
     """
     features = encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
-    rates = rates or list(RATES[field_of_view])
+    rates = rates or list(_RATES[field_of_view])
     at_least(1, rates=min(rates), hidden=hidden)
     branches, inputs = _Summed(), features.channels[-1]
     for rate in rates:
@@ -88,7 +88,7 @@ def deeplabv2(
         else:
             layers = [nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate)]
         branches.append(nn.Sequential(*layers))
-    return DeepLabV2(features, branches, SCALES if multi_scale else (1.0,))
+    return DeepLabV2(features, branches, _SCALES if multi_scale else (1.0,))
 
 
 class _Summed(nn.ModuleList):

@@ -12,7 +12,7 @@ from .backbones import Encoder, encoder
 from .layers import at_least, convolution, dropout_layer, resize
 from .segmenter import Segmenter
 
-WIDTHS, WIDTHS_ON_BACKBONE = (64, 128, 256, 512, 1024), (16, 32, 64, 128, 256)
+_WIDTHS, _WIDTHS_ON_BACKBONE = (64, 128, 256, 512, 1024), (16, 32, 64, 128, 256)
 
 
 @models.register
@@ -41,7 +41,7 @@ def unet(
     pretrained: true takes timm's weights of the backbone, a path takes a file.
     (B, 3, H, W) -> (B, C, H, W). Raises UserError where these do not go together.
     """
-    widths = tuple(channels or (WIDTHS_ON_BACKBONE if backbone else WIDTHS))
+    widths = tuple(channels or (_WIDTHS_ON_BACKBONE if backbone else _WIDTHS))
     at_least(1, channels=min(widths))
     if (len(widths) != 5) if backbone else (len(widths) < 2):
         many = "5, for strides 1 to 16, go with a backbone" if backbone else "at least 2 are needed"

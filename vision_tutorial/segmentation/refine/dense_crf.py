@@ -7,9 +7,8 @@ from torch import Tensor
 from ...core.errors import UserError
 from ...core.registry import refiners
 from .permutohedral import lattice
-from .probability_maps import checked
 
-FLOOR = 1e-5  # of a probability: a class that the network rules out can still be brought back
+_FLOOR = 1e-5  # of a probability: a class that the network rules out can still be brought back
 
 
 @refiners.register
@@ -52,13 +51,30 @@ def dense_crf(
     if bilateral_weight:
         both = torch.cat([places / bilateral_xy, colours / bilateral_rgb])
         kernels.append(lattice(both).normalized(bilateral_weight))
-    unary = probabilities.clamp(min=FLOOR).log().flatten(1)
+    unary = probabilities.clamp(min=_FLOOR).log().flatten(1)
     start, found = unary.T.contiguous(), unary.softmax(0)
     for _ in range(iterations):
         rows = found.T.contiguous()
         scores = sum((kernel.filter(rows) for kernel in kernels), start)
         found = scores.T.softmax(0)  # ten times as fast as along the short rows
     return found.view_as(probabilities)
+
+
+def checked(probabilities: Tensor) -> Tensor:
+    """Probabilities (C, H, W), or an array of them, as float32; UserError if they are none."""
+    found = torch.as_tensor(probabilities).detach()
+    if found.ndim != 3 or not found.numel() or not found.is_floating_point():
+        raise UserError(
+            f"given {found.dtype} of shape {tuple(found.shape)}; probabilities (C, H, W) of one "
+            "image are expected."
+        )
+    low, high = found.min().item(), found.max().item()
+    if not (0 <= low and high <= 1.001):  # not so for NaN either; sums of halves may exceed 1
+        raise UserError(
+            f"given values from {low:.4g} to {high:.4g}; probabilities lie between 0 and 1. "
+            "Take the softmax of logits first."
+        )
+    return found.float()
 
 
 def _colours(image: np.ndarray, probabilities: Tensor) -> Tensor:

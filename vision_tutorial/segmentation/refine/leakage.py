@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Named = tuple[str, np.ndarray]  # an image uint8 (H, W, 3) and its file's name
+_Named = tuple[str, np.ndarray]  # an image uint8 (H, W, 3) and its file's name
 
 
 class LeakedImage(NamedTuple):
@@ -18,7 +18,7 @@ class LeakedImage(NamedTuple):
     same: Literal["pixels", "name"]
 
 
-def leaked_images(unlabelled: Iterable[Named], evaluation: Iterable[Named]) -> list[LeakedImage]:
+def leaked_images(unlabelled: Iterable[_Named], evaluation: Iterable[_Named]) -> list[LeakedImage]:
     """Which unlabelled images have the pixels of an evaluation image, or else its name.
 
     Pixels are compared by SHA-256 after decoding, so that another file format hides nothing, but

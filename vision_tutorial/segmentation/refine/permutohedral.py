@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ...core.errors import UserError
 
 
-class Sparse(NamedTuple):
+class _Sparse(NamedTuple):
     """A matrix by rows. columns int32 and entries float32, both (rows, n); or both (K,), with
     starts int32 (rows,), where rows differ in length."""
 
@@ -33,12 +33,12 @@ class Sparse(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lattice:
+class _Lattice:
     """The filter K over N points, through V vertices: slice · blurs · splat."""
 
-    splat: Sparse  # (V, N)
-    blurs: tuple[Sparse, ...]  # (V, V), one for each of the d + 1 axes
-    slice: Sparse  # (N, V)
+    splat: _Sparse  # (V, N)
+    blurs: tuple[_Sparse, ...]  # (V, V), one for each of the d + 1 axes
+    slice: _Sparse  # (N, V)
 
     def filter(self, values: Tensor) -> Tensor:
         """Σ_j k(f_i, f_j) values_j, times a constant. values float32 (N, C) -> (N, C)."""
@@ -47,18 +47,18 @@ class Lattice:
             values = blur.times(values)
         return self.slice.times(values)
 
-    def normalized(self, weight: float) -> "Lattice":
+    def normalized(self, weight: float) -> "_Lattice":
         """weight · D^-½ K D^-½ where D holds the row sums of K; the constant drops out."""
         ones = torch.ones_like(self.slice.entries[:, :1])
         scale = self.filter(ones).rsqrt()
         given = self.splat.entries * scale.squeeze(1)[self.splat.columns]
         taken = self.slice.entries * (weight * scale)
-        return Lattice(
+        return _Lattice(
             self.splat._replace(entries=given), self.blurs, self.slice._replace(entries=taken)
         )
 
 
-def lattice(features: Tensor) -> Lattice:
+def lattice(features: Tensor) -> _Lattice:
     """The filter with k(f, g) ≈ exp(-|f - g|² / 2) over the points float32 (d, N), where 1 is a
     standard deviation. UserError if they lie too far apart for the vertices to be numbered.
     """
@@ -133,7 +133,7 @@ def _enclosing(height: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return corner + step, rank + (d + 1) * step, offsets - step
 
 
-def _assembled(keys: Tensor, shares: Tensor, radix: Tensor) -> Lattice:
+def _assembled(keys: Tensor, shares: Tensor, radix: Tensor) -> _Lattice:
     """The matrices, from the keys int64 of every point's vertices and its shares, (d + 1, N)."""
     corners, n = keys.shape
     ordered, order = keys.flatten().sort(stable=True)
@@ -142,14 +142,14 @@ def _assembled(keys: Tensor, shares: Tensor, radix: Tensor) -> Lattice:
     numbers = torch.empty_like(order).scatter_(0, order, first.cumsum(0) - 1)
     vertices = ordered[starts]
     steps = [int(radix.sum() - corners * r) for r in radix]
-    return Lattice(
-        splat=Sparse((order % n).int(), shares.flatten()[order], starts.int()),
+    return _Lattice(
+        splat=_Sparse((order % n).int(), shares.flatten()[order], starts.int()),
         blurs=tuple(_blur(vertices, step) for step in steps),
-        slice=Sparse(numbers.view(corners, n).T.int().contiguous(), shares.T.contiguous()),
+        slice=_Sparse(numbers.view(corners, n).T.int().contiguous(), shares.T.contiguous()),
     )
 
 
-def _blur(vertices: Tensor, step: int) -> Sparse:
+def _blur(vertices: Tensor, step: int) -> _Sparse:
     """1 for each vertex itself, ½ for those `step` before and after it, where there are such.
 
     vertices: ascending keys int64 (V,).
@@ -163,4 +163,4 @@ def _blur(vertices: Tensor, step: int) -> Sparse:
     before, after = itself[there], after[there]
     columns[before, 1], entries[before, 1] = after, 0.5
     columns[after, 2], entries[after, 2] = before, 0.5
-    return Sparse(columns.int(), entries)
+    return _Sparse(columns.int(), entries)

@@ -20,8 +20,8 @@ from ...core.arrays import new_folder
 from ...core.atomic import sync_folder, write_bytes, write_json
 from ...core.errors import UserError
 from ...core.images import VOID, read_image
+from .dense_crf import checked
 from .leakage import LeakedImage
-from .probability_maps import checked
 
 
 @dataclass(frozen=True)
