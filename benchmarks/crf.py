@@ -1,9 +1,9 @@
 """The dense CRF beside pydensecrf2's, in turn in one process: seconds, memory, agreement.
 
-    python benchmarks/crf.py [PICTURE] [--size 512] [--classes 12] [--rounds 9] [--threads 1]
+    python benchmarks/crf.py [IMAGE] [--size 512] [--classes 12] [--rounds 9] [--threads 1]
 
 pydensecrf2 comes as source: `uv pip install --no-deps pydensecrf2==1.1` builds it (a C++ compiler,
-about a minute; Python 3.11 or 3.12). Without PICTURE, one is drawn. The probabilities are coarse
+about a minute; Python 3.11 or 3.12). Without IMAGE, one is drawn. The probabilities are coarse
 random fields with noise on every pixel. pydensecrf2 knows one thread; `--threads` are ours.
 """
 

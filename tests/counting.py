@@ -1,5 +1,5 @@
 """A training that only counts: the command line, folder, lock, signals and exit codes of `train`,
-and numbers that depend on the recipe alone. What sweeps, reruns and tables are tested on.
+and numbers that depend on the recipe alone. Sweeps, reruns and tables are tested on it.
 
 `python counting.py sweep …` is the sweep command with such children, in a process of its own.
 """
@@ -7,10 +7,12 @@ and numbers that depend on the recipe alone. What sweeps, reruns and tables are 
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from vision_tutorial import train
 from vision_tutorial.commands import reproduce, rerun, sweep
@@ -56,6 +58,42 @@ def start(
         children._prepare = real_prepare
 
 
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def ended(capfd: Any, main: Callable[[list[str]], int], *words: object) -> Ended:
+    """A command in this process, to its end."""
+    capfd.readouterr()
+    code = main([str(word) for word in words])
+    return Ended(code, *capfd.readouterr())
+
+
+def beside(*words: object, **more: Any) -> subprocess.Popen:
+    """A command with counting children in a process of its own, which can be killed."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, __file__, *map(str, words)]
+    return subprocess.Popen(command, **{"stdout": subprocess.DEVNULL, "env": environment, **more})
+
+
+def diary() -> list[str]:
+    """What the children did, in order."""
+    path = Path(os.environ["COUNTING_DIARY"])
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
+    """Until it is so."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
+
+
 def note(event: str) -> None:
     """Add a line to the diary that all children share."""
     handle = os.open(os.environ["COUNTING_DIARY"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -64,7 +102,7 @@ def note(event: str) -> None:
 
 
 def count(words: list[str]) -> int:
-    """Train, so to speak."""
+    """Write the files of a training without training."""
     stopped: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     args = train.parser().parse_intermixed_args(words)

@@ -65,40 +65,25 @@ def test_it_asks_to_stop_when_the_time_is_about_over(clock):
             break
     assert asked == [False, False, False, True] and watch.final
     assert sum(watch.steps[bare_loop.SKIP :]) == 3.0
-
-
-def test_one_step_counts_at_least(clock):
-    watch = Watch(Slow(clock), lambda: None)
-    until = Until(watch, 0.001)
-    assert not until.asked(0)
-    clock[0] += 5.0
-    watch.stepped(Progress(), 0.1, 0.1, 8)
-    assert until.asked(1)
-
-
-def two_batches():
-    generator = torch.Generator().manual_seed(3)
-    return [
-        Batch(torch.randn(n, 6, generator=generator), torch.randint(0, 3, (n,))) for n in (4, 4)
-    ]
+    watch.start()
+    assert not Until(watch, 0.001).asked(0), "one step counts at least"
 
 
 def test_the_bare_loop_takes_the_steps_that_plain_torch_takes():
-    torch.manual_seed(0)
-    model, batches = nn.Linear(6, 3), two_batches()
-    twin = nn.Linear(6, 3)
+    generator = torch.Generator().manual_seed(3)
+    images, target = torch.randn(8, 6, generator=generator), torch.arange(8) % 3
+    batches = [Batch(images[:4], target[:4]), Batch(images[4:], target[4:])]
+    model, twin = nn.Linear(6, 3), nn.Linear(6, 3)
     twin.load_state_dict(model.state_dict())
     ours, theirs = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, twin))
-    place = Distributed()
-    criterion = nn.functional.cross_entropy
+    place, criterion = Distributed(), nn.functional.cross_entropy
     loop = BareLoop(model, ours, lambda x, y: (criterion(x, y), {}), batches, place)
     sample = loop.run(seconds=1e-9)
     place.close()
     assert sample.images == 8 and sample.seconds > 0
     for _ in range(bare_loop.SKIP + 1):
         theirs.zero_grad()
-        whole = torch.cat([b.images for b in batches]), torch.cat([b.target for b in batches])
-        criterion(twin(whole[0]), whole[1]).backward()
+        criterion(twin(images), target).backward()
         theirs.step()
     assert torch.allclose(model.weight, twin.weight, atol=1e-6)
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-import math
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -116,32 +116,22 @@ def test_every_measurement_is_there(told):
 
 
 def test_every_number_follows_from_the_measurements(told):
+    by_name = {pair["name"]: pair for pair in told["pairs"]}
     for pair in told["pairs"]:
         ours, other, ratio = pair["ours"], pair["other"], pair["ratio"]
-        assert ratio["n"] == ours["n"] == other["n"] == len(ratio["values"]) >= 1
-        for a, b, r in zip(ours["values"], other["values"], ratio["values"], strict=True):
-            assert math.isfinite(r) and r > 0 and r == a / b
-        assert (
-            ratio["least"] <= ratio["lower"] <= ratio["median"] <= ratio["upper"] <= ratio["most"]
-        )
+        assert ratio["n"] == ours["n"] == other["n"] == len(ratio["values"]) == 1
+        assert ratio["values"] == [ours["values"][0] / other["values"][0]] and ratio["median"] > 0
         for side in (ours, other):
             if pair["unit"] == "images/s":
                 rates = [i / s for i, s in zip(side["images"], side["seconds"], strict=True)]
                 assert side["values"] == rates
-
-
-def test_images_are_counted_in_whole_batches(told):
-    by_name = {pair["name"]: pair for pair in told["pairs"]}
-    for name in ("step", "scaling", "data, 1 core"):
-        for side in ("ours", "other"):
-            assert all(images and images % 32 == 0 for images in by_name[name][side]["images"])
-    assert by_name["evaluation"]["ours"]["images"] == by_name["evaluation"]["other"]["images"]
-    assert by_name["scaling"]["ours"]["images"] == by_name["scaling"]["other"]["images"]
+                assert pair["name"] == "evaluation" or all(n % 32 == 0 for n in side["images"])
+    for name in ("evaluation", "scaling"):
+        assert by_name[name]["ours"]["images"] == by_name[name]["other"]["images"]
 
 
 def test_where_and_how_it_was_measured(told):
-    assert told["versions"]["torch"] and told["versions"]["timm"]
-    assert told["machine"]["cpu"]["model"] and told["created"]
+    assert told["versions"]["torch"] and told["machine"]["cpu"]["model"] and told["created"]
     assert (told["rounds"], told["seconds"], told["overrides"]) == (1, 0.02, [CROPPED])
     assert told["facts"]["train_images"] == 320 and told["facts"]["val_images"] == 100
     data = {p["name"]: p for p in told["pairs"]}["main memory"]["about"]["data_bytes"]
@@ -196,6 +186,8 @@ def test_start_is_what_is_left_of_the_time_to_the_first_checkpoint(tmp_path, mon
 
 def test_an_earlier_bench_is_shown_again(told, tmp_path):
     path = tmp_path / "debug.json"
+    path.write_text("[1]")
+    assert bench.main([str(path)]) == 2
     old = dict(told["facts"])
     old["train_pictures"] = old.pop("train_images")  # the key of earlier versions
     path.write_text(json.dumps({**told, "facts": old}))
@@ -234,25 +226,11 @@ def test_the_sentence_follows_from_the_numbers():
     assert result.verdict("r4", pairs[:1], facts) == {"epoch": None, "limits": None}
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.9712, "0.971"), (1.9994, "1.999"), (2.345, "2.35"), (12.345, "12.3"), (123.4, "123")],
-)
-def test_ratios_are_shown_with_the_digits_that_matter(value, text):
-    assert result._ratio(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (14213.4, "images/s", "14,213/s"),
-        (3.14159, "images/s", "3.14/s"),
-        (8.123, "s", "8.12 s"),
-        (2**31, "bytes", "2.00 GiB"),
-    ],
-)
-def test_amounts_have_their_unit(value, unit, text):
-    assert result._amount(value, unit) == text
+def test_amounts_are_shown_with_their_unit_and_the_digits_that_matter():
+    for value, text in ((0.9712, "0.971"), (2.345, "2.35"), (12.345, "12.3"), (123.4, "123")):
+        assert result._ratio(value) == text
+    for value, unit, text in ((14213.4, "images/s", "14,213/s"), (2**31, "bytes", "2.00 GiB")):
+        assert result._amount(value, unit) == text
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -262,11 +240,9 @@ def test_amounts_have_their_unit(value, unit, text):
     ("words", "part"),
     [
         ([DEBUG, "loss=focl"], "no loss called 'focl'; did you mean 'focal'?"),
-        (["nowhere.yaml"], "nowhere.yaml"),
         (["nowhere.json"], "cannot read nowhere.json"),
         ([DEBUG, "--only", "data,sept"], "no measurement called 'sept'"),
         ([DEBUG, "--only", "timm"], "--timm-train PATH"),
-        ([DEBUG, "--timm-train", "/nowhere/train.py"], "/nowhere/train.py: no such file"),
         ([DEBUG, "batch_size=9999", "--only", "step", *QUICK], "lower batch_size or raise subset"),
     ],
 )
@@ -278,12 +254,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, part, capsys):
     assert error.startswith("error: ") and part in error
 
 
-def test_another_json_is_refused(tmp_path, capsys):
-    (tmp_path / "other.json").write_text("[1]")
-    assert bench.main([str(tmp_path / "other.json")]) == 2
-    assert "not what `bench --json` prints" in capsys.readouterr().err
-
-
 def test_a_train_py_that_fails_says_why(tmp_path, capsys):
     (tmp_path / "train.py").write_text(SCRIPT)
     words = [DEBUG, CROPPED, "mix=null", "batch_size=31", "--only", "timm", *QUICK]
@@ -291,20 +261,11 @@ def test_a_train_py_that_fails_says_why(tmp_path, capsys):
     assert "timm's train.py ended with code 1: no such model" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], [DEBUG, "--rounds", "0"], [DEBUG, "--seconds", "-1"]])
-def test_wrong_words_on_the_command_line(words, capsys):
-    with pytest.raises(SystemExit) as left:
-        bench.main(words)
-    assert left.value.code == 2
-    assert "usage: vision-tutorial bench" in capsys.readouterr().err
-
-
 def test_help_names_every_measurement(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit):
         bench.main(["--help"])
     text = capsys.readouterr().out
-    assert left.value.code == 0
     assert all(f"{name}: " in text for name in bench.STAGES)
     assert max(map(len, text.splitlines())) <= 80
 
@@ -323,7 +284,5 @@ def test_a_mistake_is_answered_before_torch_is_there():
         "code = bench.main([sys.argv[1], 'x=1']); "
         "print(code, sorted({'torch', 'timm'} & set(sys.modules)))"
     )
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", program, DEBUG], capture_output=True, text=True)
     assert done.stdout.split("\n")[0] == "2 []", done.stderr

@@ -34,7 +34,6 @@ def test_it_writes_both_splits(tmp_path: Path, capfd: Any) -> None:
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["arrays", "recipes/none.yaml", "OUT"], "none.yaml"),
         (["arrays", "recipes/debug.yaml", "OUT", "dataset=cifar1000"], "did you mean 'cifar100'"),
         (["arrays", "recipes/debug.yaml", "/"], "/ cannot be made"),
     ],

@@ -1,6 +1,5 @@
 """The rerun command: what it trains, says and answers."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -8,10 +7,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import counting
 import pytest
+from counting import Ended, beside, ended
 from run_folders import edit
 
 from vision_tutorial import train
@@ -42,68 +42,52 @@ def counted(root: Path, id: str, *overrides: str) -> Path:
     return root / "debug" / id
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def rerun(capfd: Any) -> Callable[..., Ended]:
     """The command, in this process."""
-
-    def run(*words: object) -> Ended:
-        capfd.readouterr()
-        code = command.main([str(word) for word in words])
-        return Ended(code, *capfd.readouterr())
-
-    return run
+    return lambda *words: ended(capfd, command.main, *words)
 
 
 def test_a_run_is_trained_again_beside_it_and_found_identical(original: Path, rerun: Any) -> None:
-    ended = rerun(original)
-    assert ended.code == 0, ended.out + ended.err
-    lines = ended.out.splitlines()
+    found = rerun(original)
+    assert found.code == 0, found.out + found.err
+    lines = found.out.splitlines()
     assert lines[0] == f"{original}: done; comparing 3 of 3 epochs"
     assert lines[-1] == "bit-identical: all metrics of 3 epochs"
     assert [line for line in lines if line.endswith("same bits")][-1].startswith("epoch 3/3")
     again = original.with_name("a-rerun")
     assert read_json(again / "status.json")["status"] == "done"
-    assert rerun(original).code == 0 and original.with_name("a-rerun-2").is_dir()
     assert "threads: 1\n" in (again / "recipe.yaml").read_text(), "as many as the run had"
 
 
 def test_an_edited_seed_is_not_reproduced(original: Path, rerun: Any) -> None:
     path = original / "recipe.yaml"
     path.write_text(path.read_text().replace("seed: 42", "seed: 43"))
-    ended = rerun(original)
-    assert ended.code == 1 and "not reproduced: recipe.yaml was edited" in ended.out
+    found = rerun(original)
+    assert found.code == 1 and "not reproduced: recipe.yaml was edited" in found.out
     assert not original.with_name("a-rerun").exists(), "another recipe would have been trained"
     edit(original / "fingerprint.json", recipe={})  # nobody recorded what it was
-    ended = rerun(original)
-    assert ended.code == 1 and "epoch 1: val/top1 is" in ended.out.splitlines()[-1]
-    assert "nothing around it differs" in ended.out or "uncommitted code" in ended.out
+    found = rerun(original)
+    assert found.code == 1 and "epoch 1: val/top1 is" in found.out.splitlines()[-1]
+    assert "nothing around it differs" in found.out or "uncommitted code" in found.out
 
 
-def test_only_the_first_epochs(original: Path, rerun: Any) -> None:
-    ended = rerun(original, "--first", 2)
-    assert ended.code == 0 and "bit-identical: all metrics of 2 epochs" in ended.out
+def test_only_the_first_epochs_or_as_far_as_it_came(original: Path, rerun: Any) -> None:
+    found = rerun(original, "--first", 2)
+    assert found.code == 0 and "bit-identical: all metrics of 2 epochs" in found.out
     again = original.with_name("a-rerun")
     assert read_json(again / "status.json")["status"] == "paused"
     assert len(run_folder.read_rows(again / "metrics.jsonl")) == 2
     assert "epochs: 3\n" in (again / "recipe.yaml").read_text(), "the schedule keeps its shape"
-
-
-def test_a_run_that_was_stopped_is_compared_as_far_as_it_came(original: Path, rerun: Any) -> None:
     rows = run_folder.read_rows(original / "metrics.jsonl")
     run_folder.write_rows(original / "metrics.jsonl", rows[:1])
     run_folder.set_status(original, "preempted")
-    ended = rerun(original)
-    assert ended.code == 0 and "preempted; comparing 1 of 1 epochs" in ended.out
-    assert len(run_folder.read_rows(original.with_name("a-rerun") / "metrics.jsonl")) == 1
+    found = rerun(original)
+    assert found.code == 0 and "preempted; comparing 1 of 1 epochs" in found.out
+    assert len(run_folder.read_rows(original.with_name("a-rerun-2") / "metrics.jsonl")) == 1
     run_folder.write_rows(original / "metrics.jsonl", [])
-    ended = rerun(original)
-    assert ended.code == 2 and "no epoch of it is finished" in ended.err
+    found = rerun(original)
+    assert found.code == 2 and "no epoch of it is finished" in found.err
 
 
 def test_what_differs_is_said_first_and_noise_is_told_from_seeds(
@@ -112,40 +96,36 @@ def test_what_differs_is_said_first_and_noise_is_told_from_seeds(
     facts = read_json(original / "fingerprint.json")
     edit(original / "fingerprint.json", versions=facts["versions"] | {"timm": "0.5.4"})
     monkeypatch.setenv("COUNTING_DRIFT", "0.01")
-    ended = rerun(original)
+    found = rerun(original)
     told = f"versions.timm: 0.5.4 there, {facts['versions']['timm']} here"
-    assert told in ended.out  # what stands beside it depends on whether this process has torch
-    assert ended.code == 1 and "spread between seeds is unknown" in ended.out
+    assert told in found.out  # what stands beside it depends on whether this process has torch
+    assert found.code == 1 and "spread between seeds is unknown" in found.out
     again = original.with_name("a-rerun")
-    ended = rerun(original, "--against", again, "--spread", 0.1)
-    assert ended.code == 0 and ended.out.splitlines()[-1].startswith("within noise: ")
+    found = rerun(original, "--against", again, "--spread", 0.1)
+    assert found.code == 0 and found.out.splitlines()[-1].startswith("within noise: ")
     assert not original.with_name("a-rerun-2").exists()
     monkeypatch.setenv("COUNTING_DRIFT", "0")
     for seed in (1, 2):
         counted(original.parents[1], f"s{seed}", f"seed={seed}")
-    ended = rerun(original, "--against", again)
-    assert ended.code == 0 and "from 3 seeds" in ended.out
+    found = rerun(original, "--against", again)
+    assert found.code == 0 and "from 3 seeds" in found.out
     monkeypatch.setenv("COUNTING_DRIFT", "5")
-    ended = rerun(original)
-    assert ended.code == 1 and "runs of other seeds lie up to" in ended.out
+    found = rerun(original)
+    assert found.code == 1 and "runs of other seeds lie up to" in found.out
 
 
-def test_a_second_run_that_fails(
-    original: Path, rerun: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_run_that_fails(original: Path, rerun: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(children, "start", partial(counting.start, command_main=lambda words: 4))
     assert rerun(original).code == 4
-    ended = rerun(original.parent / "nowhere")
-    assert ended.code == 2 and ended.err.count("\n") == 1 and "Give a folder" in ended.err
+    found = rerun(original.parent / "nowhere")
+    assert found.code == 2 and found.err.count("\n") == 1 and "Give a folder" in found.err
 
 
 def test_asked_to_stop_it_says_how_to_go_on(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COUNTING_SECONDS", "1")
-    words = [sys.executable, counting.__file__, "rerun", str(original)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    process = beside("rerun", original, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch 1/3"):
             process.send_signal(signal.SIGTERM)
@@ -176,9 +156,9 @@ def test_a_real_run_on_the_cpu_is_bit_identical(
     words = [str(ROOT / "recipes" / "debug.yaml"), *SMALL, "--runs", str(tmp_path), "--id", "a"]
     assert start(children.training([*words, "--quiet"])).wait() == 0
     monkeypatch.setattr(children, "start", start)
-    ended = rerun(tmp_path / "debug" / "a")
-    assert ended.code == 0, ended.out + ended.err
-    assert ended.out.splitlines()[-1] == (
+    found = rerun(tmp_path / "debug" / "a")
+    assert found.code == 0, found.out + found.err
+    assert found.out.splitlines()[-1] == (
         "bit-identical: all metrics of 2 epochs, and weights at step-00000004, step-00000008"
     )
     path = tmp_path / "debug" / "a" / "recipe.yaml"

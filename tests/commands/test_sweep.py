@@ -5,15 +5,15 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import counting
 import pytest
+from counting import Ended, beside, diary, ended, wait_for
 
 from vision_tutorial import train
 from vision_tutorial.commands import sweep as command
@@ -26,16 +26,14 @@ from vision_tutorial.sweeps.sweep_file import read_sweep
 from vision_tutorial.sweeps.trials import SweepState
 
 ROOT = Path(__file__).parents[2]
-COUNTING = str(Path(__file__).parents[1] / "counting.py")
 LRS = "optimizer.sgd.lr: [0.1, 0.01, 0.001, 0.3]"
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for sweep files, beside a recipe of its own; children count, and keep a diary."""
+    """A folder for sweep files, beside a recipe of its own; children count and keep a diary."""
     (tmp_path / "base.yaml").write_text((ROOT / "recipes" / "debug.yaml").read_text())
     monkeypatch.setenv("COUNTING_DIARY", str(tmp_path / "diary"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(scheduler, "TICK", 0.02)
     monkeypatch.setattr(children, "start", counting.start)
     return tmp_path
@@ -48,39 +46,20 @@ def write(place: Path, text: str, name: str = "s.yaml") -> Path:
     return path
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def swept(place: Path, capfd: Any) -> Callable[..., Ended]:
     """The sweep command on a file, to its end, in this process."""
-
-    def sweep(file: Path, *words: str) -> Ended:
-        capfd.readouterr()
-        code = command.main([str(file), "--runs", str(place / "runs"), *words])
-        return Ended(code, *capfd.readouterr())
-
-    return sweep
+    return lambda *words: ended(capfd, command.main, *words, "--runs", place / "runs")
 
 
-def beside(place: Path, file: Path, *words: str, **more: Any) -> subprocess.Popen:
-    """The sweep command in a process of its own, which can be killed."""
-    words = [sys.executable, COUNTING, "sweep", str(file), "--runs", str(place / "runs"), *words]
-    return subprocess.Popen(words, **{"stdout": subprocess.DEVNULL, **more})
+def sweep_beside(place: Path, *words: object, **more: Any) -> subprocess.Popen:
+    """The sweep command in a process of its own."""
+    return beside("sweep", *words, "--runs", place / "runs", **more)
 
 
-def diary(place: Path) -> list[str]:
-    """What the children did, in order."""
-    path = place / "diary"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def done(place: Path) -> Counter:
+def done() -> Counter:
     """How often each run was brought to its end."""
-    return Counter(line.split()[1] for line in diary(place) if line.startswith("done "))
+    return Counter(line.split()[1] for line in diary() if line.startswith("done "))
 
 
 def trials_of(file: Path) -> list[Any]:
@@ -88,14 +67,6 @@ def trials_of(file: Path) -> list[Any]:
     state = SweepState(read_sweep(file), "runs")
     state.advance()
     return state.trials(state.points)
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
-    """Until it is so."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -106,32 +77,32 @@ def test_killed_twice_every_point_runs_once(place: Path, swept: Any) -> None:
     file = write(place, f"grid:\n  {LRS}\n  loss: [focal, cross_entropy, bce]\nset: {{epochs: 6}}")
     held = place / "diary.held"
     for enough in (2, 6):
-        sweep = beside(place, file, "--jobs", "2")
-        wait_for(lambda: len(done(place)) >= enough)  # noqa: B023
+        sweep = sweep_beside(place, file, "--jobs", "2")
+        wait_for(lambda: len(done()) >= enough)  # noqa: B023
         held.touch()
-        wait_for(lambda: diary(place)[-1].startswith("held"))
+        wait_for(lambda: diary()[-1].startswith("held"))
         sweep.kill()
         assert sweep.wait() == -signal.SIGKILL
         held.unlink()
-    ended = swept(file, "--jobs", "2")
-    assert ended.code == 0, ended.out + ended.err
+    found = swept(file, "--jobs", "2")
+    assert found.code == 0, found.out + found.err
     folders = list((place / "runs" / "s").glob("*/recipe.yaml"))
-    assert len(folders) == 12 and done(place) == {path.parent.name: 1 for path in folders}
-    epochs = Counter(line for line in diary(place) if line.startswith("epoch "))
+    assert len(folders) == 12 and done() == {path.parent.name: 1 for path in folders}
+    epochs = Counter(line for line in diary() if line.startswith("epoch "))
     assert len(epochs) == 72 and set(epochs.values()) == {1}, "an epoch was lost or done twice"
     for path in folders:
         rows = run_folder.read_rows(path.parent / "metrics.jsonl")
         assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    begun = Counter(line.split()[1] for line in diary(place) if line.startswith("start"))
+    begun = Counter(line.split()[1] for line in diary() if line.startswith("start"))
     assert max(begun.values()) > 1, "some were cut, and went on"
-    again = len(diary(place))
-    assert swept(file).code == 0 and len(diary(place)) == again, "all is done"
+    again = len(diary())
+    assert swept(file).code == 0 and len(diary()) == again, "all is done"
 
 
 def test_children_of_a_killed_sweep_end_with_it(place: Path) -> None:
     file = write(place, "points: [{epochs: 1000}]")
-    sweep = beside(place, file)
-    wait_for(lambda: any(line.startswith("epoch") for line in diary(place)))
+    sweep = sweep_beside(place, file)
+    wait_for(lambda: any(line.startswith("epoch") for line in diary()))
     (status,) = (place / "runs" / "s").glob("*/status.json")
     sweep.kill()
     wait_for(lambda: read_json(status)["status"] == "preempted")
@@ -142,10 +113,10 @@ def test_a_point_that_another_process_trains_is_waited_for(place: Path, swept: A
     file = write(place, "points: [{epochs: 10}]")
     words = shlex.split(swept(file, "--print-commands").out)[2:]
     other = counting.start(children.training(words))
-    wait_for(lambda: any(line.startswith("epoch") for line in diary(place)))
+    wait_for(lambda: any(line.startswith("epoch") for line in diary()))
     assert swept(file).code == 0
-    assert other.wait() == 0 and list(done(place).values()) == [1]
-    assert len([line for line in diary(place) if line.startswith("start")]) == 1
+    assert other.wait() == 0 and list(done().values()) == [1]
+    assert len([line for line in diary() if line.startswith("start")]) == 1
 
 
 def test_a_second_sweep_is_refused_and_a_signal_can_be_resumed(
@@ -153,8 +124,8 @@ def test_a_second_sweep_is_refused_and_a_signal_can_be_resumed(
 ) -> None:
     monkeypatch.setenv("COUNTING_STOPPED", "1")  # torchrun's, whatever its processes say
     file = write(place, "points: [{epochs: 100000}, {epochs: 2}]")
-    sweep = beside(place, file, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: any(line.startswith("epoch") for line in diary(place)))
+    sweep = sweep_beside(place, file, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: any(line.startswith("epoch") for line in diary()))
     second = swept(file)
     assert second.code == 2 and "is in use by process" in second.err
     sweep.send_signal(signal.SIGINT)
@@ -162,7 +133,7 @@ def test_a_second_sweep_is_refused_and_a_signal_can_be_resumed(
     assert "the same command goes on" in out and "failed" not in out and sweep.returncode == 143
     (status,) = (place / "runs" / "s").glob("*/status.json")
     assert read_json(status)["status"] == "preempted", "it was asked, and could save"
-    assert [line[:5] for line in diary(place)].count("start") == 1, "no other was begun"
+    assert [line[:5] for line in diary()].count("start") == 1, "no other was begun"
 
 
 def test_a_failure_does_not_stop_the_others_and_is_tried_again_on_request(
@@ -171,13 +142,13 @@ def test_a_failure_does_not_stop_the_others_and_is_tried_again_on_request(
     file = write(place, "grid: {batch_size: [13, 32]}")
     first = swept(file)
     assert first.code == 1 and "exit code 4: out of luck" in first.out
-    assert len(done(place)) == 1
+    assert len(done()) == 1
     second = swept(file)
     assert second.code == 1 and "1 failed, 1 done (--retry-failed tries again)" in second.out
-    assert [line[:5] for line in diary(place)].count("start") == 2
+    assert [line[:5] for line in diary()].count("start") == 2
     monkeypatch.setenv("COUNTING_LUCK", "1")
     third = swept(file, "--retry-failed")
-    assert third.code == 0 and list(done(place).values()) == [1, 1]
+    assert third.code == 0 and list(done().values()) == [1, 1]
 
 
 def test_a_child_that_ends_without_a_word_in_its_folder_is_heard(place: Path, swept: Any) -> None:
@@ -193,7 +164,7 @@ def test_a_child_that_ends_without_a_word_in_its_folder_is_heard(place: Path, sw
     assert found.code == 1 and "ended with code 5: error: cannot write" in found.out
     run.unlink()
     run.mkdir()  # of one that was killed before it had written anything
-    assert swept(file).code == 0 and done(place) == {one.id: 1}
+    assert swept(file).code == 0 and done() == {one.id: 1}
     assert (run / "mine.py").read_text() == "x = 1"
 
 
@@ -211,12 +182,12 @@ def test_a_greedy_stage_stands_on_the_best_of_the_one_before(place: Path, swept:
     blend = "{cross_entropy: {weight: 1, label_smoothing: 0.1}, focal: 0.5}"  # as the recipe has it
     file = write(place, GREEDY.replace("BASE", blend))
     before = swept(file, "--dry-run")
-    assert "s, lr: 4 points x 2 seeds" in before.out and not diary(place)
+    assert "s, lr: 4 points x 2 seeds" in before.out and not diary()
     assert "8 runs and 6 in later stages, 28 epochs" in before.out
-    ended = swept(file, "--jobs", "4")
-    assert ended.code == 0, ended.out + ended.err
-    assert len(done(place)) == 12 and set(done(place).values()) == {1}, "2 of 14 are the same"
-    table = ended.out[ended.out.index("best val/top1") :].splitlines()
+    found = swept(file, "--jobs", "4")
+    assert found.code == 0, found.out + found.err
+    assert len(done()) == 12 and set(done().values()) == {1}, "2 of 14 are the same"
+    table = found.out[found.out.index("best val/top1") :].splitlines()
     assert "optimizer.sgd.lr=0.01 loss=focal" in table[2] and " ± " in table[2]
     assert table[-1] == f"vision-tutorial compare {place / 'runs' / 's'}"
     recipes = [load(path).recipe for path in (place / "runs" / "s").glob("*/recipe.yaml")]
@@ -224,23 +195,15 @@ def test_a_greedy_stage_stands_on_the_best_of_the_one_before(place: Path, swept:
     assert at["focal", 1, 0.01] == at["cross_entropy", 1, 0.01] == at["cross_entropy", 2, 0.1] == 2
 
 
-def test_a_metric_may_be_chosen_and_a_wrong_one_is_answered(place: Path, swept: Any) -> None:
+def test_a_metric_may_be_chosen_and_each_job_has_its_own_cores(place: Path, swept: Any) -> None:
     points = f"grid: {{{LRS}}}\nset: {{epochs: 1}}\n"
-    ended = swept(write(place, points + "metric: val/top1\ndirection: min"), "--jobs", "4")
-    first = ended.out[ended.out.index("best val/top1") :].splitlines()[2]
-    assert "optimizer.sgd.lr=0.3" in first, "the worst by top-1"
-    ended = swept(write(place, points + "metric: val/top"))
-    assert ended.code == 2 and "did you mean 'val/top1'?" in ended.err
-
-
-def test_cores_are_dealt_to_jobs(place: Path, swept: Any) -> None:
     cores = len(os.sched_getaffinity(0))
-    swept(write(place, "points: [{epochs: 1}]"), "--jobs", "1")
-    swept(write(place, "points: [{epochs: 2}]"), "--jobs", str(cores))
-    assert [line.split()[2] for line in diary(place) if line.startswith("start")] == [
-        f"cores={cores}",
-        "cores=1",
-    ]
+    found = swept(write(place, points + "metric: val/top1\ndirection: min"), "--jobs", cores)
+    first = found.out[found.out.index("best val/top1") :].splitlines()[2]
+    assert "optimizer.sgd.lr=0.3" in first, "the worst by top-1"
+    assert {line.split()[2] for line in diary() if line.startswith("start")} == {"cores=1"}
+    found = swept(write(place, points + "metric: val/top"))
+    assert found.code == 2 and "did you mean 'val/top1'?" in found.err
 
 
 # -- instead of running ----------------------------------------------------------------------------
@@ -249,7 +212,7 @@ def test_cores_are_dealt_to_jobs(place: Path, swept: Any) -> None:
 def test_the_printed_commands_train_the_points_and_can_be_repeated(place: Path, swept: Any) -> None:
     file = write(place, "grid: {optimizer: [{adamw: {lr: 0.001}}], epochs: [1]}\nseeds: [1, 2]")
     lines = swept(file, "--print-commands").out.splitlines()
-    assert len(lines) == 2 and not diary(place)
+    assert len(lines) == 2 and not diary()
     for line in lines:
         words = shlex.split(line)
         assert words[:2] == ["vision-tutorial", "train"]
@@ -266,8 +229,7 @@ def test_one_point_by_its_id(place: Path, swept: Any, monkeypatch: pytest.Monkey
     file = write(place, "grid: {epochs: [1, 2]}")
     (one, _) = trials_of(file)
     monkeypatch.setattr(os, "execv", lambda _, words: counting.start(words).wait())
-    assert swept(file, "--point", one.id).code == 0
-    assert list(done(place)) == [one.id]
+    assert swept(file, "--point", one.id).code == 0 and list(done()) == [one.id]
     wrong = swept(file, "--point", one.id[:-1] + "9")
     assert wrong.code == 2 and f"did you mean '{one.id}'?" in wrong.err
 
@@ -317,10 +279,9 @@ def test_it_starts_without_torch(place: Path) -> None:
     subprocess.run([sys.executable, "-c", script, str(file), "--dry-run"], check=True)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=str)
-def test_every_sweep_of_ours_loads(path: Path) -> None:
-    found = read_sweep(path)
-    assert all(stage.choices for stage in found.stages)
+def test_every_sweep_of_ours_loads() -> None:
+    for path in (ROOT / "recipes" / "sweeps").glob("*.yaml"):
+        assert all(stage.choices for stage in read_sweep(path).stages)
 
 
 def test_train_continues_the_run_of_an_id(place: Path) -> None:

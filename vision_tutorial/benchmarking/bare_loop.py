@@ -1,4 +1,4 @@
-"""The loop under a stop-watch, and the bare loops that it is held against."""
+"""The training loop with its time measured, and the bare loops that it is compared with."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,14 @@ from ..recipe.fields import CheckpointPolicy
 from ..runs.wandb_logger import Tracker
 from .timed_pairs import Sample
 
-SKIP = 1  # steps after a start that nobody counts: the loader starts, caches fill
+SKIP = 1  # steps after a start that do not count: the loader starts, caches fill
 
 
 class Watch(Recorder):
-    """The duties of another, on the clock: seconds of each step, and of duties."""
+    """Another recorder with its time measured: seconds of each step, and of the recorder."""
 
-    def __init__(self, duties: Recorder, settle: Callable[[], None]):
-        self.duties, self.settle = duties, settle
+    def __init__(self, recorder: Recorder, settle: Callable[[], None]):
+        self.recorder, self.settle = recorder, settle
         self.start()
 
     def start(self) -> None:
@@ -37,20 +37,20 @@ class Watch(Recorder):
         self.steps: list[float] = []
         self.waits: list[float] = []  # for data, as the loop itself counts them
         self.waited = 0.0
-        self.busy = 0.0  # with duties
+        self.busy = 0.0  # in the recorder
         self.final = False  # whether the step under way is the last
         self.last = time.perf_counter()
 
     @contextmanager
-    def on_duty(self) -> Iterator[None]:
-        """What happens within it keeps the loop from learning."""
+    def recording(self) -> Iterator[None]:
+        """What happens within it is no training."""
         began = time.perf_counter()
         yield
         self.busy += time.perf_counter() - began
 
     def stepped(self, progress: Progress, *rest: Any) -> None:
-        with self.on_duty():
-            self.duties.stepped(progress, *rest)
+        with self.recording():
+            self.recorder.stepped(progress, *rest)
         if len(self.steps) < SKIP or self.final:
             self.settle()
         now = time.perf_counter()
@@ -59,17 +59,16 @@ class Watch(Recorder):
         self.last, self.waited = now, progress.seconds_data
 
     def save(self, progress: Progress, is_best: bool) -> None:
-        with self.on_duty():
-            self.duties.save(progress, is_best)
+        with self.recording():
+            self.recorder.save(progress, is_best)
 
     def finished_epoch(self, progress: Progress) -> None:
-        """Report; the next step begins now."""
-        with self.on_duty():
-            self.duties.finished_epoch(progress)
+        with self.recording():
+            self.recorder.finished_epoch(progress)
         self.last, self.waited = time.perf_counter(), progress.seconds_data
 
     def due(self, progress: Progress) -> bool:
-        return self.duties.due(progress)
+        return self.recorder.due(progress)
 
 
 class Until(StopRequest):
@@ -124,7 +123,7 @@ class TimedTraining:
         return Sample(batch_size * len(watch.steps[SKIP:]), took)
 
     def ends_of_epochs(self, count: int, evaluation: Evaluation) -> list[float]:
-        """Seconds for which learning stands still to save and tell, of so many ends of epochs.
+        """Seconds in which nothing is trained, to save and print, at so many ends of epochs.
 
         The epochs are far enough apart for a checkpoint to be written meanwhile.
         """
@@ -160,7 +159,7 @@ class BareLoop:
         """One optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
         for batch in self.batches:
-            with autocast(self.distributed):
+            with _autocast(self.distributed):
                 output = self.model(batch.images)
             loss = self.criterion(output.float(), batch.target)[0] / len(self.batches)
             self.scaler.scale(loss).backward()
@@ -183,8 +182,7 @@ class BareLoop:
                 return Sample(images, time.perf_counter() - began)
 
 
-def autocast(distributed: Distributed) -> AbstractContextManager:
-    """What the recipe's precision means, in torch's own words."""
+def _autocast(distributed: Distributed) -> AbstractContextManager:
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     if distributed.precision not in kinds:
         return nullcontext()
@@ -192,9 +190,9 @@ def autocast(distributed: Distributed) -> AbstractContextManager:
 
 
 def bare_forward(model: nn.Module, batches: Sequence[Tensor], distributed: Distributed) -> Sample:
-    """The model on images that are there already; nobody looks at what it says."""
+    """The model on images that are there already; its output is not used."""
     settle = settler(distributed.device)
-    with evaluating(model), torch.inference_mode(), autocast(distributed):
+    with evaluating(model), torch.inference_mode(), _autocast(distributed):
         settle()
         began = time.perf_counter()
         for images in batches:

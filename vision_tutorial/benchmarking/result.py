@@ -12,7 +12,7 @@ from ..tables.table import markdown as render_markdown
 from .startup import Job
 from .timed_pairs import Pair
 
-WIDTH = 79
+_WIDTH = 79
 WORDS = {
     "data": "data",
     "step": "the step itself",
@@ -64,10 +64,10 @@ def print_result(result: Mapping[str, Any], markdown: bool) -> None:
     columns = (*(Column(title, title) for title in titles), Column("n", "n", "number"))
     table = Table(columns, tuple(rows))
     first, *rest = [f"{head} on {_machine(result)}", result["limits"], *_notes(result["facts"])]
-    print(first if markdown else fill(first, WIDTH), end="\n\n")
+    print(first if markdown else fill(first, _WIDTH), end="\n\n")
     print((render_markdown if markdown else plain_text)(table), end="")
     for text in filter(None, rest):
-        print("\n" + (text if markdown else fill(text, WIDTH)))
+        print("\n" + (text if markdown else fill(text, _WIDTH)))
 
 
 def _machine(result: Mapping[str, Any]) -> str:

@@ -14,9 +14,9 @@ from ..runs import run_folder as runs
 from .timed_pairs import Pair, Sample, Side, in_turn
 from .timm_baseline import rate_of_log
 
-MOST_STARTS = 3  # pairs of whole processes; each takes the seconds of an import
-EPOCHS = 3  # of a scaling run; the first warms up
-SMALL_SPLIT = 200  # images that a scaling run evaluates on, so that it ends soon
+_MOST_STARTS = 3  # pairs of whole processes; each takes the seconds of an import
+_EPOCHS = 3  # of a scaling run; the first warms up
+_SMALL_SPLIT = 200  # images that a scaling run evaluates on, so that it ends soon
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,11 @@ def beside_timm(
         return rate_of_log(log.read_text(errors="replace"), batch)
 
     def enough() -> bool:
-        found = so_far()
-        return found is not None and found.seconds >= job.seconds
+        return (found := so_far()) is not None and found.seconds >= job.seconds
 
     def theirs() -> Sample:
         ended = run_command(words, log, enough, then_stop=True)
-        found = so_far()
-        if found is None:
+        if (found := so_far()) is None:
             raise UserError(f"timm's train.py ended with code {ended.code}: {last_line(log)}")
         return found
 
@@ -117,7 +115,7 @@ def startup(job: Job, data_seconds: float) -> list[Pair]:
         return run_command(words, job.folder / "refused.log").seconds
 
     sides = [trained, imported, refused]
-    start, imports, mistake = map(tuple, job.in_turn("start", sides, min(job.rounds, MOST_STARTS)))
+    start, imports, mistake = map(tuple, job.in_turn("start", sides, min(job.rounds, _MOST_STARTS)))
     beside = Side("import torch, timm", imports)
     about = {"data_seconds": data_seconds, "first_step_seconds": statistics.median(steps)}
     return [
@@ -134,10 +132,10 @@ def scaling(job: Job, images: int, rate: float, per_process: bool) -> list[Pair]
     twice as much is expected; else both share the same cores.
     """
     batch = job.load().recipe.batch_size
-    holdout = min(0.1, SMALL_SPLIT / images)
+    holdout = min(0.1, _SMALL_SPLIT / images)
     most = int((1 - holdout) * images) - 1
     steps = max(1, min(round(job.seconds * rate / batch), most // batch))
-    small = [f"epochs={EPOCHS}", f"eval_every={EPOCHS}", "warmup={}", "cooldown={}"]
+    small = [f"epochs={_EPOCHS}", f"eval_every={_EPOCHS}", "warmup={}", "cooldown={}"]
     small += [f"holdout={holdout}", f"subset={steps * batch}", "checkpoint.every_minutes=null"]
     runs_so_far: list[str] = []
 

@@ -16,12 +16,14 @@ from ..recipe.recipe_info import side_after
 from .timed_pairs import Sample
 
 # Our options' names for timm's flags, where train.py has one for them.
-OPTIMIZER = {"lr": "--lr", "momentum": "--momentum", "weight_decay": "--weight-decay"}
-POLICIES = ("original", "originalr", "v0", "v0r", "3a")
+_OPTIMIZER = {"lr": "--lr", "momentum": "--momentum", "weight_decay": "--weight-decay"}
+_MIXING = {"mixup_alpha": "--mixup", "cutmix_alpha": "--cutmix", "prob": "--mixup-prob"}
+_MIXING |= {"switch_prob": "--mixup-switch-prob"}
+_POLICIES = ("original", "originalr", "v0", "v0r", "3a")
 # The order in which timm applies augmentations; only one of the two policies.
-ORDER = {"random_resized_crop": 0, "hflip": 1, "vflip": 2, "auto_augment": 3, "rand_augment": 3}
-ORDER |= {"color_jitter": 4, "grayscale": 5, "random_erasing": 6}
-MOST_IMAGES = 2000  # written as files for train.py, where it cannot read the data set itself
+_ORDER = {"random_resized_crop": 0, "hflip": 1, "vflip": 2, "auto_augment": 3, "rand_augment": 3}
+_ORDER |= {"color_jitter": 4, "grayscale": 5, "random_erasing": 6}
+_MOST_IMAGES = 2000  # written as files for train.py, where it cannot read the data set itself
 
 
 class Untranslatable(Exception):
@@ -38,9 +40,9 @@ def translated(recipe: Recipe, size: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"hflip": 0.0, "color_jitter": None, "interpolation": "random"}
     rank = -1
     for choice in recipe.augment:
-        if ORDER.get(choice.name, -1) <= rank:
+        if _ORDER.get(choice.name, -1) <= rank:
             raise Untranslatable(f"{choice.name} at its place in the chain")
-        rank = ORDER[choice.name]
+        rank = _ORDER[choice.name]
         arguments |= _arguments(choice.name, choice.options)
     if not recipe.augment or recipe.augment[0].name != "random_resized_crop":
         raise Untranslatable("a chain that does not begin with random_resized_crop")
@@ -67,7 +69,7 @@ def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             p = None if options["p"] == 1 else options["p"]
             return {"color_jitter": options["strength"], "color_jitter_prob": p}
         case "auto_augment":
-            if options["policy"] not in POLICIES:
+            if options["policy"] not in _POLICIES:
                 raise Untranslatable(f"the policy {options['policy']}")
             return {"auto_augment": options["policy"] + _deviation(options["magnitude_std"])}
         case "rand_augment":
@@ -181,14 +183,14 @@ def held(sources: Sequence[Source]) -> int:
 
 
 def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:
-    """How train.py is told where the images are; some are written to `folder` where it must."""
+    """The options of train.py for the images; some are written to `folder` where it cannot read."""
     name, options = recipe.dataset.name, recipe.dataset.options
     if name in ("cifar10", "cifar100"):
         return ["--data-dir", str(data_root(options["root"])), "--dataset", f"torch/{name}"]
     if name == "image_folder" and (options["train"], options["test"]) == ("train", "val"):
         return ["--data-dir", options["root"]]
     for split in ("train", "val"):
-        for index in range(min(len(source), MOST_IMAGES)):
+        for index in range(min(len(source), _MOST_IMAGES)):
             image, target = source[index]
             path = folder / split / f"{target:05d}" / f"{index:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +218,7 @@ def train_words(
     words += ["-b", str(recipe.batch_size // parts), "--grad-accum-steps", str(parts)]
     words += ["--workers", str(workers), "--log-interval", "1", "--epochs", "1000"]
     words += ["--opt", recipe.optimizer.name, "--sched", "cosine"]
-    for option, flag in OPTIMIZER.items():
+    for option, flag in _OPTIMIZER.items():
         if option in recipe.optimizer.options:
             words += [flag, str(recipe.optimizer.options[option])]
     words += ["--channels-last"] if recipe.channels_last else []
@@ -229,10 +231,14 @@ def train_words(
     if recipe.clip:
         mode, value = next((k, v) for k, v in recipe.clip.model_dump().items() if v is not None)
         words += ["--clip-grad", str(value), "--clip-mode", mode]
-    return words + _augment_words(translated(recipe, size)) + _mix_words(recipe)
+    smoothing = max((t.options.get("label_smoothing", 0.0) for t in recipe.loss), default=0.0)
+    words += [*_augment_words(translated(recipe, size)), "--smoothing", str(smoothing)]
+    for name, value in mixers(recipe.mix).items():
+        words += [_MIXING[name], str(value)]
+    return words
 
 
-def _augment_words(arguments: dict[str, Any]) -> list[str]:
+def _augment_words(arguments: Mapping[str, Any]) -> list[str]:
     renamed = {"interpolation": "train_interpolation", "auto_augment": "aa"}
     renamed |= {f"re_{name}": f"re{name}" for name in ("prob", "mode", "count")}
     words = []
@@ -244,16 +250,6 @@ def _augment_words(arguments: dict[str, Any]) -> list[str]:
     if jitter is not None and not isinstance(jitter, int | float):
         raise Untranslatable("a list of strengths of color_jitter on train.py's command line")
     return [*words, "--color-jitter", str(jitter or 0.0)]
-
-
-def _mix_words(recipe: Recipe) -> list[str]:
-    flags = {"mixup_alpha": "--mixup", "cutmix_alpha": "--cutmix", "prob": "--mixup-prob"}
-    flags["switch_prob"] = "--mixup-switch-prob"
-    smoothing = max((t.options.get("label_smoothing", 0.0) for t in recipe.loss), default=0.0)
-    words = ["--smoothing", str(smoothing)]
-    for name, value in mixers(recipe.mix).items():
-        words += [flags[name], str(value)]
-    return words
 
 
 _LINE = re.compile(r"Train: (\d+) \[ *(\d+)/\d+ .*?\([\d.]+s, +([\d.]+)/s\)")

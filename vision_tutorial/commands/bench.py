@@ -23,11 +23,11 @@ from ..core.processes import in_child, peak_memory, usable_cores
 from ..recipe.fields import Recipe
 from ..runs import run_folder
 
-FAR = 10**9  # a step that no measurement reaches
-ENDLESS = ("epochs=1000000", f"eval_every={FAR}", "checkpoint.every_minutes=null")
-PASS = 5  # an evaluation lasts so many times --seconds, if there are images enough
-PEAKS = ("main memory", "GPU memory")
-Found = tuple[list[Pair], dict[str, Any]]  # what was measured, and what else came to light
+_FAR = 10**9  # a step that no measurement reaches
+_ENDLESS = ("epochs=1000000", f"eval_every={_FAR}", "checkpoint.every_minutes=null")
+_PASS = 5  # an evaluation lasts so many times --seconds, if there are images enough
+_PEAKS = ("main memory", "GPU memory")
+_Found = tuple[list[Pair], dict[str, Any]]  # what was measured, and what else came to light
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,9 +72,9 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def _measured(args: argparse.Namespace) -> dict[str, Any]:
-    wanted = _wanted_stages(args)
+    stages = _stages(args)
     given = (args.recipe, tuple(args.overrides), args.trust_imports, args.rounds, args.seconds)
-    Job(*given, Path()).load()  # a mistake is told before torch is there
+    Job(*given, Path()).load()  # a mistake is reported before torch is imported
     # asking whether there is a GPU must not start CUDA here: children could not share it
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     tell("importing torch and timm")
@@ -86,14 +86,14 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="vision-tutorial-bench-") as folder:
         job = Job(*given, Path(folder), args.timm_train)
         build.check(_here(job))  # and so import what children will need
-        for name in wanted:
-            found, more = STAGES[name][0](job)
-            pairs += found
+        for name in stages:
+            measured, more = STAGES[name][0](job)
+            pairs += measured
             facts |= more
     return report(job, pairs, facts, time.perf_counter() - began)
 
 
-def _wanted_stages(args: argparse.Namespace) -> list[str]:
+def _stages(args: argparse.Namespace) -> list[str]:
     script = args.timm_train
     if script is not None and not script.is_file():
         raise UserError(f"--timm-train {script}: no such file; give the path of timm's train.py.")
@@ -116,7 +116,7 @@ def _here(job: Job, *more: str) -> Recipe:
     return loaded.recipe
 
 
-def _data(job: Job) -> Found:
+def _data(job: Job) -> _Found:
     every = usable_cores()
     pairs = []
     for cores in [every[:1], every] if len(every) > 1 else [every]:
@@ -144,7 +144,7 @@ def _data_rates(job: Job, cores: int) -> tuple[list[Side], str]:
 
         def rate() -> Sample:
             pipeline = build.train_pipeline(recipe, source, distributed)
-            batches = pipeline.train(0, FAR, training.accumulation_steps)
+            batches = pipeline.train(0, _FAR, training.accumulation_steps)
             counts = (sum(map(len, parts)) for parts in batches)
             return drawn(counts, job.seconds, skip, settle)
 
@@ -171,7 +171,7 @@ class _Setup:
         from .. import build, engine
         from ..benchmarking import bare_loop
 
-        self.job, self.recipe = job, _here(job, *ENDLESS, *more)
+        self.job, self.recipe = job, _here(job, *_ENDLESS, *more)
         recipe = self.recipe
         self.place = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
         self.both = build.data(recipe)
@@ -213,7 +213,7 @@ def _made_bare_loop(recipe: Recipe, classes: int, batches: Sequence[Any], place:
     return bare_loop.BareLoop(model, optimizer, criterion, batches, place)
 
 
-def _step(job: Job) -> Found:
+def _step(job: Job) -> _Found:
     """The trainer beside the bare loop, and what an epoch needs beside its steps."""
     setup = _Setup(job)
     loop = _made_bare_loop(
@@ -234,7 +234,7 @@ def _step(job: Job) -> Found:
     return [Pair("step", "images/s", *sides)], facts
 
 
-def _evaluation(job: Job) -> Found:
+def _evaluation(job: Job) -> _Found:
     """The evaluation of a split beside the bare forward pass over as many images."""
     from ..benchmarking import bare_loop
 
@@ -243,7 +243,7 @@ def _evaluation(job: Job) -> Found:
     with bare_loop.seen_by(model) as seen:
         setup.evaluating(size)()
     rate = bare_loop.bare_forward(model, seen[:1], setup.place).rate
-    images = min(size * max(1, round(PASS * job.seconds * rate / size)), len(setup.both.val))
+    images = min(size * max(1, round(_PASS * job.seconds * rate / size)), len(setup.both.val))
     evaluate = setup.evaluating(images)
     full, rest = divmod(images, len(seen[0]))
     batches = [seen[0]] * full + [seen[0][:rest]] * bool(rest)
@@ -259,7 +259,7 @@ def _evaluation(job: Job) -> Found:
     return [Pair("evaluation", "images/s", *sides, {"images": images})], {}
 
 
-def _timm(job: Job) -> Found:
+def _timm(job: Job) -> _Found:
     """Our trainer beside timm's train.py, both on timm's plain model: it has no CIFAR stem."""
     plain = f"model={job.load().recipe.model.name}"
     words, batch, reason = in_child(_timm_words, job, plain)
@@ -288,7 +288,7 @@ def _timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     return [*words, "--output", str(job.folder / "timm")], recipe.batch_size, ""
 
 
-def _start(job: Job) -> Found:
+def _start(job: Job) -> _Found:
     return startup(job, in_child(_reading, job)), {}
 
 
@@ -300,12 +300,12 @@ def _reading(job: Job) -> float:
     return time.perf_counter() - began
 
 
-def _memory(job: Job) -> Found:
+def _memory(job: Job) -> _Found:
     tell("memory: the trainer, the bare loop")
     trainer, images, batches = in_child(_trainer_peaks, job)
     bare = in_child(_bare_peaks, job, *batches)
     pairs = []
-    for name, ours, other, more in zip(PEAKS, trainer, bare, (images, 0), strict=True):
+    for name, ours, other, more in zip(_PEAKS, trainer, bare, (images, 0), strict=True):
         if ours and other:
             sides = Side("trainer", (ours,)), Side("bare loop + data", (other + more,))
             pairs.append(Pair(name, "bytes", *sides, {"data_bytes": more}))
@@ -345,7 +345,7 @@ def _peaks() -> tuple[int | None, int]:
     return peak_memory(), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
-def _two(job: Job) -> Found:
+def _two(job: Job) -> _Found:
     gpus, images, rate = in_child(_scale, job)
     if gpus == 1:
         return [], {"no_scaling": "there is one GPU"}
@@ -360,7 +360,7 @@ def _scale(job: Job) -> tuple[int, int, float]:
     return torch.cuda.device_count(), len(setup.both.train), setup.run().rate
 
 
-STAGES: dict[str, tuple[Callable[[Job], Found], str]] = {
+STAGES: dict[str, tuple[Callable[[Job], _Found], str]] = {
     "data": (_data, "the data path beside timm's loader and beside our own image by image"),
     "step": (partial(in_child, _step), "the trainer beside the bare loop"),
     "eval": (partial(in_child, _evaluation), "an evaluation beside the bare forward pass"),

@@ -31,14 +31,15 @@ from ..tables.columns import View
 from ..tables.labels import LANGUAGES
 from ..tables.layouts import week3
 
-NOT_ALL = 1  # the exit code where some run is not done
-OWN = ".reproduce"  # in the folder: plan, speeds, logs, lock; it is no run folder
-MARGIN = 0.9  # of the time that there is, how much is planned
-SHAPES = "shapes"
-PAGE = 8.0  # seconds that it takes at most, without galleries
-SMALL = ("thin", "resnet10")
-PROBE_SECONDS = 6.0  # of the short training, at least
-PROBE_PART = 0.01  # of the budget, at least
+_NOT_ALL = 1  # the exit code where some run is not done
+_OWN = ".reproduce"  # in the folder: plan, speeds, logs, lock; it is no run folder
+_MARGIN = 0.9  # of the time that there is, how much is planned
+_SHAPES = "shapes"
+_PAGE = 8.0  # seconds that it takes at most, without galleries
+_SMALL = ("thin", "resnet10")
+_PROBE_SECONDS = 6.0  # of the short training, at least
+_PROBE_PART = 0.01  # of the budget, at least
+_VERDICTS = {"within": "within noise", "beyond": "beyond noise"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         "--scale", type=share, metavar="S", help="shrink it to this share of the images seen"
     )
     add("--network", choices=NETWORKS, help="of all runs (default: by the budget, else resnet50)")
-    add("--data", choices=("cifar100", SHAPES), help="shapes: drawn by the package")
+    add("--data", choices=("cifar100", _SHAPES), help="shapes: drawn by the package")
     add("--seeds", type=positive_count, default=1, metavar="N", help="runs of each recipe")
     add(
         "--nproc",
@@ -93,11 +94,11 @@ def reproduce(args: argparse.Namespace) -> int:
     deadline = Deadline(args.budget)
     _choose_data(args)
     recipes = _checked_recipes(args)
-    own = Path(args.runs) / _folder_name(args) / OWN
+    own = Path(args.runs) / _folder_name(args) / _OWN
     with storage(own):
         own.mkdir(parents=True, exist_ok=True)
     with run_folder.lock(own), Stop().listening() as stop:
-        code: int = NOT_ALL
+        code: int = _NOT_ALL
         try:
             code = _carry_out(args, recipes, own, deadline, stop)
         except UserError:
@@ -113,13 +114,13 @@ def _carry_out(
     args: argparse.Namespace, recipes: dict[str, Recipe], own: Path, deadline: Deadline, stop: Stop
 ) -> int:
     if _scaled_down(args):
-        small = args.network in SMALL or bool(args.network is None and args.budget)
+        small = args.network in _SMALL or bool(args.network is None and args.budget)
         slots, processes = children.small_slots(
             args.seeds * len(TABLE), small, args.nproc, args.jobs
         )
     else:
         slots, processes = children.full_slots(recipes.values(), args.nproc, args.jobs)
-    seconds = max(PROBE_SECONDS, PROBE_PART * (args.budget or 0))
+    seconds = max(_PROBE_SECONDS, _PROBE_PART * (args.budget or 0))
     # a folder of its own: children of a start that was killed may still write into theirs
     folder = own / f"probe-{os.getpid()}"
     probe = ThroughputProbe(folder, _settings(args), slots, processes, seconds, stop)
@@ -130,11 +131,11 @@ def _carry_out(
     table = TrialTable()
     scheduler = Scheduler(table, slots, processes, stop, deadline)
     scheduler.run([trial for trial in trials if table.look(trial).state != "done"])
-    return NOT_ALL if stop.asked else _finish(args, scheduler, trials, own)
+    return _NOT_ALL if stop.asked else _finish(args, scheduler, trials, own)
 
 
 def _scaled_down(args: argparse.Namespace) -> bool:
-    return bool(args.budget or args.network or args.data == SHAPES) or args.scale is not None
+    return bool(args.budget or args.network or args.data == _SHAPES) or args.scale is not None
 
 
 def _choose_data(args: argparse.Namespace) -> None:
@@ -143,12 +144,12 @@ def _choose_data(args: argparse.Namespace) -> None:
     missing = not (data_root() / "cifar-100-python" / "train").is_file()
     if args.data is None and not mine and missing and _scaled_down(args):
         print(f"no CIFAR-100 in {data_root()} (VISION_TUTORIAL_DATA names the folder): shapes")
-        args.data = SHAPES
+        args.data = _SHAPES
 
 
 def _settings(args: argparse.Namespace) -> list[str]:
     """What is set on the recipes of the table, beside what shrinks them."""
-    return [*(["dataset=shapes"] if args.data == SHAPES else []), *args.overrides]
+    return [*(["dataset=shapes"] if args.data == _SHAPES else []), *args.overrides]
 
 
 def _checked_recipes(args: argparse.Namespace) -> dict[str, Recipe]:
@@ -164,7 +165,7 @@ def _folder_name(args: argparse.Namespace) -> str:
     budget = args.budget and _spelled(args.budget)
     scale = None if args.scale is None else f"{args.scale:g}"
     seeds = f"{args.seeds}seeds" if args.budget and args.seeds > 1 else None
-    data = SHAPES if args.data == SHAPES else None
+    data = _SHAPES if args.data == _SHAPES else None
     return "-".join(filter(None, (args.what, budget, scale, args.network, seeds, data)))
 
 
@@ -215,7 +216,7 @@ def _new_plan(
 
     def make(network: str, speed: Speed) -> Plan | None:
         return scale_down.largest(
-            network, speed, MARGIN * deadline.room(), full, data, args.seeds, slots
+            network, speed, _MARGIN * deadline.room(), full, data, args.seeds, slots
         )
 
     def measure(network: str, batch_size: int) -> Speed:
@@ -227,7 +228,7 @@ def _new_plan(
     if plan is None:
         least = scale_down.plan(*list(scale_down.sizes(data))[-1], networks[0], data)
         times = [least.seconds(epochs, speed, data.test) for epochs in full * args.seeds]
-        needed = makespan(times, slots) / MARGIN + args.budget - deadline.room()
+        needed = makespan(times, slots) / _MARGIN + args.budget - deadline.room()
         raise UserError(
             f"--budget {_spelled(args.budget)}: too little for the smallest table here, which "
             f"takes {duration(needed)} (measuring, {speed.start:.0f} s a start, "
@@ -250,8 +251,8 @@ def _description(
         yield f"{_folder_name(args)}: r0 … r5 as they stand{seeds}"
         for name, recipe in recipes.items():
             minutes = recipe.expects.get("minutes")
-            told = f"; the report: {minutes:g} min on two GPUs" if minutes else ""
-            yield f"{name}: {recipe.total_epochs} epochs, {recipe.model.name}{told}"
+            report = f"; the report: {minutes:g} min on two GPUs" if minutes else ""
+            yield f"{name}: {recipe.total_epochs} epochs, {recipe.model.name}{report}"
         return
     fast = f", {speed.rate * jobs:,.0f} images a second here" if speed else ""
     yield f"{_folder_name(args)}: network {plan.network}, batch {plan.batch_size}{fast}{seeds}"
@@ -275,7 +276,7 @@ def _trials(
     """All recipes with the first seed, then with the next. Writes the scaled-down recipes."""
     folder = own.parent
     if plan:
-        dataset = SHAPES if args.data == SHAPES else None
+        dataset = _SHAPES if args.data == _SHAPES else None
         scale_down.write_recipes(plan, folder, dataset, count_images(recipes["r0"]).train)
     trials = []
     for number in range(args.seeds):
@@ -316,7 +317,7 @@ def _finish(
     if missing:
         why = "the time was up: " if scheduler.late else ""
         print(f"{why}not done: {', '.join(missing)}; the same command goes on from here")
-    return NOT_ALL if missing else ExitCode.DONE
+    return _NOT_ALL if missing else ExitCode.DONE
 
 
 def write_page(
@@ -334,9 +335,9 @@ def write_page(
         return processes.run_command(words, log, enough, then_stop=True)
 
     command(page, log, lambda: False)
-    if without and deadline.left() > 2 * PAGE and not stop.asked:
+    if without and deadline.left() > 2 * _PAGE and not stop.asked:
         galleries = own / "galleries.log"
-        enough = lambda: deadline.left() < PAGE or stop.asked  # noqa: E731
+        enough = lambda: deadline.left() < _PAGE or stop.asked  # noqa: E731
         ended = command(["gallery", *without], galleries, enough)
         if ended.seen or ended.code:
             why = "the time was up" if ended.seen else last_line(galleries)
@@ -352,7 +353,7 @@ def _order(view: View) -> str:
         return f"r0 < r1 < r2: not known without {', '.join(missing)}"
     r0, r1, r2 = (done[name].best.mean for name in TABLE[:3])
     steps = {name: view.deltas[line] for name, line in done.items()}
-    known = [VERDICTS.get(steps[name].verdict if steps[name] else "") for name in TABLE[1:3]]
+    known = [_VERDICTS.get(steps[name].verdict if steps[name] else "") for name in TABLE[1:3]]
     deltas = [
         f"{after - before:+.2f} {verdict or ''}".rstrip()
         for before, after, verdict in ((r0, r1, known[0]), (r1, r2, known[1]))
@@ -360,9 +361,6 @@ def _order(view: View) -> str:
     word = "came out" if r0 < r1 < r2 else "did not come out"
     more = "" if all(known) else "; only more --seeds tell that from noise"
     return f"r0 < r1 < r2 {word}: {r0:.2f}, {r1:.2f}, {r2:.2f} ({', '.join(deltas)}{more})"
-
-
-VERDICTS = {"within": "within noise", "beyond": "beyond noise"}
 
 
 if __name__ == "__main__":

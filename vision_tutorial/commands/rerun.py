@@ -17,15 +17,15 @@ from ..runs.run import Run
 from ..sweeps import children
 from ..sweeps.children import Stop
 
-NOT_REPRODUCED = 1  # the exit code
-LOOK = 0.25  # seconds between two looks at what the second run has done
+_NOT_REPRODUCED = 1  # the exit code
+LOOK = 0.25  # seconds between two checks of the second run
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
         prog="vision-tutorial rerun",
-        description="Train a run once more from its folder, say first what differs here, and at "
+        description="Train a run once more from its folder, print first what differs here, and at "
         "the end whether it came out bit-identical, within noise, or was not reproduced.",
         epilog="Exit codes: 0 bit-identical or within noise, 1 not reproduced, 2 no such run, 143 "
         "stopped; what `train` exits with, where it did not begin.",
@@ -97,7 +97,7 @@ def _read(folder: Path) -> Run:
 
 def _print_verdict(verdict: Verdict) -> int:
     _print(f"{verdict.word}: {verdict.why}")
-    return ExitCode.DONE if verdict.reproduced else NOT_REPRODUCED
+    return ExitCode.DONE if verdict.reproduced else _NOT_REPRODUCED
 
 
 def _train(

@@ -21,7 +21,7 @@ from ..sweeps.sweep_file import read_sweep
 from ..sweeps.trials import Result, SweepState, Trial
 from ..tables.table import Column, Table, terminal
 
-FAILED = 1  # the exit code where some trial is not done
+_FAILED = 1  # the exit code where some trial is not done
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,7 +107,7 @@ def _run(state: SweepState, args: argparse.Namespace) -> int:
         print("not all have ended: the same command goes on from here")
     if stop.asked:
         return ExitCode.PREEMPTED
-    return ExitCode.DONE if states == {"done"} else FAILED
+    return ExitCode.DONE if states == {"done"} else _FAILED
 
 
 def _to_run(state: SweepState, trials: Sequence[Trial], args: argparse.Namespace) -> list[Trial]:
@@ -219,7 +219,7 @@ def _ranking(results: Sequence[Result], metric: str) -> Table:
         Column("noise", ""),
         Column("point", "point"),
     )
-    notes = () if usual else ("Without seeds nobody knows which differences are noise.",)
+    notes = () if usual else ("Without seeds it is not known which differences are noise.",)
     return Table(columns, tuple(rows), notes)
 
 

@@ -25,7 +25,7 @@ from ..core.stop import StopSignal
 from ..recipe.batch_split import batch_parts
 from ..recipe.fields import Recipe
 
-DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 MEMORY, LARGE_MEMORY = 2 * 2**30, 8 * 2**30  # bytes for each of several trainings on a CPU
 Child = subprocess.Popen[bytes]
 
@@ -131,14 +131,14 @@ def start(
 
 
 def _prepare(slot: DeviceSlot) -> Callable[[], None]:
-    """What the child does before the command: take its cores, and be told when we die."""
+    """What the child does before the command: take its cores, get a signal when we die."""
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
     def prepare() -> None:
         if prctl:
-            prctl(DEATH_SIGNAL, signal.SIGTERM)
-            if os.getppid() != parent:  # we died before it could be told
+            prctl(_DEATH_SIGNAL, signal.SIGTERM)
+            if os.getppid() != parent:  # we died before it asked for that
                 os._exit(int(ExitCode.PREEMPTED))
         if slot.cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, slot.cores)

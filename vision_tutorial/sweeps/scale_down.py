@@ -34,14 +34,14 @@ from ..recipe.yaml_lines import read_document
 
 TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
 EPOCHS, BATCH, IMAGES = 200, 512, 50_000  # of r0 … r3, in full
-STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it
+_STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it
 FEWEST = 20  # epochs
-GRAIN = 20  # what images are a multiple of
+_GRAIN = 20  # what images are a multiple of
 LEAST = 300  # images; fewer epochs instead
 ENOUGH = 2000  # images that make a larger network worth its time
 SMALLEST_BATCH = 32
-EVALUATION_SPEED = 2  # times as fast as training, at least
-EVALUATION_SHARE = 1 / 6  # of the training's time at most, about, for evaluations
+_EVALUATION_SPEED = 2  # times as fast as training, at least
+_EVALUATION_SHARE = 1 / 6  # of the training's time at most, about, for evaluations
 RULED = {"name", "expects", "seed", "model", "subset", "batch_size", "epochs", "warmup", "cooldown"}
 RULED |= {"eval_every", "optimizer", "schedule"}  # no override may set them
 
@@ -58,10 +58,6 @@ NETWORKS: dict[str, dict[str, Any] | None] = {
     "resnet18": {"resnet18": {"stem": "cifar", "init": "pytorch"}},
     "resnet50": None,
 }
-
-
-class TooSlow(UserError):
-    """A network takes too few steps in the time of a measurement."""
 
 
 class Speed(NamedTuple):
@@ -94,7 +90,7 @@ def count_images(recipe: Recipe) -> Data:
         whole, test = recipe_info(recipe).whole, options.get("test", CIFAR.test)
     if whole is None:
         raise UserError(
-            f"dataset {name}: nobody knows how many images it has. Leave out --budget, --scale "
+            f"dataset {name}: it is not known how many images it has. Leave out --budget, --scale "
             "and --network, or take cifar100, shapes, or arrays (vision-tutorial pack)."
         )
     train = used(recipe, whole)
@@ -125,8 +121,8 @@ class Plan:
         """About how long such a recipe takes from its start to its end."""
         epochs = self.total_epochs(full)
         training = epochs * (self.images / speed.rate + speed.saving)
-        looks = math.ceil(epochs / self.eval_every)
-        return speed.start + training + looks * test / (EVALUATION_SPEED * speed.rate)
+        evaluations = math.ceil(epochs / self.eval_every)
+        return speed.start + training + evaluations * test / (_EVALUATION_SPEED * speed.rate)
 
 
 def plan(epochs: int, images: int, network: str, data: Data = CIFAR) -> Plan:
@@ -135,7 +131,7 @@ def plan(epochs: int, images: int, network: str, data: Data = CIFAR) -> Plan:
     batch = 2 ** round(math.log2(BATCH * images / IMAGES))
     cooldown = max(1, round(10 * x))
     total = epochs + cooldown
-    looks = max(1, int(total * images * EVALUATION_SHARE / (data.test / EVALUATION_SPEED)))
+    evaluations = max(1, int(total * images * _EVALUATION_SHARE / (data.test / _EVALUATION_SPEED)))
     return Plan(
         network=network,
         epochs=epochs,
@@ -143,7 +139,7 @@ def plan(epochs: int, images: int, network: str, data: Data = CIFAR) -> Plan:
         batch_size=min(max(batch, SMALLEST_BATCH), BATCH),
         warmup=max(1, round(5 * x)),
         cooldown=cooldown,
-        eval_every=math.ceil(total / min(looks, total)),
+        eval_every=math.ceil(total / min(evaluations, total)),
     )
 
 
@@ -151,9 +147,9 @@ def sizes(data: Data) -> Iterator[tuple[int, int]]:
     """(E, images) of all tables that the rule knows, from the full one down."""
     least = min(LEAST, data.train)
     yield EPOCHS, data.train
-    for grains in range((data.train - 1) // GRAIN, math.ceil(least / GRAIN) - 1, -1):
-        yield EPOCHS, grains * GRAIN
-    for epochs in range(EPOCHS - STEP, FEWEST - 1, -STEP):
+    for grains in range((data.train - 1) // _GRAIN, math.ceil(least / _GRAIN) - 1, -1):
+        yield EPOCHS, grains * _GRAIN
+    for epochs in range(EPOCHS - _STEP, FEWEST - 1, -_STEP):
         yield epochs, least
 
 
@@ -203,16 +199,11 @@ def choose(
     """
     chosen, speed = None, Speed(0.0, 1.0, 0.0)
     for network in networks:
-        try:
-            its_speed = measure(network, SMALLEST_BATCH)
+        its_speed = measure(network, SMALLEST_BATCH)
+        its_plan = make(network, its_speed)
+        if its_plan and its_plan.batch_size > SMALLEST_BATCH:  # larger batches are faster
+            its_speed = measure(network, its_plan.batch_size)
             its_plan = make(network, its_speed)
-            if its_plan and its_plan.batch_size > SMALLEST_BATCH:  # larger batches are faster
-                its_speed = measure(network, its_plan.batch_size)
-                its_plan = make(network, its_speed)
-        except TooSlow:
-            if network == networks[0]:
-                raise
-            break
         enough = its_plan is not None and its_plan.images >= ENOUGH
         if network == networks[0] or enough:
             chosen, speed = its_plan, its_speed

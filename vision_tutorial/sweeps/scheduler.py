@@ -19,10 +19,10 @@ from . import children
 from .children import Child, DeviceSlot, Stop
 from .trials import Trial, TrialStatus, TrialTable, is_busy
 
-TICK = 0.25  # seconds between two looks at the trainings
-REDRAW = 1.0  # seconds between two looks at how far they are
-BEST_SHOWN = 3
-STOPPED = (ExitCode.PREEMPTED, -signal.SIGTERM)  # asked to stop; before it could listen
+TICK = 0.25  # seconds between two checks of the trainings
+_REDRAW = 1.0  # seconds between two drawings of the table
+_BEST_SHOWN = 3
+_STOPPED = (ExitCode.PREEMPTED, -signal.SIGTERM)  # asked to stop; before it could listen
 # Seconds before the deadline when trainings are asked to stop, and when they are killed. What is
 # left is for the table and the page.
 ASKED, KILLED = 20.0, 10.0
@@ -43,7 +43,7 @@ class Deadline:
         return self.left() - ASKED
 
 
-class Running(NamedTuple):
+class _Running(NamedTuple):
     """A trial that is being trained."""
 
     trial: Trial
@@ -72,7 +72,7 @@ class Scheduler:
         self.deadline = deadline or Deadline()
         self.late = False  # the time was up before all was done
         self.waiting: list[Trial] = []
-        self.running: list[Running] = []
+        self.running: list[_Running] = []
         self._said_waiting = False
         self._drawn = -math.inf
         self.console = Console(highlight=False, soft_wrap=True)
@@ -127,19 +127,19 @@ class Scheduler:
         command = children.training(trial.arguments, self.processes)
         with storage(trial.log), trial.log.open("ab") as output:
             child = children.start(command, slot, output)
-        self.running.append(Running(trial, slot, child, time.monotonic()))
+        self.running.append(_Running(trial, slot, child, time.monotonic()))
         self.stop.watch(child)
         at = f"  at epoch {before.epochs}" if before.epochs else ""
         self._say(f"started    {trial.id}  {trial.name}{at}")
 
-    def _end(self, one: Running) -> None:
+    def _end(self, one: _Running) -> None:
         trial, code = one.trial, one.child.returncode
         if code and is_busy(trial.folder):
             self.waiting.append(trial)  # another process was first
             return
         status = self.table.look(trial)
         ended = status.stopped or self._over() or status.state in ("done", "failed")
-        if not ended and code not in STOPPED:
+        if not ended and code not in _STOPPED:
             reason = children.failure_reason(trial.folder, trial.log)
             status = TrialStatus("failed", status.epochs, error=f"ended with code {code}: {reason}")
             self.table.statuses[trial.folder] = status
@@ -174,7 +174,7 @@ class Scheduler:
         self.console.print(Text(line))
 
     def _draw(self) -> None:
-        if not self.live.is_started or time.monotonic() - self._drawn < REDRAW:
+        if not self.live.is_started or time.monotonic() - self._drawn < _REDRAW:
             return
         self._drawn = time.monotonic()
         table = Table(title=self._progress(), box=None, title_justify="left")
@@ -186,6 +186,6 @@ class Scheduler:
             table.add_row("running", epochs, spent, Text(one.trial.name))
         done = [item for item in self.table.statuses.items() if item[1].best is not None]
         done.sort(key=lambda item: item[1].best, reverse=self.table.more_is_better)
-        for folder, status in done[:BEST_SHOWN]:
+        for folder, status in done[:_BEST_SHOWN]:
             table.add_row("best", f"{status.best:.2f}", "", Text(folder.name))
         self.live.update(table, refresh=True)

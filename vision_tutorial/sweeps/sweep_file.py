@@ -29,9 +29,9 @@ from ..recipe.yaml_lines import Document, Key, read_document
 from ..runs import run_folder
 from ..runs.run import recipe_key
 
-KEYS = ("recipe", "set", "grid", "points", "stages", "seeds", "metric", "direction")
-FORMS = ("grid", "points", "stages")
-MOST_POINTS = 1000
+_KEYS = ("recipe", "set", "grid", "points", "stages", "seeds", "metric", "direction")
+_FORMS = ("grid", "points", "stages")
+_MOST_POINTS = 1000
 
 
 class Setting(NamedTuple):
@@ -107,7 +107,7 @@ def _point(sweep: Sweep, settings: tuple[Setting, ...]) -> Point:
 
 
 def _load(recipe: Path, settings: Sequence[Setting]) -> Loaded:
-    """The recipe with the settings; what is wrong with one is said with its place."""
+    """The recipe with the settings; an error in one names its place."""
     try:
         return load(recipe, [setting.text for setting in settings])
     except UserError as error:
@@ -132,8 +132,8 @@ def read_sweep(path: Path | str, overrides: Iterable[str] = ()) -> Sweep:
     document = read_document(path)
     values = document.values
     for key in values:
-        if key not in KEYS:
-            raise UserError(_at(document, key) + unknown("key of a sweep", key, KEYS))
+        if key not in _KEYS:
+            raise UserError(_at(document, key) + unknown("key of a sweep", key, _KEYS))
     run_folder.check_name("sweep", path.stem)
     metric, direction = _metric(document)
     sweep = Sweep(
@@ -182,10 +182,10 @@ def _recipe(document: Document, path: Path) -> Path:
 
 
 def _stages(document: Document, path: Path) -> tuple[Stage, ...]:
-    found = [form for form in FORMS if form in document.values]
+    found = [form for form in _FORMS if form in document.values]
     if len(found) != 1:
         given = f"{', '.join(found)} are given" if found else "none is given"
-        raise UserError(f"{path}: exactly one of {', '.join(FORMS)} is needed; {given}.")
+        raise UserError(f"{path}: exactly one of {', '.join(_FORMS)} is needed; {given}.")
     if found != ["stages"]:
         return (Stage(path.stem, _choices(document.values, document, ())),)
     given = document.values["stages"]
@@ -230,8 +230,8 @@ def _choices(
                 for index, value in enumerate(tried)
             ]
         )
-    if (count := math.prod(map(len, axes))) > MOST_POINTS:
-        message = f"{count:,} points; at most {MOST_POINTS:,} are tried."
+    if (count := math.prod(map(len, axes))) > _MOST_POINTS:
+        message = f"{count:,} points; at most {_MOST_POINTS:,} are tried."
         raise UserError(_at(document, *here) + message)
     return tuple(itertools.product(*axes))
 

@@ -13,7 +13,7 @@ from ..runs import reader, run_folder
 from ..runs.seed_statistics import Sample
 from .sweep_file import Point, Setting, Sweep, points_of
 
-State = Literal["new", "unfinished", "done", "failed"]
+_State = Literal["new", "unfinished", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Trial:
 class TrialStatus(NamedTuple):
     """How far one trial is. stopped: as asked, and saved. best, last: the metric, once done."""
 
-    state: State
+    state: _State
     epochs: int = 0
     stopped: bool = False
     seconds: float = 0.0  # of training and evaluation
