@@ -13,56 +13,81 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import functional
 
+from vision_tutorial.core.registry import augments
 from vision_tutorial.data.augmentation.operation import ARGUMENTS, BatchedOp, Filter, Op
+from vision_tutorial.recipe.grammar import Choice
 
 OLD = int(PIL.__version__.partition(".")[0]) < 13  # its resize always begins with the width
 NEW_PILLOW = "Pillow 13 or newer is what resizing is compared with"
-FILTERS = {
-    Filter.NEAREST: Image.Resampling.NEAREST,
-    Filter.BILINEAR: Image.Resampling.BILINEAR,
-    Filter.BICUBIC: Image.Resampling.BICUBIC,
-}
-SIMPLE = {
-    Op.NONE: lambda picture: picture,
-    Op.HFLIP: ImageOps.mirror,
-    Op.VFLIP: ImageOps.flip,
-    Op.INVERT: ImageOps.invert,
-    Op.AUTOCONTRAST: ImageOps.autocontrast,
-    Op.EQUALIZE: ImageOps.equalize,
-    Op.GRAYSCALE: lambda picture: picture.convert("L").convert("RGB"),
-}
-ENHANCERS = {
-    Op.BRIGHTNESS: ImageEnhance.Brightness,
-    Op.CONTRAST: ImageEnhance.Contrast,
-    Op.COLOR: ImageEnhance.Color,
-    Op.SHARPNESS: ImageEnhance.Sharpness,
-}
+FILTERS = [Image.Resampling[kind.name] for kind in Filter]
+SIZES = [(32, 32), (24, 40), (7, 5), (65, 64), (1, 1), (2, 5), (5, 2), (1, 9)]
+FILL = (124, 116, 104)
 
 
-def expected(picture: Image.Image, code: int, args: np.ndarray, slot: BatchedOp) -> Image.Image:
-    """`image` (RGB) after one operation of `slot` with its arguments (ARGUMENTS,), by Pillow."""
-    if code in SIMPLE:
-        return SIMPLE[code](picture)
-    if code in ENHANCERS:
-        return ENHANCERS[code](picture).enhance(args[0])
-    return SPECIAL[code](picture, args, slot)
+def entry(name: str, **options) -> Choice:
+    """An entry of the augmentations with its defaults, as a recipe has it."""
+    whole = augments.entries[name].__kwdefaults__ | options
+    return Choice(name, {key: tuple(v) if isinstance(v, list) else v for key, v in whole.items()})
 
 
-def resample(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
+def drawn(rng, batch: int, height: int, width: int) -> np.ndarray:
+    """Noise, gradients, flat and two-valued images in turn, uint8 (batch, height, width, 3)."""
+    shape = (batch, height, width, 3)
+    noise = rng.integers(0, 256, shape)
+    slopes = rng.uniform(-9, 9, (2, batch, 1, 1, 3))
+    ramp = (
+        slopes[0] * np.arange(height)[:, None, None] + slopes[1] * np.arange(width)[:, None] + 128
+    )
+    flat = np.broadcast_to(rng.integers(0, 256, (batch, 1, 1, 3)), shape)
+    two = np.where(noise < rng.integers(0, 256, (batch, 1, 1, 1)), flat, 255 - flat // 2)
+    kind = np.arange(batch).reshape(-1, 1, 1, 1) % 4
+    return np.choose(kind, [noise, ramp.clip(0, 255), flat, two]).astype(np.uint8)
+
+
+def chi2_fits(found, wanted) -> bool:
+    """Counts against expected ones: within five deviations of chi-square's mean."""
+    found, wanted = np.asarray(found, float), np.asarray(wanted, float)
+    wanted = wanted * found.sum() / wanted.sum()
+    freedom = len(found) - 1
+    chi2 = ((found - wanted) ** 2 / wanted).sum()
+    return abs(chi2 - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+def same_distribution(ours, theirs, bins: int = 25) -> bool:
+    """Two samples of one number each: a two-sample chi-square over the second's quantiles."""
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    inner = np.unique(np.quantile(theirs, np.linspace(0, 1, bins + 1)))[1:-1]
+    edges = [-np.inf, *inner, np.inf]
+    a, b = np.histogram(ours, edges)[0], np.histogram(theirs, edges)[0]
+    share = math.sqrt(len(theirs) / len(ours))
+    chi2 = ((a * share - b / share) ** 2 / np.maximum(a + b, 1)).sum()
+    return chi2 < len(a) + 5 * math.sqrt(2 * len(a))
+
+
+def happens(found: np.ndarray, p: float) -> bool:
+    """Whether about a share p of `found` (bool) is true, and exactly it for 0 and 1."""
+    found = np.asarray(found)
+    return abs(found.mean() - p) <= 5 * math.sqrt(p * (1 - p) / found.size)
+
+
+# --- one operation by Pillow -----------------------------------------------------------------
+
+
+def resample(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     if OLD:
         pytest.skip(NEW_PILLOW)
     top, left, height, width = (int(value) for value in args[:4])
-    crop = picture.crop((left, top, left + width, top + height))
+    crop = image.crop((left, top, left + width, top + height))
     return crop.resize(slot.size[::-1], FILTERS[args[4]])
 
 
-def window(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
+def window(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     (top, bottom), (left, right) = (
         padding(source, length)
-        for source, length in ((slot.rows, picture.height), (slot.columns, picture.width))
+        for source, length in ((slot.rows, image.height), (slot.columns, image.width))
     )
     mode = "constant" if (slot.rows < 0).any() or (slot.columns < 0).any() else "reflect"
-    padded = functional.pad(picture, [left, top, right, bottom], slot.fill, mode)
+    padded = functional.pad(image, [left, top, right, bottom], slot.fill, mode)
     return functional.crop(padded, int(args[0]), int(args[1]), *slot.size)
 
 
@@ -72,51 +97,71 @@ def padding(source: np.ndarray, length: int) -> tuple[int, int]:
     return before, len(source) - length - before
 
 
-def affine(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
+def affine(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     matrix = tuple(args[:6].tolist())
     method = Image.Transform.AFFINE
-    return picture.transform(picture.size, method, matrix, FILTERS[args[6]], fillcolor=slot.fill)
+    return image.transform(image.size, method, matrix, FILTERS[args[6]], fillcolor=slot.fill)
 
 
-def posterize(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
+def posterize(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     if args[0] <= 0:  # black, as timm's policy v0 has it; Pillow 13 refuses
-        return Image.new("RGB", picture.size)
-    return ImageOps.posterize(picture, int(args[0]))
+        return Image.new("RGB", image.size)
+    return ImageOps.posterize(image, int(args[0]))
 
 
-def solarize(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
-    return ImageOps.solarize(picture, args[0])
-
-
-def solarize_add(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
+def solarize_add(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     table = [min(255, value + int(args[0])) if value < 128 else value for value in range(256)]
-    return picture.point(table * 3)
+    return image.point(table * 3)
 
 
-def linear(picture: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
+def linear(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     table = [math.floor(args[0] * value + args[1] + 0.5) for value in range(256)]
-    return picture.point([min(max(value, 0), 255) for value in table] * 3)
+    return image.point([min(max(value, 0), 255) for value in table] * 3)
 
 
-SPECIAL = {
+ENHANCERS = {
+    Op.BRIGHTNESS: ImageEnhance.Brightness,
+    Op.CONTRAST: ImageEnhance.Contrast,
+    Op.COLOR: ImageEnhance.Color,
+    Op.SHARPNESS: ImageEnhance.Sharpness,
+}
+SIMPLE = {
+    Op.NONE: lambda image: image,
+    Op.HFLIP: ImageOps.mirror,
+    Op.VFLIP: ImageOps.flip,
+    Op.INVERT: ImageOps.invert,
+    Op.AUTOCONTRAST: ImageOps.autocontrast,
+    Op.EQUALIZE: ImageOps.equalize,
+    Op.GRAYSCALE: lambda image: image.convert("L").convert("RGB"),
+}
+OTHERS = {
     Op.LINEAR: linear,
     Op.RESAMPLE: resample,
     Op.WINDOW: window,
     Op.AFFINE: affine,
     Op.POSTERIZE: posterize,
-    Op.SOLARIZE: solarize,
+    Op.SOLARIZE: lambda image, args, slot: ImageOps.solarize(image, args[0]),
     Op.SOLARIZE_ADD: solarize_add,
 }
+
+
+def expected(image: Image.Image, code: int, args: np.ndarray, slot: BatchedOp) -> Image.Image:
+    """`image` (RGB) after one operation of `slot` with its arguments (ARGUMENTS,), by Pillow."""
+    if code in SIMPLE:
+        return SIMPLE[code](image)
+    if code in ENHANCERS:
+        return ENHANCERS[code](image).enhance(args[0])
+    return OTHERS[code](image, args, slot)
 
 
 def by_pillow(images: np.ndarray, slots: Sequence[BatchedOp]) -> np.ndarray:
     """images uint8 (B, H, W, 3) through `slots`, one image at a time."""
     made = []
-    for i, image in enumerate(images):
-        picture = Image.fromarray(image)
+    for i, pixels in enumerate(images):
+        image = Image.fromarray(pixels)
         for slot in slots:
-            picture = expected(picture, slot.codes[i], slot.args[i], slot)
-        made.append(np.array(picture))
+            image = expected(image, slot.codes[i], slot.args[i], slot)
+        made.append(np.array(image))
     return np.stack(made)
 
 
@@ -143,7 +188,6 @@ NUMBERS = {  # op -> its special values, and the range of the others
     Op.SOLARIZE_ADD: ([0, 1, 110, 127, 128, 255], (0, 129)),
     **dict.fromkeys(ENHANCERS, (FACTORS, (0, 2))),
 }
-FILL = (124, 116, 104)
 
 
 def random_slot(

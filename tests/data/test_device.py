@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.oracle import random_slot
-from data.test_compiled import channels_last
+from data.oracle import drawn, random_slot
 from data.test_pipeline import batches, made, recipe, source
 from data.test_sampling import CHAIN, draws, whole_chain
-from data.test_tensors import drawn
 
 from vision_tutorial.core import arrays
 from vision_tutorial.data.augmentation.operation import Op
@@ -20,19 +18,18 @@ from vision_tutorial.recipe.loading import load
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def both(images, slots):
-    """What the CPU and the GPU make of images uint8 (B, H, W, 3)."""
+def alike(images, slots):
+    """Whether the CPU and the GPU make the same of images uint8 (B, H, W, 3)."""
     host = compiled.apply(images, np.arange(len(images)), slots)
     device = tensors.apply(torch.from_numpy(images).permute(0, 3, 1, 2).cuda(), slots)
-    return host, device.permute(0, 2, 3, 1).cpu().numpy()
+    return np.array_equal(host, device.permute(0, 2, 3, 1).cpu().numpy())
 
 
 @pytest.mark.parametrize("op", Op)
 def test_operations(op):
-    rng = np.random.default_rng(op)
-    images = channels_last(drawn(rng, 2000, 32, 32))
-    host, device = both(images, [random_slot(op, rng, 2000, 32, 32)])
-    assert np.array_equal(host, device)
+    for size in [(32, 32), (7, 5), (65, 64)]:
+        rng = np.random.default_rng(op)
+        assert alike(drawn(rng, 1000, *size), [random_slot(op, rng, 1000, *size)])
 
 
 def test_chains_on_real_images():
@@ -41,8 +38,7 @@ def test_chains_on_real_images():
     if not root:
         pytest.skip("VISION_TUTORIAL_ARRAYS names no folder that `vision-tutorial pack` made")
     images = np.array(arrays.load(Path(root), "test", "auto").images)
-    host, device = both(images, whole_chain().ops(draws(len(images)).items, (32, 32)))
-    assert len(CHAIN) > 4 and np.array_equal(host, device)
+    assert len(CHAIN) > 4 and alike(images, whole_chain().ops(draws(len(images)).items, (32, 32)))
 
 
 @pytest.mark.parametrize("memory", ["device", "host"])
@@ -58,9 +54,9 @@ def test_a_gpu_makes_the_same_batches(memory):
 def test_a_gpu_evaluates_the_same_images():
     wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
     images = source(size=(32, 32))
-    for one, other in zip(
-        made(wanted, images, False, torch.device("cuda")).raw_evaluation(),
-        made(wanted, images, False).raw_evaluation(),
-        strict=True,
-    ):
+    there, here = (
+        made(wanted, images, False, torch.device(device)).raw_evaluation()
+        for device in ("cuda", "cpu")
+    )
+    for one, other in zip(there, here, strict=True):
         assert torch.equal(one.images.cpu(), other.images)

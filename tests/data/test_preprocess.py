@@ -5,13 +5,12 @@ from functools import partial
 import pytest
 import torch
 from timm.data.random_erasing import RandomErasing
-from torchvision.transforms.v2.functional import normalize as oracle
+from torchvision.transforms.v2.functional import normalize
 
+from vision_tutorial.data import mix
 from vision_tutorial.data.loader import RawBatch
 from vision_tutorial.data.pipeline import COLOURS, Preprocessor, erase_per_image
-
-CPU = torch.device("cpu")
-PLAIN = {"device": CPU, "colours": COLOURS["none"], "channels_last": False}
+from vision_tutorial.recipe.grammar import Term
 
 
 def raw(n: int = 6) -> RawBatch:
@@ -20,57 +19,54 @@ def raw(n: int = 6) -> RawBatch:
     return RawBatch(images.to(torch.uint8), torch.arange(n), items)
 
 
-@pytest.mark.parametrize("name", COLOURS)
-def test_normalises_as_torchvision_does(name: str) -> None:
-    batch = Preprocessor(device=CPU, colours=COLOURS[name], channels_last=False)(raw())
-    expected = oracle(raw().images.double() / 255, *map(list, COLOURS[name]))
-    torch.testing.assert_close(batch.images.double(), expected, atol=2e-6, rtol=0)
+def preprocessor(colours: str = "none", channels_last: bool = False, **more) -> Preprocessor:
+    device = torch.device("cpu")
+    return Preprocessor(
+        device=device, colours=COLOURS[colours], channels_last=channels_last, **more
+    )
 
 
-def test_normalises_bit_for_bit_as_timms_prefetch_loader() -> None:
-    mean, std = COLOURS["imagenet"]
-    batch = Preprocessor(device=CPU, colours=(mean, std), channels_last=True)(raw())
-    scaled = [torch.tensor([x * 255 for x in values]).view(1, 3, 1, 1) for values in (mean, std)]
-    assert torch.equal(batch.images, raw().images.float().sub(scaled[0]).div(scaled[1]))
-    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_normalises_as_torchvision_and_bit_for_bit_as_timms_loader(threads, channels_last) -> None:
+    for name, values in COLOURS.items():
+        batch = preprocessor(name, channels_last, threads=threads)(raw())
+        expected = normalize(raw().images.double() / 255, *map(list, values))
+        torch.testing.assert_close(batch.images.double(), expected, atol=2e-6, rtol=0)
+        mean, std = (torch.tensor([x * 255 for x in value]).view(1, 3, 1, 1) for value in values)
+        assert torch.equal(batch.images, raw().images.float().sub(mean).div(std))
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        assert batch.images.is_contiguous(memory_format=layout)
 
 
 def test_erases_by_address_not_by_batch() -> None:
-    erase = partial(
-        erase_per_image, [RandomErasing(probability=0.9, mode="pixel", device="cpu")], 4
-    )
-    whole = Preprocessor(**PLAIN, erase=erase)
+    boxes = [RandomErasing(probability=0.9, mode="pixel", device="cpu")]
+    whole = preprocessor(erase=partial(erase_per_image, boxes, 4))
     together = whole(raw()).images
     alone = torch.cat([whole(piece).images for piece in raw().parts(3)])
     order = torch.cat([piece.target for piece in raw().parts(3)])
     assert torch.equal(together[order], alone)
-    assert not torch.equal(
-        together,
-        Preprocessor(**PLAIN)(raw()).images,
-    )
+    assert not torch.equal(together, preprocessor()(raw()).images)
 
 
-def test_mixing_is_the_same_for_every_split_into_parts() -> None:
-    from vision_tutorial.data import mix
-    from vision_tutorial.recipe.grammar import Term
-
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_mixing_is_the_same_for_every_split_into_parts(threads, channels_last) -> None:
     mixing = mix.mix([Term("cutmix"), Term("mixup")])
-    finish = Preprocessor(**PLAIN, mixing=mixing, classes=12, seed=1)
+    whole = preprocessor("half", channels_last, mixing=mixing, classes=12, seed=1, threads=threads)
     big = raw(12)
     for step in range(8):
-        whole = finish(big, step)
-        pieces = list(finish.parts(big, step, 3))
+        together, pieces = whole(big, step), list(whole.parts(big, step, 3))
         order = torch.cat([piece.target for piece in big.parts(3)])
-        assert torch.equal(whole.images[order], torch.cat([p.images for p in pieces]))
-        assert torch.equal(whole.target[order], torch.cat([p.target for p in pieces]))
+        assert torch.equal(together.images[order], torch.cat([p.images for p in pieces]))
+        assert torch.equal(together.target[order], torch.cat([p.target for p in pieces]))
 
 
-def test_versions_of_a_image_stand_behind_each_other() -> None:
+def test_versions_of_an_image_stand_behind_each_other() -> None:
     """AugMix's layout, as timm's AugMixDataset and its collate make it: all clean ones first."""
     several = raw(4)
     several.images = torch.stack([several.images, several.images + 1, several.images + 2], 1)
-    batch = Preprocessor(**PLAIN)(several)
-    clean = Preprocessor(**PLAIN)(raw(4))
+    batch, clean = preprocessor()(several), preprocessor()(raw(4))
     assert batch.images.shape == (12, 3, 8, 8)
     assert torch.equal(batch.images[:4], clean.images)
     last = (batch.images[8:].mul(255).round() - 2).remainder(256)

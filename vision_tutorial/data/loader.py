@@ -1,7 +1,7 @@
 """Which process sees which image when, and how it gets there.
 
 The order is a function of (seed, epoch), the images of (seed, epoch, index); a loader that starts
-in the middle is as good as one that ran through. A global batch is dealt in mirror pairs: whoever
+in the middle is as good as one that ran through. A global batch is split in mirror pairs: whoever
 takes position i also takes B-1-i. CutMix and Mixup pair i with B-1-i, so a mixed batch is the same
 set of images for every number of processes, micro-batches and shards.
 """
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as tv
 
 from ..core.errors import UserError
 from ..core.randomness import address, order
@@ -103,7 +104,7 @@ class TrainOrder:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Item]]:
-        return (listed(items) for items in self.items())
+        return (list(map(tuple, batch.tolist())) for batch in self.items())
 
     def items(self) -> Iterator[np.ndarray]:
         """(epoch, index) of each image of a batch, int64 (B, 2)."""
@@ -120,7 +121,7 @@ class TrainOrder:
 
 @dataclass(frozen=True)
 class EvalOrder:
-    """Whole batches dealt to processes in turn: each keeps its shape, so no count or bit depends on
+    """Whole batches, to each process in turn: each keeps its shape, so no count or bit depends on
     how many processes there are, and nothing is padded."""
 
     n: int
@@ -132,18 +133,13 @@ class EvalOrder:
         return len(range(self.rank * self.batch_size, self.n, self.world * self.batch_size))
 
     def __iter__(self) -> Iterator[list[Item]]:
-        return (listed(items) for items in self.items())
+        return (list(map(tuple, batch.tolist())) for batch in self.items())
 
     def items(self) -> Iterator[np.ndarray]:
         """(0, index) of each image of a batch, int64 (B, 2)."""
         for first in range(self.rank * self.batch_size, self.n, self.world * self.batch_size):
             indices = np.arange(first, min(first + self.batch_size, self.n))
             yield np.stack([np.zeros_like(indices), indices], 1)
-
-
-def listed(items: np.ndarray) -> list[Item]:
-    """As torch's loader takes a batch."""
-    return [(epoch, index) for epoch, index in items.tolist()]
 
 
 @dataclass(frozen=True)
@@ -162,11 +158,11 @@ class PerImage:
     def __call__(self, image: Image.Image, item: Item) -> Tensor:
         """uint8 (3, H, W), or (V, 3, H, W) in V versions."""
         seed_generators(address(self.seed, *item, "augment"))
-        image = applied(self.transforms, image)
-        if not self.copies:
-            return to_tensor(image)
-        versions = [image, *(applied(self.of_copies, image) for _ in range(self.copies))]
-        return torch.stack([to_tensor(version) for version in versions])
+        image = tv.Compose(self.transforms)(image)
+        copies = [tv.Compose(self.of_copies)(image) for _ in range(self.copies)]
+        made = [np.array(one, np.uint8) for one in (image, *copies)]
+        tensors = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in made]
+        return torch.stack(tensors) if self.copies else tensors[0]
 
 
 class AugmentedImages(Dataset):
@@ -199,23 +195,11 @@ class AugmentedImages(Dataset):
         return *self.augment(image, target, item), item
 
 
-def applied(transforms: Sequence[Transform], image: Image.Image) -> Image.Image:
-    """The image after all transforms, in order."""
-    for transform in transforms:
-        image = transform(image)
-    return image
-
-
 def seed_generators(number: int) -> None:
     """Seed the global generators of Python, NumPy and torch (CPU): timm's transforms use them."""
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.default_generator.manual_seed(number)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> uint8 tensor (3, H, W)."""
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
 def collate(samples: list[Any]) -> RawBatch | UserError:
@@ -246,7 +230,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=worker_started,
+        worker_init_fn=_worker_started,
         prefetch_factor=4 if workers else None,
     )
     for batch in loader:
@@ -255,7 +239,7 @@ def make_loader(
         yield batch
 
 
-def worker_started(_: int) -> None:
+def _worker_started(_: int) -> None:
     """A worker leaves signals to its parent, dies with it, and computes on one thread."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -7,35 +7,25 @@ would be. The modes are timm's.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import targets
-from ..core.errors import UserError, unknown
+from ..core.errors import UserError
 from ..core.randomness import address, generator
 from ..core.registry import mixers
-from .augmentation.operation import RandomStream
+from ..recipe.grammar import Term
+from .augmentation.operation import RandomStream, check, check_name
 
 Share = Tensor | float
 Mixer = Callable[[Tensor, np.random.Generator], tuple[Tensor, Share]]
 # images, target, classes, seed, step, items -> images, target
 Mix = Callable[[Tensor, Tensor, int, int, int, Tensor | None], tuple[Tensor, Tensor]]
-Mode = Literal["batch", "pair", "elem"]
-TIMMS = ("cutmix", "mixup")  # those that can mix each image on its own
 ATTEMPTS = 64  # of a gamma; one in twenty fails, at most
-
-
-class Term(Protocol):
-    """One mixer of a recipe's `mix` and how often it is drawn."""
-
-    name: str
-    weight: float
-    options: dict
 
 
 @mixers.register
@@ -54,7 +44,7 @@ def cutmix(
     uniform centre, clipped; p is the probability that a batch is mixed at all. mode: one λ and box
     for the batch, for each mirror pair, or for each image. UserError for an option out of range.
     """
-    check_options("cutmix", alpha, p, mode)
+    _check_options("cutmix", alpha, p, mode)
     if rng.random() >= p:
         return images, 1.0
     rows, columns = draw_box(*images.shape[-2:], rng.beta(alpha, alpha), rng)
@@ -80,7 +70,7 @@ def mixup(
     keeps; p is the probability that a batch is mixed at all. mode: one λ for the batch, for each
     mirror pair, or for each image. UserError if alpha or p are out of range.
     """
-    check_options("mixup", alpha, p, mode)
+    _check_options("mixup", alpha, p, mode)
     if rng.random() >= p:
         return images, 1.0
     share = float(rng.beta(alpha, alpha))
@@ -103,22 +93,19 @@ def draw_box(
     return sides[0], sides[1]
 
 
-def check_options(entry: str, alpha: float, p: float, mode: str) -> None:
-    """UserError unless alpha > 0 and 0 <= p <= 1, and the mode is known."""
-    if mode not in get_args(Mode):
-        raise UserError(unknown(f"mode of {entry}", mode, get_args(Mode)))
+def _check_options(entry: str, alpha: float, p: float, mode: str) -> None:
+    check_name(f"mode of {entry}", mode, ("batch", "pair", "elem"))
     if not alpha > 0:
         raise UserError(f"{entry}: alpha is {alpha}; use more than 0, or leave {entry} out of mix.")
-    if not 0 <= p <= 1:
-        raise UserError(f"{entry}: p is {p}; use 0 to 1.")
+    check(entry, "p", p, 0, 1)
 
 
 def mix(terms: Sequence[Term] | None) -> Mix:
     """A recipe's mixers as one function, a `Mix`.
 
     Each batch (or each image, by their mode) is given to one of them, drawn by weight, and its
-    class ids become a class map. No terms: a twin that changes nothing. UserError for a bad option,
-    modes that differ, or weights that are all zero.
+    class ids become a class map. No terms: nothing is mixed. UserError for a bad option, modes that
+    differ, or weights that are all zero.
     """
     if not terms:
         return leave
@@ -128,13 +115,14 @@ def mix(terms: Sequence[Term] | None) -> Mix:
     bound = [mixers.build(term.name, **term.options) for term in terms]
     for mixer in bound:  # so that a bad option shows now and not in the first batch
         mixer(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), generator(0, "probe"))
-    modes = {t.options.get("mode", "batch") if t.name in TIMMS else "batch" for t in terms}
+    # of a mixer of one's own, `mode` means nothing here
+    timms = ("cutmix", "mixup")
+    modes = {t.options.get("mode", "batch") if t.name in timms else "batch" for t in terms}
     if len(modes) > 1:
         raise UserError(f"mix: modes {' and '.join(sorted(modes))} do not go together; use one.")
-    if modes != {"batch"}:
-        each = [Each(t.name, t.options.get("alpha", 1.0), t.options.get("p", 1.0)) for t in terms]
-        return partial(mix_each, each, weights / weights.sum(), modes == {"pair"})
-    return partial(mix_batch, bound, weights / weights.sum())
+    if modes == {"batch"}:
+        return partial(_mix_batch, bound, weights / weights.sum())
+    return partial(_mix_each, terms, weights / weights.sum(), modes == {"pair"})
 
 
 def leave(
@@ -149,7 +137,7 @@ def leave(
     return images, target
 
 
-def mix_batch(
+def _mix_batch(
     choices: Sequence[Mixer],
     probabilities: np.ndarray,
     images: Tensor,
@@ -179,17 +167,8 @@ def mix_batch(
 # -- a share and a box for each image, or for each pair ------------------------------------------
 
 
-@dataclass(frozen=True)
-class Each:
-    """A mixer by name (`cutmix`, or one that blends), its Beta's alpha, and how often it mixes."""
-
-    name: str
-    alpha: float
-    p: float
-
-
-def mix_each(
-    terms: Sequence[Each],
+def _mix_each(
+    terms: Sequence[Term],
     weights: np.ndarray,
     in_pairs: bool,
     images: Tensor,
@@ -204,13 +183,18 @@ def mix_each(
     items int64 (B, 2): the address of each image's draws. in_pairs: mirrors share their draws.
     Masks stay class ids if CutMix is all there is.
     """
-    draws = RandomStream(owners(items.numpy(), in_pairs), address(seed, "mix"))
+    own = items.numpy()
+    first_of_pair = np.where(own[::-1, 1:] < own[:, 1:], own[::-1], own)  # by index
+    draws = RandomStream(first_of_pair if in_pairs else own, address(seed, "mix"))
     u = draws(4)
     which = np.searchsorted(np.cumsum(weights)[:-1], u[:, 0], side="right")
-    share = beta(draws, np.array([term.alpha for term in terms])[which])
-    share[u[:, 1] >= np.array([term.p for term in terms])[which]] = 1.0
+    alpha, p = (
+        np.array([term.options.get(name, 1.0) for term in terms])[which] for name in ("alpha", "p")
+    )
+    share = beta(draws, alpha)
+    share[u[:, 1] >= p] = 1.0
     cuts = np.array([term.name == "cutmix" for term in terms])[which]
-    inside = boxes(images.shape[-2:], np.where(cuts, share, 1.0), u[:, 2:]).to(images.device)
+    inside = _boxes(images.shape[-2:], np.where(cuts, share, 1.0), u[:, 2:]).to(images.device)
     mixed = torch.where(inside, images.flip(0), images)
     blended = torch.from_numpy(np.flatnonzero(~cuts & (share < 1))).to(images.device)
     part = torch.from_numpy(share.astype(np.float32)).to(images.device)[blended, None, None, None]
@@ -225,13 +209,7 @@ def mix_each(
     return mixed, targets.mix(target, target.flip(0), kept, classes)
 
 
-def owners(items: np.ndarray, in_pairs: bool) -> np.ndarray:
-    """Whose draws each image takes: its own, or those of the first, by index, of its pair."""
-    mirror = items[::-1]
-    return np.where(in_pairs & (mirror[:, 1:] < items[:, 1:]), mirror, items)
-
-
-def boxes(size: tuple[int, int], share: np.ndarray, centres: np.ndarray) -> Tensor:
+def _boxes(size: tuple[int, int], share: np.ndarray, centres: np.ndarray) -> Tensor:
     """Where the mirror shows: bool (B, 1, H, W), H·√(1-share) x W·√(1-share) around centres."""
     lines = []
     for length, u in zip(size, centres.T, strict=True):
@@ -244,11 +222,11 @@ def boxes(size: tuple[int, int], share: np.ndarray, centres: np.ndarray) -> Tens
 
 def beta(draws: RandomStream, alpha: np.ndarray) -> np.ndarray:
     """Beta(alpha, alpha) for each image, float64 (B,): of two gammas, the first one's share."""
-    one, other = gamma(draws, alpha, 1), gamma(draws, alpha, 2)
+    one, other = _gamma(draws, alpha, 1), _gamma(draws, alpha, 2)
     return one / (one + other)
 
 
-def gamma(draws: RandomStream, alpha: np.ndarray, lane: int) -> np.ndarray:
+def _gamma(draws: RandomStream, alpha: np.ndarray, lane: int) -> np.ndarray:
     """Gamma(alpha) for each image (Marsaglia and Tsang 2000); attempts take every other block."""
     raised = np.where(alpha < 1, alpha + 1, alpha)
     d = raised - 1 / 3

@@ -178,11 +178,9 @@ class DataPipeline:
     ):
         self.recipe, self.source, self.worker = recipe, source, worker
         self.kept: list[RawBatch] | None = None
-        if training:
-            self.plan = batched_plan(recipe, copies)
-        else:
-            self.plan = attempt(recipe, recipe.eval_augment)
-            self.plan = self.plan if isinstance(self.plan, AugmentationPlan) else None
+        choices = recipe.augment if training else recipe.eval_augment
+        plan = batched_plan(recipe, copies) if training else attempt(recipe, choices)
+        self.plan = plan if isinstance(plan, AugmentationPlan) else None
         self.store = None
         if self.plan is not None and is_array(source):
             self.store = Store(source, worker.device, recipe.data.memory, worker.threads)
@@ -319,10 +317,10 @@ def augmented_images(
     if not copies:
         return AugmentedImages(source, PerImage(chain(choices)[0], recipe.seed))
     made = [one for one in map(operation, choices) if one.stage != "tensor"]
-    framing = [one.reference for one in made if one.framing]
-    others = [one.reference for one in made if not one.framing]
-    several = PerImage(framing, recipe.seed, copies, others)
-    return AugmentedImages(source, several)
+    framing, others = (
+        [one.reference for one in made if one.framing == which] for which in (True, False)
+    )
+    return AugmentedImages(source, PerImage(framing, recipe.seed, copies, others))
 
 
 def eval_order(recipe: Recipe, source: Source, worker: WorkerContext) -> EvalOrder:

@@ -136,43 +136,17 @@ def _disc(u: Array, v: Array) -> Array:
     return np.sqrt(u * u + v * v) - 1
 
 
-def _half(u: Array, v: Array) -> Array:
-    return np.maximum(_disc(u, v + 0.4), -0.4 - v)
-
-
-def _crescent(u: Array, v: Array) -> Array:
-    bite = 0.8 * _disc((u - 0.6) / 0.8, v / 0.8)
-    return np.maximum(_disc(u, v), -bite)
-
-
-def _ring(u: Array, v: Array) -> Array:
-    distance = _disc(u, v)
-    return np.maximum(distance, -0.45 - distance)
-
-
 def _box(u: Array, v: Array, width: float, height: float) -> Array:
     return np.maximum(np.abs(u) - width, np.abs(v) - height)
+
+
+def _without(shape: Array, hole: Array) -> Array:
+    return np.maximum(shape, -hole)
 
 
 def _triangle(u: Array, v: Array) -> Array:
     lean = 0.8660254037844386  # sine of 60 degrees
     return np.maximum(-u, 0.5 * u + lean * np.abs(v)) - 0.5
-
-
-def _square(u: Array, v: Array) -> Array:
-    return _box(u, v, 0.75, 0.75)
-
-
-def _frame(u: Array, v: Array) -> Array:
-    return np.maximum(_square(u, v), -_box(u, v, 0.4, 0.4))
-
-
-def _bar(u: Array, v: Array) -> Array:
-    return _box(u, v, 1, 0.3)
-
-
-def _cross(u: Array, v: Array) -> Array:
-    return np.minimum(_bar(u, v), _bar(v, u))
 
 
 def _star(u: Array, v: Array) -> Array:
@@ -183,13 +157,13 @@ def _star(u: Array, v: Array) -> Array:
 
 OUTLINES: dict[str, Outline] = {
     "disc": _disc,
-    "half": _half,
-    "crescent": _crescent,
-    "ring": _ring,
+    "half": lambda u, v: np.maximum(_disc(u, v + 0.4), -0.4 - v),
+    "crescent": lambda u, v: _without(_disc(u, v), 0.8 * _disc((u - 0.6) / 0.8, v / 0.8)),
+    "ring": lambda u, v: np.maximum(_disc(u, v), -0.45 - _disc(u, v)),
     "triangle": _triangle,
-    "square": _square,
-    "frame": _frame,
-    "bar": _bar,
-    "cross": _cross,
+    "square": lambda u, v: _box(u, v, 0.75, 0.75),
+    "frame": lambda u, v: _without(_box(u, v, 0.75, 0.75), _box(u, v, 0.4, 0.4)),
+    "bar": lambda u, v: _box(u, v, 1, 0.3),
+    "cross": lambda u, v: np.minimum(_box(u, v, 1, 0.3), _box(v, u, 1, 0.3)),
     "star": _star,
 }

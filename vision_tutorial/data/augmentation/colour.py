@@ -93,12 +93,11 @@ def brightness_contrast(*, limit: float = 0.2, p: float = 0.5) -> Operation:
         factor, shift = around(1, limit, contrast), 255 * around(0, limit, brightness)
         return [batched_op(len(stream), codes, source, factor, shift)]
 
-    reference = tv.RandomApply([partial(brighten, limit=limit)], p)
+    reference = tv.RandomApply([partial(_brighten, limit=limit)], p)
     return Operation(reference, "colour", sample=sample)
 
 
-def brighten(image: Image.Image, limit: float) -> Image.Image:
-    """The image through one random line of `linear`."""
+def _brighten(image: Image.Image, limit: float) -> Image.Image:
     factor = 1 + random.uniform(-limit, limit)
     return image.point(linear(factor, 255 * random.uniform(-limit, limit)) * 3)
 
@@ -133,7 +132,7 @@ def gaussian_blur(
 def equalize_luma(*, p: float = 1.0) -> Operation:
     """Histogram equalisation of the luma, with probability p; colours keep their hue (Pillow's)."""
     check("equalize_luma", "p", p, 0, 1)
-    reference = tv.RandomApply([partial(on_luma, change=ImageOps.equalize)], p)
+    reference = tv.RandomApply([partial(_on_luma, change=ImageOps.equalize)], p)
     return Operation(reference, "colour", random=p < 1)
 
 
@@ -147,19 +146,18 @@ def clahe(*, p: float = 0.5, clip: list[float] = [1.0, 4.0], grid: int = 8) -> O
     check("clahe", "p", p, 0, 1)
     check_span("clahe", "clip", clip, 255.0)
     check("clahe", "grid", grid, 1, 64)
-    reference = tv.RandomApply([partial(adapt, clip=tuple(clip), grid=grid)], p)
+    reference = tv.RandomApply([partial(_adapt, clip=tuple(clip), grid=grid)], p)
     return Operation(reference, "colour", random=p < 1 or len({*clip}) > 1)
 
 
-def adapt(image: Image.Image, clip: tuple[float, float], grid: int) -> Image.Image:
-    """The image, its luma equalised tile by tile under a random limit."""
+def _adapt(image: Image.Image, clip: tuple[float, float], grid: int) -> Image.Image:
     limit = random.uniform(*clip)
-    return on_luma(
+    return _on_luma(
         image, lambda luma: Image.fromarray(equalized_in_tiles(np.asarray(luma), limit, grid))
     )
 
 
-def on_luma(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _on_luma(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """The RGB image with its luma, a grey image, changed."""
     luma, blue, red = image.convert("YCbCr").split()
     return Image.merge("YCbCr", (change(luma), blue, red)).convert("RGB")
@@ -170,9 +168,9 @@ def equalized_in_tiles(values: np.ndarray, clip: float, grid: int) -> np.ndarray
 
     OpenCV's arithmetic (`createCLAHE(clip, (grid, grid))`): float32, in its order.
     """
-    tables, tile = tile_tables(values, clip, grid)
+    tables, tile = _tile_tables(values, clip, grid)
     (up, down, dy), (left, right, dx) = (
-        neighbours(length, side, grid) for length, side in zip(values.shape, tile, strict=True)
+        _neighbours(length, side, grid) for length, side in zip(values.shape, tile, strict=True)
     )
     flat = tables.ravel()
     one = np.float32(1)
@@ -188,7 +186,7 @@ def equalized_in_tiles(values: np.ndarray, clip: float, grid: int) -> np.ndarray
     return np.rint(mixed).astype(np.uint8)
 
 
-def tile_tables(values: np.ndarray, clip: float, grid: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _tile_tables(values: np.ndarray, clip: float, grid: int) -> tuple[np.ndarray, tuple[int, int]]:
     """What each tile makes of each value: float32 (grid², 256); and a tile's height and width.
 
     An image that does not divide is continued by its mirror image; a side of it that does divide
@@ -212,7 +210,7 @@ def tile_tables(values: np.ndarray, clip: float, grid: int) -> tuple[np.ndarray,
     return np.rint(counts.cumsum(1).astype(np.float32) * scale).clip(0, 255), (height, width)
 
 
-def neighbours(length: int, side: int, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _neighbours(length: int, side: int, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each of `length` pixels: the tile before it, the one behind, its share of the latter."""
     place = np.arange(length, dtype=np.float32) * (np.float32(1) / np.float32(side))
     place -= np.float32(0.5)

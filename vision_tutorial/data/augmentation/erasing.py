@@ -58,7 +58,7 @@ def random_erasing(
         u = stream(2)
         counts = np.where(u[:, 0] < p, 1 + pick(u[:, 1], count), 0)
         return [
-            patch(stream, erased_boxes(stream, source, area, aspect, counts, box), mode, box)
+            _patch(stream, _erased_boxes(stream, source, area, aspect, counts, box), mode, box)
             for box in range(count)
             if (counts > box).any()
         ]
@@ -67,7 +67,7 @@ def random_erasing(
     return Operation(erase, "tensor", sample_boxes=sample)
 
 
-def erased_boxes(
+def _erased_boxes(
     stream: RandomStream,
     source: Size,
     area: Sequence[float],
@@ -119,16 +119,16 @@ def cutout(*, holes: int = 1, size: int = 16, p: float = 1.0) -> Operation:
                 ends.append((first, (last - first) * happens))
             (top, height), (left, width) = ends
             boxes = np.stack([top, left, height, width], 1)
-            patches.append(patch(stream, boxes, "const", hole))
+            patches.append(_patch(stream, boxes, "const", hole))
         return patches
 
-    cut = partial(cut_holes, holes=holes, size=size)
+    cut = partial(_cut_holes, holes=holes, size=size)
     # At p = 1 nothing is drawn for it, so that the holes lie where they lay before there was a p.
     reference = cut if p == 1 else tv.RandomApply([cut], p)
     return Operation(reference, "tensor", sample_boxes=sample)
 
 
-def cut_holes(image: Tensor, holes: int, size: int) -> Tensor:
+def _cut_holes(image: Tensor, holes: int, size: int) -> Tensor:
     """Zero `holes` squares of 2 * (size // 2) pixels in image (C, H, W), in place."""
     height, width = image.shape[-2:]
     for _ in range(holes):
@@ -138,7 +138,7 @@ def cut_holes(image: Tensor, holes: int, size: int) -> Tensor:
     return image
 
 
-def patch(stream: RandomStream, boxes: np.ndarray, mode: str, number: int) -> Patch:
+def _patch(stream: RandomStream, boxes: np.ndarray, mode: str, number: int) -> Patch:
     """Boxes (B, 4) filled with zeros (const), a colour (rand) or noise (pixel), as timm's modes."""
     touched = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
     top, left, height, width = boxes[touched].T
@@ -151,25 +151,27 @@ def patch(stream: RandomStream, boxes: np.ndarray, mode: str, number: int) -> Pa
     if mode == "const":
         values = np.zeros((len(which), CHANNELS), np.float32)
     elif mode == "rand":
-        values = normals(some, number, np.full(len(touched), CHANNELS)).reshape(-1, CHANNELS)[which]
+        values = _normals(some, number, np.full(len(touched), CHANNELS)).reshape(-1, CHANNELS)[
+            which
+        ]
     else:
-        values = normals(some, number, CHANNELS * counts).reshape(-1, CHANNELS)
+        values = _normals(some, number, CHANNELS * counts).reshape(-1, CHANNELS)
     return Patch(touched[which], rows, columns, values)
 
 
-def normals(stream: RandomStream, number: int, counts: np.ndarray) -> np.ndarray:
-    """counts (B,) normal stream for each image's box `number`, one after the other; float32."""
+def _normals(stream: RandomStream, number: int, counts: np.ndarray) -> np.ndarray:
+    """counts (B,) normal draws for each image's box `number`, one after the other; float32."""
     blocks = -(-counts // 4)
     owners = np.repeat(np.arange(len(counts)), blocks)
     block = np.arange(len(owners)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
-    # a stream of its own for each box, far behind the stream that place boxes
+    # a stream of its own for each box, far behind the draws that place boxes
     uniform = stream.of(owners)(4, ((number + 1) << 24) + block)
     used = (block[:, None] * 4 + np.arange(4)) < counts[owners][:, None]
-    return normal_table()[(uniform[used] * (1 << TABLE_BITS)).astype(np.int64)]
+    return _normal_table()[(uniform[used] * (1 << TABLE_BITS)).astype(np.int64)]
 
 
 @cache
-def normal_table() -> np.ndarray:
+def _normal_table() -> np.ndarray:
     """65,536 equally likely values of a standard normal, float32: alike on every device."""
     middles = (torch.arange(1 << TABLE_BITS, dtype=torch.float64) + 0.5) / (1 << TABLE_BITS)
     return torch.special.ndtri(middles).float().numpy()

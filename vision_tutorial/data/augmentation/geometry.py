@@ -18,7 +18,6 @@ from torchvision import transforms as tv
 from torchvision.transforms import InterpolationMode
 
 from ...core.registry import augments
-from .magnitudes import rotation
 from .operation import (
     ATTEMPTS,
     FILTERS,
@@ -53,7 +52,7 @@ def random_resized_crop(
 ) -> Operation:
     """A random share `scale` of the area at a random aspect ratio, resized to `size` (Inception).
 
-    interpolation: `random` stream bilinear or bicubic for each image; both are antialiased.
+    interpolation: `random` draws bilinear or bicubic for each image; both are antialiased.
     """
     check("random_resized_crop", "size", size, 1, MOST_PIXELS)
     check_span("random_resized_crop", "scale", scale, 1.0)
@@ -192,6 +191,20 @@ def rotate(
 
     turn = tv.RandomRotation((-limit, limit), mode, fill=colour)
     return Operation(tv.RandomApply([turn], p), sample=sample)
+
+
+def rotation(degrees: np.ndarray, height: int, width: int) -> tuple[np.ndarray, ...]:
+    """Pillow's `rotate` about the middle, counter-clockwise: a, b, c, d, e, f, each (n,)."""
+    # Python's cosine and its rounding to 15 digits, as in Pillow; NumPy's differ in the last bit.
+    different, which = np.unique(degrees % 360.0, return_inverse=True)
+    angles = [-math.radians(angle) for angle in different.tolist()]
+    cosine = np.array([round(math.cos(angle), 15) for angle in angles])[which]
+    sine = np.array([round(math.sin(angle), 15) for angle in angles])[which]
+    minus = -sine
+    x, y = width / 2, height / 2
+    across = cosine * -x + sine * -y + 0.0 + x
+    down = minus * -x + cosine * -y + 0.0 + y
+    return cosine, sine, across, minus, cosine, down
 
 
 @augments.register

@@ -143,11 +143,11 @@ BoxSampler = Callable[[RandomStream, Size], list[Patch]]
 class Operation:
     """All forms of an entry. Calling it applies the reference.
 
-    reference: defines it on one image, by timm, torchvision or Pillow; it stream from the global
+    reference: defines it on one image, by timm, torchvision or Pillow; it draws from the global
     generators, which the loader seeds. stage: "colour" where every pixel keeps its place, so that a
     mask need not follow; "tensor" where it changes the normalised tensor (C, H, W), in place.
-    sample: stream the ops of many images; None without a batched form. sample_one: the same where
-    each image gets a size of its own. sample_boxes: stream what is erased after normalising.
+    sample: draws the ops of many images; None without a batched form. sample_one: the same where
+    each image gets a size of its own. sample_boxes: draws what is erased after normalising.
     framing: it places or cuts the image; AugMix's copies (the jsd loss) share what it did. random:
     whether it may treat an image in more ways than one.
     """
