@@ -18,7 +18,7 @@ from wandb_file import read
 from vision_tutorial.commands import compare
 from vision_tutorial.commands import note as noting
 from vision_tutorial.runs import wandb_reader
-from vision_tutorial.runs.run import Run
+from vision_tutorial.runs.reader import Run
 
 ROOT = Path(__file__).parents[2]
 # the report's best top-1 and seconds
@@ -128,7 +128,7 @@ def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == "" and len(lines) == 3
-    assert lines[0].endswith("empty: empty") and lines[1].startswith("left out")
+    assert lines[0].endswith("empty: holds no run") and lines[1].startswith("left out")
     assert lines[2].startswith("error: no run in ") and "Name run folders" in lines[2]
 
 

@@ -17,9 +17,10 @@ from run_folders import edit, make_run
 
 from vision_tutorial.commands import report as command
 from vision_tutorial.core.atomic import write_json
-from vision_tutorial.report import contents, rendering, words
+from vision_tutorial.report import contents, rendering
 from vision_tutorial.report.gallery_files import Answer, Gallery, Group, Tile, Writer
 from vision_tutorial.runs import reader
+from vision_tutorial.tables import labels
 
 SECONDS = ("seconds", "seconds_eval")
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)></script><!--\u2028'
@@ -110,7 +111,7 @@ def test_seeds_are_one_row_that_names_its_runs(tmp_path: Path) -> None:
     assert [run["label"] for run in data["runs"]] == ["debug/1", "debug/2"]
     make_run(tmp_path / "other", "debug")
     found, _ = reader.collect([tmp_path])
-    assert contents.labels(found) == ["debug/1 (1)", "debug/2", "debug/1 (2)"]
+    assert contents.run_labels(found) == ["debug/1 (1)", "debug/2", "debug/1 (2)"]
 
 
 def test_not_finite_is_a_gap_and_not_evaluated_is_none(tmp_path: Path) -> None:
@@ -407,12 +408,13 @@ def test_every_word_is_used_and_every_used_word_is_there() -> None:
     used = set(re.findall(r"\bwords\.(\w+)", script))
     used |= set(re.findall(r"\{words\[(\w+)\]\}", rendering.asset("page.html")))
     python = "".join(path.read_text("utf-8") for path in folder.glob("*.py"))
-    said = set(re.findall(r"(?:said|\[\"words\"\])\[[\"'](\w+)[\"']\]", python))
+    said = set(re.findall(r"(?:said|words|\[\"words\"\])\[[\"'](\w+)[\"']\]", python))
     keys = {"class", "images", "pixels", *contents.PER_CENT}
-    assert used | said | keys == set(words.WORDS)
+    english, korean = (labels.words(lang, rendering.__package__) for lang in labels.LANGUAGES)
+    assert used | said | keys == set(english)
     assert {path.stem for path in folder.glob("*.js")} == set(rendering.SCRIPTS)
-    for english, korean in words.WORDS.values():
-        assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", korean))
+    for key, text in english.items():
+        assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", korean[key]))
 
 
 def test_a_korean_page(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def within(t: float, freedom: float) -> float:
     return float(np.trapezoid(scale * (1 + x * x / freedom) ** (-(freedom + 1) / 2), x))
 
 
-@pytest.mark.parametrize("freedom", [*range(1, 32), 60, 1000])
+@pytest.mark.parametrize("freedom", [1, 2, 7, 15, 30, 31, 60, 1000])
 def test_the_quantiles(freedom: int) -> None:
     assert within(student(freedom), freedom) == pytest.approx(0.95, abs=2e-4)
     assert student(freedom) == student(freedom + 0.5 * (freedom < 30))

@@ -19,9 +19,8 @@ import vision_tutorial
 from vision_tutorial.recipe.grammar import Term
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import reader
-from vision_tutorial.tables.columns import View
 from vision_tutorial.tables.comparison import rows_of
-from vision_tutorial.tables.layouts import generic
+from vision_tutorial.tables.layouts import View, generic
 
 PACKAGE = Path(vision_tutorial.__file__).parent
 CELL = "0.75 focal + 0.25 dice"

@@ -10,10 +10,8 @@ from run_folders import edit, make_run
 from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.runs.reader import add_note, collect
 from vision_tutorial.tables import labels
-from vision_tutorial.tables.columns import View
 from vision_tutorial.tables.comparison import rows_of
-from vision_tutorial.tables.labels import KEYS, LANGUAGES, PARTS, STATES, WORDS
-from vision_tutorial.tables.layouts import LAYOUTS
+from vision_tutorial.tables.layouts import LAYOUTS, View
 from vision_tutorial.tables.table import Table
 
 REPORT = {"r0": 70.72, "r1": 78.19, "r2": 80.31, "r3": 80.91, "r4": 82.13, "r5": 81.28}
@@ -190,15 +188,15 @@ def test_runlog(tmp_path: Path) -> None:
 
 
 def test_every_word_is_there_in_korean(report: Path) -> None:
-    for pair in (*WORDS.values(), *STATES.values()):
-        assert len(pair) == len(LANGUAGES) and all(pair)
-    for english, korean in WORDS.values():
-        assert set(re.findall(r"{\w+}", english)) == set(re.findall(r"{\w+}", korean))
-    missing = set(Recipe.model_fields) - set(KEYS)
+    english, korean = (labels.words(language) for language in labels.LANGUAGES)
+    assert all([*english.values(), *korean.values()])
+    for key, text in english.items():
+        assert set(re.findall(r"{\w+}", text)) == set(re.findall(r"{\w+}", korean[key]))
+    missing = {f"key {name}" for name in Recipe.model_fields} - set(korean)
     assert not missing, "a key of a recipe has no Korean name"
     kinds = {kind for f in Recipe.model_fields.values() for kind in annotated(f.annotation)}
-    inner = {name for kind in kinds for name in getattr(kind, "model_fields", ())}
-    assert "patience" in inner and not inner - set(PARTS), "a part of a key has no Korean name"
+    inner = {f"part {name}" for kind in kinds for name in getattr(kind, "model_fields", ())}
+    assert "part patience" in inner and not inner - set(korean), "a part of a key has none"
     make_run(report, "debug", status="failed")
     for layout in LAYOUTS:
         made = table(report, layout, language="ko", everything=True, spread=0.4)

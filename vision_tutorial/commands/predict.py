@@ -61,14 +61,9 @@ def _predict(args: argparse.Namespace) -> int:
     paths = _image_files(args.on or ())
     from .. import build, engine, inference  # after the recipes are known to be good
 
-    for _, loaded in found:
-        build.import_files(loaded.imports, args.trust_imports)
-        build.check(loaded.recipe)
-    recipe = inference.common_recipe([loaded.recipe for _, loaded in found])
-    distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
-    if distributed.world > 1:
-        raise UserError("predict runs on one process; start it without torchrun.")
-    try:
+    ensemble = bool(args.ensemble)
+    with inference.opened(found, args.trust_imports, ensemble, alone="predict") as distributed:
+        recipe = inference.common_recipe([loaded.recipe for _, loaded in found])
         source = _source(found[0][0], recipe, paths, args)
         if source.dense and not args.split:  # masks keep their size, so each is its own batch
             recipe = recipe.model_copy(update={"eval_batch_size": 1})
@@ -85,8 +80,6 @@ def _predict(args: argparse.Namespace) -> int:
         answers = track(answers, "predicting", len(source), console=console, disable=args.json)
         write = _write_masks if source.dense else _write_labels
         result = write(answers, source, recipe, args)
-    finally:
-        distributed.close()
     print(json.dumps(result, indent=2) if args.json else result["said"])
     return 0
 

@@ -12,8 +12,7 @@ from ..core.errors import UserError, run_main, short
 from ..report import gallery_files
 from ..report.contents import contents
 from ..report.rendering import render
-from ..runs.reader import collect
-from ..runs.run import Run
+from ..runs.reader import Run, collect
 from ..tables.labels import LANGUAGES
 
 _MIB = 2**20
