@@ -107,9 +107,7 @@ def test_each_folder_that_is_none_gets_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("recipe.yaml", None),
         ("recipe.yaml", b""),
-        ("recipe.yaml", b"\xff\xfe\x00"),
         ("recipe.yaml", b"a: !!python/object/apply:os.system [ls]"),
         ("recipe.yaml", b"a: " + b"[" * 60_000),
         ("summary.json", b"[" * 100_000),
@@ -118,11 +116,9 @@ def test_each_folder_that_is_none_gets_one_line(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_damage_gets_one_line(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_damage_gets_one_line(tmp_path: Path, name: str, content: bytes) -> None:
     bad, good = make_run(tmp_path, id="bad"), make_run(tmp_path, id="good")
-    (bad / name).unlink()
-    if content is not None:
-        (bad / name).write_bytes(content)
+    (bad / name).write_bytes(content)
     found, complaints = reader.collect([tmp_path])
     assert [run.folder for run in found] == [good]
     (line,) = complaints
@@ -130,19 +126,15 @@ def test_damage_gets_one_line(tmp_path: Path, name: str, content: bytes | None) 
     assert len(line) < 600
 
 
-@pytest.mark.parametrize("value", ["x", {}, {"epoch": "1", "value": "nan"}])
-def test_a_summary_with_strange_values(tmp_path: Path, value: object) -> None:
+def test_strange_values_are_none(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     keys = ("best", "last", "epochs", "wall_seconds", "metric", "chosen_on")
-    edit(folder / "summary.json", **dict.fromkeys(keys, value))
-    edit(folder / "fingerprint.json", recipe=value, created=value, host=value)
-    run = reader.read(folder)
-    assert run.best is run.last is run.seconds is run.base is None
-    assert run.changes == {} and run.epochs == 3
-
-
-def test_a_damaged_table_of_classes_is_none(tmp_path: Path) -> None:
-    folder = make_run(tmp_path)
+    for value in ("x", {}, {"epoch": "1", "value": "nan"}, {"epoch": True, "value": 10**400}):
+        edit(folder / "summary.json", **dict.fromkeys(keys, value))
+        edit(folder / "fingerprint.json", recipe=value, created=value, host=value)
+        run = reader.read(folder)
+        assert run.best is run.last is run.seconds is run.base is None
+        assert run.changes == {} and run.epochs == 3
     (folder / "classes.json").write_text('{"class": ["a"], "top1": [1.0]}')
     assert reader.read(folder).classes == {"class": ["a"], "top1": [1.0]}
     for text in ("[]", "{", '{"class": ["a"], "top1": []}', '{"class": 1}'):
@@ -168,10 +160,3 @@ def test_the_link_is_a_link(tmp_path: Path) -> None:
     for text, link in (("https://a.ai/b\n", "https://a.ai/b"), ("javascript:alert(1)", None)):
         (folder / "wandb" / "url").write_text(text)
         assert reader.read(folder).link == link
-
-
-def test_numbers_sort_as_numbers_and_what_is_none_is_none() -> None:
-    names = ["a", "r2", "r2-tuned", "r10"]
-    assert sorted(reversed(names), key=reader.natural) == names
-    odd = (True, "1", None, float("nan"), float("inf"), 10**400, [1])
-    assert {reader.number(value) for value in odd} == {None}

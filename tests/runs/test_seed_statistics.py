@@ -29,13 +29,6 @@ def test_the_quantiles(freedom: int) -> None:
     assert student(freedom) == student(freedom + 0.5 * (freedom < 30))
 
 
-def test_a_sample() -> None:
-    sample = Sample((80.5, 81.0, 81.3))
-    assert (sample.n, sample.mean) == (3, pytest.approx(np.mean(sample.values)))
-    assert sample.spread == pytest.approx(np.std(sample.values, ddof=1))
-    assert Sample((80.5,)).mean == 80.5 and Sample((80.5,)).spread is None
-
-
 def test_welch_by_hand() -> None:
     # s² 4/3 and 4, n 4 and 3: variance 1/3 + 4/3, freedom (5/3)² / ((1/3)²/3 + (4/3)²/2) = 3
     one, two = Sample((1.0, 1.0, 3.0, 3.0)), Sample((0.0, 2.0, 4.0))

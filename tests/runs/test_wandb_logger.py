@@ -199,34 +199,27 @@ def test_a_training_that_breaks_off_closes_its_run_and_never_hangs(tmp_path, bef
 
 @pytest.fixture
 def hosts():
-    """Addresses on this machine: one that answers, one that refuses, one that never answers."""
+    """Addresses on this machine: one that answers, and one that refuses."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as refusing:
         refusing.bind(("127.0.0.1", 0))
-        full = socket.create_server(("127.0.0.1", 0), backlog=0)
-        waiting = [full, *(socket.socket() for _ in range(8))]
-        for connection in waiting[1:]:  # fill its queue, so that the next connection hangs
-            connection.setblocking(False)
-            connection.connect_ex(full.getsockname())
-        pairs = (("answers", server), ("refuses", refusing), ("hangs", full))
+        pairs = (("answers", server), ("refuses", refusing))
         yield {name: f"http://127.0.0.1:{host.getsockname()[1]}" for name, host in pairs}
-        for connection in waiting:
-            connection.close()
 
 
 @pytest.mark.parametrize(
     "mode, key, host, settled",
     [
         ("auto", True, "answers", "online"),
-        ("auto", True, "hangs", "offline"),
+        ("auto", True, "refuses", "offline"),
         ("auto", False, "answers", "offline"),
-        ("online", True, "hangs", "online"),
+        ("online", True, "refuses", "online"),
+        ("online", False, "answers", "offline"),
         ("offline", True, "answers", "offline"),
     ],
 )
 def test_the_mode_that_is_settled_on(monkeypatch, hosts, mode, key, host, settled):
     import wandb
 
-    monkeypatch.setattr(wandb_logger, "PROBE_SECONDS", 0.2)
     monkeypatch.setenv("WANDB_BASE_URL", hosts[host])
     if key:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -263,21 +256,8 @@ def test_the_key_is_looked_for_under_the_server_that_wandb_would_take(monkeypatc
     assert settled("machine machine") == "offline", "a damaged file"
     (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.school.kr\n")
     assert settled("api.wandb.ai") == "offline" and settled("wandb.school.kr") == "online"
-    monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:8080")
-    assert settled("wandb.school.kr") == "offline" and settled("localhost:8080") == "online"
     monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", "/a/file")
     assert settled("other.host") == "online"
-
-
-def test_online_without_a_key_asks_nobody_and_records_offline(tmp_path, monkeypatch):
-    terminal = MagicMock(readline=MagicMock(side_effect=FIRE), read=MagicMock(side_effect=FIRE))
-    monkeypatch.setattr("sys.stdin", terminal)
-    said = []
-    tracker = track(tmp_path, "online", said)
-    tracker.log(ROWS[0])
-    tracker.finish({})
-    assert history(tmp_path) == ROWS[:1]
-    assert len(said) == 1 and "no key" in said[0] and "wandb sync" in said[0]
 
 
 def test_an_unknown_mode_names_the_known():
@@ -373,13 +353,13 @@ def test_auto_follows_wandbs_own_variable(tmp_path, monkeypatch, fake, chosen):
     assert modes == ([] if chosen == "disabled" else ["offline"])
 
 
-@pytest.mark.parametrize("mode, lines", [("disabled", 0), ("auto", 1)])
-def test_a_wandb_that_is_missing(tmp_path, monkeypatch, mode, lines):
+def test_a_wandb_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     said = []
-    train(track(tmp_path, mode, said))
+    for mode in ("disabled", "auto"):
+        train(track(tmp_path, mode, said))
     assert not list(tmp_path.iterdir())
-    assert len(said) == lines and all("cannot be imported" in line for line in said)
+    assert len(said) == 1 and "cannot be imported" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -420,18 +400,6 @@ def test_a_wandb_that_falls_behind_is_left_behind(tmp_path, monkeypatch, fake, s
     said = []
     train(track(tmp_path, said=said))
     assert len(said) == 2 and "100 rows behind" in said[1]
-
-
-def test_wandbs_process_frozen(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(wandb_logger, "FINISH_SECONDS", 1.0)
-    said = []
-    tracker = track(tmp_path, said=said)
-    (core,) = services()
-    core.suspend()
-    train(tracker)
-    assert len(said) == 2 and "not done after" in said[1]
-    assert not services()
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -61,18 +61,14 @@ def test_a_finished_run(fake: MagicMock) -> None:
     assert run.rows == [] and run.notes == () and run.classes == {} and run.folder is None
 
 
-@pytest.mark.parametrize(
-    ("state", "summary", "status"),
-    [
+def test_other_states(fake: MagicMock) -> None:
+    for state, summary, status in (
         ("finished", SUMMARY | {"status": "paused"}, "paused"),
         ("crashed", {}, "killed"),
         ("failed", SUMMARY, "failed"),
-    ],
-)
-def test_other_states(fake: MagicMock, state: str, summary: dict, status: str) -> None:
-    run = only_run(fake, state=state, summary=summary)
-    assert run.status == status
-    assert (run.best is None) == ("best/value" not in summary)
+    ):
+        run = only_run(fake, state=state, summary=summary)
+        assert run.status == status and (run.best is None) == (not summary)
 
 
 def test_a_run_of_another_program(fake: MagicMock) -> None:

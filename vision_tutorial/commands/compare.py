@@ -116,7 +116,3 @@ def _log(made: Table, runs: Sequence[Run]) -> None:
     tracker.table("compare", titles, rows)
     tracker.report(f"Comparison of {len(runs)} runs", table.markdown(made))
     tracker.finish({})
-
-
-if __name__ == "__main__":
-    sys.exit(main())

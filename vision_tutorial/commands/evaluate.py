@@ -170,7 +170,3 @@ def _class_table(columns: dict[str, list], refined: dict[str, list] | None) -> s
     kinds = {"class": "text", "Δ iou": "signed"}
     heads = tuple(Column(name, name, kinds.get(name, "number")) for name in columns)
     return plain_text(Table(heads, tuple(zip(*columns.values(), strict=True))))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -182,7 +182,3 @@ def _overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     from ..segmentation import visualisation
 
     return np.asarray(visualisation.overlay(image, mask))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,7 +3,6 @@
 import argparse
 import csv
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,7 +196,3 @@ def _output_folder(args: argparse.Namespace) -> Path:
     except FileExistsError as error:
         raise UserError(f"{folder} is a file; name a folder with -o.") from error
     return folder
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -71,13 +71,9 @@ def _make_galleries(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         if run.folder is None or gallery_files.exists(run.folder):
             continue
-        command = [sys.executable, "-m", "vision_tutorial.commands.gallery", str(run.folder)]
+        command = [sys.executable, "-m", "vision_tutorial", "gallery", str(run.folder)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             complaints.append(f"no gallery of {run.folder}: {short(last, 300)}")
     return complaints
-
-
-if __name__ == "__main__":
-    sys.exit(main())

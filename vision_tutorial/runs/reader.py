@@ -112,9 +112,10 @@ class Run:
     @cached_property
     def metric(self) -> str | None:
         """The headline metric's name in `rows`, such as val/top1."""
+        if named := _text(self.summary.get("metric")):
+            return named
         found = [name for row in self.rows for name in row if name.startswith("val/")]
-        known = next((name for name in _HEADLINES if name in found), found[0] if found else None)
-        return _text(self.summary.get("metric")) or known
+        return next((name for name in _HEADLINES if name in found), found[0] if found else None)
 
     @property
     def higher_is_better(self) -> bool:

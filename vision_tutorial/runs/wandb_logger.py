@@ -27,6 +27,7 @@ import psutil
 
 from ..core.errors import UserError, unknown
 
+_BOOKMARK = "sent.json"
 _MODES = ("auto", "online", "offline", "disabled")
 QUEUE_ROWS = 10_000
 PROBE_SECONDS = 2.0
@@ -116,7 +117,12 @@ class Tracker:
             return
         self._wandb, self._run, self._say = wandb, run, say
         self._folder = Path(run["dir"]) / "wandb"
-        self._bookmark = _Bookmark(self._folder / "sent.json", run["id"])
+        # The last row sent, by its step and its place among the rows of that step.
+        self._sent, self._row = (-1, 0), (-1, 0)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads((self._folder / _BOOKMARK).read_text())
+            if kept["run"] == run["id"]:
+                self._sent = (int(kept["step"]), int(kept["row"]))
         self._known = {"step", "epoch"}  # the metrics that wandb has been given an axis for
         self._jobs: queue.Queue[Callable[[Any], object] | None] = queue.Queue(QUEUE_ROWS)
         self._upload = ""  # the command that uploads what is in the folder, once there is one
@@ -130,7 +136,7 @@ class Tracker:
         """Send a row: plain numbers by name, among them `step` and `epoch`."""
 
         def send(run: Any) -> None:
-            if not self._bookmark.passes(row["step"]):
+            if not self._is_new(row["step"]):
                 return
             for name in row.keys() - self._known:
                 run.define_metric(name, step_metric="epoch" if name.startswith("val/") else "step")
@@ -163,6 +169,17 @@ class Tracker:
             self._turn_off(f"not done after {FINISH_SECONDS:.0f} s{rest}")
             self._thread.join(FREED_SECONDS)
         self.off = True
+
+    def _is_new(self, step: int) -> bool:
+        """Whether the next row, of this step, is new; if so it counts as sent from here on."""
+        self._row = (step, self._row[1] + 1 if step == self._row[0] else 1)
+        if self._row <= self._sent:
+            return False
+        self._sent = self._row
+        fresh = self._folder / f"{_BOOKMARK}.new"
+        fresh.write_text(json.dumps({"run": self._run["id"], "step": step, "row": self._row[1]}))
+        os.replace(fresh, self._folder / _BOOKMARK)
+        return True
 
     def _put(self, job: Callable[[Any], object] | None) -> None:
         if self.off:
@@ -220,29 +237,6 @@ class Tracker:
                 if child.name().startswith("wandb-core"):
                     child.kill()
                     child.wait(FREED_SECONDS)
-
-
-class _Bookmark:
-    """The last row sent, by its step and its place among the rows of that step, kept in a file."""
-
-    def __init__(self, path: Path, run: str) -> None:
-        self._path, self._run = path, run
-        self._sent, self._now = (-1, 0), (-1, 0)
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(path.read_text())
-            if kept["run"] == run:
-                self._sent = (int(kept["step"]), int(kept["row"]))
-
-    def passes(self, step: int) -> bool:
-        """Whether the next row, of this step, is new; if so it counts as sent from here on."""
-        self._now = (step, self._now[1] + 1 if step == self._now[0] else 1)
-        if self._now <= self._sent:
-            return False
-        self._sent = self._now
-        fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps({"run": self._run, "step": step, "row": self._now[1]}))
-        os.replace(fresh, self._path)
-        return True
 
 
 def _report(run: Any, title: str, markdown: str) -> str:
