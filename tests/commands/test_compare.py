@@ -41,8 +41,6 @@ def shown(capsys: pytest.CaptureFixture, *words: str) -> str:
     return capsys.readouterr().out
 
 
-# -- the documentation -----------------------------------------------------------------------------
-
 PAGE = ROOT / "docs" / "compare.md"
 EXAMPLE = re.compile(r"```sh\n([^`]*?)\n```\n(?:\n<!-- shown -->\n(.*?)<!-- end -->)?", re.S)
 
@@ -69,9 +67,6 @@ def test_what_the_page_shows_is_what_comes_out(
         PAGE.write_text(made, "utf-8")
     assert made == PAGE.read_text("utf-8")
     assert page.count("<!-- shown -->") == 3
-
-
-# -- formats and files -----------------------------------------------------------------------------
 
 
 def test_formats_by_name_and_by_ending(report: Path, capsys: pytest.CaptureFixture) -> None:
@@ -115,9 +110,6 @@ def test_a_console_without_these_letters(report: Path) -> None:
     assert done.returncode == 0 and b"82.13" in done.stdout and not done.stderr
 
 
-# -- what is refused -------------------------------------------------------------------------------
-
-
 def test_what_is_refused(report: Path, capsys: pytest.CaptureFixture) -> None:
     Path("empty").mkdir()
     assert compare.main(["empty", "none*"]) == 2
@@ -132,9 +124,6 @@ def test_what_is_refused(report: Path, capsys: pytest.CaptureFixture) -> None:
     assert "no column called 'epoch'; did you mean 'epochs'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         compare.main(["runs", "--spread=0"])
-
-
-# -- 200 runs --------------------------------------------------------------------------------------
 
 
 def test_200_runs_among_damaged_ones_without_torch(tmp_path: Path) -> None:
@@ -158,9 +147,6 @@ def test_200_runs_among_damaged_ones_without_torch(tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert len(lines) == 3 and all(line.startswith("left out ") for line in lines)
     assert "(n=100)" in done.stdout
-
-
-# -- wandb -----------------------------------------------------------------------------------------
 
 
 def test_a_project_of_wandb_beside_folders(

@@ -71,9 +71,6 @@ def with_gallery(folder: Path, seed: int = 0, **more: Any) -> Gallery:
     return made
 
 
-# -- what is on it ---------------------------------------------------------------------------------
-
-
 def test_runs_with_their_curves_recipes_notes_and_table(tmp_path: Path, capsys: Any) -> None:
     make_run(tmp_path, "r3", values=[10.0, 30.0, 20.0])
     folder = make_run(tmp_path, "r4", values=[10.0, 40.0], versions={"torch": "2.15.0"})
@@ -134,8 +131,6 @@ def test_a_curve_has_gaps_skips_what_was_not_evaluated_and_is_thinned(tmp_path: 
     assert len(epochs) == 5001 // 3 and epochs[-1] == 5001 and set(np.diff(epochs)) == {3}
 
 
-# -- classes and confusion -------------------------------------------------------------------------
-
 MASKS = {
     "class": ["sky", "road"],
     "pixels": [10, 20],
@@ -168,9 +163,6 @@ def test_the_table_of_classes_and_the_matrix_of_masks(tmp_path: Path) -> None:
         assert described(folder, table)["classes"] is None
     odd = {"class": [1, ["x"]], "images": ["many", 3], "top1": [{"a": 1}, math.nan]}
     assert described(folder, odd)["classes"]["rows"] == [["1", None, None], ["['x']", 3, None]]
-
-
-# -- nothing runs, nothing is fetched --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +216,6 @@ def test_the_policy_allows_this_script_and_no_other(hostile: tuple[str, dict[str
     named = set(re.findall(r"https?://[^\s\"'`]+", found.scripts[1]))
     assert named == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
-
-
-# -- images --------------------------------------------------------------------------------------
 
 
 def test_a_gallery_is_embedded_and_each_image_once(tmp_path: Path) -> None:
@@ -309,9 +298,6 @@ def test_galleries_are_made_where_there_are_none(
     assert data["complaints"][0] in capsys.readouterr().err
 
 
-# -- it copes --------------------------------------------------------------------------------------
-
-
 def test_damaged_folders_get_a_line_each_and_no_run_is_an_error(
     tmp_path: Path, capsys: Any
 ) -> None:
@@ -336,9 +322,6 @@ def test_lone_surrogates_and_endless_texts(tmp_path: Path) -> None:
     (run,) = data["runs"]
     assert run["notes"] == [["now", "? half a letter"]]
     assert len(run["environment"]["command"]) == 2001
-
-
-# -- words -----------------------------------------------------------------------------------------
 
 
 def test_every_word_is_used_and_every_used_word_is_there(tmp_path: Path) -> None:

@@ -115,9 +115,6 @@ def texts(page: Any, selector: str) -> list[str]:
     return [text.strip() for text in page.locator(selector).all_inner_texts()]
 
 
-# -- it opens, and keeps to itself -----------------------------------------------------------------
-
-
 def test_it_opens_without_a_word_in_the_console(watched: Watched) -> None:
     for run in range(6):
         watched.page.select_option("#focus", str(run))
@@ -155,9 +152,6 @@ def test_the_policy_bites(watched: Watched) -> None:
     assert ran == "no"
     assert watched.refused == ["csp", "csp"]
     assert sum("Content Security Policy" in line for line in watched.said) >= 4
-
-
-# -- curves ----------------------------------------------------------------------------------------
 
 
 def curves(page: Any, run: int) -> int:
@@ -211,9 +205,6 @@ def test_the_cursor_reads_by_mouse_and_by_keys(page: Any) -> None:
     assert texts(chart, "tbody tr:nth-child(3) td")[:5] == ["3", "–", "–", "–", "30"]
 
 
-# -- tables ----------------------------------------------------------------------------------------
-
-
 def test_the_comparison_sorts_both_ways(page: Any) -> None:
     title = page.locator("#comparison thead th", has_text="best")
     place = texts(page, "#comparison thead th").index(title.inner_text().strip()) + 1
@@ -225,9 +216,6 @@ def test_the_comparison_sorts_both_ways(page: Any) -> None:
     title.locator("button").click()
     assert [float(text.split()[0]) for text in texts(page, cells)] == falling[::-1]
     assert title.get_attribute("aria-sort") == "ascending"
-
-
-# -- one run ---------------------------------------------------------------------------------------
 
 
 def test_a_name_in_the_table_leads_to_its_run(page: Any) -> None:
@@ -256,9 +244,6 @@ def test_the_confusion_matrix_and_its_worst_pairs(page: Any) -> None:
     assert texts(page, "#confusion tbody tr:first-child td") == ["sky", "road", "4", "40.0"]
 
 
-# -- recipes and environment -----------------------------------------------------------------------
-
-
 def test_recipes_side_by_side(page: Any) -> None:
     assert texts(page, "#facts-of-machines tbody td") == ["data", "d1", "all"]
     assert texts(page, "#difference tbody td") == ["seed", "1", "2"]
@@ -266,9 +251,6 @@ def test_recipes_side_by_side(page: Any) -> None:
     assert texts(page, "#difference tbody td:first-child") == ["name", "loss", "seed"]
     page.get_by_label("all keys").check()
     assert page.locator("#difference tbody tr").count() > 30
-
-
-# -- looks -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [320, 768, 1920])

@@ -71,9 +71,6 @@ def test_runs_of_one_experiment(tmp_path: Path) -> None:
     assert reader.read(path.parent).experiment == one
 
 
-# -- finding ---------------------------------------------------------------------------------------
-
-
 def test_words_are_folders_patterns_and_parents(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     folders = [make_run(root, id=id) for id in ("1", "2", "10")]
@@ -135,6 +132,9 @@ def test_strange_values_are_none(tmp_path: Path) -> None:
         run = reader.read(folder)
         assert run.best is run.last is run.seconds is run.base is None
         assert run.changes == {} and run.epochs == 3
+    edit(folder / "fingerprint.json", recipe={"changes": {"epochs": [1, 2, 3], "loss": 3}})
+    run = reader.read(folder)
+    assert run.changes == {} and run.base_recipe == run.recipe
     (folder / "classes.json").write_text('{"class": ["a"], "top1": [1.0]}')
     assert reader.read(folder).classes == {"class": ["a"], "top1": [1.0]}
     for text in ("[]", "{", '{"class": ["a"], "top1": []}', '{"class": 1}'):

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -45,9 +46,6 @@ def in_child(work, *, expect=0):
             os._exit(99)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expect
-
-
-# -- whole files -----------------------------------------------------------------------------------
 
 
 def test_json_is_strict_and_round_trips(tmp_path):
@@ -106,8 +104,6 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_half_row(tmp_path):
     assert (tmp_path / "x").read_text() == "old" and len(os.listdir(tmp_path)) == 2
 
 
-# -- metrics.jsonl ---------------------------------------------------------------------------------
-
 ROWS = st.lists(
     st.dictionaries(
         st.text(),
@@ -139,9 +135,6 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
     with pytest.raises(UserError, match="line 2"):
         run_folder.read_rows(tmp_path / "metrics.jsonl")
-
-
-# -- folders, status, lock -------------------------------------------------------------------------
 
 
 def test_ids_sort_by_time_and_are_unique_in_a_race(tmp_path, monkeypatch):
@@ -194,7 +187,9 @@ def test_two_processes_cannot_hold_one_run(tmp_path):
         with run_folder.lock(tmp_path):  # released by death, though its loader worker lives
             assert f"process {os.getpid()} " in (tmp_path / "LOCK").read_text()
     finally:
-        os.kill(worker, signal.SIGKILL)
+        for process in (worker, holder):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def take():
         with run_folder.lock(tmp_path):
@@ -207,9 +202,6 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.lockf", MagicMock(side_effect=OSError(38, "not implemented")))
     with pytest.warns(UserWarning, match="one training at a time"), run_folder.lock(tmp_path):
         pass
-
-
-# -- fingerprint and secrets -----------------------------------------------------------------------
 
 
 def test_fingerprint_holds_no_secret_and_needs_no_torch():

@@ -54,9 +54,6 @@ def track(folder, mode="offline", said=None, **options):
     return make_tracker(mode, folder=folder, say=say, **options)
 
 
-# -- a real run, read back -------------------------------------------------------------------------
-
-
 def test_an_offline_run_holds_row_by_row_what_was_logged(tmp_path):
     said = []
     config = {"model": {"resnet50": {"stem": "cifar"}}, "seed": 1}
@@ -93,39 +90,22 @@ def test_an_offline_run_holds_row_by_row_what_was_logged(tmp_path):
     assert not (tmp_path / "wandb" / "url").exists()
 
 
-def leaks(folder, secret):
-    """The files under a folder in which a secret stands."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert files
-    return [path.name for path in files if secret.encode() in path.read_bytes()]
-
-
-@pytest.mark.parametrize("private", [True, False])
-def test_no_secret_reaches_the_folder(tmp_path, monkeypatch, capfd, private):
-    """The same run without our settings does leak: the test can fail."""
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret_token")
+def test_no_secret_reaches_the_folder(tmp_path, monkeypatch, capfd):
+    secrets = {"WANDB_API_KEY": KEY, "HF_TOKEN": "hf_secret_token"}
+    for name, secret in secrets.items():
+        monkeypatch.setenv(name, secret)
     monkeypatch.setattr(sys, "argv", ["train.py", "--password", "argv_secret"])
-    if not private:
-        soon = {"silent": True, "x_transaction_log_flush_interval": 0.1}
-        monkeypatch.setattr(wandb_logger, "SETTINGS", soon)
     tracker = track(tmp_path, said=[])
     print("console_secret")
     tracker.log(ROWS[0])
     time.sleep(1.5)  # what wandb finds out about the machine comes late
-    for _ in range(200):
-        if private or leaks(tmp_path, "argv_secret"):
-            break
-        time.sleep(0.1)
     tracker.finish({})
     capfd.readouterr()
-    for secret in (KEY, "hf_secret_token", "console_secret"):
-        assert not leaks(tmp_path, secret)
-    assert bool(leaks(tmp_path, "argv_secret")) != private
-    assert bool(list(tmp_path.rglob("requirements.txt"))) != private
-
-
-# -- resume ----------------------------------------------------------------------------------------
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and "requirements.txt" not in {path.name for path in files}
+    kept = b"".join(path.read_bytes() for path in files)
+    for secret in (*secrets.values(), "console_secret", "argv_secret"):
+        assert secret.encode() not in kept
 
 
 def test_two_runs_of_one_process_and_a_resumed_one_that_sends_what_is_new(tmp_path):
@@ -192,9 +172,6 @@ def test_a_training_that_breaks_off_closes_its_run_and_never_hangs(tmp_path, bef
         assert "wandb" not in errors
         assert [row["step"] for row in history(tmp_path)] == list(range(11))
         assert [r.exit.exit_code for r in read(tmp_path) if r.HasField("exit")] == [1]
-
-
-# -- online, offline or not at all -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -265,8 +242,6 @@ def test_an_unknown_mode_names_the_known():
         track(Path(), "onlin")
 
 
-# -- failures, on a wandb that fails on purpose ----------------------------------------------------
-
 FIRE = RuntimeError("the server\nis on fire")
 
 
@@ -310,14 +285,12 @@ def rows_sent(fake):
     return [call.args[0] for call in fake.run.log.call_args_list]
 
 
-def test_a_fake_that_works_gets_everything(tmp_path, fake):
+def test_online_a_fake_of_an_old_version_gets_everything(tmp_path, fake):
     said = []
     train(track(tmp_path, "online", said))
     *rows, table = rows_sent(fake)
     assert [row["step"] for row in rows] == list(range(500))
     assert table == {"per_class": fake.Table.return_value}
-    fake.Table.assert_called_once_with(columns=["class"], data=[["apple"]])
-    fake.run.summary.update.assert_called_once_with({"best": 1.0})
     fake.run.finish.assert_called_once_with(exit_code=0)
     assert said == [f"wandb: {fake.run.url}"]
     assert (tmp_path / "wandb" / "url").read_text() == f"{fake.run.url}\n"

@@ -24,9 +24,6 @@ def table3(root: Path, **values: list[float]) -> None:
             make_run(root, name, f"seed={seed}", id=f"s{seed}", values=values)
 
 
-# -- lines -----------------------------------------------------------------------------------------
-
-
 def test_seeds_are_one_line(tmp_path: Path) -> None:
     table3(tmp_path, r3=[80.5, 81.0, 81.3], r4=[82.0])
     three, four = made(tmp_path)
@@ -57,9 +54,6 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
     assert [run.id for run in line.runs] == ["a", "c"], "of seed 0 the newer one"
     assert [run.id for run in line.repeats] == ["b"] and line.best == Sample((50.0, 70.0))
     assert len(made(tmp_path, each=True)) == 3
-
-
-# -- steps -----------------------------------------------------------------------------------------
 
 
 def steps(found: list[Row], assumed: float | None = None) -> dict[str, Delta | None]:
@@ -125,9 +119,6 @@ def test_what_cannot_be_compared(tmp_path: Path, parent: dict, child: dict, summ
         edit(folder / "summary.json", **summary)
     found = steps(made(tmp_path), 0.4)["r4"]
     assert found.parent.label == "r3" and found.value is None and found.verdict is None
-
-
-# -- order -----------------------------------------------------------------------------------------
 
 
 def test_sorting(tmp_path: Path) -> None:

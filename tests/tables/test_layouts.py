@@ -167,9 +167,6 @@ def test_runlog(tmp_path: Path) -> None:
     assert table(tmp_path, "runlog", each=True).texts()[0][4] == "https://wandb.ai/a/b/runs/c"
 
 
-# -- words -----------------------------------------------------------------------------------------
-
-
 def test_every_word_is_there_in_korean(report: Path) -> None:
     english, korean = (labels.words(language) for language in labels.LANGUAGES)
     assert all([*english.values(), *korean.values()])

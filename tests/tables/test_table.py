@@ -106,9 +106,6 @@ def test_latex() -> None:
     assert lines[7] == r"r5 & -- & $-$0.85 & -- & -- \\"
 
 
-# -- the terminal ----------------------------------------------------------------------------------
-
-
 def printed(shown: Table, width: int | None = None) -> list[str]:
     out = io.StringIO()
     table.terminal(shown, out, width)
@@ -139,9 +136,6 @@ def test_a_wide_table_comes_in_blocks() -> None:
     assert len(printed(Table(columns, rows))) == 5, "where nobody measures, lines are long"
     lines = printed(Table((Column("a", "a"), Column("b", "b")), (("x" * 50, "y" * 50),)), 60)
     assert "".join(lines).count("x") == 50 and "".join(lines).count("y") == 50
-
-
-# -- untrusted text --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMATS)

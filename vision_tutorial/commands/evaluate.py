@@ -28,10 +28,7 @@ def parser() -> argparse.ArgumentParser:
     add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
     add_looks(made)
     add("--submission", metavar="FILE", help="score this CSV instead of a network: a leaderboard")
-    add("--set", action="append", default=[], metavar="key.sub=value", help="change the recipe")
     add("--classes", action="store_true", help="print the table of classes")
-    add("--json", action="store_true", help="print one JSON object and nothing else")
-    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
 
 

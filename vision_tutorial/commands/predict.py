@@ -41,9 +41,6 @@ def parser() -> argparse.ArgumentParser:
     add("--pseudo-labels", action="store_true", help="masks: make DIR a data set of sure answers")
     add("--min-confidence", type=share, default=0.0, metavar="P", help="of a pseudo label, on mean")
     add("--pixel-threshold", type=share, default=0.0, metavar="P", help="below it a pixel is void")
-    add("--set", action="append", default=[], metavar="key.sub=value", help="change the recipe")
-    add("--json", action="store_true", help="print one JSON object and nothing else")
-    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
 
 
