@@ -3,7 +3,7 @@
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from ..core.errors import UserError, short
@@ -32,17 +32,41 @@ def contents(
 ) -> dict[str, Any]:
     """Everything on the page but its title and age. most_bytes: of all embedded images."""
     words = labels.words(language, __package__)
-    embedded = _EmbeddedImages(most_bytes)
-    pairs = zip(runs, run_labels(runs), strict=True)
-    shown = [_described(run, label, words, language, embedded) for run, label in pairs]
+    images: dict[str, str] = {}
+    complaints, shown, room = list(complaints), [], most_bytes
+    for run, label in zip(runs, run_labels(runs), strict=True):
+        try:
+            gallery, added = _gallery(run, images)
+            size = sum(map(len, added.values()))
+            if size > room:
+                mib = f"{most_bytes / 2**20:g}"
+                raise UserError(words["no_room"].format(run=run.folder, mib=mib))
+        except UserError as error:
+            complaints.append(str(error))
+            gallery, added, size = None, {}, 0
+        room -= size
+        images |= added
+        shown.append({"label": label, **_described(run, gallery, words, language)})
     return {
         "lang": language,
         "words": words,
         "runs": shown,
         "comparison": _comparison(runs, language),
-        "complaints": [_cut(line) for line in (*complaints, *embedded.complaints)],
-        "images": embedded.images,
+        "complaints": [_cut(line) for line in complaints],
+        "images": images,
     }
+
+
+def _gallery(run: Run, known: Collection[str]) -> tuple[Gallery | None, dict[str, str]]:
+    """A run's gallery, None without one; and its images that are not known yet, as data URIs."""
+    if run.folder is None or not gallery_files.exists(run.folder):
+        return None, {}
+    gallery, found = gallery_files.read(run.folder), {}
+    for image in gallery_files.images(gallery):
+        if image.name not in known:
+            data = base64.b64encode(gallery_files.image_bytes(run.folder, image)).decode()
+            found[image.name] = f"data:image/{image.name.rpartition('.')[2]};base64,{data}"
+    return gallery, found
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
@@ -78,14 +102,10 @@ def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
 # -- one run ---------------------------------------------------------------------------------------
 
 
-def _described(
-    run: Run, label: str, words: _Words, language: str, embedded: "_EmbeddedImages"
-) -> dict[str, Any]:
+def _described(run: Run, gallery: Gallery | None, words: _Words, language: str) -> dict[str, Any]:
     """All of one run."""
-    gallery = embedded.add(run, words)
     environment = {k: value for k, value in run.fingerprint.items() if k not in _ELSEWHERE}
     return {
-        "label": label,
         "headline": run.metric,
         "facts": [[name, _cut(value)] for name, value in _facts(run, words, language) if value],
         "notes": [[_cut(note.time), _cut(note.text)] for note in run.notes],
@@ -204,42 +224,6 @@ def _flat(values: dict[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
 def _cut(text: str) -> str:
     kept = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
     return kept.encode("utf-8", "replace").decode("utf-8")
-
-
-# -- images --------------------------------------------------------------------------------------
-
-
-class _EmbeddedImages:
-    """The images of all galleries, each once, as data URIs, up to `most` bytes of page."""
-
-    def __init__(self, most: int):
-        self.most, self.taken = most, 0
-        self.images: dict[str, str] = {}
-        self.complaints: list[str] = []
-
-    def add(self, run: Run, said: _Words) -> Gallery | None:
-        """The run's gallery, with its images embedded; None if there is none, or no room."""
-        if run.folder is None or not gallery_files.exists(run.folder):
-            return None
-        try:
-            gallery = gallery_files.read(run.folder)
-            found = {}
-            for image in gallery_files.images(gallery):
-                if image.name not in self.images:
-                    kind = image.name.rpartition(".")[2]
-                    data = base64.b64encode(gallery_files.image_bytes(run.folder, image)).decode()
-                    found[image.name] = f"data:image/{kind};base64,{data}"
-        except UserError as error:
-            self.complaints.append(str(error))
-            return None
-        size = sum(map(len, found.values()))
-        if self.taken + size > self.most:
-            mib = f"{self.most / 2**20:g}"
-            self.complaints.append(said["no_room"].format(run=run.folder, mib=mib))
-            return None
-        self.taken += size
-        self.images |= found
-        return gallery
 
 
 def _shown_gallery(gallery: Gallery, said: _Words) -> dict[str, Any]:
