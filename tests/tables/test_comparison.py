@@ -79,6 +79,8 @@ def test_the_report_with_its_known_spread(tmp_path: Path) -> None:
 
 def test_seeds_decide_where_there_are_some(tmp_path: Path) -> None:
     table3(tmp_path, r3=[80.0, 81.0], r4=[81.1, 81.9], r5=[90.0])
+    for seed, value in enumerate((10.0, 90.0)):  # measures something else
+        make_run(tmp_path, "r0", f"seed={seed}", id=str(seed), values=[value], metric="val/miou")
     found = steps(made(tmp_path), 0.001)
     assert found["r4"].value == pytest.approx(1.0)
     # s² 0.5 and 0.32, n 2 and 2: √0.41; freedom 0.41² / (0.25² + 0.16²) = 1.9 -> t(1) = 12.7
@@ -91,7 +93,7 @@ def test_seeds_decide_where_there_are_some(tmp_path: Path) -> None:
 
 def test_the_very_parent_comes_first_else_the_nearest_of_that_file(tmp_path: Path) -> None:
     short = ("epochs=2", "subset=100")  # in a lab hour all recipes are shrunk alike
-    make_run(tmp_path, "r2", *short, "batch_size=64", id="other")
+    make_run(tmp_path, "r2", *short, "batch_size=64", id="0")
     make_run(tmp_path, "r2", *short)
     make_run(tmp_path, "r3", *short)
     found = steps(made(tmp_path))["r3"]
