@@ -89,6 +89,7 @@ def test_generic_shows_what_differs(report: Path) -> None:
     assert found["over"] == ["–", "r0", "r1", "r2", "r3", "r4"]
     assert found["Δ"] == ["–", "+7.47", "+2.12", "+0.60", "+1.22", "−0.85"]
     assert found["noise"] == ["–"] + ["unknown"] * 5
+    assert made.notes[-1].startswith("Unknown: too few runs")
     assert found["last top1"] == [f"{best - 0.5:.2f}" for best in REPORT.values()]
     everything = table(report, "generic", everything=True)
     assert {"seed", "precision", "warmup.lr"} <= {column.key for column in everything.columns}

@@ -105,6 +105,8 @@ class Tracker:
     `step`. `run` goes to `wandb.init`; `say` prints a line.
     """
 
+    off = True
+
     def __init__(
         self,
         wandb: ModuleType | None = None,
@@ -112,9 +114,9 @@ class Tracker:
         run: Mapping[str, Any] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.off = wandb is None or run is None
         if wandb is None or run is None:
             return
+        self.off = False
         self._wandb, self._run, self._say = wandb, run, say
         self._folder = Path(run["dir"]) / "wandb"
         # The last row sent, by its step and its place among the rows of that step.
