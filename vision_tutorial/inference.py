@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,32 @@ from .engine.evaluation import refined
 from .recipe.fields import Recipe
 from .recipe.loading import Loaded
 from .segmentation import refine, submission, visualisation  # noqa: F401  (for the commands)
+
+
+@contextmanager
+def opened(
+    found: Sequence[tuple[Path, Loaded]], trust: bool, ensemble: bool = False, alone: str = ""
+) -> Iterator[Distributed]:
+    """Import the runs' files, check their recipes, and set this process and its device up.
+
+    ensemble: all with the first run's precision and threads; else these must be equal. alone: the
+    name of a command that runs on one process only.
+    """
+    first = found[0][1].recipe
+    for run, loaded in found:
+        recipe = loaded.recipe
+        if not ensemble and (recipe.precision, recipe.threads) != (first.precision, first.threads):
+            raise UserError(f"{run}: precision or threads differ from the first; name it alone.")
+        build.import_files(loaded.imports, trust)
+        build.check(recipe)
+    distributed = Distributed(first.precision, first.threads, first.deterministic)
+    try:
+        if alone and distributed.world > 1:
+            raise UserError(f"{alone} runs on one process; start it without torchrun.")
+        with distributed.peers():
+            yield distributed
+    finally:
+        distributed.close()
 
 
 def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
