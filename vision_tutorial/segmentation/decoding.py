@@ -18,13 +18,11 @@ from filelock import FileLock
 from ..core import arrays
 from ..core.errors import StorageError, UserError
 from ..core.images import image_size
-from ..core.sources import ArraySource, Source, Subset
+from ..core.sources import ArraySource, Source, base
 from .mask_files import DenseFiles, Joined
 
-_Cache = Literal["auto", "memory", "disk", "none"]
 
-
-def decoded(source: Source, cache: _Cache) -> Source:
+def decoded(source: Source, cache: Literal["auto", "memory", "disk", "none"]) -> Source:
     """`source` in arrays, if its images are of one size; `none`, or `auto` if they are not: as
     it is. `auto` keeps up to a quarter of the available memory there, and more on the disk."""
     if cache == "none":
@@ -40,12 +38,8 @@ def decoded(source: Source, cache: _Cache) -> Source:
             f"{width}x{height} and {other[0]}x{other[1]}. Use cache: none, or resize the files."
         )
     needed = len(source) * width * height * 4  # three channels, and the mask
-    if cache == "memory" or cache == "auto" and needed <= available() / 4:
-        return _in_memory(source, width, height)
-    return _on_disk(source)
-
-
-def _in_memory(source: Source, width: int, height: int) -> ArraySource:
+    if cache == "disk" or (cache == "auto" and needed > available() / 4):
+        return _on_disk(source)
     images = np.empty((len(source), height, width, 3), np.uint8)
     masks = np.empty((len(source), height, width), np.uint8)
     arrays.fill(source, images, masks)
@@ -91,8 +85,7 @@ def available() -> int:
 
 def _leaves(source: Source) -> list[Source]:
     """What lies under subsets and joints."""
-    if isinstance(source, Subset):
-        return _leaves(source.source)
+    source = base(source)
     if isinstance(source, Joined):
         return [*_leaves(source.first), *_leaves(source.second)]
     return [source]
@@ -102,6 +95,4 @@ def _sizes(leaf: Source) -> Iterator[tuple[int, int]]:
     """(width, height) of the images."""
     if isinstance(leaf, DenseFiles):
         return map(image_size, leaf.paths)
-    if isinstance(leaf, ArraySource):
-        return iter([leaf.images.shape[2:0:-1]])
     return (leaf[index][0].size for index in range(len(leaf)))

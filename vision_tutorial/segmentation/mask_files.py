@@ -1,7 +1,7 @@
 """Sources of segmentation: images in files with a mask each, and two sources as one."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -27,10 +27,8 @@ class MaskFiles:
         return read_mask(self.paths[index], self.classes, self.void)
 
     def digest(self) -> str:
-        digest = hashlib.sha256(f"{self.classes} {self.void}".encode())
-        for path in self.paths:
-            digest.update(_line(path.name, path))
-        return digest.hexdigest()
+        names = (path.name for path in self.paths)
+        return _digest(f"{self.classes} {self.void}", names, self.paths)
 
 
 @dataclass(frozen=True)
@@ -73,31 +71,25 @@ class DenseFiles:
         return self.keys[index]
 
     def digest(self) -> str:
-        digest = hashlib.sha256(self.masks.digest().encode())
-        for key, path in zip(self.keys, self.paths, strict=True):
-            digest.update(_line(key, path))
-        return digest.hexdigest()
+        return _digest(self.masks.digest(), self.keys, self.paths)
 
 
-@dataclass(frozen=True)
 class Joined:
     """Two sources of the same classes, one behind the other."""
 
-    name: str
-    first: Source
-    second: Source
-    dense: ClassVar[bool] = True
+    dense = True
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.first.classes
-
-    @property
-    def targets(self) -> np.ndarray:
-        return np.concatenate([self.first.targets, self.second.targets])
+    def __init__(self, name: str, first: Source, second: Source):
+        self.name, self.first, self.second = name, first, second
+        self.classes = first.classes
+        self.targets = np.concatenate([first.targets, second.targets])
 
     def __len__(self) -> int:
-        return len(self.first) + len(self.second)
+        return len(self.targets)
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        split = len(self.first)
+        return (self.first, index) if index < split else (self.second, index - split)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
         source, place = self._find(index)
@@ -107,13 +99,13 @@ class Joined:
         source, place = self._find(index)
         return source.key(place)
 
-    def _find(self, index: int) -> tuple[Source, int]:
-        split = len(self.first)
-        return (self.first, index) if index < split else (self.second, index - split)
-
     def digest(self) -> str:
         return hashlib.sha256(f"{self.first.digest()} {self.second.digest()}".encode()).hexdigest()
 
 
-def _line(name: str, path: Path) -> bytes:
-    return f"{name}:{path.stat().st_size}\n".encode(errors="surrogateescape")
+def _digest(head: str, names: Iterable[str], paths: Sequence[Path]) -> str:
+    """A hash of `head`, and of the files' names and sizes."""
+    digest = hashlib.sha256(head.encode())
+    for name, path in zip(names, paths, strict=True):
+        digest.update(f"{name}:{path.stat().st_size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
