@@ -149,7 +149,7 @@ def test_ohem_is_its_definition(threshold, min_kept, form):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("cross_entropy", {"label_smoothing": 1.5}, r"label_smoothing is 1.5; .* in \[0, 1\]"),
+        ("cross_entropy", {"label_smoothing": 1.5}, "label_smoothing is 1.5; give 0 to 1"),
         ("cross_entropy", {"class_weights": [1.0, 1.0, 1.0, 1.0, -1.0]}, "from 0 up"),
         ("focal", {"alpha": [0.5]}, "for 5 classes"),
         ("focal_ovr", {"gamma": math.nan}, "focal_ovr: gamma is nan"),

@@ -48,7 +48,8 @@ def cross_entropy(
     Σ_V w_y (−log p_y) / Σ_V w_y; a class map weighs every class by its share. logits (B, C, *S);
     target ids (B, *S) or class map (B, C, *S); one weight per class.
     """
-    check_range("cross_entropy", "[0, 1]", label_smoothing=label_smoothing)
+    if not 0 <= label_smoothing <= 1:
+        raise UserError(f"cross_entropy: label_smoothing is {label_smoothing}; give 0 to 1.")
     logits, target, keep = counted(logits, target)
     options = {"label_smoothing": label_smoothing, "reduction": "none"}
     if class_weights is None:
