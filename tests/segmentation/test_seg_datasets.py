@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from vision_tutorial.core.errors import StorageError, UserError
 from vision_tutorial.core.registry import datasets
 from vision_tutorial.core.sources import ArraySource, Source
 from vision_tutorial.data import shapes  # noqa: F401  (fills the registry)
-from vision_tutorial.segmentation import decoding
+from vision_tutorial.segmentation import mask_files
 from vision_tutorial.segmentation.datasets import (
     CAMVID,
     VOC,
@@ -246,7 +247,8 @@ def test_every_cache_gives_the_same(pets: Path, cache: Path, monkeypatch: pytest
     assert len(pickle.dumps(found)) < 2000
     needed = 3 * 6 * 4 * 4
     for free, stored in ((4 * needed, np.ndarray), (4 * needed - 1, np.memmap)):  # what fits
-        monkeypatch.setattr(decoding, "available", lambda free=free: free)
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr(mask_files.psutil, "virtual_memory", lambda memory=memory: memory)
         assert type(mask_folder("train", root=str(pets)).images) is stored
 
 

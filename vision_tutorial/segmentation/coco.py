@@ -15,8 +15,7 @@ from ..core.images import MAX_PIXELS, stay_inside
 from ..core.registry import datasets
 from ..core.sources import Source, check_split, data_folder
 from .coco_masks import Drawn, Region, counts_of
-from .decoding import decoded
-from .mask_files import DenseFiles
+from .mask_files import DenseFiles, decoded
 
 BACKGROUND = "Background"  # what no annotation covers; class 0
 

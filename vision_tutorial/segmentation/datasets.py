@@ -14,8 +14,7 @@ from ..core.registry import datasets
 from ..core.sources import Source, Subset, check_split, data_folder, data_root
 from ..recipe.grammar import parse
 from ..recipe.signatures import static_signatures
-from .decoding import decoded
-from .mask_files import DenseFiles, Joined, MaskFiles
+from .mask_files import DenseFiles, Joined, MaskFiles, decoded
 
 CAMVID = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),

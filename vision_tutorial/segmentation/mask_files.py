@@ -1,17 +1,26 @@
-"""Sources of segmentation: images in files with a mask each, and two sources as one."""
+"""Images in files with a mask each, two sources as one, and both decoded once.
+
+An epoch would decode all images again. `decoded` keeps them in memory where they fit, else in files
+that are mapped: what was read, bit for bit, under the digest of the files, so that a run may go on
+with either form.
+"""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
+import psutil
+from filelock import FileLock
 from PIL import Image
 
-from ..core.errors import UserError
-from ..core.images import VOID, read_image, read_mask
-from ..core.sources import Source
+from ..core import arrays
+from ..core.errors import StorageError, UserError
+from ..core.images import VOID, image_size, read_image, read_mask
+from ..core.sources import ArraySource, Source, base
 from .coco_masks import Drawn
 
 
@@ -109,3 +118,74 @@ def _digest(head: str, names: Iterable[str], paths: Sequence[Path]) -> str:
     for name, path in zip(names, paths, strict=True):
         digest.update(f"{name}:{path.stat().st_size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def decoded(source: Source, cache: Literal["auto", "memory", "disk", "none"]) -> Source:
+    """`source` in arrays, if its images are of one size; `none`, or `auto` if they are not: as
+    it is. `auto` keeps up to a quarter of the available memory there, and more on the disk."""
+    if cache == "none":
+        return source
+    sizes = (size for leaf in _leaves(source) for size in _sizes(leaf))
+    width, height = next(sizes)
+    other = next((size for size in sizes if size != (width, height)), None)
+    if other:
+        if cache == "auto":
+            return source
+        raise UserError(
+            f"{source.name}: cache is {cache}, which needs images of one size; there are "
+            f"{width}x{height} and {other[0]}x{other[1]}. Use cache: none, or resize the files."
+        )
+    needed = len(source) * width * height * 4  # three channels, and the mask
+    if cache == "disk" or (cache == "auto" and needed > psutil.virtual_memory().available / 4):
+        return _on_disk(source)
+    images = np.empty((len(source), height, width, 3), np.uint8)
+    masks = np.empty((len(source), height, width), np.uint8)
+    arrays.fill(source, images, masks)
+    return ArraySource(
+        source.name,
+        images,
+        source.targets,
+        source.classes,
+        masks,
+        known_digest=source.digest(),
+        dense=True,
+        keys=arrays.names_of(source),
+    )
+
+
+def _on_disk(source: Source) -> ArraySource:
+    """The same in the cache folder, written at first and mapped from then on."""
+    digest = source.digest()
+    stamp = hashlib.sha256(digest.encode())
+    for leaf in _leaves(source):
+        files = [*leaf.paths, *leaf.masks.paths] if isinstance(leaf, DenseFiles) else []
+        for path in files:  # a file may change and keep its size
+            stamp.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "vision_tutorial" / "decoded" / f"{source.name}-{stamp.hexdigest()[:16]}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # of several processes one writes, the others wait
+            if not (folder / arrays.MANIFEST).exists():
+                arrays.write(folder, source.name, {"train": source})
+    except (OSError, StorageError) as error:
+        raise StorageError(
+            f"{source.name}: decoded images cannot be kept ({error}). Set XDG_CACHE_HOME to a "
+            "folder that has room, or cache: none."
+        ) from error
+    return replace(arrays.load(folder, "train"), known_digest=digest)
+
+
+def _leaves(source: Source) -> list[Source]:
+    """What lies under subsets and joints."""
+    source = base(source)
+    if isinstance(source, Joined):
+        return [*_leaves(source.first), *_leaves(source.second)]
+    return [source]
+
+
+def _sizes(leaf: Source) -> Iterator[tuple[int, int]]:
+    """(width, height) of the images."""
+    if isinstance(leaf, DenseFiles):
+        return map(image_size, leaf.paths)
+    return (leaf[index][0].size for index in range(len(leaf)))
