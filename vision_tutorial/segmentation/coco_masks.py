@@ -111,22 +111,21 @@ def _walk(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     An edge goes in steps of one along its longer axis, and is rounded as seen from its lower end.
     """
-    start, end = corners, np.roll(corners, -1, axis=0)
+    start, end = corners.copy(), np.roll(corners, -1, axis=0)
     span = np.abs(end - start)
-    flat = span[:, 0] >= span[:, 1]
-    along = np.where(flat, 0, 1)
-    edges = np.arange(len(corners))
-    back = start[edges, along] > end[edges, along]
-    low, high = (np.where(back[:, None], *pair) for pair in ((end, start), (start, end)))
+    tall = span[:, 1] > span[:, 0]
+    for points in (start, end):
+        points[tall] = points[tall, ::-1]  # the longer axis first
+    back = (start[:, 0] > end[:, 0])[:, None]
+    low, high = np.where(back, end, start), np.where(back, start, end)
     length = span.max(1)
-    slope = (high - low)[edges, 1 - along] / np.maximum(length, 1)
-
-    edge = np.repeat(edges, length + 1)
+    slope = (high - low)[:, 1] / np.maximum(length, 1)
+    edge = np.repeat(np.arange(len(corners)), length + 1)
     step = np.arange(len(edge)) - np.repeat(np.cumsum(length + 1) - length - 1, length + 1)
-    step = np.where(back[edge], length[edge] - step, step)
-    main = low[edge, along[edge]] + step
-    side = (low[edge, 1 - along[edge]] + slope[edge] * step + 0.5).astype(np.int64)
-    return np.where(flat[edge], main, side), np.where(flat[edge], side, main)
+    step = np.where(back[edge, 0], length[edge] - step, step)
+    along = low[edge, 0] + step
+    side = (low[edge, 1] + slope[edge] * step + 0.5).astype(np.int64)
+    return np.where(tall[edge], side, along), np.where(tall[edge], along, side)
 
 
 def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:

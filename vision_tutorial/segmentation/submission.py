@@ -62,11 +62,11 @@ def _mask(row: list[str], known: Mapping[str, np.ndarray], classes: int, size: i
         ids = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise UserError(f"'{name}': not whole numbers apart by spaces.") from error
-    if len(ids) != size * size or ids.min() < 0 or ids.max() >= classes:
+    low, high = (ids.min(), ids.max()) if ids.size else (0, 0)
+    if len(ids) != size * size or low < 0 or high >= classes:
         raise UserError(
-            f"'{name}' has {len(ids):,} ids from {ids.min(initial=0)} to {ids.max(initial=0)}; "
-            f"{size}x{size} = {size * size:,} from 0 to {classes - 1} are expected (--size says "
-            "another size)."
+            f"'{name}' has {len(ids):,} ids from {low} to {high}; {size}x{size} = {size * size:,} "
+            f"from 0 to {classes - 1} are expected (--size says another size)."
         )
     return ids.astype(np.uint8).reshape(size, size)
 
