@@ -18,7 +18,7 @@ from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.images import VOID
 from vision_tutorial.data.shapes import shapes
 from vision_tutorial.runs import run_folder
-from vision_tutorial.segmentation.visualisation import PALETTE, palette
+from vision_tutorial.segmentation.visualisation import PALETTE
 
 DENSE = [
     "dataset={shapes: {masks: true, size: 32, train: 64, test: 24}}",
@@ -101,7 +101,7 @@ def test_a_submission_scores_what_evaluate_says_at_that_size(capsys, dense, tmp_
     assert metrics(capsys, recipe, "--submission", file, "--size", 48) == scored
     file.write_text("\n".join(file.read_text().splitlines()[:-1]))
     line = complaint(capsys, evaluation.main, dense, "--submission", file, "--size", 48)
-    assert "lacks 23 (1 of 24 images)" in line
+    assert "of 24 images 1 are missing" in line
 
 
 def test_masks_are_the_classes_and_overlays_are_images(capsys, dense, tmp_path):
@@ -228,7 +228,7 @@ def test_a_task_must_fit_its_data(capsys, tmp_path):
 
 
 def test_the_palette_is_vocs():
-    assert palette(4).tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert PALETTE[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
     assert PALETTE[15].tolist() == [192, 128, 128]  # a person
     assert PALETTE[VOID].tolist() == [224, 224, 192]  # the rim of an object
     assert len({tuple(colour) for colour in PALETTE.tolist()}) == 256

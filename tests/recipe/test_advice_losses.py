@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vision_tutorial.losses import weighted_sum
+from vision_tutorial.losses import WeightedSum
 from vision_tutorial.recipe import advice_losses
 from vision_tutorial.recipe.advice import LINTS
 from vision_tutorial.recipe.loading import load
@@ -73,7 +73,7 @@ def test_the_named_loss_has_the_same_value(said, loss, name, what):
     ids = torch.randint(5, (4, 3), generator=generator)
     instead = item.do.partition(", or")[0]
     assert instead.startswith("loss=")
-    given, other = (weighted_sum(said.recipe(words).loss) for words in (f"loss={loss}", instead))
+    given, other = (WeightedSum(said.recipe(words).loss) for words in (f"loss={loss}", instead))
     torch.testing.assert_close(given(logits, ids)[0], other(logits, ids)[0], rtol=1e-6, atol=0)
 
 

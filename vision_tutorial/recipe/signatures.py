@@ -38,13 +38,12 @@ FILES = (
     "segmentation/task.py",
     "segmentation/models/deconvnet.py",
     "segmentation/models/deeplab.py",
-    "segmentation/models/deeplab_early.py",
     "segmentation/models/fcn.py",
     "segmentation/models/smp.py",
     "segmentation/models/unet.py",
     "segmentation/coco.py",
     "segmentation/datasets.py",
-    "segmentation/refine/dense_crf.py",
+    "segmentation/dense_crf.py",
 )
 REGISTRIES = [
     name for name, value in vars(registry).items() if isinstance(value, registry.Registry)
