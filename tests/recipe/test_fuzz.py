@@ -18,7 +18,7 @@ from vision_tutorial.recipe.yaml_lines import Document, parse, read_document
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))
-TEXTS, TREES, OVERRIDES = 6000, 7000, 7000
+TEXTS, OVERRIDES = 6000, 14_000
 LONGEST = 500  # letters of a complaint
 SLOWEST = 2.0  # seconds of CPU for one mutant; the mean is under a millisecond
 
@@ -198,19 +198,6 @@ def replacement(value, draw: random.Random):
 def damaged_word(word: str, draw: random.Random) -> str:
     at = draw.randrange(len(word) + 1)
     return draw.choice([word[:at] + word[at + 1 :], word[:at] + "x" + word[at:], word.upper()])
-
-
-def test_damaged_values(originals):
-    draw, judge = random.Random(2), Judge()
-    plains = {name: to_plain(recipe) for name, recipe in originals.items()}
-    for _ in range(TREES):
-        name = draw.choice(NAMES)
-        values = plains[name]
-        key = draw.choice(list(values))  # every key as often as the others
-        values = draw.choice([values | {key: damage_tree(values[key], draw)}] * 9 + [{key: {}}])
-        judge.judge(lambda v=values: typed(Document(v), "x")[0], originals[name], "")
-    assert judge.counts["loaded"] > TREES / 10
-    assert judge.counts["refused"] > TREES / 4
 
 
 def damaged_override(plain: dict, draw: random.Random) -> str:

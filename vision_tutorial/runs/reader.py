@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from ..core.errors import UserError, short
-from ..recipe.fields import Recipe, plain_default
+from ..recipe.fields import plain_defaults
 from ..recipe.yaml_lines import read_document
 from .redaction import redact
 from .run import NOTES, Note, Run, as_text, json_object
@@ -55,7 +55,7 @@ def read(folder: Path | str) -> Run:
         recipe = read_document(path, path.name).values
         if not recipe:
             raise UserError("recipe.yaml is empty")
-        recipe |= {key: plain_default(key) for key in Recipe.model_fields if key not in recipe}
+        recipe |= {k: v for k, v in plain_defaults().items() if k not in recipe}
         link = url.read_text(encoding="utf-8").strip() if url.is_file() else ""
         fingerprint = json_object(folder / "fingerprint.json")
         return Run(

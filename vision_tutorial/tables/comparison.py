@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import UserError, unknown
 from ..recipe import grammar
 from ..recipe.loading import read_back
-from ..recipe.notation import FORMS, changed, entries, find, leaves, number
+from ..recipe.notation import FORMS, changed, entries, find, flat, number
 from ..runs.reader import natural
 from ..runs.run import Point, Run, recipe_key
 from ..runs.seed_statistics import Sample, Spread, confidence_interval, pooled
@@ -128,7 +128,7 @@ def ordered(made: Sequence[Row], key: str) -> list[Row]:
         "last": lambda row: _better_first(row, row.last),
     }
     if key not in keys:
-        known = {name for row in made for name in (*leaves(row.run.typed), *_options(row.run))}
+        known = {name for row in made for name in (*flat(row.run.typed), *_options(row.run))}
         if key not in known:
             raise UserError(unknown("column", key, {*keys, *known}))
     return sorted(made, key=keys.get(key, lambda row: _number_first(find(row.run.typed, key))))
