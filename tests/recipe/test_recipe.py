@@ -70,12 +70,6 @@ def test_the_three_forms_with_their_defaults(write):
     assert type(recipe.warmup.lr) is type(recipe.loss[1].options["gamma"]) is float
 
 
-def test_total_epochs(write):
-    for mode, total in (("overlap", 7), ("front", 9)):
-        words = [f"warmup={{epochs: 2, mode: {mode}}}", "cooldown.epochs=4"]
-        assert load(write(), words).recipe.total_epochs == total
-
-
 # -- extends ---------------------------------------------------------------------------------------
 
 
@@ -130,18 +124,13 @@ def test_an_error_in_a_base_names_the_base(write):
     assert complaint(path).startswith("r.yaml:11: sede: no key called 'sede'; did you mean 'seed'?")
 
 
-@pytest.mark.parametrize("name", ["r4", "recipes/r4.yaml", "segmentation/camvid"])
-def test_a_recipe_of_the_package_is_known_by_name(tmp_path, monkeypatch, repository, name):
+def test_a_recipe_of_the_package_is_known_by_name(write, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
-    own = name.removeprefix("recipes/").removesuffix(".yaml")
-    assert load(name).path == repository / "recipes" / f"{own}.yaml"
-
-
-def test_a_file_that_exists_comes_before_the_packages_recipe(write, tmp_path, monkeypatch):
+    for name in ("r4", "recipes/r4.yaml", "segmentation/camvid"):
+        own = name.removeprefix("recipes/").removesuffix(".yaml")
+        assert load(name).path == repository / "recipes" / f"{own}.yaml"
     write("r4.yaml", BASE + "seed: 7\n")
-    monkeypatch.chdir(tmp_path)
-    assert load("r4.yaml").recipe.seed == 7
-    assert load("r4").recipe.seed == 42
+    assert (load("r4.yaml").recipe.seed, load("r4").recipe.seed) == (7, 42)  # a file comes first
 
 
 def test_a_missing_recipe_names_the_nearest(write, tmp_path, monkeypatch):

@@ -232,29 +232,23 @@ def _keys(path: Key) -> list[str]:
 def _assign(document: Document, path: str, value: Any, name: str) -> None:
     """Set what `key.sub` names; what lies on the way is opened up as needed."""
     key, *rest = (part.strip() for part in path.split("."))
-    current = document.values.get(key)
-    if rest and key in REGISTRY_FIELDS:
-        current = _opened(key, current, rest, name)
+    current, mark = document.values.get(key), REGISTRY_FIELDS.get(key)
+    if rest and mark:
+        if current is None and mark.form == "weighted_sum":
+            # a term is added to what there would be without it
+            current = grammar.plain(Recipe.model_fields[key].default)
+        current = grammar.opened(current, mark.form)
+        if mark.form == "choice" and isinstance(current, dict) and not _prefix(current, rest):
+            now = next(iter(current), "nothing")
+            raise UserError(
+                f"{name}: {key} is '{now}' here; write {key}.{now}.{rest[-1]}=… for an option of "
+                f"it, or {key}={rest[0]} for another {key}."
+            )
     new, at = _set(current, rest, value, name)
     document.values = {**document.values, key: new}
     at = (key, *at)
     places = {other: p for other, p in document.places.items() if other[: len(at)] != at}
     document.places = places | {at[:n]: name for n in range(1, len(at) + 1)}
-
-
-def _opened(key: str, value: Any, rest: list[str], name: str) -> Any:
-    """`value` with the options of every entry spelled out, so that one can be set."""
-    form, default = REGISTRY_FIELDS[key].form, Recipe.model_fields[key].default
-    if value is None and form == "weighted_sum" and default:
-        value = grammar.plain(default)  # a term is added to what there would be without it
-    value = grammar.opened(value, form)
-    if form == "choice" and value and isinstance(value, dict) and not _prefix(value, rest):
-        now = next(iter(value))
-        raise UserError(
-            f"{name}: {key} is '{now}' here; write {key}.{now}.{rest[-1]}=… for an option of it, "
-            f"or {key}={rest[0]} for another {key}."
-        )
-    return value
 
 
 def _set(container: Any, keys: list[str], value: Any, name: str) -> tuple[Any, Key]:

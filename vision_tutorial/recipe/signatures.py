@@ -25,7 +25,7 @@ FOLDERS = ("losses", "optim", "data", "classification", "segmentation")
 HEAD = re.compile(r'(?ms)^@\w+\.register.*?""".*?"""')  # to the end of the docstring
 REGISTRIES = [name for name, known in vars(registry).items() if type(known) is registry.Registry]
 REQUIRED = ...
-ANNOTATIONS = {
+ANNOTATIONS: dict[str, Any] = {
     "__builtins__": {},
     **{kind.__name__: kind for kind in (int, float, bool, str, list, tuple, dict)},
     "Literal": Literal,
@@ -164,7 +164,9 @@ def _option(argument: ast.arg, default: ast.expr | None, where: str) -> tuple[st
         if default:
             value = ast.literal_eval(default)
             json.dumps(value, allow_nan=False)  # a recipe could not hold anything else
-        text = kind.value if isinstance(kind, ast.Constant) else ast.unparse(kind)
+        text = ast.unparse(kind)
+        if isinstance(kind, ast.Constant) and isinstance(kind.value, str):
+            text = kind.value
         if not PLAIN.fullmatch(text):
             raise ValueError(f"{text} is no plain type")
         return argument.arg, (eval(text, dict(ANNOTATIONS)), value)

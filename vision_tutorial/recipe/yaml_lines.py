@@ -6,7 +6,7 @@ words, `1:30` is text. Anchors, aliases, tags, duplicate keys and files over 64 
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -19,7 +19,8 @@ from ..core.errors import UserError, shown
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-SCALARS = {  # kind -> the pattern of the whole text, the letters it may begin with, what reads it
+SCALARS: dict[str, tuple[str, Sequence[str], Callable[[str], Any]]] = {
+    # kind: the pattern of the whole text, the letters it may begin with, what reads it
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
     "int": (r"[-+]?[0-9]{1,18}", "-+0123456789", int),
     "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789", float),
