@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.errors import UserError, short
 from ..recipe.loading import read_back
-from ..recipe.notation import FORMS, Notation, duration, entries, leaf, leaves, number, scalar
+from ..recipe.notation import FORMS, Notation, duration, entries, flat, number, scalar
 from ..runs.reader import Point, Run
 from ..runs.seed_statistics import Sample
 from ..tables import labels
@@ -195,13 +195,12 @@ def _recipe(values: dict[str, Any]) -> dict[str, str]:
     """Every key of a recipe in words; of a chain, a line for each entry."""
     written = Notation([], everything=True)
 
-    def cell(key: str) -> str:
-        value = leaf(values, key)
+    def cell(key: str, value: Any) -> str:
         if FORMS.get(key) == "list":
             return "\n".join(written.words(key, entry) for entry in entries(value))
         return scalar(written.cell(values, key))
 
-    return {_cut(key): _cut(cell(key)) for key in leaves(values)}
+    return {_cut(key): _cut(cell(key, x)) for key, x in flat(values).items() if key != "aux_loss"}
 
 
 def _base(run: Run) -> dict[str, Any] | None:

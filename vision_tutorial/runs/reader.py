@@ -20,7 +20,7 @@ import psutil
 
 from ..core.atomic import read_json
 from ..core.errors import UserError, short, shown
-from ..recipe.fields import UNESSENTIAL, Recipe, digest, plain_default
+from ..recipe.fields import UNESSENTIAL, digest, plain_defaults
 from ..recipe.loading import read_back
 from ..recipe.notation import number
 from ..recipe.yaml_lines import read_document
@@ -198,7 +198,7 @@ def read(folder: Path | str) -> Run:
         recipe = read_document(path, path.name).values
         if not recipe:
             raise UserError("recipe.yaml is empty")
-        recipe |= {key: plain_default(key) for key in Recipe.model_fields if key not in recipe}
+        recipe |= {k: v for k, v in plain_defaults().items() if k not in recipe}
         link = url.read_text(encoding="utf-8").strip() if url.is_file() else ""
         fingerprint = json_object(folder / "fingerprint.json")
         return Run(

@@ -189,7 +189,7 @@ def _chosen(name: str, options: dict[str, Any], cache: str) -> Callable[[str], S
     if name in datasets and name not in signatures.entries:  # a student's own
         return datasets.build(name, **options)
     entry = signatures.find(name)
-    if entry and "cache" in {option.name for option in entry.options}:
+    if entry and "cache" in entry.options:
         options = {"cache": cache, **options}
     try:
         choice = parse({name: options}, signatures, "choice")

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import UserError, unknown
 from ..recipe import grammar
 from ..recipe.loading import read_back
-from ..recipe.notation import FORMS, changed, entries, find, leaves, number
+from ..recipe.notation import FORMS, changed, entries, find, flat, number
 from ..runs.reader import Point, Run, natural, recipe_key
 from ..runs.seed_statistics import Sample, Spread, confidence_interval, pooled
 
@@ -133,7 +133,7 @@ def ordered(made: Sequence[Row], key: str) -> list[Row]:
         "last": lambda row: better_first(row, row.last),
     }
     if key not in keys:
-        known = {name for row in made for name in leaves(row.run.typed)}
+        known = {name for row in made for name in flat(row.run.typed)}
         for row in made:
             named = ((form, entry) for form in FORMS for entry in entries(row.run.typed.get(form)))
             known |= {f"{form}.{option}" for form, entry in named for option in entry.options}
