@@ -94,14 +94,10 @@ class _Job:
     settings: Sequence[str]
     recipes: dict[str, Recipe]
     folder: Path
+    own: Path  # for plan, logs and lock
     slots: Sequence[DeviceSlot]
     processes: int
     deadline: float  # by time.monotonic()
-
-    @property
-    def own(self) -> Path:
-        """The folder for plan, logs and lock."""
-        return self.folder / _OWN
 
     @cached_property
     def work(self) -> Workload:
@@ -154,7 +150,9 @@ def _job(args: argparse.Namespace) -> _Job:
         args.data,
     )
     folder = Path(args.runs) / "-".join(name for name in names if name and name != "cifar100")
-    return _Job(args, scaled, settings, recipes, folder, *_slots(args, recipes, scaled), deadline)
+    slots, count = _slots(args, recipes, scaled)
+    own = folder / _OWN
+    return _Job(args, scaled, settings, recipes, folder, own, slots, count, deadline)
 
 
 def _spelled(time: float) -> str:
@@ -235,22 +233,21 @@ def _new_plan(job: _Job, stop: Stop) -> tuple[Plan, Speed | None]:
 
 def _description(job: _Job, plan: Plan | None, speed: Speed | None) -> Iterator[str]:
     """What is about to be trained, a line a recipe, and how long it takes where that is known."""
-    name, jobs, seeds = job.folder.name, len(job.slots), job.args.seeds
-    more = f", {seeds} seeds of each" if seeds > 1 else ""
-    more += f", {jobs} at a time" if jobs > 1 else ""
-    if plan is None:
-        yield f"{name}: r0 … r5 as they stand{more}"
-        for name, recipe in job.recipes.items():
+    jobs, seeds = len(job.slots), job.args.seeds
+    more = f", {seeds} seeds of each" * (seeds > 1) + f", {jobs} at a time" * (jobs > 1)
+    fast = f", {speed.rate * jobs:,.0f} images a second here" if speed else ""
+    table = f"network {plan.network}, batch {plan.batch_size}" if plan else "r0 … r5 as they stand"
+    yield f"{job.folder.name}: {table}{fast}{more}"
+    times = job.work.times(plan, speed) if speed else [None] * len(TABLE)
+    for (name, recipe), takes in zip(job.recipes.items(), times, strict=True):
+        if plan:
+            about = f", about {duration(takes)}" if takes else ""
+            epochs = f"{plan.total_epochs(recipe.epochs)} epochs of {plan.images:,} images"
+            yield f"{name}: {epochs} (in full {recipe.total_epochs}){about}"
+        else:
             minutes = recipe.expects.get("minutes")
             report = f"; the report: {minutes:g} min on two GPUs" if minutes else ""
             yield f"{name}: {recipe.total_epochs} epochs, {recipe.model.name}{report}"
-        return
-    fast = f", {speed.rate * jobs:,.0f} images a second here" if speed else ""
-    yield f"{name}: network {plan.network}, batch {plan.batch_size}{fast}{more}"
-    times = [f", about {duration(t)}" for t in job.work.times(plan, speed)] if speed else [""] * 6
-    for (name, recipe), about in zip(job.recipes.items(), times, strict=True):
-        epochs = f"{plan.total_epochs(recipe.epochs)} epochs of {plan.images:,} images"
-        yield f"{name}: {epochs} (in full {recipe.total_epochs}){about}"
     if speed:
         total = job.work.total(plan, speed)
         more = "; what does not fit waits for another start" if total > job.args.budget else ""
