@@ -21,7 +21,6 @@ from vision_tutorial import train
 from vision_tutorial.commands import pack
 from vision_tutorial.commands import reproduce as command
 from vision_tutorial.core import processes
-from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.report import gallery_files
 from vision_tutorial.runs.reader import collect
@@ -58,9 +57,13 @@ def reproduce(place: Path, capfd: Any) -> Callable[..., Ended]:
     return lambda *words: ended(capfd, command.main, "week3", *runs, *ONE, *words)
 
 
-def reproduce_beside(place: Path, *words: str, **more: Any) -> subprocess.Popen:
-    """The command in a process of its own."""
-    return beside("reproduce", "week3", "--runs", place / "runs", *ONE, *words, **more)
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Speed], None]:
+    """Sets what a short training takes here."""
+    return lambda speed: monkeypatch.setattr(ThroughputProbe, "measure", lambda *_: speed)
+
+
+FAST, SLOW = Speed(start=0.01, rate=1e9, saving=0.0), Speed(6.0, 1500.0, 0.1)
 
 
 def states(place: Path, folder: str) -> dict[str, str]:
@@ -69,16 +72,11 @@ def states(place: Path, folder: str) -> dict[str, str]:
     return {f"{run.name}/{run.id}": run.status for run in found}
 
 
-def fast(self: ThroughputProbe, network: str, batch_size: int, images: int) -> Speed:
-    """A machine on which everything fits."""
-    return Speed(start=0.01, rate=1e9, saving=0.0)
-
-
 # -- running ---------------------------------------------------------------------------------------
 
 
 def test_all_recipes_with_the_first_seed_then_with_the_next(place: Path, reproduce: Any) -> None:
-    """In a folder behind a link: the shrunk r0 extends the full one wherever it really lies."""
+    """In a folder behind a link: the scaled r0 extends the full one wherever it really lies."""
     (place / "far" / "away").mkdir(parents=True)
     (place / "runs").symlink_to(place / "far" / "away")
     found = reproduce(*SMALL, "--seeds", "2")
@@ -95,7 +93,8 @@ def test_all_recipes_with_the_first_seed_then_with_the_next(place: Path, reprodu
 def test_stopped_by_a_signal_it_goes_on_and_trains_every_epoch_once(
     place: Path, reproduce: Any
 ) -> None:
-    first = reproduce_beside(place, *SMALL, stdout=subprocess.PIPE, text=True)
+    words = ("reproduce", "week3", "--runs", place / "runs", *ONE, *SMALL)
+    first = beside(*words, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: any(line.startswith("epoch") for line in diary()))
     second = reproduce(*SMALL)
     assert second.code == 2 and "is in use by process" in second.err
@@ -111,85 +110,33 @@ def test_stopped_by_a_signal_it_goes_on_and_trains_every_epoch_once(
     assert not any(trained.values()), "an epoch was lost or trained twice"
 
 
-def test_stopped_while_it_measures_it_keeps_no_plan(
-    place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(self: ThroughputProbe, *given: Any) -> Speed:
-        self.stop.receive(signal.SIGINT, None)
-        raise UserError("the short training was stopped")
-
-    monkeypatch.setattr(ThroughputProbe, "measure", stopped)
-    found = reproduce("--budget", "5min")
-    assert found.code == 143 and "the same command goes on from here" in found.out
-    assert not found.err and not list(place.rglob("plan.json"))
-
-
-def test_a_run_that_fails_does_not_stop_the_others(place: Path, reproduce: Any) -> None:
-    """Here all have the batch size that the counting training refuses."""
-    found = reproduce("batch_size=13", "epochs=1")
-    assert found.code == 1
-    assert found.out.count("exit code 4: out of luck") == 6 and "log: " in found.out
-    assert "not done: r0 seed 42 (failed), r1 seed 42 (failed)" in found.out
-
-
 # -- the budget ------------------------------------------------------------------------------------
 
 
 def test_at_the_end_of_the_budget_it_stops_with_what_is_there(
-    place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
+    place: Path, reproduce: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "ASKED", 1.0)
     monkeypatch.setattr(scheduler, "KILLED", 0.3)
     monkeypatch.setattr(counting, "EPOCH_SECONDS", 0.02)  # 200 of them: 4 s
-    monkeypatch.setattr(ThroughputProbe, "measure", fast)
+    machine(FAST)
     began = time.monotonic()
     found = reproduce("--budget", "3s")
     assert time.monotonic() - began < 4 and found.code == 1
     assert states(place, "week3-3s") == {"r0/seed42": "preempted"}
     assert "the time was up: not done: r0 seed 42 (stopped at epoch" in found.out
     assert "r1 seed 42 (new)" in found.out and "r0 < r1 < r2: not known without r0" in found.out
-    monkeypatch.setattr(ThroughputProbe, "measure", None)  # the plan is kept
-    monkeypatch.setattr(counting, "EPOCH_SECONDS", 0.0)
+    machine(SLOW)  # the plan is kept
     second = reproduce("--budget", "3s", "--dry-run")
     assert second.code == 0 and "r0: 210 epochs of 50,000 images" in second.out
 
 
-def test_by_default_one_a_core_if_it_is_scaled_down(
-    place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used: list[tuple[int, int]] = []
-
-    def slots(jobs: int | None, processes: int) -> list[children.DeviceSlot]:
-        used.append((jobs, processes))
-        return [children.DeviceSlot()] * jobs
-
-    def used_by(*words: str) -> tuple[int, int]:
-        code = command.main(["week3", "--dry-run", "--runs", str(place / "runs"), *words])
-        assert code == 0
-        return used[-1]
-
-    monkeypatch.setattr(children, "device_slots", slots)
-    monkeypatch.setattr(children, "usable_cores", lambda: list(range(40)))
-    monkeypatch.setattr(children, "MEMORY", 1)
-    small = [*SMALL, "--network", "thin"]
-    assert used_by() == (1, 1), "in full"
-    assert used_by(*small) == (6, 1) and used_by(*small, "--seeds", "3") == (18, 1)
-    assert used_by(*small, "--nproc", "20") == (2, 20)
-    assert used_by(*small, "--jobs", "3") == (3, 1) and used_by("--jobs", "3") == (3, 1)
-    monkeypatch.setattr(children, "LARGE_MEMORY", 2**60)
-    assert used_by(*SMALL) == (1, 1), "there is no memory for two of ResNet-50"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert used_by(*small) == (4, 1) and used_by() == (1, 4)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    assert used_by() == (1, 2), "512 does not divide over three"
-
-
 def test_a_training_that_does_not_listen_is_killed(
-    place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
+    place: Path, reproduce: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "ASKED", 1.5)
     monkeypatch.setattr(scheduler, "KILLED", 1.0)
-    monkeypatch.setattr(ThroughputProbe, "measure", fast)
+    machine(FAST)
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
     start = partial(REAL_START, [sys.executable, "-c", deaf])
     monkeypatch.setattr(children, "start", lambda command, *args: start(*args))
@@ -198,8 +145,28 @@ def test_a_training_that_does_not_listen_is_killed(
     assert 1 < time.monotonic() - began < 10 and found.code == 1
 
 
-def test_too_small_a_budget_is_told(reproduce: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ThroughputProbe, "measure", lambda *_: Speed(6.0, 1500.0, 0.1))
+def test_what_is_trained_at_a_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def used_by(words: str) -> tuple[int, int]:
+        args = command.parser().parse_intermixed_args(f"week3 --runs {place} {words}".split())
+        job = command._job(args)
+        return len(job.slots), job.processes
+
+    monkeypatch.setattr(processes, "usable_cores", lambda: list(range(40)))
+    monkeypatch.setattr(command, "MEMORY", 1)
+    monkeypatch.setattr(command, "LARGE_MEMORY", 2**60)
+    assert used_by("") == (1, 1) and used_by("--jobs 3") == (3, 1), "in full"
+    small = "--scale 0 --network thin"
+    assert used_by(small) == (6, 1) and used_by(f"{small} --seeds 3") == (18, 1)
+    assert used_by(f"{small} --nproc 20") == (2, 20) and used_by(f"{small} --jobs 3") == (3, 1)
+    assert used_by("--scale 0") == (1, 1), "there is no memory for two of ResNet-50"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert used_by(small) == (4, 1) and used_by("") == (1, 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert used_by("") == (1, 2), "512 does not divide over three"
+
+
+def test_too_small_a_budget_is_told(reproduce: Any, machine: Any) -> None:
+    machine(SLOW)
     found = reproduce("--budget", "1min")
     assert found.code == 2 and "--budget 1min: too little" in found.err
     needed = re.search(r"which takes (\d+)m(\d+)s \(measuring, 6 s a start", found.err)
@@ -212,9 +179,9 @@ def test_too_small_a_budget_is_told(reproduce: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_dry_run_says_what_would_be_and_how_long_it_takes(
-    place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
+    place: Path, reproduce: Any, machine: Any
 ) -> None:
-    monkeypatch.setattr(ThroughputProbe, "measure", lambda *_: Speed(6.0, 1500.0, 0.1))
+    machine(SLOW)
     found = reproduce("--budget", "10min", "--network", "thin", "--dry-run")
     assert found.code == 0 and not diary()
     head, *rows, total = [line for line in found.out.splitlines() if "measuring" not in line]
@@ -245,19 +212,12 @@ def test_what_cannot_be_is_told(words: list[str], told: str, reproduce: Any) -> 
 def test_a_packed_folder_says_how_many_it_has(tmp_path: Path) -> None:
     assert pack.main(["arrays", "recipes/debug.yaml", str(tmp_path / "set")]) == 0
     words = [f"dataset={{arrays: {{root: '{tmp_path}/set'}}}}"]
-    assert count_images(load("recipes/debug.yaml", words).recipe) == (320, 100)
-    assert count_images(load("recipes/debug.yaml", [*words, "holdout=0.1"]).recipe) == (288, 32)
-    assert count_images(load("recipes/debug.yaml", [*words, "subset=50"]).recipe) == (50, 100)
+    given = {"seed=1": (320, 100), "holdout=0.1": (288, 32), "subset=50": (50, 100)}
+    for word, expected in given.items():
+        assert count_images(load("recipes/debug.yaml", [*words, word]).recipe) == expected
 
 
-@pytest.mark.parametrize("text", ("20", "0min"))
-def test_a_time_has_a_unit(text: str, capfd: Any) -> None:
-    with pytest.raises(SystemExit) as refused:
-        command.main(["week3", f"--budget={text}"])
-    assert refused.value.code == 2 and "write a time such as 90s, 20min" in capfd.readouterr().err
-
-
-def test_without_cifar_a_shrunk_table_is_of_shapes_and_says_so(
+def test_without_cifar_a_scaled_table_is_of_shapes_and_says_so(
     place: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VISION_TUTORIAL_DATA", str(place / "nowhere"))
@@ -279,12 +239,12 @@ def test_one_process_a_gpu(place: Path, reproduce: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     monkeypatch.setattr(children, "start", start)
-    assert reproduce().code == 1, "nothing was trained"
-    assert len(started) == 6
-    assert started[0][1].endswith("torchrun_nproc.py") and started[0][2:6] == [
-        "--nproc", "4", "-m", "vision_tutorial.train",
-    ]  # fmt: skip
-    assert started[4][6].endswith("recipes/r4.yaml")
+    found = reproduce()
+    assert found.code == 1 and found.out.count("ended with code 0") == 6
+    assert "not done: r0 seed 42 (failed), r1 seed 42 (failed)" in found.out
+    assert len(started) == 6 and Path(started[0][1]).name == "torchrun_nproc.py"
+    assert started[0][2:6] == ["--nproc", "4", "-m", "vision_tutorial.train"]
+    assert Path(started[0][1]).is_file() and started[4][6].endswith("recipes/r4.yaml")
 
 
 # -- what came of it -------------------------------------------------------------------------------
@@ -312,61 +272,51 @@ def test_a_real_table_of_shapes(place: Path, capfd: Any, monkeypatch: pytest.Mon
     assert all(gallery_files.exists(folder / name / "seed42") for name in TABLE)
 
 
-def view_of(tmp_path: Path, **values: list[float]) -> View:
-    """r0, r1, r2 with the best of each seed."""
-    for name, bests in values.items():
-        for seed, best in enumerate(bests):
-            make_run(tmp_path, name, f"seed={seed}", id=str(seed), values=[best])
-    return View(rows_of(collect([tmp_path])[0]))
-
-
 def test_the_order_is_told_with_what_is_noise(tmp_path: Path) -> None:
-    out = command._order(view_of(tmp_path / "a", r0=[10, 11, 12], r1=[20, 21, 22], r2=[21, 22, 23]))
-    assert out == (
-        "r0 < r1 < r2 came out: 11.00, 21.00, 22.00 (+10.00 beyond noise, +1.00 within noise)"
-    )
-    out = command._order(view_of(tmp_path / "b", r0=[10], r1=[9], r2=[12]))
-    assert out == (
-        "r0 < r1 < r2 did not come out: 10.00, 9.00, 12.00 "
-        "(-1.00, +3.00; only more --seeds tell that from noise)"
-    )
-    out = command._order(view_of(tmp_path / "c", r0=[10], r2=[12]))
-    assert out == "r0 < r1 < r2: not known without r1"
+    for place, first, told in (
+        ("a", 10, "came out: 10.00, 20.00, 21.00 (+10.00 beyond noise, +1.00 within noise)"),
+        (
+            "b",
+            30,
+            "did not come out: 30.00, 20.00, 21.00 (-10.00 beyond noise, +1.00 within noise)",
+        ),
+    ):
+        for name, value in {"r0": first, "r1": 20, "r2": 21}.items():
+            for seed in (-1, 0, 1):
+                words = {"id": str(seed), "values": [value + seed]}
+                make_run(tmp_path / place, name, f"seed={seed + 1}", **words)
+        found = command._order(View(rows_of(collect([tmp_path / place])[0])))
+        assert found == f"r0 < r1 < r2 {told}"
+    one = tmp_path / "one"
+    for name, value in {"r0": 10, "r1": 20, "r2": 15}.items():
+        make_run(one, name, values=[value])
+    assert "(+10.00, -5.00; only more --seeds" in command._order(View(rows_of(collect([one])[0])))
 
 
 @pytest.mark.parametrize(
-    ("left", "ended", "commands", "told"),
+    ("left", "gallery", "told"),
     [
-        (15.0, (0, None), 1, ""),
-        (60.0, (1, None), 3, "not all galleries are on the page: by gallery"),
-        (60.0, (-15, 50.0), 3, "not all galleries are on the page: the time was up"),
+        (15.0, None, ""),
+        (60.0, (1, None), "are on the page: by gallery"),
+        (60.0, (-15, 50.0), "are on the page: the time was up"),
     ],
 )
 def test_galleries_are_for_the_time_that_is_left(
-    left: float,
-    ended: tuple,
-    commands: int,
-    told: str,
-    tmp_path: Path,
-    monkeypatch: Any,
-    capsys: Any,
+    left: float, gallery: Any, told: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     called = []
 
-    def run_command(command: list[str], log: Path, enough: Any, then_stop: bool) -> Any:
+    def run_command(command: list[str], log: Path, *more: Any, **kinds: Any) -> Any:
         called.append(command[3])
-        assert then_stop and not enough()
         log.write_text(f"by {command[3]}")
-        code, seen = ended if command[3] == "gallery" else (0, None)
+        code, seen = gallery if command[3] == "gallery" else (0, None)
         return processes.Ended(code, 1.0, seen)
 
     monkeypatch.setattr(processes, "run_command", run_command)
-    make_run(tmp_path, "recipes/debug.yaml", id="1")
-    deadline, stop = SimpleNamespace(left=lambda: left), SimpleNamespace(asked=False)
-    (tmp_path / ".reproduce").mkdir()
-    args = command.parser().parse_args(["week3"])
-    own = tmp_path / ".reproduce"
-    command.write_page(args, own, collect([tmp_path])[0], deadline, stop)
-    assert called == ["report", "gallery", "report"][:commands]
+    make_run(tmp_path, "debug", id="1")
+    args, end = command.parser().parse_args(["week3"]), time.monotonic() + left
+    job = SimpleNamespace(args=args, folder=tmp_path, own=tmp_path, deadline=end)
+    command.write_page(job, collect([tmp_path])[0], SimpleNamespace(asked=False))
+    assert called == [*["gallery"] * bool(gallery), "report"]
     out = capsys.readouterr().out
     assert out.endswith("by report\n") and told in out

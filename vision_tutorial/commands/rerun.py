@@ -34,12 +34,8 @@ def parser() -> argparse.ArgumentParser:
     add("run", type=Path, help="the run folder to reproduce")
     add("--first", type=positive_count, metavar="K", help="only the first K epochs")
     add("--against", type=Path, metavar="RUN", help="train nothing: judge this second run")
-    add(
-        "--spread",
-        type=positive,
-        metavar="S",
-        help="standard deviation of the headline between seeds, where no other runs show it",
-    )
+    spread = "standard deviation of the headline between seeds, where no other runs show it"
+    add("--spread", type=positive, metavar="S", help=spread)
     add("--nproc", type=positive_count, metavar="N", help="processes (default: as many as it had)")
     add("--runs", metavar="DIR", help="where the second run goes (default: beside the first)")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
@@ -61,20 +57,12 @@ def rerun(args: argparse.Namespace) -> int:
     _print(f"{args.run}: {first.status}; comparing {epochs} of {len(first.rows)} epochs")
     if reason := edited(first):  # another recipe would be trained
         return _print_verdict(Verdict("not reproduced", reason))
-    progress = _Progress(first, epochs)
     if args.against:
         second = _read(args.against)
-        progress.print_differences(second.fingerprint)
+        _print_differences(first.fingerprint, second.fingerprint, set())
         return _print_verdict(judge(first, second, epochs, args.spread))
-    world = str((first.fingerprint.get("environment") or {}).get("WORLD_SIZE", 1))
-    processes = args.nproc or (int(world) if world.isdecimal() else 1)
-    facts = fingerprint()
-    if processes > 1:
-        names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        facts["environment"] |= dict.fromkeys(names, str(processes))
-    progress.print_differences(facts)
     with Stop().listening() as stop:
-        folder, code = _train(progress, processes, args, stop)
+        folder, code = _train(first, epochs, args, stop)
     second = _read(folder) if (folder / "recipe.yaml").is_file() else None
     if stop.asked or (second and second.status == "preempted"):
         if second:
@@ -100,65 +88,56 @@ def _print_verdict(verdict: Verdict) -> int:
     return _NOT_REPRODUCED if verdict.word == "not reproduced" else ExitCode.DONE
 
 
-def _train(
-    progress: "_Progress", processes: int, args: argparse.Namespace, stop: Stop
-) -> tuple[Path, int]:
+def _train(first: Run, epochs: int, args: argparse.Namespace, stop: Stop) -> tuple[Path, int]:
     """Train again, as many epochs as are compared; the run folder and the exit code."""
-    first, epochs = progress.first, progress.epochs
+    world = str((first.fingerprint.get("environment") or {}).get("WORLD_SIZE", 1))
+    processes = args.nproc or (int(world) if world.isdecimal() else 1)
+    facts, printed = fingerprint(), set[str]()
+    if processes > 1:
+        names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        facts["environment"] |= dict.fromkeys(names, str(processes))
+    _print_differences(first.fingerprint, facts, printed)
     root = Path(args.runs) if args.runs else first.folder.absolute().parents[1]
     id = f"{first.id[:54]}-rerun"
-    names = itertools.chain([id], (f"{id}-{n}" for n in itertools.count(2)))
-    folder = next(root / first.name / n for n in names if not (root / first.name / n).exists())
+    ids = itertools.chain([id], (f"{id}-{n}" for n in itertools.count(2)))
+    folder = next(root / first.name / n for n in ids if not (root / first.name / n).exists())
     words = [str(first.folder / "recipe.yaml"), "--quiet", "--runs", str(root), "--id", folder.name]
     threads = (first.fingerprint.get("torch") or {}).get("threads")
     if threads and not first.recipe["threads"]:
         words.append(f"threads={threads}")
     if epochs < len(first.rows) or first.status != "done":
         words += ["--steps", str(first.rows[epochs - 1]["step"])]
-    if args.trust_imports:
-        words.append("--trust-imports")
+    words += ["--trust-imports"] * args.trust_imports
     child = children.start(children.training(words, processes))
     stop.watch(child)
-    while child.poll() is None:
+    rows = None  # how many of its rows are printed
+    while True:
+        ended = child.poll() is not None
+        if (folder / "fingerprint.json").is_file():
+            second = _read(folder)
+            if rows is None:  # only the training knows its data, threads and GPU
+                _print_differences(first.fingerprint, second.fingerprint, printed)
+            for n in range(rows or 0, min(len(second.rows), epochs)):
+                differs = first_difference(first, second, n + 1) or "same bits"
+                value = second.rows[n].get(first.metric or "")
+                _print(f"epoch {n + 1}/{epochs}  {first.metric} {value}  {differs}")
+            rows = len(second.rows)
+        if ended:
+            return folder, child.returncode
         time.sleep(LOOK)
-        progress.look(folder)
-    progress.look(folder)
-    return folder, child.returncode
 
 
-class _Progress:
-    """What is printed while the second run trains: what differs around it, epoch after epoch."""
-
-    def __init__(self, first: Run, epochs: int):
-        self.first, self.epochs = first, epochs
-        self.printed: set[str] = set()
-        self.started = False
-        self.rows = 0
-
-    def print_differences(self, facts: Mapping[str, Any]) -> None:
-        """Print what around the run is not as it was, and has not been printed."""
-        found = differences(self.first.fingerprint, facts)
-        for fact in sorted(found.keys() - self.printed):
-            _print(f"differs    {fact}: {found[fact]}")
-        self.printed |= found.keys()
-        known = bool(facts.get("data"))
-        if not found:
-            more = ", data, threads" if known else "; data and threads not known yet"
-            _print(f"the same   versions, hardware, settings, code{more}")
-
-    def look(self, folder: Path) -> None:
-        """Print what is new in the folder of the second run."""
-        if not (folder / "fingerprint.json").is_file():
-            return
-        first, second = self.first, _read(folder)
-        if not self.started:  # only the training knows its data, threads and GPU
-            self.started = True
-            self.print_differences(second.fingerprint)
-        for number in range(self.rows, min(len(second.rows), self.epochs)):
-            value = second.rows[number].get(first.metric or "")
-            differs = first_difference(first, second, number + 1) or "same bits"
-            _print(f"epoch {number + 1}/{self.epochs}  {first.metric} {value}  {differs}")
-        self.rows = len(second.rows)
+def _print_differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], printed: set[str]
+) -> None:
+    """Print what around the second run is not as it was, and is not in `printed` yet."""
+    found = differences(there, here)
+    for fact in sorted(found.keys() - printed):
+        _print(f"differs    {fact}: {found[fact]}")
+    printed |= found.keys()
+    if not found:
+        more = ", data, threads" if here.get("data") else "; data and threads not known yet"
+        _print(f"the same   versions, hardware, settings, code{more}")
 
 
 if __name__ == "__main__":

@@ -37,17 +37,12 @@ def parser() -> argparse.ArgumentParser:
     add("sweep", help="a sweep file, such as recipes/sweeps/quickstart-sweep.yaml")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value for all points")
     add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
-    add(
-        "--jobs",
-        type=positive_count,
-        metavar="N",
-        help="trainings at a time (default: one a GPU, or one)",
-    )
+    text = "trainings at a time (default: one a GPU, or one)"
+    add("--jobs", type=positive_count, metavar="N", help=text)
     add("--nproc", type=positive_count, default=1, metavar="N", help="processes a training")
     add("--retry-failed", action="store_true", help="try those that failed again, once")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
-    instead = made.add_mutually_exclusive_group()
-    add = instead.add_argument
+    add = made.add_mutually_exclusive_group().add_argument
     add("--dry-run", action="store_true", help="show the points and their cost, start nothing")
     add("--print-commands", action="store_true", help="a shell command for each point to run")
     add("--wandb", action="store_true", help="create a wandb sweep of the points to run")
@@ -69,25 +64,29 @@ def sweep(args: argparse.Namespace) -> int:
     while state.advance():
         pass
     trials = state.trials(state.every.values())
+    open_trials = _to_run(state, trials, args)
     if args.point:
         by_id = {trial.id: trial for trial in trials}
         if args.point not in by_id:
             raise UserError(f"--point: {unknown('point', args.point, by_id)}")
         command = children.training(by_id[args.point].arguments, args.nproc)
         os.execv(command[0], command)  # the training takes the place of this process
-    elif args.print_commands:
+    if args.dry_run:
+        for trial in trials:
+            print(f"{state.statuses[trial.folder].state:<10} {trial.id}  {trial.name}")
+        _print_plan(state, args, len(children.device_slots(args.jobs, args.nproc)))
+        return 0
+    if args.wandb:
+        _create_at_wandb(state, open_trials, args)
+    else:
         words = ["vision-tutorial", "train"]
         if args.nproc > 1:
             words = ["torchrun", "--nproc", str(args.nproc), "-m", "vision_tutorial.train"]
-        for trial in _to_run(state, trials, args):
+        for trial in open_trials:
             print(shlex.join([*words, *trial.arguments]))
-        _print_later(state)
-    elif args.wandb:
-        _create_at_wandb(state, args)
-    else:
-        for trial in trials:
-            print(f"{state.status(trial).state:<10} {trial.id}  {trial.name}")
-        _print_plan(state, args, len(children.device_slots(args.jobs, args.nproc)))
+    if later := state.later():
+        text = f"{later} runs of later stages build on the best of these: ask again when these are"
+        print(f"{text} done.", file=sys.stderr)
     return 0
 
 
@@ -113,39 +112,29 @@ def _run(state: SweepState, args: argparse.Namespace) -> int:
 def _to_run(state: SweepState, trials: Sequence[Trial], args: argparse.Namespace) -> list[Trial]:
     """The trials that are not done; those that failed only with --retry-failed."""
     skipped = ("done",) if args.retry_failed else ("done", "failed")
-    return [trial for trial in trials if state.status(trial).state not in skipped]
+    return [trial for trial in trials if state.statuses[trial.folder].state not in skipped]
 
 
-def _print_later(state: SweepState) -> None:
-    if later := len(state.later()):
-        text = f"{later} runs of later stages build on the best of these: ask again when these are"
-        print(f"{text} done.", file=sys.stderr)
-
-
-def _create_at_wandb(state: SweepState, args: argparse.Namespace) -> None:
+def _create_at_wandb(state: SweepState, trials: list[Trial], args: argparse.Namespace) -> None:
     """A wandb sweep with one parameter, the point; its agents run `sweep --point=…`."""
-    trials = _to_run(state, state.trials(state.every.values()), args)
     if not trials:
         raise UserError(f"{state.sweep.path}: nothing is left to run.")
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        raise UserError(
-            "--wandb: WANDB_MODE says offline, and a wandb sweep lives on the server. Unset it, or "
-            "use --print-commands."
-        )
     own = [str(state.sweep.path), *args.overrides, "--runs", args.runs, "--nproc", str(args.nproc)]
     words = ["${env}", "${interpreter}", "-m", "vision_tutorial.commands.sweep", *own, "${args}"]
-    metric = next((s.metric for s in state.statuses.values() if s.metric), state.metric)
     config: dict[str, Any] = {
         "name": state.sweep.name,
         "method": "grid",
         "parameters": {"point": {"values": [trial.id for trial in trials]}},
         "command": words + ["--trust-imports"] * args.trust_imports,
     }
+    metric = next((s.metric for s in state.statuses.values() if s.metric), state.metric)
     if metric:
         goal = "maximize" if state.more_is_better else "minimize"
         config["metric"] = {"name": metric, "goal": goal}
     project = next(iter(state.every.values())).recipe.wandb.project
     try:
+        if (mode := os.environ.get("WANDB_MODE")) in ("offline", "disabled", "dryrun"):
+            raise UserError(f"WANDB_MODE is {mode}, and a wandb sweep lives on the server")
         import wandb
 
         made = wandb.sweep(config, project=project)
@@ -156,7 +145,6 @@ def _create_at_wandb(state: SweepState, args: argparse.Namespace) -> None:
         ) from error
     print(f"{len(trials)} points. On every machine that shares {args.runs}, or on one:")
     print(f"wandb agent {made if '/' in made else f'{project}/{made}'}")
-    _print_later(state)
 
 
 def _print_plan(state: SweepState, args: argparse.Namespace, jobs: int) -> None:
@@ -168,12 +156,12 @@ def _print_plan(state: SweepState, args: argparse.Namespace, jobs: int) -> None:
     if same := len(stage.choices) - len(points):
         print(f"  left out {_counted(same, 'point')} that resolve to the same recipe as another")
     trials, later = state.trials(state.points), state.later()
-    states = Counter(state.status(trial).state for trial in trials)
+    states = Counter(state.statuses[trial.folder].state for trial in trials)
     retry = " (--retry-failed tries again)" * bool(states["failed"] and not args.retry_failed)
     print("  now: " + ", ".join(f"{n} {state}" for state, n in states.items() if n) + retry)
     left = _to_run(state, trials, args)
-    epochs = state.epochs_left([*left, *later])
-    more = f" and {len(later)} in later stages" if later else ""
+    epochs = state.epochs_left(left) + later * points[0].recipe.total_epochs
+    more = f" and {later} in later stages" if later else ""
     cost = "time unknown until an epoch is done"
     if pace := state.pace():
         cost = f"about {duration(epochs * pace[0] / jobs)} ({pace[0]:.2g} s an epoch, {pace[1]})"
@@ -201,26 +189,20 @@ def _print_results(state: SweepState) -> None:
 
 def _ranking(results: Sequence[Result], metric: str) -> Table:
     """The points, best mean first, and how far each lies behind the first."""
-    usual = pooled(result.best for result in results)
-    first = results[0].best
+    usual, first = pooled(result.best for result in results), results[0].best
     rows = []
     for place, result in enumerate(results, start=1):
         behind = result.best.mean - first.mean if place > 1 else None
         widest = confidence_interval(first, result.best, usual)
-        noise = "" if place == 1 or widest is None or abs(behind) > widest else "within noise"
+        noise = "" if None in (behind, widest) or abs(behind) > widest else "within noise"
         lacking = f" ({_counted(result.missing, 'seed')} missing)" if result.missing else ""
         words = f"{result.point.words}{lacking}"
         rows.append((place, result.best, result.last, behind, noise, words))
-    columns = (
-        Column("place", "#", "number"),
-        Column("best", f"best {metric}", "number"),
-        Column("last", "last", "number"),
-        Column("behind", "Δ", "signed"),
-        Column("noise", ""),
-        Column("point", "point"),
-    )
+    titles = {"#": "number", f"best {metric}": "number", "last": "number", "Δ": "signed"}
+    columns = [Column(title, title, kind) for title, kind in titles.items()]
+    columns += [Column("noise", ""), Column("point", "point")]
     notes = () if usual else ("Without seeds it is not known which differences are noise.",)
-    return Table(columns, tuple(rows), notes)
+    return Table(tuple(columns), tuple(rows), notes)
 
 
 if __name__ == "__main__":

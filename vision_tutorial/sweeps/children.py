@@ -9,24 +9,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-import psutil
-
-from ..core.atomic import read_json
 from ..core.errors import ExitCode, UserError
 from ..core.processes import environment, last_line, usable_cores
 from ..core.stop import StopSignal
-from ..recipe.batch_split import batch_parts
-from ..recipe.fields import Recipe
 
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-MEMORY, LARGE_MEMORY = 2 * 2**30, 8 * 2**30  # bytes for each of several trainings on a CPU
 Child = subprocess.Popen[bytes]
 
 
@@ -43,11 +36,10 @@ def device_slots(jobs: int | None, processes: int = 1) -> list[DeviceSlot]:
 
     The cores are divided among them; so are the GPUs, in turn where there are more jobs than GPUs.
     """
-    gpus = _visible_gpus()
+    gpus, cores = visible_gpus(), usable_cores()
     if gpus and processes > len(gpus):
         raise UserError(f"--nproc {processes}: there are {len(gpus)} GPUs. Ask for fewer.")
     jobs = jobs or max(1, len(gpus) // processes)
-    cores = usable_cores()
     made = []
     for job in range(jobs):
         own = [gpus[(job * processes + i) % len(gpus)] for i in range(processes)] if gpus else []
@@ -56,51 +48,17 @@ def device_slots(jobs: int | None, processes: int = 1) -> list[DeviceSlot]:
     return made
 
 
-def full_slots(
-    recipes: Iterable[Recipe], nproc: int | None, jobs: int | None
-) -> tuple[list[DeviceSlot], int]:
-    """One run (or `jobs`) at a time on all GPUs that the batches divide over; the processes."""
-
-    def divides(processes: int) -> bool:
-        try:
-            return all(batch_parts(recipe, processes, on_gpu=True) for recipe in recipes)
-        except UserError:
-            return False
-
-    recipes = list(recipes)
-    processes = nproc or next((n for n in range(len(_visible_gpus()), 1, -1) if divides(n)), 1)
-    return device_slots(jobs or 1, processes), processes
-
-
-def small_slots(
-    runs: int, small: bool, nproc: int | None, jobs: int | None
-) -> tuple[list[DeviceSlot], int]:
-    """As many runs at a time as there are GPUs, or cores and memory for; the processes of each.
-
-    small: their networks.
-    """
-    processes = nproc or 1
-    room = psutil.virtual_memory().available // (MEMORY if small else LARGE_MEMORY)
-    most = len(_visible_gpus()) or min(len(usable_cores()), room)
-    return device_slots(max(1, min(jobs or most // processes, runs)), processes), processes
-
-
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs that a training would see, by number or name, without torch; [] where none is."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
-    return [str(index) for index, _ in enumerate(gpu_names())]
-
-
-def gpu_names() -> list[str]:
-    """What nvidia-smi calls the GPUs; [] where there is none."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return []
-    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [str(n) for n in range(sum(line.startswith("GPU ") for line in lines))]
 
 
 def training(arguments: Sequence[str], processes: int = 1) -> list[str]:
@@ -116,15 +74,13 @@ def start(
     command: Sequence[str], slot: DeviceSlot = DeviceSlot(), output: BinaryIO | None = None
 ) -> Child:
     """Start a command on a slot; what it prints goes to `output`, or stands among our own."""
-    made = environment()
-    if slot.gpus:
-        made["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {}
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output and subprocess.STDOUT,
-        env=made,
+        env=environment() | gpus,
         start_new_session=True,
         preexec_fn=_prepare(slot) if os.name == "posix" else None,
     )
@@ -146,15 +102,8 @@ def _prepare(slot: DeviceSlot) -> Callable[[], None]:
     return prepare
 
 
-def failure_reason(run: Path, log: Path) -> str:
-    """Why a training failed: as its folder says, or the last error, or last line, of its log.
-
-    torchrun's last line is a border.
-    """
-    with suppress(UserError):
-        facts = read_json(run / "status.json")
-        if facts.get("status") == "failed" and facts.get("error"):
-            return f"exit code {facts.get('exit_code')}: {facts['error']}"
+def failure_reason(log: Path) -> str:
+    """The last error in the log of a training, or its last line (torchrun's is a border)."""
     lines = log.read_text(errors="replace").splitlines()
     return next((line for line in reversed(lines) if line.startswith("error: ")), last_line(log))
 

@@ -1,18 +1,7 @@
 """The Week-3 table made smaller, by one rule that keeps the shape of its schedules. No torch here.
 
-First the images shrink: each class keeps its share, and all epochs, warm-up and cool-down stay as
-they are. Where not even LEAST images leave time for all epochs, then those shrink too, to a
-multiple of four, E instead of 200. With x = E/200
-
-- r4 and r5 get 250/200 of them;
-- warm-up and cool-down get 5x and 10x epochs, to the nearest, at least one.
-
-The batch shrinks with the images, to a power of two from 32 to 512, so that an epoch keeps its
-number of steps as far as that goes, and every lr in proportion to the batch (Goyal et al. 2017).
-
-Momentum, weight decay, augmentation, mixing and loss stay. `largest` takes the most images, then
-the most epochs, that fit into a time; `choose` the largest network for which ENOUGH images and all
-epochs fit. docs/reproduce.md says why.
+First the images shrink, and the batch with them, and every lr with the batch; where not even LEAST
+images leave time for all epochs, then those shrink too. docs/reproduce.md has the rule, and why.
 """
 
 import heapq
@@ -34,28 +23,20 @@ from ..recipe.yaml_lines import read_document
 
 TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
 EPOCHS, BATCH, IMAGES = 200, 512, 50_000  # of r0 … r3, in full
-_STEP = 4  # what E is a multiple of, since r4 and r5 get 5/4 of it
-FEWEST = 20  # epochs
-_GRAIN = 20  # what images are a multiple of
-LEAST = 300  # images; fewer epochs instead
+FEWEST, _EPOCH_STEP = 20, 4  # E at least; what it is a multiple of
+LEAST, _IMAGE_STEP = 300, 20  # images at least; what they are a multiple of
 ENOUGH = 2000  # images that make a larger network worth its time
 SMALLEST_BATCH = 32
 _EVALUATION_SPEED = 2  # times as fast as training, at least
 _EVALUATION_SHARE = 1 / 6  # of the training's time at most, about, for evaluations
 RULED = {"name", "expects", "seed", "model", "subset", "batch_size", "epochs", "warmup", "cooldown"}
 RULED |= {"eval_every", "optimizer", "schedule"}  # no override may set them
-
-
-def _resnet10(stem_width: int, channels: list[int]) -> dict[str, Any]:
-    widths = {"stem_width": stem_width, "channels": channels}
-    return {"resnet10t": {"stem": "cifar", "init": "pytorch", **widths}}
-
-
 # The key `model` of the recipes, smallest network first; None leaves theirs.
+_CIFAR = {"stem": "cifar", "init": "pytorch"}
 NETWORKS: dict[str, dict[str, Any] | None] = {
-    "thin": _resnet10(8, [16, 32, 64, 128]),
-    "resnet10": _resnet10(16, [32, 64, 128, 256]),
-    "resnet18": {"resnet18": {"stem": "cifar", "init": "pytorch"}},
+    "thin": {"resnet10t": {**_CIFAR, "stem_width": 8, "channels": [16, 32, 64, 128]}},
+    "resnet10": {"resnet10t": {**_CIFAR, "stem_width": 16, "channels": [32, 64, 128, 256]}},
+    "resnet18": {"resnet18": _CIFAR},
     "resnet50": None,
 }
 
@@ -68,38 +49,9 @@ class Speed(NamedTuple):
     saving: float  # seconds at the end of an epoch
 
 
-class Data(NamedTuple):
-    """How many images the table is trained and tested on, in full."""
-
-    train: int
-    test: int
-
-
-CIFAR = Data(IMAGES, 10_000)
-
-
-def count_images(recipe: Recipe) -> Data:
-    """How many a recipe trains and tests on. UserError if only its data knows."""
-    name, options = recipe.dataset.name, recipe.dataset.options
-    if name == "arrays":
-        counted = arrays.counts(Path(options["root"]).expanduser())
-        if missing := {"train", "test"} - counted.keys():
-            raise UserError(f"{options['root']}: has no split '{min(missing)}'.")
-        whole, test = counted["train"], counted["test"]
-    else:
-        whole, test = recipe_info(recipe).whole, options.get("test", CIFAR.test)
-    if whole is None:
-        raise UserError(
-            f"dataset {name}: it is not known how many images it has. Leave out --budget, --scale "
-            "and --network, or take cifar100, shapes, or arrays (vision-tutorial pack)."
-        )
-    train = used(recipe, whole)
-    return Data(train, whole - train if recipe.holdout else test)
-
-
 @dataclass(frozen=True)
 class Plan:
-    """A shrunk table: what all of r0 … r5 share. epochs: of r0 … r3."""
+    """A scaled-down table: what r0 … r5 share. epochs: of r0 … r3, without the cool-down."""
 
     network: str
     epochs: int
@@ -109,29 +61,18 @@ class Plan:
     cooldown: int
     eval_every: int
 
-    def epochs_of(self, full: int) -> int:
-        """Epochs of a recipe that has `full`, as it stands; the cool-down left out."""
-        return self.epochs * full // EPOCHS
-
     def total_epochs(self, full: int) -> int:
-        """With the cool-down."""
-        return self.epochs_of(full) + self.cooldown
-
-    def seconds(self, full: int, speed: Speed, test: int) -> float:
-        """About how long such a recipe takes from its start to its end."""
-        epochs = self.total_epochs(full)
-        training = epochs * (self.images / speed.rate + speed.saving)
-        evaluations = math.ceil(epochs / self.eval_every)
-        return speed.start + training + evaluations * test / (_EVALUATION_SPEED * speed.rate)
+        """Epochs of a recipe that has `full` in the original, and the cool-down."""
+        return self.epochs * full // EPOCHS + self.cooldown
 
 
-def plan(epochs: int, images: int, network: str, data: Data = CIFAR) -> Plan:
-    """The table of E = `epochs`, 200 in full, on so many images, by the rule."""
+def plan(epochs: int, images: int, network: str, test: int) -> Plan:
+    """The table of E = `epochs`, 200 in full, by the rule. images: to train on; test: to test."""
     x = epochs / EPOCHS
     batch = 2 ** round(math.log2(BATCH * images / IMAGES))
     cooldown = max(1, round(10 * x))
     total = epochs + cooldown
-    evaluations = max(1, int(total * images * _EVALUATION_SHARE / (data.test / _EVALUATION_SPEED)))
+    evaluations = max(1, int(total * images * _EVALUATION_SHARE / (test / _EVALUATION_SPEED)))
     return Plan(
         network=network,
         epochs=epochs,
@@ -143,20 +84,23 @@ def plan(epochs: int, images: int, network: str, data: Data = CIFAR) -> Plan:
     )
 
 
-def sizes(data: Data) -> Iterator[tuple[int, int]]:
-    """(E, images) of all tables that the rule knows, from the full one down."""
-    least = min(LEAST, data.train)
-    yield EPOCHS, data.train
-    for grains in range((data.train - 1) // _GRAIN, math.ceil(least / _GRAIN) - 1, -1):
-        yield EPOCHS, grains * _GRAIN
-    for epochs in range(EPOCHS - _STEP, FEWEST - 1, -_STEP):
-        yield epochs, least
-
-
-def size_of_share(share: float, data: Data) -> tuple[int, int]:
-    """E and images of the table that shows networks at most `share` of what the full one does."""
-    most, every = share * EPOCHS * data.train, list(sizes(data))
-    return next((size for size in every if size[0] * size[1] <= most), every[-1])
+def count_images(recipe: Recipe) -> tuple[int, int]:
+    """How many a recipe trains and tests on. UserError if only its data knows."""
+    name, options = recipe.dataset.name, recipe.dataset.options
+    if name == "arrays":
+        counted = arrays.counts(Path(options["root"]).expanduser())
+        if missing := {"train", "test"} - counted.keys():
+            raise UserError(f"{options['root']}: has no split '{min(missing)}'.")
+        whole, test = counted["train"], counted["test"]
+    else:
+        whole, test = recipe_info(recipe).whole, options.get("test", 10_000)
+    if whole is None:
+        raise UserError(
+            f"dataset {name}: it is not known how many images it has. Leave out --budget, --scale "
+            "and --network, or take cifar100, shapes, or arrays (vision-tutorial pack)."
+        )
+    train = used(recipe, whole)
+    return train, whole - train if recipe.holdout else test
 
 
 def makespan(seconds: Iterable[float], slots: int) -> float:
@@ -167,50 +111,74 @@ def makespan(seconds: Iterable[float], slots: int) -> float:
     return max(free)
 
 
-def largest(
-    network: str,
-    speed: Speed,
-    seconds: float,
-    full: Sequence[int],
-    data: Data,
-    seeds: int = 1,
-    slots: int = 1,
-) -> Plan | None:
-    """The largest plan that takes at most so long on so many slots; None if none does.
+@dataclass(frozen=True)
+class Workload:
+    """A table to train. full: epochs of each recipe in the original; slots: runs at a time."""
 
-    full: the epochs of each recipe of the table, as it stands. speed: on one of the slots.
-    """
-    for epochs, images in sizes(data):
-        made = plan(epochs, images, network, data)
-        if makespan([made.seconds(n, speed, data.test) for n in [*full] * seeds], slots) <= seconds:
-            return made
-    return None
+    full: Sequence[int]
+    train: int = IMAGES
+    test: int = 10_000
+    seeds: int = 1
+    slots: int = 1
 
+    def plans(self, network: str) -> Iterator[Plan]:
+        """All that the rule knows, from the full table down: fewer images, then fewer epochs."""
+        least = min(LEAST, self.train)
+        lowest = math.ceil(least / _IMAGE_STEP) * _IMAGE_STEP
+        fewer = range((self.train - 1) // _IMAGE_STEP * _IMAGE_STEP, lowest - 1, -_IMAGE_STEP)
+        every = [(EPOCHS, images) for images in (self.train, *fewer)]
+        every += [(n, least) for n in range(EPOCHS - _EPOCH_STEP, FEWEST - 1, -_EPOCH_STEP)]
+        return (plan(*size, network, self.test) for size in every)
 
-def choose(
-    networks: Sequence[str],
-    measure: Callable[[str, int], Speed],
-    make: Callable[[str, Speed], Plan | None],
-) -> tuple[Plan | None, Speed]:
-    """The plan with the largest of `networks`, smallest first, for which ENOUGH images fit.
+    def plan_of_share(self, share: float, network: str) -> Plan:
+        """The largest that shows networks at most `share` of what the full one does, or the least.
 
-    measure: how fast a network is with a batch size. make: the largest plan at that speed. If no
-    network is fast enough, it is the plan of the smallest, or None.
-    """
-    chosen, speed = None, Speed(0.0, 1.0, 0.0)
-    for network in networks:
-        its_speed = measure(network, SMALLEST_BATCH)
-        its_plan = make(network, its_speed)
-        if its_plan and its_plan.batch_size > SMALLEST_BATCH:  # larger batches are faster
-            its_speed = measure(network, its_plan.batch_size)
-            its_plan = make(network, its_speed)
-        enough = its_plan is not None and its_plan.images >= ENOUGH
-        if network == networks[0] or enough:
-            chosen, speed = its_plan, its_speed
-        if not enough:
-            break
-    # once more: measuring took its time
-    return chosen and make(chosen.network, speed), speed
+        So 0 is the smallest of all.
+        """
+        for made in self.plans(network):
+            if made.epochs * made.images <= share * EPOCHS * self.train:
+                break
+        return made
+
+    def times(self, made: Plan, speed: Speed) -> list[float]:
+        """About how many seconds each recipe takes from its start to its end."""
+        epochs = [made.total_epochs(full) for full in self.full]
+        test = self.test / (_EVALUATION_SPEED * speed.rate)
+        an_epoch = made.images / speed.rate + speed.saving
+        return [speed.start + n * an_epoch + math.ceil(n / made.eval_every) * test for n in epochs]
+
+    def total(self, made: Plan, speed: Speed) -> float:
+        """About how many seconds all runs take."""
+        return makespan(self.times(made, speed) * self.seeds, self.slots)
+
+    def largest(self, network: str, speed: Speed, seconds: float) -> Plan | None:
+        """The largest plan that takes at most so long; None if none does."""
+        fits = (made for made in self.plans(network) if self.total(made, speed) <= seconds)
+        return next(fits, None)
+
+    def choose(
+        self,
+        networks: Sequence[str],
+        measure: Callable[[str, int], Speed],
+        left: Callable[[], float],
+    ) -> tuple[Plan | None, Speed]:
+        """The largest plan with the largest of `networks` for which ENOUGH images fit.
+
+        networks: smallest first. measure: how fast a network is here with a batch size. left:
+        seconds. If none is fast enough, it is the plan of the smallest, or None.
+        """
+        for network in networks:
+            its_speed = measure(network, SMALLEST_BATCH)
+            made = self.largest(network, its_speed, left())
+            if made and made.batch_size > SMALLEST_BATCH:  # larger batches are faster
+                its_speed = measure(network, made.batch_size)
+                made = self.largest(network, its_speed, left())
+            enough = made is not None and made.images >= ENOUGH
+            if network == networks[0] or enough:
+                chosen, speed = network, its_speed
+            if not enough:
+                break
+        return self.largest(chosen, speed, left()), speed  # less what measuring took
 
 
 def path_of(name: str) -> Path:
@@ -221,40 +189,36 @@ def path_of(name: str) -> Path:
 def write_recipes(made: Plan, folder: Path, dataset: str | None, all_images: int) -> None:
     """r0.yaml … r5.yaml in `folder`. r0 extends the full r0; the others extend each other as ever.
 
-    So `compare` tells the shrinking once, and for the others what they change. dataset: another.
+    So `compare` tells the scaling once, and for the others what they change. dataset: another.
     """
     for name in TABLE:
         own = read_document(path_of(name)).values
-        ruled = _by_rule(made, load(path_of(name)).recipe, dataset, all_images)
-        values = {"extends": own.pop("extends", None), "expects": {"top1": None}}
-        if values["extends"] is None:
-            values["extends"] = Path(
-                os.path.relpath(path_of(name).resolve(), folder.resolve())
-            ).as_posix()
-            values |= ruled
+        ruled = _by_rule(made, load(path_of(name)).recipe)
+        if "extends" in own:
+            values = own | {key: value for key, value in ruled.items() if key in own}
         else:
-            values |= {key: value for key, value in own.items() if key != "expects"}
-            values |= {key: value for key, value in ruled.items() if key in own}
+            full = os.path.relpath(path_of(name).resolve(), folder.resolve())
+            more = {"dataset": dataset, "model": NETWORKS[made.network]}
+            more["subset"] = made.images if made.images < all_images else None
+            given = {key: value for key, value in more.items() if value is not None}
+            values = {"extends": Path(full).as_posix(), **given, **ruled}
+        values["expects"] = {"top1": None}
         head = "made by `vision-tutorial reproduce`; the rule is in docs/reproduce.md"
         write_text(folder / f"{name}.yaml", f"# {name}, shrunk: {head}\n{to_yaml(values, True)}")
 
 
-def _by_rule(made: Plan, recipe: Recipe, dataset: str | None, all_images: int) -> dict[str, Any]:
-    model = NETWORKS[made.network]
-    slower = made.batch_size / recipe.batch_size
+def _by_rule(made: Plan, recipe: Recipe) -> dict[str, Any]:
+    factor = made.batch_size / recipe.batch_size
+
+    def scaled(choice: Choice, option: str) -> dict[str, Any]:
+        return {choice.name: choice.options | {option: choice.options[option] * factor}}
+
     return {
-        **({"dataset": dataset} if dataset else {}),
-        **({"subset": made.images} if made.images < all_images else {}),
-        **({"model": model} if model else {}),
-        "epochs": made.epochs_of(recipe.epochs),
+        "epochs": made.total_epochs(recipe.epochs) - made.cooldown,
         "batch_size": made.batch_size,
-        "optimizer": _scaled(recipe.optimizer, "lr", slower),
-        "schedule": _scaled(recipe.schedule, "min_lr", slower),
-        "warmup": {"epochs": made.warmup, "lr": recipe.warmup.lr * slower},
+        "optimizer": scaled(recipe.optimizer, "lr"),
+        "schedule": scaled(recipe.schedule, "min_lr"),
+        "warmup": {"epochs": made.warmup, "lr": recipe.warmup.lr * factor},
         "cooldown": {"epochs": made.cooldown},
         "eval_every": made.eval_every,
     }
-
-
-def _scaled(choice: Choice, option: str, factor: float) -> dict[str, Any]:
-    return {choice.name: {**choice.options, option: choice.options[option] * factor}}

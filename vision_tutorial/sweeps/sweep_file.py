@@ -1,52 +1,54 @@
 """A sweep file: which points of a recipe are tried, on which seeds, in which order. No torch here.
 
-    recipe: ../quickstart.yaml      # as seen from the sweep file
-    set: {epochs: 5}                # optional: holds for every point
-    grid:                           # every combination; or `points:`, a list; or `stages:`, a list
-      optimizer.adamw.lr: [0.001, 0.01]
-      loss: [cross_entropy, focal]
-    seeds: [1, 2, 3]                # optional: the recipe's own
-    metric: val/top1                # optional: the recipe's headline
-    direction: max                  # optional: min for a loss, else max
-
-Keys and values are overrides, as on the command line of `train`. Each of `stages` is a grid or a
-list at the best point of the stages before it.
+Keys and values are overrides, as on the command line of `train`. docs/sweep.md shows a file.
 """
 
 import hashlib
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
 
 from ..core.errors import UserError, short, shown, unknown
-from ..recipe.fields import Recipe, to_plain, written
+from ..recipe.fields import Frozen, Recipe, to_plain, written
 from ..recipe.loading import COMMAND_LINE, Loaded, load, recipe_path, split_variant
 from ..recipe.yaml_lines import Document, Key, read_document
 from ..runs import run_folder
 from ..runs.reader import recipe_key
 
-_KEYS = ("recipe", "set", "grid", "points", "stages", "seeds", "metric", "direction")
-_FORMS = ("grid", "points", "stages")
 _MOST_POINTS = 1000
+_SOME = Field(min_length=1)
+_EXPECTED = {"dict_type": "`key: value` lines", "list_type": "a list", "too_short": "at least one"}
 
 
-class Setting(NamedTuple):
-    """One override, `key=value`, and where it is written."""
-
-    text: str
-    place: str
+class _Tried(Frozen):
+    grid: Annotated[dict[str, Annotated[list[Any], _SOME]], _SOME] | None = None
+    points: Annotated[list[dict[str, Any]], _SOME] | None = None
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Settings to try, each on top of the best of the stages before."""
+class _Stage(_Tried):
+    name: str | None = None
+
+
+class _File(_Tried):
+    recipe: str
+    set: dict[str, Any] = {}
+    stages: Annotated[list[_Stage], _SOME] | None = None
+    seeds: Annotated[list[int], _SOME] | None = None
+    metric: Annotated[str, _SOME] | None = None
+    direction: Literal["min", "max"] | None = None
+
+
+class Stage(NamedTuple):
+    """Overrides, `key=value`, to try, each choice on top of the best of the stages before."""
 
     name: str
-    choices: tuple[tuple[Setting, ...], ...]
+    choices: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,13 @@ class Sweep:
 
     path: Path
     recipe: Path
-    common: tuple[Setting, ...]
+    common: tuple[str, ...]
     stages: tuple[Stage, ...]
     seeds: tuple[int, ...]  # () is each point's own
     metric: str | None
     more_is_better: bool
-    given: tuple[Setting, ...] = ()  # on the command line
+    given: tuple[str, ...]  # on the command line
+    places: dict[str, str]  # of overrides, "file:line"
 
     @property
     def name(self) -> str:
@@ -68,14 +71,13 @@ class Sweep:
         return self.path.stem
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A recipe with settings. `id` is a hash of what it resolves to, but for the seed.
 
     So two spellings of one recipe are one point, and a recipe that has changed is another point.
     """
 
-    settings: tuple[Setting, ...]  # what the sweep tries, without what all points have
+    settings: tuple[str, ...]  # what the sweep tries, without what all points have
     overrides: tuple[str, ...]
     recipe: Recipe
     id: str
@@ -83,10 +85,10 @@ class Point:
     @property
     def words(self) -> str:
         """What the sweep tries here, as one would type it."""
-        return " ".join(setting.text for setting in self.settings) or "the recipe as it is"
+        return " ".join(self.settings) or "the recipe as it is"
 
 
-def points_of(sweep: Sweep, stage: int, best: Sequence[Setting] = ()) -> list[Point]:
+def points_of(sweep: Sweep, stage: int, best: Sequence[str] = ()) -> list[Point]:
     """The points of a stage, on top of the best settings of the stages before it; each once."""
     found: dict[str, Point] = {}
     for choice in sweep.stages[stage].choices:
@@ -95,25 +97,24 @@ def points_of(sweep: Sweep, stage: int, best: Sequence[Setting] = ()) -> list[Po
     return list(found.values())
 
 
-def _point(sweep: Sweep, settings: tuple[Setting, ...]) -> Point:
+def _point(sweep: Sweep, settings: tuple[str, ...]) -> Point:
     # what the recipe claims is not claimed of the recipe with other settings
-    own = (Setting(f"name={sweep.name}", ""), Setting("expects={}", ""))
-    everything = (*own, *sweep.common, *settings, *sweep.given)
-    loaded = _load(sweep.recipe, everything)
+    overrides = (f"name={sweep.name}", "expects={}", *sweep.common, *settings, *sweep.given)
+    loaded = _load(sweep, overrides)
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.imports]
     key = " ".join([recipe_key(to_plain(loaded.recipe)), *files])
-    id = hashlib.sha256(key.encode()).hexdigest()[:10]
-    return Point(settings, tuple(s.text for s in everything), loaded.recipe, id)
+    return Point(settings, overrides, loaded.recipe, hashlib.sha256(key.encode()).hexdigest()[:10])
 
 
-def _load(recipe: Path, settings: Sequence[Setting]) -> Loaded:
-    """The recipe with the settings; an error in one names its place."""
+def _load(sweep: Sweep, overrides: Sequence[str]) -> Loaded:
+    """The recipe with the overrides; an error in one names its place."""
     try:
-        return load(recipe, [setting.text for setting in settings])
+        return load(sweep.recipe, overrides)
     except UserError as error:
         message = str(error)
-        for text, place in settings:
-            if message.startswith(f"{COMMAND_LINE} ({short(text, 50)})"):
+        for text in overrides:
+            if text in sweep.places and message.startswith(f"{COMMAND_LINE} ({short(text, 50)})"):
+                place = sweep.places[text]
                 raise UserError(place + message.removeprefix(COMMAND_LINE)) from error
         raise
 
@@ -129,22 +130,34 @@ def read_sweep(path: Path | str, overrides: Iterable[str] = ()) -> Sweep:
             f"{short(str(path), 200)}: no such sweep; give the path of a .yaml file, such as "
             "recipes/sweeps/quickstart-sweep.yaml."
         )
-    document = read_document(path)
-    values = document.values
-    for key in values:
-        if key not in _KEYS:
-            raise UserError(_at(document, key) + unknown("key of a sweep", key, _KEYS))
     run_folder.check_name("sweep", path.stem)
-    metric, direction = _metric(document)
+    document = read_document(path)
+    document.places.setdefault((), str(path))  # of an empty file
+    try:
+        file = _File(**document.values)
+    except ValidationError as error:
+        raise UserError(_first(error, document)) from error
+    recipe = Path(os.path.normpath(path.parent / file.recipe))
+    if not split_variant(recipe)[0].is_file():
+        recipe = recipe_path(file.recipe)
+    if not split_variant(recipe)[0].is_file():
+        raise UserError(f"{_at(document, ('recipe',))}{shown(file.recipe)}: there is no {recipe}.")
+    places: dict[str, str] = {}
+    parts: list[tuple[str, Key, _Tried]] = [(path.stem, (), file)]
+    if file.stages and not (file.grid or file.points):
+        names = [stage.name or f"stage {n}" for n, stage in enumerate(file.stages, start=1)]
+        parts = [(name, ("stages", n), file.stages[n]) for n, name in enumerate(names)]
+    lower = file.direction == "min" if file.direction else (file.metric or "").endswith("loss")
     sweep = Sweep(
         path=path,
-        recipe=_recipe(document, path),
-        common=tuple(_settings(values.get("set", {}), document, "set")),
-        stages=_stages(document, path),
-        seeds=_seeds(document),
-        metric=metric,
-        more_is_better=direction == "max",
-        given=tuple(Setting(text, COMMAND_LINE) for text in overrides),
+        recipe=recipe,
+        common=_settings(file.set, document, ("set",), places),
+        stages=tuple(_stage(part, name, document, at, places) for name, at, part in parts),
+        seeds=tuple(file.seeds or ()),
+        metric=file.metric,
+        more_is_better=not lower,
+        given=tuple(overrides),
+        places=places,
     )
     _check(sweep, document)
     return sweep
@@ -155,10 +168,13 @@ def _check(sweep: Sweep, document: Document) -> None:
 
     Of the other earlier stages the first choice is taken, so that the work grows with the sum.
     """
-    if sweep.seeds and any(s.text.startswith("seed=") for s in (*sweep.common, *sweep.given)):
-        raise UserError(f"{_at(document, 'seeds')}a seed is set for all points too; keep one.")
+    common = any(text.startswith("seed=") for text in (*sweep.common, *sweep.given))
+    if len(set(sweep.seeds)) < len(sweep.seeds) or (sweep.seeds and common):
+        where = "for all points too" if common else "twice"
+        raise UserError(f"{_at(document, ('seeds',))}a seed is set {where}; set each once.")
     for seed in sweep.seeds:
-        _load(sweep.recipe, [Setting(f"seed={seed}", document.places[("seeds",)])])
+        sweep.places[f"seed={seed}"] = document.places[("seeds",)]
+        _load(sweep, [f"seed={seed}"])
     for number, stage in enumerate(sweep.stages):
         earlier = sweep.stages[:number]
         firsts = [s.choices[0] for s in earlier]
@@ -169,105 +185,49 @@ def _check(sweep: Sweep, document: Document) -> None:
             _point(sweep, (*itertools.chain(*best), *choice))
 
 
-def _recipe(document: Document, path: Path) -> Path:
-    given = document.values.get("recipe")
-    if given is None:
-        raise UserError(f"{path}: the key 'recipe' is needed: the file whose points these are.")
-    _expect(str, given, document, ("recipe",), "name a recipe file.")
-    recipe = Path(os.path.normpath(path.parent / given))
-    recipe = recipe if split_variant(recipe)[0].is_file() else recipe_path(given)
-    if not split_variant(recipe)[0].is_file():
-        raise UserError(f"{_at(document, 'recipe')}{shown(given)}: there is no {recipe}.")
-    return recipe
-
-
-def _stages(document: Document, path: Path) -> tuple[Stage, ...]:
-    found = [form for form in _FORMS if form in document.values]
-    if len(found) != 1:
-        given = f"{', '.join(found)} are given" if found else "none is given"
-        raise UserError(f"{path}: exactly one of {', '.join(_FORMS)} is needed; {given}.")
-    if found != ["stages"]:
-        return (Stage(path.stem, _choices(document.values, document, ())),)
-    given = document.values["stages"]
-    _expect(list, given, document, ("stages",), "a list is expected.")
-    return tuple(_stage(item, document, index) for index, item in enumerate(given))
-
-
-def _stage(item: Any, document: Document, index: int) -> Stage:
-    at: Key = ("stages", index)
-    if not isinstance(item, dict) or len({"grid", "points"} & item.keys()) != 1:
-        raise UserError(
-            f"{_at(document, *at)}given {shown(item)}; a stage has a `grid` or a list of `points`, "
-            "and a `name` if you like."
-        )
-    for key in item:
-        if key not in ("name", "grid", "points"):
-            message = unknown("key of a stage", key, ("name", "grid", "points"))
-            raise UserError(_at(document, *at, key) + message)
-    name = item.get("name", f"stage {index + 1}")
-    _expect(str, name, document, (*at, "name"), "a name is expected.")
-    return Stage(name, _choices(item, document, at))
-
-
-def _choices(
-    values: dict[str, Any], document: Document, at: Key
-) -> tuple[tuple[Setting, ...], ...]:
-    if "points" in values:
-        here, points = (*at, "points"), values["points"]
-        expected = "a list of settings such as {loss: focal} is expected."
-        _expect(list, points, document, here, expected)
-        return tuple(
-            tuple(_settings(point, document, *here, index)) for index, point in enumerate(points)
-        )
-    here, grid = (*at, "grid"), values["grid"]
-    _expect(dict, grid, document, here, "write `key: [value, …]` lines.")
-    axes = []
-    for key, tried in grid.items():
-        _expect(list, tried, document, (*here, key), "a list of values to try is expected.")
-        axes.append(
-            [
-                Setting(f"{key}={written(value)}", document.places[(*here, key, index)])
-                for index, value in enumerate(tried)
-            ]
-        )
+def _stage(part: _Tried, name: str, document: Document, at: Key, places: dict[str, str]) -> Stage:
+    forms = [form for form in ("grid", "points", "stages") if hasattr(part, form)]
+    given = [form for form in forms if getattr(part, form)]
+    if len(given) != 1:
+        text = f"{', '.join(given)} are given" if given else "none is given"
+        raise UserError(f"{_at(document, at)}exactly one of {', '.join(forms)} is needed; {text}.")
+    if part.points:
+        points = enumerate(part.points)
+        choices = (_settings(p, document, (*at, "points", n), places) for n, p in points)
+        return Stage(name, tuple(choices))
+    here, axes = (*at, "grid"), []
+    for key, tried in part.grid.items():
+        axes.append([f"{key}={written(value)}" for value in tried])
+        places |= {text: document.places[(*here, key, n)] for n, text in enumerate(axes[-1])}
     if (count := math.prod(map(len, axes))) > _MOST_POINTS:
         message = f"{count:,} points; at most {_MOST_POINTS:,} are tried."
-        raise UserError(_at(document, *here) + message)
-    return tuple(itertools.product(*axes))
+        raise UserError(_at(document, here) + message)
+    return Stage(name, tuple(itertools.product(*axes)))
 
 
-def _settings(values: Any, document: Document, *at: str | int) -> Iterator[Setting]:
-    if values != {}:
-        _expect(dict, values, document, at, "settings such as {loss: focal} are expected.")
-    for key, value in values.items():
-        yield Setting(f"{key}={written(value)}", document.places[(*at, key)])
+def _settings(
+    values: Mapping[str, Any], document: Document, at: Key, places: dict[str, str]
+) -> tuple[str, ...]:
+    texts = {key: f"{key}={written(value)}" for key, value in values.items()}
+    places |= {text: document.places[(*at, key)] for key, text in texts.items()}
+    return tuple(texts.values())
 
 
-def _seeds(document: Document) -> tuple[int, ...]:
-    seeds = document.values.get("seeds", [])
-    valid = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-    if not valid or len(set(seeds)) < len(seeds) or (not seeds and "seeds" in document.values):
-        expected = "a list of different whole numbers such as [1, 2, 3] is expected."
-        raise UserError(f"{_at(document, 'seeds')}given {shown(seeds)}; {expected}")
-    return tuple(seeds)
+def _first(error: ValidationError, document: Document) -> str:
+    """The first of pydantic's complaints as our one line."""
+    detail = error.errors(include_url=False)[0]
+    place, key = _at(document, detail["loc"]), detail["loc"][-1]
+    if detail["type"] == "missing":
+        return f"{place}the key '{key}' is needed: the file whose points these are."
+    if detail["type"] == "extra_forbidden":
+        kind, model = ("stage", _Stage) if len(detail["loc"]) > 1 else ("sweep", _File)
+        return place + unknown(f"key of a {kind}", str(key), model.model_fields)
+    expected = _EXPECTED.get(detail["type"], detail["msg"].removeprefix("Input should be "))
+    return f"{place}given {shown(detail['input'])}; expected: {expected}."
 
 
-def _metric(document: Document) -> tuple[str | None, str]:
-    metric = document.values.get("metric")
-    if metric is not None:
-        _expect(str, metric, document, ("metric",), "name a column, val/top1.")
-    default = "min" if (metric or "").endswith("loss") else "max"
-    direction = document.values.get("direction", default)
-    if direction not in ("min", "max"):
-        raise UserError(f"{_at(document, 'direction')}given {shown(direction)}; min or max.")
-    return metric, direction
-
-
-def _expect(kind: type, value: Any, document: Document, at: Key, expected: str) -> None:
-    """UserError with file and line, where a value is of another type, or empty."""
-    if not isinstance(value, kind) or not value:
-        raise UserError(f"{_at(document, *at)}given {shown(value)}; {expected}")
-
-
-def _at(document: Document, *key: str | int) -> str:
-    return f"{document.places[key]}: {'.'.join(map(str, key))}: "
+def _at(document: Document, key: Key) -> str:
+    """ "file:line: a.b: " for the nearest place above `key` that is known."""
+    places = (document.places.get(key[:n]) for n in range(len(key), -1, -1))
+    words = f"{'.'.join(map(str, key))}: " if key else ""
+    return f"{next(filter(None, places))}: {words}"

@@ -1,6 +1,7 @@
 """Trials and how far each is, read from their run folders; for a sweep also which point is best."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,9 +12,7 @@ from ..recipe.loading import load
 from ..recipe.notation import number
 from ..runs import reader, run_folder
 from ..runs.seed_statistics import Sample
-from .sweep_file import Point, Setting, Sweep, points_of
-
-_State = Literal["new", "unfinished", "done", "failed"]
+from .sweep_file import Point, Sweep, points_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Trial:
 class TrialStatus(NamedTuple):
     """How far one trial is. stopped: as asked, and saved. best, last: the metric, once done."""
 
-    state: _State
+    state: Literal["new", "unfinished", "done", "failed"]
     epochs: int = 0
     stopped: bool = False
     seconds: float = 0.0  # of training and evaluation
@@ -47,7 +46,7 @@ class TrialStatus(NamedTuple):
     def __str__(self) -> str:
         if self.state == "done":
             return f"{self.metric} {self.best:.2f} best, {self.last:.2f} last"
-        return self.error or f"stopped at epoch {self.epochs}" * (self.state != "new") or "new"
+        return self.error or ("new" if self.state == "new" else f"stopped at epoch {self.epochs}")
 
 
 class Result(NamedTuple):
@@ -61,15 +60,11 @@ class Result(NamedTuple):
 
 def is_busy(folder: Path) -> bool:
     """Whether some process trains in the run folder now."""
-    if not folder.is_dir():
-        return False
     try:
-        with run_folder.lock(folder):
+        with run_folder.lock(folder) if folder.is_dir() else nullcontext():
             return False
-    except StorageError:
-        raise
-    except UserError:
-        return True
+    except UserError as error:
+        return not isinstance(error, StorageError)  # it will say itself that it cannot write
 
 
 class TrialTable:
@@ -78,16 +73,12 @@ class TrialTable:
     def __init__(self, metric: str | None = None, more_is_better: bool = True, source: str = ""):
         """source: named in the error for an unknown metric."""
         self.metric, self.more_is_better, self.source = metric, more_is_better, source
-        self.statuses: dict[Path, TrialStatus] = {}  # by run folder
+        self.statuses: dict[Path, TrialStatus] = {}  # by run folder, as last read
 
     def look(self, trial: Trial) -> TrialStatus:
         """Read how far a trial is. UserError if it is done and has no such metric."""
         self.statuses[trial.folder] = self._read(trial.folder)
         return self.statuses[trial.folder]
-
-    def status(self, trial: Trial) -> TrialStatus:
-        """How far a trial was when it was last read."""
-        return self.statuses.get(trial.folder, TrialStatus("new"))
 
     def _read(self, folder: Path) -> TrialStatus:
         if not (folder / "recipe.yaml").is_file():
@@ -100,8 +91,8 @@ class TrialTable:
         status = TrialStatus("unfinished", run.epochs, stopped, run.seconds or 0.0)
         if run.status == "failed":
             facts = read_json(folder / "status.json")
-            error = f"exit code {facts.get('exit_code')}: {facts.get('error')}"
-            return status._replace(state="failed", error=error)
+            reason = f"exit code {facts.get('exit_code')}: {facts.get('error')}"
+            return status._replace(state="failed", error=reason)
         if run.status != "done":
             return status
         name = self.metric or run.metric or "no metric"
@@ -114,14 +105,15 @@ class TrialTable:
 
     def epochs_left(self, trials: Iterable[Trial]) -> int:
         """How many epochs these trials have still to go."""
-        return sum(max(0, trial.epochs - self.status(trial).epochs) for trial in trials)
+        new = TrialStatus("new")
+        done = ((t.epochs, self.statuses.get(t.folder, new).epochs) for t in trials)
+        return sum(max(0, every - so_far) for every, so_far in done)
 
     def measured_pace(self) -> tuple[float, int] | None:
         """Seconds an epoch took here, and in how many runs; None before one is done."""
-        measured = [s for s in self.statuses.values() if s.epochs and s.seconds]
-        if not measured:
-            return None
-        return sum(s.seconds for s in measured) / sum(s.epochs for s in measured), len(measured)
+        measured = [(s.seconds, s.epochs) for s in self.statuses.values() if s.epochs and s.seconds]
+        seconds, epochs = map(sum, zip(*measured, strict=True)) if measured else (0.0, 0)
+        return (seconds / epochs, len(measured)) if epochs else None
 
 
 class SweepState(TrialTable):
@@ -143,9 +135,8 @@ class SweepState(TrialTable):
     def trials(self, points: Iterable[Point]) -> list[Trial]:
         """Every point with the first seed, then every point with the second, and so on."""
         points = list(points)
-        if not self.sweep.seeds:
-            return [self._trial(point, point.recipe.seed) for point in points]
-        return [self._trial(point, seed) for seed in self.sweep.seeds for point in points]
+        seeds = self.sweep.seeds or (None,)
+        return [self._trial(p, p.recipe.seed if s is None else s) for s in seeds for p in points]
 
     def _trial(self, point: Point, seed: int) -> Trial:
         id = f"{point.id}-{seed}"
@@ -161,7 +152,9 @@ class SweepState(TrialTable):
 
     def advance(self) -> bool:
         """Open the next stage; False if there is none, or if this one is not settled."""
-        if self.stage + 1 == len(self.sweep.stages) or not self._settled():
+        states = {self.statuses[trial.folder].state for trial in self.trials(self.points)}
+        settled = not states or (states <= {"done", "failed"} and "done" in states)
+        if self.stage + 1 == len(self.sweep.stages) or not settled:
             return False
         best = self.ranked(self.points)[0].point.settings if self.points else ()
         self.stage += 1
@@ -173,39 +166,26 @@ class SweepState(TrialTable):
                 self.look(trial)
         return True
 
-    def _settled(self) -> bool:
-        """Whether every trial of the open stage is done or failed, and some point is known."""
-        states = [self.status(trial).state for trial in self.trials(self.points)]
-        ended = all(state in ("done", "failed") for state in states)
-        return ended and (not states or "done" in states)
-
     def ranked(self, points: Iterable[Point]) -> list[Result]:
         """The points of which a seed is done, best mean first; those that lack seeds come last."""
         results = []
         for point in points:
-            statuses = [self.status(trial) for trial in self.trials([point])]
-            done = [status for status in statuses if status.state == "done"]
-            if done:
-                best, last = (Sample(tuple(getattr(s, x) for s in done)) for x in ("best", "last"))
+            statuses = [self.statuses[trial.folder] for trial in self.trials([point])]
+            if done := [(s.best, s.last) for s in statuses if s.state == "done"]:
+                best, last = map(Sample, zip(*done, strict=True))
                 results.append(Result(point, best, last, len(statuses) - len(done)))
         sign = -1 if self.more_is_better else 1
         return sorted(results, key=lambda result: (result.missing > 0, sign * result.best.mean))
 
-    def later(self) -> list[Trial]:
-        """The trials of stages not open yet, as if each first choice turned out best."""
-        best: Sequence[Setting] = self.points[0].settings if self.points else ()
-        found: list[Trial] = []
-        for stage in range(self.stage + 1, len(self.sweep.stages)):
-            points = points_of(self.sweep, stage, best)
-            found += self.trials(points)
-            best = points[0].settings
-        return found
+    def later(self) -> int:
+        """How many trials the stages have that are not open yet."""
+        stages = self.sweep.stages[self.stage + 1 :]
+        return sum(len(stage.choices) for stage in stages) * max(1, len(self.sweep.seeds))
 
     def pace(self) -> tuple[float, str] | None:
         """Seconds an epoch takes, and how that is known: measured, or as the recipe expects."""
         if measured := self.measured_pace():
-            seconds, runs = measured
-            return seconds, f"measured in {runs} run{'s' * (runs > 1)} here"
+            return measured[0], f"measured in {measured[1]} run{'s' * (measured[1] > 1)} here"
         recipe = load(self.sweep.recipe).recipe
         minutes = recipe.expects.get("minutes")
         return (60 * minutes / recipe.total_epochs, "as the recipe expects") if minutes else None
