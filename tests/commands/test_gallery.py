@@ -87,7 +87,7 @@ def test_answers_are_of_the_images_they_show(labelled: Path) -> None:
     assert sure == sorted(sure, reverse=True)
 
 
-def test_the_microscope_is_the_recipe_s(labelled: Path) -> None:
+def test_the_preview_is_the_recipe_s(labelled: Path) -> None:
     made = gallery_files.read(labelled)
     titles = [group.title.partition("(")[0] for group in made.microscope]
     parts = ["auto_augment", "auto_augment, its parts", "random_erasing"]

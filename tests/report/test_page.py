@@ -226,8 +226,8 @@ def test_a_name_in_the_table_leads_to_its_run(page: Any) -> None:
     assert page.locator("#focus").input_value() == FOCAL_RUN
     assert page.evaluate("document.activeElement.id") == "focus"
     assert "30 (epoch 3)" in texts(page, "#facts dd")
-    assert "vision-tutorial gallery" in page.locator("#pictures").inner_text()
-    assert page.locator("#microscope").inner_text() == ""
+    assert "vision-tutorial gallery" in page.locator("#images").inner_text()
+    assert page.locator("#preview").inner_text() == ""
 
 
 def test_the_confusion_matrix_and_its_worst_pairs(page: Any) -> None:
@@ -237,8 +237,8 @@ def test_the_confusion_matrix_and_its_worst_pairs(page: Any) -> None:
     box = canvas.bounding_box()
     canvas.hover(position={"x": box["width"] - 10, "y": box["height"] - 60})
     assert page.get_by_text("cat → dog: 3 (30 % of its class)").is_visible()
-    assert texts(page, "#pictures figcaption strong") == ["✗ dog", "✓ cat"]
-    assert page.locator("#pictures img").first.get_attribute("alt") == "dog, image 2"
+    assert texts(page, "#images figcaption strong") == ["✗ dog", "✓ cat"]
+    assert page.locator("#images img").first.get_attribute("alt") == "dog, image 2"
     page.select_option("#focus", MASKED_RUN)  # has its own columns and unit
     assert texts(page, "#classes thead th")[:3] == ["class", "pixels", "IoU %"]
     assert texts(page, "#confusion tbody tr:first-child td") == ["sky", "road", "4", "40.0"]

@@ -40,11 +40,11 @@ function chart(heading, series, { log = false } = {}) {
     plot.setAttribute("aria-valuemin", epochs[0]);
     plot.setAttribute("aria-valuemax", epochs.at(-1));
     plot.setAttribute("aria-valuenow", epochs.at(-1));
-    plot.setAttribute("aria-valuetext", told(epochs.at(-1)).map(([, words]) => words).join(", "));
+    plot.setAttribute("aria-valuetext", valuesAt(epochs.at(-1)).map(([, words]) => words).join(", "));
   }
 
   /** What there is at an epoch: [line, words, value], the largest first. */
-  function told(epoch) {
+  function valuesAt(epoch) {
     return lines
       .map((line) => [line, line.points.find((point) => point[0] === epoch)])
       .filter(([, point]) => point)
@@ -57,7 +57,7 @@ function chart(heading, series, { log = false } = {}) {
     at = epoch;
     if (epoch === null) return;
     const x = scale.x(epoch);
-    const found = told(epoch);
+    const found = valuesAt(epoch);
     const rows = found.slice(0, MOST_READ).map(([line, , value]) =>
       make("div", {}, swatch(line.run), line.title, make("span", {}, text(value))));
     const more = found.length > MOST_READ ? make("div", {}, say(words.more, found.length - MOST_READ)) : null;
@@ -98,7 +98,7 @@ function chart(heading, series, { log = false } = {}) {
   return { box, draw };
 }
 
-/** From epochs and values to places in the picture, and where the axes are labelled. */
+/** From epochs and values to places in the plot, and where the axes are labelled. */
 function scales(points, width, logs) {
   const span = (place) => points.reduce(
     ([low, high], point) => [Math.min(low, point[place]), Math.max(high, point[place])],

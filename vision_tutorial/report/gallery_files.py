@@ -59,7 +59,7 @@ class Mask(Frozen):
 
 
 class Tile(Frozen):
-    """One image under the microscope, and what was done to it."""
+    """One image of the augmentation preview, and what was done to it."""
 
     image: GalleryImage
     label: _Text
@@ -85,7 +85,7 @@ class Gallery(Frozen):
     masks: tuple[Mask, ...] = ()
     palette: tuple[tuple[_Text, _Colour], ...] = ()
     confusion: tuple[tuple[_Count, ...], ...] = ()
-    microscope: tuple[Group, ...] = ()
+    microscope: tuple[Group, ...] = ()  # the augmentation preview, by its name in old files
 
 
 def exists(run: Path) -> bool:

@@ -9,8 +9,8 @@ function focusOn(run) {
   showFacts(chosen);
   showClasses(chosen);
   showConfusion(chosen);
-  showPictures(chosen.gallery);
-  showMicroscope(chosen.gallery);
+  showImages(chosen.gallery);
+  showPreview(chosen.gallery);
 }
 
 /** Fill a part of the page; without content, empty it, title and all. */
@@ -65,21 +65,21 @@ function showConfusion(run) {
   matrix.draw();
 }
 
-// -- pictures -------------------------------------------------------------------------------------
+// -- images ---------------------------------------------------------------------------------------
 
-const picture = (image, alt) => {
+const imageTag = (image, alt) => {
   const made = make("img", { src: page.images[image.name], alt, width: image.width, height: image.height });
   if (image.width <= 96) made.className = "small"; // pixels are to be seen as such
   return made;
 };
 
-function showPictures(gallery) {
+function showImages(gallery) {
   if (!gallery) {
-    return fill("pictures", words.pictures, make("p", { class: "quiet" }, words.no_gallery));
+    return fill("images", words.examples, make("p", { class: "quiet" }, words.no_gallery));
   }
   const part = (title, tiles, kind) => tiles.length
     ? [make("h4", {}, title), make("div", { class: `tiles${kind}` }, tiles)] : [];
-  fill("pictures", words.pictures, make("p", { class: "quiet" }, gallery.about),
+  fill("images", words.examples, make("p", { class: "quiet" }, gallery.about),
     ...part(words.wrong, gallery.wrong.map(answer), ""),
     ...part(words.right, gallery.right.map(answer), ""),
     gallery.palette.length ? palette(gallery.palette) : null,
@@ -91,13 +91,13 @@ function answer({ image, key, truth, said }) {
   const right = said[0][0] === truth;
   const bars = said.map(([name, share]) => make("div", { class: "said", style: `--part: ${100 * share}%` },
     make("span", {}, name), make("span", {}, `${(100 * share).toFixed(1)} %`)));
-  return make("figure", {}, picture(image, say(words.picture_of, truth, key)),
+  return make("figure", {}, imageTag(image, say(words.image_of, truth, key)),
     make("figcaption", {}, make("strong", { class: right ? "good" : "bad" }, `${right ? "✓" : "✗"} ${truth}`), bars));
 }
 
 function triple({ images, key, iou }) {
-  const names = [words.picture, words.truth, words.prediction];
-  const shots = images.map((image, place) => picture(image, `${names[place]}, ${key}`));
+  const names = [words.image, words.truth, words.prediction];
+  const shots = images.map((image, place) => imageTag(image, `${names[place]}, ${key}`));
   return make("figure", {}, make("div", { class: "triple" }, shots),
     make("figcaption", {}, `${key}: IoU ${iou === null ? "–" : iou.toFixed(1)} %`));
 }
@@ -105,11 +105,11 @@ function triple({ images, key, iou }) {
 const palette = (colours) => make("div", { class: "palette" }, colours.map(([name, colour]) =>
   make("span", {}, make("i", { style: `background: ${colour}` }), name)));
 
-function showMicroscope(gallery) {
+function showPreview(gallery) {
   const groups = gallery ? gallery.microscope : [];
   const tiles = (group) => group.tiles.map(({ image, label }) =>
-    make("figure", {}, picture(image, label), make("figcaption", {}, label)));
-  fill("microscope", words.microscope, ...(groups.length ? [make("p", { class: "quiet" }, words.microscope_help)] : []),
+    make("figure", {}, imageTag(image, label), make("figcaption", {}, label)));
+  fill("preview", words.preview, ...(groups.length ? [make("p", { class: "quiet" }, words.preview_help)] : []),
     ...groups.flatMap((group) => [make("h4", {}, group.title), make("div", { class: "tiles" }, tiles(group))]));
 }
 
