@@ -106,6 +106,7 @@ class Tracker:
     """
 
     off = True
+    _thread: threading.Thread | None = None
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class Tracker:
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
         """Send the summary and wait, half a minute at most, until everything has arrived."""
-        if self.off:
+        if self._thread is None:
             return
         atexit.unregister(self.finish)
         self._put(lambda run: run.summary.update(summary))

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TextIO
 
@@ -61,23 +61,6 @@ class Table:
         heads = [Column(f"run {n}", row[0]) for n, row in enumerate(texts, start=1)]
         rows = [(c.title, *(row[n] for row in texts)) for n, c in enumerate(others, start=1)]
         return replace(self, columns=(Column(first.key, first.title), *heads), rows=tuple(rows))
-
-    def expanded(self) -> "Table":
-        """For machines: plain values; of a Sample the mean, with its spread and n beside it."""
-        columns: list[Column] = []
-        plain: list[list[_Value]] = []  # a list for each new column
-        for n, column in enumerate(self.columns):
-            values = [row[n] for row in self.rows]
-            samples = [value if isinstance(value, Sample) else None for value in values]
-            seconds = " (s)" * (column.kind == "duration")
-            columns.append(replace(column, title=column.title + seconds))
-            plain.append([v.mean if isinstance(v, Sample) else v for v in values])
-            if any(sample and sample.n > 1 for sample in samples):
-                columns.append(Column(f"{column.key}_spread", f"{column.title} ±", "number"))
-                columns.append(Column(f"{column.key}_n", f"{column.title} n", "number"))
-                plain.append([sample and sample.spread for sample in samples])
-                plain.append([sample and sample.n for sample in samples])
-        return replace(self, columns=tuple(columns), rows=tuple(zip(*plain, strict=True)))
 
 
 def _shown(value: _Value, column: Column) -> str:
@@ -163,13 +146,24 @@ def _markdown(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _plain_columns(table: Table) -> Iterator[tuple[str, list[_Value]]]:
+    """For machines, title and values: of a Sample the mean, with its spread and n beside it."""
+    for n, column in enumerate(table.columns):
+        values = [row[n] for row in table.rows]
+        samples = [value if isinstance(value, Sample) else None for value in values]
+        seconds = " (s)" * (column.kind == "duration")
+        yield column.title + seconds, [v.mean if isinstance(v, Sample) else v for v in values]
+        if any(sample and sample.n > 1 for sample in samples):
+            yield f"{column.title} ±", [sample and sample.spread for sample in samples]
+            yield f"{column.title} n", [sample and sample.n for sample in samples]
+
+
 def _csv_text(table: Table) -> str:
     """Comma-separated values. A text that a spreadsheet would run as a formula gets a ' before."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    wide = table.expanded()
-    writer.writerow([_inert(column.title) for column in wide.columns])
-    writer.writerows([_inert(value) for value in row] for row in wide.rows)
+    titles, columns = zip(*_plain_columns(table), strict=True)
+    rows = [titles, *zip(*columns, strict=True)]
+    csv.writer(out, lineterminator="\n").writerows(map(_inert, row) for row in rows)
     return out.getvalue()
 
 
@@ -250,13 +244,11 @@ def _json(value: _Value) -> object:
 
 def uniform(table: Table) -> tuple[list[str], list[list[_Value]]]:
     """Titles and plain rows, as wandb takes them: a column is all numbers or all texts."""
-    wide = table.expanded()
-    columns = []
-    for values in zip(*wide.rows, strict=True):
-        texts = any(isinstance(value, str) for value in values)
-        columns.append([clean(scalar(v)) if texts and v is not None else v for v in values])
-    titles = [column.title for column in wide.columns]
-    return titles, [list(row) for row in zip(*columns, strict=True)]
+    titles, columns = zip(*_plain_columns(table), strict=True)
+    for values in columns:
+        if any(isinstance(value, str) for value in values):
+            values[:] = [v if v is None else clean(scalar(v)) for v in values]
+    return list(titles), [list(row) for row in zip(*columns, strict=True)]
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {
