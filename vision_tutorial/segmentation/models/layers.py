@@ -132,7 +132,7 @@ def fc6_fc7(
 
 def fcn_head(inputs: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
     """3x3 convolution with BatchNorm and ReLU, dropout, 1x1 convolution to classes."""
-    check_range("model", "[1, inf)", channels=hidden)
+    check_range("model", "[1, inf)", hidden=hidden)
     layers = convolution(inputs, hidden, dropout=dropout)
     return nn.Sequential(*layers, nn.Conv2d(hidden, num_classes, 1))
 
