@@ -269,14 +269,6 @@ for _kind, (_pattern, _letters, _) in SCALARS.items():
     # a text that either version would take for a number is quoted
     _whole = re.compile(rf"(?:{_pattern})\Z")
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, list(_letters))
-_Dumper.add_representer(
-    float, lambda dumper, x: dumper.represent_scalar("tag:yaml.org,2002:float", _number(x))
-)
-
-
-def _number(value: float) -> str:
-    text = repr(value)
-    return text.replace("e", ".0e") if "e" in text and "." not in text else text
 
 
 def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
