@@ -25,7 +25,7 @@ FILES = (
     "losses/region.py",
     "optim/optimizers.py",
     "optim/schedules.py",
-    "data/arrays.py",
+    "core/arrays.py",
     "data/augmentation/geometry.py",
     "data/augmentation/colour.py",
     "data/augmentation/policies.py",
