@@ -11,7 +11,7 @@ from torch import Tensor
 from vision_tutorial import build
 from vision_tutorial.core import registry
 from vision_tutorial.data import mix
-from vision_tutorial.losses import weighted_sum
+from vision_tutorial.losses import WeightedSum
 from vision_tutorial.recipe.fields import Balance, Recipe
 from vision_tutorial.recipe.grammar import Term
 from vision_tutorial.recipe.loading import load
@@ -252,7 +252,7 @@ def balance() -> Block:
         ("calibrate: 50", Balance(calibrate=50)),
         ("ema: 0.99", Balance(ema=0.99)),
     ):
-        criterion, found = weighted_sum(terms, how), []
+        criterion, found = WeightedSum(terms, how), []
         for step in range(120):
             criterion.begin_step()
             sureness = 1.5 * (1 - math.exp(-step / 40))

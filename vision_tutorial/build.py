@@ -5,6 +5,7 @@ Importing the pillars' faces here is what fills the registries.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,11 +118,9 @@ def split(recipe: Recipe, name: str, distributed: Distributed | None = None) -> 
 
 def criteria(recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Callable]:
     """The criterion of each head; the auxiliary head's has its share of the total in it."""
-    found = {"loss": losses.weighted_sum(recipe.loss, recipe.balancing)}
+    found = {"loss": losses.WeightedSum(recipe.loss, recipe.balancing)}
     if recipe.aux_loss:
-        found["aux_loss"] = losses.weighted_sum(
-            recipe.aux_loss, recipe.balancing, recipe.aux_weight
-        )
+        found["aux_loss"] = losses.WeightedSum(recipe.aux_loss, recipe.balancing, recipe.aux_weight)
     return {name: criterion.to(device) for name, criterion in found.items()}
 
 
@@ -202,7 +201,7 @@ def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> 
         task=task(recipe, source.classes),
         criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
-        clip=optim.clipping(recipe.clip),
+        clip=partial(optim.clip_gradients, recipe.clip),
         ema=Ema(network if ema else None),
         decay=lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0,
         seed=recipe.seed,
@@ -306,7 +305,7 @@ def evaluation(
         batches(),
         rounds_of(len(source), recipe.eval_batch_size, distributed.world),
         task,
-        losses.weighted_sum(losses.without_copies(recipe.loss)),
+        losses.WeightedSum(losses.without_copies(recipe.loss)),
         distributed,
         **callbacks,
     )

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,33 @@ from .engine import Distributed, Evaluation, load_weights, put_weights, weights_
 from .engine.evaluation import refined
 from .recipe.fields import Recipe
 from .recipe.loading import Loaded
-from .segmentation import refine, submission, visualisation  # noqa: F401  (for the commands)
+from .segmentation import pseudo_labels, submission, visualisation  # noqa: F401  (for the commands)
+
+
+@contextmanager
+def opened(
+    found: Sequence[tuple[Path, Loaded]], trust: bool, ensemble: bool = False, alone: str = ""
+) -> Iterator[Distributed]:
+    """Import the runs' files, check their recipes, and set this process and its device up.
+
+    ensemble: all with the first run's precision and threads; else these must be equal. alone: the
+    name of a command that runs on one process only.
+    """
+    first = found[0][1].recipe
+    for run, loaded in found:
+        recipe = loaded.recipe
+        if not ensemble and (recipe.precision, recipe.threads) != (first.precision, first.threads):
+            raise UserError(f"{run}: precision or threads differ from the first; name it alone.")
+        build.import_files(loaded.imports, trust)
+        build.check(recipe)
+    distributed = Distributed(first.precision, first.threads, first.deterministic)
+    try:
+        if alone and distributed.world > 1:
+            raise UserError(f"{alone} runs on one process; start it without torchrun.")
+        with distributed.peers():
+            yield distributed
+    finally:
+        distributed.close()
 
 
 def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
@@ -176,23 +203,25 @@ def write_pseudo_labels(
     answers: Iterable[Answer],
     paths: Sequence[Path],
     recipe: Recipe,
-    report: refine.PseudoLabelReport,
+    report: pseudo_labels.PseudoLabelReport,
 ) -> list[str]:
     """Make `folder` a data set of the images whose answers are sure enough; what to tell.
 
     Evaluation images among them are entered in the report, and told.
     """
     both = build.data(recipe)
-    report.labelled = refine.class_pixels((m for _, m in items(both.train)), len(report.classes))
+    report.labelled = pseudo_labels.class_pixels(
+        (m for _, m in items(both.train)), len(report.classes)
+    )
     shown = ((path.name, np.asarray(read_image(path))) for path in paths)
     known = ((both.val.key(i), np.asarray(p)) for i, (p, _) in enumerate(items(both.val)))
-    report.leaks = refine.leaked_images(shown, known)
+    report.leaks = pseudo_labels.leaked_images(shown, known)
     said = (
         (paths[answer.index], _at_size(answer.probabilities, image_size(paths[answer.index])[::-1]))
         for answer in answers
     )
-    refine.write_folder(folder, said, report)
-    return [report.summary(), *filter(None, [refine.leak_warning(report.leaks)])]
+    pseudo_labels.write_folder(folder, said, report)
+    return [report.summary(), *filter(None, [report.leak_warning()])]
 
 
 def items(source: Source) -> Iterator[tuple]:

@@ -19,7 +19,7 @@ from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
 from .runs.fingerprint import fingerprint
 from .runs.redaction import redact
-from .runs.time_breakdown import shares, verdict
+from .runs.time_breakdown import in_words, shares
 
 PROFILED = 10  # steps
 
@@ -217,7 +217,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         now = {"seconds_data": progress.seconds_data}
         now["seconds_device"] = progress.seconds - progress.seconds_data
         parts = shares([*progress.rows, now])
-        for line in [*([verdict(parts)] if parts else []), *lines]:
+        for line in [*([in_words(parts)] if parts else []), *lines]:
             print_line(line)
     return code
 

@@ -18,7 +18,7 @@ from wandb_file import read
 from vision_tutorial.commands import compare
 from vision_tutorial.commands import note as noting
 from vision_tutorial.runs import wandb_reader
-from vision_tutorial.runs.run import Run
+from vision_tutorial.runs.reader import Run
 
 ROOT = Path(__file__).parents[2]
 # the report's best top-1 and seconds
@@ -40,8 +40,6 @@ def shown(capsys: pytest.CaptureFixture, *words: str) -> str:
     assert compare.main(words) == 0
     return capsys.readouterr().out
 
-
-# -- the documentation -----------------------------------------------------------------------------
 
 PAGE = ROOT / "docs" / "compare.md"
 EXAMPLE = re.compile(r"```sh\n([^`]*?)\n```\n(?:\n<!-- shown -->\n(.*?)<!-- end -->)?", re.S)
@@ -71,9 +69,6 @@ def test_what_the_page_shows_is_what_comes_out(
     assert page.count("<!-- shown -->") == 3
 
 
-# -- formats and files -----------------------------------------------------------------------------
-
-
 def test_formats_by_name_and_by_ending(report: Path, capsys: pytest.CaptureFixture) -> None:
     rows = list(csv.DictReader(io.StringIO(shown(capsys, "runs", "--format", "csv"))))
     assert [row["best top1"] for row in rows] == [str(best) for best, _ in REPORT.values()]
@@ -87,19 +82,15 @@ def test_formats_by_name_and_by_ending(report: Path, capsys: pytest.CaptureFixtu
     assert Path("out.md").read_text().startswith("<!doctype")
 
 
-def test_runs_are_rows_or_columns(report: Path, capsys: pytest.CaptureFixture) -> None:
+def test_rows_or_columns_seeds_order_and_all_keys(
+    report: Path, capsys: pytest.CaptureFixture
+) -> None:
     heads = ["| run | r0 | r1 | r2 | r3 | r4 | r5 |"]
     for words in (["--layout", "week3"], ["--transpose"]):
         text = shown(capsys, "runs", "--format", "markdown", *words)
         assert text.splitlines()[:1] == heads
-    for words in (["--layout", "week3", "--transpose"], []):
-        lines = shown(capsys, "runs", "--format", "markdown", *words).splitlines()
-        assert [line.split(" | ")[0] for line in lines[2:8]] == [f"| r{n}" for n in range(6)]
     rows = json.loads(shown(capsys, "runs", "--layout", "week3", "--format", "json"))["rows"]
     assert [row["cutmix"] for row in rows] == [0, 0, 0, 1.0, 1.0, 0.5]
-
-
-def test_each_and_sort_and_all(report: Path, capsys: pytest.CaptureFixture) -> None:
     make_run(report, "r3", "seed=1", id="2", values=[90.0])
 
     def first(*words: str) -> list[str]:
@@ -119,34 +110,20 @@ def test_a_console_without_these_letters(report: Path) -> None:
     assert done.returncode == 0 and b"82.13" in done.stdout and not done.stderr
 
 
-# -- what is refused -------------------------------------------------------------------------------
-
-
-def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "empty").mkdir()
-    assert compare.main([str(tmp_path / "empty"), str(tmp_path / "none*")]) == 2
+def test_what_is_refused(report: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("empty").mkdir()
+    assert compare.main(["empty", "none*"]) == 2
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == "" and len(lines) == 3
-    assert lines[0].endswith("empty: empty") and lines[1].startswith("left out")
+    assert lines[0] == "left out empty: holds no run" and lines[1].startswith("left out none*: ")
     assert lines[2].startswith("error: no run in ") and "Name run folders" in lines[2]
-
-
-def test_an_unknown_column_and_a_file_that_cannot_be_written(
-    report: Path, capsys: pytest.CaptureFixture
-) -> None:
     assert compare.main(["runs", "-o", "nowhere/out.md"]) == 5
     assert "cannot write nowhere/out.md" in capsys.readouterr().err
     assert compare.main(["runs", "--sort", "epoch"]) == 2
     assert "no column called 'epoch'; did you mean 'epochs'?" in capsys.readouterr().err
-
-
-def test_a_spread_is_a_number_above_zero() -> None:
     with pytest.raises(SystemExit):
         compare.main(["runs", "--spread=0"])
-
-
-# -- 200 runs --------------------------------------------------------------------------------------
 
 
 def test_200_runs_among_damaged_ones_without_torch(tmp_path: Path) -> None:
@@ -172,9 +149,6 @@ def test_200_runs_among_damaged_ones_without_torch(tmp_path: Path) -> None:
     assert "(n=100)" in done.stdout
 
 
-# -- wandb -----------------------------------------------------------------------------------------
-
-
 def test_a_project_of_wandb_beside_folders(
     report: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,11 +157,7 @@ def test_a_project_of_wandb_beside_folders(
     monkeypatch.setattr(compare, "project_runs", lambda word: [far] * (word == "wandb:a/b"))
     text = shown(capsys, "runs", "wandb:a/b", "--format", "csv", "--sort", "best")
     assert text.splitlines()[1].startswith("far,") and len(text.splitlines()) == 8
-
-
-def test_a_project_without_a_network_is_one_line(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    monkeypatch.undo()
     monkeypatch.setattr(wandb_reader, "decide_mode", lambda mode, wandb: ("offline", "no key"))
     assert compare.main(["wandb:a/b"]) == 2
     err = capsys.readouterr().err
@@ -197,6 +167,9 @@ def test_a_project_without_a_network_is_one_line(
 def test_offline_the_table_is_recorded(
     report: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert os.environ["WANDB_MODE"] == "disabled"
+    assert compare.main(["runs", "--wandb", "-o", "out.md"]) == 0
+    assert capsys.readouterr().err == "wandb: nothing was logged\n"
     monkeypatch.setenv("WANDB_MODE", "offline")
     make_run(report, "r3", "seed=1", id="2", values=[90.0])
     assert compare.main(["runs", "--wandb", "-o", "out.md"]) == 0
@@ -210,9 +183,3 @@ def test_offline_the_table_is_recorded(
     assert table["data"][3][best] == pytest.approx((80.91 + 90) / 2)
     (run,) = [record.run for record in read(report.parent) if record.HasField("run")]
     assert run.project == "vision-tutorial" and run.run_id.startswith("compare-")
-
-
-def test_wandb_disabled_is_said(report: Path, capsys: pytest.CaptureFixture) -> None:
-    assert os.environ["WANDB_MODE"] == "disabled"
-    assert compare.main(["runs", "--wandb"]) == 0
-    assert capsys.readouterr().err == "wandb: nothing was logged\n"

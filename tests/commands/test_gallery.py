@@ -10,12 +10,10 @@ import pytest
 from forked import Ranks
 from PIL import Image
 
-from vision_tutorial import build, inference
 from vision_tutorial import train as training
 from vision_tutorial.commands import gallery as command
 from vision_tutorial.data.executors import compiled  # noqa: F401  (numba, before the fork)
 from vision_tutorial.data.shapes import shapes
-from vision_tutorial.recipe.loading import load
 from vision_tutorial.report import gallery_files
 
 SMALL = ["threads=1", "epochs=2", "batch_size=16", "mix={cutmix: 0.5, mixup: 0.5}"]
@@ -108,6 +106,8 @@ def test_masks_are_laid_over_their_images(masked: Path) -> None:
     assert made.confusion == ()
     ious = [mask.iou for mask in made.worst]
     assert ious == sorted(ious)
+    others = [mask for mask in made.masks if mask not in made.worst]
+    assert others and all(mask.iou >= ious[-1] for mask in others)
     for mask in (*made.worst, *made.masks):
         picture, truth, said = (pixels(masked, image) for image in mask.images)
         original, ids = source[int(mask.key)]
@@ -116,36 +116,12 @@ def test_masks_are_laid_over_their_images(masked: Path) -> None:
         inside = (ids > 0) & (truth != 255).any(-1)  # outlines are white
         halfway = (picture[inside].astype(float) + colour) / 2
         assert np.abs(truth[inside] - halfway).max() <= 1
-        assert said.shape == picture.shape
+        outside = (ids == 0) & (truth != 255).any(-1)
+        assert (truth[outside] == picture[outside]).all() and said.shape == picture.shape
     assert [name for name, _ in made.palette] == list(source.classes)
     assert made.palette[0][1] == "#000000"
     chain = next(group for group in made.microscope if group.title == "augment")
     assert len(chain.tiles) > 1
-
-
-def test_the_lowest_iou_is_the_lowest_there_is(masked: Path, repository: Path) -> None:
-    """By hand, from the network's own answers."""
-
-    def lowest(rank: int) -> float:
-        from vision_tutorial import engine
-
-        loaded = load(masked / "recipe.yaml")
-        distributed = engine.Distributed("fp32", 1)
-        source = build.split(loaded.recipe, "val")
-        network, _ = inference.networks([(masked, loaded)], 11, "best", distributed)
-        network.eval()
-        task = build.task(loaded.recipe, source.classes)
-        forward = engine.prediction_function(network)
-        values = []
-        for answer in inference.answers(loaded.recipe, source, task, forward, distributed):
-            said, truth = answer.probabilities.argmax(0).numpy(), source[answer.index][1]
-            both = [((said == c) & (truth == c)).sum() for c in range(11)]
-            either = [((said == c) | (truth == c)).sum() for c in range(11)]
-            values.append(np.mean([b / e for b, e in zip(both, either, strict=True) if e]))
-        return 100 * min(values)
-
-    (found,) = Ranks(1, lowest).results()
-    assert gallery_files.read(masked).worst[0].iou == pytest.approx(found, abs=1e-4)
 
 
 def test_fewer_images_by_lot(labelled: Path, capfd: Any) -> None:

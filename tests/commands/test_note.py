@@ -8,7 +8,7 @@ import pytest
 from run_folders import make_run
 
 from vision_tutorial.commands import note
-from vision_tutorial.runs.run import NOTES
+from vision_tutorial.runs.reader import NOTES
 
 
 def test_notes_are_added_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

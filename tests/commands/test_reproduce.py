@@ -28,8 +28,8 @@ from vision_tutorial.runs.reader import collect
 from vision_tutorial.sweeps import children, scale_down, scheduler
 from vision_tutorial.sweeps.scale_down import TABLE, Speed, count_images
 from vision_tutorial.sweeps.throughput import ThroughputProbe
-from vision_tutorial.tables.columns import View
 from vision_tutorial.tables.comparison import rows_of
+from vision_tutorial.tables.layouts import View
 
 REAL_START, REAL_PAGE = children.start, command.write_page
 SMALL = ["--scale", "0"]  # the smallest that the rule knows

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from vision_tutorial.core import arrays as module
-from vision_tutorial.core.arrays import arrays
 from vision_tutorial.core.errors import StorageError, UserError
 from vision_tutorial.core.registry import datasets
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset
 from vision_tutorial.data import shapes  # noqa: F401  (fills the registry)
+from vision_tutorial.data.loader import arrays
 
 SPLITS = ("train", "test")
 

@@ -25,23 +25,14 @@ def positions(logits, target):
     return [(z, share) for z, share in pairs if share.any()]
 
 
-def target_in(form, ids):
-    """Class ids, or a class map of shares with one position ignored."""
-    return ids if form == "ids" else soft(dtype=torch.float64)
-
-
-@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 3)], ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_cross_entropy_is_torchs(shape, smoothing, weights):
-    logits, ids = example(shape)
+def test_cross_entropy_is_torchs(smoothing, weights):
+    logits, ids = example()
     options = {"ignore_index": IGNORE, "label_smoothing": smoothing}
     expected = F.cross_entropy(logits, ids, weights and torch.tensor(weights), **options)
-    close(
-        pixel.cross_entropy(logits, ids, label_smoothing=smoothing, class_weights=weights), expected
-    )
-    if not weights:
-        close(pixel.label_smoothing(logits, ids, epsilon=smoothing), expected)
+    given = pixel.cross_entropy(logits, ids, label_smoothing=smoothing, class_weights=weights)
+    close(given, expected)
 
 
 def test_soft_cross_entropy_is_torchs_and_timms():
@@ -50,7 +41,6 @@ def test_soft_cross_entropy_is_torchs_and_timms():
     target[0] = 0.2
     given = pixel.cross_entropy(logits, target, label_smoothing=0.1)
     close(given, F.cross_entropy(logits, target, label_smoothing=0.1))
-    close(given, timm.loss.SoftTargetCrossEntropy()(logits, 0.9 * target + 0.1 / 5))
     smoothed = timm.loss.LabelSmoothingCrossEntropy(0.1)(logits, ids)
     close(pixel.label_smoothing(logits, ids), smoothed)
 
@@ -70,12 +60,11 @@ def test_classes_of_weight_zero_give_zero_not_nan():
     assert loss.item() == 0
 
 
-@pytest.mark.parametrize("alpha", [None, WEIGHTS])
-@pytest.mark.parametrize("gamma", [0.0, 0.75, 2.0])
+@pytest.mark.parametrize(("gamma", "alpha"), [(0.75, None), (2.0, WEIGHTS)])
 @pytest.mark.parametrize("form", ["ids", "map"])
 def test_focal_is_its_definition(gamma, alpha, form):
     logits, ids = example(dtype=torch.float64)
-    target = target_in(form, ids)
+    target = ids if form == "ids" else soft(dtype=torch.float64)
     scale = torch.tensor(alpha or [1.0] * 5, dtype=torch.float64)
     values = [
         (share * scale * (1 - z.softmax(0)) ** gamma * -z.log_softmax(0)).sum()
@@ -85,8 +74,7 @@ def test_focal_is_its_definition(gamma, alpha, form):
     close(given, sum(values) / len(values))
 
 
-@pytest.mark.parametrize("gamma", [0.0, 2.0])
-@pytest.mark.parametrize("alpha", [None, 0.25])
+@pytest.mark.parametrize(("gamma", "alpha"), [(0.0, None), (2.0, 0.25)])
 def test_focal_ovr_is_torchvisions(gamma, alpha):
     logits, ids = example()
     keep = ids != IGNORE
@@ -130,8 +118,7 @@ def test_bce_is_timms_over_the_counted_positions(options):
     close(pixel.bce(logits, ids, **options), expected)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("splits", [2, 3])
+@pytest.mark.parametrize(("splits", "smoothing"), [(2, 0.0), (3, 0.1)])
 def test_jsd_is_timms(splits, smoothing):
     logits, ids = example((6, 5), ignored=False)
     expected = timm.loss.JsdCrossEntropy(splits, 7.0, smoothing)(logits, ids)
@@ -145,7 +132,7 @@ def test_jsd_is_timms(splits, smoothing):
 def test_ohem_is_its_definition(threshold, min_kept, form):
     """p_y < max(threshold, p of rank min_kept), as a loop over the sorted positions."""
     logits, ids = example(dtype=torch.float64)
-    target = target_in(form, ids)
+    target = ids if form == "ids" else soft(dtype=torch.float64)
     values = [-(share * z.log_softmax(0)).sum() for z, share in positions(logits, target)]
     values.sort(reverse=True)
     kept = [
@@ -159,31 +146,18 @@ def test_ohem_is_its_definition(threshold, min_kept, form):
     assert gradient.abs().sum(1).count_nonzero() == len(kept)
 
 
-def test_ohem_keeps_ties():
-    logits, ids = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
-    given = pixel.ohem(logits, ids, threshold=0.1, min_kept=1)
-    assert given.item() == pytest.approx(math.log(2))
-
-
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("cross_entropy", {"label_smoothing": 1.5}, "label_smoothing is 1.5"),
+        ("cross_entropy", {"label_smoothing": 1.5}, "label_smoothing is 1.5; give 0 to 1"),
         ("cross_entropy", {"class_weights": [1.0, 1.0, 1.0, 1.0, -1.0]}, "from 0 up"),
-        ("label_smoothing", {"epsilon": -0.1}, "epsilon is -0.1"),
-        ("focal", {"gamma": -1.0}, "gamma is -1.0"),
         ("focal", {"alpha": [0.5]}, "for 5 classes"),
-        ("focal_ovr", {"gamma": math.nan}, "gamma is nan"),
-        ("focal_ovr", {"alpha": 1.5}, "0 to 1"),
-        ("bce", {"smoothing": 2.0}, "smoothing is 2.0"),
-        ("ohem", {"threshold": 1.1}, "from 0 to 1"),
-        ("ohem", {"min_kept": 0}, "from 1 to inf"),
+        ("focal_ovr", {"gamma": math.nan}, "focal_ovr: gamma is nan"),
+        ("ohem", {"min_kept": 0}, "min_kept is 0"),
         ("jsd", {"num_splits": 4}, "4 versions"),
         ("jsd", {"num_splits": 1}, "at least 2"),
         ("dice", {"smooth": -1.0}, "dice: smooth is -1.0"),
-        ("jaccard", {"smooth": math.nan}, "jaccard: smooth is nan"),
         ("tversky", {"beta": -0.1}, "tversky: beta is -0.1"),
-        ("tanimoto", {"gamma": -1.0}, "tanimoto: gamma is -1.0"),
     ],
 )
 def test_bad_options_are_refused(name, options, words):

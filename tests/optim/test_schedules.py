@@ -14,6 +14,7 @@ from vision_tutorial.core.registry import schedules as registry
 from vision_tutorial.optim import learning_rates
 
 REQUIRED = {"multistep": {"milestones": [3, 7]}, "exponential": {"gamma": 0.9}}
+REQUIRED["step"] = {"every": 3}
 WEEK3 = {"warmup_epochs": 5, "warmup_lr": 0.01, "cooldown_epochs": 10}
 
 
@@ -58,9 +59,7 @@ def moving(updates: int) -> dict:
     return {"unit": "step" if updates else "epoch", "steps_per_epoch": updates or 1}
 
 
-@pytest.mark.parametrize(
-    ("lr", "epochs"), [(0.1, 200), (0.25, 200), (0.25, 250)], ids=["r0", "r1-r3", "r4-r5"]
-)
+@pytest.mark.parametrize(("lr", "epochs"), [(0.1, 200), (0.25, 250)], ids=["r0", "r4-r5"])
 def test_week3_recipes_have_timms_rates_to_the_last_digit(lr, epochs):
     given = ours("cosine", {"min_lr": 1e-6}, lr=lr, epochs=epochs, **WEEK3)
     expected = timms(
@@ -112,7 +111,6 @@ def test_multistep_is_timms_with_milestones_one_later(updates):
 @pytest.mark.parametrize(
     ("name", "options", "make"),
     [
-        ("step", {"every": 7}, lambda o: lr_scheduler.StepLR(o, 7)),
         (
             "multistep",
             {"milestones": [20, 5, 5], "gamma": 0.5},
@@ -133,8 +131,7 @@ def test_rates_are_torchs(name, options, make):
     assert ours(name, options) == pytest.approx(torchs(make, 0.25, 30), rel=1e-9, abs=1e-15)
 
 
-@pytest.mark.parametrize("total", [3, 30])
-@pytest.mark.parametrize("pct", [0.0, 0.3, 0.95])
+@pytest.mark.parametrize(("pct", "total"), [(0.0, 30), (0.3, 30), (0.95, 3)])
 @pytest.mark.parametrize("anneal", ["cos", "linear"])
 def test_one_cycle_is_torchs(anneal, pct, total):
     factors = {"pct_start": pct, "div_factor": 10, "final_div_factor": 100}
@@ -150,15 +147,13 @@ def test_one_cycle_is_torchs(anneal, pct, total):
     assert all(0 < rate <= 0.25 for rate in rates)  # of few steps, finite
 
 
-def histories():
+@pytest.mark.parametrize(
+    ("mode", "patience", "cooldown"), [("max", 0, 2), ("max", 3, 0), ("min", 0, 0), ("min", 3, 2)]
+)
+def test_plateau_is_torchs_replayed(mode, patience, cooldown):
     source = random.Random(0)
-    for mode, patience, cooldown in itertools.product(["max", "min"], [0, 3], [0, 2]):
-        steps = [source.choice([-0.02, 0.0, 0.0, 1e-6, 0.01]) for _ in range(60)]
-        yield mode, patience, cooldown, [0.5 + x for x in itertools.accumulate(steps)]
-
-
-@pytest.mark.parametrize(("mode", "patience", "cooldown", "history"), list(histories()))
-def test_plateau_is_torchs_replayed(mode, patience, cooldown, history):
+    steps = [source.choice([-0.02, 0.0, 0.0, 1e-6, 0.01]) for _ in range(60)]
+    history = [0.5 + x for x in itertools.accumulate(steps)]
     made = optimizer(0.25)
     theirs = lr_scheduler.ReduceLROnPlateau(
         made, mode, 0.3, patience, cooldown=cooldown, min_lr=1e-4, eps=0
@@ -166,13 +161,13 @@ def test_plateau_is_torchs_replayed(mode, patience, cooldown, history):
     options = {"mode": mode, "factor": 0.3, "patience": patience, "cooldown": cooldown}
     bound = registry.build("plateau", min_lr=1e-4, **options)
     rate = learning_rates(bound, lr=0.25, epochs=61, steps_per_epoch=2)
-    falls = 0
+    rates = []
     for epoch in range(60):
-        before = made.param_groups[0]["lr"]
-        assert rate(2 * epoch, history[:epoch]) == rate(2 * epoch + 1, history[:epoch]) == before
+        rates.append(made.param_groups[0]["lr"])
+        found = {rate(2 * epoch, history[:epoch]), rate(2 * epoch + 1, history[:epoch])}
+        assert found == {rates[-1]}
         theirs.step(history[epoch])
-        falls += made.param_groups[0]["lr"] < before
-    assert falls > 0
+    assert len(set(rates)) > 1
 
 
 def test_plateau_counts_from_the_end_of_the_warm_up_as_timm_does():
@@ -219,68 +214,29 @@ def test_every_schedule_rises_runs_and_cools_down(name, warmup, unit):
         assert all(rates[i] == rates[i - i % 4] for i in range(len(rates)))
     cooled = ours(name, REQUIRED.get(name, {}), cooldown_lr=1e-7, **run)
     assert cooled[:-8] == rates[:-8] and cooled[-8:] == [1e-7] * 8
-
-
-@pytest.mark.parametrize("unit", ["epoch", "step"])
-@pytest.mark.parametrize("name", list(registry))
-def test_every_schedule_is_a_pure_function(name, unit):
     bound = registry.build(name, **REQUIRED.get(name, {}))
-    make = {"lr": 0.25, "epochs": 10, "steps_per_epoch": 5, "unit": unit}
-    forwards, fresh = learning_rates(bound, **make), learning_rates(bound, **make)
-    history = [0.5] * 10
-    there = [forwards(step, history[: step // 5]) for step in range(50)]
-    back = [fresh(step, history[: step // 5]) for step in reversed(range(50))]
-    assert there == back[::-1]
-
-
-@pytest.mark.parametrize("name", ["step", "multistep", "exponential", "cosine"])
-def test_times_are_in_epochs_whatever_the_unit(name):
-    options = {
-        "step": {"every": 3},
-        "multistep": {"milestones": [2, 9]},
-        "exponential": {"gamma": 0.9},
-        "cosine": {"period": 5},
-    }[name]
-    every_epoch = ours(name, options, steps_per_epoch=4)
-    every_step = ours(name, options, steps_per_epoch=4, unit="step")
-    assert every_step[::4] == pytest.approx(every_epoch[::4], rel=1e-12)
-
-
-def test_a_warm_up_longer_than_the_run_is_cut_as_timms_is():
-    given = ours("cosine", {}, epochs=2, warmup_epochs=5, warmup_lr=0.01)
-    expected = timms(0.25, epochs=2, sched="cosine", num_epochs=2, warmup_epochs=5, warmup_lr=0.01)
-    assert given == expected
+    rate = learning_rates(bound, lr=0.25, **run)
+    assert [rate(step, []) for step in reversed(range(len(rates)))] == rates[::-1]  # no state
+    if name in ("step", "multistep", "exponential", "cosine") and unit == "step":
+        every_epoch = ours(name, REQUIRED.get(name, {}), **run | {"unit": "epoch"})
+        assert rates[::4] == pytest.approx(every_epoch[::4], rel=1e-12)  # times are in epochs
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "run", "words"),
     [
-        ("step", {"every": 0}, "every is 0"),
-        ("multistep", {"milestones": [1], "gamma": 0}, "factor is 0"),
-        ("cosine", {"min_lr": -1.0}, "min_lr is -1.0"),
-        ("cosine", {"period": 0}, "period is 0"),
-        ("poly", {"power": 0.0}, "power is 0.0"),
-        ("one_cycle", {"pct_start": 1.1}, "pct_start is 1.1"),
-        ("one_cycle", {"div_factor": 0.0}, "factors above 0"),
-        ("plateau", {"factor": 0.0}, "factor is 0.0"),
+        ("step", {"every": 0}, {}, "step: every is 0"),
+        ("multistep", {"milestones": [1], "gamma": 0}, {}, "gamma is 0"),
+        ("cosine", {"min_lr": -1.0}, {}, "min_lr is -1.0"),
+        ("cosine", {"period": 0}, {}, "period is 0"),
+        ("one_cycle", {"pct_start": 1.1}, {}, "pct_start is 1.1"),
+        ("one_cycle", {"div_factor": 0.0}, {}, "div_factor is 0.0"),
+        ("constant", {}, {"lr": float("inf")}, "the run: lr is inf"),
+        ("constant", {}, {"epochs": 0}, "epochs is 0"),
+        ("constant", {}, {"steps_per_epoch": 0}, "steps_per_epoch is 0"),
     ],
 )
-def test_bad_options_are_refused_before_training(name, options, words):
+def test_bad_options_are_refused_before_training(name, options, run, words):
     bound = registry.build(name, **options)
     with pytest.raises(UserError, match=words):
-        learning_rates(bound, lr=0.1, epochs=10, steps_per_epoch=1)
-
-
-@pytest.mark.parametrize(
-    ("run", "words"),
-    [
-        ({"lr": float("inf")}, "a finite number from 0 up"),
-        ({"lr": -0.1}, "a finite number from 0 up"),
-        ({"epochs": 0}, "0 epochs of 5 steps"),
-        ({"steps_per_epoch": 0}, "5 epochs of 0 steps"),
-    ],
-)
-def test_a_bad_lr_and_a_run_of_no_steps_are_refused(run, words):
-    given = {"lr": 0.1, "epochs": 5, "steps_per_epoch": 5} | run
-    with pytest.raises(UserError, match=words):
-        learning_rates(registry.build("constant"), **given)
+        learning_rates(bound, **{"lr": 0.1, "epochs": 10, "steps_per_epoch": 1} | run)

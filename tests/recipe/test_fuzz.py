@@ -5,7 +5,6 @@ import json
 import random
 import re
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from vision_tutorial.recipe.yaml_lines import Document, parse, read_document
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))
-TEXTS, TREES, OVERRIDES = 6000, 7000, 7000
+TEXTS, OVERRIDES = 6000, 14_000
 LONGEST = 500  # letters of a complaint
 SLOWEST = 2.0  # seconds of CPU for one mutant; the mean is under a millisecond
 
@@ -55,10 +54,10 @@ def shipped():
 
 
 class Judge:
-    """Tries mutants, and keeps count."""
+    """Tries mutants, and keeps count of those that load and those that are refused."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self.loaded = self.refused = 0
         self.seen: set[str] = set()
 
     def judge(self, attempt, original: Recipe, place: str) -> None:
@@ -68,12 +67,10 @@ class Judge:
             recipe = attempt()
         except UserError as error:
             message = str(error).replace(place, "")
-            assert message.isprintable(), repr(message)
-            assert len(message) <= LONGEST, message
-            self.counts["refused"] += 1
+            assert message.isprintable() and len(message) <= LONGEST, repr(message)
+            self.refused += 1
         else:
-            assert isinstance(recipe, Recipe)
-            self.counts["loaded"] += 1
+            self.loaded += 1
             self.reads_back(recipe, original)
         assert time.process_time() - start < SLOWEST
 
@@ -82,9 +79,9 @@ class Judge:
         written = to_yaml({key: new for key, (_, new) in changes(recipe, original).items()})
         if written not in self.seen:
             self.seen.add(written)
-            values = to_plain(original) | parse(written, "again").values
             own = {"name": recipe.name, "expects": dict(recipe.expects)}
-            again = typed(Document(values | own), "again")[0]
+            values = to_plain(original) | parse(written, "again").values | own
+            again = typed(Document(values), "again")[0]
             assert again == recipe, (changes(again, recipe), written)
 
 
@@ -101,7 +98,7 @@ def bare(name: str) -> str:
 def damage_text(text: str, draw: random.Random) -> str | bytes:
     lines = text.split("\n")
     at, line = draw.randrange(len(text)), draw.randrange(len(lines))
-    match draw.randrange(10):
+    match draw.randrange(9):
         case 0:
             return text[:at] + draw.choice(TOKENS) + text[at:]
         case 1:
@@ -123,8 +120,6 @@ def damage_text(text: str, draw: random.Random) -> str | bytes:
             raw[draw.randrange(len(raw))] = draw.randrange(256)
             return bytes(raw)
         case 7:
-            return text[:at]
-        case 8:
             base = draw.choice([*NAMES, "mutant.yaml", "circle.yaml", "none.yaml", ".", "[a]", ""])
             return re.sub(r"(?m)^extends:.*\n", "", text) + f"extends: {base}\n"
         case _:
@@ -148,8 +143,8 @@ def test_damaged_files(tmp_path, originals):
                 text = damage_text(text, draw)
         mutant.write_bytes(text if isinstance(text, bytes) else text.encode(errors="ignore"))
         judge.judge(lambda: load(mutant).recipe, originals[name], f"{tmp_path}/")
-    assert judge.counts["loaded"] > TEXTS / 20
-    assert judge.counts["refused"] > TEXTS / 4
+    assert judge.loaded > TEXTS / 20
+    assert judge.refused > TEXTS / 4
 
 
 def damage_tree(value, draw: random.Random):
@@ -200,19 +195,6 @@ def damaged_word(word: str, draw: random.Random) -> str:
     return draw.choice([word[:at] + word[at + 1 :], word[:at] + "x" + word[at:], word.upper()])
 
 
-def test_damaged_values(originals):
-    draw, judge = random.Random(2), Judge()
-    plains = {name: to_plain(recipe) for name, recipe in originals.items()}
-    for _ in range(TREES):
-        name = draw.choice(NAMES)
-        values = plains[name]
-        key = draw.choice(list(values))  # every key as often as the others
-        values = draw.choice([values | {key: damage_tree(values[key], draw)}] * 9 + [{key: {}}])
-        judge.judge(lambda v=values: typed(Document(v), "x")[0], originals[name], "")
-    assert judge.counts["loaded"] > TREES / 10
-    assert judge.counts["refused"] > TREES / 4
-
-
 def damaged_override(plain: dict, draw: random.Random) -> str:
     """A path into the recipe (mostly one that is there) with some value."""
     keys, value = [], plain
@@ -242,8 +224,8 @@ def test_damaged_overrides(originals):
         texts = [damaged_override(plains[name], draw) for _ in range(draw.choice([1, 1, 1, 2]))]
         attempt = functools.partial(load, RECIPES / name, texts)
         judge.judge(lambda attempt=attempt: attempt().recipe, originals[name], f"{RECIPES}/")
-    assert judge.counts["loaded"] > OVERRIDES / 20
-    assert judge.counts["refused"] > OVERRIDES / 4
+    assert judge.loaded > OVERRIDES / 20
+    assert judge.refused > OVERRIDES / 4
 
 
 def test_whole_recipes_read_back(tmp_path, originals):

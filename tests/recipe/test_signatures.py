@@ -2,26 +2,21 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.recipe.signatures import (
-    REGISTRIES,
-    REQUIRED,
-    Option,
-    read,
-    static_signatures,
-)
+from vision_tutorial.recipe.signatures import REGISTRIES, REQUIRED, read, static_signatures
 
 
 @pytest.fixture
 def plugin(tmp_path):
     """Writes a plug-in around the given text; gives its path."""
 
-    def plugin(text: str, name: str = "mine.py"):
-        path = tmp_path / name
+    def plugin(text: str):
+        path = tmp_path / "mine.py"
         path.write_text("from vision_tutorial.core.registry import losses, models\n" + text)
         return path
 
@@ -42,31 +37,24 @@ def mine(
 
     More.
     """
+
+@models.register_fallback()
+def any_model(name, n, *, a: int = 1, **options): ...
 ''')
-    (entry,) = read(path)
+    entry, fallback = read(path)
     assert (entry.registry, entry.name, entry.doc) == ("losses", "mine", "First line.")
-    assert entry.where == f"{path}:7"
-    assert entry.prefix is None
-    assert not entry.forwards
-    assert entry.options == (
-        Option("a", int, REQUIRED),
-        Option("b", float | None, None),
-        Option("c", Literal["x", "y"], "x"),
-        Option("d", list[int], [1, -2]),
-        Option("e", dict[str, bool], {"k": True}),
-        Option("f", tuple[float, float], (0.5, 1.0)),
-    )
+    assert (entry.where, entry.prefix, entry.forwards) == (f"{path}:7", None, False)
+    assert entry.options == {
+        "a": (int, REQUIRED),
+        "b": (float | None, None),
+        "c": (Literal["x", "y"], "x"),
+        "d": (list[int], [1, -2]),
+        "e": (dict[str, bool], {"k": True}),
+        "f": (tuple[float, float], (0.5, 1.0)),
+    }
     assert entry.signature().startswith("(a, b=None, c=x, d=[1, -2]")
-
-
-def test_a_fallback_may_forward(plugin):
-    (entry,) = read(
-        plugin("@models.register_fallback()\ndef any_model(name, n, *, a: int = 1, **options): ...")
-    )
-    assert entry.prefix == ""
-    assert entry.forwards
-    assert entry.doc == ""
-    assert entry.signature() == "(a=1, …)"
+    assert (fallback.prefix, fallback.forwards, fallback.doc) == ("", True, "")
+    assert fallback.signature() == "(a=1, …)"
 
 
 @pytest.mark.parametrize(
@@ -75,32 +63,20 @@ def test_a_fallback_may_forward(plugin):
         "a",  # no type
         "a: Tensor = None",
         "a: int = f()",
-        "a: bytes = b'x'",
         "a: str = b'x'",  # a recipe cannot hold it
         "a: float = 1e999",
-        "a: 'not python(' = 1",
+        "a: 'not python[' = 1",
+        # reading runs nothing
+        "a: print('executed') or int = 1",
+        'a: """print("executed") or int""" = 1',
+        "a: int.__class__.__mro__[-1].__subclasses__ = 1",
+        "a: 2 ** 99999999 = 1",
     ],
 )
-def test_options_need_plain_types_and_literal_defaults(plugin, parameter):
+def test_options_need_plain_types_and_literal_defaults(plugin, capsys, parameter):
     path = plugin(f"@losses.register\ndef mine(logits, target, *, {parameter}): ...")
     with pytest.raises(UserError, match=r"mine.py:3: option 'a' needs a plain type .int, float"):
         read(path)
-
-
-@pytest.mark.parametrize(
-    "annotation",
-    [
-        "print('executed') or int",
-        "int.__class__.__mro__[-1].__subclasses__()",
-        "2 ** 99999999",
-    ],
-)
-@pytest.mark.parametrize("quote", ["", '"""'])
-def test_reading_runs_nothing(plugin, capsys, annotation, quote):
-    path = plugin(f"@losses.register\ndef f(x, *, a: {quote}{annotation}{quote} = 1): ...")
-    with pytest.raises(UserError, match="option 'a' needs a plain type") as caught:
-        read(path)
-    assert "is not part of a plain type" in str(caught.value.__cause__)
     assert capsys.readouterr().out == ""
 
 
@@ -114,7 +90,6 @@ def test_what_is_no_python(plugin, text):
     ("text", "name"),
     [
         ("@losses.register\ndef focal(x, *, a: int = 1): ...", "focal"),
-        ("@losses.register\ndef m(x): ...\n\n@losses.register\ndef m(x): ...", "m"),
         ("@models.register_fallback()\ndef mine(name, n): ...", "mine"),
     ],
 )
@@ -124,11 +99,10 @@ def test_a_name_that_is_taken(plugin, text, name):
 
 
 def test_a_plugin_may_add_a_fallback(plugin):
-    losses = static_signatures(
-        [plugin("@losses.register_fallback()\ndef any_loss(name, x, y, *, a: int = 1): ...")]
-    )
-    assert losses["losses"].find("whatever").name == "any_loss"
-    assert losses["losses"].outside is None  # nobody can say which names it knows
+    path = plugin("@losses.register_fallback()\ndef any_loss(name, x, y, *, a: int = 1): ...")
+    losses = static_signatures([path])["losses"]
+    assert losses.find("whatever").name == "any_loss"
+    assert losses.outside is None  # nobody can say which names it knows
 
 
 def test_every_registry_is_there_and_every_entry_says_what_it_is():
@@ -137,10 +111,8 @@ def test_every_registry_is_there_and_every_entry_says_what_it_is():
     for registry in registries.values():
         for entry in registry.entries.values():
             assert entry.doc.endswith((".", ")")) and len(entry.doc) <= 100, entry.name
-
-
-def test_names_of_timm():
-    registries = static_signatures()
+    path, _, line = registries["losses"].entries["focal"].where.rpartition(":")
+    assert Path(path).read_text("utf-8").splitlines()[int(line) - 1] == "def focal("
     models, optimizers = registries["models"], registries["optimizers"]
     assert models.find("resnet50.a1_in1k").prefix == ""
     assert models.find("resnet5") is None

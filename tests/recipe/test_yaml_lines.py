@@ -16,25 +16,17 @@ from vision_tutorial.recipe.yaml_lines import (
     ("text", "value"),
     [
         ("1e-3", 1e-3),  # PyYAML: text
-        ("-1.5e3", -1500.0),
-        (".5", 0.5),
         ("5.", 5.0),
-        ("+7", 7),
         ("0777", 777),  # PyYAML: octal
-        ("0x1F", "0x1F"),
         ("1_000", "1_000"),  # PyYAML: 1000
         ("1:30", "1:30"),  # PyYAML: 90
-        ("2024-01-31", "2024-01-31"),  # PyYAML: a date
         ("on", "on"),  # PyYAML: true
         ("TRUE", True),
-        ("tRue", "tRue"),
-        ("~", None),
         ("", None),
         (".inf", ".inf"),
         ("'1'", "1"),
         ("12345678901234567890", 12345678901234567890.0),
         ("[1, a, {b: ~}]", [1, "a", {"b": None}]),
-        ("<<", "<<"),
     ],
 )
 def test_scalars_follow_yaml_1_2(text, value):
@@ -44,8 +36,8 @@ def test_scalars_follow_yaml_1_2(text, value):
 
 
 def test_every_key_and_item_knows_its_line():
-    document = parse("a: 1\n\nb:\n  - x\n  - {c: 2,\n     d: 3}\n", "r.yaml")
-    assert document.values == {"a": 1, "b": ["x", {"c": 2, "d": 3}]}
+    document = parse("a: 1\n\nb:\n  - x\n  - {c: 2,\n     1: 3}\n", "r.yaml")
+    assert document.values == {"a": 1, "b": ["x", {"c": 2, "1": 3}]}  # a key is a word
     assert document.places == {
         (): "r.yaml:1",
         ("a",): "r.yaml:1",
@@ -53,17 +45,8 @@ def test_every_key_and_item_knows_its_line():
         ("b", 0): "r.yaml:4",
         ("b", 1): "r.yaml:5",
         ("b", 1, "c"): "r.yaml:5",
-        ("b", 1, "d"): "r.yaml:6",
+        ("b", 1, "1"): "r.yaml:6",
     }
-
-
-def test_keys_are_words_whatever_they_look_like():
-    assert parse("1: a\n~: b\ntrue: c", "r").values == {"1": "a", "~": "b", "true": "c"}
-
-
-@pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
-def test_nothing_is_an_empty_recipe(text):
-    assert parse(text, "r").values == {}
 
 
 @pytest.mark.parametrize(
@@ -71,16 +54,14 @@ def test_nothing_is_an_empty_recipe(text):
     [
         ("a: 1\nb: &x 2", 2, "anchors, aliases and tags are not part of recipes"),
         ("\na: *x", 2, "anchors, aliases"),
+        ("a: 1\n&x b: 2", 2, "anchors, aliases"),
         ("a: 1\n\nb: !!python/object/apply:os.system [id]", 3, "anchors, aliases and tags"),
-        ("a: 1\nb: 2\na: 3", 3, '"a" is given twice (first on line 1)'),
-        ("1: a\n'1': b", 2, '"1" is given twice'),
+        ("1: a\n'1': b", 2, '"1" is given twice (first on line 1)'),
         ("? [a]\n: 1", 1, "a key must be a word"),
         ("a: [1\nb: 2", 2, "not valid YAML"),
         ("a: 1\n\tb: 2", 2, "not valid YAML: found"),
-        ("a: 1\n---\nb: 2", 2, "not valid YAML: but found another document"),
-        ("a: 1\nb: \x07", 2, "a letter that YAML has not (U+0007)"),
+        ("a: 1\n---\nb: 2", 2, "another document begins"),
         ('a: 1\nb: "\\0"', 2, "holds a control character (U+0000)"),
-        ('a: "\\ud800"', 1, "invalid Unicode character"),
         ('"a\\e": 1', 1, "control character (U+001B)"),
         ("a: 1\nb: 1e999", 2, '"1e999" is too large a number'),
         ("a: " + "[" * 60_000, 1, f"nested deeper than {MAX_DEPTH} levels"),
@@ -92,13 +73,7 @@ def test_what_is_refused_says_file_and_line(text, line, said):
         parse(text, "r.yaml")
     message = str(caught.value)
     assert message.startswith(f"r.yaml:{line}: ")
-    assert said in message
-    assert "\n" not in message
-
-
-def test_a_recipe_is_a_mapping():
-    with pytest.raises(UserError, match="r.yaml: holds a list; a recipe is `key: value`"):
-        parse("[a, b]", "r.yaml")
+    assert said in message and "\n" not in message
 
 
 def test_depth_up_to_the_limit_is_read():
@@ -107,26 +82,23 @@ def test_depth_up_to_the_limit_is_read():
 
 
 def test_files(tmp_path):
-    good = tmp_path / "good.yaml"
-    good.write_bytes("\ufeffname: 가\r\nseed: 1\r\n".encode())  # as Windows' Notepad saves it
-    document = read_document(good)
+    path = tmp_path / "r.yaml"
+    path.write_bytes("\ufeffname: 가\r\nseed: 1\r\n".encode())  # as Windows' Notepad saves it
+    document = read_document(path)
     assert document.values == {"name": "가", "seed": 1}
-    assert document.places[("seed",)] == f"{good}:2"
-
-    big = tmp_path / "big.yaml"
-    big.write_text("#" * (MAX_BYTES + 1))
-    with pytest.raises(UserError, match=r"big.yaml: 65,537 bytes; a recipe has at most 65,536"):
-        read_document(big)
-    latin = tmp_path / "latin.yaml"
-    latin.write_bytes(b"name: caf\xe9\n")
-    with pytest.raises(UserError, match="latin.yaml: not UTF-8 text"):
-        read_document(latin)
+    assert document.places[("seed",)] == f"{path}:2"
+    for content, said in (
+        (b"# only a comment\n", None),
+        (b"[a, b]", "r.yaml: holds a list; a recipe is `key: value`"),
+        (b"#" * (MAX_BYTES + 1), "r.yaml: 65,537 bytes; a recipe has at most 65,536"),
+        (b"name: caf\xe9\n", "r.yaml: not UTF-8 text"),
+        (b"a: \x07", "r.yaml: not valid YAML"),
+    ):
+        path.write_bytes(content)
+        if said is None:
+            assert read_document(path).values == {}
+        else:
+            with pytest.raises(UserError, match=said):
+                read_document(path)
     with pytest.raises(UserError, match="none.yaml: cannot be read .No such file.*Check the path"):
         read_document(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_document(tmp_path)
-
-
-def test_the_command_line_has_the_same_limit():
-    with pytest.raises(UserError, match="at most 65,536 are read"):
-        parse_value("1" * (MAX_BYTES + 1), "command line")

@@ -1,6 +1,7 @@
 """Verdicts on a second run: on folders made by hand, with numbers that can be checked by hand."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,8 @@ from vision_tutorial.core.atomic import write_json
 from vision_tutorial.recipe.fields import digest, identity
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import reader, run_folder
-from vision_tutorial.runs.reproducibility import (
-    differences,
-    edited,
-    first_difference,
-    judge,
-    weights,
-)
-from vision_tutorial.runs.run import Run
+from vision_tutorial.runs.reader import Run
+from vision_tutorial.runs.reproducibility import differences, edited, first_difference, judge
 
 HERE = {
     "versions": {"torch": "2.15.0", "wandb": "0.31"},
@@ -48,9 +43,9 @@ def test_equal_but_for_the_clock_is_bit_identical(tmp_path: Path) -> None:
     assert judge(one, two, 3) == ("bit-identical", "all metrics of 3 epochs")
     values = [50.0, 60.0, 55.000000000000007]
     other = made(tmp_path, "3", values=values)
-    assert judge(one, other, 2).word == "bit-identical" and judge(one, other, 2).reproduced
+    assert judge(one, other, 2).word == "bit-identical"
     said = judge(one, other, 3)
-    assert said.word == "not reproduced" and not said.reproduced
+    assert said.word == "not reproduced"
     assert "epoch 3: val/top1 is 55.0 there, 55.00000000000001 here" in said.why
     assert said.why.endswith("nothing around it differs")
 
@@ -73,7 +68,6 @@ def test_weights_of_common_steps_count(tmp_path: Path) -> None:
         for step, text in enumerate(digests):
             checkpoint(run, 10 * step, text, identity(load(run.folder / "recipe.yaml").recipe))
     checkpoint(one, 30, "d")  # not in the other
-    assert weights(one, two) == {"step-00000000": True, "step-00000010": False}
     said = judge(one, two, 3)
     assert said.word == "not reproduced" and "the weights differ at step-00000010" in said.why
     (two.folder / "ckpt" / "step-00000010" / "MANIFEST.json").write_text("{")
@@ -90,7 +84,7 @@ def test_noise_is_judged_by_seeds_at_95_per_cent(tmp_path: Path) -> None:
     near = made(tmp_path, "near", values=[50.0, 65.8, 55.0], **newer)
     far = made(tmp_path, "far", values=[50.0, 65.9, 55.0], **newer)
     said = judge(one, near, 3)
-    assert said.word == "within noise" and said.reproduced
+    assert said.word == "within noise"
     assert "may be due to versions.torch" in said.why and "up to 5.81 apart" in said.why
     assert "spread 1.29, from 4 seeds" in said.why
     assert judge(one, far, 3).word == "not reproduced"
@@ -117,23 +111,16 @@ def test_reruns_and_other_recipes_beside_it_are_no_seeds(tmp_path: Path) -> None
     "facts, because",
     [
         ({"torch": {"threads": 1, "gpus": []}}, "torch.threads"),
-        ({"git": {"commit": "c1", "dirty": True}}, "git.dirty"),
-        ({"environment": {"WORLD_SIZE": "2"}}, "environment.WORLD_SIZE"),
-        ({"host": "elsewhere"}, None),
-        ({"environment": {"WANDB_MODE": "offline"}, "versions": HERE["versions"]}, None),
+        ({"git": {"commit": "c1", "dirty": True}}, "git.dirty, uncommitted code"),
+        ({"torch": {"threads": 2, "gpus": ["H100"]}}, "torch.gpus, a GPU, which sums in any order"),
+        ({"environment": {"WANDB_MODE": "offline"}, "host": "elsewhere"}, None),
     ],
 )
 def test_what_may_explain_a_difference(tmp_path: Path, facts: dict, because: str | None) -> None:
     one, two = made(tmp_path, "1"), made(tmp_path, "2", values=[50.0, 60.1, 55.0], **facts)
     said = judge(one, two, 3, spread=1.0)
     assert said.word == ("within noise" if because else "not reproduced")
-    assert because is None or f"may be due to {because}" in said.why
-
-
-def test_a_gpu_may_explain_a_difference(tmp_path: Path) -> None:
-    gpu = {"torch": {"threads": 2, "gpus": ["H100"]}}
-    one, two = made(tmp_path, "1", **gpu), made(tmp_path, "2", values=[1.0, 60.1, 2.0], **gpu)
-    assert "a GPU, which sums in any order" in judge(one, two, 3, spread=1.0).why
+    assert because is None or f"may be due to {because})" in said.why
 
 
 def test_other_data_or_another_recipe_is_never_reproduced(tmp_path: Path) -> None:
@@ -145,42 +132,31 @@ def test_other_data_or_another_recipe_is_never_reproduced(tmp_path: Path) -> Non
 def test_an_edited_recipe_is_seen(tmp_path: Path) -> None:
     run = made(tmp_path, "1")
     path = run.folder / "recipe.yaml"
-    recorded = identity(load(path).recipe)
+    text, recorded = path.read_text(), identity(load(path).recipe)
     assert edited(run) is None, "nothing is recorded, so nothing is claimed"
     edit(run.folder / "fingerprint.json", recipe={"identity": recorded})
-    assert edited(reader.read(run.folder)) is None
-    text = path.read_text()
     path.write_text(text.replace("workers: 0", "workers: 3"))
     assert edited(reader.read(run.folder)) is None, "that may change on resume"
     path.write_text(text.replace("seed: 42", "seed: 43"))
-    run = reader.read(run.folder)
-    assert "recipe.yaml was edited" in edited(run)
-    said = judge(run, made(tmp_path, "2", "seed=43"), 3, spread=99.0)
-    assert said.word == "not reproduced" and "edited" in said.why
+    said = judge(reader.read(run.folder), made(tmp_path, "2", "seed=43"), 3, spread=99.0)
+    assert said.word == "not reproduced" and "recipe.yaml was edited" in said.why
     edit(run.folder / "fingerprint.json", recipe={})
     checkpoint(run, 10, "a", recorded)
     assert recorded in edited(reader.read(run.folder)), "the checkpoints know it too"
     path.write_text(text.replace("data:\n", "dataa:\n"))
     assert "damaged" in edited(run)
-
-
-def test_a_recipe_of_an_older_version_was_not_edited(tmp_path: Path) -> None:
-    """It has fewer keys; its identity was made of those."""
-    run = made(tmp_path, "1")
-    path = run.folder / "recipe.yaml"
-    path.write_text(path.read_text().replace("eval_every: 1\n", ""))
+    path.write_text(text.replace("eval_every: 1\n", ""))  # of an older version, with fewer keys
+    shutil.rmtree(run.folder / "ckpt")
     plain = {k: v for k, v in run.recipe.items() if k != "eval_every"}
     edit(run.folder / "fingerprint.json", recipe={"identity": digest(plain)})
-    run = reader.read(run.folder)
-    assert edited(run) is None and identity(load(path).recipe) != digest(plain)
-    assert judge(run, made(tmp_path, "2"), 3).word == "bit-identical"
+    assert judge(reader.read(run.folder), made(tmp_path, "3"), 3).word == "bit-identical"
 
 
 def test_differences_are_said_as_there_and_here() -> None:
     there = HERE | {"data": "d1", "created": "then"}
     here = HERE | {"torch": None, "data": None, "created": "now", "cpu": {"model": "Xeon"}}
     here["environment"] = {"NVIDIA_TF32_OVERRIDE": "1"}
-    assert [str(d) for d in differences(there, here)] == [
-        "cpu.model: EPYC there, Xeon here",
-        "environment.NVIDIA_TF32_OVERRIDE: unset there, 1 here",
-    ], "what is not known yet is no difference"
+    assert differences(there, here) == {
+        "cpu.model": "EPYC there, Xeon here",
+        "environment.NVIDIA_TF32_OVERRIDE": "unset there, 1 here",
+    }, "what is not known yet is no difference"

@@ -1,5 +1,6 @@
 """The run folder: whole files, one owner, strict JSON, no secrets."""
 
+import itertools
 import json
 import math
 import os
@@ -8,7 +9,10 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -44,9 +48,6 @@ def in_child(work, *, expect=0):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expect
 
 
-# -- whole files -----------------------------------------------------------------------------------
-
-
 def test_json_is_strict_and_round_trips(tmp_path):
     value = {"a": 1, 2: [math.nan, math.inf, 0.1], "n": np.float32(0.5), "i": np.int64(7)}
     write_json(tmp_path / "x.json", {**value, "p": Path("a/b"), "t": (True, None)})
@@ -58,61 +59,50 @@ def test_json_is_strict_and_round_trips(tmp_path):
 
 
 def test_a_crash_at_any_call_leaves_the_old_text_or_the_new(tmp_path):
-    path, calls, seen = tmp_path / "x.json", ("write", "fsync", "replace", "open", "close"), set()
+    path, calls, seen = tmp_path / "x.json", itertools.count(1), set()
+
+    def write(k):
+        def counted(call, *arguments, **options):
+            if next(calls) == k:
+                os._exit(7)
+            return call(*arguments, **options)
+
+        for name in ("write", "fsync", "replace", "open", "close"):
+            setattr(os, name, partial(counted, getattr(os, name)))
+        run_folder.write_text(path, "new")
+        os._exit(8)
+
     for k in range(1, 20):
         run_folder.write_text(path, "old")
-
-        def crash(k=k):
-            left = [k]
-
-            def counting(call):
-                def counted(*arguments, **options):
-                    left[0] -= 1
-                    if left[0] == 0:
-                        os._exit(7)
-                    return call(*arguments, **options)
-
-                return counted
-
-            for name in calls:
-                setattr(os, name, counting(getattr(os, name)))
-            run_folder.write_text(path, "new")
-            os._exit(8)
-
         child = os.fork()
         if child == 0:
-            crash()
+            write(k)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert path.read_text() in {"old", "new"}
         seen.add(path.read_text())
         if code == 8:
             break
     assert code == 8 and k > 7 and seen == {"old", "new"}
 
 
-def test_a_failed_write_keeps_the_old_file_and_says_why(tmp_path):
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_half_row(tmp_path):
+    rows = tmp_path / "metrics.jsonl"
     run_folder.write_text(tmp_path / "x", "old")
+    run_folder.append_row(rows, {"epoch": 1})
 
     def full_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
         with pytest.raises(StorageError, match=r"x: File too large \([\d.]+ GiB free") as caught:
             run_folder.write_text(tmp_path / "x", "n" * 200)
         assert caught.value.code == ExitCode.STORAGE
-        assert (tmp_path / "x").read_text() == "old" and os.listdir(tmp_path) == ["x"]
+        with pytest.raises(StorageError):
+            run_folder.append_row(rows, {"epoch": 2, "text": "x" * 100})
 
     in_child(full_disk)
+    run_folder.append_row(rows, {"epoch": 3})
+    assert [row["epoch"] for row in run_folder.read_rows(rows)] == [1, 3]
+    assert (tmp_path / "x").read_text() == "old" and len(os.listdir(tmp_path)) == 2
 
-
-@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[" * 100_000])
-def test_unreadable_json_is_one_line(tmp_path, content):
-    if content is not None:
-        (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(UserError, match="x.json"):
-        read_json(tmp_path / "x.json")
-
-
-# -- metrics.jsonl ---------------------------------------------------------------------------------
 
 ROWS = st.lists(
     st.dictionaries(
@@ -147,24 +137,6 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path):
         run_folder.read_rows(tmp_path / "metrics.jsonl")
 
 
-def test_a_row_that_does_not_fit_leaves_no_half(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    run_folder.append_row(path, {"epoch": 1})
-
-    def full_disk():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
-        with pytest.raises(StorageError):
-            run_folder.append_row(path, {"epoch": 2, "text": "x" * 100})
-
-    in_child(full_disk)
-    run_folder.append_row(path, {"epoch": 3})
-    assert [row["epoch"] for row in run_folder.read_rows(path)] == [1, 3]
-
-
-# -- folders, status, lock -------------------------------------------------------------------------
-
-
 def test_ids_sort_by_time_and_are_unique_in_a_race(tmp_path, monkeypatch):
     class Stopped(run_folder.datetime.datetime):
         ticks = iter(range(1000))
@@ -187,12 +159,12 @@ def test_a_taken_id_is_refused(tmp_path):
         run_folder.new_run(tmp_path / "runs", "r4")
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "a\n", "é", "x" * 65, "a\\b"])
+@pytest.mark.parametrize("name", ["..", "a/b", "a\n", "x" * 65])
 def test_names_stay_inside_the_root(tmp_path, name):
     with pytest.raises(UserError, match="cannot be the name of a recipe"):
         run_folder.new_run(tmp_path, name)
     with pytest.raises(UserError, match="cannot be the name of a run"):
-        run_folder.check_name("run", name)
+        run_folder.new_run(tmp_path / "r", "r4", name)
     assert not os.listdir(tmp_path)
 
 
@@ -201,16 +173,23 @@ def test_two_processes_cannot_hold_one_run(tmp_path):
     holder = os.fork()
     if holder == 0:
         with run_folder.lock(tmp_path):
-            os.write(ready_w, b"x")
+            worker = os.fork()
+            if worker:
+                os.write(ready_w, str(worker).encode())
             signal.pause()
-    os.read(ready, 1)
-    with pytest.raises(UserError, match=f"in use by process {holder} on .* since"):
-        with run_folder.lock(tmp_path):
-            pytest.fail("two hold it")
-    os.kill(holder, signal.SIGKILL)
-    os.waitpid(holder, 0)
-    with run_folder.lock(tmp_path):  # released by death
-        assert f"process {os.getpid()} " in (tmp_path / "LOCK").read_text()
+    worker = int(os.read(ready, 20))
+    try:
+        with pytest.raises(UserError, match=f"in use by process {holder} on .* since"):
+            with run_folder.lock(tmp_path):
+                pytest.fail("two hold it")
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        with run_folder.lock(tmp_path):  # released by death, though its loader worker lives
+            assert f"process {os.getpid()} " in (tmp_path / "LOCK").read_text()
+    finally:
+        for process in (worker, holder):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def take():
         with run_folder.lock(tmp_path):
@@ -219,64 +198,13 @@ def test_two_processes_cannot_hold_one_run(tmp_path):
     in_child(take)  # released by the end of the block
 
 
-def test_a_surviving_loader_worker_does_not_keep_the_lock(tmp_path):
-    ready, ready_w = os.pipe()
-    trainer = os.fork()
-    if trainer == 0:
-        with run_folder.lock(tmp_path):
-            worker = os.fork()
-            if worker == 0:
-                signal.pause()
-            os.write(ready_w, str(worker).encode())
-            signal.pause()
-    worker = int(os.read(ready, 20))
-    try:
-        os.kill(trainer, signal.SIGKILL)
-        os.waitpid(trainer, 0)
-        with run_folder.lock(tmp_path):
-            pass
-    finally:
-        os.kill(worker, signal.SIGKILL)
-
-
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
-    import fcntl
-
-    def none(*arguments):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "lockf", none)
+    monkeypatch.setattr("fcntl.lockf", MagicMock(side_effect=OSError(38, "not implemented")))
     with pytest.warns(UserWarning, match="one training at a time"), run_folder.lock(tmp_path):
         pass
 
 
-def test_windows_locks_a_byte_behind_the_text(tmp_path, monkeypatch):
-    calls = []
-
-    class Msvcrt:
-        LK_NBLCK = 2
-        held = False
-
-        @classmethod
-        def locking(cls, handle, mode, count):
-            calls.append((os.lseek(handle, 0, os.SEEK_CUR), mode, count))
-            if cls.held:
-                raise OSError(13, "Permission denied")
-
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
-    with run_folder.lock(tmp_path):
-        assert (tmp_path / "LOCK").read_text().startswith("process ")
-        Msvcrt.held = True
-        with pytest.raises(UserError, match="in use by process"), run_folder.lock(tmp_path):
-            pytest.fail("two hold it")
-    assert calls == [(1 << 20, 2, 1)] * 2
-
-
-# -- fingerprint and secrets -----------------------------------------------------------------------
-
-
-def test_fingerprint_without_torch(tmp_path):
+def test_fingerprint_holds_no_secret_and_needs_no_torch():
     script = (
         "import json, sys; from vision_tutorial.runs import fingerprint as runs;"
         "print(json.dumps(runs.fingerprint('abc'), allow_nan=False));"
@@ -285,9 +213,7 @@ def test_fingerprint_without_torch(tmp_path):
     environment = {**os.environ, "WANDB_API_KEY": SECRET, "OMP_NUM_THREADS": "1", "MY_VAR": "mine"}
     environment["PYTHONPATH"] = str(Path(run_folder.__file__).parents[2])
     command = [sys.executable, "-c", script, "--api-key", "hush", f"x={SECRET}", "a b"]
-    text = subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
-    ).stdout
+    text = subprocess.check_output(command, env=environment, text=True)
     found = json.loads(text)
     assert SECRET not in text and "hush" not in text and "MY_VAR" not in text
     assert found["command"] == "-c --api-key [redacted] x=[redacted] 'a b'"
@@ -296,69 +222,43 @@ def test_fingerprint_without_torch(tmp_path):
     assert found["cpu"]["model"] and found["cpu"]["threads"] >= found["cpu"]["cores"] >= 1
 
 
-def test_fingerprint_asks_torch_once_it_is_imported():
-    import torch
-
-    found = fingerprint.fingerprint()["torch"]
-    assert found["threads"] == torch.get_num_threads() and found["cuda"] == torch.version.cuda
-    assert len(found["gpus"]) == torch.cuda.device_count()
-
-
 def test_git_commit_and_changes(tmp_path, monkeypatch):
     def git(*arguments):
         names = ("-c", "user.name=t", "-c", "user.email=t")
         subprocess.run(["git", "-C", tmp_path, *names, *arguments], check=True, capture_output=True)
 
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
+    (tmp_path / "__init__.py").write_text("")
     git("init")
-    assert fingerprint._git(package) is None  # installed inside somebody's checkout, not part of it
+    assert fingerprint._git(tmp_path) is None  # inside somebody's checkout, not part of it
     git("add", ".")
     git("commit", "-m", "x")
-    clean = fingerprint._git(package)
+    clean = fingerprint._git(tmp_path)
     assert re.fullmatch("[0-9a-f]{40}", clean["commit"]) and clean["dirty"] is False
-    (package / "__init__.py").write_text("x = 1")
-    assert fingerprint._git(package) == {**clean, "dirty": True}
+    (tmp_path / "__init__.py").write_text("x = 1")
+    assert fingerprint._git(tmp_path) == {**clean, "dirty": True}
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert fingerprint._git(package) is None  # no git at all
+    assert fingerprint._git(tmp_path) is None  # no git at all
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_secrets_in_text():
+    for text in (
         "WANDB_API_KEY=hunter2-x",
-        "--api-key hunter2-x",
         "--wandb_token 'hunter2-x'",
         '{"password": "hunter2-x"}',
-        "https://me:hunter2-x@host/path",
         "s3://key:p@hunter2-x@host",
         "https://host/?a=1&token=hunter2-x&b=2",
-        "Authorization: Bearer hunter2-x",
         "curl -H 'bearer hunter2-x'",
-    ],
-)
-def test_secrets_in_text(text):
-    assert "hunter2" not in redact(text) and REDACTED in redact(text)
-
-
-def test_secrets_by_shape():
-    for text in ("ghp_" + "a1" * 18, "hf_" + "a1" * 17, "sk-" + "a1" * 20, "AKIA" + "A1" * 8):
-        assert redact(f"see {text} there") == "see [redacted] there"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
+        *("ghp_hunter2-" + "a1" * 9, "hf_hunter2" + "a1" * 9, "sk-hunter2" + "a1" * 9),
+    ):
+        assert "hunter2" not in redact(text) and REDACTED in redact(text), text
+    assert redact(f"see {'AKIA' + 'A1' * 8} there") == "see [redacted] there"
+    for text in (
         "model.class_token=true",
         "tokens=5 tokenizer=bpe",
         "https://host/@user/x",
-        "lr=1e-3 -m vision_tutorial.train recipes/r4.yaml",
         "author: the secretary; passwords; key=3 monkey=4 basic recipe",
-    ],
-)
-def test_what_is_no_secret_stays(text):
-    assert redact(text) == text
+    ):
+        assert redact(text) == text
 
 
 def test_secrets_in_mappings_and_lists():
@@ -369,14 +269,14 @@ def test_secrets_in_mappings_and_lists():
         "password": 1234,
     }
     assert redact(value) == {
-        "wandb": {"api_key": "[redacted]", "mode": "auto", "APIKey": "[redacted]"},
+        "wandb": {"api_key": REDACTED, "mode": "auto", "APIKey": REDACTED},
         "vit": {"class_token": True, "token": None, "reg_tokens": 4},
-        "argv": ["--token", "[redacted]", "--token=[redacted]", "--token", "[redacted]", 3],
-        "password": "[redacted]",
+        "argv": ["--token", REDACTED, f"--token={REDACTED}", "--token", REDACTED, 3],
+        "password": REDACTED,
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.text(), st.text(), st.text())
 def test_the_environments_secrets_never_pass(before, after, key):
     with pytest.MonkeyPatch.context() as patch:
@@ -385,6 +285,6 @@ def test_the_environments_secrets_never_pass(before, after, key):
         assert SECRET not in json.dumps(leaked)
 
 
-@pytest.mark.parametrize("hostile", ["a=" * 30_000, "://" * 20_000, "-" * 60_000, "token" * 12_000])
+@pytest.mark.parametrize("hostile", ["a=" * 30_000, "://" * 20_000, "token" * 12_000])
 def test_redaction_is_quick_on_hostile_text(hostile):
     redact(hostile)  # quadratic patterns would hang here

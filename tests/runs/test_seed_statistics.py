@@ -23,17 +23,10 @@ def within(t: float, freedom: float) -> float:
     return float(np.trapezoid(scale * (1 + x * x / freedom) ** (-(freedom + 1) / 2), x))
 
 
-@pytest.mark.parametrize("freedom", [*range(1, 32), 60, 1000])
+@pytest.mark.parametrize("freedom", [1, 2, 7, 15, 30, 31, 60, 1000])
 def test_the_quantiles(freedom: int) -> None:
     assert within(student(freedom), freedom) == pytest.approx(0.95, abs=2e-4)
     assert student(freedom) == student(freedom + 0.5 * (freedom < 30))
-
-
-def test_a_sample() -> None:
-    sample = Sample((80.5, 81.0, 81.3))
-    assert (sample.n, sample.mean) == (3, pytest.approx(np.mean(sample.values)))
-    assert sample.spread == pytest.approx(np.std(sample.values, ddof=1))
-    assert Sample((80.5,)).mean == 80.5 and Sample((80.5,)).spread is None
 
 
 def test_welch_by_hand() -> None:

@@ -2,8 +2,9 @@
 
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -11,7 +12,7 @@ from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.fields import to_plain
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import wandb_reader
-from vision_tutorial.runs.run import Point, Run
+from vision_tutorial.runs.reader import Point, Run
 
 RECIPE = to_plain(load(Path(__file__).parents[2] / "recipes" / "r4.yaml").recipe)
 SUMMARY = {
@@ -35,33 +36,23 @@ def entry(**more: Any) -> SimpleNamespace:
     return SimpleNamespace(**facts | more)
 
 
-class Api:
-    """Lists what it is given, as a newer version does."""
-
-    def __init__(self, *entries: SimpleNamespace) -> None:
-        self.entries = entries
-
-    def runs(self, path: str, order: str, lazy: bool = True) -> tuple[SimpleNamespace, ...]:
-        assert (path, order, lazy) == ("school/vision", "+created_at", False)
-        return self.entries
-
-
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    wandb = ModuleType("wandb")
+def fake(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    wandb = MagicMock()
+    wandb.Api.return_value.runs = lambda path, order, lazy=True: wandb.entries[path, order, lazy]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr(wandb_reader, "decide_mode", lambda mode, module: ("online", ""))
     return wandb
 
 
-def only_run(fake: ModuleType, **more: Any) -> Run:
-    """The run of a project that holds one."""
-    fake.Api = lambda timeout: Api(entry(**more))
+def only_run(fake: MagicMock, **more: Any) -> Run:
+    """The run of a project that holds one; a newer version of wandb gives it whole at once."""
+    fake.entries = {("school/vision", "+created_at", False): [entry(**more)]}
     (run,) = wandb_reader.project_runs("wandb:school/vision/")
     return run
 
 
-def test_a_finished_run(fake: ModuleType) -> None:
+def test_a_finished_run(fake: MagicMock) -> None:
     run = only_run(fake)
     assert (run.name, run.id, run.status, run.seconds) == ("r4", "r4-1", "done", 3660)
     assert (run.metric, run.best, run.last) == ("val/top1", Point(240, 82.0), Point(260, 81.5))
@@ -70,35 +61,28 @@ def test_a_finished_run(fake: ModuleType) -> None:
     assert run.rows == [] and run.notes == () and run.classes == {} and run.folder is None
 
 
-@pytest.mark.parametrize(
-    ("state", "summary", "status"),
-    [
+def test_other_states(fake: MagicMock) -> None:
+    for state, summary, status in (
         ("finished", SUMMARY | {"status": "paused"}, "paused"),
         ("crashed", {}, "killed"),
         ("failed", SUMMARY, "failed"),
-    ],
-)
-def test_other_states(fake: ModuleType, state: str, summary: dict, status: str) -> None:
-    run = only_run(fake, state=state, summary=summary)
-    assert run.status == status
-    assert (run.best is None) == ("best/value" not in summary)
+    ):
+        run = only_run(fake, state=state, summary=summary)
+        assert run.status == status and (run.best is None) == (not summary)
 
 
-def test_a_run_of_another_program(fake: ModuleType) -> None:
+def test_a_run_of_another_program(fake: MagicMock) -> None:
     run = only_run(fake, config={"lr": 1}, summary={"loss": 1})
     assert (run.name, run.recipe) == ("r4-1", {"lr": 1})
     assert run.best is run.seconds is run.metric is None
 
 
-def test_an_older_version_has_no_lazy_runs(fake: ModuleType) -> None:
-    fake.Api = lambda timeout: SimpleNamespace(runs=lambda path, order: [entry()])
+def test_an_older_version_has_no_lazy_runs(fake: MagicMock) -> None:
+    fake.Api.return_value.runs = lambda path, order: [entry()]
     assert len(wandb_reader.project_runs("wandb:school/vision")) == 1
 
 
-def test_whatever_wandb_raises_is_one_line(fake: ModuleType) -> None:
-    def api(timeout: int) -> None:
-        raise RuntimeError("could not find\nproject a/b")
-
-    fake.Api = api
+def test_whatever_wandb_raises_is_one_line(fake: MagicMock) -> None:
+    fake.Api.side_effect = RuntimeError("could not find\nproject a/b")
     with pytest.raises(UserError, match=r"cannot be read \(could not find project a/b\)"):
         wandb_reader.project_runs("wandb:a/b")

@@ -9,12 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.optim.groups import parameter_groups
+from vision_tutorial.optim import parameter_groups
 from vision_tutorial.segmentation.models import deconvnet as deconvnet_file
 from vision_tutorial.segmentation.models.backbones import encoder
 from vision_tutorial.segmentation.models.deconvnet import deconvnet
-from vision_tutorial.segmentation.models.deeplab import deeplabv3, deeplabv3plus
-from vision_tutorial.segmentation.models.deeplab_early import deeplabv1, deeplabv2
+from vision_tutorial.segmentation.models.deeplab import (
+    deeplabv1,
+    deeplabv2,
+    deeplabv3,
+    deeplabv3plus,
+)
 from vision_tutorial.segmentation.models.fcn import fcn
 from vision_tutorial.segmentation.models.layers import BatchNorm
 from vision_tutorial.segmentation.models.unet import unet
@@ -69,8 +73,12 @@ def built(request) -> tuple[str, nn.Module]:
 def test_logits_have_the_size_of_the_image_in_any_memory_format(built):
     _, network = built
     assert network(noise(1, 3, 64, 64)).shape == (1, 5, 64, 64)
-    images = noise(1, 3, 45, 70)
+    images = noise(1, 3, 45, 70)  # padded inside with zeros
     logits = network(images)
+    stride = network.stride
+    larger = F.pad(images, (0, -70 % stride, 0, -45 % stride))
+    if not hasattr(network, "scales"):
+        assert torch.equal(network(larger)[..., :45, :70], logits)
     assert logits.shape == (1, 5, 45, 70) and logits.isfinite().all() and logits.std() > 0
     turned = copy.deepcopy(network).to(memory_format=torch.channels_last)
     given = turned(images.to(memory_format=torch.channels_last))
@@ -144,24 +152,6 @@ def test_deconvnet_takes_one_image_of_224_pixels_and_none_below(monkeypatch):
     assert torch.equal(back[back != 0], top[back != 0]) and (back != 0).sum() == pooled.numel()
 
 
-@torch.no_grad()
-def test_padding_is_zeros_and_is_cut_off_again():
-    network = seeded(SMALL["deeplabv3plus"], 3).eval()
-    images = noise(1, 3, 40, 50)
-    larger = F.pad(images, (0, 14, 0, 8))
-    assert torch.equal(network(images), network(larger)[..., :40, :50])
-
-
-@pytest.mark.parametrize("name", ["deeplabv3", "deeplabv3plus", "fcn"])
-def test_the_auxiliary_head_is_fcns_on_stage_three(name):
-    network = SMALL[name](7)
-    conv, norm, relu, drop, score = network.auxiliary
-    channels = network.encoder.channels[3]
-    assert (conv.in_channels, conv.kernel_size, conv.out_channels) == (channels, (3, 3), 8)
-    assert (drop.p, score.kernel_size, score.out_channels) == (0.1, (1, 1), 7)
-    assert isinstance(norm, nn.BatchNorm2d) and isinstance(relu, nn.ReLU)
-
-
 def test_batch_norm_of_one_value_uses_what_it_has_learnt():
     norm, plain = BatchNorm(4).train(), nn.BatchNorm2d(4).train()
     many, one = noise(2, 4, 3, 3), noise(1, 4, 1, 1)
@@ -171,16 +161,12 @@ def test_batch_norm_of_one_value_uses_what_it_has_learnt():
     assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
 
 
-def test_the_compiler_sees_one_graph():
+def test_the_compiler_sees_one_graph_and_autocast_ends_before_the_logits():
     network, images = seeded(SMALL["unet"], 3).eval(), noise(2, 3, 40, 48)
     given = torch.compile(network, backend="eager", fullgraph=True)(images)
     torch.testing.assert_close(given, network(images))
-
-
-def test_autocast_ends_before_the_logits():
-    network = seeded(SMALL["unet"], 3)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = network(noise(1, 3, 32, 32))
+        logits = network.train()(images)
     logits.mean().backward()
     assert logits.dtype == torch.float32 and not without_gradient(network)
 
@@ -193,20 +179,15 @@ def test_autocast_ends_before_the_logits():
     [
         ({}, [1, 6, 12, 18]),
         ({"output_stride": 8}, [1, 12, 24, 36]),
-        ({"output_stride": 32}, [1, 6, 12, 18]),
         ({"rates": [2, 1], "output_stride": 8, "aspp_separable": True}, [2, 1]),
     ],
 )
 def test_rates(options, expected):
     with torch.device("meta"):
-        network = deeplabv3(3, backbone=TINY, **options)
-    branches = [
-        [m for m in branch if isinstance(m, nn.Conv2d)]
-        for branch in network.decoder[-1].branches[:-1]
-    ]
-    assert [branch[0].dilation[0] for branch in branches] == expected
-    kernels = [branch[0].kernel_size[0] for branch in branches]
-    assert kernels == [1 if rate == 1 else 3 for rate in expected]
+        branches = deeplabv3(3, backbone=TINY, **options).decoder[-1].branches[:-1]
+    first = [next(m for m in branch if isinstance(m, nn.Conv2d)) for branch in branches]
+    assert [layer.dilation[0] for layer in first] == expected
+    assert [layer.kernel_size[0] for layer in first] == [1 if r == 1 else 3 for r in expected]
 
 
 def dropout_rates(module: nn.Module) -> list[float]:
@@ -216,23 +197,20 @@ def dropout_rates(module: nn.Module) -> list[float]:
 def test_dropout_is_where_its_option_says():
     with torch.device("meta"):
         plus = partial(deeplabv3plus, backbone=TINY, aspp_channels=8)
-        assert dropout_rates(plus(3)) == [0.1]
-        assert dropout_rates(plus(3, dropout=0)) == []
+        assert dropout_rates(plus(3)) == [0.1] and dropout_rates(plus(3, dropout=0)) == []
         network = plus(3, dropout=0, dropout_decoder=0.05, projection=16, dropout_projection=0.3)
         front, aspp = network.decoder.pyramid
         assert front[0].out_channels == 16 and dropout_rates(front) == [0.3]
         assert dropout_rates(aspp) == [0.05] * 6  # four rates, the mean, what joins them
-        assert dropout_rates(network.decoder.reduce) == [0.05]
-        assert dropout_rates(network.decoder.refine) == [0.05] * 2
+        assert dropout_rates(network.decoder) == [0.3] + [0.05] * 9
         network = deeplabv3(3, backbone=TINY, decoder_convolutions=2, dropout_decoder=0.2)
         assert dropout_rates(network.decoder) == [0.2] * 8
         assert dropout_rates(unet(3, channels=[4, 8], dropout_decoder=0.2)) == [0.2] * 2
-        assert dropout_rates(deeplabv1(3)) == [0.5] * 2
         assert dropout_rates(fcn(3)) == [0.5] * 2
         assert dropout_rates(deconvnet(3, dropout_decoder=0.2)) == [0.2] * 16
 
 
-@pytest.mark.parametrize("backbone", [TINY, "test_efficientnet", "test_convnext"])
+@pytest.mark.parametrize("backbone", [TINY, "test_convnext"])
 def test_dropout_in_the_encoder_is_behind_every_stage(backbone):
     network = seeded(encoder, backbone, dropout=0.5)
     twin, images = copy.deepcopy(network), noise(2, 3, 64, 64)
@@ -243,11 +221,6 @@ def test_dropout_in_the_encoder_is_behind_every_stage(backbone):
     assert all(map(torch.equal, twin.eval()(images), plain.eval()(images)))  # its mode is its own
 
 
-def test_unet_drops_in_its_own_encoder_too():
-    features = unet(3, channels=[4, 8], dropout_encoder=0.5).encoder(noise(1, 3, 32, 32))
-    assert all((f == 0).float().mean() > 0.6 for f in features)  # ReLU's half, and half the rest
-
-
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -255,28 +228,22 @@ def test_unet_drops_in_its_own_encoder_too():
     ("build", "options", "words"),
     [
         (deeplabv1, {"backbone": "resnet50"}, "deeplabv1 is made of a VGG, not of 'resnet50'"),
-        (deeplabv1, {"dropout": 1.5}, "a dropout is 1.5; a rate from 0 to below 1"),
-        (deeplabv2, {"backbone": "densenet121"}, "'densenet121' with output_stride 8"),
+        (deeplabv1, {"dropout": 1.5}, "dropout is 1.5; a number in [0, 1)"),
+        (deeplabv1, {"rate": 0}, "rate is 0"),
+        (deeplabv2, {"backbone": "densenet121"}, "'densenet121' with {'output_stride': 8}"),
+        (deeplabv2, {"backbone": TINY, "rates": [0, 1]}, "rates is 0"),
         (deeplabv3, {"backbone": "resnet5o"}, "no backbone called 'resnet5o'; did you mean"),
         (deeplabv3, {"backbone": "test_vit", "output_stride": 32}, "ends at stride 16, not at 32"),
         (deeplabv3, {"multi_grid": [1, 2]}, "2 rates for the 3 blocks"),
         (deeplabv3, {"backbone": "test_efficientnet", "multi_grid": [1]}, "and take a ResNet"),
         (deeplabv3, {"backbone": TINY, "dropout_projection": 0.3}, "there is no projection"),
-        (deeplabv3, {"backbone": TINY, "dropout_encoder": 1.0}, "a dropout is 1;"),
-        (deeplabv3, {"decoder_convolutions": -1}, "decoder_convolutions is -1; a number from 0 up"),
+        (deeplabv3, {"backbone": TINY, "dropout_encoder": 1.0}, "dropout_encoder is 1.0;"),
+        (deeplabv3, {"decoder_convolutions": -1}, "decoder_convolutions is -1"),
+        (deeplabv3plus, {"backbone": TINY, "auxiliary_channels": 0}, "auxiliary_channels is 0"),
         (fcn, {"output_stride": 8, "stride": 16}, "coarser than output_stride 8"),
         (unet, {"pretrained": True}, "without a backbone"),
         (unet, {"channels": [8]}, "at least 2 are needed"),
         (unet, {"backbone": TINY, "channels": [8, 8]}, "5, for strides 1 to 16"),
-        (deeplabv3, {"rates": [1, 0]}, "rates is 0; a number from 1 up"),
-        (deeplabv2, {"backbone": TINY, "rates": [0, 1]}, "rates is 0"),
-        (deeplabv3, {"backbone": TINY, "multi_grid": [0]}, "multi_grid is 0"),
-        *((deeplabv1, {option: 0}, f"{option} is 0") for option in ("hidden", "rate")),
-        *(
-            (deeplabv3plus, {"backbone": TINY, option: 0}, f"{option} is 0")
-            for option in ("aspp_channels", "projection", "decoder_channels", "auxiliary_channels")
-        ),
-        *((build, {"hidden": 0}, "hidden is 0") for build in (fcn, deeplabv2, deconvnet)),
     ],
 )
 def test_errors_say_what_to_do(build, options, words):

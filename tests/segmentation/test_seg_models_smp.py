@@ -9,7 +9,7 @@ import torch
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import models
 from vision_tutorial.engine.profiling import cost
-from vision_tutorial.optim.groups import parameter_groups
+from vision_tutorial.optim import parameter_groups
 from vision_tutorial.recipe.grammar import parse
 from vision_tutorial.recipe.schema import schema
 from vision_tutorial.recipe.signatures import read, static_signatures
@@ -35,34 +35,25 @@ def test_the_signatures_know_the_prefix_without_importing():
     assert choice.options == {"encoder": "resnet18", "pretrained": False, "decoder_dropout": 0.1}
 
 
-@pytest.mark.parametrize("argument", ["name", "'a/', 'b/'", "''"])
-def test_a_prefix_is_one_text(tmp_path, argument):
-    path = tmp_path / "mine.py"
-    path.write_text(f"@models.register_fallback({argument})\ndef mine(name, n, /): ...")
-    with pytest.raises(UserError, match="mine.py:2: register_fallback takes one text, the prefix"):
-        read(path)
-
-
-@pytest.mark.parametrize(
-    ("model", "valid"),
-    [
-        ("smp/Unet", True),
-        ({"smp/Unet": {"anything": 1}}, True),
-        ({"smp/Unet": {"encoder": 3}}, False),
-        ("snp/Unet", False),
-    ],
-)
-def test_editors_know_the_prefix(model, valid):
+def test_editors_know_the_prefix():
     made = schema(static_signatures())
     alone = {"$ref": "#/$defs/models.choice", "$defs": made["$defs"]}
-    assert jsonschema.Draft202012Validator(alone).is_valid(model) == valid
+    valid = jsonschema.Draft202012Validator(alone).is_valid
+    assert valid("smp/Unet") and valid({"smp/Unet": {"anything": 1}})
+    assert not valid({"smp/Unet": {"encoder": 3}}) and not valid("snp/Unet")
 
 
 def test_without_the_library_the_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(entry, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install segmentation-models-pytorch") as caught:
+    with pytest.raises(UserError, match="pip install segmentation-models-pytorch"):
         built("smp/Unet")
-    assert "\n" not in str(caught.value)
+
+
+def test_a_prefix_is_one_text(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("@models.register_fallback(name)\ndef mine(name, n, /): ...")
+    with pytest.raises(UserError, match="mine.py:2: register_fallback takes one text, the prefix"):
+        read(path)
 
 
 @installed
@@ -100,9 +91,7 @@ def test_it_trains_and_is_counted():
     [
         ("smp/Unett", {}, "no model called 'smp/Unett'; did you mean 'smp/Unet'?"),
         ("smp/Unet", {"encoder": "resnet19"}, "did you mean 'resnet18'?"),
-        ("smp/Unet", {"encoder": "tu-nobody"}, "smp cannot build Unet on tu-nobody"),
         ("smp/Unet", {"classes": 3}, "no option of smp/Unet called 'classes'"),
-        ("smp/Unet", {"decoder_channels": [1]}, "smp cannot build Unet on resnet34"),
         ("smp/Unet", {"pretrained": "noisy"}, "Wrong pretrained weights `noisy`"),
     ],
 )

@@ -28,8 +28,8 @@ from vision_tutorial.sweeps.scale_down import (
     sizes,
     write_recipes,
 )
-from vision_tutorial.tables.columns import View
 from vision_tutorial.tables.comparison import rows_of
+from vision_tutorial.tables.layouts import View
 
 FULL = {name: load(path_of(name)).recipe for name in TABLE}
 SOME = ((20, 300), (48, 300), (200, 2100))

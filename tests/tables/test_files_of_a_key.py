@@ -1,10 +1,7 @@
 """The walk of one key, `loss: {focal: 0.75, dice: 0.25}`, from YAML to compare's cell.
 
-What counts: a file of ours counts when one of its functions is called with the key's value or
-returns it, by itself, in any of its forms: the mapping of the YAML file or of recipe.yaml, the
-typed terms, and the text of the cell. A function that only carries a whole recipe, run or row does
-not count: it does not know the key. Comprehensions and lambdas count as functions. The walk ends at
-the cell of the table; the formats (terminal, Markdown, …) write every cell alike.
+A file of ours counts when one of its functions is called with the key's value or returns it, by
+itself, in any of its forms. A function that only carries a whole recipe, run or row does not count.
 """
 
 import sys
@@ -19,9 +16,8 @@ import vision_tutorial
 from vision_tutorial.recipe.grammar import Term
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import reader
-from vision_tutorial.tables.columns import View
 from vision_tutorial.tables.comparison import rows_of
-from vision_tutorial.tables.layouts import generic
+from vision_tutorial.tables.layouts import View, generic
 
 PACKAGE = Path(vision_tutorial.__file__).parent
 CELL = "0.75 focal + 0.25 dice"

@@ -9,15 +9,13 @@ from pathlib import Path
 
 from ..core.cli_types import positive
 from ..core.errors import UserError, run_main
-from ..runs.reader import collect
-from ..runs.run import Run
+from ..runs.reader import Run, collect
 from ..runs.run_folder import write_text
-from ..runs.wandb_logger import WandbTracker, make_tracker
+from ..runs.wandb_logger import make_tracker
 from ..runs.wandb_reader import PREFIX, project_runs
 from ..tables import comparison, table
-from ..tables.columns import View
 from ..tables.labels import LANGUAGES
-from ..tables.layouts import LAYOUTS
+from ..tables.layouts import LAYOUTS, View
 from ..tables.table import FORMATS, SUFFIXES, Table
 
 
@@ -112,13 +110,9 @@ def _log(made: Table, runs: Sequence[Run]) -> None:
         folder=Path.cwd(),
         say=say,
     )
-    if not isinstance(tracker, WandbTracker):
+    if tracker.off:
         say("wandb: nothing was logged")
     titles, rows = table.uniform(made)
     tracker.table("compare", titles, rows)
     tracker.report(f"Comparison of {len(runs)} runs", table.markdown(made))
     tracker.finish({})
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.atomic import plain
 from ..core.cli_types import add_looks
 from ..core.errors import UserError, run_main
-from ..recipe.fields import Recipe, identity
+from ..recipe.fields import identity
 from ..recipe.loading import Loaded, load, recipe_path
 from ..runs.run_folder import recipe_file
 from ..runs.seed_statistics import Sample
@@ -28,10 +28,7 @@ def parser() -> argparse.ArgumentParser:
     add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
     add_looks(made)
     add("--submission", metavar="FILE", help="score this CSV instead of a network: a leaderboard")
-    add("--set", action="append", default=[], metavar="key.sub=value", help="change the recipe")
     add("--classes", action="store_true", help="print the table of classes")
-    add("--json", action="store_true", help="print one JSON object and nothing else")
-    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
 
 
@@ -45,28 +42,24 @@ def _evaluate(args: argparse.Namespace) -> int:
     bare = args.submission and recipe_path(Path(args.runs[0])).is_file()  # a recipe, not a run
     find = recipe_path if bare else recipe_file
     found = [(path, load(find(path), args.set)) for path in _selected(args)]
-    first = found[0][1].recipe
-    for run, loaded in found:
-        if (loaded.recipe.precision, loaded.recipe.threads) != (first.precision, first.threads):
-            raise UserError(f"{run}: precision or threads differ from the first; name it alone.")
-    from .. import engine  # after the recipes are known to be good: this takes seconds
+    from .. import inference  # after the recipes are known to be good: this takes seconds
 
-    distributed = engine.Distributed(first.precision, first.threads, first.deterministic)
-    try:
-        with distributed.peers():
-            results = _results(found, args, distributed)
-    finally:
-        distributed.close()
-    if distributed.main:
-        alike = len({identity(x.recipe.model_copy(update={"seed": 0})) for _, x in found}) == 1
-        report: dict[str, Any] = {"runs": results}
-        if len(results) > 1 and alike:
-            report["over_runs"] = {}
-            for name in results[0]["metrics"]:
-                over = Sample(tuple(result["metrics"][name] for result in results))
-                summary = {"n": over.n, "mean": over.mean, "stdev": over.spread}
-                report["over_runs"][name] = summary
-        print(json.dumps(plain(report), indent=2) if args.json else _text(report, args.classes))
+    with inference.opened(found, args.trust_imports, bool(args.ensemble)) as distributed:
+        groups = [found] if args.ensemble else [[one] for one in found]
+        evaluated = _score if args.submission else _evaluate_runs
+        results = [evaluated(group, args, distributed) for group in groups]
+    if not distributed.main:
+        return 0
+    report: dict[str, Any] = {"runs": results}
+    recipes = {identity(x.recipe.model_copy(update={"seed": 0})) for _, x in found}
+    if len(results) > 1 and len(recipes) == 1:
+        metrics = [result["metrics"] for result in results]
+        samples = {name: Sample(tuple(m[name] for m in metrics)) for name in metrics[0]}
+        report["over_runs"] = {
+            name: {"n": over.n, "mean": over.mean, "stdev": over.spread}
+            for name, over in samples.items()
+        }
+    print(json.dumps(plain(report), indent=2) if args.json else _text(report, args.classes))
     return 0
 
 
@@ -84,21 +77,6 @@ def _selected(args: argparse.Namespace) -> list[Path]:
     if not paths:
         raise UserError("none of these runs holds a checkpoint yet. Train one first.")
     return paths
-
-
-def _results(
-    found: Sequence[tuple[Path, Loaded]], args: argparse.Namespace, distributed: Any
-) -> list[dict[str, Any]]:
-    from .. import build
-
-    for _, loaded in found:
-        build.import_files(loaded.imports, args.trust_imports)
-        build.check(loaded.recipe)
-    if args.submission:
-        path, loaded = found[0]
-        return [_score(path, loaded.recipe, args, distributed)]
-    groups = [found] if args.ensemble else [[one] for one in found]
-    return [_evaluate_runs(group, args, distributed) for group in groups]
 
 
 def _evaluate_runs(
@@ -137,6 +115,19 @@ def _evaluate_runs(
     return result
 
 
+def _score(
+    found: Sequence[tuple[Path, Loaded]], args: argparse.Namespace, distributed: Any
+) -> dict[str, Any]:
+    from .. import build, inference
+
+    ((path, loaded),) = found
+    source = build.split(loaded.recipe, args.split, distributed)
+    inference.check_options(build.task(loaded.recipe, source.classes), args)
+    file = Path(args.submission)
+    score = inference.scored(loaded.recipe, source, file, args.size, distributed)
+    return {"run": str(path), "weights": str(file), "split": args.split, **_numbers(score)}
+
+
 def _numbers(found: Any) -> dict[str, Any]:
     return {
         "images": found.images,
@@ -144,16 +135,6 @@ def _numbers(found: Any) -> dict[str, Any]:
         "classes": found.table,
         "seconds": round(found.seconds, 3),
     }
-
-
-def _score(path: Path, recipe: Recipe, args: argparse.Namespace, distributed: Any) -> dict:
-    from .. import build, inference
-
-    file = Path(args.submission)
-    source = build.split(recipe, args.split, distributed)
-    inference.check_options(build.task(recipe, source.classes), args)
-    found = inference.scored(recipe, source, file, args.size, distributed)
-    return {"run": str(path), "weights": str(file), "split": args.split, **_numbers(found)}
 
 
 def _text(report: dict[str, Any], classes: bool) -> str:
@@ -186,7 +167,3 @@ def _class_table(columns: dict[str, list], refined: dict[str, list] | None) -> s
     kinds = {"class": "text", "Δ iou": "signed"}
     heads = tuple(Column(name, name, kinds.get(name, "number")) for name in columns)
     return plain_text(Table(heads, tuple(zip(*columns.values(), strict=True))))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

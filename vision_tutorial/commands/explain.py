@@ -10,20 +10,18 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+from ..core.cli_types import positive_count
 from ..core.errors import UserError, run_main, short, shown
-from ..recipe import advice_losses  # noqa: F401  (puts its lints on the list)
 from ..recipe.advice import Advice, advice
 from ..recipe.fields import Recipe, changes, to_plain, to_yaml
 from ..recipe.loading import Loaded, load
-from ..recipe.recipe_info import RecipeInfo, recipe_info, used
+from ..recipe.recipe_info import RecipeInfo, recipe_info
 from ..recipe.schema import schema
 from ..recipe.signatures import static_signatures
 
-WIDTH = 79
-INDENT = 12
+WIDTH, INDENT = 79, 12
 BLOCKS = " ▁▂▃▄▅▆▇█"
-TIED = "\N{NO-BREAK SPACE}"
-MOST_RUNS = 24
+MOST_SPANS = 24
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("recipe", nargs="?", help="a recipe (file or name), or a run folder")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
-    add("--world", type=int, metavar="N", help="for N processes (default: as launched, or 1)")
+    add("--world", type=positive_count, metavar="N", help="processes (default: as launched, or 1)")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     add("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
@@ -48,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = made.parse_intermixed_args(argv)
     if not args.recipe and not args.schema:
         made.error("name a recipe, such as recipes/r4.yaml, or ask for --schema")
-    if args.world is not None and args.world < 1:
-        made.error(f"--world is {args.world}; a number of processes from 1 up is expected")
     return run_main(lambda: explain(args))
 
 
@@ -66,47 +62,68 @@ def explain(args: argparse.Namespace) -> int:
     reference = load(loaded.path).recipe if args.overrides else loaded.base
     info = recipe_info(loaded.recipe, reference, args.world)
     if not args.json:
-        print(*opening(loaded, info), sep="\n", flush=True)
-    found, info, more = _built(loaded, info, args.trust_imports)
-    said = [*more, *advice(loaded.recipe, info)]
+        print_recipe(loaded)
+    facts, info, items = _built(loaded, info, args.trust_imports)
+    items += advice(loaded.recipe, info)
     if args.json:
-        print(json.dumps(_report(loaded, info, found, said), indent=1))
-    else:
-        print(*_closing(loaded.recipe, info, found, said), sep="\n")
+        print(json.dumps(facts | {"advice": [item._asdict() for item in items]}, indent=1))
+        return 0
+    _print_facts(loaded.recipe, info, facts)
+    for item in items:
+        print()
+        _entry("note", f"{item.key}: {item.what}.")
+        _entry("", f"Why: {item.why}.")
+        _entry("", f"Do: {item.do}.")
     return 0
-
-
-# -- finding out -----------------------------------------------------------------------------------
 
 
 def _built(
     loaded: Loaded, info: RecipeInfo, trusted: bool
-) -> tuple[dict[str, Any], RecipeInfo, list]:
+) -> tuple[dict[str, Any], RecipeInfo, list[Advice]]:
+    """The facts as `--json` prints them."""
     import torch
-    from torch import nn
+    from torch.nn.modules.batchnorm import _BatchNorm
 
     from .. import build
+    from ..core import registry
     from ..engine.profiling import cost
 
-    recipe, said = loaded.recipe, []
+    recipe, items, gpu, macs = loaded.recipe, [], torch.cuda.is_available(), None
     build.import_files(loaded.imports, trusted)
     if info.images is None:
-        info, said = _counted(recipe, info)
+        try:
+            train = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)("train")
+            info = recipe_info(recipe, info.reference, info.world, train)
+        except UserError as error:
+            todo = "bring the data, or leave it: the rest is as it would be"
+            items.append(Advice("dataset", "the data is not here", str(error), todo))
     network = build.check(recipe, info.classes or 10)
-    parts = build.batch_parts(recipe, info.world, torch.cuda.is_available())
-    whole = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
-    info = replace(
-        info,
-        gpu=torch.cuda.is_available(),
-        micro_batch=whole // parts,
-        batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()),
-    )
-    steps = info.steps_per_epoch or 1
-    rate = build.learning_rates(recipe, steps)
-    found = {
+    parts = build.batch_parts(recipe, info.world, gpu)
+    share = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
+    norm = any(isinstance(module, _BatchNorm) for module in network.modules())
+    info = replace(info, gpu=gpu, micro_batch=share // parts, batch_norm=norm)
+    rate = build.learning_rates(recipe, info.steps_per_epoch or 1)
+    if info.side:
+        try:
+            macs = cost(network, info.side)[1]
+        except Exception as error:  # a network of anybody's, given a size it may not take
+            what = f"{recipe.model.name} does not take images of {info.side} px"
+            why = f"{type(error).__name__}: {short(str(error), 120).rstrip('.')}"
+            todo = "another size in augment and eval_augment, or another model"
+            items.append(Advice("model", what, why, todo))
+    facts = {
+        "recipe": to_plain(recipe),
+        "path": str(loaded.path),
+        "base": str(loaded.base_path) if loaded.base else None,
+        "changes": changes(recipe, loaded.base) if loaded.base else {},
+        **{key: getattr(info, key) for key in ("epochs", "images", "steps_per_epoch", "steps")},
+        "world": info.world,
+        "batch_size": recipe.batch_size,
+        "micro_batch": info.micro_batch,
+        "image_size": info.side,
         "parts": parts,
         "data_path": build.data_path(recipe),
-        "lr": [rate(epoch * steps, ()) for epoch in range(info.epochs)],
+        "lr": [rate(epoch * (info.steps_per_epoch or 1), ()) for epoch in range(info.epochs)],
         "parameter_groups": [
             {
                 "tensors": len(group["params"]),
@@ -117,143 +134,76 @@ def _built(
             for group in build.optimizer(recipe, network).param_groups
         ],
         "parameters": sum(p.numel() for p in network.parameters()),
-        "macs": None,
+        "macs": macs,
     }
-    if info.side:
-        try:
-            found["macs"] = cost(network, info.side)[1]
-        except Exception as error:  # a network of anybody's, given a size it may not take
-            what = f"{recipe.model.name} does not take images of {info.side} px"
-            reason = short(str(error), 120).rstrip(".")
-            why = f"trying it gave {type(error).__name__}: {reason}"
-            todo = "another size in augment and eval_augment, or another model"
-            said.append(Advice("model", what, why, todo))
-    return found, info, said
+    return facts, info, items
 
 
-def _counted(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[Advice]]:
-    from ..core import registry
-
-    try:
-        source = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)("train")
-    except UserError as error:
-        todo = "bring the data, or leave it: the rest is as it would be"
-        return info, [Advice("dataset", "the data is not here", str(error), todo)]
-    images = used(recipe, len(source))
-    steps = images // recipe.batch_size
-    more = {"images": images, "classes": len(source.classes), "steps_per_epoch": steps}
-    return replace(info, **more), []
-
-
-def _report(loaded: Loaded, info: RecipeInfo, found: dict[str, Any], said: list[Advice]) -> dict:
-    recipe, base = loaded.recipe, loaded.base
-    return {
-        "recipe": to_plain(recipe),
-        "path": str(loaded.path),
-        "base": str(loaded.base_path) if base else None,
-        "changes": changes(recipe, base) if base else {},
-        "epochs": info.epochs,
-        "images": info.images,
-        "steps_per_epoch": info.steps_per_epoch,
-        "steps": info.steps,
-        "world": info.world,
-        "batch_size": recipe.batch_size,
-        "micro_batch": info.micro_batch,
-        "image_size": info.side,
-        **found,
-        "advice": [item._asdict() for item in said],
-    }
-
-
-# -- saying it -------------------------------------------------------------------------------------
-
-
-def opening(loaded: Loaded, info: RecipeInfo) -> Iterator[str]:
-    """What is known without torch: the recipe, its changes, its claim, its length."""
-    recipe = loaded.recipe
-    yield f"# {loaded.path}, resolved"
-    yield to_yaml(to_plain(recipe), compact=True)
+def print_recipe(loaded: Loaded) -> None:
+    """What is known without torch: the recipe, its changes, its claim."""
+    print(f"# {loaded.path}, resolved\n{to_yaml(to_plain(loaded.recipe), compact=True)}")
     if loaded.base:
-        different = changes(recipe, loaded.base)
-        yield from _entry("changes", f"against {loaded.base_path.name}:" if different else "none")
+        different = changes(loaded.recipe, loaded.base)
+        _entry("changes", f"against {loaded.base_path.name}:" if different else "none")
         for key, (before, after) in different.items():
-            yield from _entry("", f"{key}: {shown(before, 400)} -> {shown(after, 400)}")
-    claims = [f"{k} {'unknown' if v is None else f'{v:g}'}" for k, v in recipe.expects.items()]
-    yield from _entry("expects", ", ".join(claims) or "nothing")
-    if info.steps_per_epoch is not None:
-        yield from _length(recipe, info)
+            _entry("", f"{key}: {shown(before, 400)} -> {shown(after, 400)}")
+    claims = loaded.recipe.expects.items()
+    texts = [f"{key} {'unknown' if value is None else f'{value:g}'}" for key, value in claims]
+    _entry("expects", ", ".join(texts) or "nothing")
 
 
-def _length(recipe: Recipe, info: RecipeInfo) -> list[str]:
-    front = info.epochs - recipe.epochs - recipe.cooldown.epochs
-    sums = [(front, "of warm-up"), (recipe.epochs, ""), (recipe.cooldown.epochs, "of cool-down")]
-    parts = " + ".join(f"{n} {what}".strip() for n, what in sums if n)
-    total = f"{parts} = {info.epochs} epochs" if "+" in parts else f"{info.epochs} epochs"
-    if info.steps_per_epoch is None:
-        return _entry("training", f"{total}; steps unknown, the data is not here")
-    steps = f"{info.steps_per_epoch:,} steps = {info.steps:,} steps"
-    images = f"{info.images:,} images of {recipe.dataset.name}"
-    return _entry("training", f"{total} x {steps} ({images})")
-
-
-def _closing(
-    recipe: Recipe, info: RecipeInfo, found: dict[str, Any], said: list[Advice]
-) -> Iterator[str]:
-    if info.steps_per_epoch is None or recipe_info(recipe).images is None:
-        yield from _length(recipe, info)
-    yield from _entry("batch", _batch(recipe, info, found["parts"]))
-    yield from _entry("data path", found["data_path"])
-    yield from _entry("lr", "  ".join(runs(found["lr"])))
+def _print_facts(recipe: Recipe, info: RecipeInfo, facts: dict[str, Any]) -> None:
+    cooldown, batch, parts = recipe.cooldown.epochs, recipe.batch_size, facts["parts"]
+    front = info.epochs - recipe.epochs - cooldown
+    sums = ((front, " of warm-up"), (recipe.epochs, ""), (cooldown, " of cool-down"))
+    epochs = " + ".join(f"{count}{what}" for count, what in sums if count)
+    epochs += f" = {info.epochs} epochs" if "+" in epochs else " epochs"
+    steps = "; steps unknown, the data is not here"
+    if info.steps is not None:
+        steps = f" x {info.steps_per_epoch:,} steps = {info.steps:,} steps"
+        steps += f" ({info.images:,} images of {recipe.dataset.name})"
+    _entry("training", epochs + steps)
+    text = f"{batch} = {parts} shards x {info.micro_batch}"
+    if not recipe.shards:
+        text = f"{batch} = {info.world} process{'es' * (info.world > 1)} x "
+        text += f"{parts} micro-batch{'es' * (parts > 1)} x {info.micro_batch} images "
+        text += f"({batch // info.world} a process, on {'a GPU each' if info.gpu else 'CPU'})"
+    _entry("batch", text)
+    _entry("data path", facts["data_path"])
+    _entry("lr", "  ".join(spans(facts["lr"])))
     if recipe.schedule.name == "plateau":
-        yield from _entry("", "(where the metric never stalls; plateau lowers it where it does)")
-    yield from plot(found["lr"], WIDTH - INDENT)
-    for group in found["parameter_groups"]:
+        _entry("", "(where the metric never stalls; plateau lowers it where it does)")
+    print(*plot(facts["lr"], WIDTH - INDENT - 10), sep="\n")
+    for group in facts["parameter_groups"]:
         scale = f", lr x {group['lr_scale']:.4g}" if group["lr_scale"] != 1 else ""
-        decay = f"weight decay {group['weight_decay']:g}"
         numbers = f"{group['parameters']:>12,} in {group['tensors']:>3} tensors"
-        yield from _entry("parameters", f"{numbers}: {decay}{scale}")
-    cost = ""
-    if found["macs"] is not None:
-        cost = f", {found['macs'] / 1e9:.2f} GMAC an image of {info.side}x{info.side}"
-    yield from _entry("network", f"{found['parameters'] / 1e6:.1f} M parameters{cost}")
-    for item in said:
-        yield ""
-        yield from _entry("note", f"{item.key}: {item.what}.")
-        yield from _entry("", f"Why: {item.why}.")
-        yield from _entry("", f"Do: {item.do}.")
+        _entry("parameters", f"{numbers}: weight decay {group['weight_decay']:g}{scale}")
+    text = f"{facts['parameters'] / 1e6:.1f} M parameters"
+    if facts["macs"] is not None:
+        text += f", {facts['macs'] / 1e9:.2f} GMAC an image of {info.side}x{info.side}"
+    _entry("network", text)
 
 
-def _batch(recipe: Recipe, info: RecipeInfo, parts: int) -> str:
-    if recipe.shards:
-        return f"{recipe.batch_size} = {parts} shards x {info.micro_batch}"
-    processes = "1 process" if info.world == 1 else f"{info.world} processes"
-    micro = "1 micro-batch" if parts == 1 else f"{parts} micro-batches"
-    words = f"{recipe.batch_size} = {processes} x {micro} x {info.micro_batch}"
-    device = "a GPU each" if info.gpu else "CPU"
-    return f"{words} images ({recipe.batch_size // info.world} a process, on {device})"
+def _entry(title: str, text: str) -> None:
+    lines = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False)
+    for line in lines or [""]:
+        # no-break spaces have held together what is not to be wrapped
+        print(f"{title:<{INDENT}}{line}".replace("\xa0", " "), flush=True)
+        title = ""
 
 
-def _entry(title: str, words: str) -> list[str]:
-    first, rest = f"{title:<{INDENT}}", " " * INDENT
-    lines = textwrap.wrap(
-        words, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
-    )
-    return [line.replace(TIED, " ") for line in lines]
-
-
-def runs(values: Sequence[float]) -> list[str]:
+def spans(values: Sequence[float]) -> list[str]:
     """ "epoch: value" for each run of equal values; of many, the ends and some between."""
-    spans, start = [], 0
+    found, start = [], 0
     for value, run in groupby(values):
-        length = len(list(run))
-        last = f"-{start + length - 1}" if length > 1 else ""
-        spans.append(f"{start}{last}:{TIED}{value:.6g}")
-        start += length
-    if len(spans) <= MOST_RUNS:
-        return spans
-    third = MOST_RUNS // 3
-    middle = spans[third:-third]
-    return [*spans[:third], "…", *middle[:: -(-len(middle) // third)], "…", *spans[-third:]]
+        end = start + len(list(run)) - 1
+        found.append(f"{start}{f'-{end}' * (end > start)}:\xa0{value:.6g}")
+        start = end + 1
+    if len(found) <= MOST_SPANS:
+        return found
+    third = MOST_SPANS // 3
+    middle = found[third:-third]
+    return [*found[:third], "…", *middle[:: -(-len(middle) // third)], "…", *found[-third:]]
 
 
 def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
@@ -261,20 +211,15 @@ def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
     count, top = len(values), max(values)
     if top <= 0:
         return
-    room = width - 10
-    columns = count * (room // count) or room
-    starts = [i * count // columns for i in range(columns + 1)]
-    peaks = [max(values[a : max(b, a + 1)]) for a, b in pairwise(starts)]
+    edges = [column * count // width for column in range(width + 1)]
+    peaks = [max(values[a : max(b, a + 1)]) for a, b in pairwise(edges)]
     levels = [round(peak / top * height * 8) for peak in peaks]
-    encoding = sys.stdout.encoding or "ascii"
-    shown_as = BLOCKS.encode(encoding, errors="replace").decode(encoding)
-    blocks = BLOCKS if shown_as == BLOCKS else " " + "#" * 8
+    blocks = BLOCKS if (sys.stdout.encoding or "").lower().startswith("utf") else " " + "#" * 8
     for row in range(height - 1, -1, -1):
         cells = "".join(blocks[min(max(level - 8 * row, 0), 8)] for level in levels)
         label = f"{top:.4g}" if row == height - 1 else "0" if row == 0 else ""
         yield f"{'':<{INDENT}}{label:>8} {cells}".rstrip()
-    end = f"epoch {count - 1}"
-    yield f"{'':<{INDENT}}{'':>8} 0{end:>{max(columns - 1, len(end) + 1)}}"
+    yield f"{'':<{INDENT}}{'':>8} 0{f'epoch {count - 1}':>{width - 1}}"
 
 
 if __name__ == "__main__":

@@ -49,25 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _gallery(args: argparse.Namespace) -> int:
     """Make the gallery of each run; one that fails does not keep the others from theirs."""
     found = [(Path(run), load(recipe_file(Path(run)))) for run in args.runs]
-    first = found[0][1].recipe
-    for run, loaded in found:
-        if (loaded.recipe.precision, loaded.recipe.threads) != (first.precision, first.threads):
-            raise UserError(f"{run}: precision or threads differ from the first; name it alone.")
-    from .. import engine  # after the recipes are known to be good: this takes seconds
+    from .. import inference  # after the recipes are known to be good: this takes seconds
 
-    distributed = engine.Distributed(first.precision, first.threads, first.deterministic)
-    if distributed.world > 1:
-        raise UserError("gallery runs on one process; start it without torchrun.")
     code = 0
-    try:
+    with inference.opened(found, args.trust_imports, alone="gallery") as distributed:
         for run, loaded in found:
             try:
                 print(_make(run, loaded, args, distributed), flush=True)
             except UserError as error:
                 print(f"error: {run}: {' '.join(str(error).split())}", file=sys.stderr)
                 code = exit_code(error)
-    finally:
-        distributed.close()
     return code
 
 
@@ -75,8 +66,6 @@ def _make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any)
     from .. import build, engine, inference
     from ..data.preview import preview
 
-    build.import_files(loaded.imports, args.trust_imports)
-    build.check(loaded.recipe)
     recipe = loaded.recipe
     both = build.data(recipe, distributed)
     source = {"train": both.train, "val": both.val}.get(args.split)
@@ -193,7 +182,3 @@ def _overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     from ..segmentation import visualisation
 
     return np.asarray(visualisation.overlay(image, mask))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,7 +3,6 @@
 import argparse
 import csv
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,6 @@ def parser() -> argparse.ArgumentParser:
     add("--pseudo-labels", action="store_true", help="masks: make DIR a data set of sure answers")
     add("--min-confidence", type=share, default=0.0, metavar="P", help="of a pseudo label, on mean")
     add("--pixel-threshold", type=share, default=0.0, metavar="P", help="below it a pixel is void")
-    add("--set", action="append", default=[], metavar="key.sub=value", help="change the recipe")
-    add("--json", action="store_true", help="print one JSON object and nothing else")
-    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
 
 
@@ -61,14 +57,9 @@ def _predict(args: argparse.Namespace) -> int:
     paths = _image_files(args.on or ())
     from .. import build, engine, inference  # after the recipes are known to be good
 
-    for _, loaded in found:
-        build.import_files(loaded.imports, args.trust_imports)
-        build.check(loaded.recipe)
-    recipe = inference.common_recipe([loaded.recipe for _, loaded in found])
-    distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
-    if distributed.world > 1:
-        raise UserError("predict runs on one process; start it without torchrun.")
-    try:
+    ensemble = bool(args.ensemble)
+    with inference.opened(found, args.trust_imports, ensemble, alone="predict") as distributed:
+        recipe = inference.common_recipe([loaded.recipe for _, loaded in found])
         source = _source(found[0][0], recipe, paths, args)
         if source.dense and not args.split:  # masks keep their size, so each is its own batch
             recipe = recipe.model_copy(update={"eval_batch_size": 1})
@@ -85,8 +76,6 @@ def _predict(args: argparse.Namespace) -> int:
         answers = track(answers, "predicting", len(source), console=console, disable=args.json)
         write = _write_masks if source.dense else _write_labels
         result = write(answers, source, recipe, args)
-    finally:
-        distributed.close()
     print(json.dumps(result, indent=2) if args.json else result["said"])
     return 0
 
@@ -188,8 +177,8 @@ def _write_pseudo_labels(
             "--pseudo-labels looks at unlabelled images (--on) at their own size; leave out "
             "--split, --size, --submission and --overlays."
         )
-    rule = inference.refine.Rule(args.min_confidence, args.pixel_threshold)
-    report = inference.refine.PseudoLabelReport(source.classes, rule, args.runs)
+    rule = inference.pseudo_labels.Rule(args.min_confidence, args.pixel_threshold)
+    report = inference.pseudo_labels.PseudoLabelReport(source.classes, rule, args.runs)
     folder = Path(args.output)
     messages = inference.write_pseudo_labels(folder, answers, source.paths, recipe, report)
     facts = {name: value for name, value in report.plain().items() if name != "images"}
@@ -204,7 +193,3 @@ def _output_folder(args: argparse.Namespace) -> Path:
     except FileExistsError as error:
         raise UserError(f"{folder} is a file; name a folder with -o.") from error
     return folder
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,8 +12,7 @@ from ..core.errors import UserError, run_main, short
 from ..report import gallery_files
 from ..report.contents import contents
 from ..report.rendering import render
-from ..runs.reader import collect
-from ..runs.run import Run
+from ..runs.reader import Run, collect
 from ..tables.labels import LANGUAGES
 
 _MIB = 2**20
@@ -72,13 +71,9 @@ def _make_galleries(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         if run.folder is None or gallery_files.exists(run.folder):
             continue
-        command = [sys.executable, "-m", "vision_tutorial.commands.gallery", str(run.folder)]
+        command = [sys.executable, "-m", "vision_tutorial", "gallery", str(run.folder)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             complaints.append(f"no gallery of {run.folder}: {short(last, 300)}")
     return complaints
-
-
-if __name__ == "__main__":
-    sys.exit(main())

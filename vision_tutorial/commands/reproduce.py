@@ -18,8 +18,7 @@ from ..recipe.loading import load
 from ..recipe.notation import duration
 from ..report import gallery_files
 from ..runs import run_folder
-from ..runs.reader import collect
-from ..runs.run import Run
+from ..runs.reader import Run, collect
 from ..sweeps import children, scale_down
 from ..sweeps.children import Stop
 from ..sweeps.scale_down import NETWORKS, RULED, TABLE, Plan, Speed, count_images, makespan
@@ -27,9 +26,8 @@ from ..sweeps.scheduler import Deadline, Scheduler
 from ..sweeps.throughput import ThroughputProbe
 from ..sweeps.trials import Trial, TrialTable
 from ..tables import comparison, table
-from ..tables.columns import View
 from ..tables.labels import LANGUAGES
-from ..tables.layouts import week3
+from ..tables.layouts import View, week3
 
 _NOT_ALL = 1  # the exit code where some run is not done
 _OWN = ".reproduce"  # in the folder: plan, speeds, logs, lock; it is no run folder

@@ -12,8 +12,8 @@ from ..core.cli_types import positive, positive_count
 from ..core.errors import ExitCode, UserError, run_main
 from ..runs import reader
 from ..runs.fingerprint import fingerprint
+from ..runs.reader import Run
 from ..runs.reproducibility import Verdict, differences, edited, first_difference, judge
-from ..runs.run import Run
 from ..sweeps import children
 from ..sweeps.children import Stop
 
@@ -97,7 +97,7 @@ def _read(folder: Path) -> Run:
 
 def _print_verdict(verdict: Verdict) -> int:
     _print(f"{verdict.word}: {verdict.why}")
-    return ExitCode.DONE if verdict.reproduced else _NOT_REPRODUCED
+    return _NOT_REPRODUCED if verdict.word == "not reproduced" else ExitCode.DONE
 
 
 def _train(
@@ -138,10 +138,9 @@ class _Progress:
     def print_differences(self, facts: Mapping[str, Any]) -> None:
         """Print what around the run is not as it was, and has not been printed."""
         found = differences(self.first.fingerprint, facts)
-        for difference in found:
-            if difference.fact not in self.printed:
-                _print(f"differs    {difference}")
-        self.printed.update(difference.fact for difference in found)
+        for fact in sorted(found.keys() - self.printed):
+            _print(f"differs    {fact}: {found[fact]}")
+        self.printed |= found.keys()
         known = bool(facts.get("data"))
         if not found:
             more = ", data, threads" if known else "; data and threads not known yet"

@@ -26,8 +26,7 @@ from .atomic import free_space, new_folder, write_json
 from .errors import UserError, short
 from .images import VOID
 from .processes import usable_cores
-from .registry import datasets
-from .sources import ArraySource, Source, check_split
+from .sources import ArraySource, Source
 
 MANIFEST = "arrays.json"
 SMALL = 512 << 20  # bytes that are hashed in about a second
@@ -65,13 +64,6 @@ class Manifest(BaseModel, **_strict):
 
 
 # -- reading ---------------------------------------------------------------------------------------
-
-
-@datasets.register
-def arrays(split: str, *, root: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
-    """A folder that `vision-tutorial pack` made: mapped, so it may be larger than the memory."""
-    check_split(split)
-    return load(Path(root).expanduser(), split, verify)
 
 
 def counts(root: Path) -> dict[str, int]:

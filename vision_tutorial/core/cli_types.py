@@ -57,3 +57,6 @@ def add_looks(parser: argparse.ArgumentParser) -> None:
     )
     add("--size", type=positive_count, metavar="PIXELS", help="masks at this size, by nearest")
     add("--no-refine", action="store_true", help="leave out the recipe's `refine`")
+    add("--set", action="append", default=[], metavar="key.sub=value", help="change the recipe")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add("--trust-imports", action="store_true", help="run the files that the recipe imports")

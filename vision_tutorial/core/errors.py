@@ -80,6 +80,16 @@ def short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def check_range(who: str, interval: str, **values: float) -> None:
+    """UserError for the first of `values`, by option, outside an interval such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    for option, value in values.items():
+        above = low <= value if interval[0] == "[" else low < value
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise UserError(f"{who}: {option} is {value}; a number in {interval} is expected.")
+
+
 def exit_code(error: BaseException) -> int:
     """What a process that ends with `error` exits with."""
     if isinstance(error, UserError):

@@ -11,7 +11,8 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
 
+from ..core import arrays as folder
 from ..core.errors import UserError
 from ..core.randomness import address, order
-from ..core.sources import Source, Subset
+from ..core.registry import datasets
+from ..core.sources import ArraySource, Source, Subset, check_split
 from .augmentation.operation import AugmentationPlan
 from .executors import tensors
 from .executors.dispatch import carry_out, carry_out_masks, of_masks
@@ -203,6 +206,13 @@ def _worker_started(_: int) -> None:
 
 
 # -- whole batches ---------------------------------------------------------------------------------
+
+
+@datasets.register
+def arrays(split: str, *, root: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
+    """A folder that `vision-tutorial pack` made: mapped, so it may be larger than the memory."""
+    check_split(split)
+    return folder.load(Path(root).expanduser(), split, verify)
 
 
 class Store:

@@ -1,16 +1,38 @@
-"""Losses that look at one position at a time and take the mean: cross-entropy, focal, their kin.
+"""Losses per position (cross-entropy, focal, …), and what all losses of both tracks hold to.
 
-`masking` says what all of them hold to.
+logits (B, C, *S) with any number of spatial axes, none for classification; target class ids (B, *S)
+or class map (B, C, *S). Positions that `core.targets` calls ignored are dropped before everything,
+even where their logits are not finite; means are over the others. With none left the loss is zero
+and so is its gradient. Half precision is computed in float32, inside autocast or out of it.
+UserError where shapes or options do not fit.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.errors import UserError
+from ..core.errors import UserError, check_range
 from ..core.registry import losses
-from ..core.targets import is_map, to_map
-from .masking import counted, within
+from ..core.targets import is_map, to_map, valid
+
+
+def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits, target, keep): at least float32, and 0 wherever `keep` bool (B, *S) is False.
+
+    Masking instead of selecting spares the GPU a wait for the number of positions.
+    logits (B, C, *S); target ids (B, *S) or class map (B, C, *S). UserError if these do not fit.
+    """
+    ids = (logits.shape[0], *logits.shape[2:])
+    if tuple(target.shape) != (tuple(logits.shape) if is_map(target) else ids):
+        kind = "a class map" if is_map(target) else "class ids"
+        raise UserError(
+            f"{kind} of shape {tuple(target.shape)} for logits of shape {tuple(logits.shape)}; "
+            f"class ids are {ids} here, a class map is {tuple(logits.shape)}."
+        )
+    keep = valid(target)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    target = target.to(logits.dtype) if is_map(target) else target.where(keep, 0)
+    return logits.where(keep.unsqueeze(1), 0), target, keep
 
 
 @losses.register
@@ -26,15 +48,15 @@ def cross_entropy(
     Σ_V w_y (−log p_y) / Σ_V w_y; a class map weighs every class by its share. logits (B, C, *S);
     target ids (B, *S) or class map (B, C, *S); one weight per class.
     """
-    within("cross_entropy", "label_smoothing", label_smoothing, 1)
+    if not 0 <= label_smoothing <= 1:
+        raise UserError(f"cross_entropy: label_smoothing is {label_smoothing}; give 0 to 1.")
     logits, target, keep = counted(logits, target)
-    weights = _per_class(class_weights, logits)
-    values = F.cross_entropy(
-        logits, target, weights, label_smoothing=label_smoothing, reduction="none"
-    )
-    if weights is None:
-        return _mean(values, keep)
-    return _mean(values, keep, _shares(target, weights, logits).sum(1))
+    options = {"label_smoothing": label_smoothing, "reduction": "none"}
+    if class_weights is None:
+        return _mean(F.cross_entropy(logits, target, **options), keep)
+    weights = _per_class(class_weights, logits).flatten()
+    values = F.cross_entropy(logits, target, weights, **options)
+    return _mean(values, keep, _shares(target, class_weights, logits).sum(1))
 
 
 @losses.register
@@ -43,7 +65,7 @@ def label_smoothing(logits: Tensor, target: Tensor, *, epsilon: float = 0.1) -> 
 
     logits (B, C, *S); target ids (B, *S) or class map (B, C, *S).
     """
-    within("label_smoothing", "epsilon", epsilon, 1)
+    check_range("label_smoothing", "[0, 1]", epsilon=epsilon)
     return cross_entropy(logits, target, label_smoothing=epsilon)
 
 
@@ -57,15 +79,14 @@ def focal(
     mean is over the positions, not over alpha. logits (B, C, *S); target ids (B, *S) or class map
     (B, C, *S); one alpha per class.
     """
-    within("focal", "gamma", gamma)
+    check_range("focal", "[0, inf)", gamma=gamma)
     logits, target, keep = counted(logits, target)
     log_p = F.log_softmax(logits, 1)
     if not is_map(target):
         log_p = log_p.gather(1, target.unsqueeze(1))
     # 1 − p keeps its digits near p = 1 this way. It never reaches 0, where γ < 1 has no slope.
     doubt = (-log_p.expm1()).clamp(min=torch.finfo(log_p.dtype).tiny)
-    shares = _shares(target, _per_class(alpha, logits), logits)
-    return _mean(-(shares * doubt**gamma * log_p).sum(1), keep)
+    return _mean(-(_shares(target, alpha, logits) * doubt**gamma * log_p).sum(1), keep)
 
 
 @losses.register
@@ -78,8 +99,8 @@ def ohem(
     them. Under a class map p_y is exp(−cross-entropy). logits (B, C, *S); target ids (B, *S) or
     class map (B, C, *S). The hardest are those of this process's batch: per rank under DDP.
     """
-    within("ohem", "threshold", threshold, 1)
-    within("ohem", "min_kept", min_kept, low=1)
+    check_range("ohem", "[0, 1]", threshold=threshold)
+    check_range("ohem", "[1, inf)", min_kept=min_kept)
     logits, target, keep = counted(logits, target)
     values = F.cross_entropy(logits, target, reduction="none")
     known = values.detach()
@@ -99,8 +120,8 @@ def focal_ovr(
     and 1 − alpha the rest; the mean is over positions and classes. logits (B, C, *S); target ids
     (B, *S) or class map (B, C, *S), which may name several classes at once.
     """
-    within("focal_ovr", "gamma", gamma)
-    within("focal_ovr", "alpha", alpha or 0.0, 1)
+    check_range("focal_ovr", "[0, inf)", gamma=gamma)
+    check_range("focal_ovr", "[0, 1]", alpha=alpha or 0.0)
     logits, target, keep = counted(logits, target)
     share = to_map(target, logits.shape[1]).to(logits.dtype)
     log_p, log_rest = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -128,17 +149,18 @@ def bce(
     classes. logits (B, C, *S); target ids (B, *S) or class map (B, C, *S), which may name several
     classes at once.
     """
-    within("bce", "smoothing", smoothing, 1)
+    check_range("bce", "[0, 1]", smoothing=smoothing)
     logits, target, keep = counted(logits, target)
     classes = logits.shape[1]
     share = to_map(target, classes).to(logits.dtype) * (1 - smoothing) + smoothing / classes
     if target_threshold is not None:
         share = (share > target_threshold).to(logits.dtype)
-    weights = _per_class(class_weights, logits)
-    weights = None if weights is None else _along_classes(weights, logits)
-    positive = None if pos_weight is None else logits.new_tensor(pos_weight)
     values = F.binary_cross_entropy_with_logits(
-        logits, share, weights, pos_weight=positive, reduction="none"
+        logits,
+        share,
+        None if class_weights is None else _per_class(class_weights, logits),
+        pos_weight=None if pos_weight is None else logits.new_tensor(pos_weight),
+        reduction="none",
     )
     return _mean(values.sum(1) if sum_classes else values.mean(1), keep)
 
@@ -169,9 +191,8 @@ def jsd(
     p = log_p.exp()
     log_mean = p.mean(0).clamp(1e-7, 1).log()  # timm's floor: keeps the divergence from exploding
     divergence = (p * (log_p - log_mean)).sum(2).mean(0)
-    keep = versions[0][2]
     hit = cross_entropy(logits[: len(clean)], clean, label_smoothing=smoothing)
-    return hit + alpha * _mean(divergence, keep)
+    return hit + alpha * _mean(divergence, versions[0][2])
 
 
 def _mean(values: Tensor, keep: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -180,25 +201,19 @@ def _mean(values: Tensor, keep: Tensor, weights: Tensor | None = None) -> Tensor
     return values.where(keep, 0).sum() / total.where(total > 0, 1)
 
 
-def _shares(target: Tensor, weights: Tensor | None, logits: Tensor) -> Tensor:
+def _shares(target: Tensor, weights: list[float] | None, logits: Tensor) -> Tensor:
     """What each class counts: w_y (B, 1, *S) for class ids, w_c·share_c (B, C, *S) for a map."""
     if is_map(target):
-        return target if weights is None else target * _along_classes(weights, logits)
+        return target if weights is None else target * _per_class(weights, logits)
     if weights is None:
         return logits.new_ones(())
-    return weights[target].unsqueeze(1)
+    return _per_class(weights, logits).flatten()[target].unsqueeze(1)
 
 
-def _along_classes(values: Tensor, logits: Tensor) -> Tensor:
-    """(C,) shaped to multiply (B, C, *S)."""
-    return values.view(-1, *[1] * (logits.ndim - 2))
-
-
-def _per_class(values: list[float] | None, logits: Tensor) -> Tensor | None:
-    if values is None:
-        return None
+def _per_class(values: list[float], logits: Tensor) -> Tensor:
+    """One weight a class, shaped (C, 1, …) to multiply logits (B, C, *S)."""
     if len(values) != logits.shape[1] or min(values) < 0:
         raise UserError(
             f"weights {values} for {logits.shape[1]} classes; give each a number from 0 up."
         )
-    return logits.new_tensor(values)
+    return logits.new_tensor(values).view(-1, *[1] * (logits.ndim - 2))

@@ -1,6 +1,6 @@
 """Losses that look at whole regions: how well what was predicted overlaps with what is there.
 
-`masking` says what all of them hold to. p is the softmax of the logits and g the class map of the
+`pixel` says what all losses hold to. p is the softmax of the logits and g the class map of the
 target. Per class over the counted positions: TP = Σ pg, FP = Σ p(1−g), FN = Σ (1−p)g.
 
 reduce  `batch`: one region of a class over all images; `image`: one in each, then the mean over
@@ -20,10 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.errors import UserError, check_range
 from ..core.registry import losses
-from ..core.targets import is_map, to_ids, to_map
-from .masking import counted, fit, within
+from ..core.targets import is_map, to_map
+from .pixel import counted
 
 
 @losses.register
@@ -38,14 +38,13 @@ def dice(
 ) -> Tensor:
     """1 − (2 Σpg + s)/(Σp + Σg + s); `squared`: Σp² + Σg² below (V-Net, 1606.04797).
 
-    Over the batch it is per rank under DDP. logits (B, C, *S); target ids (B, *S) or class map
-    (B, C, *S).
+    logits (B, C, *S); target ids (B, *S) or class map (B, C, *S).
     """
-    within("dice", "smooth", smooth)
+    check_range("dice", "[0, inf)", smooth=smooth)
     p, g = _masses(logits, target)
     both = p * g
     miss = (p - g).square() if squared else (p - both) + (g - both)
-    return _mean(_missed(2 * both, miss, smooth, reduce), _summed(g, reduce), classes)
+    return _overlap_loss(2 * both, miss, g, smooth, 1, reduce, classes)
 
 
 @losses.register
@@ -59,10 +58,9 @@ def jaccard(
 ) -> Tensor:
     """1 − (Σpg + s)/(Σp + Σg − Σpg + s): intersection over union, softly (Rahman & Wang 2016).
 
-    Over the batch it is per rank under DDP. logits (B, C, *S); target ids (B, *S) or class map
-    (B, C, *S).
+    logits (B, C, *S); target ids (B, *S) or class map (B, C, *S).
     """
-    within("jaccard", "smooth", smooth)
+    check_range("jaccard", "[0, inf)", smooth=smooth)
     return tversky(logits, target, alpha=1, beta=1, smooth=smooth, reduce=reduce, classes=classes)
 
 
@@ -81,17 +79,14 @@ def tversky(
     """(1 − (TP + s)/(TP + α FP + β FN + s))^γ (Tversky loss, 1706.05721; focal, 1810.07842).
 
     alpha weighs what is wrongly there, beta what is missed: ½, ½ is dice, 1, 1 is jaccard. The
-    exponent is per class; the focal paper writes 1/γ, so its 4/3 is 0.75 here. Over the batch it is
-    per rank under DDP. logits (B, C, *S); target ids (B, *S) or class map (B, C, *S).
+    exponent is per class; the focal paper writes 1/γ, so its 4/3 is 0.75 here. logits (B, C, *S);
+    target ids (B, *S) or class map (B, C, *S).
     """
-    for option, value in (("alpha", alpha), ("beta", beta), ("smooth", smooth), ("gamma", gamma)):
-        within("tversky", option, value)
+    check_range("tversky", "[0, inf)", alpha=alpha, beta=beta, smooth=smooth, gamma=gamma)
     p, g = _masses(logits, target)
     both = p * g
-    values = _missed(both, alpha * (p - both) + beta * (g - both), smooth, reduce)
-    if gamma != 1:  # at 0, γ < 1 has no slope
-        values = values.clamp(min=torch.finfo(values.dtype).tiny) ** gamma
-    return _mean(values, _summed(g, reduce), classes)
+    miss = alpha * (p - both) + beta * (g - both)
+    return _overlap_loss(both, miss, g, smooth, gamma, reduce, classes)
 
 
 @losses.register
@@ -106,11 +101,9 @@ def tanimoto(
 ) -> Tensor:
     """Tversky's with α = β = 1, which is jaccard^γ per class; the name in the students' diary.
 
-    Over the batch it is per rank under DDP. logits (B, C, *S); target ids (B, *S) or class map
-    (B, C, *S).
+    logits (B, C, *S); target ids (B, *S) or class map (B, C, *S).
     """
-    for option, value in (("smooth", smooth), ("gamma", gamma)):
-        within("tanimoto", option, value)
+    check_range("tanimoto", "[0, inf)", smooth=smooth, gamma=gamma)
     return tversky(
         logits, target, alpha=1, beta=1, smooth=smooth, gamma=gamma, reduce=reduce, classes=classes
     )
@@ -126,17 +119,15 @@ def lovasz(
 ) -> Tensor:
     """Lovász-softmax: the Jaccard loss of sets, extended to errors |g − p| (1705.08790).
 
-    Over the batch it is per rank under DDP. logits (B, C, *S); target ids (B, *S), or a class map
-    (B, C, *S) that is one-hot: errors of shares are no sets, so UserError for a mixed one.
+    logits (B, C, *S); target ids (B, *S), or a class map (B, C, *S) that is one-hot: errors of
+    shares are no sets, so UserError for a mixed one.
     """
-    fit(logits, target)
-    ids = to_ids(target)
-    if is_map(target) and not torch.equal(to_map(ids, target.shape[1]).to(target.dtype), target):
+    p, g = _masses(logits, target)
+    if is_map(target) and not torch.equal((g == 1).sum(1).clamp(max=1), (g != 0).sum(1)):
         raise UserError(
             "lovasz: needs one class at each position, and these targets are mixed. Use jaccard, "
             "which takes shares, or leave mixup out of the recipe."
         )
-    p, g = _masses(logits, ids)
     if reduce == "batch":
         p, g = (mass.transpose(0, 1).flatten(1).unsqueeze(0) for mass in (p, g))
     worst, order = (p - g).abs().sort(-1, descending=True)
@@ -169,20 +160,17 @@ def _masses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return p, g
 
 
-def _summed(values: Tensor, reduce: str) -> Tensor:
-    """Sums over the positions of (B, C, N), and over the batch unless it is by `image`: (G, C)."""
-    sums = values.sum(2)
-    return sums if reduce == "image" else sums.sum(0, keepdim=True)
-
-
-def _missed(hit: Tensor, miss: Tensor, smooth: float, reduce: str) -> Tensor:
-    """1 − (hit + s)/(hit + miss + s) of sums, without the subtraction; 0 where there is nothing.
-
-    hit, miss (B, C, N) -> (G, C).
-    """
-    hit, miss = _summed(hit, reduce), _summed(miss, reduce)
+def _overlap_loss(
+    hit: Tensor, miss: Tensor, g: Tensor, smooth: float, gamma: float, reduce: str, classes: str
+) -> Tensor:
+    """(1 − (hit + s)/(hit + miss + s))^γ of sums over (B, C, N), without the subtraction."""
+    sums = [values.sum(2) for values in (hit, miss, g)]
+    hit, miss, mass = sums if reduce == "image" else [s.sum(0, keepdim=True) for s in sums]
     whole = hit + miss + smooth
-    return miss / whole.where(whole > 0, 1)
+    values = miss / whole.where(whole > 0, 1)
+    if gamma != 1:  # at 0, γ < 1 has no slope
+        values = values.clamp(min=torch.finfo(values.dtype).tiny) ** gamma
+    return _mean(values, mass, classes)
 
 
 def _mean(values: Tensor, mass: Tensor, classes: str) -> Tensor:

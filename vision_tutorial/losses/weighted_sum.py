@@ -1,6 +1,5 @@
 """Weighted sums of losses that keep their parts, and may balance them."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -19,26 +18,44 @@ class WeightedSum(nn.Module):
     term's raw value under its name (`dice`, and `dice#2` for a second one), and what it adds to the
     total under `dice/weighted`; it is empty for a single term, which is the total. UserError for no
     terms or a name nobody has.
+
+    With `balance`, weights are divided by the mean size of their terms, |value|. They keep the sum
+    of the given weights, so terms of equal weight add equally much to the total. A step's weights
+    follow from the steps before it, so that they are the same for all its micro-batches and
+    processes, and a step that is skipped is not counted. The first steps have the given weights:
+    those of a calibration, and as long as a term has never been other than 0.
     """
 
-    def __init__(self, terms: Sequence[Term], scale: float = 1.0):
+    def __init__(
+        self, terms: Sequence[Term], balance: Balance | None = None, scale: float = 1.0
+    ) -> None:
         super().__init__()
-        if not terms:
-            raise UserError(
-                "a weighted sum of no losses; name at least one, such as cross_entropy."
-            )
+        names = [term.name for term in terms]
         if not any(term.weight for term in terms):
-            names = ", ".join(term.name for term in terms)
-            raise UserError(f"{names}: every weight is 0, so nothing would be learned; raise one.")
-        self.names = _names(terms)
+            raise UserError(
+                f"losses {names}: every weight is 0, so nothing would be learned; give at least "
+                "one, such as cross_entropy, a weight above 0."
+            )
+        numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
+        self.names = [n if k == 1 else f"{n}#{k}" for n, k in zip(names, numbers, strict=True)]
         self.given = [term.weight for term in terms]
         self.scale = scale
         self.losses = [losses.build(term.name, **term.options) for term in terms]
+        self.balance = balance if len(terms) > 1 else None
+        if self.balance:
+            # of this step, sums over forward passes: sizes, and 1. The engine treats it as any
+            # running statistic: the mean over processes, put back if the step is bad
+            self.register_buffer("seen", torch.zeros(len(terms) + 1))
+            # of the steps before, equal on all processes; saved, as parameters are
+            self.mean = nn.Parameter(torch.zeros(len(terms)), requires_grad=False)
+            self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """logits (B, C, *S); target ids (B, *S) or class map (B, C, *S)."""
         values = [loss(logits, target) for loss in self.losses]
-        self.watch(values)
+        if self.balance:
+            sizes = [value.detach().abs() for value in values]
+            self.seen += torch.stack([*sizes, torch.ones_like(sizes[0])])
         shares = [self.scale * w * v for w, v in zip(self.weights(), values, strict=True)]
         parts: dict[str, Tensor] = {}
         for name, value, share in zip(self.names, values, shares, strict=True):
@@ -46,37 +63,9 @@ class WeightedSum(nn.Module):
         return sum(shares), parts if len(values) > 1 else {}
 
     def weights(self) -> Sequence[float] | Tensor:
-        """Of the terms, in this step."""
-        return self.given
-
-    def watch(self, values: Sequence[Tensor]) -> None:
-        """Nothing: the weights stay as they are."""
-
-    def begin_step(self) -> None:
-        """Nothing; the engine says so before each step."""
-
-
-class Balanced(WeightedSum):
-    """A weighted sum whose weights are divided by the mean size of their terms, |value|.
-
-    They keep the sum of the given weights, so terms of equal weight add equally much to the total.
-    A step's weights follow from the steps before it, so that they are the same for all its
-    micro-batches and processes, and a step that is skipped is not counted. The first steps have the
-    given weights: those of a calibration, and as long as a term has never been other than 0.
-    """
-
-    def __init__(self, terms: Sequence[Term], balance: Balance, scale: float = 1.0):
-        super().__init__(terms, scale)
-        self.balance = balance
-        # of this step, sums over forward passes: sizes, and 1. The engine treats it as any running
-        # statistic: the mean over processes, put back if the step is bad
-        self.register_buffer("seen", torch.zeros(len(terms) + 1))
-        # of the steps before, equal on all processes; saved, as parameters are
-        self.mean = nn.Parameter(torch.zeros(len(terms)), requires_grad=False)
-        self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
-
-    def weights(self) -> Tensor:
-        """Of the terms, in this step; float32 (terms,)."""
+        """Of the terms, in this step; float32 (terms,) if they are balanced."""
+        if not self.balance:
+            return self.given
         given = torch.stack([torch.full_like(self.steps, weight) for weight in self.given])
         inverse = given / self.mean
         balanced = inverse * (given.sum() / inverse.sum())
@@ -84,13 +73,10 @@ class Balanced(WeightedSum):
         return balanced.where(known, given)
 
     @torch.no_grad()
-    def watch(self, values: Sequence[Tensor]) -> None:
-        """Count the sizes of the terms, and a forward pass."""
-        self.seen += torch.stack([*(value.abs() for value in values), torch.ones_like(values[0])])
-
-    @torch.no_grad()
     def begin_step(self) -> None:
-        """Add what the last step saw, if anything, to the mean."""
+        """Add what the last step saw, if anything, to the mean; the engine says so each step."""
+        if not self.balance:
+            return
         sizes, passes = self.seen[:-1], self.seen[-1]
         counts = passes > 0
         rate = 1 / (self.steps + 1)
@@ -101,15 +87,6 @@ class Balanced(WeightedSum):
         self.mean.lerp_(sizes / passes.clamp(min=1), rate * counts)
         self.steps += counts
         self.seen.zero_()
-
-
-def weighted_sum(
-    terms: Sequence[Term], balance: Balance | None = None, scale: float = 1.0
-) -> WeightedSum:
-    """The criterion that `terms` describe, with weights as given, or balanced where two meet."""
-    return (
-        Balanced(terms, balance, scale) if balance and len(terms) > 1 else WeightedSum(terms, scale)
-    )
 
 
 def copies(terms: Sequence[Term]) -> int:
@@ -128,12 +105,3 @@ def without_copies(terms: Sequence[Term]) -> tuple[Term, ...]:
         else t
         for t in terms
     )
-
-
-def _names(terms: Sequence[Term]) -> list[str]:
-    seen: Counter[str] = Counter()
-    names = []
-    for term in terms:
-        seen[term.name] += 1
-        names.append(term.name if seen[term.name] == 1 else f"{term.name}#{seen[term.name]}")
-    return names

@@ -1,8 +1,6 @@
-"""Optimizers, schedules, parameter groups. Importing the package fills the registries."""
+"""Optimizers, schedules, parameter groups, clipping. Importing the package fills the registries."""
 
-from . import optimizers, schedules
-from .clipping import clipping
-from .groups import parameter_groups, set_lr
+from .optimizers import clip_gradients, parameter_groups, set_lr
 from .schedules import learning_rates
 
-__all__ = ["clipping", "learning_rates", "optimizers", "parameter_groups", "schedules", "set_lr"]
+__all__ = ["clip_gradients", "learning_rates", "parameter_groups", "set_lr"]

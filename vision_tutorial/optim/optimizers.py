@@ -1,16 +1,19 @@
-"""Optimizers: torch's ASGD, and every name that timm's factory knows."""
+"""Optimizers (torch's ASGD, and timm's factory), their parameter groups, and gradient clipping."""
 
 import inspect
 from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any
 
-from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
+import torch
+from timm import optim
+from timm.utils.agc import adaptive_clip_grad
+from torch import nn
 from torch.optim import ASGD, Optimizer
 
 from ..core.errors import UserError, unknown
 from ..core.registry import optimizers
-
-_LOOKAHEAD = "lookahead_"
+from ..recipe.fields import Clip
 
 
 @optimizers.register
@@ -27,9 +30,8 @@ def asgd(
 
     The step is lr / (1 + lambd·lr·t)^alpha of the lr at hand; averaging starts at step t0.
     """
-    return _made(
-        "asgd", ASGD, groups, lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay
-    )
+    options = {"lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
+    return _made("asgd", ASGD, groups, **options)
 
 
 @optimizers.register_fallback()
@@ -41,47 +43,97 @@ def timm_optimizer(
     `lookahead_NAME` wraps one in Lookahead (Zhang et al. 2019). lr is the schedule's peak. A
     UserError tells a name or option that nobody has, the nearest one, and a package not there.
     """
-    base = name.removeprefix(_LOOKAHEAD)
-    if base not in list_optimizers():
-        raise UserError(unknown("optimizer", name, [*optimizers, *list_optimizers()]))
-    allowed = _options(base)
+    base = name.removeprefix("lookahead_")
+    if base not in optim.list_optimizers():
+        raise UserError(unknown("optimizer", name, [*optimizers, *optim.list_optimizers()]))
+    try:
+        signature = inspect.signature(optim.get_optimizer_class(base, bind_defaults=False))
+    except (AssertionError, ImportError) as error:
+        package = str(optim.get_optimizer_info(base).opt_class).partition(".")[0]
+        raise UserError(
+            f"optimizer '{base}' needs the package {package} and a CUDA device ({error}); "
+            "install it, or choose another optimizer."
+        ) from error
+    allowed = {"lr", "weight_decay", *signature.parameters} - {"params"}
     for option in options:
         if option not in allowed:
             raise UserError(unknown(f"option of '{name}'", option, allowed))
     # YAML knows no tuples; the optimizers compare, unpack and save their betas as such.
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    options = {"lr": lr, "weight_decay": weight_decay, **options}
     groups = list(groups)
-    if "fused" in allowed and not {"fused", "foreach"} & options.keys() and _can_fuse(groups):
-        options["fused"] = True  # one pass over the memory, where torch's own default makes several
-    return _made(name, create_optimizer_v2, groups, opt=name, **options)
+    plain = "fused" in allowed and not {"fused", "foreach"} & options.keys()
+    if plain and all(isinstance(group, dict) for group in groups):
+        parameters = [p for group in groups for p in group["params"]]
+        if all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters):
+            options["fused"] = True  # one pass over the memory, where torch's default makes several
+    options |= {"opt": name, "lr": lr, "weight_decay": weight_decay}
+    return _made(name, optim.create_optimizer_v2, groups, **options)
 
 
-def _can_fuse(groups: Any) -> bool:
-    """Whether these are parameter groups, of parameters for which torch has fused steps."""
-    if not all(isinstance(group, dict) for group in groups):
-        return False
-    parameters = [p for group in groups for p in group["params"]]
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-
-
-def _options(name: str) -> list[str]:
+def _made(name: str, make: Callable[..., Optimizer], groups: Any, **options: Any) -> Optimizer:
     try:
-        signature = inspect.signature(get_optimizer_class(name, bind_defaults=False))
-    except (AssertionError, ImportError) as error:
-        package = str(get_optimizer_info(name).opt_class).partition(".")[0]
-        raise UserError(
-            f"optimizer '{name}' needs the package {package} and a CUDA device ({error}); "
-            "install it, or choose another optimizer."
-        ) from error
-    return ["lr", "weight_decay", *(set(signature.parameters) - {"params", "lr", "weight_decay"})]
-
-
-def _made(name: str, make: Callable[..., Optimizer], *given: Any, **options: Any) -> Optimizer:
-    """`make(…)`; what it says of a bad value becomes a UserError."""
-    try:
-        return make(*given, **options)
+        return make(groups, **options)
     except Exception as error:  # torch and timm raise whatever they like on odd values
         reason = " ".join(str(error).split())
         hint = ". timm's is Nesterov; nesterov: false is not" if "Nesterov" in reason else ""
         raise UserError(f"optimizer '{name}': {reason}{hint}") from error
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    no_decay_1d: bool = True,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """The trainable parameters, split by who is decayed; by layer too if `layer_decay` is given.
+
+    Spared are biases and other 1-D parameters, and what `model.no_weight_decay()` names. With
+    layer_decay d, layer i of n has lr_scale d^(n−1−i) (BEiT, Bao et al. 2021), which `set_lr`
+    heeds. Call it before the model is wrapped. UserError: nothing to train, or no layers known.
+    """
+    spared = set(getattr(model, "no_weight_decay", set)())
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise UserError(f"{type(model).__name__} has no trainable parameter; unfreeze some.")
+    if layer_decay is not None:
+        groups = optim.param_groups_layer_decay(
+            model,
+            weight_decay=weight_decay,
+            no_weight_decay_list=spared,
+            weight_decay_exclude_1d=no_decay_1d,
+            layer_decay=layer_decay,
+        )
+        if layer_decay != 1 and all(group["lr_scale"] == 1 for group in groups):
+            raise UserError(
+                f"layer_decay {layer_decay} has no effect: {type(model).__name__} does not tell "
+                "its layers apart (timm's group_matcher does); remove layer_decay."
+            )
+        return groups
+    free, decayed = [], []
+    for name, parameter in trainable.items():
+        flat = no_decay_1d and (parameter.ndim <= 1 or name.endswith(".bias"))
+        named = any(fnmatch(name, pattern) for pattern in spared)
+        (free if flat or named or not weight_decay else decayed).append(parameter)
+    pairs = [(free, 0.0), (decayed, weight_decay)]
+    return [{"params": found, "weight_decay": decay} for found, decay in pairs if found]
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give every group the learning rate `lr`, times its own `lr_scale` if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def clip_gradients(clip: Clip | None, network: nn.Module, norm: torch.Tensor) -> None:
+    """Clip the network's gradients, whose total norm is `norm`; nothing without `clip`."""
+    if clip is None:
+        return
+    if clip.norm is not None:
+        nn.utils.clip_grads_with_norm_(network.parameters(), clip.norm, norm)
+    elif clip.value is not None:
+        nn.utils.clip_grad_value_(network.parameters(), clip.value)
+    else:  # all but the head, as in the paper and in timm
+        known = hasattr(network, "get_classifier")
+        head = {id(p) for p in network.get_classifier().parameters()} if known else set()
+        adaptive_clip_grad([p for p in network.parameters() if id(p) not in head], clip.agc)

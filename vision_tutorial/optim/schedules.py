@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from ..core.errors import UserError
+from ..core.errors import check_range
 from ..core.registry import schedules
 
 
@@ -38,22 +38,21 @@ def constant(now: Now, lr: float) -> float:
 @schedules.register
 def step(now: Now, lr: float, *, every: float = 30.0, gamma: float = 0.1) -> float:
     """lr times gamma every so many epochs."""
-    _need(every > 0, f"step: every is {every}; a number of epochs above 0 is expected.")
-    _falls("step", gamma)
+    check_range("step", "(0, inf)", every=every, gamma=gamma)
     return lr * gamma ** (now.t // (every * now.epoch))
 
 
 @schedules.register
 def multistep(now: Now, lr: float, *, milestones: list[float], gamma: float = 0.1) -> float:
     """lr times gamma at each of these epochs, from 0 as torch counts (timm falls one earlier)."""
-    _falls("multistep", gamma)
+    check_range("multistep", "(0, inf)", gamma=gamma)
     return lr * gamma ** sum(milestone * now.epoch <= now.t for milestone in milestones)
 
 
 @schedules.register
 def exponential(now: Now, lr: float, *, gamma: float) -> float:
     """lr times gamma every epoch, smoothly where the lr moves every step."""
-    _falls("exponential", gamma)
+    check_range("exponential", "(0, inf)", gamma=gamma)
     return lr * gamma ** (now.t / now.epoch)
 
 
@@ -72,8 +71,8 @@ def cosine(
     It takes `period` epochs, all of them if null. If some are left, the lr rises again as it fell
     (torch's CosineAnnealingLR with T_max), or with `restart` jumps to the peak times cycle_decay.
     """
-    _floor("cosine", min_lr)
-    _need(period is None or period > 0, f"cosine: period is {period}; epochs above 0 are expected.")
+    check_range("cosine", "[0, inf)", min_lr=min_lr)
+    check_range("cosine", "(0, inf)", period=1 if period is None else period)
     length = now.total if period is None else period * now.epoch
     t, peak = now.t, lr
     if restart:
@@ -86,8 +85,8 @@ def cosine(
 @schedules.register
 def poly(now: Now, lr: float, *, power: float = 0.9, min_lr: float = 0.0) -> float:
     """From lr to min_lr as (1 − t/total)^power (DeepLab, Chen et al. 2016, arXiv 1606.00915)."""
-    _need(power > 0, f"poly: power is {power}; a number above 0 is expected.")
-    _floor("poly", min_lr)
+    check_range("poly", "(0, inf)", power=power)
+    check_range("poly", "[0, inf)", min_lr=min_lr)
     return min_lr + (lr - min_lr) * (1 - now.t / now.total) ** power
 
 
@@ -105,13 +104,19 @@ def one_cycle(
 
     As torch's OneCycleLR, whose last value is lr/(div_factor·final_div_factor) at t = total − 1.
     """
-    _need(0 <= pct_start <= 1, f"one_cycle: pct_start is {pct_start}; 0 to 1 is expected.")
-    _need(min(div_factor, final_div_factor) > 0, "one_cycle: give factors above 0.")
-    start, top, last = lr / div_factor, pct_start * now.total - 1, now.total - 1
+    check_range("one_cycle", "[0, 1]", pct_start=pct_start)
+    check_range("one_cycle", "(0, inf)", div_factor=div_factor, final_div_factor=final_div_factor)
+    start, end, share = lr / div_factor, lr, 1.0
+    top, last = pct_start * now.total - 1, now.total - 1
     if now.t <= top and top > 0:
-        return _between(start, lr, now.t / top, anneal)
-    fallen = (now.t - top) / (last - top) if last > top else 1.0
-    return _between(lr, start / final_div_factor, min(fallen, 1.0), anneal)
+        share = now.t / top
+    else:
+        start, end = lr, start / final_div_factor
+        if last > top:
+            share = min((now.t - top) / (last - top), 1.0)
+    if anneal == "linear":
+        return (end - start) * share + start
+    return end + (start - end) / 2.0 * (math.cos(math.pi * share) + 1)
 
 
 @schedules.register
@@ -131,8 +136,8 @@ def plateau(
     Better is by `threshold`, relatively, as in torch's ReduceLROnPlateau; `cooldown` evaluations
     after a fall are not counted as bad. The metrics are replayed, so there is no state to save.
     """
-    _falls("plateau", factor)
-    _floor("plateau", min_lr)
+    check_range("plateau", "(0, inf)", factor=factor)
+    check_range("plateau", "[0, inf)", min_lr=min_lr)
     sign = 1 if mode == "max" else -1
     best, bad, resting = -sign * math.inf, 0, 0
     for metric in now.history:
@@ -169,8 +174,8 @@ def learning_rates(
     schedule keeps its end value for the cool-down, or cooldown_lr if given. With unit "epoch" it
     moves once an epoch. history: the headline metric of each epoch so far, warm-up included.
     """
-    _need(0 <= lr < math.inf, f"lr is {lr}; a finite number from 0 up is expected.")
-    _need(epochs > 0 and steps_per_epoch > 0, f"{epochs} epochs of {steps_per_epoch} steps: none.")
+    check_range("the run", "[0, inf)", lr=lr)
+    check_range("the run", "(0, inf)", epochs=epochs, steps_per_epoch=steps_per_epoch)
     epoch = 1 if unit == "epoch" else steps_per_epoch
     total, rise = epochs * epoch, warmup_epochs * epoch
     slope = (lr - warmup_lr) / rise if rise else 0.0
@@ -188,22 +193,3 @@ def learning_rates(
         return schedule(Now(min(t, total), total, seen, epoch), lr)
 
     return at
-
-
-def _between(start: float, end: float, share: float, anneal: str) -> float:
-    if anneal == "linear":
-        return (end - start) * share + start
-    return end + (start - end) / 2.0 * (math.cos(math.pi * share) + 1)
-
-
-def _falls(entry: str, gamma: float) -> None:
-    _need(gamma > 0, f"{entry}: the factor is {gamma}; a number above 0 is expected.")
-
-
-def _floor(entry: str, min_lr: float) -> None:
-    _need(min_lr >= 0, f"{entry}: min_lr is {min_lr}; a number from 0 up is expected.")
-
-
-def _need(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)

@@ -1,20 +1,21 @@
 """Advice on a recipe that is valid, and perhaps not what was meant.
 
-A lint is one function (recipe, info) that yields `Advice`; `@lint` puts it on the list.
+Each function of `CHECKS` looks at one part of a recipe and yields what may be a mistake.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from .fields import Recipe
+from .grammar import Term
 from .recipe_info import CIFAR, RESIZING, RecipeInfo, smoothing_floor
 
 SGD = {"sgd", "momentum", "nesterov", "sgdw", "nesterovw"}
 L2 = {"adam", "nadam", "nadamlegacy", "adamax", "rmsprop", "rmsproptf", "adagrad", "adadelta"}
 LEARNED = {"auto_augment", "rand_augment", "trivial_augment", "aug_mix"}
-SMOOTHING = {"cross_entropy": "label_smoothing", "label_smoothing": "epsilon"}
-SMALL_IMAGE, SMALL_BATCH = 64, 8
-FEW_EPOCHS = 20
+ATTENTION = ("vit", "deit", "swin", "beit", "cait", "mixer")
+SMALL_IMAGE, SMALL_BATCH, FEW_EPOCHS = 64, 8, 20
 TYPICAL_LR = (0.01, 2.0)  # SGD's, per 256 images; Goyal et al. 2017 have 0.1
 MOST_ADAM_LR = 0.01
 
@@ -28,59 +29,35 @@ class Advice(NamedTuple):
     do: str
 
 
-Lint = Callable[[Recipe, RecipeInfo], Iterator[Advice]]
-LINTS: list[Lint] = []
-
-
-def lint(function: Lint) -> Lint:
-    """Add a lint to the list."""
-    LINTS.append(function)
-    return function
-
-
 def advice(recipe: Recipe, info: RecipeInfo) -> list[Advice]:
-    """The advice of all lints, in the order of their list."""
-    return [item for check in LINTS for item in check(recipe, info)]
+    """What all checks say."""
+    return [item for check in CHECKS for item in check(recipe, info)]
 
 
-# -- network and images --------------------------------------------------------------------------
-
-
-@lint
-def _imagenet_stem(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    small = info.side is not None and info.side <= SMALL_IMAGE
-    attention = recipe.model.name.startswith(("vit", "deit", "swin", "beit", "cait", "mixer"))
-    if small and recipe.model.options.get("stem") == "imagenet" and not attention:
-        yield Advice(
-            f"model.{recipe.model.name}.stem",
-            f"an ImageNet stem on images of {info.side} px",
-            f"most stems shrink them 4 times, to {info.side // 4} px, before the first block; "
-            "ResNet-50 on CIFAR-100: 62.7 % with it, 80.4 % without",
-            f"model.{recipe.model.name}.stem=cifar, where the family has it",
-        )
-
-
-@lint
-def _sizes_differ(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    if info.side and info.eval_side and info.side != info.eval_side:
+def _images(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    model, side = recipe.model, info.side
+    if side and info.eval_side and side != info.eval_side:
         yield Advice(
             "eval_augment",
-            f"training sees {info.side} px, evaluation {info.eval_side} px",
+            f"training sees {side} px, evaluation {info.eval_side} px",
             "objects appear in another size, and some networks take one size only",
-            f"eval_augment=[{{resize: {{size: {info.side}}}}}, "
-            f"{{center_crop: {{size: {info.side}}}}}]",
+            f"eval_augment=[{{resize: {{size: {side}}}}}, {{center_crop: {{size: {side}}}}}]",
         )
-
-
-@lint
-def _sizes_open(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    for key, side, transforms in (
-        ("augment", info.side, recipe.augment),
+    imagenet = model.options.get("stem") == "imagenet" and not model.name.startswith(ATTENTION)
+    if imagenet and side and side <= SMALL_IMAGE:
+        yield Advice(
+            f"model.{model.name}.stem",
+            f"an ImageNet stem on images of {side} px",
+            "it shrinks them 4 times; ResNet-50 on CIFAR-100: 62.7 % with it, 80.4 % without",
+            f"model.{model.name}.stem=cifar, where the family has it",
+        )
+    for key, size, transforms in (
+        ("augment", side, recipe.augment),
         ("eval_augment", info.eval_side, recipe.eval_augment),
     ):
         last = [c for c in transforms if c.name.endswith(("crop", "resize"))][-1:]
         by_one_side = last and last[0].name == "resize" and isinstance(last[0].options["size"], int)
-        if (side is None or by_one_side) and recipe.dataset.name == "image_folder":
+        if (size is None or by_one_side) and recipe.dataset.name == "image_folder":
             yield Advice(
                 key,
                 "nothing crops the images to one size",
@@ -89,21 +66,15 @@ def _sizes_open(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
             )
 
 
-@lint
-def _jitter_beside_policy(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    names = [choice.name for choice in recipe.augment]
-    policies = [name for name in names if name in LEARNED]
-    if "color_jitter" in names and policies:
+def _colours(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    names = {choice.name for choice in recipe.augment}
+    if "color_jitter" in names and names & LEARNED:
         yield Advice(
             "augment",
-            f"color_jitter beside {policies[0]}: both are applied",
+            f"color_jitter beside {min(names & LEARNED)}: both are applied",
             "timm skips the jitter when AutoAugment is on, so a timm recipe means one of them",
             "remove color_jitter to have what timm does",
         )
-
-
-@lint
-def _constants_of_another_set(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     dataset, pretrained = recipe.dataset.name, recipe.model.options.get("pretrained")
     given = recipe.normalize if isinstance(recipe.normalize, str) else "your own"
     if pretrained and given != "imagenet":
@@ -122,55 +93,18 @@ def _constants_of_another_set(recipe: Recipe, info: RecipeInfo) -> Iterator[Advi
         )
 
 
-# -- what the numbers mean -------------------------------------------------------------------------
-
-
-@lint
-def _label_smoothing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+def _results(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     for term in recipe.loss:
-        option = SMOOTHING.get(term.name)
-        epsilon = term.options[option] if option else 0
-        if not epsilon:
-            continue
-        floor = "a floor above 0"
-        if info.classes:
-            floor = f"{smoothing_floor(epsilon, info.classes):.3f} nats"
-        yield Advice(
-            f"loss.{term.name}.{option}",
-            f"targets are smoothed by {epsilon:g}: this loss cannot fall below {floor}",
-            "a perfect network has that loss"
-            + ("; mixing raises it further" if recipe.mix else "")
-            + ". It cannot be compared with a plain one",
-            "judge by top1 and by cross_entropy, the plain loss of validation",
-        )
-
-
-@lint
-def _chosen_on_test(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    if not recipe.holdout:
-        yield Advice(
-            "holdout",
-            "the best epoch is chosen on the test split",
-            f"the best of {info.epochs // recipe.eval_every} looks at the test is no estimate "
-            "of new data; papers on CIFAR do it all the same",
-            "report `last`, or choose on a part of train: holdout=0.1",
-        )
-
-
-@lint
-def _one_seed(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    if info.reference is not None:
-        yield Advice(
-            "seed",
-            "one seed is one draw",
-            "on CIFAR-100 seeds spread by about 0.4 points: r3 to r5 (+0.37) is noise",
-            "for a claim, train seed=43, seed=44, … too and compare means",
-        )
-
-
-@lint
-def _copies_cost(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    for term in recipe.loss:
+        smoothed = {"cross_entropy": "label_smoothing", "label_smoothing": "epsilon"}
+        option = smoothed.get(term.name, "")
+        if epsilon := term.options.get(option):
+            floor = f"{smoothing_floor(epsilon, info.classes):.3f} nats" if info.classes else "0"
+            yield Advice(
+                f"loss.{term.name}.{option}",
+                f"targets are smoothed by {epsilon:g}: this loss cannot fall below {floor}",
+                "a perfect network has that loss; it cannot be compared with a plain one",
+                "judge by top1 and by cross_entropy, the plain loss of validation",
+            )
         if term.name == "jsd":
             count = term.options["num_splits"]
             varied = {choice.name for choice in recipe.augment} - {*RESIZING, "hflip", "vflip"}
@@ -181,13 +115,23 @@ def _copies_cost(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
                 f"a step costs {count} times as much" + ("" if varied else alike),
                 "count it in; augment with aug_mix, which the loss was made for",
             )
+    if not recipe.holdout:
+        yield Advice(
+            "holdout",
+            "the best epoch is chosen on the test split",
+            f"the best of {info.epochs // recipe.eval_every} looks is no estimate of new data",
+            "report `last`, or choose on a part of train: holdout=0.1",
+        )
+    if info.reference is not None:
+        yield Advice(
+            "seed",
+            "one seed is one draw",
+            "on CIFAR-100 seeds spread by about 0.4 points: r3 to r5 (+0.37) is noise",
+            "for a claim, train seed=43, seed=44, … too and compare means",
+        )
 
 
-# -- batch -----------------------------------------------------------------------------------------
-
-
-@lint
-def _more_batch_than_data(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+def _batch(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if info.steps_per_epoch == 0:
         yield Advice(
             "batch_size",
@@ -195,36 +139,44 @@ def _more_batch_than_data(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
             "only whole batches are trained on, so there is none",
             f"batch_size={info.images} or less, or a larger subset",
         )
-
-
-@lint
-def _lr_of_another_batch(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    before = info.reference
-    if before is None or before.optimizer.name != recipe.optimizer.name:
-        return
-    lr, factor = recipe.optimizer.options["lr"], recipe.batch_size / before.batch_size
-    if factor != 1 and lr == before.optimizer.options["lr"]:
-        rule = "in proportion" if recipe.optimizer.name in SGD else "by its square root"
-        scaled = lr * (factor if recipe.optimizer.name in SGD else factor**0.5)
+    micro = info.micro_batch
+    if info.batch_norm and micro and micro < SMALL_BATCH:
         yield Advice(
-            f"optimizer.{recipe.optimizer.name}.lr",
-            f"lr {lr:g} was meant for batch_size {before.batch_size}, not {recipe.batch_size}",
-            f"a step averages {factor:g} times the images; lr usually follows {rule} "
-            "(Goyal et al. 2017)",
-            f"optimizer.{recipe.optimizer.name}.lr={scaled:.4g}, or keep it on purpose",
+            "micro_batch",
+            f"BatchNorm sees {micro} images at a time",
+            "accumulation and processes do not help: each forward pass has its own statistics",
+            "a larger micro_batch or batch_size, sync_bn=true on GPUs, or a model without it",
+        )
+    if recipe.mix and micro and micro % 2:
+        yield Advice(
+            "mix",
+            f"pairs in a micro-batch of {micro} images",
+            "the middle one meets itself and stays as it is",
+            "an even batch_size",
         )
 
 
-@lint
-def _unusual_lr(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    name, lr = recipe.optimizer.name, recipe.optimizer.options["lr"]
+def _optimizer(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    name, options, before = recipe.optimizer.name, recipe.optimizer.options, info.reference
+    lr, sgd = options["lr"], name in SGD
+    if before and before.optimizer.name == name and before.optimizer.options["lr"] == lr:
+        factor = recipe.batch_size / before.batch_size
+        rule, scaled = "in proportion (Goyal et al. 2017)", lr * factor
+        if not sgd:
+            rule, scaled = "by its square root", lr * factor**0.5
+        if factor != 1:
+            yield Advice(
+                f"optimizer.{name}.lr",
+                f"lr {lr:g} was meant for batch_size {before.batch_size}, not {recipe.batch_size}",
+                f"a step averages {factor:g} times the images, and lr usually follows {rule}",
+                f"optimizer.{name}.lr={scaled:.4g}, or keep it on purpose",
+            )
     low, high = (x * recipe.batch_size / 256 for x in TYPICAL_LR)
-    if name in SGD and not low <= lr <= high:
+    if sgd and not low <= lr <= high:
         yield Advice(
             f"optimizer.{name}.lr",
             f"lr {lr:g} for batch_size {recipe.batch_size}",
-            "with SGD about 0.1 per 256 images is usual when training from scratch "
-            f"(here {0.1 * recipe.batch_size / 256:.2g}); fine-tuning takes less",
+            f"from scratch SGD usually takes about {recipe.batch_size / 2560:.2g}, else less",
             "check the number of zeros",
         )
     if "adam" in name and lr > MOST_ADAM_LR:
@@ -234,113 +186,62 @@ def _unusual_lr(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
             "Adam's steps have the length of the lr whatever the gradient; 0.001 is usual",
             f"optimizer.{name}.lr=0.001",
         )
-
-
-@lint
-def _small_norm_batches(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    micro = info.micro_batch
-    if info.batch_norm and micro and micro < SMALL_BATCH:
+    if name in L2 and options.get("weight_decay"):
         yield Advice(
-            "micro_batch",
-            f"BatchNorm sees {micro} images at a time",
-            "accumulation and processes do not help: each forward pass has its own statistics",
-            "a larger micro_batch or batch_size, sync_bn=true on GPUs, or a model without it",
+            f"optimizer.{name}.weight_decay",
+            f"in {name} weight decay is a part of the gradient",
+            "large weights with large gradients hardly decay (Loshchilov & Hutter 2019)",
+            f"optimizer=adamw for decoupled decay, or optimizer.{name}.weight_decay=0",
         )
 
 
-@lint
-def _odd_mixing(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    if recipe.mix and info.micro_batch and info.micro_batch % 2:
-        yield Advice(
-            "mix",
-            f"pairs in a micro-batch of {info.micro_batch} images",
-            "the middle one meets itself and stays as it is",
-            "an even batch_size",
-        )
-
-
-# -- time ------------------------------------------------------------------------------------------
-
-
-@lint
-def _steps_of_a_schedule(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+def _time(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    epochs, warmup, cooldown = recipe.epochs, recipe.warmup, recipe.cooldown.epochs
     smooth = recipe.schedule.name in ("cosine", "poly", "one_cycle", "exponential")
-    if smooth and recipe.schedule_unit == "epoch" and recipe.epochs <= FEW_EPOCHS:
+    if smooth and recipe.schedule_unit == "epoch" and epochs <= FEW_EPOCHS:
         yield Advice(
             "schedule_unit",
-            f"the lr moves once an epoch, {recipe.epochs} times in all",
+            f"the lr moves once an epoch, {epochs} times in all",
             "a short training gets a staircase instead of a curve",
             "schedule_unit=step",
         )
-
-
-@lint
-def _warmup_too_long(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    if recipe.warmup.mode == "overlap" and recipe.warmup.epochs >= recipe.epochs:
+    if warmup.mode == "overlap" and warmup.epochs >= epochs:
         yield Advice(
             "warmup.epochs",
-            f"{recipe.warmup.epochs} epochs of warm-up lie over {recipe.epochs} epochs",
+            f"{warmup.epochs} epochs of warm-up lie over {epochs} epochs",
             "the schedule never has its turn",
             "fewer epochs of warm-up, or warmup.mode=front",
         )
-
-
-@lint
-def _warmup_falls(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    lr = recipe.optimizer.options["lr"]
-    if recipe.warmup.epochs and recipe.warmup.lr > lr:
+    if warmup.epochs and warmup.lr > recipe.optimizer.options["lr"]:
         yield Advice(
             "warmup.lr",
-            f"the warm-up starts at {recipe.warmup.lr:g}, above the lr of {lr:g}",
+            f"the warm-up starts at {warmup.lr:g}, above the lr",
             "it would fall instead of rise",
-            f"warmup.lr={lr / 10:g}",
+            f"warmup.lr={recipe.optimizer.options['lr'] / 10:g}",
         )
-
-
-@lint
-def _epochs_on_top(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    front = info.epochs - recipe.epochs - recipe.cooldown.epochs
+    front = info.epochs - epochs - cooldown
     for key, what, count in (
         ("warmup.mode", "warm-up in front", front),
-        ("cooldown.epochs", "cool-down", recipe.cooldown.epochs),
+        ("cooldown.epochs", "cool-down", cooldown),
     ):
         if count:
             yield Advice(
                 key,
-                f"{recipe.epochs} epochs are {info.epochs}: {count} of {what} come on top",
+                f"{epochs} epochs are {info.epochs}: {count} of {what} come on top",
                 "time and checkpoints count them too",
                 "nothing, if it is meant so",
             )
 
 
-@lint
-def _average_of_the_start(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    if recipe.ema and info.steps and not recipe.ema.warmup:
-        memory = 1 / (1 - recipe.ema.decay)
-        if info.steps < 3 * memory:
-            yield Advice(
-                "ema.decay",
-                f"the average reaches back {memory:,.0f} steps, of {info.steps:,} in all",
-                "the random first weights stay in it",
-                "ema.warmup=true, or a smaller decay",
-            )
-
-
-@lint
-def _decay_through_adam(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
-    name, options = recipe.optimizer.name, recipe.optimizer.options
-    if name in L2 and options.get("weight_decay"):
+def _machine(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    memory = 1 / (1 - recipe.ema.decay) if recipe.ema and not recipe.ema.warmup else 0
+    if info.steps and info.steps < 3 * memory:
         yield Advice(
-            f"optimizer.{name}.weight_decay",
-            f"in {name} weight decay is a part of the gradient",
-            "it is divided by the gradient's size, so large weights with large gradients "
-            "hardly decay (Loshchilov & Hutter 2019)",
-            f"optimizer=adamw for decoupled decay, or optimizer.{name}.weight_decay=0",
+            "ema.decay",
+            f"the average reaches back {memory:,.0f} steps, of {info.steps:,} in all",
+            "the random first weights stay in it",
+            "ema.warmup=true, or a smaller decay",
         )
-
-
-@lint
-def _half_precision_without_gpu(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
     if recipe.precision == "fp16" and info.gpu is False:
         yield Advice(
             "precision",
@@ -348,3 +249,86 @@ def _half_precision_without_gpu(recipe: Recipe, info: RecipeInfo) -> Iterator[Ad
             "numbers will differ a little from a GPU's",
             "nothing here; on a GPU it is as written",
         )
+
+
+def _losses(recipe: Recipe, info: RecipeInfo) -> Iterator[Advice]:
+    heads = {"loss": recipe.loss, "aux_loss": recipe.aux_loss or ()}
+    for key, terms in heads.items():
+        for term in terms:
+            if same := _other_name(term):
+                yield Advice(
+                    f"{key}.{term.name}",
+                    f"with these options {term.name} is {same.partition(':')[0]}",
+                    "both have the same value",
+                    f"{key}={{{same}}}, or other options if another loss was meant",
+                )
+        if not recipe.balancing:
+            yield from _one_cross_entropy(recipe, key, terms)
+    balance = recipe.balancing
+    if balance and all(len(terms) < 2 for terms in heads.values()):
+        yield Advice(
+            "balance",
+            "no weighted sum has two terms",
+            "a weight alone has nothing to be balanced with",
+            "balance=fixed, or a second term",
+        )
+    elif balance and balance.calibrate and info.steps and info.steps <= balance.calibrate:
+        yield Advice(
+            "balance",
+            f"the calibration takes {balance.calibrate:,} steps, the training {info.steps:,}",
+            "the weights stay as they are given until it is over",
+            f"balance={{calibrate: {max(info.steps // 20, 1)}}}, or ema",
+        )
+
+
+def _one_cross_entropy(recipe: Recipe, key: str, terms: tuple[Term, ...]) -> Iterator[Advice]:
+    """Terms that are cross-entropy against shares of the classes; sums of shares are shares."""
+    alike = [(term, epsilon) for term in terms if (epsilon := _smoothing(term)) is not None]
+    weight = sum(term.weight for term, _ in alike)
+    if len(alike) < 2 or not weight:
+        return
+    epsilon = sum(term.weight * share for term, share in alike) / weight
+    one = f"label_smoothing: {{weight: {weight:.6g}, epsilon: {epsilon:.6g}}}"
+    step = f"{weight:g} times a loss is {weight:g} times its gradient, which Adam divides out"
+    if math.isclose(weight, 1):
+        step = "the weights sum to 1, so the size of the step is as with one"
+    elif recipe.optimizer.name.startswith("madgrad"):
+        step = (
+            f"madgrad divides by a cube root, so {weight:g} times the loss is only a step of "
+            f"{weight ** (1 / 3):.3g} times the size (weight decay aside)"
+        )
+    yield Advice(
+        key,
+        f"{' + '.join(f'{term.weight:g} {term.name}' for term, _ in alike)} is one loss",
+        f"each is the cross-entropy against shares of the classes, and shares add up; {step}",
+        f"{key}={{{one}}}, or gamma 2 if focal was meant",
+    )
+
+
+def _smoothing(term: Term) -> float | None:
+    """The epsilon with which a term is label smoothing; None if it is another loss."""
+    options = term.options
+    if term.name == "label_smoothing":
+        return options["epsilon"]
+    if term.name == "cross_entropy" and options["class_weights"] is None:
+        return options["label_smoothing"]
+    plain_focal = term.name == "focal" and options["gamma"] == 0 and options["alpha"] is None
+    return 0.0 if plain_focal else None
+
+
+def _other_name(term: Term) -> str | None:
+    """Another loss of the same value, as a recipe writes it."""
+    options = term.options
+    if term.name == "focal" and _smoothing(term) is not None:
+        return "cross_entropy: 1"
+    if term.name == "tanimoto" and options["gamma"] == 1:
+        return f"jaccard: {{smooth: {options['smooth']:g}}}"
+    if term.name == "tversky" and options["gamma"] == 1:
+        if options["alpha"] == options["beta"] == 0.5:
+            return f"dice: {{smooth: {2 * options['smooth']:g}}}"
+        if options["alpha"] == options["beta"] == 1:
+            return f"jaccard: {{smooth: {options['smooth']:g}}}"
+    return None
+
+
+CHECKS = (_images, _colours, _results, _batch, _optimizer, _time, _machine, _losses)

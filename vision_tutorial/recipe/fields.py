@@ -5,21 +5,32 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from . import grammar
 from .grammar import Choice, RegistryField, Term
-from .yaml_lines import Loader
+from .yaml_lines import SCALARS
 
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Words = Annotated[tuple[str, ...], Field(strict=False)]
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Workers = Annotated[int, Field(ge=0, le=256)]
+Augments = Annotated[tuple[Choice, ...], RegistryField("augments", "list")]
+Losses = Annotated[tuple[Term, ...], RegistryField("losses", "weighted_sum")]
 Three = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+def key(default: Any, text: str) -> Any:
+    """A key of a recipe with its description; `...`: it must be given."""
+    return Field(default, description=text)
 
 
 class Frozen(BaseModel):
@@ -50,18 +61,22 @@ class ParameterGroups(Frozen):
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
-class Clip(Frozen):
+class OneOf(Frozen):
+    """Exactly one of its keys is given."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(value is not None for _, value in self) != 1:
+            raise ValueError(f"exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+class Clip(OneOf):
     """Gradient clipping, one of: global norm, value, adaptive (AGC, Brock et al. 2021)."""
 
     norm: Annotated[float, Field(gt=0)] | None = None
     value: Annotated[float, Field(gt=0)] | None = None
     agc: Annotated[float, Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> "Clip":
-        if sum(v is not None for v in (self.norm, self.value, self.agc)) != 1:
-            raise ValueError("exactly one of norm, value, agc")
-        return self
 
 
 class Ema(Frozen):
@@ -71,7 +86,7 @@ class Ema(Frozen):
     warmup: bool = True
 
 
-class Balance(Frozen):
+class Balance(OneOf):
     """The mean size of a term, which divides its weight: over so many first steps, or running.
 
     One of the two. `calibrate`: steps, after which the weights are frozen; `ema`: the decay.
@@ -79,12 +94,6 @@ class Balance(Frozen):
 
     calibrate: Positive | None = None
     ema: Fraction | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> "Balance":
-        if (self.calibrate is None) == (self.ema is None):
-            raise ValueError("exactly one of calibrate, ema")
-        return self
 
 
 BALANCES = {"fixed": None, "calibrate": Balance(calibrate=100), "ema": Balance(ema=0.99)}
@@ -142,53 +151,42 @@ class Recipe(Frozen):
     """All that a run depends on."""
 
     # not of dots alone: it becomes the name of a folder
-    name: str = Field(
-        "recipe",
-        max_length=64,
-        pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$",
-        description="Of the run.",
+    name: Annotated[str, Field(max_length=64, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = key(
+        "recipe", "Of the run."
     )
     expects: Annotated[dict[str, float | None], AfterValidator(grammar.Options)] = Field(
         default_factory=grammar.Options, description="The claim; null where unknown."
     )
-    imports: Words = Field((), description="Python files whose entries join the registries.")
+    imports: Words = key((), "Python files whose entries join the registries.")
     task: Annotated[Choice, RegistryField("tasks")] = Choice("classification")
 
     dataset: Annotated[Choice, RegistryField("datasets")]
-    holdout: Fraction = Field(0.0, description="Share of train kept for validation; 0: use test.")
-    subset: Positive | None = Field(None, description="Train on this many images only.")
-    augment: Annotated[tuple[Choice, ...], RegistryField("augments", "list")] = ()
-    eval_augment: Annotated[tuple[Choice, ...], RegistryField("augments", "list")] = ()
+    holdout: Fraction = key(0.0, "Share of train kept for validation; 0: use test.")
+    subset: Positive | None = key(None, "Train on this many images only.")
+    augment: Augments = ()
+    eval_augment: Augments = ()
     normalize: Literal["imagenet", "cifar10", "cifar100", "half", "none"] | Colours = "imagenet"
     mix: Annotated[tuple[Term, ...] | None, RegistryField("mixers", "weighted_sum")] = None
     data: DataPath = DataPath()
-    workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
-        None, description="Loader workers a process; null: as many as cores allow."
-    )
+    workers: Workers | None = key(None, "Loader workers a process; null: as cores allow.")
 
     model: Annotated[Choice, RegistryField("models")]
-    loss: Annotated[tuple[Term, ...], RegistryField("losses", "weighted_sum")] = (
-        Term("cross_entropy"),
+    loss: Losses = (Term("cross_entropy"),)
+    aux_loss: Annotated[tuple[Term, ...] | None, RegistryField("losses", "weighted_sum")] = key(
+        None, "Of the auxiliary head; null: none."
     )
-    aux_loss: Annotated[tuple[Term, ...] | None, RegistryField("losses", "weighted_sum")] = Field(
-        None, description="Of the auxiliary head; null: none."
-    )
-    aux_weight: NotNegative = Field(0.4, description="Of aux_loss in the total.")
-    balance: Literal["fixed", "calibrate", "ema"] | Balance = Field(
-        "fixed", description="Whether weights of a weighted sum are divided by their terms' size."
+    aux_weight: NotNegative = key(0.4, "Of aux_loss in the total.")
+    balance: Literal["fixed", "calibrate", "ema"] | Balance = key(
+        "fixed", "Whether weights of a weighted sum are divided by their terms' size."
     )
 
     epochs: Annotated[int, Field(ge=1, le=10**6)]
-    batch_size: Annotated[int, Field(ge=1, le=2**20)] = Field(
-        description="Global: over all processes and accumulation."
-    )
-    micro_batch: Positive | None = Field(
-        None, description="Most images in one forward pass of one process; null: what fits."
-    )
+    batch_size: BatchSize = key(..., "Global: over all processes and accumulation.")
+    micro_batch: Positive | None = key(None, "Most images in a forward pass; null: what fits.")
     optimizer: Annotated[Choice, RegistryField("optimizers")]
     parameter_groups: ParameterGroups = ParameterGroups()
     schedule: Annotated[Choice, RegistryField("schedules")] = Choice("constant")
-    schedule_unit: Literal["epoch", "step"] = Field("epoch", description="How often lr changes.")
+    schedule_unit: Literal["epoch", "step"] = key("epoch", "How often lr changes.")
     warmup: Warmup = Warmup()
     cooldown: Cooldown = Cooldown()
     clip: Clip | None = None
@@ -196,24 +194,18 @@ class Recipe(Frozen):
 
     seed: Annotated[int, Field(ge=0, le=2**53)] = 42
     precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
-    deterministic: bool = Field(
-        True, description="Equal bits each time on a GPU too; false lets it take what is fastest."
-    )
+    deterministic: bool = key(True, "Equal bits each time on a GPU too; false takes the fastest.")
     channels_last: bool = True
-    compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
-        False, description="With torch.compile; the modes capture CUDA graphs."
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = key(
+        False, "With torch.compile; the modes capture CUDA graphs."
     )
     sync_bn: bool = False
-    shards: Positive | None = Field(
-        None, description="Bit-equal for every number of processes that divides it; slower."
-    )
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="CPU threads a process; null: cores/processes."
-    )
-    eval_every: Positive = Field(1, description="Epochs between evaluations.")
+    shards: Positive | None = key(None, "Bit-equal on any number of processes that divides it.")
+    threads: Threads | None = key(None, "CPU threads a process; null: cores/processes.")
+    eval_every: Positive = key(1, "Epochs between evaluations.")
     eval_batch_size: Positive = 250
-    refine: Annotated[tuple[Choice, ...], RegistryField("refiners", "list")] = Field(
-        (), description="What `evaluate` and `predict` do to probabilities, such as dense_crf."
+    refine: Annotated[tuple[Choice, ...], RegistryField("refiners", "list")] = key(
+        (), "What `evaluate` and `predict` do to probabilities, such as dense_crf."
     )
     early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointPolicy = CheckpointPolicy()
@@ -246,26 +238,18 @@ UNESSENTIAL = RESUMABLE - {"epochs", "early_stopping", "refine"}
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain YAML values, every default filled in; `typed` takes it back."""
-    dumped = recipe.model_dump(exclude=set(REGISTRY_FIELDS))
-    values = {
-        k: grammar.plain(getattr(recipe, k)) if k in REGISTRY_FIELDS else dumped[k]
-        for k in Recipe.model_fields
-    }
-    return json.loads(json.dumps(values))
+    return recipe.model_dump(mode="json")
+
+
+def plain_defaults() -> dict[str, Any]:
+    """What `to_plain` gives for keys that are not set; None if they must be."""
+    return dict.fromkeys(Recipe.model_fields) | Recipe.model_construct().model_dump(mode="json")
 
 
 def written(value: Any) -> str:
     """A plain value on one line, as it is written behind `key=` on a command line."""
     text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, width=10**9, sort_keys=False)
     return text.strip()[1:-1]
-
-
-def plain_default(key: str) -> Any:
-    """What `to_plain` gives for a key that is not set; None if it must be."""
-    declared = Recipe.model_fields[key]
-    value = None if declared.is_required() else declared.get_default(call_default_factory=True)
-    value = value.model_dump() if isinstance(value, BaseModel) else grammar.plain(value)
-    return json.loads(json.dumps(value))
 
 
 def to_yaml(values: dict[str, Any], compact: bool = False) -> str:
@@ -281,9 +265,10 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _first, _pairs in Loader.yaml_implicit_resolvers.items():
-    for _tag, _pattern in _pairs:  # a text that either version would take for a number is quoted
-        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
+for _kind, (_pattern, _letters, _) in SCALARS.items():
+    # a text that either version would take for a number is quoted
+    _whole = re.compile(rf"(?:{_pattern})\Z")
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, list(_letters))
 _Dumper.add_representer(
     float, lambda dumper, x: dumper.represent_scalar("tag:yaml.org,2002:float", _number(x))
 )

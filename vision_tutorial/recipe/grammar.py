@@ -6,15 +6,17 @@ list          a list of choices
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NoReturn
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import core_schema
 
-from ..core.errors import UserError, short, shown, unknown
-from .signatures import REQUIRED, Entry, Signatures
+from ..core.errors import UserError, shown, unknown
+from .signatures import Entry, Signatures
+from .yaml_lines import Key
 
 
 class Options(dict):
@@ -45,10 +47,6 @@ class Choice:
     name: str
     options: Mapping[str, Any] = field(default_factory=Options)
 
-    def plain(self) -> Any:
-        """As it would be written in a recipe."""
-        return {self.name: dict(self.options)} if self.options else self.name
-
 
 @dataclass(frozen=True)
 class Term:
@@ -61,147 +59,150 @@ class Term:
 
 @dataclass(frozen=True)
 class RegistryField:
-    """Marks a recipe key as a `form` (choice, weighted_sum, list) of entries on `registry`."""
+    """Marks a recipe key as a `form` (choice, weighted_sum, list) of entries on `registry`.
+
+    `parse` has checked its value, and `plain` writes it; `schema` describes it.
+    """
 
     registry: str
     form: str = "choice"
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.any_schema(
+            serialization=core_schema.plain_serializer_function_ser_schema(plain)
+        )
+
 
 # A registry that takes any name with any options, for values that were checked before.
-UNCHECKED = Signatures(
-    "entry", fallbacks={"": Entry("", "", (), "", "", forwards=True)}, outside=None
-)
+UNCHECKED = Signatures("entry", fallbacks={"": Entry("", "any", {}, forwards=True)}, outside=None)
+FORMS = {
+    "choice": "exactly one {0}, its name or {{name: {{option: value}}}}",
+    "weighted_sum": "a {0}'s name, {{name: weight, …}} or {{name: {{weight: w, option: value}}}}",
+    "list": "a list of {0}s, such as [a, b]",
+}
+PLAINLY = {
+    "tuple_type": "a list",
+    "dict_type": "{name: number, …}",
+    "missing": "more items",
+    "string_pattern_mismatch": "letters, digits, '.', '_' and '-'",
+}
 
 
 class GrammarError(UserError):
-    """A UserError that knows the path, below its key, of what is wrong."""
+    """A UserError that knows the path of what is wrong."""
 
-    def __init__(self, message: str, path: tuple[str | int, ...] = ()):
+    def __init__(self, message: str, path: Key):
         super().__init__(message)
         self.path = path
 
 
-def parse(value: Any, known: Signatures, form: str) -> Any:
-    """Raw YAML -> Choice, or tuple of Terms or Choices. GrammarError: what is wrong, where."""
-    if form == "choice":
-        return _choice(value, known)
+def parse(value: Any, known: Signatures, form: str, at: Key = ()) -> Any:
+    """Raw YAML, at a path -> Choice, or tuple of Terms or Choices. GrammarError: what is wrong."""
+    spelled = opened(value, form)
+    if form == "list" and isinstance(value, list):
+        return tuple(parse(item, known, "choice", (*at, n)) for n, item in enumerate(value))
+    if form == "weighted_sum" and isinstance(spelled, dict) and spelled:
+        return tuple(_entry(name, given, known, at, Term) for name, given in spelled.items())
+    if form == "choice" and isinstance(spelled, dict) and len(spelled) == 1:
+        return _entry(*next(iter(spelled.items())), known, at, Choice)
+    raise GrammarError(f"given {shown(value)}; expected: {FORMS[form].format(known.kind)}.", at)
+
+
+def opened(value: Any, form: str) -> Any:
+    """`{name: {options}}` for every entry that a value names; what has not its form stays."""
+    if form == "list":
+        return [opened(item, "choice") for item in value] if isinstance(value, list) else value
+    if isinstance(value, str):
+        return {value: {}}
+    if not isinstance(value, dict):
+        return value
+    spelled = {name: {} if given is None else given for name, given in value.items()}
     if form == "weighted_sum":
-        return _weighted_sum(value, known)
-    if not isinstance(value, list):
-        raise GrammarError(
-            f"given {shown(value)}; a list of {known.kind}s is expected, such as [a, b]."
-        )
-    return tuple(_choice(item, known, (i,)) for i, item in enumerate(value))
+        spelled = {k: v if isinstance(v, dict) else {"weight": v} for k, v in spelled.items()}
+    return spelled
+
+
+def _entry(name: str, given: Any, known: Signatures, at: Key, kind: type) -> Choice | Term:
+    entry, at = known.find(name), (*at, name)
+    if entry is None:
+        raise GrammarError(unknown(known.kind, name, known.names()), at)
+    if not isinstance(given, dict):
+        problem = f"given {shown(given)}; options are written {{name: {{option: value}}}}."
+        raise GrammarError(problem, at)
+    try:
+        # as JSON, where a list may be a tuple and all else is as strict
+        checked = model(entry, kind is Term).model_validate_json(json.dumps(given))
+    except ValidationError as error:
+        raise mistake(error, given, at, lambda _: entry.options) from error
+    options = checked.model_dump(by_alias=True, warnings=False)
+    weight = [options.pop("weight")] if kind is Term else []
+    return kind(name, *weight, options=Options(options))
 
 
 def plain(value: Any) -> Any:
     """The parsed value as plain YAML; `parse(plain(x)) == x`."""
     if isinstance(value, Choice):
-        return value.plain()
+        return {value.name: dict(value.options)} if value.options else value.name
+    if isinstance(value, Term):
+        return {value.name: {"weight": value.weight, **value.options}}
     if value and isinstance(value, tuple) and isinstance(value[0], Term):
-        return {t.name: {"weight": t.weight, **t.options} for t in value}
-    if isinstance(value, tuple):
-        return [plain(item) for item in value]
-    return value
-
-
-def words(value: Any) -> str:
-    """One line for a table: `cosine`, `0.75 focal + 0.25 dice`, `hflip, auto_augment`."""
-    if isinstance(value, Choice):
-        return value.name
-    if value and isinstance(value, tuple) and isinstance(value[0], Term):
-        alone = len(value) == 1 and value[0].weight == 1
-        return value[0].name if alone else " + ".join(f"{t.weight:g} {t.name}" for t in value)
-    if isinstance(value, tuple):
-        return ", ".join(words(item) for item in value)
-    return str(value)
-
-
-def _choice(value: Any, known: Signatures, at: tuple = ()) -> Choice:
-    name, given = value, None
-    if isinstance(value, dict):
-        if len(value) != 1:
-            names = short(", ".join(value), 60) or "none"
-            raise GrammarError(
-                f"given {len(value)} names ({names}); choose exactly one {known.kind}.", at
-            )
-        ((name, given),) = value.items()
-    if not isinstance(name, str):
-        raise GrammarError(f"given {shown(name)}; expected: the {known.kind}'s name.", at)
-    where = (*at, name)
-    return Choice(name, _options(_find(name, known, at), given, where))
-
-
-def _weighted_sum(value: Any, known: Signatures) -> tuple[Term, ...]:
-    if isinstance(value, str):
-        value = {value: None}
-    if not isinstance(value, dict) or not value:
-        raise GrammarError(
-            f"given {shown(value)}; write a {known.kind}'s name or {{name: weight, …}}."
-        )
-    return tuple(_term(name, given, known) for name, given in value.items())
-
-
-def _term(name: str, given: Any, known: Signatures) -> Term:
-    entry, weight = _find(name, known, ()), 1.0
-    if isinstance(given, dict):
-        given = dict(given)
-        weight = given.pop("weight", 1.0)
-    elif given is not None:
-        weight, given = given, None
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
-        said = f"the weight of '{name}' is {shown(weight)}; a number from 0 up is expected."
-        raise GrammarError(said, (name,))
-    return Term(name, float(weight), _options(entry, given, (name,)))
-
-
-def _find(name: str, known: Signatures, at: tuple) -> Entry:
-    entry = known.find(name)
-    if entry is None:
-        raise GrammarError(unknown(known.kind, name, known.names()), (*at, name))
-    return entry
-
-
-def _options(entry: Entry, given: Any, at: tuple) -> Mapping[str, Any]:
-    if given is None:
-        given = {}
-    if not isinstance(given, dict):
-        raise GrammarError(
-            f"given {shown(given)}; options are written {{name: {{option: value}}}}.", at
-        )
-    allowed = {option.name: option for option in entry.options}
-    checked = {}
-    for name, option in allowed.items():
-        if name in given:
-            checked[name] = _checked(given[name], option.type, (*at, name))
-        elif option.default is REQUIRED:
-            raise GrammarError(
-                f"'{at[-1]}' needs a value for '{name}'. Its options: {entry.signature()}", at
-            )
-        else:
-            checked[name] = option.default
-    forwarded = {name: value for name, value in given.items() if name not in allowed}
-    if forwarded and not entry.forwards:
-        name = next(iter(forwarded))
-        raise GrammarError(unknown(f"option of '{at[-1]}'", name, allowed), (*at, name))
-    return Options({**checked, **forwarded})
-
-
-def _checked(value: Any, kind: Any, at: tuple) -> Any:
-    try:
-        # as JSON, where a list may be a tuple and all else is as strict
-        return _adapter(kind).validate_json(json.dumps(value))
-    except ValidationError as error:
-        raise GrammarError(f"given {shown(value)}; {expected(error)}.", at) from error
-
-
-def expected(error: ValidationError) -> str:
-    """What pydantic would have accepted, in words."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    said = dict.fromkeys(d["msg"].removeprefix("Input should be ") for d in details)
-    return "expected: " + " or ".join(said)
+        return {term.name: plain(term)[term.name] for term in value}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter:
-    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+def model(entry: Entry, weighted: bool) -> type[BaseModel]:
+    """What checks an entry's options, which are the aliases of its fields."""
+    fields: dict[str, Any] = {
+        f"option_{name}": (kind, Field(default, alias=name))
+        for name, (kind, default) in entry.options.items()
+    }
+    if weighted:
+        fields["weight"] = (float, Field(1.0, ge=0, lt=1e9))
+    extra: Any = "allow" if entry.forwards else "forbid"
+    config = ConfigDict(strict=True, allow_inf_nan=False, extra=extra)
+    return create_model(entry.name, __config__=config, **fields)
+
+
+def mistake(
+    error: ValidationError, given: Any, at: Key, known: Callable[[Key], Iterable[str]]
+) -> GrammarError:
+    """pydantic's most precise complaint about `given`, which stands at `at`, as our one line.
+
+    known: the keys that an object at a path below `at` may have.
+    """
+    found = [(_path(detail, given), detail) for detail in error.errors(include_url=False)]
+    path = max((path for path, _ in found), key=len)
+    details = [detail for at, detail in found if at == path]
+    full = (*at, *path)
+    if details[0]["type"] == "missing" and details[0]["loc"][-1] == path[-1]:
+        owner = f"'{full[-2]}'" if full[1:] else "the recipe"
+        return GrammarError(f"{owner} needs a value for '{path[-1]}'.", full[:-1])
+    if details[0]["type"] == "extra_forbidden":
+        kind = f"option of '{full[-2]}'" if full[1:] else "key"
+        return GrammarError(unknown(kind, str(path[-1]), known(path[:-1])), full)
+    for part in path:
+        given = given[part]
+    said = " or ".join(dict.fromkeys(_expected(detail, known(path)) for detail in details))
+    return GrammarError(f"given {shown(given)}; expected: {said}.", full)
+
+
+def _path(detail: Any, value: Any) -> Key:
+    """The path in what was given: pydantic's without the names of union members."""
+    path: list[str | int] = []
+    for part in detail["loc"]:
+        if isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif isinstance(value, dict) and part in value:
+            value = value[part]
+        elif detail["type"] != "missing" or part != detail["loc"][-1] or isinstance(part, int):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _expected(detail: Any, keys: Iterable[str]) -> str:
+    if detail["type"] == "model_type":
+        return "{" + ", ".join(keys) + "}"
+    said = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return PLAINLY.get(detail["type"], said)

@@ -23,12 +23,6 @@ if not RECIPES.is_dir():
     RECIPES = _HERE.parent / "recipes"  # in a checkout
 MAX_BASES = 16
 OWN = ("name", "expects", "extends")  # not inherited
-PLAINLY = {
-    "tuple_type": "a list",
-    "dict_type": "{name: number, …}",
-    "missing": "more items",
-    "string_pattern_mismatch": "letters, digits, '.', '_' and '-'",
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
     """Read and check a recipe, a file or a name. UserError: file, line, what is wrong, allowed."""
     path = recipe_path(given)
     files = _with_bases(path)
-    document = _merged([document for _, document in files])
+    document = _merged(files)
     for text in overrides:
         path_of_key, equals, value = text.partition("=")
         name = f"{COMMAND_LINE} ({short(text, 50)})"
@@ -72,36 +66,38 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
             raise UserError(f"{name}: no override; write key=value or key.sub=value.")
         _assign(document, path_of_key, parse_value(value, name), name)
     recipe, imports = typed(document, _run_name(path))
-    base = _base(files[1:])
+    base = None
+    if files[1:]:
+        with suppress(UserError):  # it may be only a part of a recipe
+            base, _ = typed(_merged(files[1:]), _run_name(files[1][0]))
     return Loaded(recipe, path, base, files[1][0] if base else None, imports)
 
 
 def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
     """Plain values -> Recipe, and the files it imports."""
     values = dict(document.values)
-    for key in values:
-        if key not in Recipe.model_fields:
-            raise UserError(_at(document, (key,)) + unknown("key", key, Recipe.model_fields))
-        if _height(values[key]) >= MAX_DEPTH:  # an override can lift it above what a file may have
+    for key, value in values.items():
+        if _height(value) >= MAX_DEPTH:  # an override can lift it above what a file may have
             raise UserError(f"{_at(document, (key,))}nested deeper than {MAX_DEPTH} levels.")
     name = re.sub(r"[^A-Za-z0-9._-]", "-", name)[:64]
     values.setdefault("name", name if name.strip(".") else "recipe")
     imports = _imports(values.get("imports"), document)
     registries = static_signatures(imports)
-    for key, mark in REGISTRY_FIELDS.items():
-        declared = Recipe.model_fields[key]
-        if key not in values and not declared.is_required():
-            # parsed as if it were written, to have all its options
-            values[key] = grammar.plain(declared.default)
-        if key in values and not (values[key] is None and declared.default is None):
-            try:
-                values[key] = grammar.parse(values[key], registries[mark.registry], mark.form)
-            except grammar.GrammarError as error:
-                raise UserError(f"{_at(document, (key, *error.path))}{error}") from error
     try:
+        for key, mark in REGISTRY_FIELDS.items():
+            declared = Recipe.model_fields[key]
+            if key not in values and not declared.is_required():
+                # parsed as if it were written, to have all its options
+                values[key] = grammar.plain(declared.default)
+            if key in values and not (values[key] is None and declared.default is None):
+                known = registries[mark.registry]
+                values[key] = grammar.parse(values[key], known, mark.form, (key,))
         return Recipe(**values), imports
     except ValidationError as error:
-        raise UserError(_first(error, document)) from error
+        problem = grammar.mistake(error, values, (), _keys)
+    except grammar.GrammarError as error:
+        problem = error
+    raise UserError(f"{_at(document, problem.path)}{problem}") from problem
 
 
 def read_back(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,12 +127,9 @@ def _with_bases(path: Path) -> list[tuple[Path, Document]]:
         file, variant = split_variant(path)
         if not isfile(file):
             raise UserError(place + _missing(file))
-        names = " -> ".join(shown(p.name) for p in (*(p for p, _ in files), path))
-        before = [split_variant(other) for other, _ in files]
-        if any(file.samefile(other) and variant == its for other, its in before):
-            raise UserError(f"{place}a circle: {names}. A recipe cannot be its own base.")
         if len(files) > MAX_BASES:
-            raise UserError(f"{place}more than {MAX_BASES} bases, one upon the other.")
+            names = short(" -> ".join(path.name for path, _ in files), 100)
+            raise UserError(f"{place}a circle, or more than {MAX_BASES} bases: {names}.")
         document = _read(file, variant)
         files.append((path, document))
         place = _at(document, ("extends",))
@@ -179,39 +172,27 @@ def _read(file: Path, variant: str | None) -> Document:
     return Document({"extends": file.name, **plain}, places, settings)
 
 
-def _merged(documents: list[Document]) -> Document:
+def _merged(files: list[tuple[Path, Document]]) -> Document:
     """The first document, with its bases under it: a key replaces the base's key whole."""
-    values: dict[str, Any] = {}
-    places: dict[Key, str] = {}
-    for document in reversed(documents):
-        kept = {k: v for k, v in values.items() if k not in OWN}
-        places = {at: p for at, p in places.items() if at and at[0] not in document.values}
-        merged = Document({**kept, **document.values}, {**places, **document.places})
+    merged = Document({})
+    for _, document in reversed(files):
+        inherited = {k: v for k, v in merged.values.items() if k not in OWN}
+        merged.values = {**inherited, **document.values}
+        merged.places |= document.places
         for key, value in document.settings.items():
             _assign(merged, key, value, document.places[(key,)])
-        values, places = merged.values, merged.places
-    values.pop("extends", None)
-    return Document(values, places)
-
-
-def _base(files: list[tuple[Path, Document]]) -> Recipe | None:
-    """What is extended, as a recipe; None where there is none, or only a part of one."""
-    try:
-        return typed(_merged([d for _, d in files]), _run_name(files[0][0]))[0] if files else None
-    except UserError:
-        return None
+    merged.values.pop("extends", None)
+    return merged
 
 
 def _missing(path: Path) -> str:
-    beside = sorted(p.name for p in path.parent.glob("*.yaml")) if isdir(path.parent) else []
-    if beside and path.suffix:
-        return f"{path.parent}: {unknown('recipe', path.name, beside)}"
-    files = (p.relative_to(RECIPES) for p in RECIPES.rglob("*.yaml"))
-    names = [_name(file) for file in files if file.parts[0] != "sweeps"]
-    return (
-        f"{short(str(path), 200)}: no such recipe; give the path of a .yaml file, or the name of "
-        f"one of ours: {unknown('recipe', _name(path), names)}"
-    )
+    name = path.name
+    known = [p.name for p in path.parent.glob("*.yaml")] if isdir(path.parent) else []
+    if not (known and path.suffix):
+        name, files = _name(path), (p.relative_to(RECIPES) for p in RECIPES.rglob("*.yaml"))
+        known = [_name(file) for file in files if file.parts[0] != "sweeps"]
+    todo = "give the path of a .yaml file, or the name of one of ours"
+    return f"{short(str(path), 200)}: no such recipe; {todo}: {unknown('recipe', name, known)}"
 
 
 def _at(document: Document, key: Key) -> str:
@@ -239,134 +220,68 @@ def _imports(given: Any, document: Document) -> tuple[Path, ...]:
     return tuple(here / name for name in given)
 
 
-def _first(error: ValidationError, document: Document) -> str:
-    """The first of pydantic's complaints, where it is most precise, as our one line."""
-    found = [(_real(d, document.values), d) for d in error.errors(include_url=False)]
-    top = found[0][0][0]
-    loc = max((loc for loc, _ in found if loc[0] == top), key=len)
-    details = [d for at, d in found if at == loc]
-    if details[0]["type"] == "missing" and details[0]["loc"][-1] == loc[-1]:
-        return f"{_at(document, loc[:-1])}the key '{loc[-1]}' is needed and is not given."
-    if details[0]["type"] == "extra_forbidden":
-        return _at(document, loc) + unknown("key", loc[-1], _fields(loc[0]))
-    value: Any = document.values
-    for part in loc:
-        value = value[part] if _has(value, part) else value
-    said = " or ".join(dict.fromkeys(_expectation(d, loc) for d in details))
-    return f"{_at(document, loc)}given {shown(value)}; expected: {said}."
-
-
-def _real(detail: Any, values: Any) -> Key:
-    """The path in the document: pydantic's without the names of union members."""
-    real: list[str | int] = []
-    for n, part in enumerate(detail["loc"]):
-        missing = detail["type"] == "missing" and n == len(detail["loc"]) - 1
-        if n == 0 or _has(values, part) or (missing and isinstance(part, str)):
-            real.append(part)
-        if _has(values, part):
-            values = values[part]
-    return tuple(real)
-
-
-def _has(values: Any, part: str | int) -> bool:
-    if isinstance(values, list):
-        return isinstance(part, int) and part < len(values)
-    return isinstance(values, dict) and part in values
-
-
-def _expectation(detail: Any, loc: Key) -> str:
-    if detail["type"] == "model_type":
-        return "{" + ", ".join(_fields(loc[0])) + "}"
-    said = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return PLAINLY.get(detail["type"], said)
-
-
-def _fields(key: str) -> list[str]:
-    """The keys of the object, or of the object among the possibilities, that `key` holds."""
-    declared = Recipe.model_fields[key].annotation
+def _keys(path: Key) -> list[str]:
+    """The keys of a recipe, or those of the object that a key of it may hold."""
+    if not path:
+        return list(Recipe.model_fields)
+    declared = Recipe.model_fields[str(path[0])].annotation
     kinds = (declared, *getattr(declared, "__args__", ()))
     return [name for kind in kinds for name in getattr(kind, "model_fields", ())]
 
 
-def _assign(document: Document, path: str, parsed: Any, name: str) -> None:
+def _assign(document: Document, path: str, value: Any, name: str) -> None:
     """Set what `key.sub` names; what lies on the way is opened up as needed."""
     key, *rest = (part.strip() for part in path.split("."))
-    if key not in Recipe.model_fields:
-        raise UserError(f"{name}: {unknown('key', key, Recipe.model_fields)}")
-    current = document.values.get(key)
-    if rest and key in REGISTRY_FIELDS:
-        current = _opened(key, current, rest, name)
-    at = _located(current, rest, name)
-    document.values = {**document.values, key: _set(current, at, parsed)}
-    whole = (key, *at)
-    stale = [place for place in document.places if place[: len(whole)] == whole]
-    for place in stale:
-        del document.places[place]
-    for depth in range(1, len(whole) + 1):
-        document.places[whole[:depth]] = name
+    current, mark = document.values.get(key), REGISTRY_FIELDS.get(key)
+    if rest and mark:
+        if current is None and mark.form == "weighted_sum":
+            # a term is added to what there would be without it
+            current = grammar.plain(Recipe.model_fields[key].default)
+        current = grammar.opened(current, mark.form)
+        if mark.form == "choice" and isinstance(current, dict) and not _prefix(current, rest):
+            now = next(iter(current), "nothing")
+            raise UserError(
+                f"{name}: {key} is '{now}' here; write {key}.{now}.{rest[-1]}=… for an option of "
+                f"it, or {key}={rest[0]} for another {key}."
+            )
+    new, at = _set(current, rest, value, name)
+    document.values = {**document.values, key: new}
+    at = (key, *at)
+    places = {other: p for other, p in document.places.items() if other[: len(at)] != at}
+    document.places = places | {at[:n]: name for n in range(1, len(at) + 1)}
 
 
-def _opened(key: str, value: Any, rest: list[str], name: str) -> Any:
-    """`value` with the options of every entry spelled out, so that one can be set."""
-    form, default = REGISTRY_FIELDS[key].form, Recipe.model_fields[key].default
-    if form == "list":
-        return [{x: {}} if isinstance(x, str) else x for x in value or ()]
-    if value is None and form == "weighted_sum" and default:
-        value = grammar.plain(default)  # a term is added to what there would be without it
-    if isinstance(value, str):
-        value = {value: {}}
-    if form == "weighted_sum" and isinstance(value, dict):
-        number = (int, float)
-        return {k: {"weight": v} if isinstance(v, number) else v for k, v in value.items()}
-    if isinstance(value, dict) and value and not _prefix(value, rest):
-        now = next(iter(value))
-        raise UserError(
-            f"{name}: {key} is '{now}' here; write {key}.{now}.{rest[-1]}=… for an option of it, "
-            f"or {key}={rest[0]} for another {key}."
-        )
-    return value
+def _set(container: Any, keys: list[str], value: Any, name: str) -> tuple[Any, Key]:
+    """A copy of `container` with `value` where `keys` lead, and the path there.
 
-
-def _located(container: Any, keys: list[str], name: str) -> Key:
-    """Where `keys` lead: items of lists by place or by name, names that hold dots as one."""
-    at: list[str | int] = []
-    while keys:
-        if isinstance(container, list):
-            part: str | int = _item(container, keys[0], name)
-            keys = keys[1:] if keys[0].isdecimal() else keys
-        elif isinstance(container, dict | None):
-            length = _prefix(container or {}, keys) or 1
-            part, keys = ".".join(keys[:length]), keys[length:]
-        else:
-            raise UserError(f"{name}: nothing can be set below {shown(container)}.")
-        at.append(part)
-        container = container[part] if _has(container, part) else None
-    return tuple(at)
+    An item of a list is named by its place or its entry. A name may hold dots (timm's tags).
+    """
+    if not keys:
+        return value, ()
+    if isinstance(container, list):
+        n = _item(container, keys[0], name)
+        below = keys[1:] if keys[0].isdecimal() else keys
+        new, at = _set(container[n], below, value, name)
+        return [*container[:n], new, *container[n + 1 :]], (n, *at)
+    if not isinstance(container, dict | None):
+        raise UserError(f"{name}: nothing can be set below {shown(container)}.")
+    container = container or {}
+    length = _prefix(container, keys) or 1
+    part = ".".join(keys[:length])
+    new, at = _set(container.get(part), keys[length:], value, name)
+    return {**container, part: new}, (part, *at)
 
 
 def _prefix(container: dict[str, Any], keys: list[str]) -> int:
-    """How many of `keys`, joined, name something in `container`; the most, or 0 (timm's tags)."""
+    """How many of `keys`, joined, name something in `container`; the most, or 0."""
     return next((n for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in container), 0)
 
 
 def _item(items: list[Any], key: str, name: str) -> int:
-    if key.isdecimal() and len(key) < 6 and int(key) < len(items):
-        return int(key)
-    found = [i for i, x in enumerate(items) if isinstance(x, dict) and key in x]
+    names = [next(iter(x), "") if isinstance(x, dict) else shown(x) for x in items]
+    found = [n for n, item in enumerate(names) if key in (item, str(n))]
     if len(found) > 1:
         raise UserError(f"{name}: '{key}' is there {len(found)} times; say which: {found}.")
     if not found:
-        known = [next(iter(x), "") if isinstance(x, dict) else shown(x) for x in items]
-        raise UserError(f"{name}: {unknown('item', key, known)}")
+        raise UserError(f"{name}: {unknown('item', key, names)}")
     return found[0]
-
-
-def _set(container: Any, at: Key, value: Any) -> Any:
-    """A copy of `container` in which the entry at `at` is `value`."""
-    if not at:
-        return value
-    head, *below = at
-    if isinstance(container, list):
-        return [_set(x, tuple(below), value) if i == head else x for i, x in enumerate(container)]
-    container = container or {}
-    return {**container, head: _set(container.get(head), tuple(below), value)}

@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from .fields import Recipe
 from .grammar import Choice
@@ -35,12 +36,17 @@ class RecipeInfo:
 
 
 def recipe_info(
-    recipe: Recipe, reference: Recipe | None = None, world: int | None = None
+    recipe: Recipe,
+    reference: Recipe | None = None,
+    world: int | None = None,
+    train: Any = None,
 ) -> RecipeInfo:
-    """All that can be said without the data; a data set's size is known for the registry's own."""
+    """All that can be said with or without the train split; of some the size is known."""
     name, options = recipe.dataset.name, recipe.dataset.options
     whole, classes, side = None, None, None
-    if name in CIFAR:
+    if train is not None:
+        whole, classes = len(train), len(train.classes)
+    elif name in CIFAR:
         whole, classes, side = 50_000, CIFAR[name], 32
     elif name == "shapes":
         whole, classes, side = options["train"], 10 + options["masks"], options["size"]

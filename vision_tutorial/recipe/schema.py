@@ -3,31 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema
-
+from . import grammar
 from .fields import REGISTRY_FIELDS, Recipe
-from .signatures import REQUIRED, Entry, Signatures
+from .signatures import Entry, Signatures
 
 Schema = dict[str, Any]
 
 
-class Generate(GenerateJsonSchema):
-    """What stands on registries is described here, not by pydantic."""
-
-    def dataclass_schema(self, schema: Any) -> Schema:
-        """A Choice or Term; `schema` below puts another in its place."""
-        return {}
-
-
 def schema(registries: Mapping[str, Signatures]) -> Schema:
     """The schema of a recipe whose entries are `registries`."""
-    whole = Recipe.model_json_schema(schema_generator=Generate)
-    defs = {k: v for k, v in whole.get("$defs", {}).items() if k not in ("Choice", "Term")}
-    properties = whole["properties"]
+    whole = Recipe.model_json_schema()
+    defs, properties = whole["$defs"], whole["properties"]
     for key, mark in REGISTRY_FIELDS.items():
         known, optional = registries[mark.registry], Recipe.model_fields[key].default is None
-        defs |= _definitions(mark.registry, mark.form, known)
+        defs |= _definitions(mark.registry, known, mark.form)
         reference = {"$ref": f"#/$defs/{mark.registry}.{mark.form}"}
         properties[key] = {"anyOf": [reference, {"type": "null"}]} if optional else reference
     properties["extends"] = {"type": "string", "description": "A recipe whose keys hold here too."}
@@ -43,96 +32,40 @@ def schema(registries: Mapping[str, Signatures]) -> Schema:
     }
 
 
-def _definitions(name: str, form: str, known: Signatures) -> dict[str, Schema]:
-    """The definitions that the key's form needs, by name."""
-    made: dict[str, Schema] = {}
-    for entry in (*known.entries.values(), *known.fallbacks.values()):
-        made[f"{name}.{entry.name}"] = _options(entry)
-    if "" in known.fallbacks:
-        made[f"{name}.names"] = _outside(known)
-    base = "choice" if form == "list" else form
-    made[f"{name}.{base}"] = _choice(name, known, weighted=form == "weighted_sum")
-    if form == "list":
-        made[f"{name}.list"] = {"type": "array", "items": {"$ref": f"#/$defs/{name}.choice"}}
-    return made
-
-
-def _choice(name: str, known: Signatures, weighted: bool) -> Schema:
-    """`name`, or `{name: {options}}`; in a weighted sum several, each with a weight."""
-    alone: list[Schema] = [
-        {"const": entry.name, "description": entry.doc}
-        for entry in known.entries.values()
-        if not _needs(entry)
-    ]
-    properties = {
-        entry.name: _value(f"{name}.{entry.name}", entry, weighted)
-        for entry in known.entries.values()
+def _definitions(registry: str, known: Signatures, form: str) -> dict[str, Schema]:
+    """The key's form, and what it refers to: the options of each entry, the names of timm."""
+    entries = (*known.entries.values(), *known.fallbacks.values())
+    weighted, made = form == "weighted_sum", dict[str, Schema]()
+    names: dict[Entry, Schema] = {}
+    values: dict[Entry, Schema] = {}
+    for entry in entries:
+        at = f"{registry}.{entry.name}"
+        made[at] = grammar.model(entry, weighted).model_json_schema()
+        made[at]["description"] = f"{entry.doc} {entry.signature()}"
+        values[entry] = {"description": entry.doc, "anyOf": [{"$ref": f"#/$defs/{at}"}]}
+        if not made[at].get("required"):
+            values[entry]["anyOf"].append({"type": "null"})
+            if weighted:
+                values[entry]["anyOf"].append(made[at]["properties"]["weight"])
+        names[entry] = {"const": entry.name, "description": entry.doc}
+    for prefix, entry in known.fallbacks.items():
+        names[entry] = {"type": "string", "pattern": f"^{prefix}"}
+        if not prefix and known.outside:
+            timm = {"enum": sorted(known.outside)}  # and its tags and wrapper
+            tagged = {"type": "string", "pattern": r"^(lookahead_\w+|\w+\.\w+)$"}
+            made[f"{registry}.names"] = {"anyOf": [timm, tagged]}
+            names[entry] = {"$ref": f"#/$defs/{registry}.names"}
+    spelled: Schema = {
+        "type": "object",
+        "minProperties": 1,
+        "properties": {entry.name: values[entry] for entry in known.entries.values()},
+        "patternProperties": {f"^{p}": values[e] for p, e in known.fallbacks.items() if p},
+        "propertyNames": {"anyOf": list(names.values())},
+        "additionalProperties": values[known.fallbacks[""]] if "" in known.fallbacks else False,
     }
-    spelled: Schema = {"type": "object", "minProperties": 1, "properties": properties}
     if not weighted:
         spelled["maxProperties"] = 1
-    prefixed: list[Schema] = []
-    for prefix, entry in known.fallbacks.items():
-        if not prefix:
-            continue
-        prefixed.append({"type": "string", "pattern": f"^{prefix}"})
-        value = _value(f"{name}.{entry.name}", entry, weighted)
-        spelled.setdefault("patternProperties", {})[f"^{prefix}"] = value
-    alone += prefixed
-    if other := known.fallbacks.get(""):
-        names = {"$ref": f"#/$defs/{name}.names"}
-        if not _needs(other):
-            alone.append(names)
-        spelled["propertyNames"] = {"anyOf": [{"enum": list(properties)}, *prefixed, names]}
-        spelled["additionalProperties"] = _value(f"{name}.{other.name}", other, weighted)
-    else:
-        spelled["additionalProperties"] = False
-    return {"anyOf": [*alone, spelled]}
-
-
-def _value(definition: str, entry: Entry, weighted: bool) -> Schema:
-    """What may stand behind an entry's name."""
-    forms: list[Schema] = [{"$ref": f"#/$defs/{definition}"}]
-    if not _needs(entry):
-        forms.append({"type": "null"})
-        if weighted:
-            forms.append({"type": "number", "minimum": 0, "exclusiveMaximum": 1e9})
-    return {"description": entry.doc, "anyOf": forms}
-
-
-def _options(entry: Entry) -> Schema:
-    properties = {option.name: _type(option.type) for option in entry.options}
-    for option in entry.options:
-        if option.default is not REQUIRED:
-            properties[option.name]["default"] = option.default
-    if entry.registry in {
-        mark.registry for mark in REGISTRY_FIELDS.values() if mark.form == "weighted_sum"
-    }:
-        properties["weight"] = {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9}
-    return {
-        "description": f"{entry.doc} {entry.signature()}",
-        "type": "object",
-        "properties": properties,
-        "required": _needs(entry),
-        "additionalProperties": entry.forwards,
-    }
-
-
-def _needs(entry: Entry) -> list[str]:
-    return [option.name for option in entry.options if option.default is REQUIRED]
-
-
-def _type(kind: Any) -> Schema:
-    return TypeAdapter(kind, config=ConfigDict(strict=True)).json_schema()
-
-
-def _outside(known: Signatures) -> Schema:
-    """The names that the open entry answers for, with timm's tags and wrapper."""
-    if known.outside is None:
-        return {"type": "string"}
-    return {
-        "anyOf": [
-            {"enum": sorted(known.outside)},
-            {"type": "string", "pattern": r"^(lookahead_\w+|\w+\.\w+)$"},
-        ]
-    }
+    alone = [names[e] for e in entries if {"type": "null"} in values[e]["anyOf"]]
+    one = {"anyOf": [*alone, spelled]}
+    made[f"{registry}.{form}"] = {"type": "array", "items": one} if form == "list" else one
+    return made

@@ -6,7 +6,9 @@ words, `1:30` is text. Anchors, aliases, tags, duplicate keys and files over 64 
 
 import math
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,28 +19,14 @@ from ..core.errors import UserError, shown
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+SCALARS: dict[str, tuple[str, Sequence[str], Callable[[str], Any]]] = {
+    # kind: the pattern of the whole text, the letters it may begin with, what reads it
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
+    "int": (r"[-+]?[0-9]{1,18}", "-+0123456789", int),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789", float),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda text: None),
+}
 Key = tuple[str | int, ...]
-
-
-class Refused(yaml.MarkedYAMLError):
-    """Valid YAML that has no place in a recipe."""
-
-
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """The compiled SafeLoader with the core schema's scalars."""
-
-    yaml_implicit_resolvers: dict = {}
-
-
-for _tag, _read, _first, _pattern in (
-    ("bool", lambda text: text.lower() == "true", "tTfF", r"true|True|TRUE|false|False|FALSE"),
-    ("int", int, "-+0123456789", r"[-+]?[0-9]{1,18}"),
-    ("float", float, "-+.0123456789", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
-    ("null", lambda text: None, ["~", "n", "N", ""], r"~|null|Null|NULL|"),
-):
-    _name = f"tag:yaml.org,2002:{_tag}"
-    Loader.add_implicit_resolver(_name, re.compile(rf"(?:{_pattern})\Z"), list(_first))
-    Loader.add_constructor(_name, lambda loader, node, read=_read: read(node.value))
 
 
 @dataclass
@@ -73,91 +61,92 @@ def read_document(path: Path, name: str | None = None) -> Document:
 
 def parse(text: str, name: str) -> Document:
     """Parse `text`; `name` is what errors call it."""
-    value, places = _construct(text, name)
-    if value is None:
-        value = {}
-    if not isinstance(value, dict):
-        raise UserError(f"{name}: holds a {type(value).__name__}; a recipe is `key: value` lines.")
-    return Document(value, places)
+    parser = _Parser(text, name)
+    values = parser.whole()
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: holds a {type(values).__name__}; a recipe is `key: value` lines.")
+    return Document(values, parser.places)
 
 
 def parse_value(text: str, name: str) -> Any:
     """One value as written behind `key=` on the command line."""
-    return _construct(text, name)[0]
+    return _Parser(text, name).whole()
 
 
-def _construct(text: str, name: str) -> tuple[Any, dict[Key, str]]:
-    if len(text) > MAX_BYTES:
-        raise UserError(f"{name}: {len(text):,} letters; at most {MAX_BYTES:,} are read.")
-    places: dict[Key, str] = {}
-    try:
-        _refuse_what_expands(text)
-        loader = Loader(text)
+class _Parser:
+    """Makes values from libyaml's events, so that what is refused is met before it is composed."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self.text, self.name, self.places = text, name, dict[Key, str]()
+        self.last_line = text.rstrip("\n").count("\n")  # the end of the text has no line of its own
+        self.events = self._events()
+
+    def whole(self) -> Any:
+        """The value of the only document; None where there is none."""
         try:
-            node = loader.get_single_node()
-            return None if node is None else _value(loader, node, (), name, places), places
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        last = text.rstrip("\n").count("\n")  # the end of the text is on no line of its own
-        line = f":{min(error.problem_mark.line, last) + 1}" if error.problem_mark else ""
-        said = "" if isinstance(error, Refused) else "not valid YAML: "
-        raise UserError(f"{name}{line}: {said}{error.problem or error.context}.") from error
-    except yaml.reader.ReaderError as error:
-        line, code = text.count("\n", 0, error.position) + 1, error.character
-        raise UserError(f"{name}:{line}: a letter that YAML has not (U+{code:04X}).") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}.") from error
+            starts = (event for event in self.events if isinstance(event, yaml.DocumentStartEvent))
+            value = self._value(next(self.events), ()) if next(starts, None) else None
+            if another := next(starts, None):
+                self._refuse("another document begins; a recipe is one", another.start_mark)
+            return value
+        except yaml.MarkedYAMLError as error:
+            problem = f"not valid YAML: {error.problem or error.context}"
+            self._refuse(problem, error.problem_mark or error.context_mark)
+        except (yaml.YAMLError, UnicodeError) as error:
+            problem = " ".join(str(error).split())
+            raise UserError(f"{self.name}: not valid YAML: {problem}.") from error
 
+    def _events(self) -> Iterator[yaml.Event]:
+        for event in yaml.parse(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if getattr(event, "anchor", None) or getattr(event, "tag", None) not in (None, "!"):
+                problem = "anchors, aliases and tags are not part of recipes"
+                self._refuse(problem, event.start_mark)
+            yield event
 
-def _refuse_what_expands(text: str) -> None:
-    """Refuse before anything is composed, so that neither an alias nor depth can cost anything."""
-    depth = 0
-    for event in yaml.parse(text, Loader=Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if getattr(event, "anchor", None) or getattr(event, "tag", None) not in (None, "!"):
-            _refuse("anchors, aliases and tags are not part of recipes", event.start_mark)
-        if depth > MAX_DEPTH:
-            _refuse(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+    def _place(self, mark: Any) -> str:
+        return f"{self.name}:{min(mark.line, self.last_line) + 1}"
 
+    def _refuse(self, problem: str, mark: Any) -> NoReturn:
+        raise UserError(f"{self._place(mark)}: {problem}.")
 
-def _refuse(problem: str, mark: Any) -> NoReturn:
-    """Raise what the boundary turns into "file:line: problem."."""
-    raise Refused(problem=problem, problem_mark=mark)
+    def _value(self, event: yaml.Event, at: Key) -> Any:
+        """The value that begins with `event`."""
+        self.places.setdefault(at, self._place(event.start_mark))
+        if isinstance(event, yaml.ScalarEvent):
+            return self._scalar(event)
+        if len(at) >= MAX_DEPTH:
+            self._refuse(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+        inner = takewhile(lambda e: not isinstance(e, yaml.CollectionEndEvent), self.events)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return [self._value(item, (*at, n)) for n, item in enumerate(inner)]
+        mapping: dict[str, Any] = {}
+        for key_event in inner:
+            if not isinstance(key_event, yaml.ScalarEvent):
+                self._refuse("a key must be a word, not a list or mapping", key_event.start_mark)
+            key = self._printable(key_event)
+            if key in mapping:
+                first = self.places[(*at, key)].rpartition(":")[2]
+                problem = f"{shown(key)} is given twice (first on line {first})"
+                self._refuse(problem, key_event.start_mark)
+            self.places[(*at, key)] = self._place(key_event.start_mark)
+            mapping[key] = self._value(next(self.events), (*at, key))
+        return mapping
 
+    def _scalar(self, event: yaml.ScalarEvent) -> Any:
+        text = self._printable(event)
+        for pattern, _, read in SCALARS.values():
+            if event.implicit[0] and re.fullmatch(pattern, text):
+                value = read(text)
+                if isinstance(value, float) and math.isinf(value):
+                    self._refuse(f"{shown(text)} is too large a number", event.start_mark)
+                return value
+        return text
 
-def _value(loader: Loader, node: yaml.Node, at: Key, name: str, places: dict[Key, str]) -> Any:
-    places.setdefault(at, f"{name}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(loader, n, (*at, i), name, places) for i, n in enumerate(node.value)]
-    if not isinstance(node, yaml.MappingNode):
-        return _scalar(loader, node)
-    mapping: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            _refuse("a key must be a word, not a list or mapping", key_node.start_mark)
-        key = _printable(loader, key_node)
-        if key in mapping:
-            first = places[(*at, key)].rpartition(":")[2]
-            problem = f"{shown(key)} is given twice (first on line {first})"
-            _refuse(problem, key_node.start_mark)
-        places[(*at, key)] = f"{name}:{key_node.start_mark.line + 1}"
-        mapping[key] = _value(loader, value_node, (*at, key), name, places)
-    return mapping
-
-
-def _scalar(loader: Loader, node: yaml.ScalarNode) -> Any:
-    _printable(loader, node)
-    value = loader.construct_object(node)
-    if isinstance(value, float) and math.isinf(value):
-        _refuse(f"{shown(node.value)} is too large a number", node.start_mark)
-    return value
-
-
-def _printable(loader: Loader, node: yaml.ScalarNode) -> str:
-    """The scalar's text. Escapes can hold what would only fail later, in a file name or a log."""
-    found = UNPRINTABLE.search(node.value)
-    if found:
-        _refuse(f"holds a control character (U+{ord(found[0]):04X})", node.start_mark)
-    return node.value
+    def _printable(self, event: yaml.ScalarEvent) -> str:
+        """The scalar's text. An escape can hold what fails only later, in a file name or a log."""
+        if found := UNPRINTABLE.search(event.value):
+            problem = f"holds a control character (U+{ord(found[0]):04X})"
+            self._refuse(problem, event.start_mark)
+        return event.value

@@ -3,21 +3,19 @@
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from ..core.errors import UserError, short
 from ..recipe.loading import read_back
-from ..recipe.notation import FORMS, Notation, duration, entries, leaf, leaves, number, scalar
-from ..runs.run import Point, Run
+from ..recipe.notation import FORMS, Notation, duration, entries, flat, number, scalar
+from ..runs.reader import Point, Run
 from ..runs.seed_statistics import Sample
-from ..tables import columns
-from ..tables.columns import View
+from ..tables import labels
 from ..tables.comparison import changed_in_base, rows_of
-from ..tables.labels import state_word
+from ..tables.layouts import View, generic
 from . import gallery_files
 from .gallery_files import Gallery
-from .words import words
 
 _MOST_POINTS = 2000  # of a curve; of more epochs, every second one, or third, …
 _MOST_LETTERS = 2000  # of any text
@@ -33,20 +31,45 @@ def contents(
     runs: Sequence[Run], complaints: Sequence[str], language: str, most_bytes: int
 ) -> dict[str, Any]:
     """Everything on the page but its title and age. most_bytes: of all embedded images."""
-    embedded = _EmbeddedImages(most_bytes)
-    pairs = zip(runs, labels(runs), strict=True)
-    shown = [_described(run, label, language, embedded) for run, label in pairs]
+    words = labels.words(language, __package__)
+    images: dict[str, str] = {}
+    complaints, shown, room = list(complaints), [], most_bytes
+    for run, label in zip(runs, run_labels(runs), strict=True):
+        try:
+            gallery, added = _gallery(run, images)
+            size = sum(map(len, added.values()))
+            if size > room:
+                mib = f"{most_bytes / 2**20:g}"
+                raise UserError(words["no_room"].format(run=run.folder, mib=mib))
+        except UserError as error:
+            complaints.append(str(error))
+            gallery, added, size = None, {}, 0
+        room -= size
+        images |= added
+        shown.append({"label": label, **_described(run, gallery, words, language)})
     return {
         "lang": language,
-        "words": words(language),
+        "words": words,
         "runs": shown,
         "comparison": _comparison(runs, language),
-        "complaints": [_cut(line) for line in (*complaints, *embedded.complaints)],
-        "images": embedded.images,
+        "complaints": [_cut(line) for line in complaints],
+        "images": images,
     }
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
+def _gallery(run: Run, known: Collection[str]) -> tuple[Gallery | None, dict[str, str]]:
+    """A run's gallery, None without one; and its images that are not known yet, as data URIs."""
+    if run.folder is None or not gallery_files.exists(run.folder):
+        return None, {}
+    gallery, found = gallery_files.read(run.folder), {}
+    for image in gallery_files.images(gallery):
+        if image.name not in known:
+            data = base64.b64encode(gallery_files.image_bytes(run.folder, image)).decode()
+            found[image.name] = f"data:image/{image.name.rpartition('.')[2]};base64,{data}"
+    return gallery, found
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
     """The name of each run, with its folder's where others have that name; numbered if need be."""
     names = Counter(run.name for run in runs)
     made = [run.name if names[run.name] == 1 else f"{run.name}/{run.id}" for run in runs]
@@ -62,9 +85,7 @@ def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
     """`compare`'s table, with the results in front; a row names the places of its runs."""
     places = {id(run): place for place, run in enumerate(runs)}
     view = View(rows_of(runs), language)
-    parts = (columns.status, columns.results, columns.progress, columns.times, columns.recipes)
-    fields = [field for part in parts for field in part(view)]
-    table = columns.table(view, [view.field("run", lambda line: line.label), *fields])
+    table = generic(view, results_first=True)
     rows = []
     for line, values, texts in zip(view.rows, table.rows, table.texts(), strict=True):
         cells = []
@@ -81,24 +102,21 @@ def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
 # -- one run ---------------------------------------------------------------------------------------
 
 
-def _described(run: Run, label: str, language: str, embedded: "_EmbeddedImages") -> dict[str, Any]:
+def _described(run: Run, gallery: Gallery | None, words: _Words, language: str) -> dict[str, Any]:
     """All of one run."""
-    said = words(language)
-    gallery = embedded.add(run, said)
     environment = {k: value for k, value in run.fingerprint.items() if k not in _ELSEWHERE}
     return {
-        "label": label,
         "headline": run.metric,
-        "facts": [[name, _cut(value)] for name, value in _facts(run, said, language) if value],
+        "facts": [[name, _cut(value)] for name, value in _facts(run, words, language) if value],
         "notes": [[_cut(note.time), _cut(note.text)] for note in run.notes],
         "link": run.link,
         "series": _series(run),
-        "classes": _classes(run, said),
-        "confusion": _confusion(run, gallery, said),
+        "classes": _classes(run, words),
+        "confusion": _confusion(run, gallery, words),
         "recipe": _recipe(run.typed),
         "base": _base(run),
         "environment": {_cut(k): _cut(scalar(v)) for k, v in _flat(environment) if v is not None},
-        "gallery": gallery and _shown_gallery(gallery, said),
+        "gallery": gallery and _shown_gallery(gallery, words),
     }
 
 
@@ -106,7 +124,7 @@ def _facts(run: Run, said: _Words, language: str) -> Iterator[tuple[str, str | N
     def point(found: Point | None) -> str | None:
         return found and said["point"].format(value=f"{found.value:.4g}", epoch=found.epoch)
 
-    yield said["status"], state_word(run.status, language)
+    yield said["status"], labels.state_word(run.status, language)
     yield f"{said['best']} {run.metric or ''}", point(run.best)
     yield f"{said['last']} {run.metric or ''}", point(run.last)
     claims = (f"{name} {scalar(value)}" for name, value in run.expects.items())
@@ -177,13 +195,12 @@ def _recipe(values: dict[str, Any]) -> dict[str, str]:
     """Every key of a recipe in words; of a chain, a line for each entry."""
     written = Notation([], everything=True)
 
-    def cell(key: str) -> str:
-        value = leaf(values, key)
+    def cell(key: str, value: Any) -> str:
         if FORMS.get(key) == "list":
             return "\n".join(written.words(key, entry) for entry in entries(value))
         return scalar(written.cell(values, key))
 
-    return {_cut(key): _cut(cell(key)) for key in leaves(values)}
+    return {_cut(key): _cut(cell(key, x)) for key, x in flat(values).items() if key != "aux_loss"}
 
 
 def _base(run: Run) -> dict[str, Any] | None:
@@ -206,42 +223,6 @@ def _flat(values: dict[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
 def _cut(text: str) -> str:
     kept = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
     return kept.encode("utf-8", "replace").decode("utf-8")
-
-
-# -- images --------------------------------------------------------------------------------------
-
-
-class _EmbeddedImages:
-    """The images of all galleries, each once, as data URIs, up to `most` bytes of page."""
-
-    def __init__(self, most: int):
-        self.most, self.taken = most, 0
-        self.images: dict[str, str] = {}
-        self.complaints: list[str] = []
-
-    def add(self, run: Run, said: _Words) -> Gallery | None:
-        """The run's gallery, with its images embedded; None if there is none, or no room."""
-        if run.folder is None or not gallery_files.exists(run.folder):
-            return None
-        try:
-            gallery = gallery_files.read(run.folder)
-            found = {}
-            for image in gallery_files.images(gallery):
-                if image.name not in self.images:
-                    kind = image.name.rpartition(".")[2]
-                    data = base64.b64encode(gallery_files.image_bytes(run.folder, image)).decode()
-                    found[image.name] = f"data:image/{kind};base64,{data}"
-        except UserError as error:
-            self.complaints.append(str(error))
-            return None
-        size = sum(map(len, found.values()))
-        if self.taken + size > self.most:
-            mib = f"{self.most / 2**20:g}"
-            self.complaints.append(said["no_room"].format(run=run.folder, mib=mib))
-            return None
-        self.taken += size
-        self.images |= found
-        return gallery
 
 
 def _shown_gallery(gallery: Gallery, said: _Words) -> dict[str, Any]:

@@ -21,14 +21,16 @@ from ..recipe.fields import Frozen
 
 FOLDER, FILE = "gallery", "gallery.json"
 _MOST_BYTES = 8 * 2**20  # of gallery.json
-_MOST_BYTES_OF_A_PICTURE = 2**20
+_MOST_IMAGE_BYTES = 2**20
 MOST_CLASSES = 200  # of a confusion matrix
 _LOSSLESS_SIDE = 96  # images up to this size are kept to the bit, as PNG
-_KINDS = {"png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
+_KINDS = {".png": b"\x89PNG\r\n\x1a\n", ".webp": b"RIFF"}
 
 _Text = Annotated[str, Field(max_length=300)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=0)]
 _Side = Annotated[int, Field(ge=1, le=8192)]
+_Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
 
 
 class GalleryImage(Frozen):
@@ -75,14 +77,14 @@ class Gallery(Frozen):
 
     weights: _Text
     split: _Text
-    images: Annotated[int, Field(ge=0)]
+    images: _Count
     classes: tuple[_Text, ...]
     right: tuple[Answer, ...] = ()
     wrong: tuple[Answer, ...] = ()
     worst: tuple[Mask, ...] = ()
     masks: tuple[Mask, ...] = ()
-    palette: tuple[tuple[_Text, Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]], ...] = ()
-    confusion: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = ()
+    palette: tuple[tuple[_Text, _Colour], ...] = ()
+    confusion: tuple[tuple[_Count, ...], ...] = ()
     microscope: tuple[Group, ...] = ()
 
 
@@ -95,36 +97,39 @@ def read(run: Path) -> Gallery:
     """A run's gallery. UserError, one line, if there is none or it is damaged."""
     path = run / FOLDER / FILE
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise UserError(f"{path} is larger than {_MOST_BYTES:,} bytes.")
-        return Gallery.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}.") from error
+        return Gallery.model_validate_json(_read(path, _MOST_BYTES))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        said = short(f"{where}: {first['msg']}", 200)
-        raise UserError(f"{path} is damaged ({said}). Make it again: gallery {run}.") from error
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+        reason = short(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 200)
+        raise _damaged(path, reason) from error
 
 
 def image_bytes(run: Path, image: GalleryImage) -> bytes:
     """The file of an image. UserError unless it is the image that was kept, of a modest size."""
     path = run / FOLDER / image.name
+    found = _read(path, _MOST_IMAGE_BYTES)
+    if not found.startswith(_KINDS[path.suffix]) or _digest(found) != path.stem:
+        raise _damaged(path, "it is not the image that was written")
+    return found
+
+
+def _read(path: Path, most: int) -> bytes:
     try:
         with path.open("rb") as file:
-            found = file.read(_MOST_BYTES_OF_A_PICTURE + 1)
+            found = file.read(most + 1)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}. Make it again: gallery {run}.") from error
-    kind = path.suffix.removeprefix(".")
-    if len(found) > _MOST_BYTES_OF_A_PICTURE or not found.startswith(_KINDS[kind]):
-        raise UserError(f"{path}: no {kind} of at most {_MOST_BYTES_OF_A_PICTURE:,} bytes.")
-    if _digest(found) != path.stem:
-        raise UserError(f"{path} is damaged. Make it again: gallery {run}.")
+        raise _damaged(path, error.strerror) from error
+    if len(found) > most:
+        raise _damaged(path, f"more than {most:,} bytes")
     return found
+
+
+def _damaged(path: Path, reason: str | None) -> UserError:
+    return UserError(f"{path}: {reason}. Make it again: gallery {path.parent.parent}.")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 class Writer:
@@ -146,10 +151,9 @@ class Writer:
         kind = "png" if max(made.size) <= _LOSSLESS_SIDE else "webp"
         made.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
         name = f"{_digest(out.getvalue())}.{kind}"
-        if name not in self.names:
-            self.names.add(name)
-            with replacing(self.folder / name) as temporary:
-                write_bytes(temporary, out.getvalue())
+        self.names.add(name)
+        with replacing(self.folder / name) as temporary:
+            write_bytes(temporary, out.getvalue())
         return GalleryImage(name=name, width=made.width, height=made.height)
 
     def finish(self, gallery: Gallery) -> Path:
@@ -157,7 +161,7 @@ class Writer:
         path = self.folder / FILE
         write_text(path, gallery.model_dump_json() + "\n")
         for old in self.folder.iterdir():
-            if old.suffix in (".png", ".webp", ".tmp") and old.name not in self.names:
+            if old.suffix in (*_KINDS, ".tmp") and old.name not in self.names:
                 with suppress(OSError):
                     old.unlink()
         return path

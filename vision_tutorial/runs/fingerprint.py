@@ -16,20 +16,19 @@ import psutil
 
 from .redaction import redact
 
-_PACKAGES = ("vision-tutorial", "torch", "torchvision", "timm", "accelerate", "safetensors")
-_PACKAGES += ("numpy", "pillow", "pydantic", "pyyaml", "wandb")
-_ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE")
-_ENVIRONMENT += ("LOCAL_WORLD_SIZE", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF")
-_ENVIRONMENT += ("PYTORCH_ALLOC_CONF", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED", "WANDB_MODE")
-_ENVIRONMENT += ("VISION_TUTORIAL_DATA", "SLURM_JOB_ID")
+_PACKAGES = (
+    "vision-tutorial torch torchvision timm accelerate safetensors numpy pillow pydantic pyyaml "
+    "wandb"
+).split()
+_ENVIRONMENT = (
+    "OMP_NUM_THREADS MKL_NUM_THREADS CUDA_VISIBLE_DEVICES WORLD_SIZE LOCAL_WORLD_SIZE "
+    "CUBLAS_WORKSPACE_CONFIG PYTORCH_CUDA_ALLOC_CONF PYTORCH_ALLOC_CONF NVIDIA_TF32_OVERRIDE "
+    "PYTHONHASHSEED WANDB_MODE VISION_TUTORIAL_DATA SLURM_JOB_ID"
+).split()
 
 
 def fingerprint(data_hash: str | None = None) -> dict[str, Any]:
-    """What beside the recipe could change the numbers: versions, hardware, threads, commit, data.
-
-    Of the environment only the names in ENVIRONMENT. GPUs and torch's threads are there if torch
-    has been imported already; this function never imports it.
-    """
+    """All of it. GPUs and torch's threads only if torch is imported; this never imports it."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": redact(shlex.join(sys.argv)),

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.atomic import BINARY, plain, storage, sync_folder, write_all, write_json, write_text
-from ..core.errors import StorageError, UserError
+from ..core.errors import UserError
 
 _Status = Literal["running", "done", "paused", "preempted", "failed"]
 TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the same twice
@@ -30,7 +31,6 @@ TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the sa
     "seconds_eval",
     "seconds_overhead",
 )
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 # -- metrics.jsonl ---------------------------------------------------------------------------------
@@ -57,19 +57,22 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(map(_line, rows)))
 
 
-def read_rows(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, [] if there is none; a last line torn by a crash is left out."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
+def read_rows(path: Path | str, strict: bool = True) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, [] if there is none; a last line torn by a crash is left out.
+
+    Any other damaged line is a UserError, or left out too where not `strict`.
+    """
+    path, rows = Path(path), []
+    if not path.is_file() or not (strict or os.access(path, os.R_OK)):
         return []
-    rows = []
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1] if strict else lines, start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}). Remove it.") from error
-    return rows
+        except (ValueError, RecursionError) as error:
+            if strict:
+                raise UserError(f"{path}, line {number}: not JSON ({error}). Remove it.") from error
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -81,7 +84,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def check_name(kind: str, name: str) -> str:
     """`name` if it is safe as the name of a folder, else a UserError."""
-    if not _NAME.fullmatch(name) or not name.strip("."):
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not name.strip("."):
         raise UserError(
             f"'{name}' cannot be the name of a {kind}: 1 to 64 letters, digits, '.', '_' or '-'."
         )
@@ -95,19 +98,17 @@ def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
     """
     folder = Path(root) / check_name("recipe", recipe_name)
     while True:
-        now = datetime.datetime.now(datetime.UTC)
-        run = folder / check_name("run", now.strftime("%Y%m%d-%H%M%S-%f") if id is None else id)
-        try:
-            with storage(run):
-                folder.mkdir(parents=True, exist_ok=True)
+        run = folder / check_name("run", _now().strftime("%Y%m%d-%H%M%S-%f") if id is None else id)
+        with storage(run):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
                 run.mkdir()
-                sync_folder(folder)
-            return run
-        except StorageError as error:
-            if not isinstance(error.__cause__, FileExistsError) or not run.is_dir():
-                raise
-            if id:
-                raise UserError(f"there is a run {run} already. Name another id.") from error
+            except FileExistsError as error:
+                if id:
+                    raise UserError(f"there is a run {run} already. Name another id.") from error
+                continue
+            sync_folder(folder)
+        return run
 
 
 def recipe_file(run: Path) -> Path:
@@ -119,8 +120,12 @@ def recipe_file(run: Path) -> Path:
 
 def set_status(run: Path, status: _Status, **facts: Any) -> None:
     """Write status.json: the status, when it became so, and facts such as `exit_code`."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_json(Path(run) / "status.json", {"status": status, "since": now, **facts})
+    since = _now().isoformat(timespec="seconds")
+    write_json(Path(run) / "status.json", {"status": status, "since": since, **facts})
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 @contextmanager
@@ -135,9 +140,8 @@ def lock(run: Path) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not _take(handle, path):
-            holder = os.read(handle, 200).decode(errors="replace")
-            by = f" by {holder}" if holder else ""
-            raise UserError(f"{run} is in use{by}. Wait for it, or start another run.")
+            holder = os.read(handle, 200).decode(errors="replace") or "another process"
+            raise UserError(f"{run} is in use by {holder}. Wait for it, or start another run.")
         now = datetime.datetime.now().isoformat(" ", "seconds")
         with storage(path):
             os.ftruncate(handle, 0)
@@ -149,21 +153,20 @@ def lock(run: Path) -> Iterator[None]:
 
 def _take(handle: int, path: Path) -> bool:
     try:
-        import fcntl
-    except ImportError:  # Windows locks bytes; one far behind the text, which must stay readable
-        import msvcrt
+        if (
+            sys.platform == "win32"
+        ):  # it locks bytes: one far behind the text, which must stay readable
+            import msvcrt
 
-        os.lseek(handle, 1 << 20, os.SEEK_SET)
-        try:
+            os.lseek(handle, 1 << 20, os.SEEK_SET)
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        finally:
             os.lseek(handle, 0, os.SEEK_SET)
-        return True
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import fcntl
+
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
+        os.lseek(handle, 0, os.SEEK_SET)
         return False
     except OSError as error:  # some network file systems have no locks: better unlocked than not
         warnings.warn(f"{path}: no lock here ({error}); run one training at a time.", stacklevel=3)

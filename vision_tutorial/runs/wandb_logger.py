@@ -1,11 +1,10 @@
 """Rows to Weights & Biases, when it is there. The run folder is the truth; this is its mirror.
 
 Everything that wandb does happens on one daemon thread that drains a bounded queue, so nothing it
-does can stop or slow a training. At its first failure the tracker says one line and is off.
+does can stop or slow a training. At its first failure the tracker prints one line and is off.
 
 A row goes to wandb at most once, also when a run is killed and resumed: a bookmark in the run
-folder names the last row sent, and the rows that a resumed run computes again are not sent again.
-So the whole of metrics.jsonl may be replayed through `log`: what wandb lacks is what it gets.
+folder names the last row sent. So the whole of metrics.jsonl may be replayed through `log`.
 """
 
 import atexit
@@ -18,7 +17,6 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,17 +27,17 @@ import psutil
 
 from ..core.errors import UserError, unknown
 
+_BOOKMARK = "sent.json"
 _MODES = ("auto", "online", "offline", "disabled")
 QUEUE_ROWS = 10_000
 PROBE_SECONDS = 2.0
 START_SECONDS = 3.0
-_INIT_SECONDS = 30.0
 FINISH_SECONDS = 30.0
 FREED_SECONDS = 2.0
 
 # wandb would else keep the command line, the environment's packages and the console's output, any
 # of which may hold a secret. A version that lacks one of these fields is not given it.
-PRIVATE = {
+SETTINGS = {
     "silent": True,
     "console": "off",
     "save_code": False,
@@ -49,23 +47,8 @@ PRIVATE = {
     "x_disable_meta": True,
     "x_save_requirements": False,
     "x_transaction_log_flush_interval": 1.0,
+    "init_timeout": 30.0,
 }
-
-
-class Tracker:
-    """Where the rows of a run go besides the run folder. This one sends them nowhere."""
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Send a row: plain numbers by name, among them `step` and `epoch`."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Send a table, say of every class and its accuracy."""
-
-    def report(self, title: str, markdown: str) -> None:
-        """Make a Report of wandb's, a page for people, where there is a server that takes it."""
-
-    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """Send the summary and wait, for a bounded time, until everything has arrived."""
 
 
 def has_key(url: str, *names: str) -> bool:
@@ -115,44 +98,35 @@ def decide_mode(mode: str, wandb: ModuleType) -> tuple[str, str]:
     return "online", ""
 
 
-class Bookmark:
-    """The last row sent, by its step and its place among the rows of that step, kept in a file."""
+class Tracker:
+    """Where the rows of a run go besides the run folder: one wandb run, fed by its own thread.
 
-    def __init__(self, path: Path, run: str) -> None:
-        self._path, self._run = path, run
-        self._sent, self._now = (-1, 0), (-1, 0)
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(path.read_text())
-            if kept["run"] == run:
-                self._sent = (int(kept["step"]), int(kept["row"]))
-
-    def passes(self, step: int) -> bool:
-        """Whether the next row, of this step, is new; if so it counts as sent from here on."""
-        self._now = (step, self._now[1] + 1 if step == self._now[0] else 1)
-        if self._now <= self._sent:
-            return False
-        self._sent = self._now
-        fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps({"run": self._run, "step": step, "row": self._now[1]}))
-        os.replace(fresh, self._path)
-        return True
-
-
-class WandbTracker(Tracker):
-    """One wandb run, fed from a queue by its own thread.
-
-    `val/…` is drawn over `epoch`, all else over `step`. `finish` waits half a minute at most.
+    Without arguments it is off and sends nothing. `val/…` is drawn over `epoch`, all else over
+    `step`. `run` goes to `wandb.init`; `say` prints a line.
     """
 
+    off = True
+
     def __init__(
-        self, wandb: ModuleType, mode: str, run: dict[str, Any], say: Callable[[str], None]
+        self,
+        wandb: ModuleType | None = None,
+        mode: str = "disabled",
+        run: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
+        if wandb is None or run is None:
+            return
+        self.off = False
         self._wandb, self._run, self._say = wandb, run, say
         self._folder = Path(run["dir"]) / "wandb"
-        self._bookmark = Bookmark(self._folder / "sent.json", run["id"])
+        # The last row sent, by its step and its place among the rows of that step.
+        self._sent, self._row = (-1, 0), (-1, 0)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads((self._folder / _BOOKMARK).read_text())
+            if kept["run"] == run["id"]:
+                self._sent = (int(kept["step"]), int(kept["row"]))
         self._known = {"step", "epoch"}  # the metrics that wandb has been given an axis for
         self._jobs: queue.Queue[Callable[[Any], object] | None] = queue.Queue(QUEUE_ROWS)
-        self._off = False
         self._upload = ""  # the command that uploads what is in the folder, once there is one
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(mode,), name="wandb", daemon=True)
@@ -161,38 +135,56 @@ class WandbTracker(Tracker):
         self._ready.wait(START_SECONDS)
 
     def log(self, row: Mapping[str, Any]) -> None:
+        """Send a row: plain numbers by name, among them `step` and `epoch`."""
+
         def send(run: Any) -> None:
-            if not self._bookmark.passes(row["step"]):
+            if not self._is_new(row["step"]):
                 return
             for name in row.keys() - self._known:
                 run.define_metric(name, step_metric="epoch" if name.startswith("val/") else "step")
-            self._known |= row.keys()
+            self._known.update(row)
             run.log(row)
 
         row = dict(row)
         self._put(send)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        table = {"columns": list(columns), "data": [list(row) for row in rows]}
-        self._put(lambda run: run.log({name: self._wandb.Table(**table)}))
+        """Send a table, say of every class and its accuracy."""
+        data = [list(row) for row in rows]
+        self._put(lambda run: run.log({name: self._wandb.Table(columns=list(columns), data=data)}))
 
     def report(self, title: str, markdown: str) -> None:
-        self._put(partial(self._report, title, markdown))
+        """Make a Report of wandb's, a page for people, where there is a server that takes it."""
+        self._put(lambda run: self._say(f"wandb: {_report(run, title, markdown)}"))
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Send the summary and wait, half a minute at most, until everything has arrived."""
+        if self.off:
+            return
         atexit.unregister(self.finish)
         self._put(lambda run: run.summary.update(summary))
         self._put(lambda run: run.finish(exit_code=exit_code))
         self._put(None)  # the end of the queue
-        self._thread.join(0 if self._off else FINISH_SECONDS)
+        self._thread.join(0 if self.off else FINISH_SECONDS)
         if self._thread.is_alive():
             rest = f"; `{self._upload}` uploads the rest" if self._upload else ""
             self._turn_off(f"not done after {FINISH_SECONDS:.0f} s{rest}")
             self._thread.join(FREED_SECONDS)
-        self._off = True
+        self.off = True
+
+    def _is_new(self, step: int) -> bool:
+        """Whether the next row, of this step, is new; if so it counts as sent from here on."""
+        self._row = (step, self._row[1] + 1 if step == self._row[0] else 1)
+        if self._row <= self._sent:
+            return False
+        self._sent = self._row
+        fresh = self._folder / f"{_BOOKMARK}.new"
+        fresh.write_text(json.dumps({"run": self._run["id"], "step": step, "row": self._row[1]}))
+        os.replace(fresh, self._folder / _BOOKMARK)
+        return True
 
     def _put(self, job: Callable[[Any], object] | None) -> None:
-        if self._off:
+        if self.off:
             return
         try:
             self._jobs.put_nowait(job)
@@ -204,7 +196,7 @@ class WandbTracker(Tracker):
         try:
             run = self._start(mode)
             self._ready.set()
-            while not self._off and (job := self._jobs.get()):
+            while not self.off and (job := self._jobs.get()):
                 job(run)
         except BaseException as error:  # also SystemExit: this thread ends here or nowhere
             self._turn_off(str(error).strip() or type(error).__name__)
@@ -215,12 +207,11 @@ class WandbTracker(Tracker):
 
     def _start(self, mode: str) -> Any:
         self._folder.mkdir(parents=True, exist_ok=True)  # else wandb would write to /tmp
-        wanted = PRIVATE | {"init_timeout": _INIT_SECONDS}
         fields = self._wandb.Settings.model_fields
-        settings = self._wandb.Settings(**{k: v for k, v in wanted.items() if k in fields})
+        settings = self._wandb.Settings(**{k: v for k, v in SETTINGS.items() if k in fields})
         self._wandb.setup(settings=settings)  # silent before there is a run, and after it
         mode, why = decide_mode(mode, self._wandb)
-        if self._off:  # the training was over before the server answered
+        if self.off:  # the training was over before the server answered
             return None
         how = {"mode": mode, "resume": "allow", "reinit": "create_new", "settings": settings}
         run = self._wandb.init(**self._run, **how)
@@ -229,8 +220,7 @@ class WandbTracker(Tracker):
         for axis in self._known:
             run.define_metric(axis, hidden=True)
         if mode == "online":
-            folder = shlex.quote(str(Path(run.dir).parent))
-            self._upload = f"wandb sync --include-online {folder}"
+            self._upload = f"wandb sync --include-online {shlex.quote(str(Path(run.dir).parent))}"
             self._say(f"wandb: {run.url}")
             (self._folder / "url").write_text(f"{run.url}\n")  # for tables of runs
         else:
@@ -238,28 +228,12 @@ class WandbTracker(Tracker):
             self._say(f"wandb: offline ({why}); `{self._upload}` uploads it")
         return run
 
-    def _report(self, title: str, markdown: str, run: Any) -> None:
-        if run.offline:
-            return self._say("wandb: no report (offline)")
-        try:
-            import wandb_workspaces.reports.v2 as reports
-
-            page = reports.Report(project=run.project, entity=run.entity, title=title)
-            page.blocks = [reports.MarkdownBlock(text=markdown)]
-            page.save()
-            self._say(f"wandb: report {page.url}")
-        except ImportError:
-            self._say("wandb: no report; `pip install wandb-workspaces` makes it possible")
-        except Exception as error:  # what was logged before it goes on to its server
-            self._say(f"wandb: no report ({' '.join(str(error).split())[:300]})")
-
     def _turn_off(self, reason: str) -> None:
         """Say why, once, and end wandb's own process, which frees a thread that waits for it."""
-        if self._off:
+        if self.off:
             return
-        self._off = True
-        reason = " ".join(reason.split())[:300]
-        self._say(f"wandb: off from here ({reason}); the run folder has every row")
+        self.off = True
+        self._say(f"wandb: off from here ({_line(reason)}); the run folder has every row")
         for child in psutil.Process().children():
             with suppress(psutil.Error):
                 if child.name().startswith("wandb-core"):
@@ -267,12 +241,33 @@ class WandbTracker(Tracker):
                     child.wait(FREED_SECONDS)
 
 
+def _report(run: Any, title: str, markdown: str) -> str:
+    """Make a Report; a line on what came of it. A failure stops no other job."""
+    if run.offline:
+        return "no report (offline)"
+    try:
+        import wandb_workspaces.reports.v2 as reports
+
+        page = reports.Report(project=run.project, entity=run.entity, title=title)
+        page.blocks = [reports.MarkdownBlock(text=markdown)]
+        page.save()
+    except ImportError:
+        return "no report; `pip install wandb-workspaces` makes it possible"
+    except Exception as error:
+        return f"no report ({_line(str(error))})"
+    return f"report {page.url}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
 def make_tracker(mode: str, *, folder: Path, say: Callable[[str], None], **run: Any) -> Tracker:
     """The tracker for a run; call it on rank 0 only, and again with the same `id` at a resume.
 
-    `run` goes to `wandb.init`: `project`, `name`, `id`, `config`, `tags`, `group`, `notes`.
-    `mode` auto follows WANDB_MODE if set, else it is online if there is a key and the server
-    answers, else offline. `config` must be free of secrets. Raises UserError for an unknown mode.
+    `run`: `project`, `name`, `id`, `config`, `tags`, `group`, `notes`, of `wandb.init`. `mode` auto
+    follows WANDB_MODE if set, else it is online if there is a key and the server answers, else
+    offline. `config` must be free of secrets. Raises UserError for an unknown mode.
     """
     if mode not in _MODES:
         raise UserError(unknown("wandb mode", mode, _MODES))
@@ -285,4 +280,4 @@ def make_tracker(mode: str, *, folder: Path, say: Callable[[str], None], **run: 
     except Exception as error:
         say(f"wandb: off (cannot be imported: {error}); the run folder has every row")
         return Tracker()
-    return WandbTracker(wandb, mode, run | {"dir": str(folder)}, say)
+    return Tracker(wandb, mode, run | {"dir": str(folder)}, say)

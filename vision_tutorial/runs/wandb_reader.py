@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from ..core.errors import UserError
-from .run import Run, as_text
+from .reader import Run
 from .wandb_logger import decide_mode
 
 PREFIX = "wandb:"
@@ -36,7 +36,7 @@ def _run(found: Any) -> Run:
     recipe, summary = dict(found.config), dict(found.summary)
     status = _STATES.get(found.state, found.state)
     if status == "done":  # also of a run that was paused
-        status = as_text(summary.get("status")) or status
+        status = str(summary.get("status") or status)
     kept = {key: summary.get(key) for key in ("metric", "chosen_on")}
     for which in ("best", "last"):
         kept[which] = {part: summary.get(f"{which}/{part}") for part in ("epoch", "value")}

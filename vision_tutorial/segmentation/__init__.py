@@ -1,3 +1,3 @@
 """Segmentation track: datasets, networks, task, refiners."""
 
-from . import coco, datasets, models, refine, task  # noqa: F401  (importing them fills their registries)
+from . import coco, datasets, dense_crf, models, task  # noqa: F401  (importing them fills their registries)

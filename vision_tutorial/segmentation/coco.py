@@ -5,24 +5,27 @@ as run lengths: a few hundred bytes that travel cheaply to the loader's workers.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..core.errors import UserError, short, shown
 from ..core.images import MAX_PIXELS, stay_inside
 from ..core.registry import datasets
 from ..core.sources import Source, check_split, data_folder
-from .coco_masks import Drawn, Region, region
-from .decoding import decoded
-from .mask_files import DenseFiles
+from .coco_masks import Drawn, Region, counts_of
+from .mask_files import DenseFiles, decoded
 
 BACKGROUND = "Background"  # what no annotation covers; class 0
 
 Id = int | str
 _Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+_ORDERS = {  # what is drawn first; the last covers the others
+    "max_label": lambda region: region.label,
+    "area": lambda region: -region.area,
+    "order": lambda region: 0,
+}
 
 
 class _Image(BaseModel):
@@ -51,12 +54,27 @@ class _Contents(BaseModel):
     annotations: list[_Annotation] = []
     categories: list[_Category] = []
 
-
-_ORDERS: dict[str, Callable[[Region], int]] = {  # what is drawn first; the last covers the others
-    "max_label": lambda one: one.label,
-    "area": lambda one: -one.area,
-    "order": lambda one: 0,
-}
+    @model_validator(mode="after")
+    def _entries_differ(self) -> "_Contents":
+        for kind, keys in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
+            for key in keys:
+                counts = Counter(getattr(entry, key) for entry in getattr(self, kind))
+                for value, count in counts.most_common(1):
+                    if count > 1:
+                        raise UserError(f"two {kind} have the {key} {shown(value)}; correct one")
+        for image in self.images:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{image.file_name} has {image.width}x{image.height} pixels; at most "
+                    f"{MAX_PIXELS:,} are read, so make the image smaller"
+                )
+        for category in self.categories:
+            if category.name.casefold() == BACKGROUND.casefold():
+                raise UserError(
+                    f"a category is called '{category.name}', which is the name of what no "
+                    "annotation covers; rename it, or remove it and its annotations"
+                )
+        return self
 
 
 @datasets.register
@@ -82,27 +100,32 @@ def coco(
     check_split(split)
     base = data_folder(root)
     file = base / train
-    learned = _read(file)
-    categories = {category.id: category.name for category in learned.categories}
-    classes = _classes(file, learned.categories)
-    contents = learned
+    contents = learned = _read(file)
+    names = {category.id: category.name for category in learned.categories}
+    if not names:
+        raise UserError(f"{file}: no categories, which say what there is to learn.")
     if split == "test":
         file = base / test
         contents = _read(file)
-        if contents.categories or contents.annotations:
-            _same(base / train, categories, file, contents.categories)
+        found = {category.id: category.name for category in contents.categories}
+        if found != names and (found or contents.annotations):
+            odd = next(key for key in (*names, *found) if names.get(key) != found.get(key))
+            raise UserError(
+                f"{file}: category {shown(odd)} is {shown(found.get(odd))}, in {base / train} it "
+                f"is {shown(names.get(odd))}. Both files need the same categories."
+            )
     elif not contents.annotations:
         raise UserError(f"{file}: no annotations to learn from. Name another file with `train`.")
+    regions = _regions(file, contents, list(names), overlap) if contents.annotations else None
     folder = base / (train_images if split == "train" else test_images)
-    labels = {key: place for place, key in enumerate(categories, start=1)}
-    images = _images(file, contents.images)
-    regions = _regions(file, contents.annotations, images, labels, _ORDERS[overlap])
+    paths = tuple(folder / image.file_name for image in contents.images)
+    _check_paths(paths, base, f"{file} names; `{split}_images` says where they are")
     source = DenseFiles(
         "coco",
-        _paths(file, contents.images, folder, base, f"{split}_images"),
+        paths,
         tuple(image.file_name for image in contents.images),
-        classes,
-        Drawn(tuple((p.height, p.width) for p in contents.images), regions),
+        (BACKGROUND, *names.values()),
+        Drawn(tuple((image.height, image.width) for image in contents.images), regions),
     )
     return decoded(source, cache)
 
@@ -110,123 +133,54 @@ def coco(
 def _read(path: Path) -> _Contents:
     try:
         return _Contents.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"coco: no {path}; `root` names the folder (itself, or below VISION_TUTORIAL_DATA), "
-            "`train` and `test` its annotation files."
-        ) from error
     except OSError as error:
-        raise UserError(f"coco: cannot read {path} ({error.strerror}).") from error
+        raise UserError(
+            f"coco: cannot read {path} ({error.strerror}); `root` names the folder (itself, or "
+            "below VISION_TUTORIAL_DATA), `train` and `test` its annotation files."
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
-        words = short(f"{where}: {first['msg']}" if where else first["msg"], 200)
+        words = first["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"{path}: {words}. A COCO file has images {{id, file_name, width, height}}, "
-            "annotations {image_id, category_id, segmentation} and categories {id, name}."
+            f"{path}: {short(f'{where}: {words}' if where else words, 200)}. A COCO file has "
+            "images {id, file_name, width, height}, annotations {image_id, category_id, "
+            "segmentation} and categories {id, name}."
         ) from error
 
 
-def _classes(file: Path, categories: Sequence[_Category]) -> tuple[str, ...]:
-    """Background, and the file's categories in its order."""
-    if not categories:
-        raise UserError(f"{file}: no categories, which say what there is to learn.")
-    _check_unique(f"{file}: two categories", categories, "id", "name")
-    names = [category.name for category in categories]
-    taken = next((name for name in names if name.casefold() == BACKGROUND.casefold()), None)
-    if taken:
-        raise UserError(
-            f"{file}: a category called '{taken}', which is the name of what no annotation covers. "
-            "Rename it, or remove it and its annotations."
-        )
-    return (BACKGROUND, *names)
-
-
-def _same(train: Path, known: dict[Id, str], test: Path, categories: Sequence[_Category]) -> None:
-    """Refuse a test file whose categories are not those that were learned, whatever their order."""
-    found = {category.id: category.name for category in categories}
-    if found != known:
-        odd = next(key for key in (*known, *found) if known.get(key) != found.get(key))
-        raise UserError(
-            f"{test}: category {shown(odd)} is {shown(found.get(odd))}, in {train} it is "
-            f"{shown(known.get(odd))}. Both files need the same categories."
-        )
-
-
-def _images(file: Path, images: Sequence[_Image]) -> dict[Id, tuple[int, _Image]]:
-    """Place and entry of each image by its id."""
-    _check_unique(f"{file}: two images", images, "id", "file_name")
-    large = next((p for p in images if p.width * p.height > MAX_PIXELS), None)
-    if large:
-        raise UserError(
-            f"{file}: {large.file_name} has {large.width}x{large.height} pixels; at most "
-            f"{MAX_PIXELS:,} are read. Make the image smaller."
-        )
-    return {image.id: (place, image) for place, image in enumerate(images)}
-
-
-def _check_unique(what: str, entries: Sequence[BaseModel], *keys: str) -> None:
-    for key in keys:
-        counts = Counter(getattr(entry, key) for entry in entries)
-        value, count = counts.most_common(1)[0]
-        if count > 1:
-            raise UserError(f"{what} of the {key} {shown(value)}. Correct or remove one.")
-
-
-def _paths(
-    file: Path, images: Sequence[_Image], folder: Path, base: Path, option: str
-) -> tuple[Path, ...]:
-    """Where the images are; all of them must be there, and below `base`."""
-    paths = tuple(folder / image.file_name for image in images)
-    for parent in {path.parent for path in paths}:
-        stay_inside(parent, base, "coco")
-    for path in paths:
-        if path.is_symlink():
-            stay_inside(path, base, "coco")
+def _check_paths(paths: tuple[Path, ...], base: Path, hint: str) -> None:
+    """All images must be there, and below `base`."""
+    for path in {path.parent for path in paths} | {path for path in paths if path.is_symlink()}:
+        stay_inside(path, base, "coco")
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UserError(
-            f"coco: no image {missing[0]}, which {file} names ({len(missing):,} of "
-            f"{len(paths):,} are missing); `{option}` is the folder that its file names start from."
+            f"coco: no image {missing[0]} ({len(missing):,} of {len(paths):,} are missing), which "
+            f"{hint}."
         )
-    return paths
 
 
 def _regions(
-    file: Path,
-    annotations: Sequence[_Annotation],
-    images: dict[Id, tuple[int, _Image]],
-    labels: dict[Id, int],
-    order: Callable[[Region], int],
-) -> tuple[tuple[Region, ...], ...] | None:
-    """The regions of each image in the order in which they are drawn; None without any at all."""
-    if not annotations:
-        return None
+    file: Path, contents: _Contents, categories: list[Id], overlap: str
+) -> tuple[tuple[Region, ...], ...]:
+    """The regions of each image in the order in which they are drawn."""
+    images = {image.id: place for place, image in enumerate(contents.images)}
+    labels = {key: place for place, key in enumerate(categories, start=1)}
     found: list[list[Region]] = [[] for _ in images]
-    for number, annotation in enumerate(annotations):
-        name = shown(annotation.id if annotation.id is not None else number)
-        where = f"{file}: annotation {name}"
-        if annotation.image_id not in images:
-            raise UserError(
-                f"{where}: no image has the id {shown(annotation.image_id)}"
-                f"{_other_kind(annotation.image_id, images)}. Correct its image_id or remove it."
-            )
-        if annotation.category_id not in labels:
-            raise UserError(
-                f"{where}: no category has the id {shown(annotation.category_id)}"
-                f"{_other_kind(annotation.category_id, labels)}. Correct its category_id or "
-                "remove it."
-            )
-        place, image = images[annotation.image_id]
+    for number, one in enumerate(contents.annotations):
         try:
-            label, shape = labels[annotation.category_id], annotation.segmentation
-            found[place].append(region(label, shape, image.height, image.width))
+            for kind, key, known in (
+                ("image", one.image_id, images),
+                ("category", one.category_id, labels),
+            ):
+                if key not in known:
+                    raise UserError(f"no {kind} has the id {shown(key)}.")
+            place = images[one.image_id]
+            image = contents.images[place]
+            counts = counts_of(one.segmentation, image.height, image.width)
         except UserError as error:
-            raise UserError(f"{where}: {error} Correct or remove it.") from error
-    return tuple(tuple(sorted(regions, key=order)) for regions in found)
-
-
-def _other_kind(key: Id, known: dict[Id, Any]) -> str:
-    """A hint where the id is there as text and was asked for as a number, or the other way."""
-    other = next((k for k in known if str(k) == str(key)), None)
-    return f", but one has {shown(other)} (text is not a number)" if other is not None else ""
+            name = shown(one.id if one.id is not None else number)
+            raise UserError(f"{file}: annotation {name}: {error} Correct or remove it.") from error
+        found[place].append(Region.of(labels[one.category_id], counts))
+    return tuple(tuple(sorted(regions, key=_ORDERS[overlap])) for regions in found)

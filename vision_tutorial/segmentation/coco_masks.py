@@ -16,7 +16,7 @@ from ..core.errors import UserError, shown
 from ..core.images import VOID
 
 _FINE = 5  # polygons are drawn on a grid this many times finer
-_MOST_LETTERS = 7  # of one number in text, five bits each
+_MOST_BITS = 35  # of one number in text
 
 
 class Region(NamedTuple):
@@ -25,6 +25,10 @@ class Region(NamedTuple):
     label: int
     area: int
     counts: bytes
+
+    @classmethod
+    def of(cls, label: int, counts: np.ndarray) -> "Region":
+        return cls(label, int(counts[1::2].sum()), counts.astype("<u4").tobytes())
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,11 @@ class Drawn:
         return hashlib.sha256(repr((self.sizes, self.regions)).encode()).hexdigest()
 
 
-def region(label: int, segmentation: Any, height: int, width: int) -> Region:
-    """A COCO segmentation, checked: [[x, y, …], …] or {size, counts}. UserError: what is wrong."""
-    counts = counts_of(segmentation, height, width)
-    return Region(label, int(counts[1::2].sum()), counts.astype("<u4").tobytes())
-
-
 def counts_of(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Run lengths int64 (n,) down the columns: so many pixels outside, so many inside, …"""
+    """Run lengths int64 (n,) down the columns: so many pixels outside, so many inside, …
+
+    segmentation: polygons [[x, y, …], …] or run lengths {size, counts}. UserError: what is wrong.
+    """
     if isinstance(segmentation, dict):
         return _run_lengths(segmentation, height, width)
     if not isinstance(segmentation, list) or not segmentation:
@@ -78,10 +79,9 @@ def _covered(counts: np.ndarray) -> np.ndarray:
 
 def _points(polygon: Any, height: int, width: int) -> np.ndarray:
     """A polygon [x, y, …] as float64 (n, 2), if it can belong to the image."""
-    if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
-        raise UserError(f"a polygon is {shown(polygon)}; a list [x, y, …] of numbers is expected.")
-    if len(polygon) < 6 or len(polygon) % 2:
-        raise UserError(f"a polygon has {len(polygon)} numbers; at least 3 points x, y are needed.")
+    numbers = isinstance(polygon, list) and set(map(type, polygon)) <= {int, float}
+    if not numbers or len(polygon) < 6 or len(polygon) % 2:
+        raise UserError(f"a polygon is {shown(polygon)}; 3 or more points [x, y, …] are expected.")
     low, high, most = min(polygon), max(polygon), max(height, width)
     if not (-most <= low and high <= 2 * most and math.isfinite(sum(polygon))):
         raise UserError(
@@ -98,12 +98,9 @@ def _polygon_counts(points: np.ndarray, height: int, width: int) -> np.ndarray:
     lies below changes sides.
     """
     x, y = _walk((_FINE * points + 0.5).astype(np.int64))
-    steps = x[1:] != x[:-1]
-    left = np.minimum(x[1:], x[:-1])[steps]
-    top = np.minimum(y[1:], y[:-1])[steps]
-    column, off = np.divmod(left - _FINE // 2, _FINE)
-    row = np.clip(-((_FINE // 2 - top) // _FINE), 0, height)  # rounded up
-    passed = (off == 0) & (column >= 0) & (column < width)
+    column, off = np.divmod(np.minimum(x[1:], x[:-1]) - _FINE // 2, _FINE)
+    row = np.clip(-((_FINE // 2 - np.minimum(y[1:], y[:-1])) // _FINE), 0, height)  # rounded up
+    passed = (x[1:] != x[:-1]) & (off == 0) & (column >= 0) & (column < width)
     places, times = np.unique(column[passed] * height + row[passed], return_counts=True)
     changes = places[(times % 2 == 1) & (places < height * width)]
     return np.diff(changes, prepend=0, append=height * width)
@@ -114,32 +111,26 @@ def _walk(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     An edge goes in steps of one along its longer axis, and is rounded as seen from its lower end.
     """
-    start, end = corners, np.roll(corners, -1, axis=0)
+    start, end = corners.copy(), np.roll(corners, -1, axis=0)
     span = np.abs(end - start)
-    flat = span[:, 0] >= span[:, 1]
-    along = np.where(flat, 0, 1)
-    edges = np.arange(len(corners))
-    back = start[edges, along] > end[edges, along]
-    low, high = (np.where(back[:, None], *pair) for pair in ((end, start), (start, end)))
+    tall = span[:, 1] > span[:, 0]
+    for points in (start, end):
+        points[tall] = points[tall, ::-1]  # the longer axis first
+    back = (start[:, 0] > end[:, 0])[:, None]
+    low, high = np.where(back, end, start), np.where(back, start, end)
     length = span.max(1)
-    slope = (high - low)[edges, 1 - along] / np.maximum(length, 1)
-
-    edge = np.repeat(edges, length + 1)
+    slope = (high - low)[:, 1] / np.maximum(length, 1)
+    edge = np.repeat(np.arange(len(corners)), length + 1)
     step = np.arange(len(edge)) - np.repeat(np.cumsum(length + 1) - length - 1, length + 1)
-    step = np.where(back[edge], length[edge] - step, step)
-    main = low[edge, along[edge]] + step
-    side = (low[edge, 1 - along[edge]] + slope[edge] * step + 0.5).astype(np.int64)
-    return np.where(flat[edge], main, side), np.where(flat[edge], side, main)
+    step = np.where(back[edge, 0], length[edge] - step, step)
+    along = low[edge, 0] + step
+    side = (low[edge, 1] + slope[edge] * step + 0.5).astype(np.int64)
+    return np.where(tall[edge], side, along), np.where(tall[edge], along, side)
 
 
 def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
     """The counts of {size, counts}, a list or COCO's text; they must cover the whole image."""
     size, counts = coded.get("size"), coded.get("counts")
-    if size != [height, width]:
-        raise UserError(
-            f"its run lengths have the size {shown(size)}; the image's [height, width] is "
-            f"[{height}, {width}]."
-        )
     if isinstance(counts, str):
         counts = _text_counts(counts)
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
@@ -147,9 +138,10 @@ def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
             f"its run lengths are {shown(coded.get('counts'))}; a list of numbers from 0 up, or "
             "COCO's text for one, is expected."
         )
-    if sum(counts) != height * width:
+    if size != [height, width] or sum(counts) != height * width:
         raise UserError(
-            f"its run lengths cover {sum(counts):,} pixels; the image has {height * width:,}."
+            f"its run lengths have the size {shown(size)} and cover {sum(counts):,} pixels; the "
+            f"image's [height, width] is [{height}, {width}], {height * width:,} pixels."
         )
     return np.array(counts, np.int64)
 
@@ -160,18 +152,17 @@ def _text_counts(text: str) -> list[int] | None:
     Letters hold five bits each, the lowest first, and whether the number goes on; from the fourth
     on, a number is what is to be added to the one two before it.
     """
-    letters = np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int64) - 48
-    goes_on = letters & 32 != 0
-    if not len(letters) or letters.min() < 0 or letters.max() > 63 or goes_on[-1]:
-        return None
-    ends = np.flatnonzero(~goes_on)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    sizes = ends - starts + 1
-    if sizes.max() > _MOST_LETTERS:
-        return None
-    place = np.arange(len(letters)) - np.repeat(starts, sizes)
-    numbers = np.add.reduceat((letters & 31) << 5 * place, starts)
-    numbers -= np.where(letters[ends] & 16, 1 << 5 * sizes, 0)  # below zero, in two's complement
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers.tolist()
+    counts: list[int] = []
+    number = bits = 0
+    for letter in text.encode(errors="replace"):
+        letter -= 48
+        if not 0 <= letter < 64 or bits == _MOST_BITS:
+            return None
+        number |= (letter & 31) << bits
+        bits += 5
+        if not letter & 32:
+            if letter & 16:  # below zero, in two's complement
+                number -= 1 << bits
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number = bits = 0
+    return None if bits or not counts else counts

@@ -1,5 +1,4 @@
-"""Data sets of segmentation whose masks are files: CamVid, VOC, your own; and pseudo-labels beside
-any of them. Those with COCO annotations are in coco.py."""
+"""Data sets whose masks are files: CamVid, VOC, your own; and pseudo-labels beside any of them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,15 +7,14 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.atomic import read_json
-from ..core.errors import UserError, shown
+from ..core.errors import UserError, check_range, shown
 from ..core.images import EXTENSIONS, VOID, images_in, read_mask, stay_inside
 from ..core.randomness import generator
 from ..core.registry import datasets
 from ..core.sources import Source, Subset, check_split, data_folder, data_root
 from ..recipe.grammar import parse
 from ..recipe.signatures import static_signatures
-from .decoding import decoded
-from .mask_files import DenseFiles, Joined, MaskFiles
+from .mask_files import DenseFiles, Joined, MaskFiles, decoded
 
 CAMVID = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
@@ -57,9 +55,9 @@ def camvid(
         )
     pairs = []
     for part in parts:
-        masks, segnet = base / f"{part}_masks", base / f"{part}annot"
-        found = segnet if segnet.is_dir() and not masks.is_dir() else masks
-        pairs += _pairs("camvid", base, base / part, found)
+        segnet = (base / f"{part}annot").is_dir() and not (base / f"{part}_masks").is_dir()
+        masks = base / (f"{part}annot" if segnet else f"{part}_masks")
+        pairs += _pairs("camvid", base, base / part, masks)
     return decoded(_source("camvid", pairs, CAMVID, void=11), cache)
 
 
@@ -122,9 +120,9 @@ def mask_folder(
     base = data_folder(root)
     folder, masks = base / train, base / (train_masks or f"{train}_masks")
     pairs = _pairs("mask_folder", base, folder, masks)
-    names = classes or _listed(base / "classes.txt") or _counted([mask for _, mask in pairs], void)
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
+    names = classes or _class_names(base / "classes.txt", [mask for _, mask in pairs], void)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"mask_folder: two classes called '{twice}'; rename one.")
     if split == "test":
         folder, masks = base / test, base / (test_masks or f"{test}_masks")
@@ -156,7 +154,21 @@ def with_pseudo_labels(
         raise UserError(f"with_pseudo_labels: {dataset} has no masks; name a set that has.")
     if split == "test":
         return labelled
-    extra = _pseudo_labelled(Path(folder).expanduser(), labelled.classes)
+    base = Path(folder).expanduser()
+    if not (base / "ledger.json").is_file():
+        raise UserError(
+            f"with_pseudo_labels: no {base / 'ledger.json'}; name a folder that pseudo-labelling "
+            "wrote."
+        )
+    report = read_json(base / "ledger.json")
+    known = report.get("classes") if isinstance(report, dict) else None
+    if known is not None and tuple(known) != labelled.classes:
+        raise UserError(
+            f"with_pseudo_labels: the labels in {base} are for the classes {shown(known)}, the "
+            f"data set has {shown(labelled.classes)}. Make them with a model of this data set."
+        )
+    pairs = _pairs("with_pseudo_labels", base, base / "images", base / "masks")
+    extra = _source("with_pseudo_labels", pairs, labelled.classes, None, base / "images")
     rows = shared_rows(len(labelled), len(extra), ratio, seed)
     return decoded(Subset(Joined("with_pseudo_labels", labelled, extra), rows), cache)
 
@@ -164,8 +176,7 @@ def with_pseudo_labels(
 def shared_rows(labelled: int, extra: int, ratio: float | None, seed: int) -> np.ndarray:
     """Rows of (labelled, extra) images, one behind the other, with `ratio` of the second kind:
     all of the first, and of the second each as often as another, give or take one; int64."""
-    if ratio is not None and not 0 <= ratio < 1:
-        raise UserError(f"with_pseudo_labels: ratio is {ratio:g}; a share from 0 to below 1.")
+    check_range("with_pseudo_labels", "[0, 1)", ratio=ratio or 0)
     rounds, rest = divmod(extra if ratio is None else round(labelled * ratio / (1 - ratio)), extra)
     some = np.sort(generator(seed, "pseudo-labels").permutation(extra)[:rest])
     taken = np.concatenate([np.tile(np.arange(extra), rounds), some])
@@ -178,30 +189,13 @@ def _chosen(name: str, options: dict[str, Any], cache: str) -> Callable[[str], S
     if name in datasets and name not in signatures.entries:  # a student's own
         return datasets.build(name, **options)
     entry = signatures.find(name)
-    if entry and "cache" in {option.name for option in entry.options}:
+    if entry and "cache" in entry.options:
         options = {"cache": cache, **options}
     try:
         choice = parse({name: options}, signatures, "choice")
     except UserError as error:
         raise UserError(f"with_pseudo_labels: {error}") from error
     return datasets.build(choice.name, **choice.options)
-
-
-def _pseudo_labelled(folder: Path, classes: tuple[str, ...]) -> DenseFiles:
-    ledger = folder / "ledger.json"
-    if not ledger.is_file():
-        raise UserError(
-            f"with_pseudo_labels: no {ledger}; name a folder that pseudo-labelling wrote."
-        )
-    report = read_json(ledger)
-    known = report.get("classes") if isinstance(report, dict) else None
-    if known is not None and tuple(known) != classes:
-        raise UserError(
-            f"with_pseudo_labels: the labels in {folder} are for the classes {shown(known)}, the "
-            f"data set has {shown(classes)}. Make them with a model of this data set."
-        )
-    pairs = _pairs("with_pseudo_labels", folder, folder / "images", folder / "masks")
-    return _source("with_pseudo_labels", pairs, classes, None, folder / "images")
 
 
 def _source(
@@ -236,24 +230,19 @@ def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[_Pair]:
             f"{who}: no mask {missing[0]} ({len(missing):,} of {len(pairs):,} images in {folder} "
             "have none). Add it, or move the image away."
         )
-    for _, mask in pairs:
-        if mask.is_symlink():
-            stay_inside(mask, base, who)
+    for mask in (mask for _, mask in pairs if mask.is_symlink()):
+        stay_inside(mask, base, who)
     return pairs
 
 
-def _listed(path: Path) -> list[str] | None:
+def _class_names(listed: Path, masks: Sequence[Path], void: int | None) -> list[str]:
+    """The lines of the file `listed`; without any, numbers up to the highest in the masks."""
     try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        return None
+        lines = listed.read_text("utf-8").splitlines() if listed.exists() else []
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({error}). Write one class a line.") from error
-
-
-def _counted(masks: Sequence[Path], void: int | None) -> list[str]:
-    most = 0
-    for path in masks:
-        mask = read_mask(path, VOID, void)
-        most = max(most, int(np.where(mask == VOID, 0, mask).max()))
+        raise UserError(f"cannot read {listed} ({error}). Write one class a line.") from error
+    if names := [line.strip() for line in lines if line.strip()]:
+        return names
+    found = (read_mask(path, VOID, void) for path in masks)
+    most = max(int(np.where(mask == VOID, 0, mask).max()) for mask in found)
     return [str(label) for label in range(most + 1)]

@@ -1,17 +1,26 @@
-"""Sources of segmentation: images in files with a mask each, and two sources as one."""
+"""Images in files with a mask each, two sources as one, and both decoded once.
+
+An epoch would decode all images again. `decoded` keeps them in memory where they fit, else in files
+that are mapped: what was read, bit for bit, under the digest of the files, so that a run may go on
+with either form.
+"""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
+import psutil
+from filelock import FileLock
 from PIL import Image
 
-from ..core.errors import UserError
-from ..core.images import VOID, read_image, read_mask
-from ..core.sources import Source
+from ..core import arrays
+from ..core.errors import StorageError, UserError
+from ..core.images import VOID, image_size, read_image, read_mask
+from ..core.sources import ArraySource, Source, base
 from .coco_masks import Drawn
 
 
@@ -27,10 +36,8 @@ class MaskFiles:
         return read_mask(self.paths[index], self.classes, self.void)
 
     def digest(self) -> str:
-        digest = hashlib.sha256(f"{self.classes} {self.void}".encode())
-        for path in self.paths:
-            digest.update(_line(path.name, path))
-        return digest.hexdigest()
+        names = (path.name for path in self.paths)
+        return _digest(f"{self.classes} {self.void}", names, self.paths)
 
 
 @dataclass(frozen=True)
@@ -73,31 +80,25 @@ class DenseFiles:
         return self.keys[index]
 
     def digest(self) -> str:
-        digest = hashlib.sha256(self.masks.digest().encode())
-        for key, path in zip(self.keys, self.paths, strict=True):
-            digest.update(_line(key, path))
-        return digest.hexdigest()
+        return _digest(self.masks.digest(), self.keys, self.paths)
 
 
-@dataclass(frozen=True)
 class Joined:
     """Two sources of the same classes, one behind the other."""
 
-    name: str
-    first: Source
-    second: Source
-    dense: ClassVar[bool] = True
+    dense = True
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.first.classes
-
-    @property
-    def targets(self) -> np.ndarray:
-        return np.concatenate([self.first.targets, self.second.targets])
+    def __init__(self, name: str, first: Source, second: Source):
+        self.name, self.first, self.second = name, first, second
+        self.classes = first.classes
+        self.targets = np.concatenate([first.targets, second.targets])
 
     def __len__(self) -> int:
-        return len(self.first) + len(self.second)
+        return len(self.targets)
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        split = len(self.first)
+        return (self.first, index) if index < split else (self.second, index - split)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
         source, place = self._find(index)
@@ -107,13 +108,84 @@ class Joined:
         source, place = self._find(index)
         return source.key(place)
 
-    def _find(self, index: int) -> tuple[Source, int]:
-        split = len(self.first)
-        return (self.first, index) if index < split else (self.second, index - split)
-
     def digest(self) -> str:
         return hashlib.sha256(f"{self.first.digest()} {self.second.digest()}".encode()).hexdigest()
 
 
-def _line(name: str, path: Path) -> bytes:
-    return f"{name}:{path.stat().st_size}\n".encode(errors="surrogateescape")
+def _digest(head: str, names: Iterable[str], paths: Sequence[Path]) -> str:
+    """A hash of `head`, and of the files' names and sizes."""
+    digest = hashlib.sha256(head.encode())
+    for name, path in zip(names, paths, strict=True):
+        digest.update(f"{name}:{path.stat().st_size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def decoded(source: Source, cache: Literal["auto", "memory", "disk", "none"]) -> Source:
+    """`source` in arrays, if its images are of one size; `none`, or `auto` if they are not: as
+    it is. `auto` keeps up to a quarter of the available memory there, and more on the disk."""
+    if cache == "none":
+        return source
+    sizes = (size for leaf in _leaves(source) for size in _sizes(leaf))
+    width, height = next(sizes)
+    other = next((size for size in sizes if size != (width, height)), None)
+    if other:
+        if cache == "auto":
+            return source
+        raise UserError(
+            f"{source.name}: cache is {cache}, which needs images of one size; there are "
+            f"{width}x{height} and {other[0]}x{other[1]}. Use cache: none, or resize the files."
+        )
+    needed = len(source) * width * height * 4  # three channels, and the mask
+    if cache == "disk" or (cache == "auto" and needed > psutil.virtual_memory().available / 4):
+        return _on_disk(source)
+    images = np.empty((len(source), height, width, 3), np.uint8)
+    masks = np.empty((len(source), height, width), np.uint8)
+    arrays.fill(source, images, masks)
+    return ArraySource(
+        source.name,
+        images,
+        source.targets,
+        source.classes,
+        masks,
+        known_digest=source.digest(),
+        dense=True,
+        keys=arrays.names_of(source),
+    )
+
+
+def _on_disk(source: Source) -> ArraySource:
+    """The same in the cache folder, written at first and mapped from then on."""
+    digest = source.digest()
+    stamp = hashlib.sha256(digest.encode())
+    for leaf in _leaves(source):
+        files = [*leaf.paths, *leaf.masks.paths] if isinstance(leaf, DenseFiles) else []
+        for path in files:  # a file may change and keep its size
+            stamp.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "vision_tutorial" / "decoded" / f"{source.name}-{stamp.hexdigest()[:16]}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # of several processes one writes, the others wait
+            if not (folder / arrays.MANIFEST).exists():
+                arrays.write(folder, source.name, {"train": source})
+    except (OSError, StorageError) as error:
+        raise StorageError(
+            f"{source.name}: decoded images cannot be kept ({error}). Set XDG_CACHE_HOME to a "
+            "folder that has room, or cache: none."
+        ) from error
+    return replace(arrays.load(folder, "train"), known_digest=digest)
+
+
+def _leaves(source: Source) -> list[Source]:
+    """What lies under subsets and joints."""
+    source = base(source)
+    if isinstance(source, Joined):
+        return [*_leaves(source.first), *_leaves(source.second)]
+    return [source]
+
+
+def _sizes(leaf: Source) -> Iterator[tuple[int, int]]:
+    """(width, height) of the images."""
+    if isinstance(leaf, DenseFiles):
+        return map(image_size, leaf.paths)
+    return (leaf[index][0].size for index in range(len(leaf)))

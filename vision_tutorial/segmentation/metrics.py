@@ -15,7 +15,6 @@ from ..core.counts import exact_sum, tally, wide
 from ..core.targets import IGNORE
 
 BAND = 0.02  # width of a boundary, in diagonals of the image (Cheng et al. 2021)
-_OUTSIDE = -1.0  # a class id of its own beyond the border
 _SUMS = ("images", "counted", "batches", "iou_of_images", "iou_of_batches", "entropy")
 
 
@@ -43,17 +42,16 @@ class Overlap:
         matrices = _confusion(predicted, target, len(self.classes))  # (B, C, C)
         of_images = _mean_iou(matrices)
         some = counts.flatten(1).any(1)
-        of_batch = _mean_iou(matrices.sum(0))
         sums = [
             wide(torch.tensor(float(len(target)), device=output.device)),
             wide(some.sum()),
             wide(some.any().float()),
             exact_sum(of_images.where(some.to(of_images.device), 0)),
-            exact_sum(of_batch),
+            exact_sum(_mean_iou(matrices.sum(0))),
             exact_sum(entropy.where(counts, 0)),
         ]
-        agreed, either = boundaries(predicted, target, len(self.classes))
-        mine = torch.cat([torch.stack(sums), matrices.sum(0).flatten(), agreed, either])
+        pair = boundaries(predicted, target, len(self.classes))
+        mine = torch.cat([torch.stack(sums), matrices.sum(0).flatten(), *pair])
         self.state = self.state.to(mine.device) + mine
 
     def result(self, state: Tensor) -> dict[str, float]:
@@ -98,8 +96,7 @@ class Overlap:
 
 
 def _confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Pixels by (true class, predicted class), each image's own; ids (B, H, W), the target's
-    IGNORE left out -> float64 (B, C, C)."""
+    """Pixels by (true class, predicted class) of each image: ids (B, H, W) -> float64 (B, C, C)."""
     b = len(target)
     image = torch.arange(b, device=target.device).view(b, 1, 1)
     cells = (image * classes + target.clamp(min=0)) * classes + predicted
@@ -130,19 +127,21 @@ def boundaries(predicted: Tensor, target: Tensor, classes: int) -> tuple[Tensor,
     predicted = predicted.masked_fill(void, IGNORE)
     reach = max(1, round(BAND * float(torch.tensor(target.shape[1:]).double().norm())))
     truth, found = (_edge(ids, reach) & ~void for ids in (target, predicted))
-    same = target == predicted
-
-    def count(where: Tensor, ids: Tensor) -> Tensor:
-        return tally(where.flatten(), ids.clamp(min=0).flatten(), classes)
-
-    agreed = count(truth & found & same, target)
-    return agreed, count(truth, target) + count(found, predicted) - agreed
+    agreed, true, called = (
+        tally(where.flatten(), ids.clamp(min=0).flatten(), classes)
+        for where, ids in (
+            (truth & found & (target == predicted), target),
+            (truth, target),
+            (found, predicted),
+        )
+    )
+    return agreed, true + called - agreed
 
 
 def _edge(ids: Tensor, reach: int) -> Tensor:
     """Whether another class, or the border, is within `reach` pixels along both axes; ids (B, H, W)
-    -> bool. A class has no boundary of its own kind, so one pass serves all classes."""
-    values = F.pad(ids.float()[:, None], [reach] * 4, value=_OUTSIDE)
+    -> bool, in one pass for all classes."""
+    values = F.pad(ids.float()[:, None], [reach] * 4, value=-1.0)  # no class beyond the border
     width = 2 * reach + 1
 
     def highest(x: Tensor) -> Tensor:
@@ -157,5 +156,4 @@ def _mean_where(values: Tensor, where: Tensor) -> float:
 
 def _percent(part: Tensor, total: Tensor) -> list[float | None]:
     """100 part / total, None for 0/0; (C,) each."""
-    pairs = zip(part.tolist(), total.tolist(), strict=True)
-    return [100 * a / b if b else None for a, b in pairs]
+    return [100 * a / b if b else None for a, b in zip(part.tolist(), total.tolist(), strict=True)]

@@ -41,49 +41,42 @@ def read(path: Path, classes: int, size: int = SIZE) -> dict[str, np.ndarray]:
             if tuple(word.strip() for word in header) != _HEADER:
                 given = ",".join(header)[:80]
                 raise UserError(f"{path}: its first line is '{given}'; write {','.join(_HEADER)}.")
-            for row in rows:
-                if row:
-                    _read_row(found, row, f"{path}, line {rows.line_num}", classes, size)
+            for row in filter(None, rows):
+                try:
+                    found[row[0]] = _mask(row, found, classes, size)
+                except UserError as error:
+                    raise UserError(f"{path}, line {rows.line_num}: {error}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path} as a submission ({error}).") from error
     return found
 
 
-def _read_row(
-    found: dict[str, np.ndarray], row: list[str], where: str, classes: int, size: int
-) -> None:
+def _mask(row: list[str], known: Mapping[str, np.ndarray], classes: int, size: int) -> np.ndarray:
+    """The mask uint8 (size, size) of a row. UserError: what is wrong."""
     if len(row) != 2:
-        raise UserError(f"{where}: {len(row)} cells; a name and the ids of its mask are expected.")
+        raise UserError(f"{len(row)} cells; a name and the ids of its mask are expected.")
     name, text = row
-    if name in found:
-        raise UserError(f"{where}: '{name}' comes a second time; keep one row an image.")
+    if name in known:
+        raise UserError(f"'{name}' comes a second time; keep one row an image.")
     try:
         ids = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{where}: '{name}': not whole numbers apart by spaces.") from error
-    if len(ids) != size * size:
+        raise UserError(f"'{name}': not whole numbers apart by spaces.") from error
+    low, high = (ids.min(), ids.max()) if ids.size else (0, 0)
+    if len(ids) != size * size or low < 0 or high >= classes:
         raise UserError(
-            f"{where}: '{name}' has {len(ids):,} ids; {size}x{size} = {size * size:,} are expected "
-            "(--size says another size)."
+            f"'{name}' has {len(ids):,} ids from {low} to {high}; {size}x{size} = {size * size:,} "
+            f"from 0 to {classes - 1} are expected (--size says another size)."
         )
-    if ids.min() < 0 or ids.max() >= classes:
-        raise UserError(
-            f"{where}: '{name}' has the ids {ids.min()} to {ids.max()}; there are {classes} "
-            f"classes, 0 to {classes - 1}."
-        )
-    found[name] = ids.astype(np.uint8).reshape(size, size)
+    return ids.astype(np.uint8).reshape(size, size)
 
 
 def check_names(path: Path, found: Mapping[str, np.ndarray], wanted: Iterable[str]) -> None:
     """UserError unless the submission has exactly the images that are to be scored."""
     wanted = set(wanted)
-    for what, names in (
-        ("lacks", wanted - set(found)),
-        ("has, unknown here,", set(found) - wanted),
-    ):
-        if names:
-            shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-            raise UserError(
-                f"{path} {what} {shown} ({len(names)} of {len(wanted)} images). Is it of another "
-                "split or data set?"
-            )
+    lacks, more = sorted(wanted - set(found)), sorted(set(found) - wanted)
+    if lacks or more:
+        raise UserError(
+            f"{path}: of {len(wanted)} images {len(lacks)} are missing {lacks[:3]}, and "
+            f"{len(more)} are unknown here {more[:3]}. Is it of another split or data set?"
+        )

@@ -8,21 +8,10 @@ from PIL import Image
 from ..core.atomic import replacing
 from ..core.targets import VOID
 
-
-def palette(count: int = 256) -> np.ndarray:
-    """Colours uint8 (count, 3): those of PASCAL VOC, class 0 black, 255 nearly white.
-
-    Bits 0, 3, 6 of a class id are the highest bits of red, bits 1, 4, 7 of green, 2, 5 of blue.
-    """
-    ids = np.arange(count)[:, None]
-    colours = np.zeros((count, 3), np.uint8)
-    for place in range(3):  # each channel takes three bits of a class id, highest first
-        bits = (ids >> (3 * place + np.arange(3))) & 1
-        colours |= (bits << (7 - place)).astype(np.uint8)
-    return colours
-
-
-PALETTE = palette()
+# uint8 (256, 3): PASCAL VOC's colours, class 0 black, 255 nearly white. Bits 0, 3, 6 of a class id
+# are the highest bits of red, bits 1, 4, 7 of green, 2, 5 of blue.
+_BITS = (np.arange(256)[:, None, None] >> np.arange(9).reshape(3, 3)) & 1  # (id, place, channel)
+PALETTE = (_BITS << np.array([[7], [6], [5]])).sum(1).astype(np.uint8)
 
 
 def image_of(mask: np.ndarray) -> Image.Image:

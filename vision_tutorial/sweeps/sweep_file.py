@@ -27,7 +27,7 @@ from ..recipe.fields import Recipe, to_plain, written
 from ..recipe.loading import COMMAND_LINE, Loaded, load, recipe_path, split_variant
 from ..recipe.yaml_lines import Document, Key, read_document
 from ..runs import run_folder
-from ..runs.run import recipe_key
+from ..runs.reader import recipe_key
 
 _KEYS = ("recipe", "set", "grid", "points", "stages", "seeds", "metric", "direction")
 _FORMS = ("grid", "points", "stages")

@@ -9,9 +9,8 @@ from typing import Any
 from ..core.errors import UserError, unknown
 from ..recipe import grammar
 from ..recipe.loading import read_back
-from ..recipe.notation import FORMS, changed, entries, find, leaves, number
-from ..runs.reader import natural
-from ..runs.run import Point, Run, recipe_key
+from ..recipe.notation import FORMS, changed, entries, find, flat, number
+from ..runs.reader import Point, Run, natural, recipe_key
 from ..runs.seed_statistics import Sample, Spread, confidence_interval, pooled
 
 
@@ -58,9 +57,7 @@ class Row:
         return json.dumps([self.run.metric, self.run.chosen_on, *data], sort_keys=True)
 
     def measured(self, name: str) -> Sample | None:
-        """Another metric, `top5`, at the best epoch of each run; `minutes` is the time."""
-        if name == "minutes":
-            return self.seconds and Sample(tuple(value / 60 for value in self.seconds.values))
+        """Another metric, `top5`, at the best epoch of each run."""
         if f"val/{name}" == self.run.metric:
             return self.best
         return _sample(_at(run, run.best, f"val/{name}") for run in self.runs)
@@ -68,18 +65,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Delta:
-    """From a parent's row to a row. value: of the best; interval: what would still be noise."""
+    """From a parent's row to a row: what changed, and what came of it.
 
-    words: str  # what changed
+    interval: what would still be noise. borrowed: the spread between seeds of other runs that it
+    comes from, where the two rows have none.
+    """
+
+    words: str
     parent: Row | None = None  # None: it is not among the runs
-    value: float | None = None  # None: the two cannot be compared
+    value: float | None = None  # of the best; None: the two cannot be compared
     interval: float | None = None  # None: nobody knows
+    borrowed: Spread | None = None
 
     @property
-    def verdict(self) -> str:
-        """within, beyond or unknown."""
+    def verdict(self) -> str | None:
+        """within, beyond or unknown; None where the two cannot be compared."""
         if self.value is None or self.interval is None:
-            return "unknown"
+            return None if self.value is None else "unknown"
         return "within" if abs(self.value) <= self.interval else "beyond"
 
 
@@ -93,7 +95,7 @@ def _at(run: Run, point: Point | None, name: str) -> float | None:
     return next((number(row.get(name)) for row in rows), None)
 
 
-# -- rows -----------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 
 def rows_of(runs: Sequence[Run], each: bool = False) -> list[Row]:
@@ -105,44 +107,39 @@ def rows_of(runs: Sequence[Run], each: bool = False) -> list[Row]:
     names = [group[0].name for group in groups.values()]
     rows = []
     for group in groups.values():
-        newest: dict[str, Run] = {}
-        for run in sorted(group, key=lambda run: (run.created or "", run.id)):
-            newest[json.dumps(run.seed)] = run
-        kept = tuple(run for run in group if run in newest.values())
-        repeats = tuple(run for run in group if run not in kept)
+        by_age = sorted(group, key=lambda run: (run.created or "", run.id))
+        newest = {json.dumps(run.recipe.get("seed")): run for run in by_age}.values()
+        kept = tuple(run for run in group if run in newest)
         label = group[0].name
         if names.count(label) > 1:
             label = f"{kept[0].name}/{kept[0].id}"
-        rows.append(Row(kept, label, repeats))
+        rows.append(Row(kept, label, tuple(run for run in group if run not in kept)))
     return rows
 
 
 def ordered(made: Sequence[Row], key: str) -> list[Row]:
     """Sorted by best or last (the better first), time, run, created, status or a recipe's key."""
+
+    def better_first(row: Row, sample: Sample | None) -> Any:
+        sign = -1 if row.run.higher_is_better else 1
+        return _number_first(sample and sign * sample.mean)
+
     keys = {
         "run": lambda row: natural(row.label),
         "created": lambda row: row.run.created or "",
         "status": lambda row: row.run.status,
         "time": lambda row: _number_first(row.seconds and row.seconds.mean),
-        "best": lambda row: _better_first(row, row.best),
-        "last": lambda row: _better_first(row, row.last),
+        "best": lambda row: better_first(row, row.best),
+        "last": lambda row: better_first(row, row.last),
     }
     if key not in keys:
-        known = {name for row in made for name in (*leaves(row.run.typed), *_options(row.run))}
+        known = {name for row in made for name in flat(row.run.typed)}
+        for row in made:
+            named = ((form, entry) for form in FORMS for entry in entries(row.run.typed.get(form)))
+            known |= {f"{form}.{option}" for form, entry in named for option in entry.options}
         if key not in known:
             raise UserError(unknown("column", key, {*keys, *known}))
     return sorted(made, key=keys.get(key, lambda row: _number_first(find(row.run.typed, key))))
-
-
-def _options(run: Run) -> Iterable[str]:
-    for key in FORMS:
-        yield from (f"{key}.{o}" for x in entries(run.typed.get(key)) for o in x.options)
-
-
-def _better_first(row: Row, sample: Sample | None) -> Any:
-    if sample is None:
-        return _number_first(None)
-    return _number_first(-sample.mean if row.run.higher_is_better else sample.mean)
 
 
 def _number_first(value: Any) -> Any:
@@ -161,17 +158,20 @@ def delta_of(row: Row, groups: Sequence[Row], assumed: float | None = None) -> D
     groups: all rows, seeds as one, to find the parent in. assumed: a spread between seeds for
     where no group has seeds.
     """
-    run = row.run
-    if run.base is None:
+    if row.run.base is None:
         return None
-    over = parent(run, groups)
+    over = _parent(row.run, groups)
     if over is None:
-        return Delta(changed_in_base(run))
-    words = changed(over.run.typed, run.typed)
+        return Delta(changed_in_base(row.run))
+    words = changed(over.run.typed, row.run.typed)
     if not (row.done and over.done and row.measure == over.measure):
         return Delta(words, over)
-    interval = confidence_interval(row.best, over.best, usual(row, groups, assumed))
-    return Delta(words, over, row.best.mean - over.best.mean, interval)
+    borrowed = None
+    if row.best.spread is None or over.best.spread is None:
+        borrowed = pooled(x.best for x in groups if x.done and x.measure == row.measure)
+        borrowed = borrowed or (None if assumed is None else Spread(assumed))
+    interval = confidence_interval(row.best, over.best, borrowed)
+    return Delta(words, over, row.best.mean - over.best.mean, interval, borrowed)
 
 
 def changed_in_base(run: Run) -> str:
@@ -180,13 +180,7 @@ def changed_in_base(run: Run) -> str:
     return changed(read_back(before), read_back(after))
 
 
-def usual(row: Row, groups: Sequence[Row], assumed: float | None) -> Spread | None:
-    """The spread between seeds of all that measures what this row does, else the assumed one."""
-    seeded = pooled(x.best for x in groups if x.done and x.measure == row.measure)
-    return seeded or (None if assumed is None else Spread(assumed))
-
-
-def parent(run: Run, groups: Sequence[Row]) -> Row | None:
+def _parent(run: Run, groups: Sequence[Row]) -> Row | None:
     """The row of the recipe that a run's extends: the very same one, else one of that file."""
 
     def differing(recipe: dict[str, Any]) -> int:
@@ -195,7 +189,7 @@ def parent(run: Run, groups: Sequence[Row]) -> Row | None:
     before = recipe_key(run.base_recipe)
     others = [other for other in groups if other.run.key != run.key]
     same = [other for other in others if other.run.key == before]
-    named = [other for other in others if other.run.file == run.base]
+    named = [other for other in others if other.run.origin.get("file") == run.base]
     return min(
         same or named,
         key=lambda other: (not other.done, differing(other.run.recipe)),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core import weights
-from ...core.errors import UserError, short
-from .layers import at_least, dropout_layer
+from ...core.errors import UserError, check_range, short
+from .layers import fcn_head
 
 
 class Encoder(nn.Module):
@@ -27,11 +27,10 @@ class Encoder(nn.Module):
         self.channels: list[int] = net.feature_info.channels()
         self.strides = list(strides)
         self.channels_last = getattr(net, "output_fmt", None) == "NHWC"
-        if dropout:
-            dropout_layer(dropout)  # which checks the rate
-            for stage in map(net.get_submodule, self.taps()):
-                if not isinstance(stage, nn.MaxPool2d):  # VGG's last, on what was dropped already
-                    stage.register_forward_hook(partial(_drop_out, dropout), prepend=True)
+        check_range("model", "[0, 1)", dropout_encoder=dropout)
+        for stage in map(net.get_submodule, self.taps() if dropout else ()):
+            if not isinstance(stage, nn.MaxPool2d):  # VGG's last, on what was dropped already
+                stage.register_forward_hook(partial(_drop_out, dropout), prepend=True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> one (B, channels[i], H / strides[i], W / strides[i]) a stage."""
@@ -53,13 +52,12 @@ class Encoder(nn.Module):
         found = []
         for name in self.net.feature_info.module_name():  # timm's wrappers change some
             same = (name, name.replace(".", "_", 1), f"body.{name}", f"model.{name}")
-            here = [candidate for candidate in same if candidate in known]
-            if not here:
-                raise UserError(
-                    f"the backbone's stage '{name}' is no module by itself; leave out "
-                    "dropout_encoder and layer_decay, or choose a ResNet."
-                )
-            found.append(here[0])
+            found += [candidate for candidate in same if candidate in known][:1]
+        if len(found) < len(self.channels):
+            raise UserError(
+                "the backbone's stages are no modules by themselves; leave out dropout_encoder and "
+                "layer_decay, or choose a ResNet."
+            )
         return found
 
     def stages(self) -> dict[str, int]:
@@ -82,20 +80,19 @@ def encoder(
     multi_grid: Sequence[int] | None = None,
     pretrained: bool | str = False,
 ) -> Encoder:
-    """The timm model `name` without its classifier, as an Encoder.
+    """The timm model `name` without its classifier, as an Encoder; options as in `models`.
 
-    output_stride: how much smaller than the image its last features are; below 32 the last
-    stages keep their resolution and widen their kernels instead. dropout: after each stage.
-    multi_grid: of a ResNet's last stage, by how much each block widens its kernels further.
-    pretrained: true for timm's weights, or a file. UserError where these do not go together.
+    Below an output_stride of 32 the last stages keep their resolution and widen their kernels.
+    UserError where these do not go together.
     """
     weights.check_name(name, "backbone")
     vgg = name.startswith("vgg")
     options = {} if vgg or output_stride == 32 else {"output_stride": output_stride}
     net = _create(name, options, pretrained)
     strides = net.feature_info.reduction()
-    if vgg:
-        strides = _dilate_vgg(net, output_stride)
+    if vgg and output_stride < 32:
+        _dilate_vgg(net, output_stride)
+        strides = [min(stride, output_stride) for stride in strides]
     if strides[-1] != output_stride:
         raise UserError(
             f"backbone '{name}' ends at stride {strides[-1]}, not at {output_stride}; choose one "
@@ -106,8 +103,15 @@ def encoder(
     return Encoder(net, strides, dropout)
 
 
+def auxiliary_head(
+    wanted: bool, features: Encoder, channels: int, num_classes: int
+) -> nn.Sequential | None:
+    """fcn_head with dropout .1 on the encoder's last map but one, if wanted."""
+    check_range("model", "[1, inf)", auxiliary_channels=channels)
+    return fcn_head(features.channels[-2], channels, num_classes, 0.1) if wanted else None
+
+
 def _create(name: str, options: dict[str, Any], pretrained: bool | str) -> nn.Module:
-    """timm's network of features. Weights are drawn, from timm, or from a file checked by us."""
     given = dict(options)
     if name.startswith("vgg") and not pretrained:
         # a classifier of 119 M weights would be drawn, and dropped: make it one channel wide
@@ -124,22 +128,18 @@ def _create(name: str, options: dict[str, Any], pretrained: bool | str) -> nn.Mo
     except Exception as error:  # the hub and timm's classes raise whatever they like
         if pretrained is True:
             raise weights.unavailable(name, error) from error
-        what = f" with output_stride {options['output_stride']}" if options else ""
-        why, mend = short(repr(error), 120), "output_stride 32 or " if options else ""
         raise UserError(
-            f"timm cannot give features of '{name}'{what} ({why}); choose {mend}a ResNet, "
-            "EfficientNet, ConvNeXt or VGG."
+            f"timm cannot give features of '{name}' with {options} ({short(repr(error), 120)}); "
+            "choose output_stride 32, or a ResNet, EfficientNet, ConvNeXt or VGG."
         ) from error
 
 
-def _dilate_vgg(net: nn.Module, output_stride: int) -> list[int]:
-    """VGG at a smaller output stride, as DeepLab has it; returns the strides of its features.
+def _dilate_vgg(net: nn.Module, output_stride: int) -> None:
+    """VGG at a smaller output stride, as DeepLab has it.
 
     All pools become 3x3. Those that would go beyond the output stride keep the resolution, and the
     convolutions behind them step over the pixels that are no longer dropped (Chen et al. 2015).
     """
-    if output_stride == 32:
-        return net.feature_info.reduction()
     stride = dilation = 1
     for module in net.modules():
         if isinstance(module, nn.MaxPool2d):
@@ -148,12 +148,11 @@ def _dilate_vgg(net: nn.Module, output_stride: int) -> list[int]:
             module.kernel_size, module.padding, module.stride = 3, 1, 1 if keep else 2
         elif isinstance(module, nn.Conv2d):
             module.dilation = module.padding = (dilation, dilation)
-    return [min(stride, output_stride) for stride in net.feature_info.reduction()]
 
 
 def _widen(net: nn.Module, name: str, grid: Sequence[int], rate: int) -> None:
     """Multi-grid (DeepLabV3, 1706.05587): block i of the last stage has dilation rate·grid[i]."""
-    at_least(1, multi_grid=min(grid))
+    check_range("model", "[1, inf)", multi_grid=min(grid))
     blocks = getattr(net, "layer4", ())
     if len(blocks) != len(grid):
         raise UserError(

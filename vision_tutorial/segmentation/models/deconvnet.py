@@ -3,11 +3,10 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.errors import UserError
+from ...core.errors import UserError, check_range
 from ...core.registry import models
 from .backbones import encoder
-from .layers import BatchNorm, at_least, dropout_layer
-from .segmenter import Segmenter
+from .layers import Segmenter, normed
 
 _LEAST = 224  # pixels: five halvings leave 7x7, which is fc6's kernel
 _MIRROR = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
@@ -27,25 +26,18 @@ def deconvnet(
     """DeconvNet: VGG16 mirrored, with unpooling and transposed convolutions (Noh et al. 2015).
 
     251.8 M parameters with 21 classes (1505.04366), most of them in fc6 and its mirror image, 7x7
-    with `hidden` channels. Every convolution has BatchNorm. The encoder is timm's vgg16_bn.
-    hidden: 4096 in the paper; 512 makes a network of 55.4 M.
-    dropout: before the classifier. dropout_encoder: after each stage; dropout_decoder: after each
-        layer of the decoder, fc6 to the last transposed convolution.
-    pretrained: true takes timm's weights of the encoder, a path takes a file.
-    (B, 3, H, W) -> (B, C, H, W). Raises UserError for images below 224 pixels.
+    with `hidden` channels (512 makes a network of 55.4 M). Every convolution has BatchNorm. The
+    encoder is timm's vgg16_bn. dropout_decoder: after each layer from fc6 to the last transposed
+    convolution. (B, 3, H, W) -> (B, C, H, W). Raises UserError for images below 224 pixels.
     """
-    at_least(1, hidden=hidden)
+    check_range("deconvnet", "[1, inf)", hidden=hidden)
     features = encoder("vgg16_bn", dropout=dropout_encoder, pretrained=pretrained)
-    return DeconvNet(
-        features,
-        _Mirror(features.channels[-1], hidden, dropout_decoder),
-        nn.Conv2d(_MIRROR[-1][-1], num_classes, 1),
-        stride=32,
-        dropout=dropout,
-    )
+    decoder = _Mirror(features.channels[-1], hidden, dropout_decoder)
+    classifier = nn.Conv2d(_MIRROR[-1][-1], num_classes, 1)
+    return _DeconvNet(features, decoder, classifier, stride=32, dropout=dropout)
 
 
-class DeconvNet(Segmenter):
+class _DeconvNet(Segmenter):
     """A Segmenter whose decoder needs the places of the maxima."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,16 +68,15 @@ class _Mirror(nn.Module):
     def __init__(self, inputs: int, hidden: int, dropout: float):
         super().__init__()
         self.fully_connected = nn.Sequential(
-            *_normed(nn.Conv2d(inputs, hidden, 7), dropout),
-            *_normed(nn.Conv2d(hidden, hidden, 1), dropout),
-            *_normed(nn.ConvTranspose2d(hidden, inputs, 7), dropout),
+            *normed(nn.Conv2d(inputs, hidden, 7), dropout),
+            *normed(nn.Conv2d(hidden, hidden, 1), dropout),
+            *normed(nn.ConvTranspose2d(hidden, inputs, 7), dropout),
         )
         self.levels = nn.ModuleList()
         for widths in _MIRROR:
             level = nn.Sequential()
             for outputs in widths:
-                deconvolution = nn.ConvTranspose2d(inputs, outputs, 3, padding=1)
-                level.extend(_normed(deconvolution, dropout))
+                level.extend(normed(nn.ConvTranspose2d(inputs, outputs, 3, padding=1), dropout))
                 inputs = outputs
             self.levels.append(level)
 
@@ -95,9 +86,3 @@ class _Mirror(nn.Module):
         for level, where in zip(self.levels, reversed(places), strict=True):
             features = level(F.max_unpool2d(features, where, 2))
         return features
-
-
-def _normed(layer: nn.Conv2d | nn.ConvTranspose2d, dropout: float) -> list[nn.Module]:
-    """The layer with BatchNorm, ReLU and, if asked for, dropout behind it."""
-    layers = [layer, BatchNorm(layer.out_channels), nn.ReLU()]
-    return [*layers, dropout_layer(dropout)] if dropout else layers

@@ -1,35 +1,119 @@
-"""DeepLabV3 and V3+: atrous spatial pyramid pooling (ASPP), and a light decoder behind it.
+"""DeepLab V1 to V3+: convolutions with holes, and fields of view of several sizes.
 
-What the options of both mean:
-backbone: any timm model that gives features. output_stride: how much smaller than the image the
-    last ones are; 8 and 16 for VGGs and where timm has it (ResNets, EfficientNets, ConvNeXts, …).
+Further options of V3 and V3+:
 multi_grid: by how much more each block of a ResNet's last stage widens its kernels.
-projection: channels of a 1x1 convolution between the encoder and ASPP; null for none.
+projection: channels of a 1x1 convolution between the encoder and ASPP (atrous spatial pyramid
+    pooling); null for none. dropout_projection: after it.
 rates: of ASPP's branches, where 1 is a 1x1 convolution; null is 1, 6, 12, 18, and 1, 12, 24, 36 at
     output stride 8. aspp_separable: these are depthwise separable. aspp_join_kernel: of the
     convolution that joins them, 1 in the paper.
-dropout: before the classifier. dropout_encoder: after each of the encoder's stages.
-    dropout_decoder: after every convolution of ASPP and decoder. dropout_projection: after
-    `projection`.
-auxiliary: in training, also give the logits of a head on the encoder's last stage but one: 3x3
-    convolution to `auxiliary_channels`, dropout .1, 1x1 to classes.
-pretrained: true takes timm's weights of the backbone, a path takes a .safetensors or .pt file.
-UserError is raised where these do not go together.
+dropout_decoder: after every convolution of ASPP and decoder.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...core.errors import UserError
+from ...core.errors import UserError, check_range
 from ...core.registry import models
-from .backbones import Encoder, encoder
-from .layers import Last, at_least, convolution, resize
-from .segmenter import Segmenter, auxiliary_head
+from .backbones import Encoder, auxiliary_head, encoder
+from .layers import Last, Segmenter, convolution, fc6_fc7, resize
 
-_RATES = (1, 6, 12, 18)  # at output strides 16 and 32; twice as wide at 8
+_FIELDS_OF_VIEW = {"large": [6, 12, 18, 24], "small": [2, 4, 8, 12]}
+_SCALES = (0.5, 0.75, 1.0)
+
+
+@models.register
+def deeplabv1(
+    num_classes: int,
+    /,
+    *,
+    backbone: str = "vgg16",
+    rate: int = 12,
+    hidden: int = 1024,
+    dropout: float = 0.5,
+    dropout_encoder: float = 0.0,
+    pretrained: bool | str = False,
+) -> nn.Module:
+    """DeepLab-LargeFOV: VGG16 with holes, one 3x3 convolution of rate 12 (Chen et al. 2015).
+
+    20.5 M parameters with 21 classes (1412.7062). Pools are 3x3 with strides 2, 2, 2, 1, 1; conv5
+    has rate 2; an average pool; fc6 and fc7 with `hidden` channels and dropout; x8 bilinear. fc6
+    and fc7 are drawn, where the authors took every so many of ImageNet's weights.
+    backbone: vgg16, or another VGG of timm, such as vgg16_bn. (B, 3, H, W) -> (B, C, H, W).
+    """
+    if not backbone.startswith("vgg"):
+        raise UserError(
+            f"deeplabv1 is made of a VGG, not of '{backbone}'; choose vgg16 or vgg16_bn, or take "
+            "deeplabv2 or deeplabv3."
+        )
+    features = encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
+    layers = fc6_fc7(features.channels[-1], hidden, 3, rate, dropout)
+    decoder = Last(nn.AvgPool2d(3, stride=1, padding=1), *layers)
+    return Segmenter(features, decoder, nn.Conv2d(hidden, num_classes, 1), stride=8)
+
+
+@models.register
+def deeplabv2(
+    num_classes: int,
+    /,
+    *,
+    backbone: str = "resnet101",
+    field_of_view: Literal["large", "small"] = "large",
+    rates: list[int] | None = None,
+    multi_scale: bool = False,
+    hidden: int = 1024,
+    dropout: float = 0.5,
+    dropout_encoder: float = 0.0,
+    pretrained: bool | str = False,
+) -> nn.Module:
+    """DeepLabV2: four fields of view side by side, summed (ASPP-L, ASPP-S; Chen et al. 2016).
+
+    Output stride 8 (1606.00915). A VGG has fc6, fc7 (of `hidden` channels, with `dropout`) and fc8
+    in each branch; any other backbone has one 3x3 convolution to classes a branch.
+    field_of_view: `large` is ASPP-L, rates 6, 12, 18, 24; `small` is ASPP-S, rates 2, 4, 8, 12.
+    rates: instead of these.
+    multi_scale: see the image at 0.5, 0.75 and 1 times its size and take the largest logit. The
+        authors also teach each scale by itself; here the loss sees the largest alone.
+    (B, 3, H, W) -> (B, C, H, W).
+    """
+    features = encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
+    rates = rates or _FIELDS_OF_VIEW[field_of_view]
+    check_range("deeplabv2", "[1, inf)", rates=min(rates), hidden=hidden)
+    branches, inputs = _Summed(), features.channels[-1]
+    for rate in rates:
+        if backbone.startswith("vgg"):
+            layers = fc6_fc7(inputs, hidden, 3, rate, dropout)
+            layers.append(nn.Conv2d(hidden, num_classes, 1))
+        else:
+            layers = [nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate)]
+        branches.append(nn.Sequential(*layers))
+    heads = [branch[-1] for branch in branches]
+    made = _MultiScale(features, Last(), branches, stride=8, heads=heads)
+    made.scales = _SCALES if multi_scale else (1.0,)
+    return made
+
+
+class _Summed(nn.ModuleList):
+    """Branches that see the same features; their outputs are summed."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return sum(branch(features) for branch in self)
+
+
+class _MultiScale(Segmenter):
+    """Sees the image at several scales, and takes the largest logits."""
+
+    scales: tuple[float, ...]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) of any size; logits of that size."""
+        size = images.shape[-2:]
+        seen = [resize(images, [max(1, round(s * n)) for n in size]) for s in self.scales]
+        logits = [resize(super(_MultiScale, self).forward(view), size) for view in seen]
+        return torch.stack(logits).amax(0) if len(logits) > 1 else logits[0]
 
 
 @models.register
@@ -58,36 +142,14 @@ def deeplabv3(
 
     The paper (1706.05587) has `multi_grid: [1, 2, 4]`. torchvision's has output stride 8, no
     multi-grid, and `decoder_convolutions: 1` (3x3 convolutions between ASPP and the classifier).
-    The other options stand above. (B, 3, H, W) -> (B, C, H, W).
+    (B, 3, H, W) -> (B, C, H, W).
     """
-    at_least(0, decoder_convolutions=decoder_convolutions)
-    features = encoder(
-        backbone,
-        output_stride=output_stride,
-        dropout=dropout_encoder,
-        multi_grid=multi_grid,
-        pretrained=pretrained,
-    )
-    pyramid = _pyramid(
-        features,
-        projection,
-        dropout_projection,
-        channels=aspp_channels,
-        rates=_rates(output_stride, rates),
-        separable=aspp_separable,
-        join_kernel=aspp_join_kernel,
-        dropout=dropout_decoder,
-    )
+    options = SimpleNamespace(**locals())
+    check_range("deeplabv3", "[0, inf)", decoder_convolutions=decoder_convolutions)
+    features, decoder = _pyramid(options)
     for _ in range(decoder_convolutions):
-        pyramid.append(convolution(aspp_channels, aspp_channels, dropout=dropout_decoder))
-    return Segmenter(
-        features,
-        pyramid,
-        nn.Conv2d(aspp_channels, num_classes, 1),
-        stride=output_stride,
-        dropout=dropout,
-        auxiliary=auxiliary_head(auxiliary, features, auxiliary_channels, num_classes),
-    )
+        decoder.append(convolution(aspp_channels, aspp_channels, dropout=dropout_decoder))
+    return _segmenter(options, features, decoder, aspp_channels)
 
 
 @models.register
@@ -118,51 +180,66 @@ def deeplabv3plus(
 
     ASPP's output is joined with the features of stride 4, brought to `low_level_channels`, and
     passes two 3x3 convolutions (1802.02611). mmsegmentation's is output_stride 8, aspp_separable,
-    aspp_join_kernel 3, aspp_channels and decoder_channels 512, on resnet50c. The other options
-    stand above. (B, 3, H, W) -> (B, C, H, W).
+    aspp_join_kernel 3, aspp_channels and decoder_channels 512, on resnet50c.
+    (B, 3, H, W) -> (B, C, H, W).
     """
+    options = SimpleNamespace(**locals())
+    features, pyramid = _pyramid(options)
+    return _segmenter(options, features, _Refined(pyramid, features, options), decoder_channels)
+
+
+def _pyramid(options: SimpleNamespace) -> tuple[Encoder, Last]:
+    """The encoder, and ASPP on its last features, behind a projection if there is one."""
     features = encoder(
-        backbone,
-        output_stride=output_stride,
-        dropout=dropout_encoder,
-        multi_grid=multi_grid,
-        pretrained=pretrained,
+        options.backbone,
+        output_stride=options.output_stride,
+        dropout=options.dropout_encoder,
+        multi_grid=options.multi_grid,
+        pretrained=options.pretrained,
     )
-    pyramid = _pyramid(
-        features,
-        projection,
-        dropout_projection,
-        channels=aspp_channels,
-        rates=_rates(output_stride, rates),
-        separable=aspp_separable,
-        join_kernel=aspp_join_kernel,
-        dropout=dropout_decoder,
-    )
-    sizes = (aspp_channels, low_level_channels, decoder_channels)
+    inputs, decoder = features.channels[-1], Last()
+    if options.projection is not None:
+        check_range("model", "[1, inf)", projection=options.projection)
+        dropout = options.dropout_projection
+        decoder.append(convolution(inputs, options.projection, 1, dropout=dropout))
+        inputs = options.projection
+    elif options.dropout_projection:
+        raise UserError(
+            f"model: dropout_projection is {options.dropout_projection:g}, but there is no "
+            "projection; set projection to its channels, such as 512."
+        )
+    decoder.append(_ASPP(inputs, options))
+    return features, decoder
+
+
+def _segmenter(
+    options: SimpleNamespace, features: Encoder, decoder: nn.Module, channels: int
+) -> Segmenter:
+    classes = options.num_classes
     return Segmenter(
         features,
-        _Refined(pyramid, features, sizes, separable=decoder_separable, dropout=dropout_decoder),
-        nn.Conv2d(decoder_channels, num_classes, 1),
-        stride=output_stride,
-        dropout=dropout,
-        auxiliary=auxiliary_head(auxiliary, features, auxiliary_channels, num_classes),
+        decoder,
+        nn.Conv2d(channels, classes, 1),
+        stride=options.output_stride,
+        dropout=options.dropout,
+        auxiliary=auxiliary_head(options.auxiliary, features, options.auxiliary_channels, classes),
     )
 
 
 class _Refined(nn.Module):
     """V3+'s decoder: the pyramid enlarged to stride 4, beside that stage's features, refined."""
 
-    def __init__(
-        self, pyramid: nn.Module, features: Encoder, sizes: tuple[int, int, int], **options: Any
-    ):
+    def __init__(self, pyramid: Last, features: Encoder, options: SimpleNamespace):
         super().__init__()
-        wide, low, inner = sizes
-        at_least(1, low_level_channels=low, decoder_channels=inner)
+        low, inner = options.low_level_channels, options.decoder_channels
+        check_range("model", "[1, inf)", low_level_channels=low, decoder_channels=inner)
+        dropout = options.dropout_decoder
+        how = {"separable": options.decoder_separable, "dropout": dropout}
         self.fine = features.at(4)
         self.pyramid = pyramid
-        self.reduce = convolution(features.channels[self.fine], low, 1, dropout=options["dropout"])
+        self.reduce = convolution(features.channels[self.fine], low, 1, dropout=dropout)
         self.refine = nn.Sequential(
-            convolution(wide + low, inner, **options), convolution(inner, inner, **options)
+            convolution(options.aspp_channels + low, inner, **how), convolution(inner, inner, **how)
         )
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -172,56 +249,25 @@ class _Refined(nn.Module):
         return self.refine(torch.cat([coarse, fine], 1))
 
 
-def _pyramid(
-    features: Encoder, projection: int | None, dropout_projection: float, **options: Any
-) -> Last:
-    """ASPP on the encoder's last features, behind a projection if there is one."""
-    inputs = features.channels[-1]
-    if projection is None:
-        if dropout_projection:
-            raise UserError(
-                f"model: dropout_projection is {dropout_projection:g}, but there is no projection; "
-                "set projection to its channels, such as 512."
-            )
-        return Last(_ASPP(inputs, **options))
-    at_least(1, projection=projection)
-    front = convolution(inputs, projection, 1, dropout=dropout_projection)
-    return Last(front, _ASPP(projection, **options))
-
-
-def _rates(output_stride: int, given: Sequence[int] | None) -> list[int]:
-    """The rates of a recipe, or the paper's for the output stride. UserError below 1."""
-    rates = list(given or [r if r == 1 or output_stride > 8 else 2 * r for r in _RATES])
-    at_least(1, rates=min(rates))
-    return rates
-
-
 class _ASPP(nn.Module):
     """Branches of several rates and the mean of the image, joined by a convolution.
 
     Rate 1 is a 1x1 convolution, any other a 3x3 one (Chen et al. 2017, 1706.05587).
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        channels: int,
-        rates: Sequence[int],
-        *,
-        separable: bool,
-        join_kernel: int,
-        dropout: float,
-    ):
+    def __init__(self, inputs: int, options: SimpleNamespace):
         super().__init__()
-        at_least(1, aspp_channels=channels)
-        options = {"separable": separable, "dropout": dropout}
+        rates = options.rates or ([1, 6, 12, 18] if options.output_stride > 8 else [1, 12, 24, 36])
+        channels, dropout = options.aspp_channels, options.dropout_decoder
+        check_range("model", "[1, inf)", rates=min(rates), aspp_channels=channels)
+        how = {"separable": options.aspp_separable, "dropout": dropout}
         self.branches = nn.ModuleList(
-            convolution(inputs, channels, 1 if rate == 1 else 3, dilation=rate, **options)
+            convolution(inputs, channels, 1 if rate == 1 else 3, dilation=rate, **how)
             for rate in rates
         )
         self.branches.append(_ImagePooling(inputs, channels, dropout))
-        joined = len(self.branches) * channels
-        self.join = convolution(joined, channels, join_kernel, dropout=dropout)
+        joined, kernel = len(self.branches) * channels, options.aspp_join_kernel
+        self.join = convolution(joined, channels, kernel, dropout=dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """features (B, inputs, H, W) -> (B, channels, H, W)."""

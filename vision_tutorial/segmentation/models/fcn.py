@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from ...core.errors import UserError
 from ...core.registry import models
-from .backbones import Encoder, encoder
-from .layers import at_least, fc6_fc7
-from .segmenter import Segmenter, auxiliary_head, fcn_head
+from .backbones import Encoder, auxiliary_head, encoder
+from .layers import Segmenter, fc6_fc7, fcn_head
 
 
 @models.register
@@ -34,12 +33,10 @@ def fcn(
     (1411.4038). A doubling is a transposed convolution that starts as bilinear and learns; the last
     enlargement is bilinear. Images are padded to whole strides; the authors pad them by 100.
     stride: of the finest stage that is scored: 8 is FCN-8s, 32 is FCN-32s.
-    output_stride: of the last stage, as in deeplabv3; it is 8 in torchvision's fcn_resnet50.
+    output_stride: of the last stage; it is 8 in torchvision's fcn_resnet50.
     hidden: on a VGG, channels of fc6 (7x7) and fc7, null is 4096; elsewhere, of one 3x3 convolution
         with BatchNorm, null is a quarter of the backbone's.
-    dropout: behind these; null is .5 on a VGG, else .1. dropout_encoder: after each stage.
-    auxiliary, auxiliary_channels, pretrained: as in deeplabv3. (B, 3, H, W) -> (B, C, H, W).
-    Raises UserError where these do not go together.
+    dropout: behind these; null is .5 on a VGG, else .1. (B, 3, H, W) -> (B, C, H, W).
     """
     if stride > output_stride:
         raise UserError(
@@ -55,27 +52,20 @@ def fcn(
     if dropout is None:
         dropout = 0.5 if vgg else 0.1
     if vgg:
-        at_least(1, hidden=hidden)
         layers = fc6_fc7(inputs, hidden, 7, 1, dropout)
         head = nn.Sequential(*layers, nn.Conv2d(hidden, num_classes, 1))
     else:
         head = fcn_head(inputs, hidden, num_classes, dropout)
     finer = [s for s in (16, 8) if stride <= s < output_stride]
-    return FCN(
+    decoder = _Scores(features, head, finer, num_classes, pools=vgg)
+    return Segmenter(
         features,
-        _Scores(features, head, finer, num_classes, pools=vgg),
+        decoder,
         nn.Identity(),
         stride=output_stride,
+        heads=[head[-1], *decoder.scores],
         auxiliary=auxiliary_head(auxiliary, features, auxiliary_channels, num_classes),
     )
-
-
-class FCN(Segmenter):
-    """A Segmenter whose decoder ends in classes."""
-
-    def last_layers(self) -> list[nn.Module]:
-        """The layers that give class scores, one a stage."""
-        return [self.decoder.head[-1], *self.decoder.scores]
 
 
 class _Scores(nn.Module):
@@ -85,20 +75,15 @@ class _Scores(nn.Module):
     """
 
     def __init__(
-        self,
-        features: Encoder,
-        head: nn.Sequential,
-        strides: list[int],
-        num_classes: int,
-        pools: bool,
+        self, features: Encoder, head: nn.Module, strides: list[int], classes: int, pools: bool
     ):
         super().__init__()
         self.head = head
         self.pools = pools
         self.stages = [features.at(stride // 2 if pools else stride) for stride in strides]
         channels = [features.channels[stage] for stage in self.stages]
-        self.scores = nn.ModuleList(nn.Conv2d(inputs, num_classes, 1) for inputs in channels)
-        self.doubles = nn.ModuleList(_bilinear_doubling(num_classes) for _ in strides)
+        self.scores = nn.ModuleList(nn.Conv2d(inputs, classes, 1) for inputs in channels)
+        self.doubles = nn.ModuleList(_bilinear_doubling(classes) for _ in strides)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """features from fine to coarse -> (B, C, h, w) of the finest stage scored."""

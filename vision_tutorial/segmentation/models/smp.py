@@ -54,14 +54,12 @@ def smp(
             raise UserError(unknown(f"option of {name}", option, known))
     if pretrained:
         weights.look_for_hub()
-    chosen = "imagenet" if pretrained is True else pretrained or None
-    given = {"encoder_weights": chosen, **options}
+    options["encoder_weights"] = "imagenet" if pretrained is True else pretrained or None
     try:
-        return _Padded(kinds[kind](encoder, classes=num_classes, **given))
+        return _Padded(kinds[kind](encoder, classes=num_classes, **options))
     except Exception as error:  # the hub and smp's classes raise whatever they like
-        words = ", ".join(f"{key} {value}" for key, value in given.items())
         raise UserError(
-            f"smp cannot build {kind} on {encoder} with {words} ({error!r:.200}); see "
+            f"smp cannot build {kind} on {encoder} with {options} ({error!r:.200}); see "
             "its own pages for what it takes."
         ) from error
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.errors import UserError
+from ...core.errors import UserError, check_range
 from ...core.registry import models
 from .backbones import Encoder, encoder
-from .layers import at_least, convolution, dropout_layer, resize
-from .segmenter import Segmenter
+from .layers import Segmenter, convolution, dropout_layer, resize
 
 _WIDTHS, _WIDTHS_ON_BACKBONE = (64, 128, 256, 512, 1024), (16, 32, 64, 128, 256)
 
@@ -36,13 +35,10 @@ def unet(
     channels: of the levels from fine to coarse; null is 64, 128, 256, 512, 1024 without a backbone,
         and 16, 32, 64, 128, 256, of the decoder alone, with one.
     norm: BatchNorm behind every 3x3 convolution, which the paper does not have.
-    dropout: before the classifier. dropout_encoder: after each stage or level on the way down;
-        dropout_decoder: after each 3x3 convolution on the way up.
-    pretrained: true takes timm's weights of the backbone, a path takes a file.
-    (B, 3, H, W) -> (B, C, H, W). Raises UserError where these do not go together.
+    dropout_decoder: after each 3x3 convolution on the way up. (B, 3, H, W) -> (B, C, H, W).
     """
     widths = tuple(channels or (_WIDTHS_ON_BACKBONE if backbone else _WIDTHS))
-    at_least(1, channels=min(widths))
+    check_range("unet", "[1, inf)", channels=min(widths))
     if (len(widths) != 5) if backbone else (len(widths) < 2):
         many = "5, for strides 1 to 16, go with a backbone" if backbone else "at least 2 are needed"
         raise UserError(f"unet: {len(widths)} channels {list(widths)}; {many}.")
@@ -52,13 +48,9 @@ def unet(
         raise UserError("unet: there are no pretrained weights without a backbone; name one.")
     else:
         down = _Levels(widths, norm, dropout_encoder)
-    return Segmenter(
-        down,
-        _Ascent(down, widths if backbone else widths[:-1], norm, dropout_decoder),
-        nn.Conv2d(widths[0], num_classes, 1),
-        stride=down.strides[-1],
-        dropout=dropout,
-    )
+    up = _Ascent(down, widths if backbone else widths[:-1], norm, dropout_decoder)
+    classifier = nn.Conv2d(widths[0], num_classes, 1)
+    return Segmenter(down, up, classifier, stride=down.strides[-1], dropout=dropout)
 
 
 class _Levels(nn.Module):
@@ -80,10 +72,6 @@ class _Levels(nn.Module):
             features.append(self.dropout(level(last)))
         return features
 
-    def at(self, stride: int) -> int:
-        """Which level has this stride."""
-        return self.strides.index(stride)
-
     def stages(self) -> dict[str, int]:
         """The level of each parameter by its name in `net`."""
         return {name: int(name.partition(".")[0]) for name, _ in self.net.named_parameters()}
@@ -97,9 +85,10 @@ class _Ascent(nn.Module):
     ):
         super().__init__()
         self.ups, self.levels, self.skips = nn.ModuleList(), nn.ModuleList(), []
+        last_of = {stride: place for place, stride in enumerate(down.strides)}
         inputs = down.channels[-1]
         for level, width in reversed(list(enumerate(channels))):
-            skip = down.at(2**level) if 2**level in down.strides else None
+            skip = last_of.get(2**level)
             beside = 0 if skip is None else down.channels[skip]
             self.skips.append(skip)
             self.ups.append(nn.ConvTranspose2d(inputs, width, 2, stride=2))

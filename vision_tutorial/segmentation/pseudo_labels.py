@@ -5,22 +5,22 @@ report says what was kept, what was not and why, and how the classes have shifte
 repeat what the network believes already, so rare classes tend to get rarer.
 """
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ...core.atomic import new_folder, write_bytes, write_json
-from ...core.errors import UserError
-from ...core.images import VOID, read_image
+from ..core.atomic import new_folder, write_bytes, write_json
+from ..core.errors import UserError, check_range
+from ..core.images import VOID, read_image
 from .dense_crf import checked
-from .leakage import LeakedImage
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Rule:
     pixel_threshold: float = 0.0  # a pixel below it is ignored
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            if not 0 <= value <= 1:
-                raise UserError(f"{name} is {value}; a number from 0 to 1 is expected.")
+        check_range("pseudo labels", "[0, 1]", **asdict(self))
 
 
 class PseudoLabel(NamedTuple):
@@ -71,22 +69,40 @@ def class_pixels(masks: Iterable[np.ndarray], classes: int) -> np.ndarray:
     return counts[:classes]
 
 
-def total_variation(pixels: Sequence[int], others: Sequence[int]) -> float | None:
-    """½ Σ |p − q| over the shares of the classes: 0 the same, 1 disjoint; None if one is empty."""
-    p, q = np.asarray(pixels, float), np.asarray(others, float)
-    return float(abs(p / p.sum() - q / q.sum()).sum() / 2) if p.any() and q.any() else None
+def leaked_images(
+    unlabelled: Iterable[tuple[str, np.ndarray]], evaluation: Iterable[tuple[str, np.ndarray]]
+) -> list[dict[str, str]]:
+    """Which unlabelled images (`name`) have the pixels of an `evaluation` image, or else its name:
+    what is the `same`.
+
+    Given are a file's name and an image uint8 (H, W, 3). Pixels are compared by SHA-256 after
+    decoding, so that another file format hides nothing, but another size or JPEG quality does;
+    names without folder and ending. One image at a time is held in memory.
+    """
+
+    def marks(name: str, image: np.ndarray) -> dict[str, str | bytes]:
+        content = f"{image.shape}".encode() + image.tobytes()
+        return {"pixels": hashlib.sha256(content).digest(), "name": PurePath(name).stem}
+
+    known = {mark: name for name, image in evaluation for mark in marks(name, image).values()}
+    found = []
+    for name, image in unlabelled:
+        shared = [(same, mark) for same, mark in marks(name, image).items() if mark in known]
+        for same, mark in shared[:1]:
+            found.append({"name": name, "evaluation": known[mark], "same": same})
+    return found
 
 
 @dataclass
 class PseudoLabelReport:
     """Account of what was kept. `runs` predicted; `labelled` are the pixels of each class in the
-    labelled set, if known."""
+    labelled set, if known; `leaks` as `leaked_images` finds them."""
 
     classes: Sequence[str]
     rule: Rule
     runs: Sequence[str]
     labelled: Sequence[int] | None = None
-    leaks: Sequence[LeakedImage] = ()
+    leaks: Sequence[dict[str, str]] = ()
     images: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def __post_init__(self):
@@ -103,11 +119,14 @@ class PseudoLabelReport:
 
     def plain(self) -> dict[str, Any]:
         """For JSON. Pixels of each class: `before` the rule in all images, `after` it in those
-        kept; `shift` of the latter against the others, as `total_variation`."""
+        kept; `shift`: total variation ½ Σ |p − q| between the class shares of the latter and the
+        others, 0 for the same, 1 for disjoint, None if one is empty."""
         kept = [image for image in self.images if not image["dropped"]]
         pixels = {"before": self.before.tolist(), "after": self.after.tolist()}
         if self.labelled is not None:
             pixels["labelled"] = [int(n) for n in self.labelled]
+        shares = {key: np.array(n) / sum(n) if sum(n) else None for key, n in pixels.items()}
+        after = shares.pop("after")
         return {
             "runs": list(self.runs),
             "rule": asdict(self.rule),
@@ -120,25 +139,36 @@ class PseudoLabelReport:
             "classes": list(self.classes),
             "pixels": pixels,
             "shift": {
-                name: total_variation(self.after, others)
-                for name, others in pixels.items()
-                if name != "after"
+                key: None if after is None or share is None else float(abs(after - share).sum() / 2)
+                for key, share in shares.items()
             },
-            "twins": [leak._asdict() for leak in self.leaks],
+            "twins": list(self.leaks),
             "images": self.images,
         }
 
     def summary(self) -> str:
         """One line: how many were kept, why the others were not, how far the classes shifted."""
         facts = self.plain()
-        lines = [f"{facts['kept']} of {facts['unlabelled']} images kept"]
-        lines += [f"{count} dropped: {reason}" for reason, count in facts["dropped"].items()]
+        parts = [f"{facts['kept']} of {facts['unlabelled']} images kept"]
+        parts += [f"{count} dropped: {reason}" for reason, count in facts["dropped"].items()]
         against = {"before": "all predictions", "labelled": "the labelled set"}
-        for name, shift in facts["shift"].items():
-            if shift is not None:
-                words = f"class shares {100 * shift:.1f} % off {against[name]} (total variation)"
-                lines.append(words)
-        return "; ".join(lines)
+        parts += [
+            f"class shares {100 * shift:.1f} % off {against[key]} (total variation)"
+            for key, shift in facts["shift"].items()
+            if shift is not None
+        ]
+        return "; ".join(parts)
+
+    def leak_warning(self) -> str | None:
+        """One line if there are leaks."""
+        if not self.leaks:
+            return None
+        pixels, first = sum(leak["same"] == "pixels" for leak in self.leaks), self.leaks[0]
+        return (
+            f"{len(self.leaks)} of the unlabelled images are among the evaluation images ({pixels} "
+            f"by their pixels, {len(self.leaks) - pixels} by name only), such as {first['name']} "
+            f"({first['evaluation']}); trained on them, scores there mean little. Leave them out."
+        )
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float | None:

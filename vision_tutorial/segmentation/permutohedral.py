@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...core.errors import UserError
+from ..core.errors import UserError
 
 
 class _Sparse(NamedTuple):

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.errors import UserError
-from ...core.registry import refiners
+from ..core.errors import UserError, check_range
+from ..core.registry import refiners
 from .permutohedral import lattice
 
 _FLOOR = 1e-5  # of a probability: a class that the network rules out can still be brought back
@@ -36,13 +36,19 @@ def dense_crf(
     1e-5. Returns probabilities float32 (C, H, W) there. UserError if these do not fit. On a CPU,
     512x512 pixels and 12 classes take 0.26 GB of memory (measured by benchmarks/crf.py).
     """
-    _check("from 0 up", iterations=iterations)
-    _check("from 0 up", gaussian_weight=gaussian_weight, bilateral_weight=bilateral_weight)
-    _check(
-        "above 0", gaussian_xy=gaussian_xy, bilateral_xy=bilateral_xy, bilateral_rgb=bilateral_rgb
-    )
+    weights = {"gaussian_weight": gaussian_weight, "bilateral_weight": bilateral_weight}
+    widths = {"gaussian_xy": gaussian_xy, "bilateral_xy": bilateral_xy}
+    check_range("dense_crf", "[0, inf)", iterations=iterations, **weights)
+    check_range("dense_crf", "(0, inf)", **widths, bilateral_rgb=bilateral_rgb)
     probabilities = checked(probabilities)
-    colours = _colours(image, probabilities)
+    expected = (*probabilities.shape[1:], 3)
+    if getattr(image, "dtype", None) != np.uint8 or image.shape != expected:
+        raise UserError(
+            f"dense_crf: the image is {getattr(image, 'dtype', type(image).__name__)}, "
+            f"{np.shape(image)}; for these probabilities it needs uint8 RGB pixels {expected}, as "
+            "they were before any normalisation. Resize one of the two."
+        )
+    colours = torch.tensor(image, device=probabilities.device).flatten(0, 1).T.float()
     rows, columns = (torch.arange(n, device=colours.device) for n in probabilities.shape[1:])
     places = torch.cartesian_prod(rows, columns).flip(1).T  # x, y (2, H·W)
     kernels = []
@@ -75,25 +81,3 @@ def checked(probabilities: Tensor) -> Tensor:
             "Take the softmax of logits first."
         )
     return found.float()
-
-
-def _colours(image: np.ndarray, probabilities: Tensor) -> Tensor:
-    size = tuple(probabilities.shape[1:])
-    given = f"{getattr(image, 'dtype', type(image).__name__)}, {np.shape(image)}"
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise UserError(
-            f"dense_crf: the image is {given}; it needs the uint8 RGB pixels (H, W, 3), as they "
-            "were before any normalisation."
-        )
-    if image.shape != (*size, 3):
-        raise UserError(
-            f"dense_crf: the image is {given} and the probabilities are for {size}; give an RGB "
-            f"image {(*size, 3)}, or resize the probabilities to it."
-        )
-    return torch.tensor(image, device=probabilities.device).flatten(0, 1).T.float()
-
-
-def _check(expected: str, **options: float) -> None:
-    for option, value in options.items():
-        if not 0 <= value < float("inf") or (value == 0 and expected == "above 0"):
-            raise UserError(f"dense_crf: {option} is {value}; a number {expected} is expected.")
