@@ -167,8 +167,13 @@ class Mix:
         share = beta(draws, alpha)
         share[u[:, 1] >= p] = 1.0
         cuts = np.array([term.name == "cutmix" for term in self.terms])[which]
-        size, device = images.shape[-2:], images.device
-        inside = _boxes(size, np.where(cuts, share, 1.0), u[:, 2:]).to(device)
+        lines, device = [], images.device
+        for length, middle in zip(images.shape[-2:], u[:, 2:].T, strict=True):
+            centre, place = (middle * length).astype(np.int64), np.arange(length)
+            first, last = box_ends(length, np.where(cuts, share, 1.0), centre)
+            lines.append((place >= first[:, None]) & (place < last[:, None]))
+        box = lines[0][:, None, :, None] & lines[1][:, None, None, :]
+        inside = torch.from_numpy(box).to(device)
         mixed = torch.where(inside, images.flip(0), images)
         if all(term.name == "cutmix" for term in self.terms):
             return mixed, ~inside
@@ -179,16 +184,6 @@ class Mix:
         kept = 1 - inside.float()
         kept[blended] = part
         return mixed, kept
-
-
-def _boxes(size: Sequence[int], share: np.ndarray, centres: np.ndarray) -> Tensor:
-    """Where the mirror shows: bool (B, 1, H, W). centres (B, 2) are uniform in [0, 1)."""
-    lines = []
-    for length, u in zip(size, centres.T, strict=True):
-        first, last = box_ends(length, share, (u * length).astype(np.int64))
-        place = np.arange(length)
-        lines.append((place >= first[:, None]) & (place < last[:, None]))
-    return torch.from_numpy(lines[0][:, None, :, None] & lines[1][:, None, None, :])
 
 
 def beta(draws: RandomStream, alpha: np.ndarray) -> np.ndarray:

@@ -154,20 +154,17 @@ class DataPipeline:
             target = targets.from_masks(target)
         classes, seed = len(self.source.classes), self.recipe.seed
         images, target = self.mixing(images, target, classes, seed, step, raw.items)
-        if parts == 1:
-            return [self.normalized(images, target, raw.items, None, pixels)]
-        made = []
-        for index in range(parts):
-            rows = torch.from_numpy(part(len(images), index, parts))
-            mine = chosen(target, rows), chosen(raw.items, rows)
-            made.append(self.normalized(images, *mine, rows, pixels))
-        return made
+        rows: list[Tensor | None] = [None]
+        if parts > 1:
+            rows = [torch.from_numpy(part(len(images), i, parts)) for i in range(parts)]
+        return [self.normalized(images, target, raw.items, some, pixels) for some in rows]
 
     def normalized(
         self, images: Tensor, target: Tensor, items: Tensor, rows: Tensor | None, pixels: bool
     ) -> Batch:
         """The images `rows` (None: all) of a mixed batch, and what belongs to these. V versions
         of them, (B, V, 3, H, W), become (V·B, 3, H, W), all first versions first."""
+        target, items = chosen(target, rows), chosen(items, rows)
         versions = images.shape[1] if images.dim() == 5 else 1
         if images.dim() == 5:
             images, rows = chosen(images, rows).transpose(0, 1).flatten(0, 1), None
