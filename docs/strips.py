@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vision_tutorial.core import registry
 from vision_tutorial.core.sources import ArraySource
-from vision_tutorial.data.loader import TrainOrder
+from vision_tutorial.data.loader import train_order
 from vision_tutorial.data.preview import Shot, apart, shots
 from vision_tutorial.engine import profiling
 from vision_tutorial.recipe.fields import Recipe
@@ -140,10 +140,10 @@ def ddp() -> Block:
         owner = {
             (step, index): rank
             for rank in range(world)
-            for step, batch in enumerate(TrainOrder(48, 8, 42, 0, 3, rank, world))
+            for step, batch in enumerate(train_order(48, 8, 42, 0, 3, rank, world))
             for _, index in batch
         }
-        order = [items[:, 1] for items in TrainOrder(48, 8, 42, 0, 3).items()]
+        order = [items[:, 1] for items in train_order(48, 8, 42, 0, 3)]
         parts = [words(0, 11, f"{world} process{'es' if world > 1 else ''}")]
         for step, batch in enumerate(order):
             for place, index in enumerate(batch.tolist()):

@@ -60,7 +60,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         raise UserError(
             f"eval_augment: {names} would make scores a matter of luck; remove it here."
         )
-    mix.mix(recipe.mix)
+    mix.Mix(recipe.mix)
     criteria(recipe)
     pipeline.batched_plan(recipe, losses.copies(recipe.loss))
     if recipe.shards and recipe.sync_bn:

@@ -107,7 +107,7 @@ def scored(
     masks = submission.read(file, len(source.classes), size)
     submission.check_names(file, masks, map(source.key, range(len(source))))
     order = eval_order(recipe, source, build.worker_context(recipe, distributed))
-    names = ([source.key(index) for _, index in items] for items in order)
+    names = ([source.key(index) for _, index in items.tolist()] for items in order)
 
     def answer(_: torch.Tensor) -> torch.Tensor:
         ids = torch.from_numpy(np.stack([masks[name] for name in next(names)])).long()
@@ -156,14 +156,15 @@ def answers(
     pixels: the images too, as the network saw them.
     """
     data = build.eval_pipeline(recipe, source, distributed)
+    order = eval_order(recipe, source, data.worker)
     batches = data.evaluation(pixels=pixels or refine is not None)
     with torch.inference_mode():
-        for items, batch in zip(data.eval_order(), batches, strict=True):
+        for items, batch in zip(order, batches, strict=True):
             said = task.predict(forward, batch.images)
             if refine:
                 said = refined(refine, said.log(), batch.pixels).exp()
             seen = batch.pixels if pixels else [None] * len(said)
-            rows = zip(items, said, batch.target, seen, strict=True)
+            rows = zip(items.tolist(), said, batch.target, seen, strict=True)
             for (_, index), probabilities, target, image in rows:
                 yield Answer(index, source.key(index), probabilities, target, image)
 

@@ -35,12 +35,8 @@ def test_ids_are_what_the_file_says(tmp_path: Path, kind):
     assert mask.tolist() == IDS.tolist()
     void = read_mask(tmp_path / "mask.png", 11, void=11)
     assert void.tolist() == [[0, 1, 2], [2, 255, 255]]
-
-
-def test_an_id_that_is_no_class(tmp_path: Path):
-    path = saved(tmp_path, Image.fromarray(IDS))
     with pytest.raises(UserError, match=r"mask.png: class id 11 in 1 pixels; there are 11 classes"):
-        read_mask(path, 11)
+        read_mask(tmp_path / "mask.png", 11)
 
 
 def grey_of_bits(path: Path, bits: int) -> None:
@@ -61,7 +57,6 @@ def grey_of_bits(path: Path, bits: int) -> None:
 def test_grey_of_few_bits_would_be_other_numbers(tmp_path: Path, bits: int):
     path = tmp_path / "mask.png"
     grey_of_bits(path, bits)
-    assert np.asarray(Image.open(path).convert("L")).max() in (255, 85, 17)
     with pytest.raises(UserError, match="a palette, or grey with 8 bits"):
         read_mask(path, 255)
 

@@ -55,27 +55,20 @@ def test_file_source_decodes_on_demand_and_digests_names_and_sizes(tmp_path: Pat
     assert source.digest() != before
 
 
-def test_half_a_image_is_refused_by_name(tmp_path: Path):
-    path = tmp_path / "half.jpg"
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with Image.open(path) as image:
+def test_unreadable_and_huge_images_are_refused_by_name(tmp_path: Path, monkeypatch):
+    half, huge = tmp_path / "half.jpg", tmp_path / "huge.png"
+    Image.effect_noise((64, 64), 90).save(half)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    with Image.open(half) as image:
         image.verify()  # which is why `verify` is not what read_image uses
     with pytest.raises(UserError, match=r"half\.jpg: not a readable image .*Replace or remove"):
-        sources.read_image(path)
-    with pytest.raises(UserError, match=r"none\.png: not a readable image"):
-        sources.read_image(tmp_path / "none.png")
-
-
-def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch):
-    path = tmp_path / "huge.png"
-    Image.new("RGB", (50, 21)).save(path)
+        sources.read_image(half)
+    Image.new("RGB", (50, 21)).save(huge)
     monkeypatch.setattr(files, "MAX_PIXELS", 1050)
-    assert sources.read_image(path).size == (50, 21)
+    assert sources.read_image(huge).size == (50, 21)
     monkeypatch.setattr(files, "MAX_PIXELS", 1049)
     with pytest.raises(UserError, match=r"huge\.png: 50x21 pixels; at most 1,049"):
-        sources.read_image(path)
+        sources.read_image(huge)
 
 
 def test_subset_follows_its_indices():
@@ -91,7 +84,7 @@ def test_subset_follows_its_indices():
 labels = st.lists(st.integers(0, 5), min_size=2, max_size=60)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(labels, st.data())
 def test_every_class_gets_its_share_within_one(targets, data):
     source = source_of(targets)
@@ -104,17 +97,11 @@ def test_every_class_gets_its_share_within_one(targets, data):
         assert abs((subset.targets == label).sum() - share) < 1
 
 
-@settings(max_examples=200, deadline=None)
-@given(labels, st.floats(0.01, 0.99))
+@settings(max_examples=100, deadline=None)
+@given(labels, st.floats(0.3, 0.7))
 def test_hold_out_parts_are_disjoint_and_complete(targets, fraction):
-    source = source_of(targets)
-    expected = round(fraction * len(targets))
-    if not 0 < expected < len(targets):
-        with pytest.raises(UserError, match="cannot hold out"):
-            hold_out(source, fraction, seed=0)
-        return
-    train, held = hold_out(source, fraction, seed=0)
-    assert len(held) == expected
+    train, held = hold_out(source_of(targets), fraction, seed=0)
+    assert len(held) == round(fraction * len(targets))
     assert sorted([*train.indices, *held.indices]) == list(range(len(targets)))
 
 
@@ -143,16 +130,11 @@ def test_splits_are_the_same_on_every_machine():
     assert hold_out(source, 0.1, seed=0)[1].indices.tolist() == [3, 9, 18, 28]
 
 
-@pytest.mark.parametrize("fraction", [0, 1.5, float("nan"), 0.01, 0.99])
-def test_fraction_out_of_range(fraction):
-    with pytest.raises(UserError, match=f"hold out {fraction} of 10 items; give a fraction"):
-        hold_out(source_of(range(10)), fraction, seed=0)
-
-
-@pytest.mark.parametrize("n", [0, 11])
-def test_n_out_of_range(n):
-    with pytest.raises(UserError, match=f"cannot take {n} of 10 items; give 1 to 10"):
-        take(source_of(range(10)), n, seed=0)
+@pytest.mark.parametrize("part", [0, 11, 1.5, float("nan"), 0.01, 0.99])
+def test_parts_out_of_range(part):
+    cut = hold_out if isinstance(part, float) else take
+    with pytest.raises(UserError, match=f"cannot (hold out|take) {part} of 10 items; give"):
+        cut(source_of(range(10)), part, seed=0)
 
 
 def test_data_root_asks_recipe_then_environment_then_cache(tmp_path: Path, monkeypatch):

@@ -78,7 +78,7 @@ def resample(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Ima
         pytest.skip(NEW_PILLOW)
     top, left, height, width = (int(value) for value in args[:4])
     crop = image.crop((left, top, left + width, top + height))
-    return crop.resize(slot.size[::-1], FILTERS[args[4]])
+    return crop.resize(slot.size[::-1], FILTERS[int(args[4])])
 
 
 def window(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
@@ -100,7 +100,7 @@ def padding(source: np.ndarray, length: int) -> tuple[int, int]:
 def affine(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:
     matrix = tuple(args[:6].tolist())
     method = Image.Transform.AFFINE
-    return image.transform(image.size, method, matrix, FILTERS[args[6]], fillcolor=slot.fill)
+    return image.transform(image.size, method, matrix, FILTERS[int(args[6])], fillcolor=slot.fill)
 
 
 def posterize(image: Image.Image, args: np.ndarray, slot: BatchedOp) -> Image.Image:

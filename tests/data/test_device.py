@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from data.oracle import drawn, random_slot
-from data.test_pipeline import batches, made, recipe, source
+from data.test_pipeline import batches, made, recipe
 from data.test_sampling import CHAIN, draws, whole_chain
 
 from vision_tutorial.core import arrays
 from vision_tutorial.data.augmentation.operation import Op
 from vision_tutorial.data.executors import compiled, tensors
-from vision_tutorial.recipe.loading import load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -42,21 +41,16 @@ def test_chains_on_real_images():
 
 
 @pytest.mark.parametrize("memory", ["device", "host"])
-def test_a_gpu_makes_the_same_batches(memory):
+def test_a_gpu_makes_the_same_batches_and_evaluations(memory):
+    wanted = recipe(f"data.memory={memory}")
+    there, here = (
+        made(wanted, training=False, device=torch.device(device)).raw_evaluation()
+        for device in ("cuda", "cpu")
+    )
+    assert all(map(torch.equal, (raw.images.cpu() for raw in there), (raw.images for raw in here)))
     expected = batches(recipe(), stop=7)
-    found = batches(recipe(f"data.memory={memory}"), stop=7, device=torch.device("cuda"))
+    found = batches(wanted, stop=7, device=torch.device("cuda"))
     for step, (raw, batch) in enumerate(found):
         assert raw.images.is_cuda
         assert torch.equal(raw.images.cpu(), expected[step][0].images)
         assert torch.equal(batch.images.cpu(), expected[step][1].images)
-
-
-def test_a_gpu_evaluates_the_same_images():
-    wanted = load("recipes/r4.yaml", ["eval_batch_size=10"]).recipe
-    images = source(size=(32, 32))
-    there, here = (
-        made(wanted, images, False, torch.device(device)).raw_evaluation()
-        for device in ("cuda", "cpu")
-    )
-    for one, other in zip(there, here, strict=True):
-        assert torch.equal(one.images.cpu(), other.images)

@@ -1,6 +1,6 @@
 """CutMix and Mixup against timm's: the same images and targets for the same draws."""
 
-from math import asin, pi, sqrt
+from math import sqrt
 
 import numpy as np
 import pytest
@@ -18,15 +18,21 @@ from vision_tutorial.core.randomness import generator
 from vision_tutorial.core.registry import mixers
 from vision_tutorial.data import mix as module
 from vision_tutorial.data.augmentation.operation import RandomStream
-from vision_tutorial.data.loader import RawBatch
-from vision_tutorial.data.mix import cutmix, draw_box, mix, mixup
+from vision_tutorial.data.loader import part
+from vision_tutorial.data.mix import Mix, box_ends, cutmix, mixup
 from vision_tutorial.recipe.grammar import Term
 
 CLASSES = 10
 # Sides of the box that are even: on odd ones versions of timm differ by a pixel.
 SHARES = [1 - ((side + 0.5) / 32) ** 2 for side in (0, 2, 8, 14, 22, 30, 26, 6)]
 CENTRES = [[16, 16], [0, 31], [5, 27], [9, 1], [31, 31], [12, 20], [3, 3], [8, 30]]
-BOTH = [Term("cutmix", 1.0, {"alpha": 0.5}), Term("mixup", 1.0, {"alpha": 0.5})]
+
+
+def mix(*names, **options) -> Mix:
+    return Mix([Term(name, 1.0, options) for name in names])
+
+
+BOTH = mix("cutmix", "mixup", alpha=0.5)
 
 
 def batch(size=8, side=32):
@@ -74,11 +80,9 @@ def collated(timm, images, target):
 
 
 @pytest.mark.parametrize("name", ["cutmix", "mixup"])
-@pytest.mark.parametrize("share", [*SHARES[:6], 0.0, 0.123456789, 0.999])
+@pytest.mark.parametrize("share", SHARES[:4])
 def test_a_batch_is_timms(monkeypatch, name, share):
     """Images, targets, and the loss with smoothing: on = 1-ε+ε/K and off = ε/K in timm's target."""
-    if name == "cutmix" and share not in SHARES:
-        return
     images, target = batch()
     for centres in CENTRES[:3]:
         options = {"mixup_alpha": 0.0, "num_classes": CLASSES, f"{name}_alpha": 1.0}
@@ -94,7 +98,7 @@ def test_a_batch_is_timms(monkeypatch, name, share):
         script = Scripted(share, centres * 2)  # once for the probe, once for the batch
         with monkeypatch.context() as patch:
             patch.setattr(module, "generator", lambda *_, script=script: script)
-            mixed, class_map = mix([Term(name)])(images, target, CLASSES, 0, 0)
+            mixed, class_map = mix(name)(images, target, CLASSES, 0, 0)
         assert torch.equal(mixed, pixels) and mixed.dtype == torch.uint8
         # timm rounds 1-λ to float32, our map subtracts in float32 (and so adds up to one)
         assert (class_map - labels).abs().max() <= (0 if name == "cutmix" else 2**-24)
@@ -120,81 +124,57 @@ def test_images_of_their_own_shares_are_timms(monkeypatch, mode, name):
     monkeypatch.setattr(module, "beta", lambda draws, alpha: shares.copy())
     numbers = np.stack([np.zeros(8), np.zeros(8), *(centres.T + 0.5) / 32], 1)
     monkeypatch.setattr(RandomStream, "__call__", lambda self, count, block=0: numbers)
-    ours = mix([Term(name, 1.0, {"mode": mode})])
-    mixed, class_map = ours(images, target, CLASSES, 0, 0, items(8))
+    mixed, class_map = mix(name, mode=mode)(images, target, CLASSES, 0, 0, items(8))
     assert torch.equal(mixed, pixels)
     assert (class_map - labels).abs().max() <= 2**-23
 
 
-@given(
-    height=st.integers(1, 70),
-    width=st.integers(1, 70),
-    share=st.floats(0, 1),
-    seed=st.integers(0, 2**32),
-)
-def test_box(height, width, share, seed):
+@given(st.integers(1, 70), st.floats(0, 1), st.floats(0, 1, exclude_max=True))
+def test_box(length, share, u):
     """Every pixel by the written rule: within half a side of the centre, half of a side whole."""
-    rows, columns = draw_box(height, width, share, np.random.default_rng(seed))
-    centres = np.random.default_rng(seed)
-    for drawn, length in ((rows, height), (columns, width)):
-        half = int(length * sqrt(1 - share)) // 2
-        centre = centres.integers(length)
-        inside = [i for i in range(length) if centre - half <= i < centre + half]
-        assert list(range(length))[drawn] == inside
+    centre, half = int(u * length), int(length * sqrt(1 - share)) // 2
+    inside = [i for i in range(length) if centre - half <= i < centre + half]
+    assert list(range(length))[slice(*box_ends(length, share, centre))] == inside
 
 
 def test_cutmix_keeps_what_its_mask_says():
     images, _ = batch(7)
     before = images.clone()
-    areas = set()
     for step in range(20):
         mixed, kept = cutmix(images, generator(0, step))
         assert torch.equal(mixed, torch.where(kept, images, images.flip(0)))
-        areas.add(kept.sum().item())
-    assert len(areas) > 10
     assert torch.equal(images, before)  # the batch itself is left alone
 
 
 # --- how the draws are distributed -----------------------------------------------------------
 
-BETA = {  # closed forms of the cumulative distribution of Beta(a, a)
-    0.5: lambda x: 2 / pi * asin(sqrt(x)),
-    1.0: lambda x: x,
-    2.0: lambda x: 3 * x**2 - 2 * x**3,
-}
-
-
-@pytest.mark.parametrize("alpha", BETA)
-def test_mixup_share_is_beta(alpha):
-    n = 4000
-    images = torch.zeros(2, 1, 1, 1, dtype=torch.uint8)
-    shares = sorted(mixup(images, generator(7, i, "mix"), alpha=alpha)[1] for i in range(n))
-    heights = np.array([BETA[alpha](share) for share in shares])
-    steps = np.arange(n + 1) / n
-    distance = max(np.abs(heights - steps[1:]).max(), np.abs(heights - steps[:-1]).max())
-    assert distance < 1.95 / sqrt(n)  # Kolmogorov-Smirnov at 0.1 %
-
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 3.0])
-def test_beta_of_each_image_is_numpys(alpha):
+def test_shares_are_numpys_beta(alpha):
     stream = RandomStream(np.stack([np.zeros(20_000, int), np.arange(20_000)], 1), 1)
     ours = module.beta(stream, np.full(20_000, alpha))
-    assert same_distribution(ours, np.random.default_rng(0).beta(alpha, alpha, 20_000))
+    theirs = np.random.default_rng(0).beta(alpha, alpha, 20_000)
+    assert same_distribution(ours, theirs)
     assert abs(np.corrcoef(ours[:-1], ours[1:])[0, 1]) < 5 / sqrt(20_000)
+    images = torch.zeros(2, 1, 1, 1, dtype=torch.uint8)
+    of_batches = [mixup(images, generator(7, i), alpha=alpha)[1] for i in range(1000)]
+    assert same_distribution(np.array(of_batches), theirs)
 
 
 def test_cutmix_covers_as_much_as_the_rule_says():
     """λ uniform and both centres uniform: the mean area, from the rule itself on a fine grid."""
-    side, areas = 64, []
-    images = torch.zeros(2, 1, side, side, dtype=torch.uint8)
-    for i in range(4000):
-        areas.append(cutmix(images, generator(i), alpha=1.0)[1].float().mean().item())
+    side, n = 32, 4000
     grid = (np.arange(400) + 0.5) / 400
     half = (side * np.sqrt(1 - grid)).astype(int)[:, None] // 2
     centre = np.arange(side)
     length = np.minimum(centre + half, side) - np.maximum(centre - half, 0)
     expected = 1 - (length.mean(1) ** 2 / side**2).mean()
-    assert np.mean(areas) == pytest.approx(expected, abs=4 * np.std(areas) / sqrt(4000))
+    images = torch.zeros(n, 1, side, side, dtype=torch.uint8)
+    images[n // 2 :] = 200
+    areas = [cutmix(images[:2], generator(i))[1].float().mean().item() for i in range(n)]
+    mixed, _ = mix("cutmix", mode="elem")(images, torch.zeros(n).long(), 2, 3, 0, items(n))
+    for found in (areas, (mixed == images).flatten(1).float().mean(1).tolist()):
+        assert np.mean(found) == pytest.approx(expected, abs=4 * np.std(found) / sqrt(n))
 
 
 @pytest.mark.parametrize("mixer", [cutmix, mixup])
@@ -204,31 +184,30 @@ def test_p_is_how_often_a_batch_is_mixed(mixer):
         assert happens([mixer(images, generator(i), p=p)[0] is not images for i in range(2000)], p)
 
 
-@pytest.mark.parametrize("weights", [(1, 1), (3, 1), (0, 2)])
-def test_mixers_are_drawn_by_weight(monkeypatch, weights):
+def test_mixers_are_drawn_by_weight(monkeypatch):
     """With both on and equal, half of the batches are CutMix: timm's switch_prob."""
     drawn = []
     for name in ("cutmix", "mixup"):
-        mixer = lambda images, rng, *, alpha, name=name: (drawn.append(name) or images, alpha)  # noqa: E731
+        mixer = lambda images, rng, name=name: (drawn.append(name) or images, 1.0)  # noqa: E731
         monkeypatch.setitem(mixers.entries, name, mixer)
-    function = mix(
-        [Term(n, w, {"alpha": 1}) for n, w in zip(("cutmix", "mixup"), weights, strict=True)]
-    )
-    drawn.clear()
     images, target = batch(2, 2)
-    for step in range(3000):
-        function(images, target, CLASSES, 0, step)
-    assert happens(np.array(drawn) == "cutmix", weights[0] / sum(weights))
+    for weights in ((1, 1), (3, 1), (0, 2)):
+        function = Mix([Term("cutmix", weights[0]), Term("mixup", weights[1])])
+        drawn.clear()
+        for step in range(800):
+            function(images, target, CLASSES, 0, step)
+        assert happens(np.array(drawn) == "cutmix", weights[0] / sum(weights))
 
 
 def test_each_mixer_gets_its_share_of_the_images():
     images = torch.zeros(4000, 1, 4, 4, dtype=torch.uint8)
     images[2000:] = 200
     terms = [Term("cutmix", 1.0, {"mode": "elem", "p": 0.5}), Term("mixup", 3.0, {"mode": "elem"})]
-    target = torch.zeros(4000, dtype=torch.int64)
-    mixed, _ = mix(terms)(images, target, 2, 1, 0, items(4000))
+    mixed, _ = Mix(terms)(images, torch.zeros(4000).long(), 2, 1, 0, items(4000))
     blended = ((mixed != 0) & (mixed != 200)).flatten(1).any(1).float().mean()
     assert abs(blended - 0.75) < 0.03  # a blend that rounds to one of the two is rare
+    pasted = ((mixed != images) & ((mixed == 0) | (mixed == 200))).flatten(1).any(1).float().mean()
+    assert pasted < 0.13  # half of a quarter, by p
 
 
 # --- one function of (seed, step), or of each image's address --------------------------------
@@ -238,47 +217,39 @@ def test_each_mixer_gets_its_share_of_the_images():
 @given(
     pairs=st.integers(1, 8),
     cuts=st.lists(st.integers(0, 8), max_size=3),
-    seed=st.integers(0, 2**53),
-    step=st.integers(0, 10**6),
+    at=st.tuples(st.integers(0, 2**53), st.integers(0, 10**6)),
     masks=st.booleans(),
 )
-def test_parts_that_keep_pairs_are_mixed_as_the_whole(pairs, cuts, seed, step, masks):
+def test_parts_that_keep_pairs_are_mixed_as_the_whole(pairs, cuts, at, masks):
     size = 2 * pairs
     images, target = batch(size, 9)
     target = dense(images) if masks else target
-    function = mix(BOTH)
-    mixed, class_map = function(images, target, CLASSES, seed, step)
+    mixed, class_map = BOTH(images, target, CLASSES, *at)
     bounds = sorted({0, pairs, *(min(cut, pairs) for cut in cuts)})
     for first, last in zip(bounds, bounds[1:], strict=False):
         front = torch.arange(first, last)
-        part = torch.cat([front, size - 1 - front.flip(0)])
-        pixels, labels = function(images[part], target[part], CLASSES, seed, step)
-        assert torch.equal(pixels, mixed[part])
-        assert torch.equal(labels, class_map[part])
+        rows = torch.cat([front, size - 1 - front.flip(0)])
+        pixels, labels = BOTH(images[rows], target[rows], CLASSES, *at)
+        assert torch.equal(pixels, mixed[rows]) and torch.equal(labels, class_map[rows])
 
 
 @pytest.mark.parametrize("mode", ["elem", "pair"])
 def test_parts_of_images_of_their_own_shares_are_mixed_as_the_whole(mode):
     images, target = batch(16)
-    raw = RawBatch(images, target, items(16))
-    ours = mix([Term(name, 1.0, {"mode": mode}) for name in ("cutmix", "mixup")])
-    whole = ours(images, target, CLASSES, 5, 0, raw.items)
-    for parts in (2, 4):
-        pieces = raw.parts(parts)
-        made = [ours(p.images, p.target, CLASSES, 5, 7, p.items) for p in pieces]
-        order = [raw.items.tolist().index(row) for p in pieces for row in p.items.tolist()]
-        for i in (0, 1):
-            assert torch.equal(torch.cat([m[i] for m in made]), whole[i][order])
-    _, labels = mix([Term("mixup", 1.0, {"mode": mode})])(
-        images, torch.arange(16), 16, 5, 0, raw.items
-    )
+    ours = mix("cutmix", "mixup", mode=mode)
+    mixed, class_map = ours(images, target, CLASSES, 5, 0, items(16))
+    for i in range(4):
+        rows = part(16, i, 4)
+        pixels, labels = ours(images[rows], target[rows], CLASSES, 5, 7, items(16)[rows])
+        assert torch.equal(pixels, mixed[rows]) and torch.equal(labels, class_map[rows])
+    _, labels = mix("mixup", mode=mode)(images, torch.arange(16), 16, 5, 0, items(16))
     assert len(labels.diagonal().unique()) == (8 if mode == "pair" else 16)
 
 
 def test_steps_and_seeds_differ():
     images, target = batch()
-    results = [mix(BOTH)(images, target, CLASSES, *at)[0] for at in [(0, 0), (0, 1), (1, 0)]]
-    assert torch.equal(results[0], mix(BOTH)(images, target, CLASSES, 0, 0)[0])
+    results = [BOTH(images, target, CLASSES, *at)[0] for at in [(0, 0), (0, 1), (1, 0)]]
+    assert torch.equal(results[0], BOTH(images, target, CLASSES, 0, 0)[0])
     assert not any(torch.equal(results[0], other) for other in results[1:])
 
 
@@ -291,8 +262,7 @@ def test_masks_are_cut_along_the_box(mode):
     images, _ = batch()
     masks = dense(images)
     for seed in range(5):
-        function = mix([Term("cutmix", 1.0, {"mode": mode})])
-        mixed, target = function(images, masks, CLASSES, seed, 0, items(8))
+        mixed, target = mix("cutmix", mode=mode)(images, masks, CLASSES, seed, 0, items(8))
         own, mirror = ((mixed == which).all(1) for which in (images, images.flip(0)))
         assert (own & ~mirror).any() and (mirror & ~own).any() and target.dtype == torch.int64
         assert torch.equal(target[own & ~mirror], masks[own & ~mirror])
@@ -302,9 +272,8 @@ def test_masks_are_cut_along_the_box(mode):
 def test_class_maps_may_be_mixed_again():
     images, target = batch()
     for one in (target, dense(images)):
-        once = mix([Term("cutmix")])(images, one, CLASSES, 0, 3)[1]
-        map_ = targets.to_map(one, CLASSES)
-        again = mix([Term("cutmix")])(images, map_, CLASSES, 0, 3)[1]
+        once = mix("cutmix")(images, one, CLASSES, 0, 3)[1]
+        again = mix("cutmix")(images, targets.to_map(one, CLASSES), CLASSES, 0, 3)[1]
         assert torch.equal(again, targets.to_map(once, CLASSES))
 
 
@@ -312,7 +281,7 @@ def test_class_maps_may_be_mixed_again():
 def test_masks_of_an_unmixed_batch_stay_what_they_are(name):
     images, _ = batch()
     masks = dense(images)
-    mixed = [mix([Term(name, 1.0, {"p": 0.3})])(images, masks, CLASSES, 0, i) for i in range(100)]
+    mixed = [mix(name, p=0.3)(images, masks, CLASSES, 0, i) for i in range(50)]
     untouched = [target is masks for _, target in mixed]
     assert any(untouched) and untouched == [pixels is images for pixels, _ in mixed]
 
@@ -321,19 +290,18 @@ def test_masks_are_blended_by_mixup_and_void_leaves_the_share_of_the_other():
     images, _ = batch(2, 4)
     masks = torch.zeros(2, 4, 4, dtype=torch.int64)
     masks[0, 0], masks[:, 1], masks[1, 3] = -100, -100, 1
-    _, class_map = mix([Term("mixup")])(images, masks, CLASSES, 0, 0)
+    _, class_map = mix("mixup")(images, masks, CLASSES, 0, 0)
     total = class_map.sum(1)
     assert (total[:, 1] == 0).all() and torch.allclose(total[:, 2:], torch.ones(2, 2, 4))
     assert torch.allclose(total[0, 0] + total[1, 0], torch.ones(4))
     assert (0 < total[0, 0]).all() and (total[0, 0] < 1).all()
-    assert torch.allclose(class_map[0, 0, 3] + class_map[1, 0, 3], torch.ones(4))
 
 
 def test_masks_become_maps_beside_mixup():
     images, _ = batch()
     masks = images[:, 0].long() % CLASSES
-    terms = [Term(name, 1.0, {"mode": "elem"}) for name in ("cutmix", "mixup")]
-    mixed, class_map = mix(terms)(images, masks, CLASSES, 2, 0, items(8))
+    both = mix("cutmix", "mixup", mode="elem")
+    mixed, class_map = both(images, masks, CLASSES, 2, 0, items(8))
     assert torch.allclose(class_map.sum(1), torch.ones(8, 32, 32))
     mirror = (mixed == images.flip(0)).all(1) & (mixed != images).any(1)
     cut = mirror & (class_map.amax(1) == 1) & (class_map.argmax(1) != masks)
@@ -341,12 +309,6 @@ def test_masks_become_maps_beside_mixup():
 
 
 # --- what is refused -------------------------------------------------------------------------
-
-
-def test_no_mixer_changes_nothing():
-    images, target = batch()
-    found = mix(None)(images, target, CLASSES, 0, 0)
-    assert found[0] is images and found[1] is target
 
 
 @pytest.mark.parametrize(
@@ -357,7 +319,6 @@ def test_no_mixer_changes_nothing():
         ([Term("cutmix", 1.0, {"p": 1.5})], "cutmix: p is 1.5; use 0 to 1"),
         ([Term("cutmix", 0.0), Term("mixup", 0.0)], "every weight is 0"),
         ([Term("cutmixx")], "did you mean 'cutmix'"),
-        ([Term("cutmix", 1.0, {"mode": "element"})], "no mode of cutmix .*; did you mean 'elem'"),
         (
             [Term("cutmix", 1.0, {"mode": "elem"}), Term("mixup", 1.0, {"mode": "pair"})],
             "mix: modes elem and pair do not go together",
@@ -366,5 +327,5 @@ def test_no_mixer_changes_nothing():
 )
 def test_bad_options_answer_in_one_line_at_once(terms, message):
     with pytest.raises(UserError, match=message) as caught:
-        mix(terms)
+        Mix(terms)
     assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import augments
 from vision_tutorial.core.sources import ArraySource, Subset
 from vision_tutorial.core.targets import IGNORE, VOID
-from vision_tutorial.data import mix, pipeline, store
+from vision_tutorial.data import pipeline
 from vision_tutorial.data.augmentation.operation import (
     Op,
     Operation,
@@ -27,9 +27,10 @@ from vision_tutorial.data.augmentation.operation import (
     operation,
 )
 from vision_tutorial.data.augmentation.pairs import joint
-from vision_tutorial.data.executors import tensors
-from vision_tutorial.data.loader import AugmentedImages, EvalOrder, make_loader
-from vision_tutorial.data.store import MOVING, carry_out_masks, of_masks
+from vision_tutorial.data.executors import dispatch, tensors
+from vision_tutorial.data.executors.dispatch import MOVING, carry_out_masks, of_masks
+from vision_tutorial.data.loader import AugmentedImages, Store, eval_order, make_loader
+from vision_tutorial.data.mix import Mix
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
 
@@ -279,11 +280,11 @@ def recipe(*more):
     return load("recipes/debug.yaml", words).recipe
 
 
-def pipeline_of(wanted, pairs, training=True, mixing=mix.leave, **more):
+def pipeline_of(wanted, pairs, training=True, mixing=None, **more):
     data = pipeline.DataPipeline(
         wanted, pairs, pipeline.WorkerContext(CPU, **more), training=training
     )
-    data.preprocessor.mixing, data.preprocessor.classes = mixing, 255
+    data.mixing = Mix(mixing)
     return data
 
 
@@ -291,7 +292,7 @@ def batches(wanted, pairs, start=0, stop=6, **more):
     """Raw and finished batches."""
     data = pipeline_of(wanted, pairs, **more)
     raws = data.raw_training(start, stop)
-    return [(raw, data.preprocessor(raw, start + i)) for i, raw in enumerate(raws)]
+    return [(raw, data.preprocess(raw, start + i)[0]) for i, raw in enumerate(raws)]
 
 
 def by_item(found):
@@ -310,7 +311,7 @@ def test_arrays_and_files_and_workers_make_the_same_pairs(monkeypatch):
     assert len(expected) == 48 and len(set(expected.values())) == 48
     for workers in (0, 2):
         assert by_item(batches(recipe(), Files(source()), workers=workers)) == expected
-    for module in (pipeline, store):
+    for module in (pipeline, dispatch):
         monkeypatch.setattr(module, "has_numba", lambda: False)
     assert by_item(batches(recipe(), source())) == expected
     assert by_item(batches(recipe(), Files(source()))) == expected
@@ -362,9 +363,9 @@ def test_pixels_are_the_images_before_they_were_normalised():
 
 def test_cutmix_pastes_labels_with_their_pixels():
     words = ["mix=cutmix", "augment=[{resize: {size: [20, 26], interpolation: nearest}}, hflip]"]
-    data = pipeline_of(recipe(*words), source(), mixing=mix.mix(recipe(*words).mix))
+    data = pipeline_of(recipe(*words), source(), mixing=recipe(*words).mix)
     for step, raw in enumerate(data.raw_training(0, 3)):
-        batch = data.preprocessor(raw, step, pixels=True)
+        (batch,) = data.preprocess(raw, step, pixels=True)
         labels = torch.where(batch.pixels[:, 0] == VOID, IGNORE, batch.pixels[:, 0].long())
         assert torch.equal(batch.target, labels) and not torch.equal(batch.pixels, raw.images)
 
@@ -389,10 +390,8 @@ def test_evaluations_see_every_pair_once_and_remember_them(kind, more):
 
 def test_few_large_images_are_augmented_at_once(monkeypatch):
     monkeypatch.setattr(pipeline, "BYTES_AT_ONCE", 30 * 40 * 3 * 8)
-    asked, call = [], store.Store.__call__
-    monkeypatch.setattr(
-        store.Store, "__call__", lambda *args: asked.append(len(args[2])) or call(*args)
-    )
+    asked, call = [], Store.__call__
+    monkeypatch.setattr(Store, "__call__", lambda *args: asked.append(len(args[2])) or call(*args))
     few = by_item(batches(recipe("batch_size=4"), source(), stop=6))
     assert asked == [8, 8, 8]
     monkeypatch.undo()
@@ -459,13 +458,6 @@ class Torn(Files):
 def test_pairs_that_do_not_fit_are_one_line(workers):
     pairs = AugmentedImages(Torn(source(4)), joint([], 0))
     with pytest.raises(UserError, match="files, 1.png: 40x30 pixels, but its mask has 40x29;"):
-        list(make_loader(pairs, EvalOrder(4, 1), workers, pin=False))
+        list(make_loader(pairs, eval_order(4, 1), workers, pin=False))
     with pytest.raises(UserError, match=r"different sizes in one batch \(9x30, 40x30"):
-        list(make_loader(pairs, Uneven(), workers, pin=False))
-
-
-class Uneven(list):
-    """One batch of two sizes."""
-
-    def __init__(self):
-        super().__init__([[(0, 0), (0, 2)]])
+        list(make_loader(pairs, [np.array([[0, 0], [0, 2]])], workers, pin=False))

@@ -1,7 +1,5 @@
 """The preview of the augmentation: its images are those of training, and of Pillow's operations."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -21,20 +19,20 @@ SMALL = "dataset={shapes: {train: 60, test: 20, size: 16}}"
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
 
-def recipe(repository: Path, *overrides: str) -> Recipe:
-    return load(repository / "recipes" / "debug.yaml", [SMALL, *overrides]).recipe
+def recipe(*overrides: str) -> Recipe:
+    return load("debug", [SMALL, *overrides]).recipe
 
 
-def panels(repository: Path, *overrides: str) -> dict:
+def panels(*overrides: str) -> dict:
     """Shots by the name of the entry that their panel is about; "" for the image itself."""
-    made = recipe(repository, *overrides)
+    made = recipe(*overrides)
     shown = preview(made, build.data(made).train)
     return {panel.title.partition("(")[0]: panel.shots for panel in shown}
 
 
-def test_the_whole_chain_is_what_training_sees(repository: Path) -> None:
+def test_the_whole_chain_is_what_training_sees() -> None:
     chain = ["augment=[{random_crop: {size: 16}}, hflip, rand_augment]", "mix=null"]
-    made, shown = recipe(repository, *chain), panels(repository, *chain)
+    made, shown = recipe(*chain), panels(*chain)
     source = build.data(made).train
     number = int(shown[""][0].label.removeprefix("shapes "))
     data = DataPipeline(made, source, WorkerContext(torch.device("cpu")), training=True)
@@ -50,9 +48,9 @@ def test_the_whole_chain_is_what_training_sees(repository: Path) -> None:
     assert len(both) >= 2 and all((epochs[e].pixels == trained[e]).all() for e in both)
 
 
-def test_entries_alone_happen_surely(repository: Path) -> None:
+def test_entries_alone_happen_surely() -> None:
     chain = "augment=[{hflip: {p: 0.01}}, {grayscale: {p: 0.01}}, {cutout: {size: 6}}]"
-    shown = panels(repository, chain, "mix=null", "normalize=half")
+    shown = panels(chain, "mix=null", "normalize=half")
     start = shown[""][0].pixels
     (mirrored,) = shown["hflip"]
     assert (mirrored.pixels == start[:, ::-1]).all() and (mirrored.pixels != start).any()
@@ -65,8 +63,8 @@ def test_entries_alone_happen_surely(repository: Path) -> None:
         assert set(shot.pixels[changed].ravel().tolist()) <= {127, 128}  # the mean colour
 
 
-def test_mixed_images_are_called_by_their_shares(repository: Path) -> None:
-    shown = panels(repository, "augment=[]", "mix={mixup: {weight: 1, p: 0.01}, cutmix: 1}")
+def test_mixed_images_are_called_by_their_shares() -> None:
+    shown = panels("augment=[]", "mix={mixup: {weight: 1, p: 0.01}, cutmix: 1}")
     start = shown[""][0].pixels.astype(float)
     for shot in shown["cutmix"]:
         kept = (shot.pixels == start).all(-1).mean()
@@ -76,11 +74,11 @@ def test_mixed_images_are_called_by_their_shares(repository: Path) -> None:
     assert len(shown["mixup"]) > 1 and all(" + " in shot.label for shot in shown["mixup"])
 
 
-def test_masks_go_along(repository: Path) -> None:
+def test_masks_go_along() -> None:
     dense = ["task=segmentation", "dataset={shapes: {train: 40, test: 20, size: 16, masks: true}}"]
     dense += ["model={unet: {channels: [4, 8]}}", "loss=cross_entropy", "mix=cutmix"]
     chain = "augment=[{hflip: {p: 1.0}}, {rotate: {limit: 90, p: 0.1}}]"
-    shown = panels(repository, *dense, chain)
+    shown = panels(*dense, chain)
     start, (mirrored,) = shown[""][0], shown["hflip"]
     assert (mirrored.mask == start.mask[:, ::-1]).all()
     known = {VOID, *np.unique(start.mask).tolist()}

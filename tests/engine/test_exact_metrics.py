@@ -69,10 +69,11 @@ def test_metrics_equal_torchmetrics(alone: list) -> None:
     pictures = source(40)
     images = torch.from_numpy(pictures.images).permute(0, 3, 1, 2)
     worker = build.WorkerContext(torch.device("cpu"))
-    finish = build.DataPipeline(RECIPE, pictures, worker, training=False).preprocessor
+    data = build.DataPipeline(RECIPE, pictures, worker, training=False)
     ids = torch.from_numpy(pictures.targets)
     raw = RawBatch(images, ids, torch.zeros(40, 2, dtype=torch.int64))
-    logits = network()(finish(raw).images)
+    (batch,) = data.preprocess(raw)
+    logits = network()(batch.images)
     metrics, table, _ = alone[-1]
     for k in (1, 5):
         oracle = multiclass_accuracy(logits, ids, len(CLASSES), average="micro", top_k=k)

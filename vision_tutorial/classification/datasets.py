@@ -61,8 +61,7 @@ def image_folder(split: str, *, root: str, train: str = "train", test: str = "va
                 f"image_folder: {base / test} has the class '{strange[0]}', which {base / train} "
                 f"has not ({len(strange)} such). Rename or remove it, or add it to both."
             )
-    paths: list[Path] = []
-    targets: list[int] = []
+    paths, targets = [], []
     for folder in folders:
         images = sorted(images_in(folder, base, "image_folder"))
         if split == "train" and not images:
@@ -74,41 +73,53 @@ def image_folder(split: str, *, root: str, train: str = "train", test: str = "va
     return FileSource("image_folder", paths, np.array(targets, np.int64), classes)
 
 
+def _class_folders(base: Path, name: str) -> list[Path]:
+    folder = base / name
+    if not folder.is_dir():
+        raise UserError(
+            f"image_folder: no folder {folder}; `root` needs '{name}' with one sub-folder of "
+            "images per class (the options `train` and `test` name the two folders)."
+        )
+    stay_inside(folder, base, "image_folder")
+    folders = sorted(entry for entry in folder.iterdir() if visible(entry.name) and entry.is_dir())
+    if not folders:
+        raise UserError(f"image_folder: {folder} has no sub-folders; it needs one per class.")
+    return folders
+
+
+def _no_images(folder: Path) -> UserError:
+    return UserError(f"image_folder: no images in {folder}; looked for {', '.join(EXTENSIONS)}.")
+
+
+# -- CIFAR -----------------------------------------------------------------------------------------
+
+
 def _cifar(name: str, kind: _Archive, split: str, root: str | None, download: bool) -> ArraySource:
     check_split(split)
     folder = data_root(root) / kind.base_folder
-    if download:
+    if download and not _intact(kind, folder):
         _fetch(name, kind, folder)
     parts = kind.train_list if split == "train" else kind.test_list
     tables = [_unpickle(name, folder / part, md5) for part, md5 in parts]
     meta = _unpickle(name, folder / kind.meta["filename"], kind.meta["md5"])
-    labels = [table.get("fine_labels", table.get("labels")) for table in tables]
-    return ArraySource(
-        name,
-        _images_of([table.pop("data") for table in tables]),
-        np.concatenate(labels).astype(np.int64),
-        tuple(_text(word) for word in meta[kind.meta["key"]]),
-    )
-
-
-def _images_of(tables: list[np.ndarray]) -> np.ndarray:
-    """Rows (N, 3072) -> uint8 (N, 32, 32, 3); each table is let go of once it is copied."""
-    images = np.empty((sum(len(table) for table in tables), 32, 32, 3), np.uint8)
+    targets = [table.get("fine_labels", table.get("labels")) for table in tables]
+    classes = tuple(_text(word) for word in meta[kind.meta["key"]])
+    images = np.empty((sum(map(len, targets)), 32, 32, 3), np.uint8)
     filled = 0
-    while tables:
-        rows = tables.pop(0).reshape(-1, 3, 32, 32)
-        images[filled : filled + len(rows)] = rows.transpose(0, 2, 3, 1)
+    while tables:  # each is let go of once it is copied
+        rows = tables.pop(0)["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        images[filled : filled + len(rows)] = rows
         filled += len(rows)
-    return images
+    return ArraySource(name, images, np.concatenate(targets).astype(np.int64), classes)
 
 
 def _unpickle(name: str, path: Path, md5: str) -> dict:
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: no {path}; set `download: true`, or {_ELSEWHERE}.") from error
     except OSError as error:
-        raise UserError(f"{name}: cannot read {path} ({error.strerror}).") from error
+        raise UserError(
+            f"{name}: cannot read {path} ({error.strerror}); set `download: true`, or {_ELSEWHERE}."
+        ) from error
     found = _md5(content)
     if found != md5:
         raise UserError(
@@ -116,12 +127,15 @@ def _unpickle(name: str, path: Path, md5: str) -> dict:
             "`download: true` to fetch it again, or copy it again from where it came."
         )
     # as bytes, the table is used where it was read; as text it would be copied twice more
-    table = pickle.loads(content, encoding="bytes")
-    return {_text(key): value for key, value in table.items()}
+    return {_text(key): value for key, value in pickle.loads(content, encoding="bytes").items()}
 
 
 def _text(word: bytes | str) -> str:
     return word.decode() if isinstance(word, bytes) else word
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _files(kind: _Archive) -> dict[str, str]:
@@ -132,23 +146,23 @@ def _intact(kind: _Archive, folder: Path) -> bool:
     return all(check_integrity(folder / part, md5) for part, md5 in _files(kind).items())
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 def _fetch(name: str, kind: _Archive, folder: Path) -> None:
-    """Download what is missing or damaged; of several processes one does, the others wait."""
-    if _intact(kind, folder):
-        return
+    """Download the archive and put its files in place; of several processes one does."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with (
+            FileLock(folder.with_suffix(".lock")),
+            tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as temporary,
+        ):
             if _intact(kind, folder):  # another process was first
                 return
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as temporary:
-                archive = Path(temporary) / kind.filename
-                _download(name, kind, archive)
-                _extract(kind, archive, Path(temporary), folder)
+            archive = Path(temporary, kind.filename)
+            _download(name, kind, archive)
+            folder.mkdir(exist_ok=True)
+            with tarfile.open(archive) as tar:
+                for part in _files(kind):
+                    tar.extract(f"{kind.base_folder}/{part}", temporary, filter="data")
+                    os.replace(Path(temporary, kind.base_folder, part), folder / part)
     except OSError as error:
         raise StorageError(
             f"{name}: cannot write {folder} ({error.strerror or error}); {_ELSEWHERE}, or to one "
@@ -170,39 +184,8 @@ def _download(name: str, kind: _Archive, archive: Path) -> None:
             f"{name}: cannot download {kind.url} ({reason}). Without a network: unpack it on "
             f"another machine, copy {kind.base_folder} here, and {_ELSEWHERE}."
         ) from error
-    found = _md5(archive.read_bytes())
-    if found != kind.tgz_md5:
+    if not check_integrity(archive, kind.tgz_md5):
         raise UserError(
-            f"{name}: what came from {kind.url} has MD5 {found}, it should be {kind.tgz_md5}: cut "
-            "short, or not the data set. Nothing was kept; try again."
+            f"{name}: what came from {kind.url} is cut short, or not the data set: its MD5 is not "
+            f"{kind.tgz_md5}. Nothing was kept; try again."
         )
-
-
-def _extract(kind: _Archive, archive: Path, temporary: Path, folder: Path) -> None:
-    """Move the files of the data set into place, each complete; nothing else is read."""
-    folder.mkdir(exist_ok=True)
-    with tarfile.open(archive) as tar:
-        for part in _files(kind):
-            member = tar.extractfile(f"{kind.base_folder}/{part}")
-            assert member is not None, "the MD5 was right, so it is a regular file"
-            with (temporary / part).open("wb") as file:
-                shutil.copyfileobj(member, file)
-            os.replace(temporary / part, folder / part)
-
-
-def _class_folders(base: Path, name: str) -> list[Path]:
-    folder = base / name
-    if not folder.is_dir():
-        raise UserError(
-            f"image_folder: no folder {folder}; `root` needs '{name}' with one sub-folder of "
-            "images per class (the options `train` and `test` name the two folders)."
-        )
-    stay_inside(folder, base, "image_folder")
-    folders = sorted(entry for entry in folder.iterdir() if visible(entry.name) and entry.is_dir())
-    if not folders:
-        raise UserError(f"image_folder: {folder} has no sub-folders; it needs one per class.")
-    return folders
-
-
-def _no_images(folder: Path) -> UserError:
-    return UserError(f"image_folder: no images in {folder}; looked for {', '.join(EXTENSIONS)}.")

@@ -124,7 +124,7 @@ def _create(name: str, num_classes: int, pretrained: bool, wanted: dict[str, Any
         raise
 
 
-def _part(model: nn.Module, name: str, option: str, which: int) -> str:
+def _place(model: nn.Module, name: str, option: str, which: int) -> str:
     """Where `which` of FAMILIES' two places is in `model`; UserError where it has none."""
     kind = type(model).__name__
     places = {family: pair[which] for family, pair in FAMILIES.items() if pair[which]}
@@ -138,32 +138,28 @@ def _part(model: nn.Module, name: str, option: str, which: int) -> str:
 
 def _cifar_stem(model: nn.Module, name: str, pretrained: bool) -> None:
     """3x3 convolutions of stride 1, and no pooling, in front of the first stage."""
-    before = _part(model, name, "stem: cifar", 0)
+    before = model.get_submodule(_place(model, name, "stem: cifar", 0))
     for pool in _STEM_POOLS:
         if pool in dict(model.named_modules()):
             model.set_submodule(pool, nn.Identity())
-    for module in model.get_submodule(before).modules():
-        if isinstance(module, nn.Conv2d):
-            module.stride = (1, 1)
-            if module.kernel_size[0] > 3:
-                _shrink(module)
+    for conv in before.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.stride = (1, 1)
+            size = conv.kernel_size[0]
+            if size > 3:  # in place, so that subclasses (standardised weights) stay
+                middle = slice((size - 3) // 2, (size + 3) // 2)
+                # Initialisers give a weight the variance 1 / (k^2 channels): times k/3, this is a
+                # 3x3 draw.
+                weight = conv.weight.detach()[..., middle, middle] * (size / 3)
+                conv.weight, conv.kernel_size = nn.Parameter(weight), (3, 3)
+                conv.padding = tuple(min(p, 1) for p in conv.padding)  # 0 where it pads by itself
                 if pretrained:
                     logger.warning("stem: cifar keeps the middle of %s's pretrained stem.", name)
 
 
-def _shrink(conv: nn.Conv2d) -> None:
-    """An odd kernel of k x k to 3x3, in place, so that subclasses (standardised weights) stay."""
-    size = conv.kernel_size[0]
-    middle = slice((size - 3) // 2, (size + 3) // 2)
-    # Initialisers give a weight the variance 1 / (k^2 channels): times k/3, this is a 3x3 draw.
-    conv.weight = nn.Parameter(conv.weight.detach()[..., middle, middle] * (size / 3))
-    conv.kernel_size = (3, 3)
-    conv.padding = tuple(min(p, 1) for p in conv.padding)  # 0 where the layer pads by itself
-
-
 def _keep_resolution(model: nn.Module, name: str) -> None:
     """Stride 1 in the last stage, in its blocks and their shortcuts, as timm builds stride 1."""
-    path = _part(model, name, "stage4_stride: 1", 1)
+    path = _place(model, name, "stage4_stride: 1", 1)
     stage = model.get_submodule(path)
     stage = stage[-1] if path == "stages" else stage
     kinds = nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d | BlurPool2d

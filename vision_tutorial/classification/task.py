@@ -27,15 +27,12 @@ class Accuracy:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch. output (B, C) logits; target ids (B,)."""
-        output = output.float()
-        rank = ranks(output, target)
+        output, rank = output.float(), ranks(output.float(), target)
         first, fifth = rank < 1, rank < 5
         entropy = exact_sum(F.cross_entropy(output, target, reduction="none"))
-        classes = len(self.classes)
-        hits, items = (tally(n, target, classes) for n in (first, torch.ones_like(first)))
         head = torch.stack([wide(first.sum()), wide(fifth.sum()), entropy])
-        counts = torch.cat([head, hits, items])
-        self.state = self.state.to(counts.device) + counts
+        table = [tally(n, target, len(self.classes)) for n in (first, torch.ones_like(first))]
+        self.state = self.state.to(head.device) + torch.cat([head, *table])
 
     def result(self, state: Tensor) -> dict[str, float]:
         """top1, top5 in per cent; cross_entropy in nats; `images` counted."""

@@ -11,91 +11,56 @@ folder can execute code: files that hold Python objects are refused.
 import hashlib
 import math
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from errno import EINVAL, ENOSPC, EOPNOTSUPP
+from errno import ENOSPC
 from pathlib import Path
 from typing import Annotated, Literal
-from uuid import uuid4
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from rich.console import Console
 from rich.progress import track
 
-from .atomic import free_space, sync_folder, write_json
-from .errors import StorageError, UserError, short
+from .atomic import free_space, new_folder, write_json
+from .errors import UserError, short
 from .images import VOID
 from .processes import usable_cores
 from .sources import ArraySource, Source
 
 MANIFEST = "arrays.json"
-MOST_MANIFEST = 64 << 20  # bytes
 SMALL = 512 << 20  # bytes that are hashed in about a second
 DTYPES = {"images": np.dtype(np.uint8), "targets": np.dtype("<i8"), "masks": np.dtype(np.uint8)}
 AGAIN = "copy it again, or pack it again (vision-tutorial pack)"
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Size = Annotated[int, Field(ge=1, le=10**12)]
+_strict = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
-class Facts(BaseModel):
-    """JSON with known keys of known types; anything else is an error."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class Stored(Facts):
+class Stored(BaseModel, **_strict):
     """One array: its shape, and the SHA-256 of its numbers."""
 
-    shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)]
-    sha256: Digest
+    shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    sha256: str
 
 
-class Split(Facts):
+class Split(BaseModel, **_strict):
     """The arrays of one split, and the digest of the source that they make."""
 
     images: Stored
     targets: Stored
     masks: Stored | None = None
     keys: tuple[str, ...] | None = None
-    digest: Digest
-
-    @model_validator(mode="after")
-    def _belong_together(self) -> "Split":
-        n, *size = self.images.shape
-        if len(size) != 3 or size[2] != 3:
-            raise ValueError(f"images have the shape {self.images.shape}, not (N, H, W, 3)")
-        for name, wanted in (("targets", (n,)), ("masks", (n, *size[:2]))):
-            stored = getattr(self, name)
-            if stored and stored.shape != wanted:
-                raise ValueError(f"{name} have the shape {stored.shape}; the images need {wanted}")
-        if self.keys is not None and len(self.keys) != n:
-            raise ValueError(f"{len(self.keys)} keys for {n} images")
-        return self
-
-    def arrays(self) -> dict[str, Stored]:
-        """Those that there are, by name."""
-        found = {name: getattr(self, name) for name in DTYPES}
-        return {name: stored for name, stored in found.items() if stored}
+    digest: str
 
 
-class Manifest(Facts):
+class Manifest(BaseModel, **_strict):
     """What arrays.json says."""
 
     format: Literal["vision_tutorial.arrays/1"] = "vision_tutorial.arrays/1"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=1_000_000)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     dense: bool = False
     splits: Annotated[dict[Literal["train", "test"], Split], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _dense_has_masks(self) -> "Manifest":
-        if self.dense and not all(split.masks for split in self.splits.values()):
-            raise ValueError("masks are missing")
-        return self
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -113,26 +78,26 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
     if split not in manifest.splits:
         raise UserError(f"{root}: has no split '{split}', only {', '.join(manifest.splits)}.")
     facts = manifest.splits[split]
-    mapped = {
-        name: _mapped_array(root / split / f"{name}.npy", name, stored.shape)
-        for name, stored in facts.arrays().items()
-    }
+    n, height, width = (*facts.images.shape, 0, 0)[:3]
+    if manifest.dense and not facts.masks or len(facts.keys or range(n)) != n:
+        raise UserError(f"{root / MANIFEST}: masks or keys of '{split}' are missing; {AGAIN}.")
+    shapes = {"images": (n, height, width, 3), "targets": (n,), "masks": (n, height, width)}
+    paths = {name: root / split / f"{name}.npy" for name in shapes if getattr(facts, name)}
+    mapped = {name: _mapped(path, DTYPES[name], shapes[name]) for name, path in paths.items()}
     if verify is True or (verify == "auto" and sum(a.nbytes for a in mapped.values()) <= SMALL):
         for name, array in mapped.items():
-            digest, expected = _digest_of(array), facts.arrays()[name].sha256
-            if digest != expected:
+            if _digest_of(array) != getattr(facts, name).sha256:
                 raise UserError(
-                    f"{root / split / name}.npy: damaged: its SHA-256 is {digest[:16]}…, it should "
-                    f"be {expected[:16]}…; {AGAIN}."
+                    f"{paths[name]}: damaged: not the SHA-256 that {MANIFEST} has; {AGAIN}."
                 )
         if manifest.dense:
-            _check_ids(mapped["masks"], len(manifest.classes), str(root / split / "masks.npy"))
+            _check_ids(mapped["masks"], len(manifest.classes), str(paths["masks"]))
     targets = np.array(mapped["targets"])  # few and often asked for
     least, most = int(targets.min()), int(targets.max())
     if least < 0 or most >= len(manifest.classes):
         raise UserError(
-            f"{root / split / 'targets.npy'}: class ids from {least} to {most}, but {MANIFEST} "
-            f"names {len(manifest.classes)} classes. {AGAIN.capitalize()}."
+            f"{paths['targets']}: class ids from {least} to {most}, but {MANIFEST} names "
+            f"{len(manifest.classes)} classes; {AGAIN}."
         )
     return ArraySource(
         manifest.name,
@@ -148,41 +113,30 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
 
 def _manifest(path: Path) -> Manifest:
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_MANIFEST + 1)
+        return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"no {path}; name a folder that `vision-tutorial pack` made.") from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}).") from error
-    if len(content) > MOST_MANIFEST:
-        raise UserError(f"{path}: more than {MOST_MANIFEST:,} bytes; that is no manifest.")
-    try:
-        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(word) for word in first["loc"])
-        words = short(f"{where}: {first['msg']}" if where else first["msg"], 200)
-        raise UserError(f"{path}: {words}. {AGAIN.capitalize()}.") from error
+        words = short(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 200)
+        raise UserError(f"{path}: {words}; {AGAIN}.") from error
 
 
-def _mapped_array(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
+def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     try:
         array = np.lib.format.open_memmap(path, "r")
-        length = path.stat().st_size
     except FileNotFoundError as error:
         raise UserError(f"no {path}; {AGAIN}.") from error
     except Exception as error:  # NumPy raises whatever it likes on a damaged header
         raise UserError(
             f"{path}: not a whole NumPy file ({short(str(error), 120)}); {AGAIN}."
         ) from error
-    if array.dtype != DTYPES[name]:
-        raise UserError(f"{path}: holds {array.dtype}; {name} are {DTYPES[name]}.")
-    if array.shape != shape or not array.flags.c_contiguous:
-        order = "" if array.flags.c_contiguous else " in Fortran's order"
-        raise UserError(f"{path}: its shape is {array.shape}{order}, {MANIFEST} says {shape}.")
-    if length != array.offset + array.nbytes:
+    if (array.dtype, array.shape) != (dtype, shape) or not array.flags.c_contiguous:
         raise UserError(
-            f"{path}: {length:,} bytes, it should have {array.offset + array.nbytes:,}; {AGAIN}."
+            f"{path}: holds {array.dtype} {array.shape}; {MANIFEST} needs {dtype} {shape}, the "
+            f"last axis without gaps; {AGAIN}."
         )
     return array
 
@@ -233,7 +187,6 @@ def _write_split(folder: Path, source: Source) -> Split:
         _check_ids(arrays["masks"], len(source.classes), source.name)
     for array in arrays.values():
         array.flush()
-    sync_folder(folder)
     made = ArraySource(source.name, **arrays, classes=source.classes)
     stored = {key: Stored(shape=a.shape, sha256=_digest_of(a)) for key, a in arrays.items()}
     return Split(**stored, keys=names_of(source) if source.dense else None, digest=made.digest())
@@ -241,9 +194,9 @@ def _write_split(folder: Path, source: Source) -> Split:
 
 def names_of(source: Source) -> tuple[str, ...] | None:
     """What the images are called; None where only by number. Names need not be UTF-8."""
-    keys = (source.key(index).encode(errors="replace").decode() for index in range(len(source)))
-    named = tuple(keys)
-    return None if named == tuple(map(str, range(len(source)))) else named
+    numbers = range(len(source))
+    names = tuple(source.key(number).encode(errors="replace").decode() for number in numbers)
+    return None if names == tuple(map(str, numbers)) else names
 
 
 def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) -> None:
@@ -280,31 +233,5 @@ def _new_array(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
     array = np.lib.format.open_memmap(path, "w+", DTYPES[name], shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
-            except OSError as error:
-                if error.errno not in (EINVAL, EOPNOTSUPP):  # a file system that cannot reserve
-                    raise
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `target` when it is whole, and nothing when it is not."""
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"there is a {target} already; name another, or remove it.")
-    work = target.with_name(f".{target.name}-{uuid4().hex[:8]}")
-    try:
-        work.mkdir(parents=True)
-        yield work
-        sync_folder(work)
-        if target.is_dir():
-            target.rmdir()
-        os.replace(work, target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {target} ({error.strerror or error}). Make room, or name another folder."
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

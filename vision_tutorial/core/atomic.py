@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from .errors import StorageError, UserError
 
@@ -23,7 +24,7 @@ def storage(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise StorageError(
             f"cannot write {path}: {reason} ({free_space(path) / 2**30:.1f} GiB free there). "
-            "Make room, or choose another folder for the runs."
+            "Make room, or choose another folder."
         ) from error
 
 
@@ -85,6 +86,26 @@ def replacing(path: Path | str) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` when it is whole, and nothing when it is not."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"there is a {target} already; name another, or remove it.")
+    work = target.with_name(f".{target.name}-{uuid4().hex[:8]}")
+    with storage(target):
+        try:
+            work.mkdir(parents=True)
+            yield work
+            for folder, _, _ in os.walk(work):
+                sync_folder(Path(folder))
+            if target.is_dir():
+                target.rmdir()
+            os.replace(work, target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def write_json(path: Path | str, value: Any) -> None:

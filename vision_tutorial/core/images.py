@@ -17,10 +17,7 @@ VOID = 255  # where nothing counts in a mask uint8, as it lies in files
 
 
 def images_in(folder: Path, base: Path, who: str) -> Iterator[Path]:
-    """The image files at or below `folder`. A link may lead to a file inside `base`, no further.
-
-    `who` asks: the data set that the error names.
-    """
+    """The image files at or below `folder`; links may lead to files inside `base`. `who` asks."""
     stay_inside(folder, base, who)
     for parent, folders, files in os.walk(folder):  # links to folders are not followed
         folders[:] = filter(visible, folders)
@@ -45,7 +42,7 @@ def stay_inside(path: Path, base: Path, who: str) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file whose header was read; whatever is wrong with it is one line."""
     try:
         with Image.open(path) as image:
@@ -63,19 +60,19 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels, as the file's head says; nothing is decoded."""
-    with opened(path) as image:
+    with _opened(path) as image:
         return image.size
 
 
 def read_image(path: Path) -> Image.Image:
     """Decode the whole file to RGB (Pillow's `verify()` would pass half a JPEG)."""
-    with opened(path) as image:
+    with _opened(path) as image:
         return image.convert("RGB")
 
 
 def read_mask(path: Path, classes: int, void: int | None = None) -> np.ndarray:
     """The class ids in a PNG, uint8 (H, W), below `classes` or VOID; `void` becomes VOID, too."""
-    with opened(path) as image:
+    with _opened(path) as image:
         spread = any(tile[3] in SPREAD for tile in image.tile)
         if image.format != "PNG" or image.mode not in ("L", "P") or spread:
             raise UserError(

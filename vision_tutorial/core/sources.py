@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from .randomness import generator
 
 
 class Source(Protocol):
-    """Images by index."""
+    """Images by index. Several threads may ask at once."""
 
     name: str
     classes: tuple[str, ...]
@@ -31,8 +32,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        """The RGB image and its target: a class id, or a mask uint8 (H, W), `files.VOID` where
-        nothing counts. Several threads may ask at once."""
+        """The RGB image, and its class id or mask uint8 (H, W), VOID where nothing counts."""
 
     def key(self, index: int) -> str:
         """What the image is called: its file's name, or its number."""
@@ -42,31 +42,10 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class _Map:
-    """A mapped file by its name: how it travels to another process."""
-
-    file: str
-    dtype: np.dtype
-    offset: int
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, array: Any) -> Any:
-        """The map behind an array that is one, whole and still to be found; else the array."""
-        whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
-        if not whole or not array.filename or not os.path.exists(array.filename):
-            return array
-        return cls(str(array.filename), array.dtype, array.offset, array.shape)
-
-    def opened(self) -> np.memmap:
-        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
-
-
-@dataclass(frozen=True)
 class ArraySource:
     """Images in memory, or mapped into it. images uint8 (N, H, W, 3); targets int64 (N,); masks
-    uint8 (N, H, W), which are the targets of a `dense` set. `known_digest` spares reading a mapped
-    set through: its manifest has it. keys: what the images are called, where not by number."""
+    uint8 (N, H, W), which are the targets of a `dense` set. known_digest: from a mapped set's
+    manifest, which spares reading it through. keys: the images' names, where not numbers."""
 
     name: str
     images: np.ndarray
@@ -79,11 +58,11 @@ class ArraySource:
 
     def __getstate__(self) -> dict[str, Any]:
         # a loader process that is not forked would otherwise be sent all images by value
-        return {name: _Map.of(value) for name, value in vars(self).items()}
+        return {name: _by_name(value) for name, value in vars(self).items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            object.__setattr__(self, name, value.opened() if isinstance(value, _Map) else value)
+            object.__setattr__(self, name, value() if isinstance(value, partial) else value)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,6 +83,14 @@ class ArraySource:
                 digest.update(f"{array.dtype.str}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
+
+
+def _by_name(value: Any) -> Any:
+    """A mapped array as the call that maps its file again, if it is whole and the file is there."""
+    whole = isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap)
+    if not whole or not value.filename or not os.path.exists(value.filename):
+        return value
+    return partial(np.memmap, value.filename, value.dtype, "r", value.offset, value.shape)
 
 
 @dataclass(frozen=True)
@@ -169,15 +156,15 @@ def base(source: Source) -> Source:
 
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
     """Split `source` in two, (the rest, `fraction` of it), each class in its share; by `seed`."""
-    held = round(fraction * len(source)) if 0 < fraction < 1 else 0
-    if not 0 < held < len(source):
+    n = len(source)
+    held = round(fraction * n) if 0 < fraction < 1 else 0
+    if not 0 < held < n:
         raise UserError(
-            f"cannot hold out {fraction} of {len(source)} items; give a fraction between 0 and 1 "
-            "that leaves at least one item on each side."
+            f"cannot hold out {fraction} of {n} items; give a fraction between 0 and 1 that leaves "
+            "at least one item on each side."
         )
     chosen = _stratified(source.targets, held, seed, "hold_out")
-    rest = np.setdiff1d(np.arange(len(source)), chosen)
-    return Subset(source, rest), Subset(source, chosen)
+    return Subset(source, np.setdiff1d(np.arange(n), chosen)), Subset(source, chosen)
 
 
 def take(source: Source, n: int, seed: int) -> Subset:
@@ -206,11 +193,8 @@ def _stratified(targets: np.ndarray, n: int, seed: int, purpose: str) -> np.ndar
 
 def data_root(root: str | None = None) -> Path:
     """The folder of the data sets: `root`, else $VISION_TUTORIAL_DATA, else a cache folder."""
-    given = root or os.environ.get("VISION_TUTORIAL_DATA")
-    if given:
-        return Path(given).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "vision_tutorial"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vision_tutorial")
+    return Path(root or os.environ.get("VISION_TUTORIAL_DATA") or cache).expanduser()
 
 
 def data_folder(root: str) -> Path:

@@ -10,10 +10,9 @@ import ctypes
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,45 +21,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
 
+from ..core import arrays as folder
 from ..core.errors import UserError
 from ..core.randomness import address, order
-from ..core.sources import Source
+from ..core.registry import datasets
+from ..core.sources import ArraySource, Source, Subset, check_split
+from .augmentation.operation import AugmentationPlan
+from .executors import tensors
+from .executors.dispatch import carry_out, carry_out_masks, of_masks
 
-Transform = Callable[[Image.Image], Image.Image]
-Item = tuple[int, int]  # (epoch, index)
+Item = Sequence[int]  # epoch, index
 
 
-@dataclass
-class RawBatch:
+class RawBatch(NamedTuple):
     """A batch as it leaves the loader: images uint8 (B, 3, H, W), or (B, V, 3, H, W) in V versions;
     target ids (B,) or masks uint8 (B, H, W); items (B, 2), (epoch, index) of each, on the CPU."""
 
     images: Tensor
     target: Tensor
     items: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "RawBatch":
-        """The same batch with `change` applied to each tensor."""
-        return RawBatch(change(self.images), change(self.target), change(self.items))
-
-    def pin_memory(self) -> "RawBatch":
-        """DataLoader calls this to speed up the way to a GPU."""
-        return self.map(Tensor.pin_memory)
-
-    def parts(self, count: int) -> "list[RawBatch]":
-        """`count` micro-batches that keep mirror pairs together."""
-        if count == 1:
-            return [self]
-        rows = (torch.from_numpy(part(len(self), i, count)) for i in range(count))
-        return [self.map(partial(chosen, rows=row)) for row in rows]
-
-    def split(self, lengths: Sequence[int]) -> "list[RawBatch]":
-        """Consecutive batches of these lengths."""
-        pieces = (tensor.split(lengths) for tensor in (self.images, self.target, self.items))
-        return [RawBatch(*piece) for piece in zip(*pieces, strict=True)]
 
 
 def chosen(tensor: Tensor, rows: Tensor | None) -> Tensor:
@@ -72,6 +51,9 @@ def chosen(tensor: Tensor, rows: Tensor | None) -> Tensor:
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return tensor.index_select(0, rows)
+
+
+# -- which images, in which order ------------------------------------------------------------------
 
 
 def part(n: int, index: int, parts: int) -> np.ndarray:
@@ -88,81 +70,58 @@ def part(n: int, index: int, parts: int) -> np.ndarray:
     return np.concatenate([front, middle, n - 1 - front[::-1]])
 
 
-@dataclass(frozen=True)
-class TrainOrder:
-    """The batches of one process from step `start` to `stop`, across epochs; drops the rest."""
-
-    n: int
-    batch_size: int
-    seed: int
-    start: int
-    stop: int
-    rank: int = 0
-    world: int = 1
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        return (list(map(tuple, batch.tolist())) for batch in self.items())
-
-    def items(self) -> Iterator[np.ndarray]:
-        """(epoch, index) of each image of a batch, int64 (B, 2)."""
-        mine = part(self.batch_size, self.rank, self.world)
-        steps = self.n // self.batch_size
-        current, permutation = -1, np.empty(0)
-        for step in range(self.start, self.stop):
-            epoch, position = divmod(step, steps)
-            if epoch != current:
-                current, permutation = epoch, order(self.seed, epoch, self.n)
-            batch = permutation[position * self.batch_size :][: self.batch_size]
-            yield np.stack([np.full(len(mine), epoch), batch[mine]], 1)
+def train_order(
+    n: int, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+) -> Iterator[np.ndarray]:
+    """(epoch, index) of each image of a process's batches from step `start` to `stop`: int64
+    (B, 2). Each epoch drops what is left of the n images after its last whole batch."""
+    mine = part(batch_size, rank, world)
+    current, permutation = -1, np.empty(0)
+    for step in range(start, stop):
+        epoch, position = divmod(step, n // batch_size)
+        if epoch != current:
+            current, permutation = epoch, order(seed, epoch, n)
+        batch = permutation[position * batch_size :][:batch_size]
+        yield np.stack([np.full(len(mine), epoch), batch[mine]], 1)
 
 
-@dataclass(frozen=True)
-class EvalOrder:
-    """Whole batches, to each process in turn: each keeps its shape, so no count or bit depends on
-    how many processes there are, and nothing is padded."""
+def eval_order(n: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[np.ndarray]:
+    """(0, index) of each image of a process's batches of an evaluation: int64 (B, 2).
 
-    n: int
-    batch_size: int
-    rank: int = 0
-    world: int = 1
-
-    def __len__(self) -> int:
-        return len(range(self.rank * self.batch_size, self.n, self.world * self.batch_size))
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        return (list(map(tuple, batch.tolist())) for batch in self.items())
-
-    def items(self) -> Iterator[np.ndarray]:
-        """(0, index) of each image of a batch, int64 (B, 2)."""
-        for first in range(self.rank * self.batch_size, self.n, self.world * self.batch_size):
-            indices = np.arange(first, min(first + self.batch_size, self.n))
-            yield np.stack([np.zeros_like(indices), indices], 1)
-
-
-@dataclass(frozen=True)
-class PerImage:
-    """One image at a time through transforms that draw from the global generators: timm's way.
-
-    They are seeded by the image's address. Each image gets `transforms`; then come `copies` of
-    it that get `of_copies` as well.
+    Whole batches, to each process in turn: each keeps its shape, so no count or bit depends on how
+    many processes there are, and nothing is padded.
     """
+    for first in range(rank * batch_size, n, world * batch_size):
+        indices = np.arange(first, min(first + batch_size, n))
+        yield np.stack([np.zeros_like(indices), indices], 1)
 
-    transforms: Sequence[Transform]
-    seed: int
-    copies: int = 0
-    of_copies: Sequence[Transform] = ()
 
-    def __call__(self, image: Image.Image, item: Item) -> Tensor:
-        """uint8 (3, H, W), or (V, 3, H, W) in V versions."""
-        seed_generators(address(self.seed, *item, "augment"))
-        image = tv.Compose(self.transforms)(image)
-        copies = [tv.Compose(self.of_copies)(image) for _ in range(self.copies)]
-        made = [np.array(one, np.uint8) for one in (image, *copies)]
-        tensors = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in made]
-        return torch.stack(tensors) if self.copies else tensors[0]
+# -- one image at a time ---------------------------------------------------------------------------
+
+
+def by_references(
+    transforms: Sequence[Callable],
+    seed: int,
+    image: Image.Image,
+    item: Item,
+    copies: int = 0,
+    of_copies: Sequence[Callable] = (),
+) -> Tensor:
+    """An image through transforms that draw from the global generators, timm's way; they are seeded
+    by its address. -> uint8 (3, H, W); or (1 + copies, 3, H, W), copies with `of_copies` as well.
+    """
+    seed_generators(address(seed, *item, "augment"))
+    image = tv.Compose(transforms)(image)
+    versions = [image, *(tv.Compose(of_copies)(image) for _ in range(copies))]
+    made = [torch.from_numpy(np.array(one, np.uint8)).permute(2, 0, 1) for one in versions]
+    return torch.stack(made) if copies else made[0]
+
+
+def by_plan(plan: AugmentationPlan, image: Image.Image, item: Item) -> Tensor:
+    """The batched form on one image of any size, as a worker decodes it -> uint8 (3, h, w)."""
+    pixels = np.asarray(image)[None]
+    ops = plan.ops(np.array([item]), pixels.shape[1:3])
+    return carry_out(pixels, np.zeros(1, np.int64), ops, threads=1)[0]
 
 
 class AugmentedImages(Dataset):
@@ -173,9 +132,6 @@ class AugmentedImages(Dataset):
 
     def __init__(self, source: Source, augment: Callable):
         self.source, self.augment = source, augment
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, item: Item) -> tuple[Tensor, Any, Item] | UserError:
         _, index = item
@@ -221,12 +177,12 @@ def collate(samples: list[Any]) -> RawBatch | UserError:
 
 
 def make_loader(
-    images: AugmentedImages, batches: TrainOrder | EvalOrder, workers: int, pin: bool
+    images: AugmentedImages, batches: Iterable[np.ndarray], workers: int, pin: bool
 ) -> Iterator[RawBatch]:
     """Batches in the given order. UserError names an image that cannot be read."""
     loader = DataLoader(
         images,
-        batch_sampler=batches,
+        batch_sampler=(items.tolist() for items in batches),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
@@ -247,3 +203,77 @@ def _worker_started(_: int) -> None:
     if sys.platform == "linux":
         death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+
+
+# -- whole batches ---------------------------------------------------------------------------------
+
+
+@datasets.register
+def arrays(split: str, *, root: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
+    """A folder that `vision-tutorial pack` made: mapped, so it may be larger than the memory."""
+    check_split(split)
+    return folder.load(Path(root).expanduser(), split, verify)
+
+
+class Store:
+    """The images and targets (masks, if it is dense) of a source in arrays, augmented where they
+    lie: in the machine's memory, a mapped file, or the GPU's memory.
+
+    memory: `device`, `host`, or `auto` for the first if they take a quarter of what is free there.
+    """
+
+    def __init__(self, source: Source, device: torch.device, memory: str, threads: int):
+        self.device, self.threads = device, threads
+        under: Any = source
+        self.rows = np.arange(len(source))
+        while isinstance(under, Subset):
+            under, self.rows = under.source, np.asarray(under.indices)[self.rows]
+        # plain arrays over the same memory, whatever kind of mapping it was
+        arrays = [np.asarray(under.images), np.asarray(under.masks) if under.dense else None]
+        if device.type == "cuda" and memory != "host":
+            size = sum(array.nbytes for array in arrays if array is not None)
+            if memory == "device" or size < torch.cuda.mem_get_info(device)[0] / 4:
+                arrays = [a if a is None else torch.tensor(a, device=device) for a in arrays]
+        self.images, self.masks = arrays
+        self.targets = torch.tensor(under.targets, device=device)
+
+    def __call__(self, plan: AugmentationPlan, items: np.ndarray) -> RawBatch:
+        """The images `items` int64 (B, 2), augmented, and their targets."""
+        rows = self.rows[items[:, 1]]
+        ops = plan.ops(items, tuple(self.images.shape[1:3]))
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            images = tensors.apply(self.taken(self.images, rows).permute(0, 3, 1, 2), ops)
+        else:
+            images = carry_out(self.images, rows, ops, self.threads)
+        if self.masks is None:
+            target = self.taken(self.targets, rows)
+        elif on_gpu:
+            target = tensors.apply(self.taken(self.masks, rows)[:, None], of_masks(ops))[:, 0]
+        else:
+            target = torch.from_numpy(carry_out_masks(self.masks, rows, ops))
+        return RawBatch(images, target, torch.from_numpy(items))
+
+    def taken(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
+        """Some rows of the images, masks or targets, on the device."""
+        if isinstance(values, Tensor):
+            return values[torch.from_numpy(rows).to(values.device)]
+        return torch.from_numpy(values[rows]).pin_memory().to(self.device, non_blocking=True)
+
+
+def ahead(batches: Iterator[RawBatch], device: torch.device) -> Iterator[RawBatch]:
+    """Queue each batch on a stream of its own, one before it is needed, beside the step."""
+    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(main)  # the pixels may still be on their way
+
+    def queued() -> RawBatch | None:
+        with torch.cuda.stream(side):
+            return next(batches, None)
+
+    upcoming = queued()
+    while upcoming is not None:
+        main.wait_stream(side)
+        for tensor in (upcoming.images, upcoming.target):
+            tensor.record_stream(main)
+        current, upcoming = upcoming, queued()
+        yield current

@@ -6,8 +6,7 @@ the batch that keeps mirror pairs together (a process's share, a micro-batch) is
 would be. The modes are timm's.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,12 +18,9 @@ from ..core.errors import UserError
 from ..core.randomness import address, generator
 from ..core.registry import mixers
 from ..recipe.grammar import Term
-from .augmentation.operation import RandomStream, check, check_name
+from .augmentation.operation import RandomStream
 
 Share = Tensor | float
-Mixer = Callable[[Tensor, np.random.Generator], tuple[Tensor, Share]]
-# images, target, classes, seed, step, items -> images, target
-Mix = Callable[[Tensor, Tensor, int, int, int, Tensor | None], tuple[Tensor, Tensor]]
 ATTEMPTS = 64  # of a gamma; one in twenty fails, at most
 
 
@@ -44,13 +40,14 @@ def cutmix(
     uniform centre, clipped; p is the probability that a batch is mixed at all. mode: one λ and box
     for the batch, for each mirror pair, or for each image. UserError for an option out of range.
     """
-    _check_options("cutmix", alpha, p, mode)
+    _check_options("cutmix", alpha, p)
     if rng.random() >= p:
         return images, 1.0
-    rows, columns = draw_box(*images.shape[-2:], rng.beta(alpha, alpha), rng)
+    share, size = rng.beta(alpha, alpha), images.shape[-2:]
+    rows, columns = (slice(*box_ends(side, share, rng.integers(side))) for side in size)
     mixed = images.clone()
     mixed[..., rows, columns] = images[..., rows, columns].flip(0)
-    kept = torch.ones(1, 1, *images.shape[-2:], dtype=torch.bool, device=images.device)
+    kept = torch.ones(1, 1, *size, dtype=torch.bool, device=images.device)
     kept[..., rows, columns] = False
     return mixed, kept
 
@@ -70,7 +67,7 @@ def mixup(
     keeps; p is the probability that a batch is mixed at all. mode: one λ for the batch, for each
     mirror pair, or for each image. UserError if alpha or p are out of range.
     """
-    _check_options("mixup", alpha, p, mode)
+    _check_options("mixup", alpha, p)
     if rng.random() >= p:
         return images, 1.0
     share = float(rng.beta(alpha, alpha))
@@ -78,146 +75,115 @@ def mixup(
     return blend.round_().to(images.dtype), share
 
 
-def draw_box(
-    height: int, width: int, share: float, rng: np.random.Generator
-) -> tuple[slice, slice]:
-    """CutMix's rows and columns, as in the paper's code and timm up to 1.0.30.
+def box_ends(
+    length: int, share: float | np.ndarray, centre: int | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """First and last + 1 of CutMix's rows or columns: length·√(1-share) around `centre`, clipped.
 
-    Half a side is cut // 2, so sides are even; timm 1.0.31 gives odd ones their last pixel back.
+    As in the paper's code and timm up to 1.0.30: half a side is cut // 2, so sides are even; timm
+    1.0.31 gives odd ones their last pixel back.
     """
-    sides = []
-    for length in (height, width):
-        half = int(length * np.sqrt(1 - share)) // 2
-        centre = int(rng.integers(length))
-        sides.append(slice(max(centre - half, 0), min(centre + half, length)))
-    return sides[0], sides[1]
+    half = (length * np.sqrt(1 - share)).astype(np.int64) // 2
+    return np.maximum(centre - half, 0), np.minimum(centre + half, length)
 
 
-def _check_options(entry: str, alpha: float, p: float, mode: str) -> None:
-    check_name(f"mode of {entry}", mode, ("batch", "pair", "elem"))
+def _check_options(entry: str, alpha: float, p: float) -> None:
     if not alpha > 0:
         raise UserError(f"{entry}: alpha is {alpha}; use more than 0, or leave {entry} out of mix.")
-    check(entry, "p", p, 0, 1)
+    if not 0 <= p <= 1:
+        raise UserError(f"{entry}: p is {p}; use 0 to 1.")
 
 
-def mix(terms: Sequence[Term] | None) -> Mix:
-    """A recipe's mixers as one function, a `Mix`.
+class Mix:
+    """A recipe's mixers as one function.
 
     Each batch (or each image, by their mode) is given to one of them, drawn by weight, and its
     class ids become a class map. No terms: nothing is mixed. UserError for a bad option, modes that
     differ, or weights that are all zero.
     """
-    if not terms:
-        return leave
-    weights = np.array([term.weight for term in terms], dtype=np.float64)
-    if not weights.sum() > 0:
-        raise UserError("mix: every weight is 0; give one of them more, or leave `mix` out.")
-    bound = [mixers.build(term.name, **term.options) for term in terms]
-    for mixer in bound:  # so that a bad option shows now and not in the first batch
-        mixer(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), generator(0, "probe"))
-    # of a mixer of one's own, `mode` means nothing here
-    timms = ("cutmix", "mixup")
-    modes = {t.options.get("mode", "batch") if t.name in timms else "batch" for t in terms}
-    if len(modes) > 1:
-        raise UserError(f"mix: modes {' and '.join(sorted(modes))} do not go together; use one.")
-    if modes == {"batch"}:
-        return partial(_mix_batch, bound, weights / weights.sum())
-    return partial(_mix_each, terms, weights / weights.sum(), modes == {"pair"})
 
+    def __init__(self, terms: Sequence[Term] | None):
+        self.terms = terms or ()
+        if not terms:
+            return
+        weights = np.array([term.weight for term in terms], dtype=np.float64)
+        if not weights.sum() > 0:
+            raise UserError("mix: every weight is 0; give one of them more, or leave `mix` out.")
+        self.weights = weights / weights.sum()
+        self.mixers = [mixers.build(term.name, **term.options) for term in terms]
+        for mixer in self.mixers:  # so that a bad option shows now and not in the first batch
+            mixer(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), generator(0, "probe"))
+        # of a mixer of one's own, `mode` means nothing here
+        timms = ("cutmix", "mixup")
+        modes = {t.options.get("mode", "batch") if t.name in timms else "batch" for t in terms}
+        if len(modes) > 1:
+            named = " and ".join(sorted(modes))
+            raise UserError(f"mix: modes {named} do not go together; use one.")
+        (self.mode,) = modes
 
-def leave(
-    images: Tensor,
-    target: Tensor,
-    classes: int,
-    seed: int,
-    step: int,
-    items: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Mix nothing: the images and class ids as they are."""
-    return images, target
+    def __call__(
+        self,
+        images: Tensor,
+        target: Tensor,
+        classes: int,
+        seed: int,
+        step: int,
+        items: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """images uint8 (B, C, H, W), target ids or map -> mixed, class map (B, classes, *S).
 
-
-def _mix_batch(
-    choices: Sequence[Mixer],
-    probabilities: np.ndarray,
-    images: Tensor,
-    target: Tensor,
-    classes: int,
-    seed: int,
-    step: int,
-    items: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """images uint8 (B, C, H, W), target ids or map -> mixed images, class map (B, classes, *S).
-
-    Masks are pasted as pixels are, and stay class ids, unless two labels are blended.
-    """
-    rng = generator(seed, step, "mix")
-    mixer = choices[rng.choice(len(choices), p=probabilities)]
-    images, share = mixer(images, rng)
-    if targets.is_spatial(target):
-        if not isinstance(share, Tensor) and share == 1:
+        items int64 (B, 2): (epoch, index) of each image, for modes `pair` and `elem`. Masks are
+        pasted as pixels are, and stay class ids, unless two labels are blended.
+        """
+        if not self.terms:
             return images, target
-        if isinstance(share, Tensor) and share.dtype == torch.bool:
-            return images, targets.paste(target, target.flip(0), share[:, 0])
-    elif isinstance(share, Tensor):
-        share = share.float().mean((-2, -1))  # one label for the image: by area
-    return images, targets.mix(target, target.flip(0), share, classes)
+        if self.mode == "batch":
+            rng = generator(seed, step, "mix")
+            mixer = self.mixers[rng.choice(len(self.mixers), p=self.weights)]
+            images, share = mixer(images, rng)
+        else:
+            images, share = self._each(images, items.numpy(), address(seed, "mix"))
+        if targets.is_spatial(target):
+            if not isinstance(share, Tensor) and share == 1:
+                return images, target
+            if isinstance(share, Tensor) and share.dtype == torch.bool:
+                return images, targets.paste(target, target.flip(0), share[:, 0])
+        elif isinstance(share, Tensor):
+            share = share.float().mean((-2, -1))  # one label for the image: by area
+        return images, targets.mix(target, target.flip(0), share, classes)
 
-
-# -- a share and a box for each image, or for each pair ------------------------------------------
-
-
-def _mix_each(
-    terms: Sequence[Term],
-    weights: np.ndarray,
-    in_pairs: bool,
-    images: Tensor,
-    target: Tensor,
-    classes: int,
-    seed: int,
-    step: int,
-    items: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """images uint8 (B, C, H, W), target ids or map -> mixed images, class map (B, classes, *S).
-
-    items int64 (B, 2): the address of each image's draws. in_pairs: mirrors share their draws.
-    Masks stay class ids if CutMix is all there is.
-    """
-    own = items.numpy()
-    first_of_pair = np.where(own[::-1, 1:] < own[:, 1:], own[::-1], own)  # by index
-    draws = RandomStream(first_of_pair if in_pairs else own, address(seed, "mix"))
-    u = draws(4)
-    which = np.searchsorted(np.cumsum(weights)[:-1], u[:, 0], side="right")
-    alpha, p = (
-        np.array([term.options.get(name, 1.0) for term in terms])[which] for name in ("alpha", "p")
-    )
-    share = beta(draws, alpha)
-    share[u[:, 1] >= p] = 1.0
-    cuts = np.array([term.name == "cutmix" for term in terms])[which]
-    inside = _boxes(images.shape[-2:], np.where(cuts, share, 1.0), u[:, 2:]).to(images.device)
-    mixed = torch.where(inside, images.flip(0), images)
-    blended = torch.from_numpy(np.flatnonzero(~cuts & (share < 1))).to(images.device)
-    part = torch.from_numpy(share.astype(np.float32)).to(images.device)[blended, None, None, None]
-    one, other = images[blended].float(), images.flip(0)[blended].float()
-    mixed[blended] = (one * part + other * (1 - part)).round_().to(images.dtype)
-    if targets.is_spatial(target) and all(term.name == "cutmix" for term in terms):
-        return mixed, targets.paste(target, target.flip(0), ~inside[:, 0])
-    kept = 1 - inside.float()
-    kept[blended] = part
-    if not targets.is_spatial(target):
-        kept = kept.mean((-2, -1))  # one label for the image: by area
-    return mixed, targets.mix(target, target.flip(0), kept, classes)
-
-
-def _boxes(size: tuple[int, int], share: np.ndarray, centres: np.ndarray) -> Tensor:
-    """Where the mirror shows: bool (B, 1, H, W), H·√(1-share) x W·√(1-share) around centres."""
-    lines = []
-    for length, u in zip(size, centres.T, strict=True):
-        half = (length * np.sqrt(1 - share)).astype(np.int64) // 2
-        centre = (u * length).astype(np.int64)
-        place = np.arange(length)
-        lines.append((place >= (centre - half)[:, None]) & (place < (centre + half)[:, None]))
-    return torch.from_numpy(lines[0][:, None, :, None] & lines[1][:, None, None, :])
+    def _each(self, images: Tensor, items: np.ndarray, key: int) -> tuple[Tensor, Tensor]:
+        """A mixer, a share and a box for each image or pair: images, and what they keep: bool
+        (B, 1, H, W) if CutMix is all there is, else float."""
+        if self.mode == "pair":  # mirrors share the draws of the one that is first by index
+            items = np.where(items[::-1, 1:] < items[:, 1:], items[::-1], items)
+        draws = RandomStream(items, key)
+        u = draws(4)
+        which = np.searchsorted(np.cumsum(self.weights)[:-1], u[:, 0], side="right")
+        alpha, p = (
+            np.array([term.options.get(name, 1.0) for term in self.terms])[which]
+            for name in ("alpha", "p")
+        )
+        share = beta(draws, alpha)
+        share[u[:, 1] >= p] = 1.0
+        cuts = np.array([term.name == "cutmix" for term in self.terms])[which]
+        lines, device = [], images.device
+        for length, middle in zip(images.shape[-2:], u[:, 2:].T, strict=True):
+            centre, place = (middle * length).astype(np.int64), np.arange(length)
+            first, last = box_ends(length, np.where(cuts, share, 1.0), centre)
+            lines.append((place >= first[:, None]) & (place < last[:, None]))
+        box = lines[0][:, None, :, None] & lines[1][:, None, None, :]
+        inside = torch.from_numpy(box).to(device)
+        mixed = torch.where(inside, images.flip(0), images)
+        if all(term.name == "cutmix" for term in self.terms):
+            return mixed, ~inside
+        blended = torch.from_numpy(np.flatnonzero(~cuts & (share < 1))).to(device)
+        part = torch.from_numpy(share.astype(np.float32)).to(device)[blended, None, None, None]
+        one, other = images[blended].float(), images.flip(0)[blended].float()
+        mixed[blended] = (one * part + other * (1 - part)).round_().to(images.dtype)
+        kept = 1 - inside.float()
+        kept[blended] = part
+        return mixed, kept
 
 
 def beta(draws: RandomStream, alpha: np.ndarray) -> np.ndarray:
@@ -228,8 +194,7 @@ def beta(draws: RandomStream, alpha: np.ndarray) -> np.ndarray:
 
 def _gamma(draws: RandomStream, alpha: np.ndarray, lane: int) -> np.ndarray:
     """Gamma(alpha) for each image (Marsaglia and Tsang 2000); attempts take every other block."""
-    raised = np.where(alpha < 1, alpha + 1, alpha)
-    d = raised - 1 / 3
+    d = np.where(alpha < 1, alpha + 1, alpha) - 1 / 3
     found = np.ones(len(alpha))
     left = np.arange(len(alpha))
     for attempt in range(ATTEMPTS):

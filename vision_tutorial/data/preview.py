@@ -15,6 +15,7 @@ from PIL import Image
 from timm.data import auto_augment as timm_policies
 from torch import Tensor
 from torchvision import transforms as tv
+from torchvision.transforms.autoaugment import _apply_op
 
 from ..core import targets
 from ..core.errors import UserError
@@ -23,19 +24,16 @@ from ..core.sources import Source
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice, Term
 from ..recipe.notation import scalar
-from .augmentation.operation import BatchedOp, operation
-from .augmentation.policies import signed
+from .augmentation.operation import operation
 from .loader import collate, seed_generators
 from .pipeline import DataPipeline, WorkerContext, augmented_images, colours
-from .store import carry_out
 
 EPOCHS = 8  # of the whole chain
 DRAWS = 4  # of one entry, or one mixer
 
 
 class Shot(NamedTuple):
-    """An image and what was done to it. pixels uint8 (H, W, 3); mask uint8 (H, W), where it has
-    one that went along."""
+    """An image and what was done to it. pixels uint8 (H, W, 3); mask uint8 (H, W), if any."""
 
     label: str
     pixels: np.ndarray
@@ -60,7 +58,7 @@ def preview(recipe: Recipe, source: Source) -> list[Panel]:
     partner = int(others[0]) if len(others) else (index + 1) % len(source)
     plain = recipe.model_copy(update={"mix": None, "channels_last": False})
     framed = plain.model_copy(update={"augment": recipe.eval_augment})
-    (start,) = shots(framed, source, [index], 1, "")
+    (start,), (other,) = (shots(framed, source, [i], 1, "") for i in (index, partner))
     panels = [Panel("", [start._replace(label=f"{source.name} {source.key(index)}")])]
     if recipe.augment:
         panels.append(Panel("augment", shots(plain, source, [index], EPOCHS, "epoch")))
@@ -69,12 +67,11 @@ def preview(recipe: Recipe, source: Source) -> list[Panel]:
         panels.append(Panel(written(choice), shots(alone, source, [index], DRAWS, "draw")))
         parts = apart(choice, start.pixels, recipe.seed)
         panels += [Panel(f"{choice.name}, its parts", parts)] if parts else []
-    (other,) = shots(framed, source, [partner], 1, "")
     of_one_size = framed if other.pixels.shape == start.pixels.shape else plain
     for term in recipe.mix or ():
         alone = of_one_size.model_copy(update={"mix": (surely(replace(term, weight=1.0)),)})
-        made = shots(alone, source, [index, partner], DRAWS, "draw")
-        panels.append(Panel(written(term), made))
+        mixed = shots(alone, source, [index, partner], DRAWS, "draw")
+        panels.append(Panel(written(term), mixed))
     return panels
 
 
@@ -84,15 +81,16 @@ def shots(
     """The first of these images as training sees it in each epoch, where it differs from before;
     called `label` and the epoch, counted from 1, or by their shares, where images are mixed."""
     images = augmented_images(recipe, source)
-    worker = WorkerContext(torch.device("cpu"))
-    preprocess = DataPipeline(recipe, source, worker, training=True).preprocessor
+    pipeline = DataPipeline(recipe, source, WorkerContext(torch.device("cpu")), training=True)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in colours(recipe))
     made: dict[bytes, Shot] = {}
     for epoch in range(epochs):
         raw = collate([images[epoch, index] for index in indices])
         if isinstance(raw, UserError):
             raise raw
-        batch = preprocess(raw, epoch)
-        pixels, target = visible(batch.images[0], colours(recipe)), batch.target[0]
+        (batch,) = pipeline.preprocess(raw, epoch)
+        visible = ((batch.images[0] * std + mean) * 255).round().clamp(0, 255).byte()
+        pixels, target = visible.permute(1, 2, 0).contiguous().numpy(), batch.target[0]
         shot = Shot(f"{label} {epoch + 1}", pixels)
         if source.dense:
             masks = targets.to_masks(targets.to_ids(batch.target))
@@ -101,13 +99,6 @@ def shots(
             shot = shot._replace(label=shares(target, source.classes))
         made.setdefault(pixels.tobytes(), shot)
     return list(made.values())
-
-
-def visible(image: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> np.ndarray:
-    """A normalised image (3, H, W) as people see it: uint8 (H, W, 3)."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in colours)
-    pixels = (image * std + mean) * 255
-    return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
 def shares(target: Tensor, classes: Sequence[str]) -> str:
@@ -130,54 +121,50 @@ def written(entry: Choice | Term) -> str:
     return f"{entry.name}({options})" if options else entry.name
 
 
-# -- policies, taken apart -------------------------------------------------------------------------
-
-
 def apart(choice: Choice, pixels: np.ndarray, seed: int) -> list[Shot]:
     """Pixels (H, W, 3) under each sub-policy or operation of an entry; [] if it has none.
 
-    Each happens surely and at its nominal magnitude; which way (left, right) is drawn by `seed`.
+    Each happens surely and at its nominal magnitude; which way (left, right) is drawn by `seed`
+    for timm's policies, and positive for torchvision's.
     """
-    made = operation(choice).reference
-    made = made.transforms[0] if isinstance(made, tv.RandomChoice) else made
-    if isinstance(made, timm_policies.AutoAugment):
-        return [timms(pair, pixels, address(seed, n)) for n, pair in enumerate(made.policy)]
-    if isinstance(made, timm_policies.RandAugment | timm_policies.AugMixAugment):
-        return [timms([op], pixels, address(seed, n)) for n, op in enumerate(made.ops)]
-    if isinstance(made, tv.AutoAugment):
-        space = made._augmentation_space(10, pixels.shape[:2])
-        return [torchvisions(space, pair, pixels, made.fill) for pair in made.policies]
-    if isinstance(made, tv.TrivialAugmentWide):
-        space = made._augmentation_space(made.num_magnitude_bins)
-        top = made.num_magnitude_bins - 1
-        return [torchvisions(space, [(name, 1.0, top)], pixels, made.fill) for name in space]
+    policy, image = operation(choice).reference, Image.fromarray(pixels)
+    policy = policy.transforms[0] if isinstance(policy, tv.RandomChoice) else policy
+    if isinstance(policy, timm_policies.AutoAugment):
+        return [timms(ops, image, address(seed, n)) for n, ops in enumerate(policy.policy)]
+    if isinstance(policy, timm_policies.RandAugment | timm_policies.AugMixAugment):
+        return [timms([op], image, address(seed, n)) for n, op in enumerate(policy.ops)]
+    if isinstance(policy, tv.AutoAugment):
+        space = policy._augmentation_space(10, pixels.shape[:2])
+        return [torchvisions(space, ops, image, policy.fill) for ops in policy.policies]
+    if isinstance(policy, tv.TrivialAugmentWide):
+        count = policy.num_magnitude_bins
+        space = policy._augmentation_space(count)
+        alone = [[(name, 1.0, count - 1)] for name in space]
+        return [torchvisions(space, ops, image, policy.fill) for ops in alone]
     return []
 
 
-def timms(ops: Sequence[timm_policies.AugmentOp], pixels: np.ndarray, seed: int) -> Shot:
+def timms(ops: Sequence[timm_policies.AugmentOp], image: Image.Image, seed: int) -> Shot:
     """timm's operations, one after the other."""
     seed_generators(seed)
-    image = Image.fromarray(pixels)
     for op in ops:
         sure = copy(op)
         sure.prob, sure.magnitude_std = 1.0, 0
         image = sure(image)
-    label = " + ".join(f"{op.name} {op.magnitude:g}" for op in ops)
-    return Shot(label, np.asarray(image))
+    return Shot(" + ".join(f"{op.name} {op.magnitude:g}" for op in ops), np.asarray(image))
 
 
 def torchvisions(
     space: dict[str, tuple[Tensor, bool]],
     ops: Sequence[tuple[str, float, int | None]],
-    pixels: np.ndarray,
-    fill: Sequence[int] | None,
+    image: Image.Image,
+    fill: Sequence[float] | None,
 ) -> Shot:
     """torchvision's operations (name, probability, place among its magnitudes in `space`)."""
-    size, slots, names = pixels.shape[:2], [], []
+    names = []
     for name, _, place in ops:
-        codes, args = signed(space, name, place, size)[0]
-        slots.append(BatchedOp(codes, args, size, tuple(fill or (0, 0, 0))))
         levels = space[name][0]
-        names.append(f"{name} {float(levels[place]):.3g}" if levels.ndim else name)
-    made = carry_out(pixels[None], np.zeros(1, np.int64), slots, threads=1)
-    return Shot(" + ".join(names), made[0].permute(1, 2, 0).numpy())
+        level = float(levels[place]) if levels.ndim else 0.0
+        image = _apply_op(image, name, level, tv.InterpolationMode.NEAREST, fill)
+        names.append(f"{name} {level:.3g}" if levels.ndim else name)
+    return Shot(" + ".join(names), np.asarray(image))

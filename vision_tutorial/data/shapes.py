@@ -85,13 +85,17 @@ def _draw(
     ground = [np.where(swap, *pair) for pair in zip(light, dark, strict=True)]
     ink = [np.where(swap, *pair) for pair in zip(dark, light, strict=True)]
     for colour, amplitude in ((ground, 25), (ground, 25), (ink, 15)):
-        _add_wave(colour, amplitude, draw, x / size, y / size)
+        # A triangle wave of up to so many grey levels: a long one is a slope, else stripes.
+        phase = next(draw)
+        for place in (x / size, y / size):
+            phase = phase + 6 * (next(draw) - 0.5) * place
+        wave = 4 * np.abs(phase - np.floor(phase) - 0.5) - 1
+        colour[:] = [channel + amplitude * (2 * next(draw) - 1) * wave for channel in colour]
     # A streak: edges that belong to no shape.
     cosine, sine = _direction(draw)
     apart = (x - size * next(draw)) * cosine + (y - size * next(draw)) * sine
-    _paint(ground, np.abs(apart) - size / 40, [255 * next(draw) for _ in "rgb"])
-    _paint(ground, edge, ink)
-    image = np.stack(np.broadcast_arrays(*ground), -1) + noise
+    ground = _paint(ground, np.abs(apart) - size / 40, [255 * next(draw) for _ in "rgb"])
+    image = np.stack(np.broadcast_arrays(*_paint(ground, edge, ink)), -1) + noise
     return np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8), edge < 0
 
 
@@ -114,22 +118,13 @@ def _direction(draw: Draws) -> tuple[Array, Array]:
     return x / length, y / length
 
 
-def _add_wave(colour: list[Array], amplitude: float, draw: Draws, x: Array, y: Array) -> None:
-    """Add a triangle wave of up to `amplitude` grey levels: a long one is a slope, else stripes."""
-    phase = next(draw) + 6 * (next(draw) - 0.5) * x + 6 * (next(draw) - 0.5) * y
-    wave = 4 * np.abs(phase - np.floor(phase) - 0.5) - 1
-    for channel in range(3):
-        colour[channel] = colour[channel] + amplitude * (2 * next(draw) - 1) * wave
-
-
-def _paint(colour: list[Array], edge: Array, ink: list[Array]) -> None:
-    """Lay `ink` where `edge` (pixels) is negative, its rim one pixel soft."""
+def _paint(colour: list[Array], edge: Array, ink: list[Array]) -> list[Array]:
+    """`ink` laid where `edge` (pixels) is negative, its rim one pixel soft."""
     cover = np.clip(0.5 - edge, 0, 1)
-    for channel in range(3):
-        colour[channel] = colour[channel] + cover * (ink[channel] - colour[channel])
+    return [under + cover * (over - under) for under, over in zip(colour, ink, strict=True)]
 
 
-# Outlines: how far (u, v) is outside the shape (negative: inside), in units of its radius.
+# -- outlines: how far (u, v) is outside the shape (negative: inside), in units of its radius ------
 
 
 def _disc(u: Array, v: Array) -> Array:
@@ -138,10 +133,6 @@ def _disc(u: Array, v: Array) -> Array:
 
 def _box(u: Array, v: Array, width: float, height: float) -> Array:
     return np.maximum(np.abs(u) - width, np.abs(v) - height)
-
-
-def _without(shape: Array, hole: Array) -> Array:
-    return np.maximum(shape, -hole)
 
 
 def _triangle(u: Array, v: Array) -> Array:
@@ -158,11 +149,11 @@ def _star(u: Array, v: Array) -> Array:
 OUTLINES: dict[str, Outline] = {
     "disc": _disc,
     "half": lambda u, v: np.maximum(_disc(u, v + 0.4), -0.4 - v),
-    "crescent": lambda u, v: _without(_disc(u, v), 0.8 * _disc((u - 0.6) / 0.8, v / 0.8)),
+    "crescent": lambda u, v: np.maximum(_disc(u, v), -0.8 * _disc((u - 0.6) / 0.8, v / 0.8)),
     "ring": lambda u, v: np.maximum(_disc(u, v), -0.45 - _disc(u, v)),
     "triangle": _triangle,
     "square": lambda u, v: _box(u, v, 0.75, 0.75),
-    "frame": lambda u, v: _without(_box(u, v, 0.75, 0.75), _box(u, v, 0.4, 0.4)),
+    "frame": lambda u, v: np.maximum(_box(u, v, 0.75, 0.75), -_box(u, v, 0.4, 0.4)),
     "bar": lambda u, v: _box(u, v, 1, 0.3),
     "cross": lambda u, v: np.minimum(_box(u, v, 1, 0.3), _box(v, u, 1, 0.3)),
     "star": _star,

@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..core.arrays import new_folder
-from ..core.atomic import sync_folder, write_bytes, write_json
+from ..core.atomic import new_folder, write_bytes, write_json
 from ..core.errors import UserError, check_range
 from ..core.images import VOID, read_image
 from .dense_crf import checked
@@ -212,6 +211,4 @@ def write_folder(
                 f"no pseudo label is kept: {report.summary()}. The highest mean confidence is "
                 f"{most:.4g}; choose lower thresholds ({asdict(report.rule)})."
             )
-        for name in ("images", "masks"):
-            sync_folder(folder / name)
         write_json(folder / "ledger.json", report.plain())

@@ -16,8 +16,8 @@ from torch import Tensor
 from ...core.errors import UserError
 from ...core.randomness import address
 from ...recipe.grammar import Choice
+from ..executors.dispatch import carry_out, carry_out_masks
 from ..loader import Item, seed_generators
-from ..store import carry_out, carry_out_masks
 from .operation import AugmentationPlan, in_words, operation, stream_key
 
 ALONE = np.zeros(1, np.int64)  # the rows of a batch of one
