@@ -19,7 +19,7 @@ from ..core.errors import UserError
 from ..core.randomness import address, generator
 from ..core.registry import mixers
 from ..recipe.grammar import Term
-from .augmentation.operation import RandomStream, check, check_name
+from .augmentation.operation import RandomStream, check
 
 Share = Tensor | float
 Mixer = Callable[[Tensor, np.random.Generator], tuple[Tensor, Share]]
@@ -44,7 +44,7 @@ def cutmix(
     uniform centre, clipped; p is the probability that a batch is mixed at all. mode: one λ and box
     for the batch, for each mirror pair, or for each image. UserError for an option out of range.
     """
-    _check_options("cutmix", alpha, p, mode)
+    _check_options("cutmix", alpha, p)
     if rng.random() >= p:
         return images, 1.0
     rows, columns = draw_box(*images.shape[-2:], rng.beta(alpha, alpha), rng)
@@ -70,7 +70,7 @@ def mixup(
     keeps; p is the probability that a batch is mixed at all. mode: one λ for the batch, for each
     mirror pair, or for each image. UserError if alpha or p are out of range.
     """
-    _check_options("mixup", alpha, p, mode)
+    _check_options("mixup", alpha, p)
     if rng.random() >= p:
         return images, 1.0
     share = float(rng.beta(alpha, alpha))
@@ -93,11 +93,10 @@ def draw_box(
     return sides[0], sides[1]
 
 
-def _check_options(entry: str, alpha: float, p: float, mode: str) -> None:
-    check_name(f"mode of {entry}", mode, ("batch", "pair", "elem"))
+def _check_options(entry: str, alpha: float, p: float) -> None:
     if not alpha > 0:
         raise UserError(f"{entry}: alpha is {alpha}; use more than 0, or leave {entry} out of mix.")
-    check(entry, "p", p, 0, 1)
+    check(entry, p=(p, 0, 1))
 
 
 def mix(terms: Sequence[Term] | None) -> Mix:

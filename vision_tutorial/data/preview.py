@@ -24,7 +24,7 @@ from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice, Term
 from ..recipe.notation import scalar
 from .augmentation.operation import BatchedOp, operation
-from .augmentation.policies import signed
+from .augmentation.policies import torchvision_rows
 from .loader import collate, seed_generators
 from .pipeline import DataPipeline, WorkerContext, augmented_images, colours
 from .store import carry_out
@@ -175,7 +175,7 @@ def torchvisions(
     """torchvision's operations (name, probability, place among its magnitudes in `space`)."""
     size, slots, names = pixels.shape[:2], [], []
     for name, _, place in ops:
-        codes, args = signed(space, name, place, size)[0]
+        codes, args = (part[:1] for part in torchvision_rows(space, name, place, size))
         slots.append(BatchedOp(codes, args, size, tuple(fill or (0, 0, 0))))
         levels = space[name][0]
         names.append(f"{name} {float(levels[place]):.3g}" if levels.ndim else name)
