@@ -16,12 +16,12 @@ from vision_tutorial.data.executors import compiled, tensors
 KEEP_SIZE = [op for op in Op if op not in (Op.RESAMPLE, Op.WINDOW)]
 
 
-def by_numba(images, slots):
-    return compiled.apply(images, np.arange(len(images)), slots)
+def by_numba(images, slots, threads=1):
+    return compiled.apply(images, np.arange(len(images)), slots, threads)
 
 
 def by_threads(images, slots):
-    return compiled.apply(images, np.arange(len(images)), slots, 3)
+    return by_numba(images, slots, 3)
 
 
 def by_torch(images, slots):
@@ -53,14 +53,14 @@ def test_operation_is_pillows(op):
             assert differing(drawn(rng, 40, *size), [random_slot(op, rng, 40, *size)]) == []
 
 
-@pytest.mark.parametrize("op", Op)
-def test_operation_on_real_images(op, data_root):
+def test_operations_on_real_images(data_root):
     data = pickle.loads((data_root / "cifar-100-python" / "test").read_bytes(), encoding="latin1")
-    images = np.ascontiguousarray(data["data"][:300].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    assert differing(images, [random_slot(op, np.random.default_rng(op), 300, 32, 32)]) == []
+    images = np.ascontiguousarray(data["data"][:100].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    for op in Op:
+        assert differing(images, [random_slot(op, np.random.default_rng(op), 100, 32, 32)]) == []
 
 
-@pytest.mark.parametrize("size", [(50, 7), (300, 3), (20, 11), (24, 9), (40, 41), (3, 3)])
+@pytest.mark.parametrize("size", [(50, 7), (300, 3), (40, 41)])
 def test_order_of_the_two_passes_is_pillows(size):
     """Pillow 13 starts with the height where it shrinks by over twice as many pixels."""
     rng = np.random.default_rng(2)
@@ -94,8 +94,6 @@ def test_every_image_has_its_own_operations_by_any_number_of_threads(monkeypatch
     rng = np.random.default_rng(0)
     images, slots = drawn(rng, 300, 17, 13), chain(rng, 300, 17, 13)
     assert differing(images, slots, (by_numba, by_threads, by_torch)) == []
-    few = [replace(slot, codes=slot.codes[::3], args=slot.args[::3]) for slot in slots]
-    assert differing(images[::3], few) == []
 
 
 def test_nothing_to_do_and_no_images():

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from data.oracle import SIZES, by_pillow, entry, happens, random_slot
-from forked import run_ranks
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -36,7 +35,7 @@ from vision_tutorial.recipe.loading import load
 
 CPU = torch.device("cpu")
 LABELS = np.array([0, 3, 7, 200, 254], np.uint8)
-SHAPES = [(37, 53), (5, 2), (1, 9)]
+SHAPES = [(37, 53), (1, 9)]
 
 
 def blocks(seed, height, width, side=1):
@@ -61,13 +60,10 @@ def made(chain, mask, index, seed=0):
 
 NEAREST = {"interpolation": "nearest"}
 GEOMETRY = {
-    "hflip": [entry("hflip", p=1.0)],
     "vflip": [entry("vflip", p=1.0)],
     "rotate": [entry("rotate", limit=60, p=1.0, **NEAREST)],
     "random_scale": [entry("random_scale", **NEAREST)],
     "resize": [entry("resize", size=20, **NEAREST)],
-    "resize to both sides": [entry("resize", size=(24, 17), **NEAREST)],
-    "random_crop": [entry("random_crop", size=24, padding=5)],
     "random_crop, reflected": [entry("random_crop", size=24, padding=1, mode="reflect")],
     "center_crop": [entry("center_crop", size=30)],
     "random_resized_crop": [entry("random_resized_crop", size=16, **NEAREST)],
@@ -76,7 +72,6 @@ GEOMETRY = {
         entry("rotate", limit=180, fill=(1, 2, 3), **NEAREST),
         entry("hflip"),
         entry("random_crop", size=28, padding=0),
-        entry("vflip"),
     ],
 }
 FILLS = [(124, 116, 104), (0, 0, 0), (1, 2, 3)]
@@ -98,28 +93,9 @@ def test_every_pixel_keeps_its_label(name, shape):
     assert moved or mask.size < 12
 
 
-@pytest.mark.parametrize("name", ["rotate", "random_scale", "resize", "random_resized_crop"])
-def test_smooth_images_lie_on_their_masks(name):
-    """Away from edges a blend is of one colour: that of the label."""
-    given = entry(name, **dict(GEOMETRY[name][0].options) | {"interpolation": "bicubic"})
-    mask, seen = blocks(1, 75, 91, side=24), 0
-    for index in range(12):
-        image, target = made([given], mask, index)
-        framed = Image.fromarray(np.pad(target, 3, constant_values=VOID))
-        low, high = (
-            np.array(framed.filter(kind(7)))[3:-3, 3:-3]
-            for kind in (ImageFilter.MinFilter, ImageFilter.MaxFilter)
-        )
-        inside = (low == high) & (target != VOID)
-        apart = image.astype(int) - np.array(painted(target)).astype(int)
-        assert abs(apart[inside]).max(initial=0) <= 1
-        seen += inside.sum()
-    assert seen > 100
-
-
 def test_an_edge_in_the_mask_is_where_the_image_crosses_the_middle():
     """Both are sampled at pixel centres: half a pixel apart, this would fail."""
-    for length in (20, 32, 100):
+    for length in (20, 100):
         given = [entry("resize", size=(length, length), interpolation="bilinear")]
         for edge in range(4, 60, 5):
             mask = np.where(np.arange(64) < edge, 0, 200).astype(np.uint8)[None].repeat(64, 0)
@@ -139,11 +115,8 @@ def test_nothing_is_turned_or_moved_at_p_0_or_left_to_the_normalised_image():
 
 
 COLOURS = {
-    "color_jitter, hue": {"strength": (0.1, 0.1, 0.1, 0.2)},
-    "grayscale": {"p": 1.0},
-    "gaussian_blur": {"p": 1.0, "sigma": (1.0, 2.0)},
+    "color_jitter": {"strength": (0.1, 0.1, 0.1, 0.2)},
     "brightness_contrast": {"p": 1.0},
-    "equalize_luma": {"p": 1.0},
     "clahe": {"p": 1.0},
 }
 
@@ -151,10 +124,9 @@ COLOURS = {
 @pytest.mark.parametrize("name", COLOURS)
 def test_colours_do_not_touch_the_mask(name):
     mask = blocks(3, 37, 53)
-    for index in range(4):
-        image, target = made([entry(name.partition(",")[0], **COLOURS[name])], mask, index)
-        assert np.array_equal(target, mask)
-        assert image.shape == (37, 53, 3) and not np.array_equal(image, painted(mask))
+    image, target = made([entry(name, **COLOURS[name])], mask, 0)
+    assert np.array_equal(target, mask)
+    assert image.shape == (37, 53, 3) and not np.array_equal(image, painted(mask))
 
 
 def test_colour_entries_draw_for_each_image_and_place():
@@ -193,11 +165,10 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_no_label_is_invented(shape):
-    mask = blocks(5, *shape)
+def test_no_label_is_invented():
+    mask = blocks(5, 37, 53)
     mask[0, :2] = VOID
-    for index in range(30):
+    for index in range(15):
         image, target = made(LONG, mask, index)
         assert image.shape == (25, 25, 3) and target.shape == (25, 25)
         assert set(np.unique(target)) <= {*np.unique(mask), VOID}
@@ -209,7 +180,7 @@ def test_no_label_is_invented(shape):
 @pytest.mark.parametrize("op", Op)
 def test_masks_move_as_pillow_and_torch_move_them(op):
     """Operations of images, done to masks: by Pillow in colour, and by what a GPU would run."""
-    for size in SIZES:
+    for size in SIZES[::2]:
         rng = np.random.default_rng([op, *size])
         masks = rng.choice(LABELS, (40, *size))
         whole = [random_slot(op, rng, 40, *size)]
@@ -275,6 +246,9 @@ class Files:
         return f"{index}.png"
 
 
+KINDS = [source, lambda: Files(source())]
+
+
 def recipe(*more):
     words = [CHAIN, EVALUATED, "batch_size=8", "eval_batch_size=5", *more]
     return load("recipes/debug.yaml", words).recipe
@@ -318,19 +292,13 @@ def test_arrays_and_files_and_workers_make_the_same_pairs(monkeypatch):
 
 
 @pytest.mark.parametrize("chain", [CHAIN, FORMLESS])
-@pytest.mark.parametrize("kind", [source, lambda: Files(source())], ids=["arrays", "files"])
+@pytest.mark.parametrize("kind", KINDS, ids=["arrays", "files"])
 def test_pairs_depend_on_nothing_but_their_address(chain, kind):
     wanted = by_item(batches(recipe(chain), kind()))
     assert by_item(batches(recipe(chain, "batch_size=4"), kind(), stop=12)) == wanted
     later = by_item(batches(recipe(chain), kind(), start=3))
     assert later.items() < wanted.items()
     assert not set(by_item(batches(recipe(chain, "seed=9"), kind())).values()) & {*wanted.values()}
-
-
-def test_processes_together_make_what_one_would():
-    shares = run_ranks(2, lambda rank: by_item(batches(recipe(), source(), rank=rank, world=2)))
-    assert not shares[0].keys() & shares[1].keys()
-    assert shares[0] | shares[1] == by_item(batches(recipe(), source()))
 
 
 def test_subsets_have_the_masks_of_their_images():
@@ -343,24 +311,6 @@ def test_subsets_have_the_masks_of_their_images():
         assert torch.equal(batch.target, torch.where(raw.target == VOID, IGNORE, red))
 
 
-def test_finished_masks_are_ids_on_which_nothing_counts_where_void():
-    for raw, batch in batches(recipe(), source()):
-        assert raw.target.dtype == torch.uint8 and raw.target.shape == (8, 20, 20)
-        assert batch.target.dtype == torch.int64 and batch.pixels is None
-        ids = torch.where(raw.target == VOID, IGNORE, raw.target.long())
-        assert torch.equal(batch.target, ids) and 0 < (ids == IGNORE).sum() < ids.numel()
-
-
-def test_pixels_are_the_images_before_they_were_normalised():
-    wanted = recipe("data.path=timm")
-    data = pipeline_of(wanted, source(), training=False)
-    for raw, batch in zip(data.raw_evaluation(), data.evaluation(pixels=True), strict=True):
-        assert batch.pixels.dtype == torch.uint8
-        assert torch.equal(batch.pixels, raw.images)
-        half = (batch.pixels.float() / 255 - 0.5) / 0.5  # the recipe's colours
-        assert torch.allclose(batch.images, half, atol=1e-6)
-
-
 def test_cutmix_pastes_labels_with_their_pixels():
     words = ["mix=cutmix", "augment=[{resize: {size: [20, 26], interpolation: nearest}}, hflip]"]
     data = pipeline_of(recipe(*words), source(), mixing=recipe(*words).mix)
@@ -370,7 +320,7 @@ def test_cutmix_pastes_labels_with_their_pixels():
         assert torch.equal(batch.target, labels) and not torch.equal(batch.pixels, raw.images)
 
 
-@pytest.mark.parametrize("kind", [source, lambda: Files(source())], ids=["arrays", "files"])
+@pytest.mark.parametrize("kind", KINDS, ids=["arrays", "files"])
 @pytest.mark.parametrize("more", [[], ["eval_augment=[{resize: {size: 16}}, equalize_luma]"]])
 def test_evaluations_see_every_pair_once_and_remember_them(kind, more):
     seen = {}
@@ -401,7 +351,7 @@ def test_few_large_images_are_augmented_at_once(monkeypatch):
 # --- which path, and what is refused -------------------------------------------------------------
 
 
-def test_the_path_is_told():
+def test_the_path_is_told_or_refused():
     assert pipeline.describe_path(recipe(), dense=True).startswith("batched: ")
     formless = pipeline.describe_path(recipe(FORMLESS), dense=True)
     assert formless.startswith("joint: one image and its mask at a time (augment: clahe ")
@@ -409,13 +359,15 @@ def test_the_path_is_told():
     assert timm == "joint: one image and its mask at a time (as data.path says)"
     with pytest.raises(UserError, match="augment: clahe .* has no batched form"):
         batches(recipe(FORMLESS, "data.path=batched"), source())
+    with pytest.raises(UserError, match="loss: jsd compares copies of images"):
+        pipeline.augmented_images(recipe(), source(), copies=2)
 
 
 def test_what_evaluation_may_do():
     steady = [*map(entry, ("resize", "center_crop", "equalize_luma"))]
     steady += [entry("clahe", p=1.0, clip=(2.0, 2.0))]
-    lucky = [*map(entry, ("brightness_contrast", "random_scale", "hflip", "cutout", "rotate"))]
-    lucky += [entry("clahe", p=1.0), entry("equalize_luma", p=0.5), entry("clahe", clip=(2.0, 2.0))]
+    lucky = [*map(entry, ("random_scale", "hflip", "cutout")), entry("clahe", p=1.0)]
+    lucky += [entry("equalize_luma", p=0.5), entry("clahe", clip=(2.0, 2.0))]
     assert not any(operation(one).random for one in steady)
     assert all(operation(one).random for one in lucky)
 
@@ -425,11 +377,8 @@ def test_entries_of_ones_own_say_that_they_move_nothing(monkeypatch):
         return image.point(lambda value: value // 2)
 
     monkeypatch.setitem(augments.entries, "dim", lambda: dim)
-    for given in (entry("aug_mix"), entry("auto_augment", policy="3a")):
-        with pytest.raises(
-            UserError, match=f"augment: {given.name} .* has no form for masks. Take"
-        ):
-            joint([given], 0)
+    with pytest.raises(UserError, match="augment: aug_mix .* has no form for masks. Take"):
+        joint([entry("aug_mix")], 0)
     with pytest.raises(UserError, match=r'augment: dim \(\) has no form .* stage = "colour"'):
         joint([Choice("dim")], 0)
     monkeypatch.setitem(augments.entries, "dim", lambda: Operation(partial(dim), "colour"))
@@ -437,11 +386,6 @@ def test_entries_of_ones_own_say_that_they_move_nothing(monkeypatch):
     image, target = made([Choice("dim"), entry("hflip", p=1.0)], mask, 0)
     assert np.array_equal(image, np.array(painted(mask))[:, ::-1] // 2)
     assert np.array_equal(target, mask[:, ::-1])
-
-
-def test_copies_and_masks_do_not_go_together():
-    with pytest.raises(UserError, match="loss: jsd compares copies of images"):
-        pipeline.augmented_images(recipe(), source(), copies=2)
 
 
 class Torn(Files):
@@ -454,10 +398,9 @@ class Torn(Files):
         return (image, mask) if index else (image.crop((0, 0, 9, 30)), mask[:, :9])
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_pairs_that_do_not_fit_are_one_line(workers):
+def test_pairs_that_do_not_fit_are_one_line():
     pairs = AugmentedImages(Torn(source(4)), joint([], 0))
     with pytest.raises(UserError, match="files, 1.png: 40x30 pixels, but its mask has 40x29;"):
-        list(make_loader(pairs, eval_order(4, 1), workers, pin=False))
+        list(make_loader(pairs, eval_order(4, 1), 1, pin=False))
     with pytest.raises(UserError, match=r"different sizes in one batch \(9x30, 40x30"):
-        list(make_loader(pairs, [np.array([[0, 0], [0, 2]])], workers, pin=False))
+        list(make_loader(pairs, [np.array([[0, 0], [0, 2]])], 0, pin=False))

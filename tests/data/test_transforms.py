@@ -35,14 +35,12 @@ def drawn(count, width=32, height=32):
     return images
 
 
-@pytest.fixture(scope="module", params=["drawn", "cifar100"])
-def images(request):
-    if request.param == "drawn":
-        return drawn(60)
-    root = request.getfixturevalue("data_root")
-    data = pickle.loads((root / "cifar-100-python" / "test").read_bytes(), encoding="latin1")
-    images = data["data"][:100].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return [Image.fromarray(image) for image in np.ascontiguousarray(images)]
+@pytest.fixture(scope="module")
+def images(data_root):
+    """Drawn and real ones."""
+    data = pickle.loads((data_root / "cifar-100-python" / "test").read_bytes(), encoding="latin1")
+    real = data["data"][:50].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return drawn(40) + [Image.fromarray(image) for image in np.ascontiguousarray(real)]
 
 
 def build(*names, **options):
@@ -85,38 +83,26 @@ CHAINS = {  # ours after the crop, and timm's options
         {"hflip": {}, "grayscale": {"p": 0.3}, "gaussian_blur": {"p": 0.4}},
         PLAIN | {"grayscale_prob": 0.3, "gaussian_blur_prob": 0.4},
     ),
-    "3a keeps the jitter": (
-        {"hflip": {}, "auto_augment": {"policy": "3a"}, "color_jitter": {}},
-        {"auto_augment": "3a", "color_jitter": 0.4},
-    ),
-    "original-mstd0.7": (
-        {"hflip": {}, "auto_augment": {"magnitude_std": 0.7}},
-        {"auto_augment": "original-mstd0.7"},
-    ),
-    **{
-        policy: ({"hflip": {}, "auto_augment": {"policy": policy}}, {"auto_augment": policy})
-        for policy in ("originalr", "v0", "v0r")
-    },
     **{  # timm keeps its colour jitter on next to anything with 3a in its name
-        name: ({"hflip": {}, "rand_augment": options}, PLAIN | {"auto_augment": name})
-        for name, options in {
-            "rand-m9-mstd0.5-inc1": {},
-            "rand-m7-n3-p0.8-inc0": {"magnitude": 7, "num_ops": 3, "p": 0.8}
-            | {"increasing": False, "magnitude_std": 0.0},
-            "rand-m12-mmax15-mstd101-inc1": {"magnitude": 12, "magnitude_max": 15}
-            | {"magnitude_std": None},
-            "rand-m5-mstd1-tweights": {"magnitude": 5, "magnitude_std": 1, "operations": "weights"},
-            "rand-m6-mstd0.5-t3aw": {"magnitude": 6, "operations": "3aw"},
+        name: ({"hflip": {}, **ours}, PLAIN | {"auto_augment": name})
+        for name, ours in {
+            "3a": {"auto_augment": {"policy": "3a"}},
+            "v0-mstd0.7": {"auto_augment": {"policy": "v0", "magnitude_std": 0.7}},
+            "rand-m9-mstd0.5-inc1": {"rand_augment": {}},
+            "rand-m12-mmax15-n3-p0.8-mstd101-inc0": {
+                "rand_augment": {"magnitude": 12, "magnitude_max": 15, "num_ops": 3, "p": 0.8}
+                | {"magnitude_std": None, "increasing": False}
+            },
+            "rand-m5-mstd1-tweights": {
+                "rand_augment": {"magnitude": 5, "magnitude_std": 1, "operations": "weights"}
+            },
+            "augmix-m3-w3": {"aug_mix": {}},
+            "augmix-m5-w2-d2-a0.5-mstd1": {
+                "aug_mix": {"magnitude": 5, "width": 2, "depth": 2, "alpha": 0.5}
+                | {"magnitude_std": 1}
+            },
         }.items()
     },
-    "augmix-m3-w3": ({"hflip": {}, "aug_mix": {}}, {"auto_augment": "augmix-m3-w3"}),
-    "augmix-m5-w2-d2-a0.5-mstd1": (
-        {
-            "hflip": {},
-            "aug_mix": {"magnitude": 5, "width": 2, "depth": 2, "alpha": 0.5, "magnitude_std": 1},
-        },
-        {"auto_augment": "augmix-m5-w2-d2-a0.5-mstd1"},
-    ),
 }
 
 
@@ -142,16 +128,7 @@ def test_images_are_timms(monkeypatch, name, images):
     assert sum(map(torch.equal, cropped, expected)) < 0.75 * len(images)
 
 
-def test_posterize_to_no_bits_is_black():
-    (transform,) = build("auto_augment", auto_augment={"policy": "v0"})
-    (op,) = {
-        op for pair in transform.policy for op in pair if (op.name, op.prob) == ("Posterize", 0.8)
-    }
-    op.prob = 1.0
-    assert apply([op], drawn(2)[1], 0).getextrema() == ((0, 0),) * 3
-
-
-@pytest.mark.parametrize("size", [(32, 32), (47, 33), (20, 61)])
+@pytest.mark.parametrize("size", [(47, 33), (20, 61)])
 def test_eval_image_is_timms(size, images):
     chain = build("resize", "center_crop")
     theirs = create_transform(32, crop_pct=0.875, interpolation="bicubic", use_prefetcher=True)
@@ -182,10 +159,6 @@ def test_erased_tensor_is_timms(mode):
 
 CIFAR10 = tv.AutoAugmentPolicy.CIFAR10
 TORCHVISION = {
-    "cifar10, nearest": (
-        {"auto_augment": {"policy": "cifar10", "interpolation": "nearest", "fill": [0, 0, 0]}},
-        tv.AutoAugment(CIFAR10),
-    ),
     "cifar10, bicubic, filled": (
         {"auto_augment": {"policy": "cifar10", "interpolation": "bicubic"}},
         tv.AutoAugment(CIFAR10, tv.InterpolationMode.BICUBIC, [124, 116, 104]),
@@ -217,7 +190,7 @@ def test_cifar10_policy_draws_its_interpolation():
     smooth = [tv.AutoAugment(CIFAR10, mode, [124, 116, 104]) for mode in modes]
     (ours,) = build("auto_augment", auto_augment={"policy": "cifar10"})
     same = []
-    for i, image in enumerate(drawn(150)):
+    for i, image in enumerate(drawn(60)):
         result = apply([ours], image, i).tobytes()
         same.append(tuple(apply([theirs], image, i).tobytes() == result for theirs in smooth))
     assert {(True, False), (False, True)} <= set(same) and (False, False) not in same
@@ -259,40 +232,26 @@ def test_every_entry(name):
     if augments.entries[name]().stage == "tensor":
         image, form = torch.rand(3, 45, 70) + 1, (torch.Tensor, (3, 45, 70))
     before = pickle.dumps(transform)
-    results = [apply([transform], copy.deepcopy(image), i) for i in range(30)]
+    results = [apply([transform], copy.deepcopy(image), i) for i in range(20)]
     for result in results:
         tensor = isinstance(result, torch.Tensor)
         found = (torch.Tensor, tuple(result.shape)) if tensor else (result.mode, result.size)
         assert found == form or (name == "random_scale" and found[0] == "RGB")
     raw = [written(result) for result in results]
     assert (len(set(raw)) == 1) == (name in FIXED)
-    # nothing is remembered: the same object after 30 calls, and the same images again
+    # nothing is remembered: the same object after 20 calls, and the same images again
     assert pickle.dumps(transform) == before
     again = pickle.loads(before)
-    assert [written(apply([again], copy.deepcopy(image), i)) for i in range(30)] == raw
+    assert [written(apply([again], copy.deepcopy(image), i)) for i in range(20)] == raw
 
 
 def test_strongest_operations_raise_nothing():
     """No Pillow may refuse an argument that a magnitude within the limits leads to."""
     image = drawn(2)[1]
     for increasing in (True, False):
-        for magnitude in (0, 100):
-            strength = {"magnitude": magnitude, "magnitude_max": 100, "magnitude_std": 0.0}
-            options = {"increasing": increasing, "p": 1.0} | strength
-            (transform,) = build("rand_augment", rand_augment=options)
-            assert all(op(image).size == image.size for op in transform.ops)
-    (transform,) = build("aug_mix", aug_mix={"magnitude": 10, "magnitude_std": 0.0})
-    assert all(op(image).size == image.size for op in transform.ops)
-
-
-def test_turns_are_pillows_within_the_limit():
-    image = drawn(2)[1]
-    (transform,) = build("rotate", rotate={"limit": 20, "p": 1.0})
-    for i in range(20):
-        seed(i)
-        _, angle = torch.rand(1), torch.empty(1).uniform_(-20, 20).item()
-        wanted = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(124, 116, 104))
-        assert apply([transform], image, i).tobytes() == wanted.tobytes()
+        options = {"magnitude": 100, "magnitude_max": 100, "magnitude_std": 0.0, "p": 1.0}
+        (transform,) = build("rand_augment", rand_augment=options | {"increasing": increasing})
+        assert all(op(image).size == image.size for op in transform.ops)
 
 
 PROBABLE = ["rotate", "brightness_contrast", "cutout", "hflip", "vflip", "clahe", "equalize_luma"]
@@ -301,9 +260,9 @@ PROBABLE = ["rotate", "brightness_contrast", "cutout", "hflip", "vflip", "clahe"
 @pytest.mark.parametrize("entry", PROBABLE)
 def test_p_is_how_often(entry):
     image = torch.ones(3, 21, 33) if entry == "cutout" else drawn(2, 33, 21)[1]
-    for p in (0.0, 0.3, 1.0):
+    for p, count in ((0.0, 20), (0.3, 100), (1.0, 20)):
         (transform,) = build(entry, **{entry: {"p": p}})
-        results = [apply([transform], copy.deepcopy(image), i) for i in range(200)]
+        results = [apply([transform], copy.deepcopy(image), i) for i in range(count)]
         assert happens([written(result) != written(image) for result in results], p)
 
 
@@ -322,26 +281,17 @@ def test_random_scale_keeps_the_aspect_ratio_and_covers_its_range():
     [
         ("random_resized_crop", {"size": 0}, "size is 0; use 1 to 8192"),
         ("random_resized_crop", {"scale": [0.9, 0.1]}, "smallest, largest.* above 0 and up to 1"),
-        ("random_resized_crop", {"interpolation": "bicubik"}, "did you mean 'bicubic'"),
         ("random_crop", {"fill": [0, 0]}, "fill is .* use .red, green, blue."),
-        ("hflip", {"p": 1.5}, "hflip: p is 1.5; use 0 to 1"),
         ("vflip", {"p": float("nan")}, "vflip: p is nan"),
         ("color_jitter", {"strength": [0.1, 0.1]}, "3 or 4"),
         ("color_jitter", {"strength": [0.1, 0.1, 0.1, 0.6]}, "strength is 0.6; use 0 to 0.5"),
-        ("auto_augment", {"policy": "orignal"}, "did you mean 'original'.* 3a, cifar10"),
         ("auto_augment", {"policy": "cifar10", "magnitude_std": 0.5}, "leave magnitude_std at 0"),
-        ("auto_augment", {"fill": [0, 0, 256]}, "fill is"),
         ("rand_augment", {"magnitude": 11}, "magnitude is 11; use 0 to 10"),
-        ("rand_augment", {"operations": "some"}, "no set of operations called 'some'"),
-        ("trivial_augment", {"interpolation": "random"}, "no interpolation called 'random'"),
         ("gaussian_blur", {"kernel": 4}, "kernel is 4; use an odd"),
-        ("clahe", {"clip": [0, 4]}, "clip is .* above 0 and up to 255"),
-        ("random_erasing", {"mode": "pixels"}, "did you mean 'pixel'"),
         ("resize", {"size": [256]}, r"size is .*; use one number, or .height, width."),
         ("resize", {"size": [256, 0]}, "size is 0; use 1 to 8192"),
     ],
 )
-def test_bad_options_answer_in_one_line(entry, options, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_bad_options_are_refused(entry, options, message):
+    with pytest.raises(UserError, match=message):
         augments.build(entry, **options)()
-    assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ from ..core.errors import UserError
 from ..core.randomness import address, generator
 from ..core.registry import mixers
 from ..recipe.grammar import Term
-from .augmentation.operation import RandomStream
+from .augmentation.operation import RandomStream, check
 
 Share = Tensor | float
 ATTEMPTS = 64  # of a gamma; one in twenty fails, at most
@@ -90,8 +90,7 @@ def box_ends(
 def _check_options(entry: str, alpha: float, p: float) -> None:
     if not alpha > 0:
         raise UserError(f"{entry}: alpha is {alpha}; use more than 0, or leave {entry} out of mix.")
-    if not 0 <= p <= 1:
-        raise UserError(f"{entry}: p is {p}; use 0 to 1.")
+    check(entry, p=(p, 0, 1))
 
 
 class Mix:

@@ -16,19 +16,7 @@ from torchvision import transforms as tv
 
 from ...core.errors import UserError
 from ...core.registry import augments
-from .operation import (
-    BatchedOp,
-    Op,
-    Operation,
-    RandomStream,
-    Size,
-    around,
-    batched_op,
-    check,
-    check_span,
-    pick,
-    sometimes,
-)
+from .operation import Op, Operation, around, batched_op, check, pick, sometimes
 
 LEVELS = 256
 
@@ -40,34 +28,24 @@ def color_jitter(*, strength: float | list[float] = 0.4, p: float = 1.0) -> Oper
     strength: one number for the three, or a list [brightness, contrast, saturation] or
     [brightness, contrast, saturation, hue], hue at most 0.5.
     """
-    check("color_jitter", "p", p, 0, 1)
+    check("color_jitter", p=(p, 0, 1))
     parts = list(strength) if isinstance(strength, Sequence) else [strength] * 3
     if len(parts) not in (3, 4):
         raise UserError(f"color_jitter: strength is {strength}; use a number, or 3 or 4 of them.")
     for part, limit in zip(parts, (10, 10, 10, 0.5), strict=False):
-        check("color_jitter", "strength", part, 0, limit)
-    kinds = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR)
-    used = [(int(kind), part) for kind, part in zip(kinds, parts[:3], strict=True) if part]
-    orders = np.array(list(permutations(range(len(used)))))
+        check("color_jitter", strength=(part, 0, limit))
+    changes = zip((Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR), parts[:3], strict=True)
+    spans = [(code, max(0.0, 1 - part), 1 + part) for code, part in changes if part]
+    codes, low, high = np.reshape(spans, (-1, 3)).T
+    orders = np.array(list(permutations(range(len(codes)))), np.int64)
 
-    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
-        if not used:
-            return []
+    def sample(stream, source):
         u = stream(8)
         order = orders[pick(u[:, 1], len(orders))]  # (B, operations)
-        happens = u[:, 0] < p
-        low = np.array([max(0.0, 1 - part) for _, part in used])
-        high = np.array([1 + part for _, part in used])
-        factors = low + (high - low) * u[:, 4 : 4 + len(used)]
-        codes = np.array([code for code, _ in used])
+        kinds = np.where(u[:, :1] < p, codes[order], Op.NONE)
+        factors = np.take_along_axis(low + (high - low) * u[:, 4 : 4 + len(codes)], order, 1)
         return [
-            batched_op(
-                len(stream),
-                np.where(happens, codes[which], Op.NONE),
-                source,
-                factors[np.arange(len(which)), which],
-            )
-            for which in order.T
+            batched_op(len(stream), kinds[:, i], source, factors[:, i]) for i in range(len(codes))
         ]
 
     jitter = tv.ColorJitter(*parts)
@@ -84,17 +62,13 @@ def brightness_contrast(*, limit: float = 0.2, p: float = 0.5) -> Operation:
     Rounded and clipped; c and b are drawn for the image. Albumentations' RandomBrightnessContrast
     with `brightness_by_max`, its default.
     """
-    check("brightness_contrast", "limit", limit, 0, 1)
-    check("brightness_contrast", "p", p, 0, 1)
+    check("brightness_contrast", limit=(limit, 0, 1), p=(p, 0, 1))
 
-    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
-        happens, contrast, brightness = stream(3).T
-        codes = np.where(happens < p, Op.LINEAR, Op.NONE)
-        factor, shift = around(1, limit, contrast), 255 * around(0, limit, brightness)
-        return [batched_op(len(stream), codes, source, factor, shift)]
+    def args(source, contrast, brightness):
+        return around(1, limit, contrast), 255 * around(0, limit, brightness)
 
     reference = tv.RandomApply([partial(_brighten, limit=limit)], p)
-    return Operation(reference, "colour", sample=sample)
+    return Operation(reference, "colour", sample=sometimes(Op.LINEAR, p, 2, args))
 
 
 def _brighten(image: Image.Image, limit: float) -> Image.Image:
@@ -110,8 +84,8 @@ def linear(factor: float, shift: float) -> list[int]:
 @augments.register
 def grayscale(*, p: float = 0.1) -> Operation:
     """Take the colour away with probability p; still three channels."""
-    check("grayscale", "p", p, 0, 1)
-    return Operation(tv.RandomGrayscale(p), "colour", sample=sometimes(Op.GRAYSCALE, p))
+    check("grayscale", p=(p, 0, 1))
+    return Operation(tv.RandomGrayscale(p), "colour", sample=sometimes(Op.COLOR, p))
 
 
 @augments.register
@@ -119,11 +93,9 @@ def gaussian_blur(
     *, p: float = 0.1, kernel: int = 23, sigma: list[float] = [0.1, 2.0]
 ) -> Operation:
     """Blur with probability p, by a random standard deviation of `sigma` pixels (SimCLR)."""
-    check("gaussian_blur", "p", p, 0, 1)
-    check("gaussian_blur", "kernel", kernel, 1, 99)
+    check("gaussian_blur", p=(p, 0, 1), kernel=(kernel, 1, 99), sigma=(sigma, 0, 100))
     if kernel % 2 == 0:
         raise UserError(f"gaussian_blur: kernel is {kernel}; use an odd number of pixels.")
-    check_span("gaussian_blur", "sigma", sigma, 100.0)
     blur = tv.GaussianBlur(kernel, tuple(sigma))
     return Operation(tv.RandomApply([blur], p), "colour")
 
@@ -131,7 +103,7 @@ def gaussian_blur(
 @augments.register
 def equalize_luma(*, p: float = 1.0) -> Operation:
     """Histogram equalisation of the luma, with probability p; colours keep their hue (Pillow's)."""
-    check("equalize_luma", "p", p, 0, 1)
+    check("equalize_luma", p=(p, 0, 1))
     reference = tv.RandomApply([partial(_on_luma, change=ImageOps.equalize)], p)
     return Operation(reference, "colour", random=p < 1)
 
@@ -143,9 +115,7 @@ def clahe(*, p: float = 0.5, clip: list[float] = [1.0, 4.0], grid: int = 8) -> O
     clip: the limit is drawn from it; in units of a flat histogram's bin, the most that a bin may
     hold. grid: so many tiles down and across. p: how often. Albumentations takes the L of CIELAB.
     """
-    check("clahe", "p", p, 0, 1)
-    check_span("clahe", "clip", clip, 255.0)
-    check("clahe", "grid", grid, 1, 64)
+    check("clahe", p=(p, 0, 1), grid=(grid, 1, 64), clip=(clip, 0, 255))
     reference = tv.RandomApply([partial(_adapt, clip=tuple(clip), grid=grid)], p)
     return Operation(reference, "colour", random=p < 1 or len({*clip}) > 1)
 
@@ -172,22 +142,17 @@ def equalized_in_tiles(values: np.ndarray, clip: float, grid: int) -> np.ndarray
     (up, down, dy), (left, right, dx) = (
         _neighbours(length, side, grid) for length, side in zip(values.shape, tile, strict=True)
     )
-    flat = tables.ravel()
     one = np.float32(1)
-
-    def across(row: np.ndarray) -> np.ndarray:
-        first, second = (
-            flat[((row[:, None] * grid + column) * LEVELS + values)] for column in (left, right)
-        )
-        return first * (one - dx) + second * dx
-
+    above, below = (
+        tables[row[:, None], left, values] * (one - dx) + tables[row[:, None], right, values] * dx
+        for row in (up, down)
+    )
     dy = dy[:, None]
-    mixed = across(up) * (one - dy) + across(down) * dy
-    return np.rint(mixed).astype(np.uint8)
+    return np.rint(above * (one - dy) + below * dy).astype(np.uint8)
 
 
 def _tile_tables(values: np.ndarray, clip: float, grid: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """What each tile makes of each value: float32 (grid², 256); and a tile's height and width.
+    """What each tile makes of each value: float32 (grid, grid, 256); a tile's height and width.
 
     An image that does not divide is continued by its mirror image; a side of it that does divide
     by `grid` lines then, as in OpenCV.
@@ -198,16 +163,14 @@ def _tile_tables(values: np.ndarray, clip: float, grid: int) -> tuple[np.ndarray
     height, width = (length // grid for length in values.shape)
     tiles = values.reshape(grid, height, grid, width).transpose(0, 2, 1, 3).reshape(grid**2, -1)
     which = np.arange(grid**2)[:, None] * LEVELS + tiles
-    counts = np.bincount(which.ravel(), minlength=grid**2 * LEVELS).reshape(-1, LEVELS)
+    counts = np.bincount(which.ravel(), minlength=grid**2 * LEVELS).reshape(grid, grid, LEVELS)
     most = max(int(clip * height * width / LEVELS), 1)
-    excess = np.maximum(counts - most, 0).sum(1, keepdims=True)
-    whole, rest = excess // LEVELS, excess % LEVELS
+    whole, rest = np.divmod(np.maximum(counts - most, 0).sum(2, keepdims=True), LEVELS)
     # What does not divide goes to every step-th bin from the first on.
-    step = np.maximum(LEVELS // np.maximum(rest, 1), 1)
-    bins = np.arange(LEVELS)
+    step, bins = np.maximum(LEVELS // np.maximum(rest, 1), 1), np.arange(LEVELS)
     counts = np.minimum(counts, most) + whole + ((bins % step == 0) & (bins // step < rest))
     scale = np.float32(LEVELS - 1) / np.float32(height * width)
-    return np.rint(counts.cumsum(1).astype(np.float32) * scale).clip(0, 255), (height, width)
+    return np.rint(counts.cumsum(2).astype(np.float32) * scale).clip(0, 255), (height, width)
 
 
 def _neighbours(length: int, side: int, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -215,6 +178,5 @@ def _neighbours(length: int, side: int, grid: int) -> tuple[np.ndarray, np.ndarr
     place = np.arange(length, dtype=np.float32) * (np.float32(1) / np.float32(side))
     place -= np.float32(0.5)
     before = np.floor(place)
-    share = place - before
-    before = before.astype(np.int64)
-    return before.clip(0), (before + 1).clip(max=grid - 1), share
+    behind = before.astype(np.int64) + 1
+    return (behind - 1).clip(0), behind.clip(max=grid - 1), place - before

@@ -5,8 +5,6 @@ is tried ten times and left out if it never fits. A mask keeps its labels under 
 """
 # ruff: noqa: B006 - an option's default must be the literal a recipe would hold; none is written to
 
-import math
-from collections.abc import Sequence
 from functools import cache, partial
 from typing import Literal
 
@@ -17,18 +15,8 @@ from torch import Tensor
 from torchvision import transforms as tv
 
 from ...core.registry import augments
-from .operation import (
-    ATTEMPTS,
-    MOST_PIXELS,
-    Operation,
-    Patch,
-    RandomStream,
-    Size,
-    check,
-    check_name,
-    check_span,
-    pick,
-)
+from .geometry import ATTEMPTS, draw_boxes
+from .operation import MOST_PIXELS, Operation, Patch, RandomStream, check, pick
 
 CHANNELS = 3
 TABLE_BITS = 16  # of a draw that becomes a normal number
@@ -48,51 +36,24 @@ def random_erasing(
     mode: zero (the mean colour), one normal colour a box, or a normal draw a pixel. area: share of
     the image that all boxes cover. count: at most so many boxes.
     """
-    check("random_erasing", "p", p, 0, 1)
-    check_name("mode of random_erasing", mode, ("const", "rand", "pixel"))
-    check_span("random_erasing", "area", area, 1.0)
-    check_span("random_erasing", "aspect", aspect, 100.0)
-    check("random_erasing", "count", count, 1, 100)
+    check("random_erasing", p=(p, 0, 1), count=(count, 1, 100))
+    check("random_erasing", area=(area, 0, 1), aspect=(aspect, 0, 100))
 
-    def sample(stream: RandomStream, source: Size) -> list[Patch]:
+    def sample(stream, source):
         u = stream(2)
         counts = np.where(u[:, 0] < p, 1 + pick(u[:, 1], count), 0)
-        return [
-            _patch(stream, _erased_boxes(stream, source, area, aspect, counts, box), mode, box)
-            for box in range(count)
-            if (counts > box).any()
-        ]
+        patches = []
+        for box in range(counts.max(initial=0)):
+            some = np.flatnonzero(counts > box)
+            chosen, block = stream.of(some), 1 + box * ATTEMPTS
+            boxes, _ = draw_boxes(
+                chosen, source, area, aspect, erased=True, block=block, parts=counts[some]
+            )
+            patches.append(_patch(chosen, some, boxes, mode, box))
+        return patches
 
     erase = RandomErasing(p, *area, *aspect, mode, max_count=count, device="cpu")
-    return Operation(erase, "tensor", sample_boxes=sample)
-
-
-def _erased_boxes(
-    stream: RandomStream,
-    source: Size,
-    area: Sequence[float],
-    aspect: Sequence[float],
-    counts: np.ndarray,
-    box: int,
-) -> np.ndarray:
-    """Box number `box` of each image int64 (B, 4): top, left, height, width; 0 high: none."""
-    height, width = source
-    boxes = np.zeros((len(stream), 4), np.int64)
-    left = np.flatnonzero(counts > box)
-    low, high = math.log(aspect[0]), math.log(aspect[1])
-    for attempt in range(ATTEMPTS):
-        if not len(left):
-            break
-        u = stream.of(left)(4, block=1 + box * ATTEMPTS + attempt)
-        share = (area[0] + (area[1] - area[0]) * u[:, 0]) * (height * width) / counts[left]
-        slant = np.exp(low + (high - low) * u[:, 1])
-        h, w = np.rint(np.sqrt(share * slant)), np.rint(np.sqrt(share / slant))
-        fits = (h < height) & (w < width)
-        h, w, u = h[fits], w[fits], u[fits]
-        top, start = np.floor(u[:, 2] * (height - h + 1)), np.floor(u[:, 3] * (width - w + 1))
-        boxes[left[fits]] = np.stack([top, start, h, w], 1).astype(np.int64)
-        left = left[~fits]
-    return boxes
+    return Operation(erase, "tensor", sample=sample)
 
 
 @augments.register
@@ -102,30 +63,25 @@ def cutout(*, holes: int = 1, size: int = 16, p: float = 1.0) -> Operation:
     A hole's centre is any pixel, so it may reach over the border. p: how often there are any. A
     mask keeps its labels under a hole, as in mmsegmentation and albumentations.
     """
-    check("cutout", "holes", holes, 1, 100)
-    check("cutout", "size", size, 1, MOST_PIXELS)
-    check("cutout", "p", p, 0, 1)
+    check("cutout", holes=(holes, 1, 100), size=(size, 1, MOST_PIXELS), p=(p, 0, 1))
     half = size // 2
 
-    def sample(stream: RandomStream, source: Size) -> list[Patch]:
-        numbers = stream(2 * holes + 1)
-        happens = numbers[:, -1] < p
+    def sample(stream, source):
+        *numbers, happens = stream(2 * holes + 1).T
+        some = np.flatnonzero(happens < p)
         patches = []
         for hole in range(holes):
-            ends = []
-            for u, length in zip(numbers[:, 2 * hole : 2 * hole + 2].T, source, strict=True):
-                centre = pick(u, length)
-                first, last = np.maximum(centre - half, 0), np.minimum(centre + half, length)
-                ends.append((first, (last - first) * happens))
-            (top, height), (left, width) = ends
-            boxes = np.stack([top, left, height, width], 1)
-            patches.append(_patch(stream, boxes, "const", hole))
+            centres = numbers[2 * hole : 2 * hole + 2]
+            centre = np.stack([pick(u[some], n) for u, n in zip(centres, source, strict=True)], 1)
+            first, last = np.maximum(centre - half, 0), np.minimum(centre + half, source)
+            boxes = np.concatenate([first, last - first], 1)
+            patches.append(_patch(stream, some, boxes, "const", hole))
         return patches
 
     cut = partial(_cut_holes, holes=holes, size=size)
     # At p = 1 nothing is drawn for it, so that the holes lie where they lay before there was a p.
     reference = cut if p == 1 else tv.RandomApply([cut], p)
-    return Operation(reference, "tensor", sample_boxes=sample)
+    return Operation(reference, "tensor", sample=sample)
 
 
 def _cut_holes(image: Tensor, holes: int, size: int) -> Tensor:
@@ -138,32 +94,36 @@ def _cut_holes(image: Tensor, holes: int, size: int) -> Tensor:
     return image
 
 
-def _patch(stream: RandomStream, boxes: np.ndarray, mode: str, number: int) -> Patch:
-    """Boxes (B, 4) filled with zeros (const), a colour (rand) or noise (pixel), as timm's modes."""
-    touched = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
-    top, left, height, width = boxes[touched].T
+def _patch(
+    stream: RandomStream, images: np.ndarray, boxes: np.ndarray, mode: str, number: int
+) -> Patch:
+    """Boxes (n, 4) of `images` (n,) filled with zeros (const), a colour (rand) or noise (pixel).
+
+    stream: of these images. number: of the box in its image.
+    """
+    top, left, height, width = boxes.astype(np.int64).T
     counts = height * width
-    which = np.repeat(np.arange(len(touched)), counts)
-    # Of all pixels of a box, row by row, the number of each.
-    place = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    which, place = _numbered(counts)
     rows, columns = top[which] + place // width[which], left[which] + place % width[which]
-    some = stream.of(touched)
     if mode == "const":
         values = np.zeros((len(which), CHANNELS), np.float32)
     elif mode == "rand":
-        values = _normals(some, number, np.full(len(touched), CHANNELS)).reshape(-1, CHANNELS)[
-            which
-        ]
+        colours = _normals(stream, number, np.full(len(images), CHANNELS))
+        values = colours.reshape(-1, CHANNELS)[which]
     else:
-        values = _normals(some, number, CHANNELS * counts).reshape(-1, CHANNELS)
-    return Patch(touched[which], rows, columns, values)
+        values = _normals(stream, number, CHANNELS * counts).reshape(-1, CHANNELS)
+    return images[which], rows, columns, values
+
+
+def _numbered(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For counts[i] things of each i, one after the other: i, and the number of the thing."""
+    owners = np.repeat(np.arange(len(counts)), counts)
+    return owners, np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _normals(stream: RandomStream, number: int, counts: np.ndarray) -> np.ndarray:
     """counts (B,) normal draws for each image's box `number`, one after the other; float32."""
-    blocks = -(-counts // 4)
-    owners = np.repeat(np.arange(len(counts)), blocks)
-    block = np.arange(len(owners)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+    owners, block = _numbered(-(-counts // 4))
     # a stream of its own for each box, far behind the draws that place boxes
     uniform = stream.of(owners)(4, ((number + 1) << 24) + block)
     used = (block[:, None] * 4 + np.arange(4)) < counts[owners][:, None]

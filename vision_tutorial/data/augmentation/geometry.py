@@ -17,10 +17,9 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_inter
 from torchvision import transforms as tv
 from torchvision.transforms import InterpolationMode
 
+from ...core.errors import UserError
 from ...core.registry import augments
 from .operation import (
-    ATTEMPTS,
-    FILTERS,
     MOST_PIXELS,
     BatchedOp,
     Op,
@@ -29,17 +28,14 @@ from .operation import (
     Size,
     around,
     batched_op,
+    between,
     check,
-    check_colour,
-    check_name,
-    check_size,
-    check_span,
     filters,
     pick,
     sometimes,
 )
 
-RESAMPLING = ("random", "nearest", "bilinear", "bicubic")
+ATTEMPTS = 10  # of a random crop or box, as in timm
 
 
 @augments.register
@@ -54,53 +50,58 @@ def random_resized_crop(
 
     interpolation: `random` draws bilinear or bicubic for each image; both are antialiased.
     """
-    check("random_resized_crop", "size", size, 1, MOST_PIXELS)
-    check_span("random_resized_crop", "scale", scale, 1.0)
-    check_span("random_resized_crop", "ratio", ratio, 100.0)
-    check_name("interpolation", interpolation, RESAMPLING)
+    check("random_resized_crop", size=(size, 1, MOST_PIXELS))
+    check("random_resized_crop", scale=(scale, 0, 1), ratio=(ratio, 0, 100))
 
-    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
-        boxes = crops(stream, source, scale, ratio)
-        kinds = filters(stream(1, block=ATTEMPTS)[:, 0], interpolation)
+    def sample(stream, source):
+        boxes, without = draw_boxes(stream, source, scale, ratio)
+        # As timm: the largest box in the middle whose aspect ratio is allowed.
+        (height, width), (least, most) = source, ratio
+        h, w = min(height, round(width / least)), min(width, round(height * most))
+        boxes[without] = (height - h) // 2, (width - w) // 2, h, w
+        kinds = filters(interpolation, stream(1, block=ATTEMPTS)[:, 0])
         return [batched_op(len(stream), Op.RESAMPLE, (size, size), *boxes.T, kinds)]
 
     reference = RandomResizedCropAndInterpolation(size, tuple(scale), tuple(ratio), interpolation)
     return Operation(reference, sample=sample, framing=True)
 
 
-def crops(
-    stream: RandomStream, source: Size, scale: Sequence[float], ratio: Sequence[float]
-) -> np.ndarray:
-    """Boxes (B, 4): top, left, height, width. Attempt k takes block k of the stream."""
+def draw_boxes(
+    stream: RandomStream,
+    source: Size,
+    share: Sequence[float],
+    ratio: Sequence[float],
+    *,
+    erased: bool = False,
+    block: int = 0,
+    parts: np.ndarray | int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A box for each image, float64 (B, 4): top, left, height, width; and who found none, (n,).
+
+    share: of the area of `source`, over `parts`, (B,) or one number. ratio: of width to height, or
+    of height to width where `erased`, which is also smaller than the image, as timm has both.
+    Attempt k takes block `block` + k of the stream.
+    """
     height, width = source
-    boxes = np.tile(np.array(middle(source, ratio), np.float64), (len(stream), 1))
-    left = np.arange(len(stream))
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    boxes, left = np.zeros((len(stream), 4)), np.arange(len(stream))
+    parts, logs = np.broadcast_to(parts, len(stream)), [math.log(end) for end in ratio]
     for attempt in range(ATTEMPTS):
-        u = stream.of(left)(4, block=attempt)
-        area = (scale[0] + (scale[1] - scale[0]) * u[:, 0]) * (width * height)
-        aspect = np.exp(low + (high - low) * u[:, 1])
+        u = stream.of(left)(4, block + attempt)
+        area = between(share, u[:, 0]) * (height * width) / parts[left]
+        aspect = np.exp(between(logs, u[:, 1]))
         w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        w, h = np.maximum(w, 1), np.maximum(h, 1)  # a very small part is one pixel
-        fits = (w <= width) & (h <= height)
-        w, h, u = w[fits], h[fits], u[fits]
+        if erased:
+            h, w = w, h
+        else:
+            w, h = np.maximum(w, 1), np.maximum(h, 1)  # a very small part is one pixel
+        fits = (h <= height - erased) & (w <= width - erased)
+        h, w, u = h[fits], w[fits], u[fits]
         top, start = np.floor(u[:, 2] * (height - h + 1)), np.floor(u[:, 3] * (width - w + 1))
         boxes[left[fits]] = np.stack([top, start, h, w], 1)
         left = left[~fits]
         if not len(left):
             break
-    return boxes
-
-
-def middle(source: Size, ratio: Sequence[float]) -> tuple[int, int, int, int]:
-    """The largest box in the middle whose aspect ratio is allowed."""
-    height, width = source
-    h, w = height, width
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
-    return (height - h) // 2, (width - w) // 2, h, w
+    return boxes, left
 
 
 @augments.register
@@ -115,53 +116,45 @@ def random_crop(
 
     An image that is still too small is padded further.
     """
-    check("random_crop", "size", size, 1, MOST_PIXELS)
-    check("random_crop", "padding", padding, 0, MOST_PIXELS)
-    check_name("padding mode", mode, ("constant", "reflect"))
-    colour = check_colour("random_crop", fill)
+    check("random_crop", size=(size, 1, MOST_PIXELS), padding=(padding, 0, MOST_PIXELS))
+    check("random_crop", fill=(fill, 0, 255))
 
-    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
+    def sample(stream, source):
         lines = [padded(length, size, padding, mode) for length in source]
         starts = [pick(u, len(line) - size + 1) for u, line in zip(stream(2).T, lines, strict=True)]
-        return [
-            batched_op(
-                len(stream),
-                Op.WINDOW,
-                (size, size),
-                *starts,
-                fill=tuple(fill),
-                rows=lines[0],
-                columns=lines[1],
-            )
-        ]
+        return [window(len(stream), size, starts, lines, fill)]
 
-    reference = tv.RandomCrop(size, padding, pad_if_needed=True, fill=colour, padding_mode=mode)
+    reference = tv.RandomCrop(
+        size, padding, pad_if_needed=True, fill=tuple(fill), padding_mode=mode
+    )
     return Operation(reference, sample=sample, framing=True)
+
+
+def window(count: int, size: int, starts: list, lines: list, fill: Sequence[int]) -> BatchedOp:
+    """Windows of `size` x `size` from `starts` on, of the rows and columns `lines`."""
+    more = {"fill": tuple(fill), "rows": lines[0], "columns": lines[1]}
+    return batched_op(count, Op.WINDOW, (size, size), *starts, **more)
 
 
 def padded(length: int, size: int, padding: int, mode: str) -> np.ndarray:
     """Which row of `length` each row of the padded image shows; -1: none."""
     line = np.arange(length)
-    extra = max(0, size - length - 2 * padding)
-    for pad in (padding, extra):
-        if mode == "reflect":
-            line = np.pad(line, pad, mode="reflect")
-        else:
-            line = np.pad(line, pad, constant_values=-1)
+    for pad in (padding, max(0, size - length - 2 * padding)):
+        line = np.pad(line, pad, mode, **({} if mode == "reflect" else {"constant_values": -1}))
     return line
 
 
 @augments.register
 def hflip(*, p: float = 0.5) -> Operation:
     """Mirror left and right with probability p."""
-    check("hflip", "p", p, 0, 1)
+    check("hflip", p=(p, 0, 1))
     return Operation(tv.RandomHorizontalFlip(p), sample=sometimes(Op.HFLIP, p), framing=True)
 
 
 @augments.register
 def vflip(*, p: float = 0.5) -> Operation:
     """Mirror top and bottom with probability p."""
-    check("vflip", "p", p, 0, 1)
+    check("vflip", p=(p, 0, 1))
     return Operation(tv.RandomVerticalFlip(p), sample=sometimes(Op.VFLIP, p), framing=True)
 
 
@@ -177,20 +170,14 @@ def rotate(
 
     fill: the colour that moves in from outside; the default is ImageNet's mean.
     """
-    check("rotate", "limit", limit, 0, 180)
-    check("rotate", "p", p, 0, 1)
-    check_name("interpolation", interpolation, RESAMPLING[1:])
-    colour, mode = check_colour("rotate", fill), str_to_interp_mode(interpolation)
+    check("rotate", limit=(limit, 0, 180), p=(p, 0, 1), fill=(fill, 0, 255))
 
-    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
-        u = stream(2)
-        codes = np.where(u[:, 0] < p, Op.AFFINE, Op.NONE)
-        matrix = rotation(around(0, limit, u[:, 1]), *source)
-        kind = int(FILTERS[interpolation])
-        return [batched_op(len(stream), codes, source, *matrix, kind, fill=tuple(fill))]
+    def args(source, number):
+        return *rotation(around(0, limit, number), *source), filters(interpolation)
 
-    turn = tv.RandomRotation((-limit, limit), mode, fill=colour)
-    return Operation(tv.RandomApply([turn], p), sample=sample)
+    mode = str_to_interp_mode(interpolation)
+    turn = tv.RandomApply([tv.RandomRotation((-limit, limit), mode, fill=tuple(fill))], p)
+    return Operation(turn, sample=sometimes(Op.AFFINE, p, 1, args, fill))
 
 
 def rotation(degrees: np.ndarray, height: int, width: int) -> tuple[np.ndarray, ...]:
@@ -214,17 +201,15 @@ def random_scale(
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear",
 ) -> Operation:
     """Resize both sides by one random factor of `scale`, antialiased; crop to one size after it."""
-    check_span("random_scale", "scale", scale, 10.0)
-    check_name("interpolation", interpolation, RESAMPLING[1:])
-    mode = str_to_interp_mode(interpolation)
+    check("random_scale", scale=(scale, 0, 10))
 
-    def sample_one(stream: RandomStream, source: Size) -> list[BatchedOp]:
-        factor = scale[0] + (scale[1] - scale[0]) * stream(1).item()
+    def sample(stream, source):
+        factor = between(scale, stream(1).item())
         size = tuple(max(1, round(factor * side)) for side in source)
-        return [batched_op(1, Op.RESAMPLE, size, 0, 0, *source, int(FILTERS[interpolation]))]
+        return [batched_op(1, Op.RESAMPLE, size, 0, 0, *source, filters(interpolation))]
 
-    reference = partial(rescale, scale=tuple(scale), mode=mode)
-    return Operation(reference, sample_one=sample_one, framing=True)
+    reference = partial(rescale, scale=tuple(scale), mode=str_to_interp_mode(interpolation))
+    return Operation(reference, sample=sample, single=True, framing=True)
 
 
 def rescale(image: Image.Image, scale: tuple[float, float], mode: InterpolationMode) -> Any:
@@ -244,18 +229,18 @@ def resize(
 
     With one number the aspect ratio stays.
     """
-    check_size("resize", size)
-    check_name("interpolation", interpolation, RESAMPLING[1:])
+    sides = [size] if isinstance(size, int) else size
+    if not isinstance(size, int) and len(size) != 2:
+        raise UserError(f"resize: size is {size}; use one number, or [height, width].")
+    for side in sides:
+        check("resize", size=(side, 1, MOST_PIXELS))
 
-    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
-        height, width = source
+    def sample(stream, source):
+        target = tuple(sides)
         if isinstance(size, int):
-            short = min(source)
-            target = (int(size * height / short), int(size * width / short))
-        else:
-            target = tuple(size)
-        kind = int(FILTERS[interpolation])
-        return [batched_op(len(stream), Op.RESAMPLE, target, 0, 0, height, width, kind)]
+            target = tuple(int(size * length / min(source)) for length in source)
+        kind = filters(interpolation)
+        return [batched_op(len(stream), Op.RESAMPLE, target, 0, 0, *source, kind)]
 
     reference = tv.Resize(size, str_to_interp_mode(interpolation))
     return Operation(reference, sample=sample, framing=True, random=False)
@@ -264,19 +249,15 @@ def resize(
 @augments.register
 def center_crop(*, size: int = 32) -> Operation:
     """The middle `size` x `size` pixels; a smaller image is padded with black."""
-    check("center_crop", "size", size, 1, MOST_PIXELS)
+    check("center_crop", size=(size, 1, MOST_PIXELS))
 
-    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
+    def sample(stream, source):
         lines, starts = [], []
         for length in source:
             short = max(0, size - length)
             pads = (short // 2, (short + 1) // 2)
             lines.append(np.pad(np.arange(length), pads, constant_values=-1))
             starts.append(0 if short else round((length - size) / 2.0))
-        return [
-            batched_op(
-                len(stream), Op.WINDOW, (size, size), *starts, rows=lines[0], columns=lines[1]
-            )
-        ]
+        return [window(len(stream), size, starts, lines, (0, 0, 0))]
 
     return Operation(tv.CenterCrop(size), sample=sample, framing=True, random=False)

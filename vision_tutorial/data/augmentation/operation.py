@@ -1,12 +1,12 @@
 """What an operation is: its reference on one image, how its parameters are drawn, its batched form.
 
-An entry of the `augments` registry is one function that checks its options and returns an
-`Operation`. Parameters are drawn by address: an image's depend on the seed, the entry, its place in
-the chain, and the image's (epoch, index). What is drawn are batched ops, which the executors carry
-out. An operation without a batched form is done image by image.
+An entry of the `augments` registry is one function that checks its options (a recipe's loader has
+checked their types) and returns an `Operation`. Parameters are drawn by address: an image's depend
+on the seed, the entry, its place in the chain, and the image's (epoch, index). What is drawn are
+batched ops, which the executors carry out. An operation without them is done image by image.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.errors import UserError, unknown
+from ...core.errors import UserError
 from ...core.randomness import address, uniforms
 from ...core.registry import augments
 from ...recipe.grammar import Choice
@@ -23,7 +23,6 @@ from ...recipe.grammar import Choice
 Size = tuple[int, int]  # height, width
 ARGUMENTS = 8  # numbers an image, at most
 Rows = tuple[np.ndarray, np.ndarray]  # codes int64 (n,), args float64 (n, ARGUMENTS)
-ATTEMPTS = 10  # of a random crop or box, as in timm
 MOST_PIXELS = 8192  # along one side of a result
 
 
@@ -33,9 +32,6 @@ class Filter(IntEnum):
     NEAREST = 0
     BILINEAR = 1
     BICUBIC = 2
-
-
-FILTERS = {"nearest": Filter.NEAREST, "bilinear": Filter.BILINEAR, "bicubic": Filter.BICUBIC}
 
 
 class Op(IntEnum):
@@ -48,17 +44,15 @@ class Op(IntEnum):
     VFLIP = 4
     AFFINE = 5  # a, b, c, d, e, f, filter: output (x, y) is input (ax + by + c, dx + ey + f)
     POSTERIZE = 6  # bits that are kept, 0 to 8
-    SOLARIZE = 7  # threshold: values from it on are inverted
+    SOLARIZE = 7  # threshold: values from it on are inverted; 0 inverts all
     SOLARIZE_ADD = 8  # what is added to values below 128, clipped at 255
-    INVERT = 9
     BRIGHTNESS = 10  # f, away from black
     LINEAR = 11  # f, shift: each value times f, plus shift, rounded (half goes up)
     CONTRAST = 12  # f, away from the mean grey
     AUTOCONTRAST = 13
     EQUALIZE = 14
-    COLOR = 15  # f, away from grey
+    COLOR = 15  # f, away from grey; 0 leaves no colour
     SHARPNESS = 16  # f, away from the smoothed image
-    GRAYSCALE = 17
 
 
 @dataclass(frozen=True)
@@ -111,43 +105,21 @@ class RandomStream:
         return RandomStream(self.items[rows], self.key)
 
 
-@dataclass(frozen=True)
-class Patch:
-    """At most one box an image, and what it is filled with.
-
-    positions (in the batch), rows, columns int64 (n,): the pixels that are overwritten;
-    values float32 (n, C): with what.
-    """
-
-    positions: np.ndarray
-    rows: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
-
-    def lay(self, images: Tensor) -> None:
-        """Overwrite in images float (B, C, H, W)."""
-        device = images.device
-        where = tuple(
-            torch.from_numpy(part).to(device, non_blocking=True)
-            for part in (self.positions, self.rows, self.columns)
-        )
-        values = torch.from_numpy(self.values).to(device, images.dtype, non_blocking=True)
-        images.permute(0, 2, 3, 1)[where] = values
-
-
-Sampler = Callable[[RandomStream, Size], list[BatchedOp]]
-BoxSampler = Callable[[RandomStream, Size], list[Patch]]
+# A box to overwrite, pixel by pixel: image in the batch, row, column, each int64 (n,); and with
+# which values, float32 (n, C).
+Patch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Sampler = Callable[[RandomStream, Size], list[Any]]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """All forms of an entry. Calling it applies the reference.
+    """All forms of an entry.
 
     reference: defines it on one image, by timm, torchvision or Pillow; it draws from the global
     generators, which the loader seeds. stage: "colour" where every pixel keeps its place, so that a
     mask need not follow; "tensor" where it changes the normalised tensor (C, H, W), in place.
-    sample: draws the ops of many images; None without a batched form. sample_one: the same where
-    each image gets a size of its own. sample_boxes: draws what is erased after normalising.
+    sample: draws the batched ops of many images, or the patches of a "tensor" operation; None
+    without a batched form. single: each image gets a size of its own, so that it is sampled alone.
     framing: it places or cuts the image; AugMix's copies (the jsd loss) share what it did. random:
     whether it may treat an image in more ways than one.
     """
@@ -155,14 +127,9 @@ class Operation:
     reference: Callable[[Any], Any]
     stage: Literal["image", "colour", "tensor"] = "image"
     sample: Sampler | None = None
-    sample_one: Sampler | None = None
-    sample_boxes: BoxSampler | None = None
+    single: bool = False
     framing: bool = False
     random: bool = True
-
-    def __call__(self, image: Any) -> Any:
-        """The reference on one image."""
-        return self.reference(image)
 
 
 def operation(choice: Choice) -> Operation:
@@ -182,15 +149,18 @@ def in_words(choice: Choice) -> str:
     return f"augment: {choice.name} ({options})"
 
 
+def keyed(chain: Iterable[Choice], seed: int) -> Iterator[tuple[int, Choice, Operation]]:
+    """Each entry with the key of its random stream: by the seed, its place and its name."""
+    for place, choice in enumerate(chain):
+        yield address(seed, place, choice.name, "pictures"), choice, operation(choice)
+
+
 @dataclass(frozen=True)
 class AugmentationPlan:
-    """A chain of entries in batched form: samplers of ops, and of boxes to erase.
-
-    Each has the key of its random stream: it depends on the seed, the entry, and its place.
-    """
+    """A chain in batched form: samplers of ops, and of boxes to erase, each with its key."""
 
     samplers: tuple[tuple[int, Sampler], ...]
-    erasers: tuple[tuple[int, BoxSampler], ...] = ()
+    erasers: tuple[tuple[int, Sampler], ...] = ()
 
     def ops(self, items: np.ndarray, size: Size) -> list[BatchedOp]:
         """All that happens to the images `items` int64 (B, 2) of `size` (height, width)."""
@@ -203,29 +173,22 @@ class AugmentationPlan:
         """Overwrite boxes of normalised images float (B, C, H, W), in place. items (B, 2)."""
         for key, sample in self.erasers:
             for patch in sample(RandomStream(items.numpy(), key), tuple(images.shape[-2:])):
-                patch.lay(images)
+                parts = (torch.from_numpy(part) for part in patch)
+                *where, values = (part.to(images.device, non_blocking=True) for part in parts)
+                images.permute(0, 2, 3, 1)[tuple(where)] = values.to(images.dtype)
         return images
-
-
-def stream_key(seed: int, place: int, name: str) -> int:
-    """The key of an entry's random stream, at its place in the chain."""
-    return address(seed, place, name, "pictures")
 
 
 def batched_form(chain: Iterable[Choice], seed: int) -> AugmentationPlan:
     """The batched form of a chain. UserError names the entry that has none."""
     samplers, erasers = [], []
-    for place, choice in enumerate(chain):
-        made, key = operation(choice), stream_key(seed, place, choice.name)
-        if made.sample:
-            samplers.append((key, made.sample))
-        elif made.sample_boxes:
-            erasers.append((key, made.sample_boxes))
-        else:
+    for key, choice, made in keyed(chain, seed):
+        if not made.sample or made.single:
             raise UserError(
                 f"{in_words(choice)} has no batched form. Use data.path=auto or "
                 "data.path=timm, or leave it out."
             )
+        (erasers if made.stage == "tensor" else samplers).append((key, made.sample))
     return AugmentationPlan(tuple(samplers), tuple(erasers))
 
 
@@ -237,11 +200,9 @@ def pick(numbers: np.ndarray, count: int) -> np.ndarray:
     return (numbers * count).astype(np.int64)
 
 
-def filters(numbers: np.ndarray, interpolation: str) -> np.ndarray | int:
-    """The named filter, or bilinear or bicubic by coin."""
-    if interpolation == "random":
-        return np.where(numbers < 0.5, int(Filter.BILINEAR), int(Filter.BICUBIC))
-    return int(FILTERS[interpolation])
+def between(span: Sequence[float], numbers: np.ndarray) -> np.ndarray:
+    """Uniform numbers -> uniform ones from span[0] to span[1]."""
+    return span[0] + (span[1] - span[0]) * numbers
 
 
 def around(centre: float, reach: float, numbers: np.ndarray) -> np.ndarray:
@@ -249,49 +210,43 @@ def around(centre: float, reach: float, numbers: np.ndarray) -> np.ndarray:
     return centre + reach * (2 * numbers - 1)
 
 
-def sometimes(code: int, p: float) -> Sampler:
-    """Samples an operation without arguments, with probability p."""
+def filters(interpolation: str, numbers: np.ndarray | float = 0) -> np.ndarray | int:
+    """The named filter; of `random`, bilinear or bicubic by uniform numbers."""
+    if interpolation == "random":
+        return np.where(numbers < 0.5, int(Filter.BILINEAR), int(Filter.BICUBIC))
+    return int(Filter[interpolation.upper()])
 
-    def sample(stream: RandomStream, source: Size) -> list[BatchedOp]:
-        codes = np.where(stream(1)[:, 0] < p, code, Op.NONE)
-        return [batched_op(len(stream), codes, source)]
+
+def sometimes(
+    code: int,
+    p: float,
+    numbers: int = 0,
+    args: Callable = lambda source, *numbers: (),
+    fill: Sequence[int] = (0, 0, 0),
+) -> Sampler:
+    """Samples an operation with probability p; args(source, *numbers (B,)) are its arguments."""
+
+    def sample(stream, source):
+        happens, *u = stream(1 + numbers).T
+        codes = np.where(happens < p, code, Op.NONE)
+        return [batched_op(len(stream), codes, source, *args(source, *u), fill=tuple(fill))]
 
     return sample
 
 
-# -- checks of options -----------------------------------------------------------------------------
+def check(entry: str, **limits: tuple[Any, float, float]) -> None:
+    """option=(value, low, high): UserError unless it is a number from low to high.
 
-
-def check(entry: str, option: str, value: float, low: float, high: float) -> None:
-    """UserError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise UserError(f"{entry}: {option} is {value}; use {low} to {high}.")
-
-
-def check_size(entry: str, size: int | Sequence[int]) -> None:
-    """UserError unless size is one number of pixels, or [height, width]."""
-    if isinstance(size, Sequence) and len(size) != 2:
-        raise UserError(f"{entry}: size is {size}; use one number, or [height, width].")
-    for side in size if isinstance(size, Sequence) else [size]:
-        check(entry, "size", side, 1, MOST_PIXELS)
-
-
-def check_span(entry: str, option: str, value: Sequence[float], high: float) -> None:
-    """UserError unless value is [smallest, largest], above 0 and up to `high`."""
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= high:
-        raise UserError(
-            f"{entry}: {option} is {value}; use [smallest, largest], above 0 and up to {high:g}."
-        )
-
-
-def check_name(kind: str, name: str, known: Sequence[str]) -> None:
-    """UserError with the nearest name unless `name` is known."""
-    if name not in known:
-        raise UserError(unknown(kind, name, known))
-
-
-def check_colour(entry: str, fill: Sequence[int]) -> tuple[int, ...]:
-    """Red, green, blue from 0 to 255 as a tuple."""
-    if len(fill) != 3 or not all(0 <= value <= 255 for value in fill):
-        raise UserError(f"{entry}: fill is {fill}; use [red, green, blue], each 0 to 255.")
-    return tuple(fill)
+    A list is [smallest, largest], above low and up to high; `fill` is a colour.
+    """
+    for option, (value, low, high) in limits.items():
+        if option == "fill":
+            fits = len(value) == 3 and low <= min(value) and max(value) <= high
+            allowed = f"[red, green, blue], each {low} to {high}"
+        elif isinstance(value, Sequence):
+            fits = len(value) == 2 and low < value[0] <= value[1] <= high
+            allowed = f"[smallest, largest], above {low} and up to {high:g}"
+        else:
+            fits, allowed = low <= value <= high, f"{low} to {high}"
+        if not fits:
+            raise UserError(f"{entry}: {option} is {value}; use {allowed}.")

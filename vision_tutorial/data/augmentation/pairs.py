@@ -6,7 +6,7 @@ is a function of the seed and its (epoch, index).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,23 +18,39 @@ from ...core.randomness import address
 from ...recipe.grammar import Choice
 from ..executors.dispatch import carry_out, carry_out_masks
 from ..loader import Item, seed_generators
-from .operation import AugmentationPlan, in_words, operation, stream_key
+from .operation import AugmentationPlan, in_words, keyed
 
 ALONE = np.zeros(1, np.int64)  # the rows of a batch of one
 
 
-@dataclass(frozen=True)
-class Joint:
-    """A chain for one image and its mask; each part with the key of its draws."""
+def joint(
+    chain: Sequence[Choice], seed: int
+) -> Callable[[Image.Image, np.ndarray, Item], tuple[Tensor, np.ndarray]]:
+    """The joint form of a chain, but for what acts on the normalised image.
 
-    parts: tuple[AugmentationPlan | tuple[int, Callable], ...]
+    What is returned makes of an image and its mask uint8 (H, W) the image uint8 (3, h, w) and the
+    mask (h, w). UserError names an entry that would move pixels without telling where to.
+    """
+    steps = []
+    for key, choice, made in keyed(chain, seed):
+        if made.stage == "image" and not made.sample:
+            raise UserError(
+                f"{in_words(choice)} has no form for masks. Take rotate, random_scale, "
+                "hflip and color_jitter, or rand_augment or trivial_augment; an entry of your own "
+                'that moves no pixel says so with stage = "colour".'
+            )
+        if made.stage != "tensor":
+            steps.append((key, made))
+    parts: list[AugmentationPlan | tuple[int, Callable]] = []
+    for sampled, group in groupby(steps, lambda step: bool(step[1].sample)):
+        if sampled:
+            parts.append(AugmentationPlan(tuple((key, made.sample) for key, made in group)))
+        else:
+            parts += [(key, made.reference) for key, made in group]
 
-    def __call__(
-        self, image: Image.Image, mask: np.ndarray, item: Item
-    ) -> tuple[Tensor, np.ndarray]:
-        """Image uint8 (3, h, w), mask uint8 (h, w)."""
+    def augment(image: Image.Image, mask: np.ndarray, item: Item) -> tuple[Tensor, np.ndarray]:
         pixels = np.array(image)
-        for part in self.parts:
+        for part in parts:
             if isinstance(part, AugmentationPlan):
                 ops = part.ops(np.array([item]), pixels.shape[:2])
                 made = carry_out(pixels[None], ALONE, ops, threads=1)[0]
@@ -46,30 +62,4 @@ class Joint:
                 pixels = np.array(transform(Image.fromarray(pixels)))
         return torch.from_numpy(pixels).permute(2, 0, 1), mask
 
-
-def joint(chain: Sequence[Choice], seed: int) -> Joint:
-    """The joint form of a chain, but for what acts on the normalised image.
-
-    UserError names an entry that would move pixels without telling where to.
-    """
-    sampled, parts = [], []
-    for place, choice in enumerate(chain):
-        made, key = operation(choice), stream_key(seed, place, choice.name)
-        if sample := made.sample or made.sample_one:
-            sampled.append((key, sample))
-            continue
-        if made.stage == "tensor":
-            continue
-        if made.stage != "colour":
-            raise UserError(
-                f"{in_words(choice)} has no form for masks. Take rotate, random_scale, "
-                "hflip and color_jitter, or rand_augment or trivial_augment; an entry of your own "
-                'that moves no pixel says so with stage = "colour".'
-            )
-        if sampled:
-            parts.append(AugmentationPlan(tuple(sampled)))
-        sampled = []
-        parts.append((key, made.reference))
-    if sampled:
-        parts.append(AugmentationPlan(tuple(sampled)))
-    return Joint(tuple(parts))
+    return augment

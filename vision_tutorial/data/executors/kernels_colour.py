@@ -13,7 +13,7 @@ from .kernels import Array, compiled, copy
 
 # Plain integers, so that numba compiles them in.
 POSTERIZE, SOLARIZE, SOLARIZE_ADD = int(Op.POSTERIZE), int(Op.SOLARIZE), int(Op.SOLARIZE_ADD)
-INVERT, BRIGHTNESS, CONTRAST = int(Op.INVERT), int(Op.BRIGHTNESS), int(Op.CONTRAST)
+BRIGHTNESS, CONTRAST = int(Op.BRIGHTNESS), int(Op.CONTRAST)
 AUTOCONTRAST, EQUALIZE, LINEAR = int(Op.AUTOCONTRAST), int(Op.EQUALIZE), int(Op.LINEAR)
 
 # 32 bits wide on purpose: beside a plain whole number, numba would go on in 64.
@@ -22,17 +22,24 @@ TWO, EIGHT, THIRTEEN, WHOLE = np.int32(2), np.int32(8), np.int32(13), np.int32(2
 
 
 @compiled
-def grey(red: int, green: int, blue: int) -> int:
+def _grey(red: int, green: int, blue: int) -> int:
     """Pillow's L, rounded."""
     weighted = np.int32(red) * GREY[0] + np.int32(green) * GREY[1] + np.int32(blue) * GREY[2]
     return (weighted + GREY[3]) >> GREY[4]
 
 
 @compiled
-def blend(base: int, value: float, f: np.float32) -> np.uint8:
+def _blend(base: int, value: float, f: np.float32) -> np.uint8:
     """From `base` to `value` by f, beyond it if f > 1; float32, cut off and not rounded."""
     mixed = np.float32(base) + f * (np.float32(value) - np.float32(base))
     return np.uint8(min(max(mixed, np.float32(0)), np.float32(255)))
+
+
+@compiled
+def _blend_line(base: Array, values: Array, f: np.float32, new: Array) -> None:
+    """`_blend` along a line."""
+    for q in range(len(new)):
+        new[q] = _blend(base[q], values[q], f)
 
 
 @compiled
@@ -42,9 +49,9 @@ def color(old: Array, f: np.float32, new: Array) -> None:
     base = np.empty(3 * width, np.int32)
     for i in range(old.shape[0]):
         for j in range(width):
-            level = grey(old[i, j, 0], old[i, j, 1], old[i, j, 2])
+            level = _grey(old[i, j, 0], old[i, j, 1], old[i, j, 2])
             base[3 * j], base[3 * j + 1], base[3 * j + 2] = level, level, level
-        blend_line(base, old[i].reshape(-1), f, new[i].reshape(-1))
+        _blend_line(base, old[i].reshape(-1), f, new[i].reshape(-1))
 
 
 @compiled
@@ -60,28 +67,14 @@ def sharpness(old: Array, f: np.float32, new: Array) -> None:
         for q in range(n):
             sums[q] = THIRTEEN
         for k in range(i - 1, i + 2):
-            add_three(lines[k], sums)
+            before, here, behind = lines[k, :n], lines[k, 3 : 3 + n], lines[k, 6 : 6 + n]
+            for q in range(n):
+                sums[q] += TWO * (np.int32(before[q]) + np.int32(here[q]) + np.int32(behind[q]))
         here = lines[i, 3 : 3 + n]
         for q in range(n):
             # Pillow adds thirteenths in float32; they stay far enough from halves to round alike.
             base[q] = (sums[q] + EIGHT * np.int32(here[q])) // WHOLE
-        blend_line(base, here, f, made[i, 3 : 3 + n])
-
-
-@compiled
-def add_three(line: Array, sums: Array) -> None:
-    """sums += twice each value and its two neighbours, three bytes away."""
-    n = len(sums)
-    before, here, behind = line[:n], line[3 : 3 + n], line[6 : 6 + n]
-    for q in range(n):
-        sums[q] += TWO * (np.int32(before[q]) + np.int32(here[q]) + np.int32(behind[q]))
-
-
-@compiled
-def blend_line(base: Array, values: Array, f: np.float32, new: Array) -> None:
-    """`blend` along a line."""
-    for q in range(len(new)):
-        new[q] = blend(base[q], values[q], f)
+        _blend_line(base, here, f, made[i, 3 : 3 + n])
 
 
 @compiled
@@ -89,16 +82,16 @@ def look_up(old: Array, code: int, args: Array, new: Array) -> None:
     """Replace each value by its entry in the table of its channel."""
     table = np.empty((3, 256), np.uint8)
     if code == EQUALIZE or code == AUTOCONTRAST:
-        histogram = histograms(old)
+        histogram = _histograms(old)
         for c in range(3):
             if code == EQUALIZE:
-                equalized(histogram[c], table[c])
+                _equalized(histogram[c], table[c])
             else:
-                stretched(histogram[c], table[c])
+                _stretched(histogram[c], table[c])
     else:
-        base = mean_grey(old) if code == CONTRAST else 0
+        base = _mean_grey(old) if code == CONTRAST else 0
         for v in range(256):
-            made = entry(code, args[0], args[1], base, v)
+            made = _entry(code, args[0], args[1], base, v)
             table[0, v], table[1, v], table[2, v] = made, made, made
     for i in range(old.shape[0]):
         for j in range(old.shape[1]):
@@ -107,7 +100,7 @@ def look_up(old: Array, code: int, args: Array, new: Array) -> None:
 
 
 @compiled
-def histograms(old: Array) -> Array:
+def _histograms(old: Array) -> Array:
     """How often each value occurs in each channel: (3, 256).
 
     Neighbours are mostly alike: counted in turn in four places, none waits for the one before.
@@ -129,10 +122,10 @@ def histograms(old: Array) -> Array:
 
 
 @compiled
-def entry(code: int, value: float, shift: float, base: int, v: int) -> int:
+def _entry(code: int, value: float, shift: float, base: int, v: int) -> int:
     """What value v becomes, whatever else is in the image."""
     if code == BRIGHTNESS or code == CONTRAST:
-        return int(blend(base, v, np.float32(value)))
+        return int(_blend(base, v, np.float32(value)))
     if code == POSTERIZE:
         bits = int(value)
         return 0 if bits <= 0 else v & ~((1 << max(8 - bits, 0)) - 1)
@@ -140,57 +133,46 @@ def entry(code: int, value: float, shift: float, base: int, v: int) -> int:
         return v if v < value else 255 - v
     if code == SOLARIZE_ADD:
         return min(255, v + int(value)) if v < 128 else v
-    if code == INVERT:
-        return 255 - v
     if code == LINEAR:
         return int(min(max(floor(value * v + shift + 0.5), 0), 255))
     return v
 
 
 @compiled
-def mean_grey(old: Array) -> int:
+def _mean_grey(old: Array) -> int:
     """The image's mean grey, rounded."""
     total = 0
     for i in range(old.shape[0]):
         for j in range(old.shape[1]):
-            total += grey(old[i, j, 0], old[i, j, 1], old[i, j, 2])
+            total += _grey(old[i, j, 0], old[i, j, 1], old[i, j, 2])
     return int(total / (old.shape[0] * old.shape[1]) + 0.5)
 
 
 @compiled
-def equalized(histogram: Array, table: Array) -> None:
+def _equalized(histogram: Array, table: Array) -> None:
     """A table that makes all values about equally frequent."""
-    last, total, kinds = 0, 0, 0
+    last, total = 0, 0
     for v in range(256):
-        if histogram[v]:
-            last = histogram[v]
-            kinds += 1
+        last = histogram[v] if histogram[v] else last
         total += histogram[v]
     step = (total - last) // 255
-    if kinds <= 1 or step == 0:
-        for v in range(256):
-            table[v] = v
-        return
-    sums = np.empty(256, np.int32)
-    seen = step // 2
+    seen, size, sums = step // 2, float(step), np.empty(256, np.int32)
     for v in range(256):
         sums[v] = seen
         seen += histogram[v]
-    size = float(step)
     for v in range(256):
         # Whole numbers far below 2**53: the quotient's whole part is exact, and faster than //.
-        table[v] = min(np.int32(sums[v] / size), 255)
+        table[v] = min(np.int32(sums[v] / size), 255) if step else v
 
 
 @compiled
-def stretched(histogram: Array, table: Array) -> None:
-    """A table that takes the darkest value to 0 and the lightest to 255."""
+def _stretched(histogram: Array, table: Array) -> None:
+    """A table that takes the darkest value to 0 and the lightest to 255; one value stays."""
     low, high = 0, 255
     while low < 255 and histogram[low] == 0:
         low += 1
     while high > 0 and histogram[high] == 0:
         high -= 1
-    scale = 255.0 / (high - low) if high > low else 1.0
-    offset = -low * scale
+    scale = 255.0 / (high - low)
     for v in range(256):
-        table[v] = min(max(int(v * scale + offset), 0), 255) if high > low else v
+        table[v] = min(max(int(v * scale - low * scale), 0), 255) if high > low else v
