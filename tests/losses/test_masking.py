@@ -8,7 +8,7 @@ from loss_examples import example, rows, soft
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import losses as registry
-from vision_tutorial.core.targets import IGNORE, to_map
+from vision_tutorial.core.task import IGNORE, to_map
 from vision_tutorial.losses import pixel  # noqa: F401  (fills the registry)
 
 SHAPES = [(6, 5), (6, 5, 4, 3), (3, 2, 2, 3, 2)]

@@ -8,7 +8,8 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_grou
 from torch import nn
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.optim import parameter_groups, set_lr
+from vision_tutorial.engine.step import set_lr
+from vision_tutorial.optim import parameter_groups
 
 
 @pytest.fixture(scope="module", params=["resnet18", "test_vit"])

@@ -16,7 +16,7 @@ from timm.data import auto_augment as timm_policies
 from torch import Tensor
 from torchvision import transforms as tv
 
-from ..core import targets
+from ..core import task as targets
 from ..core.errors import UserError
 from ..core.randomness import address
 from ..core.sources import Source

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.sources import ArraySource, Source, Subset, base
-from ..core.targets import VOID
+from ..core.task import VOID
 from .augmentation.operation import AugmentationPlan, BatchedOp, Filter, Op
 from .executors import tensors
 from .loader import Item, RawBatch

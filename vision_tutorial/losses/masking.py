@@ -1,7 +1,7 @@
 """What every loss holds to, so that one registry serves both tracks.
 
 logits (B, C, *S) with any number of spatial axes, none for classification; target class ids (B, *S)
-or class map (B, C, *S). Positions that `core.targets` calls ignored are dropped before everything,
+or class map (B, C, *S). Positions that `core.task` calls ignored are dropped before everything,
 even where their logits are not finite; means are over the others. With none left the loss is zero
 and so is its gradient. Half precision is computed in float32, inside autocast or out of it.
 UserError where shapes or options do not fit.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.targets import is_map, valid
+from ..core.task import is_map, valid
 
 
 def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..core.errors import UserError
 from ..core.registry import losses
-from ..core.targets import is_map, to_map
+from ..core.task import is_map, to_map
 from .masking import counted, within
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.registry import losses
-from ..core.targets import is_map, to_ids, to_map
+from ..core.task import is_map, to_ids, to_map
 from .masking import counted, fit, within
 
 

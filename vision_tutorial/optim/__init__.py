@@ -2,7 +2,7 @@
 
 from . import optimizers, schedules
 from .clipping import clipping
-from .groups import parameter_groups, set_lr
+from .groups import parameter_groups
 from .schedules import learning_rates
 
-__all__ = ["clipping", "learning_rates", "optimizers", "parameter_groups", "schedules", "set_lr"]
+__all__ = ["clipping", "learning_rates", "optimizers", "parameter_groups", "schedules"]

@@ -1,11 +1,10 @@
-"""Parameter groups with timm's meaning, and the learning rate that they share."""
+"""Parameter groups with timm's meaning."""
 
 from fnmatch import fnmatch
 from typing import Any
 
 from timm.optim import param_groups_layer_decay
 from torch import nn
-from torch.optim import Optimizer
 
 from ..core.errors import UserError
 
@@ -20,7 +19,7 @@ def parameter_groups(
     """The trainable parameters, split by who is decayed; by layer too if `layer_decay` is given.
 
     Spared are biases and other 1-D parameters, and what `model.no_weight_decay()` names. With
-    layer_decay d, layer i of n has lr_scale d^(n−1−i) (BEiT, Bao et al. 2021), which `set_lr`
+    layer_decay d, layer i of n has lr_scale d^(n−1−i) (BEiT, Bao et al. 2021), which the step
     heeds. Call it before the model is wrapped. UserError: nothing to train, or no layers known.
     """
     spared = set(getattr(model, "no_weight_decay", set)())
@@ -57,9 +56,3 @@ def _by_decay(
         {"params": decayed, "weight_decay": weight_decay},
     ]
     return [group for group in groups if group["params"]]
-
-
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group the learning rate `lr`, times its own `lr_scale` if it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.atomic import replacing
-from ..core.targets import VOID
+from ..core.task import VOID
 
 
 def palette(count: int = 256) -> np.ndarray:

@@ -20,8 +20,7 @@ import psutil
 
 from ..core.atomic import read_json
 from ..core.errors import ExitCode, UserError
-from ..core.processes import environment, last_line, usable_cores
-from ..core.stop import StopSignal
+from ..core.processes import StopSignal, environment, last_line, usable_cores
 from ..recipe.batch_split import batch_parts
 from ..recipe.fields import Recipe
 
