@@ -2,7 +2,7 @@
 
 import torch
 
-from vision_tutorial.core.targets import IGNORE
+from vision_tutorial.core.task import IGNORE
 
 
 def example(shape=(6, 5, 4, 3), dtype=torch.float32, ignored=True):

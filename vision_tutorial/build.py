@@ -3,6 +3,7 @@
 Importing the pillars' faces here is what fills the registries.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,23 +18,11 @@ from .core.errors import UserError
 from .core.processes import usable_cores
 from .core.randomness import address
 from .core.sources import Source, hold_out, take
-from .core.targets import sampled
-from .core.task import Batch, Task
+from .core.task import Batch, Task, sampled
 from .data import mix, pipeline
 from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
-from .engine import (
-    Distributed,
-    Ema,
-    Plan,
-    TrainingState,
-    decay_at,
-    evaluate,
-    fit_accumulation_steps,
-    rounds_of,
-)
-from .engine.evaluation import Evaluation, answer_to_blank, refined
-from .engine.loop import converged
+from .engine import Distributed, Ema, Evaluation, Plan, TrainingState, evaluate, evaluating
 from .recipe.batch_split import batch_parts, steps_per_epoch
 from .recipe.fields import Recipe
 from .recipe.plugins import import_files as import_files
@@ -54,15 +43,13 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     Returns the network on the meta device.
     """
     pipeline.chain(recipe.augment)
-    random = {c.name for c in recipe.eval_augment if operation(c).random}
-    if random:
-        names = ", ".join(sorted(random))
-        raise UserError(
-            f"eval_augment: {names} would make scores a matter of luck; remove it here."
-        )
+    random = ", ".join(sorted({c.name for c in recipe.eval_augment if operation(c).random}))
     mix.Mix(recipe.mix)
     criteria(recipe)
-    pipeline.batched_plan(recipe, losses.copies(recipe.loss))
+    copies, name = losses.copies(recipe.loss), recipe.model.name
+    pipeline.batched_plan(recipe, copies)
+    if random:
+        raise UserError(f"eval_augment: {random} would make scores random; remove it here.")
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
     if recipe.refine and not task(recipe, ()).dense:
@@ -71,14 +58,15 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         raise UserError("aux_loss: jsd is a loss of the main head; choose another one here.")
     if bool(recipe.aux_loss) != bool(recipe.model.options.get("auxiliary")):
         raise UserError(
-            f"aux_loss: it and an auxiliary head of model {recipe.model.name} need each other; set "
-            f"both (aux_loss, model.{recipe.model.name}.auxiliary: true where it has one) or none."
+            f"aux_loss: it and an auxiliary head of model {name} need each other; set both "
+            f"(aux_loss, model.{name}.auxiliary: true where it has one) or none."
         )
-    if losses.copies(recipe.loss) and recipe.mix:
+    if copies and recipe.mix:
         raise UserError("loss: jsd compares copies of one image; take `mix` out of the recipe.")
     with torch.device("meta"):
         network = model(recipe, classes, weights=False)
-    _learning_rate(recipe, optimizer(recipe, network), 1)
+    optimizer(recipe, network)
+    learning_rates(recipe, 1)
     return network
 
 
@@ -176,72 +164,44 @@ def learning_rates(recipe: Recipe, steps_per_epoch: int) -> Callable[[int, Seque
     )
 
 
-def _learning_rate(
-    recipe: Recipe, made: torch.optim.Optimizer, steps_per_epoch: int
-) -> Callable[[int, Sequence[float]], float]:
-    rates = learning_rates(recipe, steps_per_epoch)
-    rates(0, [])
-
-    def set_rate(step: int, history: Sequence[float]) -> float:
-        lr = rates(step, history)
-        optim.set_lr(made, lr)
-        return lr
-
-    return set_rate
-
-
 def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> TrainingState:
     """The network with all that teaches it."""
     parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
     network = place_model(recipe, model(recipe, len(source.classes)), distributed)
     ema = recipe.ema
     return TrainingState(
+        distributed=distributed,
         model=network,
         ddp_model=distributed.wrap(network, recipe.sync_bn, replicate=not recipe.shards),
         task=task(recipe, source.classes),
         criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
-        clip=partial(optim.clip_gradients, recipe.clip),
-        ema=Ema(network if ema else None),
-        decay=lambda step: decay_at(step, ema.decay, ema.warmup) if ema else 0.0,
+        clip=partial(optim.clip_gradients, recipe.clip) if recipe.clip else None,
+        ema=Ema(network, ema.decay, ema.warmup) if ema else Ema(),
         seed=recipe.seed,
         accumulation_steps=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,
     )
 
 
-def try_out(recipe: Recipe, source: Source, training: TrainingState) -> None:
+def try_out(recipe: Recipe, source: Source, network: nn.Module) -> None:
     """One blank image of the recipe's size through the network: do they fit each other?"""
     sample = pipeline.augmented_images(recipe, source, copies=losses.copies(recipe.loss))[0, 0]
     if isinstance(sample, UserError):
         raise sample
     height, width = sample[0].shape[-2:]
-    said = answer_to_blank(training.model, height, width)
+    blank = torch.zeros(1, 3, height, width, device=next(network.parameters()).device)
+    try:
+        with evaluating(network), torch.inference_mode():
+            said = f"{tuple(network(blank).shape)}"
+    except Exception as error:  # networks say "does not fit" in every way there is
+        said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if said != f"{(1, len(source.classes), *((height, width) if source.dense else ()))}":
         raise UserError(
             f"model {recipe.model.name} does not fit images of {width}x{height} and "
             f"{len(source.classes)} classes: {said}. Change the size that `augment` crops to, or "
             "the model's options (such as img_size)."
         )
-
-
-def fit_memory(
-    training: TrainingState, work: Plan, distributed: Distributed, say: Callable[[str], None]
-) -> None:
-    """On a GPU, try the first batch and halve the micro-batch until all processes can hold it."""
-    if distributed.device.type != "cuda" or training.shards:
-        return
-
-    def prepare(parts: int) -> list[Batch]:
-        (batches,) = work.batches(0, 1, parts)
-        return batches
-
-    size = work.batch_size // distributed.world
-    training.accumulation_steps, notice = fit_accumulation_steps(
-        training, distributed, prepare, size, training.accumulation_steps
-    )
-    if notice:
-        say(notice)
 
 
 def worker_context(recipe: Recipe, distributed: Distributed) -> WorkerContext:
@@ -288,33 +248,25 @@ def evaluation(
     size: masks are compared at size x size pixels, as those of a submission are.
     """
     data = data or eval_pipeline(recipe, source, distributed)
-    look = forward or network
 
     def answer(batch: Batch) -> torch.Tensor:
-        output = look(batch.images)
-        output = refined(refine, output, batch.pixels) if refine else output
+        output = (forward or network)(batch.images)
+        output = refine(output, batch.pixels) if refine else output
         return sampled(output, size, size) if size else output
 
     def batches() -> Iterator[Batch]:
         for batch in data.evaluation(pixels=refine is not None):
             yield replace(batch, target=sampled(batch.target, size, size)) if size else batch
 
-    return evaluate(
-        answer,
-        network,
-        batches(),
-        rounds_of(len(source), recipe.eval_batch_size, distributed.world),
-        task,
-        losses.WeightedSum(losses.without_copies(recipe.loss)),
-        distributed,
-        **callbacks,
-    )
+    of_all = math.ceil(len(source) / recipe.eval_batch_size)
+    rounds = math.ceil(of_all / distributed.world)  # of the busiest process
+    criterion = losses.WeightedSum(losses.without_copies(recipe.loss))
+    return evaluate(answer, network, batches(), rounds, task, criterion, distributed, **callbacks)
 
 
 def plan(recipe: Recipe, both: Splits, training: TrainingState, distributed: Distributed) -> Plan:
     """What is to be done, step by step."""
     steps = steps_per_epoch(recipe, len(both.train))
-    meter = training.task.meter()
     val = eval_pipeline(recipe, both.val, distributed)
 
     def evaluated(stop: Callable[[], bool], progress: Callable[[int, int], None]) -> Evaluation:
@@ -325,12 +277,11 @@ def plan(recipe: Recipe, both: Splits, training: TrainingState, distributed: Dis
     return Plan(
         steps_per_epoch=steps,
         epochs=recipe.total_epochs,
-        lr=_learning_rate(recipe, training.optimizer, steps),
+        lr=learning_rates(recipe, steps),
         batches=train_pipeline(recipe, both.train, distributed).train,
         batch_size=recipe.batch_size,
         evaluate=evaluated,
-        headline=meter.headline,
-        higher_is_better=meter.higher_is_better,
+        meter=training.task.meter(),
         eval_every=recipe.eval_every,
-        converged=converged(recipe.early_stopping, meter),
+        early_stopping=recipe.early_stopping,
     )

@@ -16,11 +16,9 @@ from .core.atomic import read_json
 from .core.errors import UserError
 from .core.images import image_size, read_image
 from .core.sources import FileSource, Source
-from .core.targets import sampled
-from .core.task import Task
+from .core.task import Task, sampled
 from .data.pipeline import eval_order
 from .engine import Distributed, Evaluation, load_weights, put_weights, weights_path
-from .engine.evaluation import refined
 from .recipe.fields import Recipe
 from .recipe.loading import Loaded
 from .segmentation import pseudo_labels, submission, visualisation  # noqa: F401  (for the commands)
@@ -54,8 +52,7 @@ def opened(
 
 def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
     """The first of several runs' recipes, if all of them see the same images the same way."""
-    keys = ("task", "dataset", "holdout", "eval_augment", "normalize", "channels_last")
-    for key in keys:
+    for key in ("task", "dataset", "holdout", "eval_augment", "normalize", "channels_last"):
         if len({str(getattr(recipe, key)) for recipe in recipes}) > 1:
             raise UserError(
                 f"an ensemble's runs must see the same images; their '{key}' differ. "
@@ -75,26 +72,32 @@ def networks(
     found: Sequence[tuple[Path, Loaded]], classes: int, which: str, distributed: Distributed
 ) -> tuple[nn.ModuleList, list[Path]]:
     """The networks of runs with their weights (`best`, `last` or a file's), and where those lie."""
-    made, paths = nn.ModuleList(), []
-    for run, loaded in found:
-        recipe, path = loaded.recipe, weights_path(run, which)
+    paths = [weights_path(run, which) for run, _ in found]
+    made = nn.ModuleList()
+    for (_, loaded), path in zip(found, paths, strict=True):
+        recipe = loaded.recipe
         network = build.model(recipe, classes, weights=False)
         put_weights(network, load_weights(path, "ema" if recipe.ema else "model"), path)
         network = build.place_model(recipe, network, distributed)
         distributed.wrap(network, replicate=False)
         made.append(network)
-        paths.append(path)
     return made, paths
 
 
-def refining(recipe: Recipe) -> Callable | None:
-    """The recipe's refiners as one function (image, probabilities) -> probabilities, or None."""
+def refining(recipe: Recipe) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """The recipe's refiners as one function, or None: logits (B, C, H, W) and pixels uint8
+    (B, 3, H, W) -> logarithms of the refined probabilities."""
     steps = [registry.refiners.build(c.name, **c.options) for c in recipe.refine]
 
-    def refine(image: np.ndarray, probabilities: torch.Tensor) -> torch.Tensor:
-        for step in steps:
-            probabilities = step(image, probabilities)
-        return probabilities
+    def refine(output: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        made = []
+        images = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        for image, probabilities in zip(images, output.float().softmax(1).cpu(), strict=True):
+            for step in steps:
+                probabilities = step(image, probabilities)
+            made.append(torch.as_tensor(probabilities))
+        refined = torch.stack(made)
+        return refined.clamp(min=torch.finfo(refined.dtype).tiny).log().to(output.device)
 
     return refine if steps else None
 
@@ -103,26 +106,19 @@ def scored(
     recipe: Recipe, source: Source, file: Path, size: int | None, distributed: Distributed
 ) -> Evaluation:
     """All metrics of the masks in a submission; no network is asked."""
-    size = size or submission.SIZE
-    masks = submission.read(file, len(source.classes), size)
+    size, classes = size or submission.SIZE, len(source.classes)
+    masks = submission.read(file, classes, size)
     submission.check_names(file, masks, map(source.key, range(len(source))))
-    order = eval_order(recipe, source, build.worker_context(recipe, distributed))
-    names = ([source.key(index) for _, index in items.tolist()] for items in order)
+    data = build.eval_pipeline(recipe, source, distributed)
+    order = iter(eval_order(recipe, source, data.worker))
 
     def answer(_: torch.Tensor) -> torch.Tensor:
-        ids = torch.from_numpy(np.stack([masks[name] for name in next(names)])).long()
-        said = nn.functional.one_hot(ids, len(source.classes)).permute(0, 3, 1, 2)
-        return said.to(distributed.device)
+        ids = np.stack([masks[source.key(index)] for _, index in next(order).tolist()])
+        one_hot = nn.functional.one_hot(torch.from_numpy(ids).long(), classes)
+        return one_hot.permute(0, 3, 1, 2).to(distributed.device)
 
-    found = build.evaluation(
-        recipe,
-        source,
-        nn.Identity(),
-        build.task(recipe, source.classes),
-        distributed,
-        forward=answer,
-        size=size,
-    )
+    given = (recipe, source, nn.Identity(), build.task(recipe, source.classes), distributed)
+    found = build.evaluation(*given, forward=answer, data=data, size=size)
     for name in ("loss", "cross_entropy"):  # a mask says nothing of how sure it is
         del found.metrics[name]
     return found
@@ -162,7 +158,7 @@ def answers(
         for items, batch in zip(order, batches, strict=True):
             said = task.predict(forward, batch.images)
             if refine:
-                said = refined(refine, said.log(), batch.pixels).exp()
+                said = refine(said.log(), batch.pixels).exp()
             seen = batch.pixels if pixels else [None] * len(said)
             rows = zip(items.tolist(), said, batch.target, seen, strict=True)
             for (_, index), probabilities, target, image in rows:
@@ -210,11 +206,11 @@ def write_pseudo_labels(
     Evaluation images among them are entered in the report, and told.
     """
     both = build.data(recipe)
-    report.labelled = pseudo_labels.class_pixels(
-        (m for _, m in items(both.train)), len(report.classes)
-    )
+    train, val = both.train, both.val
+    masks = (train[i][1] for i in range(len(train)))
+    report.labelled = pseudo_labels.class_pixels(masks, len(report.classes))
     shown = ((path.name, np.asarray(read_image(path))) for path in paths)
-    known = ((both.val.key(i), np.asarray(p)) for i, (p, _) in enumerate(items(both.val)))
+    known = ((val.key(i), np.asarray(val[i][0])) for i in range(len(val)))
     report.leaks = pseudo_labels.leaked_images(shown, known)
     said = (
         (paths[answer.index], _at_size(answer.probabilities, image_size(paths[answer.index])[::-1]))
@@ -222,11 +218,6 @@ def write_pseudo_labels(
     )
     pseudo_labels.write_folder(folder, said, report)
     return [report.summary(), *filter(None, [report.leak_warning()])]
-
-
-def items(source: Source) -> Iterator[tuple]:
-    """All images of a source, with their targets."""
-    return (source[index] for index in range(len(source)))
 
 
 def _at_size(probabilities: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -182,7 +182,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     checkpoints = engine.Checkpoints(
         run, identity(recipe), keep=recipe.checkpoint.keep, say=display.say, write=main
     )
-    progress = engine.restore(training, distributed, checkpoints) or engine.Progress()
+    progress = engine.restore(training, checkpoints) or engine.Progress()
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
@@ -191,18 +191,19 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
         recorder = engine.RunRecorder(
-            run, training, distributed, checkpoints, recipe.checkpoint, tracker, display
+            run, training, checkpoints, recipe.checkpoint, tracker, display
         )
     for line in _notices(recipe, both, training, plan, distributed, progress):
         display.say(line)
-    build.try_out(recipe, both.train, training)
-    build.fit_memory(training, plan, distributed, display.say)
+    build.try_out(recipe, both.train, training.model)
+    if notice := engine.fit_memory(training, plan):
+        display.say(notice)
     few = PROFILED if args.profile and not args.steps else args.steps
     stop = engine.StopRequest(args.minutes, few, progress.step)
     display.start(plan.steps, plan.steps_per_epoch, plan.epochs, progress.step)
     with closing(display), stop.listening(), closing(recorder):
         with engine.profiled(args.profile and main) as lines:
-            done = engine.fit(training, plan, distributed, recorder, progress, stop)
+            done = engine.fit(training, plan, recorder, progress, stop)
     status = "done" if done else "preempted" if stop.signalled() else "paused"
     code = ExitCode.PREEMPTED if status == "preempted" else ExitCode.DONE
     last = progress.rows[-1].get("val/loss") if progress.rows else None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from vision_tutorial.core.counts import QUANTUM, exact_sum, tally, topk_hits
+from vision_tutorial.core.task import QUANTUM, exact_sum, ranks, tally
 
 
 def draws(seed):
@@ -37,21 +37,21 @@ def test_topk_equals_torchmetrics(k):
     logits = torch.randn(500, 10, generator=draws(2))
     target = torch.randint(10, (500,), generator=draws(3))
     expected = multiclass_accuracy(logits, target, 10, top_k=k, average="micro")
-    assert topk_hits(logits, target, k).double().mean().item() == pytest.approx(expected.item())
+    assert (ranks(logits, target) < k).double().mean().item() == pytest.approx(expected.item())
 
 
 def test_a_tie_is_broken_as_a_stable_sort_does():
     logits = torch.randint(3, (300, 8), generator=draws(4)).float()
     target = torch.randint(8, (300,), generator=draws(5))
     for k in (1, 3):
-        ranks = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        expected = (ranks == target[:, None]).any(1)
-        assert torch.equal(topk_hits(logits, target, k), expected)
+        first = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        expected = (first == target[:, None]).any(1)
+        assert torch.equal(ranks(logits, target) < k, expected)
 
 
 def test_more_places_than_classes_always_hit_and_nan_never():
-    assert topk_hits(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), 5).all()
-    assert not topk_hits(torch.full((2, 3), math.nan), torch.tensor([0, 1]), 5).any()
+    assert (ranks(torch.randn(4, 3), torch.tensor([0, 1, 2, 0])) < 5).all()
+    assert not (ranks(torch.full((2, 3), math.nan), torch.tensor([0, 1])) < 5).any()
 
 
 def test_a_tally_counts_as_bincount_does():

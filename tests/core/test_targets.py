@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vision_tutorial.core.targets import (
+from vision_tutorial.core.task import (
     IGNORE,
     VOID,
     from_masks,

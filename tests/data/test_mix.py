@@ -12,7 +12,7 @@ from timm.data import mixup as timm_mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch.nn import functional as F
 
-from vision_tutorial.core import targets
+from vision_tutorial.core import task as targets
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.randomness import generator
 from vision_tutorial.core.registry import mixers

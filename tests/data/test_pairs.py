@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import augments
 from vision_tutorial.core.sources import ArraySource, Subset
-from vision_tutorial.core.targets import IGNORE, VOID
+from vision_tutorial.core.task import IGNORE, VOID
 from vision_tutorial.data import pipeline
 from vision_tutorial.data.augmentation.operation import (
     Op,

@@ -9,7 +9,7 @@ from torchvision.transforms import functional
 
 from vision_tutorial import build
 from vision_tutorial.core.registry import augments
-from vision_tutorial.core.targets import VOID
+from vision_tutorial.core.task import VOID
 from vision_tutorial.data.pipeline import DataPipeline, WorkerContext
 from vision_tutorial.data.preview import apart, preview
 from vision_tutorial.recipe.fields import Recipe

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import left, train
 
-from vision_tutorial import train as command
 from vision_tutorial.engine import Distributed
 from vision_tutorial.recipe.loading import load
-from vision_tutorial.runs import run_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -26,23 +25,6 @@ MASKS = [
     "aux_loss=cross_entropy",
     "model={deeplabv3plus: {backbone: resnet10t, auxiliary: true, pretrained: false}}",
 ]
-
-
-def train(folder: Path, words: list[str], *more: str) -> Path:
-    """Train in this process, or go on; the run folder."""
-    started = [str(run) for run in folder.glob("*/run")]
-    new = [*words, "workers=0", "wandb.mode=disabled", "--runs", str(folder), "--id", "run"]
-    assert command.main([*(started or new), *more, "--quiet"]) == 0
-    (run,) = folder.glob("*/run")
-    return run
-
-
-def left(run: Path) -> tuple[dict[str, bytes], list[dict]]:
-    """The last checkpoint's tensors, and the rows without what is measured in time."""
-    last = max((run / "ckpt").glob("step-*"))
-    files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
-    rows = run_folder.read_rows(run / "metrics.jsonl")
-    return files, [{k: v for k, v in row.items() if k not in run_folder.TIMED} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -61,15 +43,16 @@ def left(run: Path) -> tuple[dict[str, bytes], list[dict]]:
     ids=lambda words: " ".join(word for word in words[1:] if "{" not in word),
 )
 def test_twice_the_same_and_paused_the_same(words: list[str], tmp_path: Path) -> None:
-    once = left(train(tmp_path / "once", words))
-    assert left(train(tmp_path / "twice", words)) == once
+    words = [*words, "workers=0", "wandb.mode=disabled"]
+    once = left(train(tmp_path / "once", *words))
+    assert left(train(tmp_path / "twice", *words)) == once
     for steps in (3, 6, 100):
-        run = train(tmp_path / "parts", words, "--steps", str(steps))
+        run = train(tmp_path / "parts", *words, "--steps", str(steps))
     assert left(run) == once
 
 
 def test_it_may_take_what_is_fastest(tmp_path: Path) -> None:
-    run = train(tmp_path, [*CLASSES, "precision=fp16", "deterministic=false"])
+    run = train(tmp_path, *CLASSES, "precision=fp16", "deterministic=false")
     assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
     assert json.loads((run / "status.json").read_text())["status"] == "done"
     recipe = load("recipes/debug.yaml", []).recipe

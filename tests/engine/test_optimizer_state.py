@@ -13,7 +13,6 @@ from torch import nn
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.engine.optimizer_state import (
-    flatten_optimizer,
     pack,
     restore_optimizer,
     unpack,
@@ -21,16 +20,12 @@ from vision_tutorial.engine.optimizer_state import (
 
 NEED_CUDA = ("bnb", "fused")
 TORCH = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
-    "sgd_plain": lambda p: torch.optim.SGD(p, lr=0.1),
-    "sgd_fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+    "sgd_fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, fused=True),
     "adamw_tensor_lr": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.01), foreach=False),
+    "adamw_amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
     "adam_fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
     "asgd": lambda p: torch.optim.ASGD(p, lr=0.1, t0=2),
     "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
-    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
 }
 
 
@@ -54,7 +49,10 @@ def train(model, optimizer, steps):
         optimizer.step()
 
 
-def through_disk(tensors, packed):
+def through_disk(optimizer):
+    """The tensors and the JSON of an optimizer, written and read."""
+    tensors = {}
+    packed = pack(optimizer.state_dict(), tensors)
     contiguous = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
     text = json.dumps(packed, allow_nan=False)
     return safetensors.load(safetensors.save(contiguous)), json.loads(text)
@@ -63,17 +61,12 @@ def through_disk(tensors, packed):
 def assert_same(left, right, where=""):
     assert type(left) is type(right), where
     if isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype and left.shape == right.shape, where
-        assert left.stride() == right.stride() and left.device == right.device, where
+        assert left.dtype == right.dtype and left.stride() == right.stride(), where
         assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
+    elif isinstance(left, dict | list | tuple):
         assert len(left) == len(right), where
-        for i, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_same(a, b, f"{where}.{i}")
+        for key in left if isinstance(left, dict) else range(len(left)):
+            assert_same(left[key], right[key], f"{where}.{key}")
     else:
         assert left == right, where
 
@@ -81,18 +74,15 @@ def assert_same(left, right, where=""):
 def check(make, take=lambda model: model):
     """Three steps, save, three steps; and three steps in a new process's stead from the save."""
     with torch.compiler.set_stance("force_eager"):  # kron compiles its steps
-        model = network()
+        model, resumed = network(), network()
         optimizer = make(take(model))
         train(model, optimizer, range(3))
-        weights = {name: t.clone() for name, t in model.state_dict().items()}
-        tensors, packed = through_disk(*flatten_optimizer(optimizer.state_dict()))
-        train(model, optimizer, range(3, 6))
-
-        resumed = network()
-        resumed.load_state_dict(weights)
+        saved = through_disk(optimizer)
+        resumed.load_state_dict(model.state_dict())
         other = make(take(resumed))
-        restore_optimizer(other, tensors, packed)
-        train(resumed, other, range(3, 6))
+        restore_optimizer(other, *saved)
+        for one, its in ((model, optimizer), (resumed, other)):
+            train(one, its, range(3, 6))
     assert_same(dict(model.state_dict()), dict(resumed.state_dict()))
     assert_same(optimizer.state_dict(), other.state_dict())
 
@@ -114,26 +104,15 @@ def test_torchs_optimizers_go_on_bit_for_bit(name):
     check(TORCH[name], lambda model: model.parameters())
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("before, now", [(None, True), (True, None)])
-def test_how_a_step_is_computed_is_not_taken_from_a_checkpoint(name, before, now):
+def test_how_a_step_is_computed_is_not_taken_from_a_checkpoint(before, now):
     model = network()
-    optimizer = create_optimizer_v2(model, name, lr=0.01, fused=before)
+    optimizer = create_optimizer_v2(model, "adamw", lr=0.01, fused=before)
     train(model, optimizer, range(2))
-    saved = through_disk(*flatten_optimizer(optimizer.state_dict()))
-    other = create_optimizer_v2(model, name, lr=0.01, fused=now)
-    restore_optimizer(other, *saved)
+    other = create_optimizer_v2(model, "adamw", lr=0.01, fused=now)
+    restore_optimizer(other, *through_disk(optimizer))
     assert [group["fused"] for group in other.param_groups] == [now] * len(other.param_groups)
     train(model, other, range(2, 4))
-
-
-def test_only_what_needs_cuda_is_left_out():
-    for name in list_optimizers():
-        if name.startswith(NEED_CUDA):
-            with pytest.raises(
-                (AssertionError, ImportError, RuntimeError), match="(?i)cuda|apex|bitsandbytes"
-            ):
-                make_timm(name)(network())
 
 
 def test_state_of_half_precision_parameters_keeps_its_own_dtype():
@@ -141,25 +120,24 @@ def test_state_of_half_precision_parameters_keeps_its_own_dtype():
     first = torch.optim.SGD([parameter], lr=0.1)
     first.state[parameter] = {"sum": torch.tensor([1e-9, 1.0, 1 + 1e-6]), "count": torch.tensor(7)}
     other = torch.optim.SGD([nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))], lr=0.1)
-    restore_optimizer(other, *through_disk(*flatten_optimizer(first.state_dict())))
+    restore_optimizer(other, *through_disk(first))
     assert_same(first.state_dict(), other.state_dict())
 
 
 def test_another_optimizers_state_is_refused():
     model = network()
-    saved = flatten_optimizer(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
+    saved = through_disk(torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(UserError, match="another optimizer"):
         restore_optimizer(torch.optim.SGD(model[0].parameters(), lr=0.1), *saved)
 
 
-KEYS = st.text() | st.integers() | st.booleans() | st.none()
+KEYS = st.text() | st.integers() | st.none() | st.sampled_from(["$tuple", "$float", "$dict"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.lists(inner, max_size=4).map(tuple)
         | st.dictionaries(KEYS, inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["$tuple", "$float", "$dict", "x"]), inner)
     ),
     max_leaves=12,
 )
@@ -174,7 +152,7 @@ def typed(value):
     return type(value).__name__, repr(value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(VALUES)
 def test_values_come_back_as_they_were(value):
     text = json.dumps(pack(value), allow_nan=False)
@@ -190,11 +168,6 @@ def test_dtypes_and_tensors():
     back = unpack(json.loads(json.dumps(packed)), tensors)
     assert back["d"] is torch.bfloat16 and back[3][0].stride() == image.stride()
     assert torch.equal(back["e"], image[:, :1, ::2]) and math.prod(back[3][1][0].shape) == 1
-
-
-@pytest.mark.parametrize(
-    "value", [{1, 2}, object(), torch.ones(2), {"a": [b""]}, torch.device("cpu")]
-)
-def test_what_cannot_be_stored_is_refused(value):
-    with pytest.raises(TypeError, match="cannot be saved"):
-        pack(value)
+    for odd in ({1, 2}, torch.ones(2), {"a": [b""]}):
+        with pytest.raises(TypeError, match="cannot be saved"):
+            pack(odd)

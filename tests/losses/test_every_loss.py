@@ -9,7 +9,7 @@ from loss_examples import example, rows, soft
 from vision_tutorial import losses  # noqa: F401  (fills the registry)
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import losses as registry
-from vision_tutorial.core.targets import IGNORE, to_map
+from vision_tutorial.core.task import IGNORE, to_map
 
 # Options that take another path through the code.
 VARIANTS = [(name, {}) for name in registry] + [

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import losses as registry
-from vision_tutorial.core.targets import IGNORE, to_map
+from vision_tutorial.core.task import IGNORE, to_map
 from vision_tutorial.losses import pixel
 
 WEIGHTS = [0.5, 2.0, 1.0, 0.1, 3.0]

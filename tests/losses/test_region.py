@@ -14,7 +14,7 @@ from loss_examples import example, soft
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import losses as registry
-from vision_tutorial.core.targets import IGNORE, to_map
+from vision_tutorial.core.task import IGNORE, to_map
 from vision_tutorial.losses import region
 
 REGIONS = ["dice", "jaccard", "tversky", "tanimoto", "lovasz"]

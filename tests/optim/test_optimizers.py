@@ -17,7 +17,8 @@ from torch import nn
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import optimizers as registry
-from vision_tutorial.optim import parameter_groups, set_lr
+from vision_tutorial.engine.step import set_lr
+from vision_tutorial.optim import parameter_groups
 from vision_tutorial.optim.optimizers import timm_optimizer
 
 NAMES = list_optimizers()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from vision_tutorial.core.targets import IGNORE, VOID, from_masks
+from vision_tutorial.core.task import IGNORE, VOID, from_masks
 from vision_tutorial.segmentation.metrics import BAND, Overlap, boundaries
 
 CLASSES = tuple("abcdef")

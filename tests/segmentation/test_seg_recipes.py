@@ -16,7 +16,7 @@ import torch
 from vision_tutorial import build
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.engine import Distributed
-from vision_tutorial.engine.step import take_step
+from vision_tutorial.engine.step import set_lr, take_step
 from vision_tutorial.recipe.fields import Recipe, changes, to_plain
 from vision_tutorial.recipe.grammar import Choice, Options
 from vision_tutorial.recipe.loading import load
@@ -93,8 +93,8 @@ def test_one_optimizer_step(row, monkeypatch):
     before = [p.detach().clone() for p in training.parameters]
     training.model.train()
     batches = next(iter(plan.batches(0, 1, training.accumulation_steps)))
-    plan.lr(1, [])  # a warm-up may begin at 0
-    result = take_step(training, distributed, batches, 0, False).read()
+    set_lr(training.optimizer, plan.lr(1, []))  # a warm-up may begin at 0
+    result = take_step(training, batches, 0, False).read()
     assert not result.skipped and result.losses["loss"] >= 0
     moved = sum(not torch.equal(a, b) for a, b in zip(before, training.parameters, strict=True))
     assert moved > 0.5 * len(before)  # timm's last norm of a block begins at 0: none before it

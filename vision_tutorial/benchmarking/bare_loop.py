@@ -93,18 +93,15 @@ class TimedTraining:
         self,
         training: TrainingState,
         plan: Plan,
-        distributed: Distributed,
         run: Path,
         policy: CheckpointPolicy,
         say: Callable[[str], None],
     ):
         """run: a folder for checkpoints and metrics."""
-        self.training, self.plan, self.distributed = training, plan, distributed
+        self.training, self.plan = training, plan
         self.checkpoints = Checkpoints(run, "timed", keep=policy.keep, say=say)
         given = (self.checkpoints, policy, Tracker(), make_display(False))
-        self.watch = Watch(
-            RunRecorder(run, training, distributed, *given), settler(distributed.device)
-        )
+        self.watch = Watch(RunRecorder(run, training, *given), settler(training.distributed.device))
         self.progress = Progress()
         self.data_shares: list[float] = []  # of each run: waiting for data
 
@@ -115,7 +112,7 @@ class TimedTraining:
         """
         watch = self.watch
         watch.start()
-        given = (self.training, self.plan, self.distributed, watch, self.progress)
+        given = (self.training, self.plan, watch, self.progress)
         fit(*given, Until(watch, seconds))
         self.checkpoints.wait()  # the one of the stop; its writing is not to slow the other side
         took = sum(watch.steps[SKIP:])
@@ -132,7 +129,7 @@ class TimedTraining:
         for _ in range(count):
             watch.start()
             stop = StopRequest(steps=1, start=progress.step)
-            fit(self.training, plan, self.distributed, watch, progress, stop)
+            fit(self.training, plan, watch, progress, stop)
             self.checkpoints.wait()
             found.append(watch.busy)
         return found

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.counts import exact_sum, ranks, tally, wide
 from ..core.registry import tasks
-from ..core.task import Batch, Criterion, Parts
+from ..core.task import Batch, Criterion, Parts, exact_sum, ranks, tally, wide
 
 
 class Accuracy:

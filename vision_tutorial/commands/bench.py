@@ -177,10 +177,11 @@ class _Setup:
         self.both = build.data(recipe)
         self.training = build.training_state(recipe, self.both.train, self.place)
         self.plan = build.plan(recipe, self.both, self.training, self.place)
-        build.fit_memory(self.training, self.plan, self.place, tell)
-        given = (self.training, self.plan, self.place)
+        if notice := engine.fit_memory(self.training, self.plan):
+            tell(notice)
         run = run_folder.new_run(job.folder, recipe.name)
-        self.timed = bare_loop.TimedTraining(*given, run, recipe.checkpoint, tell)
+        given = (self.training, self.plan, run, recipe.checkpoint, tell)
+        self.timed = bare_loop.TimedTraining(*given)
 
     def run(self) -> Sample:
         """The real loop for some seconds."""

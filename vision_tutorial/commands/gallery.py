@@ -142,7 +142,7 @@ def _kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> 
 
 def _masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
     """The images with the lowest mean IoU, and some at random: image, truth, prediction."""
-    from ..core.targets import to_masks
+    from ..core.task import to_masks
     from ..inference import mask_of
     from ..segmentation.visualisation import PALETTE
 

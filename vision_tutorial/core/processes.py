@@ -1,16 +1,18 @@
-"""Processes: the cores this one may use, a function in a child process, a timed command."""
+"""Processes: usable cores, signals to stop, a function in a child process, a timed command."""
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple, Self
 
 import psutil
 
@@ -161,3 +163,30 @@ def usable_cores() -> list[int]:
     """The CPU cores that this process may use, by number."""
     known = hasattr(os, "sched_getaffinity")
     return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+
+
+class StopSignal:
+    """Remembers the first signal that came while it was listening."""
+
+    signal: int | None = None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        self.signal = number
+
+    def signalled(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
+
+    @contextmanager
+    def listening(self) -> Iterator[Self]:
+        """Take TERM, INT, HUP and USR1 (SLURM's early warning) for as long as this lasts."""
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # nohup's
+        before = {number: signal.signal(number, self.receive) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

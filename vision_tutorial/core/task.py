@@ -1,13 +1,28 @@
-"""The two protocols through which the engine sees a track: Task and Meter."""
+"""What both tracks share: the protocols Task and Meter, exact sums, and the two forms of a target.
+
+A target is class ids, integers (B, *S) with `IGNORE` where nothing counts, or a class map, float
+(B, C, *S): one distribution over C classes per position, all zero where nothing counts.
+
+Metrics are sums, exact whatever the split over batches and processes. Counts are whole numbers.
+Real-valued sums (a loss) are in fixed point, 2^-24 a step: float64 adds multiples of 2^-24 without
+rounding up to 2^29, so the order of addition cannot matter.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from .images import VOID
 
 Parts = dict[str, Tensor]
 Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Parts]]
+# Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
+IGNORE = -100
+QUANTUM = 2.0**-24
+NEVER = 2**62  # a rank
 
 
 @dataclass
@@ -62,3 +77,104 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, images: Tensor) -> Any:
         """What the model says of images (B, 3, H, W)."""
+
+
+def wide(values: Tensor) -> Tensor:
+    """float64, on the device where it has it (a Mac's GPU has not)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def exact_sum(values: Tensor) -> Tensor:
+    """The sum of `values` (any shape) as a float64 scalar that is the same in any order."""
+    steps = (wide(values.detach()) / QUANTUM).round()
+    return steps.sum() * QUANTUM
+
+
+def ranks(logits: Tensor, target: Tensor) -> Tensor:
+    """How many classes of `logits` (B, C) come before each of `target` (B,); int64 (B,).
+
+    A tie counts for the lower class id, as a stable sort would have it, on every device. A logit
+    that is not finite is never a hit, and so comes after any number of classes.
+    """
+    own = logits.gather(1, target[:, None])
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    ahead = (logits > own) | ((logits == own) & (ids < target[:, None]))
+    return torch.where(torch.isfinite(own[:, 0]), ahead.sum(1), NEVER)
+
+
+def tally(values: Tensor, classes: Tensor, count: int) -> Tensor:
+    """The sum of `values` (N,) for each class id below `count`; float64 (count,).
+
+    Unlike bincount it does not ask the device how many classes there are, and wait.
+    """
+    values = wide(values)
+    sums = torch.zeros(count, dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, classes.to(values.device), values)
+
+
+def is_map(target: Tensor) -> bool:
+    """Whether `target` is a class map (floating point) rather than class ids."""
+    return target.is_floating_point()
+
+
+def is_spatial(target: Tensor) -> bool:
+    """Whether there is a class for each position, and not one for the whole image."""
+    return target.ndim > (2 if is_map(target) else 1)
+
+
+def to_map(target: Tensor, classes: int) -> Tensor:
+    """Class ids (B, *S) -> one-hot class map float32 (B, classes, *S); a map passes through."""
+    if is_map(target):
+        return target
+    counts = (target != IGNORE).unsqueeze(1)
+    empty = torch.zeros(len(target), classes, *target.shape[1:], device=target.device)
+    return empty.scatter_(1, target.unsqueeze(1).where(counts, 0), counts.float())
+
+
+def to_ids(target: Tensor) -> Tensor:
+    """Class map (B, C, *S) -> ids (B, *S) of the largest share, IGNORE where nothing counts."""
+    if not is_map(target):
+        return target
+    return target.argmax(1).where(valid(target), IGNORE)
+
+
+def from_masks(masks: Tensor) -> Tensor:
+    """Masks uint8 (B, H, W) as they lie in files -> class ids int64, IGNORE where they are VOID."""
+    return masks.long().masked_fill_(masks == VOID, IGNORE)
+
+
+def to_masks(ids: Tensor) -> Tensor:
+    """Class ids (B, H, W) -> masks uint8 as they lie in files, VOID where they are IGNORE."""
+    return ids.masked_fill(ids == IGNORE, VOID).to(torch.uint8)
+
+
+def sampled(values: Tensor, height: int, width: int) -> Tensor:
+    """(…, H, W) -> (…, height, width) by nearest neighbours, row ⌊i·H/height⌋, as OpenCV and
+    torch's `interpolate` choose it; the same pixels of logits and of ids."""
+    rows, columns = (
+        (torch.arange(wanted, device=values.device) * side).div(wanted, rounding_mode="floor")
+        for side, wanted in zip(values.shape[-2:], (height, width), strict=True)
+    )
+    return values[..., rows[:, None], columns]
+
+
+def valid(target: Tensor) -> Tensor:
+    """Which positions count; bool (B, *S) for both forms."""
+    return (target != 0).any(1) if is_map(target) else target != IGNORE
+
+
+def paste(target: Tensor, partner: Tensor, keep: Tensor) -> Tensor:
+    """`target` where `keep` is true and `partner` elsewhere; both ids (B, *S) or both maps.
+
+    keep: bool, broadcasts against *S, e.g. (1, H, W).
+    """
+    return target.where(keep.unsqueeze(1) if is_map(target) else keep, partner)
+
+
+def mix(target: Tensor, partner: Tensor, share: Tensor | float, classes: int) -> Tensor:
+    """`share` of `target` and the rest of `partner`, as a class map (B, classes, *S).
+
+    share: a number, or a tensor that broadcasts against the class map, e.g. (B, 1) or (B, 1, H, W).
+    """
+    share = torch.as_tensor(share, dtype=torch.float32, device=target.device)
+    return share * to_map(target, classes) + (1 - share) * to_map(partner, classes)

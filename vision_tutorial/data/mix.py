@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import targets
+from ..core import task as targets
 from ..core.errors import UserError
 from ..core.randomness import address, generator
 from ..core.registry import mixers

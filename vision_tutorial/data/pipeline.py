@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import targets
+from ..core import task as targets
 from ..core.errors import UserError
 from ..core.randomness import address
 from ..core.sources import ArraySource, Source, base

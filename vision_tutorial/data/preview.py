@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision import transforms as tv
 from torchvision.transforms.autoaugment import _apply_op
 
-from ..core import targets
+from ..core import task as targets
 from ..core.errors import UserError
 from ..core.randomness import address
 from ..core.sources import Source

@@ -3,12 +3,12 @@
 
 from .checkpoint import Checkpoints
 from .distributed import Distributed
-from .ema import Ema, decay_at
-from .evaluation import Evaluation, Timed, evaluate, rounds_of
+from .evaluation import Evaluation, evaluate, evaluating
 from .loop import Plan, Progress, Recorder, StopRequest, fit
+from .memory import fit_memory
 from .profiling import profiled
 from .progress import make_display
 from .recorder import RunRecorder, restore, summarise
-from .step import TrainingState, fit_accumulation_steps
+from .step import Ema, TrainingState
 from .tta import prediction_function
 from .weights import load_weights, put_weights, weights_path

@@ -7,8 +7,9 @@ writes and verifies one; `<run>/ckpt/best.json` names the best of them.
 import errno
 import json
 import shutil
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,7 @@ from . import checkpoint_folder
 from .checkpoint_folder import Damaged
 from .optimizer_state import pack, unpack
 
-Tensors = Mapping[str, Tensor]  # by name
-Groups = Mapping[str, Tensors]  # by file: model, ema, optim
+Groups = Mapping[str, Mapping[str, Tensor]]  # by file (model, ema, optim) and name
 
 # A full disk is a RuntimeError in torch, a SafetensorError in safetensors, an OSError elsewhere.
 FAILURES = (OSError, RuntimeError, SafetensorError, StorageError)
@@ -38,7 +38,6 @@ class LoadedCheckpoint(NamedTuple):
     tensors: dict[str, dict[str, Tensor]]
     state: Any
     folder: Path
-    best: str | None  # name of the best checkpoint when this one was written
 
 
 class Checkpoints:
@@ -68,8 +67,7 @@ class Checkpoints:
         self.best: str | None = None
         self.failures = 0
         self.reason = ""
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self.saving: Future | None = None
 
     def save(self, step: int, tensors: Groups, state: Any, is_best: bool = False) -> None:
         """Save `tensors` ({"model": {name: tensor}, …}) and `state` (JSON types and tuples)."""
@@ -77,18 +75,18 @@ class Checkpoints:
             return
         self.wait()
         job = (step, _copies(tensors), json.dumps(pack(state), allow_nan=False), is_best)
-        self._thread = threading.Thread(target=self._run, args=job, name="checkpoint")
-        self._thread.start()
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self.saving = thread.submit(self._write, *job)
+        thread.shutdown(wait=False)
 
     def wait(self) -> None:
         """Return when no save is under way; count and report a failed one.
 
         Raises NonFiniteError if a tensor held NaN or infinity, StorageError as the class says.
         """
-        if self._thread is None:
+        if self.saving is None:
             return
-        self._thread.join()
-        self._thread, error, self._error = None, self._error, None
+        error, self.saving = self.saving.exception(), None
         if error is None:
             self.failures = 0
             return
@@ -103,7 +101,7 @@ class Checkpoints:
     @property
     def busy(self) -> bool:
         """Whether a save is under way; `wait` returns at once if not."""
-        return self._thread is not None and self._thread.is_alive()
+        return self.saving is not None and not self.saving.done()
 
     def finish(self) -> None:
         """Wait for the last save of a training; StorageError if it failed."""
@@ -111,27 +109,52 @@ class Checkpoints:
         if self.failures:
             raise StorageError(self.reason)
 
-    def load(self, like: Groups) -> LoadedCheckpoint | None:
-        """The newest checkpoint that is whole; see `load`. It will not be deleted by us."""
-        self.wait()
-        loaded = load(self.folder, like, self.recipe_hash, self.say)
-        if loaded is not None:
-            self.source = loaded.folder.name
-            self.best = loaded.best
-            # A crash between the rename and best.json leaves best.json one behind.
-            if self.write and self.best and (self.folder / self.best).is_dir():
-                write_json(self.folder / "best.json", {"folder": self.best})
-        return loaded
+    def load(self) -> LoadedCheckpoint | None:
+        """The newest whole checkpoint, which we will not delete; None if there never was one.
 
-    def _run(self, *job: Any) -> None:
-        try:
-            self._write(*job)
-        except Exception as error:  # raised again, or counted, in `wait`
-            self._error = error
+        A damaged one is reported and passed over. UserError if all are damaged, or if the newest
+        whole one belongs to another recipe.
+        """
+        self.wait()
+        found = checkpoint_folder.candidates(self.folder)
+        for path in found:
+            try:
+                manifest = checkpoint_folder.verify(path)
+            except Damaged as error:
+                self.say(f"checkpoint {path} is damaged ({error}); looking at the one before it")
+            else:
+                return self._read(path, manifest)
+        if found:
+            raise UserError(
+                f"{self.folder}: all {len(found)} checkpoints are damaged. Put one back from a "
+                "copy, or start a new run."
+            )
+        return None
+
+    def _read(self, folder: Path, manifest: dict[str, Any]) -> LoadedCheckpoint:
+        theirs = manifest["recipe_hash"]
+        if theirs != self.recipe_hash:
+            raise UserError(
+                f"{folder} was made by another recipe ({theirs}, now {self.recipe_hash}). On "
+                "resume only epochs, workers, logging and the number of processes may change; "
+                "start a new run."
+            )
+        names = [Path(name) for name in manifest["files"] if name.endswith(".safetensors")]
+        tensors = {name.stem: safetensors.load((folder / name).read_bytes()) for name in names}
+        state = unpack(json.loads((folder / "state.json").read_bytes()))
+        self.source, self.best = folder.name, manifest["best"]
+        # A crash between the rename and best.json leaves best.json one behind.
+        if self.write and self.best and (self.folder / self.best).is_dir():
+            write_json(self.folder / "best.json", {"folder": self.best})
+        return LoadedCheckpoint(manifest["step"], tensors, state, folder)
 
     def _write(self, step: int, tensors: Groups, state: str, is_best: bool) -> None:
-        if bad := _non_finite(tensors):
-            raise NonFiniteError(f"step {step}: {bad} holds NaN or infinity, so it is not saved.")
+        for group, named in tensors.items():
+            for name, tensor in named.items():
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    raise NonFiniteError(
+                        f"step {step}: {group} '{name}' holds NaN or infinity, so it is not saved."
+                    )
         if not self.folder.is_dir():
             self.folder.mkdir()
             sync_folder(self.folder.parent)
@@ -144,7 +167,9 @@ class Checkpoints:
         name = checkpoint_folder.free_name(self.folder, step)
         best = name if is_best else self.best
         facts = {"step": step, "recipe_hash": self.recipe_hash, "best": best}
-        checkpoint_folder.write_folder(self.folder / name, _files(tensors, state), facts)
+        files = ((f"{key}.safetensors", safetensors.save(dict(g))) for key, g in tensors.items())
+        files = chain(files, [("state.json", state.encode())])
+        checkpoint_folder.write_folder(self.folder / name, files, facts)
         self.best = best
         if is_best:
             write_json(self.folder / "best.json", {"folder": name})
@@ -166,78 +191,3 @@ def _copies(tensors: Groups) -> dict[str, dict[str, Tensor]]:
     if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()
     return copies
-
-
-def _files(tensors: Groups, state: str) -> Iterable[tuple[str, bytes]]:
-    for group, named in tensors.items():
-        yield f"{group}.safetensors", safetensors.save(dict(named))
-    yield "state.json", state.encode()
-
-
-def _non_finite(tensors: Groups) -> str | None:
-    for group, named in tensors.items():
-        for name, tensor in named.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                return f"{group} '{name}'"
-    return None
-
-
-def load(
-    folder: Path, like: Groups, recipe_hash: str, say: Callable[[str], None] = print
-) -> LoadedCheckpoint | None:
-    """The newest whole checkpoint in a `ckpt` folder; None if there never was one.
-
-    `like` holds tensors by group and name as the model has them now: names, shapes and dtypes must
-    agree (groups absent from it are not compared). A damaged checkpoint is reported through `say`
-    and passed over. Raises UserError if all are damaged, or if the newest whole one belongs to
-    another recipe or model.
-    """
-    found = checkpoint_folder.candidates(folder)
-    for path in found:
-        try:
-            return _read(path, like, recipe_hash)
-        except Damaged as error:
-            say(f"checkpoint {path} is damaged ({error}); looking at the one before it")
-    if found:
-        raise UserError(
-            f"{folder}: all {len(found)} checkpoints are damaged. Put one back from a copy, or "
-            "start a new run."
-        )
-    return None
-
-
-def _read(folder: Path, like: Groups, recipe_hash: str) -> LoadedCheckpoint:
-    manifest = checkpoint_folder.verify(folder)
-    if manifest["recipe_hash"] != recipe_hash:
-        raise UserError(
-            f"{folder} was made by another recipe ({manifest['recipe_hash']}, now {recipe_hash}). "
-            "On resume only epochs, workers, logging and the number of processes may change; "
-            "start a new run."
-        )
-    tensors = {
-        Path(name).stem: checkpoint_folder.read_tensors(folder / name)
-        for name in manifest["files"]
-        if name.endswith(".safetensors")
-    }
-    for group, named in like.items():
-        if group not in tensors:
-            raise UserError(f"{folder} has no '{group}', which this recipe needs.")
-        _compare(folder / f"{group}.safetensors", tensors[group], named)
-    if bad := _non_finite(tensors):
-        raise Damaged(f"{bad} holds NaN or infinity")
-    state = unpack(checkpoint_folder.read_json(folder / "state.json"))
-    return LoadedCheckpoint(manifest["step"], tensors, state, folder, manifest["best"])
-
-
-def _compare(path: Path, there: Tensors, here: Tensors) -> None:
-    for name in sorted(there.keys() | here.keys()):
-        saved, ours = (
-            f"{list(group[name].shape)} {str(group[name].dtype).removeprefix('torch.')}"
-            if name in group
-            else "absent"
-            for group in (there, here)
-        )
-        if saved != ours:
-            raise UserError(
-                f"{path} was written for another model: '{name}' is {saved} there and {ours} here."
-            )

@@ -11,15 +11,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-from safetensors import SafetensorError
-from safetensors import torch as safetensors
-from torch import Tensor
 
 from ..core.atomic import sync_folder, write_bytes
 from ..core.errors import UserError
@@ -57,6 +54,42 @@ def _seal(manifest: dict[str, Any]) -> bytes:
     return json.dumps({**manifest, "sha256": digest}, indent=2).encode()
 
 
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose every file is as it was written; else raises Damaged."""
+    name = MANIFEST
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        content = json.loads(text)
+        del content["sha256"]
+        whole = _seal(content) == text
+        for name, expected in content["files"].items() if whole else ():
+            with (folder / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != expected["sha256"]:
+                raise Damaged(f"{name} is not as it was written")
+    except OSError as error:
+        raise Damaged(f"{name}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise Damaged(f"{MANIFEST} is not as it was written")
+    if content["format"] != FORMAT:
+        raise UserError(f"{folder} is not of format {FORMAT}. Read it with the version it is of.")
+    return content
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The checkpoints in a `ckpt` folder, newest first, damaged ones included."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((p for p in found if FOLDER.fullmatch(p.name)), key=_order, reverse=True)
+
+
+def _order(path: Path) -> tuple[int, int]:
+    """The step of a checkpoint folder, and how often that step was saved before."""
+    step, attempt = FOLDER.fullmatch(path.name).groups()
+    return int(step), int(attempt or 0)
+
+
 def free_name(folder: Path, step: int) -> str:
     """A name for this step that is not taken, so that a save never has to replace a folder."""
     name, attempt = f"step-{step:08d}", 0
@@ -71,15 +104,13 @@ def prune(folder: Path, current: str, keep: int, spare: set[str | None]) -> None
 
     What is newer than the current step was damaged, or training had resumed from it.
     """
-    now = order(folder / current)[0]
     older: dict[int, str] = {}  # of several saves of a step, the newest
     for path in candidates(folder):
-        step = order(path)[0]
-        if step < now:
-            older.setdefault(step, path.name)
-    kept = {current, *list(older.values())[: keep - 1], *spare}
+        older.setdefault(_order(path)[0], path.name)
+    now = _order(folder / current)[0]
+    before = [name for step, name in older.items() if step < now]
     for path in candidates(folder):
-        if path.name not in kept:
+        if path.name not in {current, *before[: keep - 1], *spare}:
             with suppress(OSError):  # left to the next sweep
                 doomed = path.rename(_aside(path))  # gone from its name before anything is missing
                 shutil.rmtree(doomed)
@@ -96,54 +127,3 @@ def sweep(folder: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".tmp-{path.name.removeprefix('step-')}-{os.getpid()}")
-
-
-def candidates(folder: Path) -> list[Path]:
-    """The checkpoints in a `ckpt` folder, newest first, damaged ones included."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((p for p in found if FOLDER.fullmatch(p.name)), key=order, reverse=True)
-
-
-def order(path: Path) -> tuple[int, int]:
-    """The step of a checkpoint folder, and how often that step was saved before."""
-    step, attempt = FOLDER.fullmatch(path.name).groups()
-    return int(step), int(attempt or 0)
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every file is as it was written; else raises Damaged."""
-    content = read_json(folder / MANIFEST)
-    digest = content.pop("sha256", None) if isinstance(content, dict) else None
-    if digest is None or _seal(content) != (folder / MANIFEST).read_bytes():
-        raise Damaged(f"{MANIFEST} is not as it was written")
-    if content.get("format") != FORMAT:
-        raise UserError(f"{folder} is not of format {FORMAT}. Read it with the version it is of.")
-    for name, expected in content["files"].items():
-        with _reading(folder / name), (folder / name).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if (size, digest) != (expected["bytes"], expected["sha256"]):
-            raise Damaged(f"{name} is not as it was written")
-    return content
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in memory; Damaged if it is none."""
-    with _reading(path):
-        return safetensors.load(path.read_bytes())
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file; Damaged if it is none."""
-    with _reading(path):
-        return json.loads(path.read_bytes())
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Damaged(f"{path.name}: {error.strerror}") from error
-    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
-        raise Damaged(f"{path.name}: {error}") from error

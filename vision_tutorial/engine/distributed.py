@@ -5,13 +5,13 @@ accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not 
 """
 
 import os
-import shutil
+import pickle
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,8 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
 )
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -35,8 +37,6 @@ T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
 PATIENCE = 20  # seconds between signs of life of a process that others wait for
 CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 images takes minutes on a laptop
-ARRAYS = ("images", "targets", "masks")
-FACTS = ("name", "classes", "known_digest", "dense", "keys")
 
 
 class Distributed:
@@ -48,25 +48,22 @@ class Distributed:
         self.rank, self.world, self.local_world = torchrun_environment()
         self.threads = threads or max(1, len(usable_cores()) // self.local_world)
         torch.set_num_threads(self.threads)
-        on_cpu = not torch.cuda.is_available() and self.world > 1
-        self.precision, self.notice = usable_precision(
-            precision, torch.cuda.is_available(), has_amx()
-        )
-        if torch.cuda.is_available() and self.local_world > torch.cuda.device_count():
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        self.precision, self.notice = usable_precision(precision, gpus > 0, has_amx())
+        if gpus and self.local_world > gpus:
             raise UserError(
-                f"{self.local_world} processes for {torch.cuda.device_count()} GPUs; "
-                f"start with --nproc {torch.cuda.device_count()}."
+                f"{self.local_world} processes for {gpus} GPUs; start with --nproc {gpus}."
             )
-        if torch.cuda.is_available():
+        if gpus:
             _choose_algorithms(deterministic)
-        timeout = CPU_TIMEOUT if not torch.cuda.is_available() else TIMEOUT
         self.accelerator = Accelerator(
-            cpu=on_cpu,  # without it, N processes on CPU silently train N separate models
+            # without it, N processes on CPU silently train N separate models
+            cpu=not gpus and self.world > 1,
             mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
             # whatever ACCELERATE_… in the environment says
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timeout),
+                InitProcessGroupKwargs(timeout=TIMEOUT if gpus else CPU_TIMEOUT),
                 DistributedDataParallelKwargs(
                     gradient_as_bucket_view=True, broadcast_buffers=False
                 ),
@@ -116,18 +113,11 @@ class Distributed:
 
     def broadcast_object(self, value: Any) -> Any:
         """The value that rank 0 holds."""
-        if self.world == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
+        return broadcast_object_list([value])[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """The values of all processes, on every process."""
-        box = [value] * self.world
-        if self.world > 1:
-            torch.distributed.all_gather_object(box, value)
-        return box
+        return gather_object([value])
 
     def run_together(self, work: Callable[[], T]) -> T:
         """What `work` gives, once it is done on every process; it may outlast the timeout.
@@ -148,31 +138,43 @@ class Distributed:
         thread.join(PATIENCE)
         while self.any(thread.is_alive()):
             thread.join(PATIENCE)
-        errors = self.all_gather_object(_error_for_peers(failed[0], self.rank) if failed else None)
+        mine = failed[0] if failed else None
+        if mine and not isinstance(mine, UserError):
+            mine = PeerLost(f"process {self.rank} failed: {type(mine).__name__}: {mine}")
+        errors = [error for error in self.all_gather_object(mine) if error]
         if failed:
             raise failed[0]
-        for error in filter(None, errors):
-            error.said = True
-            raise error
+        if errors:
+            errors[0].said = True
+            raise errors[0]
         return done[0]
 
     def share_dataset(self, read: Callable[[], Source]) -> Source:
         """The source that `read` gives: read by the first process of each machine, and held once
-        there; the others map what it read, or read for themselves what lies in files."""
+        there; the others map what it read, or read for themselves what lies in files.
+
+        The first process writes the arrays to files, the others map them, and then the files are
+        deleted: the memory lives as long as a process maps it, and a killed one leaves nothing.
+        """
         if self.world == 1:
             return read()
-        local = os.environ.get("LOCAL_RANK", str(self.rank % self.local_world))
-        leader = self.rank - int(local)  # the first process of this machine
-        first = self.rank == leader
-        with sharing() as shared:
+        local = int(os.environ.get("LOCAL_RANK", self.rank % self.local_world))
+        first, leader = local == 0, self.rank - local
+        several = first and self.local_world > 1
+        with ExitStack() as folders:
             own = self.run_together(lambda: read() if first else None)
-            several = first and self.local_world > 1
-            shared = self.run_together(lambda: shared.publish(own) if several else shared)
-            everyones = self.all_gather_object(shared)
-            notices = {self.notice, *(other.notice for other in everyones)} - {None}
+            sent = self.run_together(lambda: _publish(own, folders) if several else None)
+            everyones = self.all_gather_object(sent)
+            notices = {self.notice, *(x for x in everyones if isinstance(x, str))} - {None}
             self.notice = " ".join(sorted(notices)) or None
-            mine = everyones[leader]
-            return self.run_together(lambda: mine.attach() or own or read())
+
+            def attach() -> Source:
+                with suppress(OSError):  # another machine's files, or this process cannot see them
+                    if isinstance(everyones[leader], bytes):
+                        return pickle.loads(everyones[leader])
+                return own or read()
+
+            return self.run_together(attach)
 
     def broadcast(self, values: Tensor, source: int) -> Tensor:
         """`values` of process `source`, in place."""
@@ -196,17 +198,12 @@ class Distributed:
         """Turn the backends' pages of text about a process that is gone into one line."""
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            raise MemoryExhausted(
-                f"out of memory on {self.device}: {str(error).splitlines()[0][:200]} Lower "
-                "micro_batch or eval_batch_size, or use precision: bf16."
-            ) from error
         except RuntimeError as error:
             text = str(error)
-            if "DefaultCPUAllocator" in text:
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
                 raise MemoryExhausted(
-                    f"out of memory on the CPU: {text.splitlines()[0][:200]}. Lower micro_batch, "
-                    "eval_batch_size or the size of images."
+                    f"out of memory on {self.device}: {text.splitlines()[0][:200]} Lower "
+                    "micro_batch, eval_batch_size or the size of images, or use precision: bf16."
                 ) from error
             if self.world > 1 and any(word in text for word in ("gloo", "NCCL", "process group")):
                 raise PeerLost(
@@ -223,23 +220,14 @@ class Distributed:
             torch.distributed.destroy_process_group()
 
 
-def _error_for_peers(error: BaseException, rank: int) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    return PeerLost(f"process {rank} failed: {type(error).__name__}: {error}")
-
-
 def torchrun_environment() -> tuple[int, int, int]:
     """(rank, processes, processes on this machine) as torchrun set them; (0, 1, 1) without it."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     given = {name: os.environ[name] for name in names if name in os.environ}
-    wrong = [name for name, value in given.items() if not value.isdecimal()]
-    if not wrong:
-        numbers = {name: int(value) for name, value in given.items()}
-        rank, world = numbers.get("RANK", 0), numbers.get("WORLD_SIZE", 1)
-        together = world == 1 or {"RANK", "MASTER_PORT"} <= given.keys()
-        if rank < world and together:
-            return rank, world, numbers.get("LOCAL_WORLD_SIZE", world)
+    if all(value.isdecimal() for value in given.values()):
+        rank, world = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
+        if rank < world and (world == 1 or {"RANK", "MASTER_PORT"} <= given.keys()):
+            return rank, world, int(given.get("LOCAL_WORLD_SIZE", world))
     shown = " ".join(f"{name}={value}" for name, value in given.items())
     raise UserError(
         f"the environment says {shown}, which no launcher would set; unset these, or start with "
@@ -263,14 +251,12 @@ def _choose_algorithms(deterministic: bool) -> None:
 
 def usable_precision(requested: str, cuda: bool, amx: bool) -> tuple[str, str | None]:
     """What this machine can compute in, and what to say if it is not what was asked."""
-    half_here = "bf16" if amx else "fp32"
-    if requested == "auto":
-        if cuda:
-            half_here = "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
-        return half_here, None
+    if requested == "auto" and cuda:
+        return ("bf16" if torch.cuda.is_bf16_supported(False) else "fp16"), None
+    here = "bf16" if amx else "fp32"
     if requested == "fp16" and not cuda:
-        return half_here, f"precision: fp16 needs a GPU; this machine computes in {half_here}."
-    return requested, None
+        return here, f"precision: fp16 needs a GPU; this machine computes in {here}."
+    return (here if requested == "auto" else requested), None
 
 
 def has_amx() -> bool:
@@ -279,59 +265,24 @@ def has_amx() -> bool:
     return bool(ask and ask())
 
 
-@dataclass
-class SharedDataset:
-    """One copy of a data set on a machine, and what its first process sends of it to the others.
-
-    The first process writes the arrays to files, the others map them, and then the files are
-    deleted: the memory lives as long as a process maps it, and a killed process leaves nothing
-    behind. Sets that lie in files anyway (images, arrays folders) need none of this.
-    """
-
-    folder: Path | None = None  # None: nothing is shared
-    facts: dict[str, Any] = field(default_factory=dict)
-    notice: str | None = None
-
-    def publish(self, source: Source | None) -> "SharedDataset":
-        """Write the arrays of a source in memory, if it is one and there is room."""
-        if not isinstance(source, ArraySource) or isinstance(source.images, np.memmap):
-            return self
-        arrays = {name: getattr(source, name) for name in ARRAYS}
-        arrays = {name: array for name, array in arrays.items() if array is not None}
-        try:
-            self.folder = Path(tempfile.mkdtemp(prefix="vision-tutorial-"))
-            for name, array in arrays.items():
-                np.save(self.folder / f"{name}.npy", array)
-        except OSError as error:
-            size = sum(array.nbytes for array in arrays.values()) / 2**20
-            self.notice = (
-                f"each process holds its own copy of the data set ({size:,.0f} MiB): it cannot be "
-                f"shared through {tempfile.gettempdir()} ({error.strerror or error}); TMPDIR may "
-                "name a folder with room."
-            )
-            return self
-        self.facts = {name: getattr(source, name) for name in FACTS}
-        return self
-
-    def attach(self) -> ArraySource | None:
-        """The source that was published, mapped; None if there is none or it is out of reach."""
-        if not self.facts:
-            return None
-        paths = {name: self.folder / f"{name}.npy" for name in ARRAYS}
-        try:
-            mapped = {n: np.load(p, mmap_mode="r") for n, p in paths.items() if p.exists()}
-            targets = np.array(mapped.pop("targets"))  # few and often asked for
-            return ArraySource(targets=targets, **mapped, **self.facts)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # another machine's, or this process has a temporary folder of its own
-
-
-@contextmanager
-def sharing() -> Iterator[SharedDataset]:
-    """A data set to publish, whose files are deleted at the end."""
-    shared = SharedDataset()
+def _publish(source: Source, folders: ExitStack) -> bytes | str | None:
+    """Write the arrays of a source that is in memory: itself, which maps them where it is read, or,
+    where there is no room, what to say."""
+    if not isinstance(source, ArraySource) or isinstance(source.images, np.memmap):
+        return None
+    arrays = {name: getattr(source, name) for name in ("images", "masks")}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    options = {"prefix": "vision-tutorial-", "ignore_cleanup_errors": True}
     try:
-        yield shared
-    finally:
-        if shared.folder:
-            shutil.rmtree(shared.folder, ignore_errors=True)
+        folder = Path(folders.enter_context(tempfile.TemporaryDirectory(**options)))
+        for name, array in arrays.items():
+            np.save(folder / name, array)
+        mapped = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays}
+        return pickle.dumps(replace(source, **mapped))
+    except OSError as error:
+        size = sum(array.nbytes for array in arrays.values()) / 2**20
+        return (
+            f"each process holds its own copy of the data set ({size:,.0f} MiB): it cannot be "
+            f"shared through {tempfile.gettempdir()} ({error.strerror or error}); TMPDIR may "
+            "name a folder with room."
+        )

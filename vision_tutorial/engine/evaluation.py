@@ -1,6 +1,5 @@
 """Evaluation: every item counted once, on however many processes."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.counts import exact_sum, wide
-from ..core.task import Batch, Task
+from ..core.task import Batch, Task, exact_sum, wide
 from .distributed import Distributed
 
 POLL = 8  # rounds between looking whether somebody wants to stop
@@ -79,47 +77,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(before)
-
-
-class Timed:
-    """A function of images, and how long it took on average."""
-
-    def __init__(self, function: Callable):
-        self.function, self.seconds, self.calls = function, 0.0, 0
-
-    def __call__(self, *given: Any) -> Any:
-        began = time.perf_counter()
-        made = self.function(*given)
-        self.seconds += time.perf_counter() - began
-        self.calls += 1
-        return made
-
-    @property
-    def mean(self) -> float:
-        """Seconds a call."""
-        return self.seconds / max(self.calls, 1)
-
-
-def refined(refine: Callable, output: Tensor, pixels: Tensor) -> Tensor:
-    """Logits (B, C, H, W) after `refine(image, probabilities)` of each image, as logarithms;
-    pixels uint8 (B, 3, H, W), as the images are."""
-    images = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    pairs = zip(images, output.float().softmax(1).cpu(), strict=True)
-    made = torch.stack([torch.as_tensor(refine(*pair)) for pair in pairs])
-    return made.clamp(min=torch.finfo(made.dtype).tiny).log().to(output.device)
-
-
-@torch.inference_mode()
-def answer_to_blank(model: nn.Module, height: int, width: int) -> str:
-    """The shape of what the model says of one blank image, or what it complains of; no trace."""
-    blank = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
-    try:
-        with evaluating(model):
-            return f"{tuple(model(blank).shape)}"
-    except Exception as error:  # networks say "does not fit" in every way there is
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def rounds_of(n: int, batch_size: int, world: int) -> int:
-    """How many batches the busiest of `world` processes has."""
-    return math.ceil(math.ceil(n / batch_size) / world)

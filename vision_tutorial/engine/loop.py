@@ -10,32 +10,46 @@ from types import FrameType
 from typing import Any
 
 from ..core.errors import ExitCode
-from ..core.stop import StopSignal
+from ..core.processes import StopSignal
 from ..core.task import Batch, Meter
-from .distributed import Distributed
 from .evaluation import Evaluation, Interrupted
-from .step import StepQueue, StepResult, TrainingState, async_steps_of, take_step
+from .step import StepQueue, StepResult, TrainingState, async_steps_of, set_lr, take_step
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, as functions of the step. `lr(step, history)` sets and returns the lr."""
+    """What is to be done, as functions of the step."""
 
     steps_per_epoch: int
     epochs: int
-    lr: Callable[[int, list[float | None]], float]
+    lr: Callable[[int, list[float | None]], float]  # (step, headline metric of each epoch so far)
     batches: Callable[[int, int, int], Iterator[list[Batch]]]  # (start, stop, micro-batches a step)
     batch_size: int  # of all processes together
     evaluate: Callable[[Callable[[], bool], Callable[[int, int], None]], Evaluation]
-    headline: str
-    higher_is_better: bool
+    meter: Meter
     eval_every: int = 1
-    converged: Callable[[list[dict[str, Any]]], bool] = lambda rows: False  # of the epochs so far
+    early_stopping: Any = None  # the recipe's
 
     @property
     def steps(self) -> int:
-        """In all."""
         return self.steps_per_epoch * self.epochs
+
+    @property
+    def headline(self) -> str:
+        """The column of the metric by which epochs are compared."""
+        return f"val/{self.meter.headline}"
+
+    def converged(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether the rows so far have stopped getting better by `early_stopping`."""
+        rule = self.early_stopping
+        if rule is None:
+            return False
+        name = "val/loss" if rule.metric == "loss" else self.headline
+        sign = 1 if self.meter.higher_is_better and rule.metric != "loss" else -1
+        best, since = -math.inf, 0
+        for value in (sign * row[name] for row in rows if row.get(name) is not None):
+            best, since = (value, 0) if value > best + rule.min_delta else (best, since + 1)
+        return since >= rule.patience
 
 
 @dataclass
@@ -74,12 +88,11 @@ class Progress:
         return {f"train/{name}": value / self.items for name, value in self.sums.items()}
 
     def start_epoch(self) -> None:
-        """Empty the epoch's sums."""
         self.sums, self.items, self.skipped = {}, 0, 0
         self.seconds = self.seconds_data = self.seconds_overhead = 0.0
 
-    def headlines(self, name: str) -> list[float | None]:
-        """The headline metric of each epoch so far, None where it was not evaluated."""
+    def values(self, name: str) -> list[float | None]:
+        """A column of the rows so far, None where an epoch was not evaluated."""
         return [row.get(name) for row in self.rows]
 
 
@@ -115,7 +128,6 @@ class StopRequest(StopSignal):
         self.since = 0.0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
         now = time.monotonic()
         if self.signal is not None and now - self.since > 1:  # schedulers send some twice at once
             os._exit(int(ExitCode.PREEMPTED))
@@ -124,7 +136,7 @@ class StopRequest(StopSignal):
     def asked(self, step: int) -> bool:
         """Whether the step about to be taken (counted from 0) should be the last."""
         late = self.deadline is not None and time.monotonic() > self.deadline
-        return late or self.signalled() or self.reached(step + 1)
+        return late or self.signal is not None or self.reached(step + 1)
 
     def reached(self, steps: int) -> bool:
         """Whether `steps` steps are as many as were asked for; the same on all processes."""
@@ -134,17 +146,14 @@ class StopRequest(StopSignal):
 def fit(
     training: TrainingState,
     plan: Plan,
-    distributed: Distributed,
     recorder: Recorder,
     progress: Progress,
     stop: StopRequest,
 ) -> bool:
     """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
     training.skipped_in_row = progress.skipped_in_row
-    training.async_steps = async_steps_of(training, distributed)
-    if _pending(plan, progress) and not _end_epoch(
-        training, plan, distributed, recorder, progress, stop
-    ):
+    training.async_steps = async_steps_of(training)
+    if _pending(plan, progress) and not _end_epoch(plan, recorder, progress, stop):
         return False
     if plan.converged(progress.rows):  # before it was interrupted
         return True
@@ -154,9 +163,10 @@ def fit(
     clock = time.perf_counter()
     for batches in plan.batches(progress.step, plan.steps, training.accumulation_steps):
         waited = time.perf_counter() - clock
-        lr = plan.lr(progress.step, progress.headlines(f"val/{plan.headline}"))
+        lr = plan.lr(progress.step, progress.values(plan.headline))
+        set_lr(training.optimizer, lr)
         asked = stop.asked(progress.step)
-        queue.expect(take_step(training, distributed, batches, progress.step, asked))
+        queue.reports.append(take_step(training, batches, progress.step, asked))
         progress.step += 1
         ended, due = _pending(plan, progress), recorder.due(progress)
         queue.read(behind=0 if ended or due else training.async_steps)
@@ -169,10 +179,10 @@ def fit(
         progress.seconds_data += waited
         progress.total_seconds = now - began
         with progress.overhead():
-            images = sum(map(len, batches)) * distributed.world
+            images = sum(map(len, batches)) * training.distributed.world
             recorder.stepped(progress, queue.loss, lr, images)
         if ended:
-            if not _end_epoch(training, plan, distributed, recorder, progress, stop):
+            if not _end_epoch(plan, recorder, progress, stop):
                 return False
             if plan.converged(progress.rows):
                 return True
@@ -185,39 +195,14 @@ def fit(
     return True
 
 
-def converged(rule: Any, meter: Meter) -> Callable[[list[dict[str, Any]]], bool]:
-    """Whether the rows so far have stopped getting better by `rule`, a recipe's `early_stopping`;
-    never without one."""
-    if rule is None:
-        return lambda rows: False
-    of_loss = rule.metric == "loss"
-    name = "val/loss" if of_loss else f"val/{meter.headline}"
-    sign = 1 if meter.higher_is_better and not of_loss else -1
-
-    def stalled(rows: list[dict[str, Any]]) -> bool:
-        best, since = -math.inf, 0
-        for value in (sign * row[name] for row in rows if row.get(name) is not None):
-            best, since = (value, 0) if value > best + rule.min_delta else (best, since + 1)
-        return since >= rule.patience
-
-    return stalled
-
-
 def _pending(plan: Plan, progress: Progress) -> bool:
     """Whether an epoch's steps are all taken but its row is not written."""
     return progress.step // plan.steps_per_epoch > len(progress.rows)
 
 
-def _end_epoch(
-    training: TrainingState,
-    plan: Plan,
-    distributed: Distributed,
-    recorder: Recorder,
-    progress: Progress,
-    stop: StopRequest,
-) -> bool:
+def _end_epoch(plan: Plan, recorder: Recorder, progress: Progress, stop: StopRequest) -> bool:
     """Evaluate, write the row, save, then report. False if asked to stop before it was done."""
-    epoch = len(progress.rows) + 1
+    epoch, best = len(progress.rows) + 1, False
     evaluation = None
     if epoch % plan.eval_every == 0 or epoch == plan.epochs:
         try:
@@ -226,10 +211,13 @@ def _end_epoch(
             recorder.save(progress, is_best=False)
             return False
         progress.total_seconds += evaluation.seconds
-    best = is_best(plan, progress, evaluation)
+        sign = 1 if plan.meter.higher_is_better else -1
+        before = [sign * x for x in progress.values(plan.headline) if x is not None]
+        value = sign * evaluation.metrics[plan.meter.headline]
+        best = not before or value > max(before)  # the first of equals stays the best
     if best:
         progress.table = evaluation.table
-    progress.rows.append(row(plan, progress, evaluation, epoch))
+    progress.rows.append(_row(plan, progress, evaluation, epoch))
     progress.start_epoch()
     with progress.overhead():
         recorder.save(progress, is_best=best)
@@ -237,11 +225,11 @@ def _end_epoch(
     return True
 
 
-def row(
+def _row(
     plan: Plan, progress: Progress, evaluation: Evaluation | None, epoch: int
 ) -> dict[str, Any]:
     """One line of metrics.jsonl."""
-    lr = plan.lr(progress.step - 1, progress.headlines(f"val/{plan.headline}"))
+    lr = plan.lr(progress.step - 1, progress.values(plan.headline))
     values = {"epoch": epoch, "step": progress.step, "lr": lr}
     values |= progress.losses() if progress.items else {"train/loss": None}
     if evaluation:
@@ -255,14 +243,3 @@ def row(
         "seconds_eval": round(evaluation.seconds, 3) if evaluation else 0.0,
         "seconds_overhead": round(progress.seconds_overhead, 3),
     }
-
-
-def is_best(plan: Plan, progress: Progress, evaluation: Evaluation | None) -> bool:
-    """Whether this evaluation beats all before it; the first of equals stays the best."""
-    if evaluation is None:
-        return False
-    value = evaluation.metrics[plan.headline]
-    before = [x for x in progress.headlines(f"val/{plan.headline}") if x is not None]
-    if not before:
-        return True
-    return value > max(before) if plan.higher_is_better else value < min(before)

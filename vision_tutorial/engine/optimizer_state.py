@@ -56,8 +56,7 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
         case "$tuple":
             return tuple(unpack(packed["$tuple"], tensors))
         case "$dict":
-            pairs = ((unpack(key), unpack(item, tensors)) for key, item in packed["$dict"])
-            return dict(pairs)
+            return {unpack(key): unpack(item, tensors) for key, item in packed["$dict"]}
         case "$dtype":
             return getattr(torch, packed["$dtype"])
         case "$tensor":
@@ -66,14 +65,8 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
     return {key: unpack(item, tensors) for key, item in packed.items()}
 
 
-def flatten_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
-    """`optimizer.state_dict()` as (tensors by name, JSON); the tensors are its own, not copies."""
-    tensors: dict[str, Tensor] = {}
-    return tensors, pack(state_dict, tensors)
-
-
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], packed: Any) -> None:
-    """Undo `flatten_optimizer`: the next step will be, bit for bit, what it would have been.
+    """Load a packed `state_dict()`: the next step will be, bit for bit, what it would have been.
 
     Raises UserError if the optimizer has other parameter groups.
     """

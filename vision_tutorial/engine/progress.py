@@ -25,55 +25,6 @@ WIDTHS = {"epoch": 7, "lr": 8, "time": 7}
 GAP = "  "
 
 
-class Pace:
-    """How fast a run goes and when it ends, from the steps of about the last half minute.
-
-    The time between two epochs (evaluation, checkpoint) is measured apart, so that it neither
-    slows the images per second nor is missing from the estimate.
-    """
-
-    def __init__(self, total: int, per_epoch: int, done: int) -> None:
-        self.total, self.per_epoch, self.done = total, per_epoch, done
-        self._last: float | None = None  # time of the last step; None between epochs
-        self._paused: float | None = None
-        self._between: float | None = None  # seconds from one epoch's last step to the next one's
-        self._seconds = self._steps = self._images = 0.0
-
-    def step(self, step: int, images: int) -> None:
-        """Count one step."""
-        now = time.perf_counter()
-        taken, self.done = step - self.done, step
-        if self._last is not None:
-            seconds = now - self._last
-            keep = math.exp(-seconds / WINDOW_SECONDS)
-            self._seconds = self._seconds * keep + seconds
-            self._steps = self._steps * keep + taken
-            self._images = self._images * keep + images
-        elif self._paused is not None:
-            gap = now - self._paused
-            self._between = gap if self._between is None else (self._between + gap) / 2
-        self._last = now
-
-    def pause(self) -> None:
-        """The steps of an epoch are over; whatever follows until the next step is not training."""
-        if self._last is not None:
-            self._paused, self._last = self._last, None
-
-    def images_per_second(self) -> float | None:
-        """Images a second, or None as long as nothing was measured."""
-        return self._images / self._seconds if self._images and self._seconds else None
-
-    def eta(self) -> float | None:
-        """Seconds to the end, or None as long as nothing was measured."""
-        left = max(self.total - self.done, 0)
-        if not left:
-            return 0.0
-        if not self._steps and self._between is None:
-            return None
-        training = left * self._seconds / self._steps if self._steps else 0.0
-        return training + math.ceil(left / self.per_epoch) * (self._between or 0.0)
-
-
 class Display:
     """Prints on a console: rows of epochs, notices and, with `bar`, a bar below them.
 
@@ -84,21 +35,22 @@ class Display:
     def __init__(self, console: Console, bar: bool) -> None:
         self._console, self._bar = console, bar
         self._progress: Progress | None = None
-        self._pace = Pace(0, 1, 0)
-        self._epochs = 0
-        self._loss: float | None = None
-        self._lr = 0.0
         self._header: dict[str, int] = {}
-        self._drawn = 0.0
+        self.start(0, 1, 0)
 
     def start(
         self, total_steps: int, steps_per_epoch: int, epochs: int, done_steps: int = 0
     ) -> None:
         """Begin; `done_steps` were done before, in the run that this one resumes."""
         self.close()
-        self._pace = Pace(total_steps, steps_per_epoch, done_steps)
-        self._epochs = epochs
-        if not self._bar:
+        self._total, self._per_epoch, self._epochs = total_steps, steps_per_epoch, epochs
+        self._done = done_steps
+        self._first: tuple[float, int] | None = None  # when the first step ended, and its number
+        self._last: float | None = None  # when the last step ended; None between epochs
+        self._seconds = self._images = 0.0  # of the steps of about the last half minute
+        self._loss: float | None = None
+        self._lr = self._drawn = 0.0
+        if not self._bar or not total_steps:
             return
         self._progress = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
@@ -120,34 +72,51 @@ class Display:
 
     def step(self, step: int, loss: float | None, lr: float, images: int) -> None:
         """`step` steps are done now, the last with `images` images; loss None: keep the last."""
+        now = time.perf_counter()
         self._loss = self._loss if loss is None else loss
-        self._lr = lr
-        self._pace.step(step, images)
-        if self._progress and time.perf_counter() - self._drawn >= REDRAW_SECONDS:
+        self._lr, self._done = lr, step
+        self._first = self._first or (now, step)
+        if self._last is not None:
+            keep = math.exp(-(now - self._last) / WINDOW_SECONDS)
+            self._seconds = self._seconds * keep + now - self._last
+            self._images = self._images * keep + images
+        self._last = now
+        if now - self._drawn >= REDRAW_SECONDS:
             self._draw()
+
+    def eta(self) -> float | None:
+        """Seconds to the end at the pace since the first step, evaluations included; None as long
+        as nothing was measured."""
+        left = self._total - self._done
+        began, first = self._first or (0.0, self._done)
+        if left <= 0:
+            return 0.0
+        if self._done <= first:
+            return None
+        return left * (time.perf_counter() - began) / (self._done - first)
 
     def evaluating(self, done: int, total: int) -> None:
         """`done` of `total` batches are evaluated."""
-        self._pace.pause()
+        self.pause()
         if time.perf_counter() - self._drawn >= REDRAW_SECONDS or done >= total:
             self._draw(f"evaluating {done}/{total}")
 
     def pause(self) -> None:
-        """An epoch's steps are over: the time until the next step is not training."""
-        self._pace.pause()
+        """An epoch's steps are over: what follows does not slow the images per second."""
+        self._last = None
 
     def epoch(self, row: Mapping[str, Any], best: bool = False) -> None:
         """Print an epoch's line of metrics.jsonl; the best so far has a star, or says so."""
         values = _cells(row, self._epochs)
-        if not self._bar:
-            speed = values.pop("images/s", None)
-            words = [f"{name} {text}" for name, text in values.items() if name != "time"]
-            words += [f"{speed} images/s"] if speed else []
-            words += [values["time"]] if "time" in values else []
-            words += [f"eta {duration(self._pace.eta())}"] if self._pace.eta() else []
+        header = {name: max(len(name), WIDTHS.get(name, 0)) for name in values}
+        if not self._bar or sum(header.values()) + len(GAP) * len(header) > self._console.width:
+            seconds = values.pop("time", None)
+            words = [f"{name} {text}" for name, text in values.items() if name != "images/s"]
+            words += [f"{values['images/s']} images/s"] if "images/s" in values else []
+            words += [seconds] if seconds else []
+            words += [f"eta {duration(self.eta())}"] if self.eta() else []
             self.say(GAP.join(words + ["best"] * best))
             return
-        header = columns(list(values), self._console.width)
         if header != self._header:
             self._header = header
             names = GAP.join(f"{name:>{width}}" for name, width in header.items())
@@ -170,30 +139,25 @@ class Display:
         if not self._progress:
             return
         self._drawn = time.perf_counter()
-        epoch = min(max(self._pace.done - 1, 0) // self._pace.per_epoch + 1, self._epochs)
-        where = f"epoch {epoch}/{self._epochs}"
-        self._progress.update(
-            self._progress.task_ids[0],
-            description=where,
-            completed=self._pace.done,
-            status=self._status(doing, self._console.width - len(where) - len(" 100%") - 10),
-        )
-        _survive(self._progress.refresh)
-
-    def _status(self, doing: str, room: int) -> str:
-        """The words behind the bar, as many as there is room for; the estimate stays longest."""
-        speed = self._pace.images_per_second()
+        speed = self._images / self._seconds if self._seconds else 0
         words = [
+            f"eta {duration(self.eta())}",
             doing or (f"loss {_number('loss', self._loss)}" if self._loss is not None else ""),
             f"lr {_number('lr', self._lr)}" if self._lr else "",
             f"{speed:,.0f} images/s" if speed else "",
-            f"eta {duration(self._pace.eta())}",
         ]
-        for drop in ([], [2], [1, 2], [0, 1, 2]):
-            kept = GAP.join(word for i, word in enumerate(words) if word and i not in drop)
-            if len(kept) <= room:
-                return kept
-        return ""
+        epoch = min(max(self._done - 1, 0) // self._per_epoch + 1, self._epochs)
+        where = f"epoch {epoch}/{self._epochs}"
+        room = self._console.width - len(where) - len(" 100%") - 10
+        while len(GAP.join(filter(None, words))) > room and words:
+            words.pop()
+        self._progress.update(
+            self._progress.task_ids[0],
+            description=where,
+            completed=self._done,
+            status=GAP.join(filter(None, words)),
+        )
+        _survive(self._progress.refresh)
 
 
 def make_display(enabled: bool, console: Console | None = None) -> Display:
@@ -219,20 +183,6 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def columns(names: list[str], width: int) -> dict[str, int]:
-    """The columns that fit `width` characters, each with its own width.
-
-    A narrow terminal drops metrics from the right, then the others; epoch and headline stay.
-    """
-    widths = {name: max(len(name), WIDTHS.get(name, 0)) for name in names}
-    metrics = [name for name in names if name.startswith("val/") and name != "val/loss"]
-    for name in [*metrics[:0:-1], "val/loss", "images/s", "lr", "time", "train/loss"]:
-        if 1 + sum(widths.values()) + len(GAP) * (len(widths) - 1) <= width:
-            break
-        widths.pop(name, None)
-    return widths
-
-
 def _number(name: str, value: Any) -> str:
     if not isinstance(value, (int, float)):
         return "-"
@@ -240,7 +190,7 @@ def _number(name: str, value: Any) -> str:
         return f"{value:.3g}"
     if "loss" in name:
         return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
-    return f"{value:,.0f}" if name == "images/s" else f"{value:.2f}"
+    return f"{value:.2f}"
 
 
 def _cells(row: Mapping[str, Any], epochs: int) -> dict[str, str]:
@@ -251,7 +201,7 @@ def _cells(row: Mapping[str, Any], epochs: int) -> dict[str, str]:
         if name in row:
             cells[name] = _number(name, row[name])
     if "images_per_second" in row:
-        cells["images/s"] = _number("images/s", row["images_per_second"])
+        cells["images/s"] = f"{row['images_per_second']:,.0f}"
     if "seconds" in row:
         cells["time"] = duration(row["seconds"])
     return cells

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -15,19 +15,11 @@ from ..runs import run_folder
 from ..runs.time_breakdown import shares
 from ..runs.wandb_logger import Tracker
 from .checkpoint import Checkpoints
-from .distributed import Distributed
 from .loop import Plan, Progress, Recorder
-from .optimizer_state import flatten_optimizer, restore_optimizer
+from .optimizer_state import pack, restore_optimizer
 from .progress import Display
 from .step import TrainingState
-
-
-class EpochResult(NamedTuple):
-    """What is reported of an epoch once its checkpoint is on disk."""
-
-    row: dict[str, Any]
-    table: dict[str, list[Any]]  # of classes
-    is_best: bool
+from .weights import put_weights
 
 
 @dataclass
@@ -39,19 +31,31 @@ class RunRecorder(Recorder):
 
     run: Path
     training: TrainingState
-    distributed: Distributed
     checkpoints: Checkpoints
     policy: CheckpointPolicy
     tracker: Tracker
     display: Display
     saved: float = field(default_factory=time.monotonic)
     is_best: bool = False
-    result: EpochResult | None = None  # of an epoch whose checkpoint is being written
+    # the row and, of the best, the table of classes of an epoch whose checkpoint is being written
+    ended: tuple[dict[str, Any], dict[str, list[Any]] | None] | None = None
 
     def save(self, progress: Progress, is_best: bool) -> None:
-        """Write a checkpoint, on a thread, when the one before is written and reported."""
         self.catch_up()
-        tensors, state = _training_state_dict(self.training, self.distributed, progress)
+        scaler = self.training.distributed.scaler
+        optimizer: dict[str, Tensor] = {}
+        state = {
+            "progress": asdict(progress),
+            "optimizer": pack(self.training.optimizer.state_dict(), optimizer),
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "model": self.training.model.state_dict(),
+            "ema": self.training.ema.tensors,
+            "criteria": self.training.blends.state_dict(),
+            "optim": optimizer,
+        }
+        tensors = {name: group for name, group in tensors.items() if group}
         self.checkpoints.save(progress.step, tensors, state, is_best)
         self.saved, self.is_best = time.monotonic(), is_best
 
@@ -62,8 +66,7 @@ class RunRecorder(Recorder):
         return minutes is not None and time.monotonic() - self.saved > 60 * minutes
 
     def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
-        """Move the bar; report the last epoch if its checkpoint is there by now."""
-        if self.result and not self.checkpoints.busy:
+        if self.ended and not self.checkpoints.busy:
             self.catch_up()
         self.display.step(progress.step, loss, lr, items)
 
@@ -71,20 +74,20 @@ class RunRecorder(Recorder):
         self.display.evaluating(done, total)
 
     def finished_epoch(self, progress: Progress) -> None:
-        """Report it as soon as the checkpoint is on disk."""
         self.display.pause()
-        self.result = EpochResult(progress.rows[-1], progress.table, self.is_best)
+        self.ended = (progress.rows[-1], progress.table if self.is_best else None)
 
     def catch_up(self) -> None:
         """Wait for the checkpoint; then metrics.jsonl, classes.json, tracker, display."""
-        result, self.result = self.result, None  # never reported if the save ends the training
+        ended, self.ended = self.ended, None  # never reported if the save ends the training
         self.checkpoints.wait()
-        if result:
-            run_folder.append_row(self.run / "metrics.jsonl", result.row)
-            if result.is_best:
-                write_json(self.run / "classes.json", result.table)
-            self.tracker.log(result.row)
-            self.display.epoch(result.row, best=result.is_best)
+        if ended:
+            row, table = ended
+            run_folder.append_row(self.run / "metrics.jsonl", row)
+            if table is not None:
+                write_json(self.run / "classes.json", table)
+            self.tracker.log(row)
+            self.display.epoch(row, best=table is not None)
 
     def close(self) -> None:
         """Wait for the last checkpoint and report it. StorageError if it could not be saved."""
@@ -92,35 +95,9 @@ class RunRecorder(Recorder):
         self.checkpoints.finish()
 
 
-def _training_state_dict(
-    training: TrainingState, distributed: Distributed, progress: Progress
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """All that training depends on from here: tensors by file, and JSON."""
-    optimizer, packed = flatten_optimizer(training.optimizer.state_dict())
-    tensors = _tensors_by_file(training) | {"optim": optimizer}
-    state = {
-        "progress": asdict(progress),
-        "optimizer": packed,
-        "scaler": distributed.scaler.state_dict() if distributed.scaler else {},
-    }
-    return {name: group for name, group in tensors.items() if group}, state
-
-
-def _tensors_by_file(training: TrainingState) -> dict[str, Mapping[str, Tensor]]:
-    return {
-        "model": training.model.state_dict(),
-        "ema": training.ema.tensors,
-        "criteria": training.blends.state_dict(),
-    }
-
-
-def restore(
-    training: TrainingState, distributed: Distributed, checkpoints: Checkpoints
-) -> Progress | None:
+def restore(training: TrainingState, checkpoints: Checkpoints) -> Progress | None:
     """Put the newest whole checkpoint into `training`; None where there never was one."""
-    loaded = checkpoints.load(
-        {name: group for name, group in _tensors_by_file(training).items() if group}
-    )
+    loaded, distributed = checkpoints.load(), training.distributed
     step = -1 if loaded is None else loaded.step
     if distributed.any(step != distributed.broadcast_object(step)):
         raise UserError(
@@ -129,35 +106,34 @@ def restore(
         )
     if loaded is None:
         return None
-    training.model.load_state_dict(loaded.tensors["model"])
-    training.ema.load(loaded.tensors.get("ema", {}))
-    training.blends.load_state_dict(loaded.tensors.get("criteria", {}))
-    restore_optimizer(
-        training.optimizer, loaded.tensors.get("optim", {}), loaded.state["optimizer"]
-    )
-    if distributed.scaler and loaded.state["scaler"]:
-        distributed.scaler.load_state_dict(loaded.state["scaler"])
-    return Progress(**loaded.state["progress"])
+    tensors, state = loaded.tensors, loaded.state
+    put_weights(training.model, tensors["model"], loaded.folder)
+    for name, average in training.ema.tensors.items():
+        average.copy_(tensors["ema"][name])
+    put_weights(training.blends, tensors.get("criteria", {}), loaded.folder)
+    restore_optimizer(training.optimizer, tensors.get("optim", {}), state["optimizer"])
+    if distributed.scaler and state["scaler"]:
+        distributed.scaler.load_state_dict(state["scaler"])
+    return Progress(**state["progress"])
 
 
 def summarise(
     plan: Plan, progress: Progress, status: str, expects: dict[str, Any], chosen_on: str
 ) -> dict[str, Any]:
     """summary.json: the best and the last evaluated epoch are different numbers, and named so."""
-    name = f"val/{plan.headline}"
-    rows = [row for row in progress.rows if row.get(name) is not None]
-    pick = max if plan.higher_is_better else min
-    best = pick(rows, key=lambda row: row[name], default=None)
-
-    def point(row: dict[str, Any] | None) -> dict[str, Any] | None:
-        return row and {"epoch": row["epoch"], "value": row[name]}
-
+    name = plan.headline
+    points = [
+        {"epoch": row["epoch"], "value": row[name]}
+        for row in progress.rows
+        if row.get(name) is not None
+    ]
+    pick = max if plan.meter.higher_is_better else min
     return {
         "status": status,
         "metric": name,
         "chosen_on": chosen_on,
-        "best": point(best),
-        "last": point(rows[-1] if rows else None),
+        "best": pick(points, key=lambda point: point["value"], default=None),
+        "last": points[-1] if points else None,
         "epochs": len(progress.rows),
         "wall_seconds": round(progress.total_seconds, 3),
         "time": {name: round(part, 4) for name, part in shares(progress.rows).items()},

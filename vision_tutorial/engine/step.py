@@ -1,39 +1,132 @@
 """One optimizer step, plain (DDP) or strict (bit-equal for every number of processes)."""
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from ..core.counts import wide
-from ..core.errors import MemoryExhausted, NonFiniteError
+from ..core.errors import NonFiniteError
 from ..core.randomness import address
-from ..core.task import Batch, Task
-from .buffers import Buffers, flat, put
+from ..core.task import Batch, Task, wide
 from .distributed import Distributed
-from .ema import Ema
 
 PATIENCE = 3  # non-finite steps in a row that are skipped before giving up
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 MIN_SCALE = 1.0  # with no more than this loss scale, an overflow is not fp16's searching
 
 
+class Ema:
+    """Exponential moving average of weights and buffers (Polyak & Juditsky 1992).
+
+    Give it the bare model, not its DDP or compiled wrapping, so that names stay the model's own.
+    Without a model it averages nothing. The decay is a function of the step, never state: 0 at the
+    first; with `warmup` it climbs as 1 - step^(-2/3) to `decay`, as in timm's ModelEmaV3.
+    """
+
+    def __init__(self, model: nn.Module | None = None, decay: float = 0.0, warmup: bool = False):
+        state = model.state_dict() if model else {}
+        self.tensors = {name: t.detach().clone() for name, t in state.items()}
+        self.decay, self.warmup = decay, warmup
+
+    def decay_at(self, step: int) -> float:
+        """The decay of update number `step`; the first is 1."""
+        if step <= 1:
+            return 0.0
+        return min(1 - step ** -(2 / 3), self.decay) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """average <- decay * average + (1 - decay) * model; whole numbers are copied."""
+        if not self.tensors:
+            return
+        now = model.state_dict()
+        floats = [name for name, t in self.tensors.items() if t.is_floating_point()]
+        average, current = ([tensors[n] for n in floats] for tensors in (self.tensors, now))
+        torch._foreach_lerp_(average, current, 1 - self.decay_at(step))
+        for name, tensor in self.tensors.items():
+            if not tensor.is_floating_point():
+                tensor.copy_(now[name])
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Within it `model` has the averaged weights; afterwards its own again, bit for bit."""
+        if not self.tensors:
+            yield
+            return
+        own = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        model.load_state_dict(self.tensors)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
+
+
+class Buffers:
+    """The running statistics of modules, read and written as one vector for each type.
+
+    They are looked up each time, since a network may put a new tensor in the place of an old one.
+    """
+
+    def __init__(self, *modules: nn.Module):
+        self.modules = modules
+        self.kept: list[Tensor] = []  # one flat copy for each type
+
+    def all(self) -> list[Tensor]:
+        return [buffer for module in self.modules for buffer in module.buffers()]
+
+    def floats(self) -> list[Tensor]:
+        return [buffer for buffer in self.all() if buffer.is_floating_point()]
+
+    def groups(self) -> list[list[Tensor]]:
+        found = defaultdict(list)
+        for buffer in self.all():
+            found[buffer.dtype, buffer.device].append(buffer)
+        return list(found.values())
+
+    def snapshot(self) -> None:
+        """Remember them as they are before a step."""
+        self.kept = [flat(group) for group in self.groups()]
+
+    def restore(self, bad: Tensor | None = None) -> None:
+        """Undo what forward passes did to them; where `bad` is given, only if it is true.
+
+        `bad` is read on its device, so nobody waits for it.
+        """
+        for kept, group in zip(self.kept, self.groups(), strict=True):
+            put(kept if bad is None else torch.where(bad, kept, flat(group)), group)
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """A copy of all, one behind the other."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+@torch.no_grad()
+def put(values: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Write consecutive pieces of `values` into `tensors`; the inverse of `flat`."""
+    pieces = values.split([tensor.numel() for tensor in tensors])
+    shaped = [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+    torch._foreach_copy_(list(tensors), shaped)
+
+
 @dataclass
 class TrainingState:
     """What learns. `model` is the bare network, `ddp_model` what is called (DDP or itself)."""
 
+    distributed: Distributed
     model: nn.Module
     ddp_model: nn.Module
     task: Task
     criteria: dict[str, Callable]
     optimizer: torch.optim.Optimizer
-    clip: Callable[[nn.Module, Tensor], None]  # given the gradients' norm
+    clip: Callable[[nn.Module, Tensor], None] | None  # given the gradients' norm
     ema: Ema
-    decay: Callable[[int], float]  # of the ema, at a step counted from 1
     seed: int
     accumulation_steps: int = 1  # micro-batches (or shards) a process takes a step
     shards: int | None = None  # strict: logical parts of the global batch
@@ -43,7 +136,6 @@ class TrainingState:
 
     @cached_property
     def buffers(self) -> Buffers:
-        """The running statistics."""
         return Buffers(self.model, self.blends)
 
     @property
@@ -53,7 +145,6 @@ class TrainingState:
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """Those that learn."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @property
@@ -62,46 +153,38 @@ class TrainingState:
         return [p.grad for p in self.parameters if p.grad is not None]
 
 
-@dataclass(frozen=True)
 class StepResult:
-    """Of one step, over all processes: sums of loss x items by name, items, wish to stop."""
-
-    step: int
-    losses: dict[str, float]
-    items: int
-    scale: float  # of the loss; 0 where it is not scaled
-    skipped: bool
-    stop: bool
-
-
-class PendingStep:
-    """What all processes say of one step, on its way from the device; reading it waits for it."""
+    """What all processes say of one step; on its way from the device until `read` waits for it."""
 
     def __init__(self, step: int, names: Sequence[str], values: Tensor):
         """values: items, processes in trouble, those that want to stop, scale, losses (`names`)."""
         self.step, self.names = step, names
-        self.bad = values[1] > 0
+        self.bad = values[1] > 0  # on the device
         self.values = values.to("cpu", non_blocking=values.is_cuda)
         self.arrived = torch.cuda.Event() if values.is_cuda else None
         if self.arrived:
             self.arrived.record()
 
-    def read(self) -> StepResult:
-        """The report, once it has arrived."""
+    def read(self) -> Self:
+        """Itself with sums of loss x items by name, items, whether it was skipped, the wish to
+        stop, the scale of the loss (0: none)."""
         if self.arrived:
             self.arrived.synchronize()
-        items, bad, stops, scale, *sums = self.values.tolist()
-        losses = dict(zip(self.names, sums, strict=True))
-        return StepResult(self.step, losses, int(items), scale, skipped=bad > 0, stop=stops > 0)
+        items, bad, stops, self.scale, *sums = self.values.tolist()
+        self.items, self.skipped, self.stop = int(items), bad > 0, stops > 0
+        self.losses = dict(zip(self.names, sums, strict=True))
+        return self
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the learning rate `lr`, times its own `lr_scale` if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def take_step(
-    training: TrainingState,
-    distributed: Distributed,
-    batches: Sequence[Batch],
-    step: int,
-    stop: bool,
-) -> PendingStep:
+    training: TrainingState, batches: Sequence[Batch], step: int, stop: bool
+) -> StepResult:
     """Forward, backward, check, clip, step: unless a loss or gradient is not finite anywhere.
 
     batches: the process's micro-batches (or shards) of the step.
@@ -111,124 +194,106 @@ def take_step(
         criterion.begin_step()
     training.buffers.snapshot()
     gradients = _strict_gradients if training.shards else _plain_gradients
-    terms = gradients(training, distributed, batches, step)
-    if distributed.scaler:
-        distributed.scaler.unscale_(training.optimizer)
+    terms = gradients(training, batches, step)
+    scaler = training.distributed.scaler
+    if scaler:
+        scaler.unscale_(training.optimizer)
     norm = nn.utils.get_total_norm(training.gradients)
-    report = _report_step(training, distributed, terms, norm, (step, sum(map(len, batches)), stop))
+    report = _report_step(training, terms, norm, step, sum(map(len, batches)), stop)
     if training.async_steps and training.stepped:
         # the device itself leaves out a bad step: nobody waits for the answer
         training.buffers.restore(report.bad)
         training.optimizer.found_inf = report.bad.float()  # as GradScaler tells fused optimizers
-        _update(training, distributed, norm, step)
+        _update(training, norm, step)
         training.optimizer.found_inf = None
     elif report.read().skipped:
         training.buffers.restore()
     else:
-        _update(training, distributed, norm, step)
+        _update(training, norm, step)
         training.stepped = True
-    training.ema.update(training.model, training.decay(step + 1))
-    if distributed.scaler:
-        distributed.scaler.update()
+    training.ema.update(training.model, step + 1)
+    if scaler:
+        scaler.update()
     return report
 
 
-def _update(training: TrainingState, distributed: Distributed, norm: Tensor, step: int) -> None:
-    training.clip(training.model, norm)
+def _update(training: TrainingState, norm: Tensor, step: int) -> None:
+    if training.clip:
+        training.clip(training.model, norm)
     # some optimizers draw (kron): the same on all processes, whatever their dropout drew
-    distributed.seed(address(training.seed, step, "optimizer"))
+    training.distributed.seed(address(training.seed, step, "optimizer"))
     training.optimizer.step()  # not the scaler's: it would wait for what `report` says already
 
 
 def _plain_gradients(
-    training: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
+    training: TrainingState, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient over micro-batches and processes, by DDP. Returns mean losses by name."""
-    count = len(batches)
-    first = distributed.rank * count
+    count, distributed = len(batches), training.distributed
     sums: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
-        last = i + 1 == count
-        with distributed.unsynchronised(training.ddp_model, not last):
-            terms = _forward_backward(training, distributed, batch, step, first + i, count)
-        _add_terms(sums, terms, count)
+        with distributed.unsynchronised(training.ddp_model, i + 1 < count):
+            index = distributed.rank * count + i
+            forward_backward(training, batch, step, index, count, sums, count)
     return sums
 
 
 def _strict_gradients(
-    training: TrainingState, distributed: Distributed, batches: Sequence[Batch], step: int
+    training: TrainingState, batches: Sequence[Batch], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
-    mine = len(batches)
+    mine, distributed = len(batches), training.distributed
     sums: dict[str, Tensor] = {}
     flats = []
     for i, shard in enumerate(batches):
         training.buffers.restore()
         index = distributed.rank * mine + i
-        terms = _forward_backward(training, distributed, shard, step, index, training.shards)
-        _add_terms(sums, terms, mine)
-        flats.append(flat([*_take_gradients(training), *training.buffers.floats()]))
-    whole = _summed_in_order(flats, training.shards, distributed)
+        forward_backward(training, shard, step, index, training.shards, sums, mine)
+        for parameter in training.parameters:
+            if parameter.grad is None:  # the loss did not reach it
+                parameter.grad = torch.zeros_like(parameter)
+        flats.append(flat([*training.gradients, *training.buffers.floats()]))
+        for grad in training.gradients:
+            grad.zero_()
+    total = torch.zeros_like(flats[0])
+    for shard in range(training.shards):  # first to last on any number of processes
+        owner, slot = divmod(shard, mine)
+        own = owner == distributed.rank
+        total += distributed.broadcast(flats[slot] if own else torch.empty_like(total), owner)
     grads, floats = training.gradients, training.buffers.floats()
     count = sum(grad.numel() for grad in grads)
-    put(whole[:count], grads)
-    put(whole[count:] / training.shards, floats)
+    put(total[:count], grads)
+    put(total[count:] / training.shards, floats)
     return sums
 
 
-def _forward_backward(
+def forward_backward(
     training: TrainingState,
-    distributed: Distributed,
     batch: Batch,
     step: int,
     index: int,
     share: int,
-) -> dict[str, Tensor]:
-    """Adds the gradient of loss / share. Dropout's draws are addressed by (seed, step, part)."""
-    distributed.seed(address(training.seed, step, index, "model"))
+    sums: dict[str, Tensor],
+    count: int,
+) -> None:
+    """Adds the gradient of loss / share, and the losses by name / count to `sums`.
+
+    Dropout's draws are addressed by (seed, step, index), the part of the global batch.
+    """
+    training.distributed.seed(address(training.seed, step, index, "model"))
     total, terms = training.task.loss(training.ddp_model, batch, training.criteria)
     second = bool(getattr(training.optimizer, "is_second_order", False))
-    distributed.backward(total / share, create_graph=second)
-    return {"loss": total.detach(), **{f"loss/{k}": v.detach() for k, v in terms.items()}}
-
-
-def _add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], count: int) -> None:
-    for name, value in terms.items():
-        sums[name] = sums.get(name, 0) + wide(value) / count
-
-
-def _take_gradients(training: TrainingState) -> Iterator[Tensor]:
-    """Each parameter's gradient, zero where the loss did not reach it; then empties them."""
-    for parameter in training.parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        yield parameter.grad.clone()
-        parameter.grad.zero_()
-
-
-def _summed_in_order(flats: Sequence[Tensor], shards: int, distributed: Distributed) -> Tensor:
-    """Sum of all shards' vectors, first to last: the same additions on any number of processes."""
-    total = torch.zeros_like(flats[0])
-    mine = len(flats)
-    for shard in range(shards):
-        owner, slot = divmod(shard, mine)
-        own = owner == distributed.rank
-        total += distributed.broadcast(flats[slot] if own else torch.empty_like(total), owner)
-    return total
+    training.distributed.backward(total / share, create_graph=second)
+    for name, value in {"loss": total, **{f"loss/{k}": v for k, v in terms.items()}}.items():
+        sums[name] = sums.get(name, 0) + wide(value.detach()) / count
 
 
 def _report_step(
-    training: TrainingState,
-    distributed: Distributed,
-    terms: dict[str, Tensor],
-    norm: Tensor,
-    said: tuple[int, int, bool],
-) -> PendingStep:
-    """One sum over processes carries losses, items, trouble, the stop flag, running statistics.
-
-    said: the step, this process's items, whether it wants to stop.
-    """
-    step, n, stop = said
+    training: TrainingState, terms: dict[str, Tensor], norm: Tensor, step: int, n: int, stop: bool
+) -> StepResult:
+    """One sum over processes carries losses, items (`n` here), trouble, the stop flag, running
+    statistics."""
+    distributed = training.distributed
     values = torch.stack([wide(value) for value in terms.values()])
     bad = ~(values.isfinite().all() & wide(norm).isfinite())
     # filled there: a number that comes from the host would make the device wait
@@ -238,13 +303,13 @@ def _report_step(
     mine = torch.cat([torch.stack(head), values * n])
     floats = training.buffers.floats() if distributed.world > 1 and not training.shards else []
     if not floats:
-        return PendingStep(step, list(terms), distributed.sum(mine))
+        return StepResult(step, list(terms), distributed.sum(mine))
     whole = distributed.sum(torch.cat([mine, *(wide(b).flatten() for b in floats)]))
     put(whole[len(mine) :] / distributed.world, floats)
-    return PendingStep(step, list(terms), whole[: len(mine)])
+    return StepResult(step, list(terms), whole[: len(mine)])
 
 
-def resolve(training: TrainingState, report: PendingStep) -> StepResult:
+def resolve(training: TrainingState, report: StepResult) -> StepResult:
     """Read a report, and hold to the non-finite policy: skip a few, then stop.
 
     Such weights are never stepped to, saved or resumed. NonFiniteError after PATIENCE bad steps in
@@ -269,13 +334,9 @@ class StepQueue:
 
     def __init__(self, training: TrainingState, count: Callable[[StepResult], None]):
         self.training, self.count = training, count
-        self.reports: deque[PendingStep] = deque()
+        self.reports: deque[StepResult] = deque()
         self.stop_at = math.inf  # steps
         self.loss: float | None = None  # mean of the last step that was read
-
-    def expect(self, report: PendingStep) -> None:
-        """A step is under way."""
-        self.reports.append(report)
 
     def read(self, behind: int) -> None:
         """Read, and count, all but the newest `behind` reports."""
@@ -295,7 +356,7 @@ class StepQueue:
         return self.stop_at <= steps or (all_read and self.stop_at < math.inf)
 
 
-def async_steps_of(training: TrainingState, distributed: Distributed) -> int:
+def async_steps_of(training: TrainingState) -> int:
     """How many steps may be under way before the result of one is read.
 
     One, where the device itself can leave out a bad step: the host then never makes it wait. The
@@ -304,59 +365,4 @@ def async_steps_of(training: TrainingState, distributed: Distributed) -> int:
     fused = isinstance(training.optimizer, FUSED) and all(
         group["fused"] for group in training.optimizer.param_groups
     )
-    return int(distributed.device.type == "cuda" and fused and not training.shards)
-
-
-def fit_accumulation_steps(
-    training: TrainingState,
-    distributed: Distributed,
-    prepare: Callable[[int], Sequence[Batch]],
-    size: int,
-    steps: int,
-) -> tuple[int, str | None]:
-    """The fewest micro-batches that fit the memory, the same on all processes: tried, not guessed.
-
-    Takes one forward and backward pass of the first of `prepare(steps)`, a step of `size` images,
-    outside DDP, halving until every process says it fits. MemoryExhausted gives the numbers where
-    two images are too much.
-    """
-    asked, ddp_model = steps, training.ddp_model
-    training.ddp_model = training.model
-    training.buffers.snapshot()
-    try:
-        while distributed.any(not _fits(training, distributed, prepare, steps)):
-            if size % (4 * steps):  # halves must stay even, for mixing and for BatchNorm
-                raise MemoryExhausted(
-                    f"a micro-batch of {size // steps} does not fit the memory of "
-                    f"{distributed.device} and cannot be halved. Use a smaller model, smaller "
-                    "images, precision: bf16, or a batch_size with more factors of two."
-                )
-            steps *= 2
-    finally:
-        training.ddp_model = ddp_model
-        training.buffers.restore()
-        training.optimizer.zero_grad(set_to_none=True)
-    if steps == asked:
-        return steps, None
-    return steps, (
-        f"out of memory at {size // asked} images a pass; taking {size // steps}, "
-        f"{steps} times a step, at the same global batch."
-    )
-
-
-def _fits(
-    training: TrainingState,
-    distributed: Distributed,
-    prepare: Callable[[int], Sequence[Batch]],
-    steps: int,
-) -> bool:
-    """Whether a forward and backward pass of one of `steps` micro-batches fits the memory."""
-    try:
-        _forward_backward(training, distributed, prepare(steps)[0], 0, 0, 1)
-        return True
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        training.optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    return int(training.distributed.device.type == "cuda" and fused and not training.shards)

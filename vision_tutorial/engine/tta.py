@@ -25,31 +25,26 @@ def prediction_function(
     stride: int | None = None,
     ensemble: str = "soft",
 ) -> Forward:
-    """One forward function of some networks: each through windows and looks, then together."""
-    windows = [sliding_window(n, window, stride) if window else n for n in networks]
-    each = [test_time_augmentation(forward, tta) for forward in windows]
+    """One forward function of some networks: each through windows and looks, then together.
+
+    tta: `none`, or `hflip` and scales, such as `hflip,0.75,1.25`; the image as it is always counts
+    as one of the looks. window, stride: of `sliding_window`. ensemble: the mean probability
+    ("soft") or a vote ("hard"). UserError for a word that is no look.
+    """
+    looks = parse_tta(tta)
+    each = []
+    for network in networks:
+        forward = sliding_window(network, window, stride) if window else network
+        each.append(mean_probability([_transformed(forward, *look) for look in looks]))
     return majority_vote(each) if ensemble == "hard" else mean_probability(each)
 
 
-def test_time_augmentation(forward: Forward, words: str) -> Forward:
-    """`forward` seen through the looks that `words` name: `none`, or `hflip` and scales, such as
-    `hflip,0.75,1.25`. The image as it is always counts as one of them.
-
-    UserError for a word that is neither.
-    """
-    mirrored, scales = parse_tta(words)
-    pairs = list(product(scales, (False, True) if mirrored else (False,)))
-    if pairs == [(1.0, False)]:
-        return forward
-    return mean_probability([_transformed(forward, *pair) for pair in pairs])
-
-
-def parse_tta(words: str) -> tuple[bool, list[float]]:
-    """Whether to mirror, and the scales, 1 among them."""
-    mirrored, scales = False, [1.0]
+def parse_tta(words: str) -> list[tuple[float, bool]]:
+    """The looks, as pairs (scale, whether mirrored)."""
+    mirrored, scales = (False,), {1.0}
     for word in [] if words == "none" else words.split(","):
         if word == "hflip":
-            mirrored = True
+            mirrored = (False, True)
             continue
         try:
             scale = float(word)
@@ -60,11 +55,13 @@ def parse_tta(words: str) -> tuple[bool, list[float]]:
                 f"--tta: '{word}' is no look; write none, hflip, or scales from {SCALES[0]:g} to "
                 f"{SCALES[1]:g}, such as hflip,0.75,1.25."
             )
-        scales.append(scale)
-    return mirrored, sorted(set(scales))
+        scales.add(scale)
+    return list(product(sorted(scales), mirrored))
 
 
 def _transformed(forward: Forward, scale: float, mirrored: bool) -> Forward:
+    if scale == 1 and not mirrored:
+        return forward
 
     def look(images: Tensor) -> Tensor:
         size = images.shape[-2:]
@@ -101,14 +98,13 @@ def majority_vote(forwards: Sequence[Forward]) -> Forward:
     classes with the most, the one that the earliest voted for is a fraction ahead."""
 
     def count(images: Tensor) -> Tensor:
-        votes: Tensor | None = None
+        votes: Tensor | float = 0.0
         for place, forward in enumerate(forwards):
             output = forward(images)
-            votes = torch.zeros_like(output, dtype=torch.float32) if votes is None else votes
             # a half, a quarter, …: later voters together never outweigh an earlier one
-            vote = votes.new_full((), 1 + 0.5 ** (place + 2))
-            chosen = output.argmax(1, keepdim=True)
-            votes.scatter_add_(1, chosen, vote.expand_as(chosen))
+            vote = torch.full_like(output, 1 + 0.5 ** (place + 2), dtype=torch.float32)
+            ballot = torch.zeros_like(vote).scatter_(1, output.argmax(1, keepdim=True), vote)
+            votes = votes + ballot
         return votes
 
     return count

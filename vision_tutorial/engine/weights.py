@@ -2,35 +2,31 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core import weights
 from ..core.atomic import read_json
 from ..core.errors import UserError
-from .checkpoint_folder import FOLDER, MANIFEST, Damaged, candidates, read_tensors, verify
-
-
-def best_checkpoint(run: Path | str) -> Path | None:
-    """The folder of the best checkpoint of a run, of the newest if none was named best, or None."""
-    folder = Path(run) / "ckpt"
-    if (folder / "best.json").exists():
-        found = read_json(folder / "best.json")
-        name = found.get("folder") if isinstance(found, dict) else None
-        if not isinstance(name, str) or not FOLDER.fullmatch(name):
-            raise UserError(f"{folder / 'best.json'} is damaged. Name a checkpoint folder instead.")
-        return folder / name
-    return next(iter(candidates(folder)), None)
+from .checkpoint_folder import FOLDER, MANIFEST, Damaged, candidates, verify
 
 
 def weights_path(run: Path, which: str) -> Path:
-    """What `load_weights` is to read: the run's best, its newest checkpoint ("last"), or a file."""
+    """What `load_weights` is to read: the run's best (the newest checkpoint if none was named
+    best), its newest ("last"), or a file."""
     if which not in ("best", "last"):
         return Path(which)
-    last = next(iter(candidates(run / "ckpt")), None)
-    found = best_checkpoint(run) if which == "best" else last
-    if found is None:
+    best, newest = run / "ckpt" / "best.json", candidates(run / "ckpt")
+    if which == "best" and best.exists():
+        found = read_json(best)
+        name = found.get("folder") if isinstance(found, dict) else None
+        if not isinstance(name, str) or not FOLDER.fullmatch(name):
+            raise UserError(f"{best} is damaged. Name a checkpoint folder instead.")
+        return best.parent / name
+    if not newest:
         raise UserError(f"{run}: holds no checkpoint yet. Train it first, or name --weights FILE.")
-    return found
+    return newest[0]
 
 
 def load_weights(path: Path | str, group: str = "model") -> dict[str, Tensor]:
@@ -40,20 +36,16 @@ def load_weights(path: Path | str, group: str = "model") -> dict[str, Tensor]:
     is not safetensors is read as `.pt`, tensors only: nothing in it is executed. Raises UserError.
     """
     path = Path(path)
+    if path.is_dir():
+        is_checkpoint = FOLDER.fullmatch(path.name) or (path / MANIFEST).exists()
+        path = (path if is_checkpoint else weights_path(path, "best")) / f"{group}.safetensors"
     try:
-        if path.is_dir():
-            is_checkpoint = FOLDER.fullmatch(path.name) or (path / MANIFEST).exists()
-            folder = path if is_checkpoint else best_checkpoint(path)
-            if folder is None:
-                raise UserError(f"{path} holds no checkpoint. Name a run, a checkpoint or a file.")
-            verify(folder)
-            path = folder / f"{group}.safetensors"
-        elif (path.parent / MANIFEST).exists():
+        if FOLDER.fullmatch(path.parent.name) or (path.parent / MANIFEST).exists():
             verify(path.parent)
         if not path.is_file():
             raise UserError(f"there is no {path}. Name a run, a checkpoint or a file of weights.")
-        return read_tensors(path) if path.suffix == ".safetensors" else weights.read(path)
-    except Damaged as error:
+        return load_file(path) if path.suffix == ".safetensors" else weights.read(path)
+    except (Damaged, SafetensorError) as error:
         raise UserError(f"{path} cannot be used: {error}. Name another checkpoint.") from error
 
 

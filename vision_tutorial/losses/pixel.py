@@ -1,7 +1,7 @@
 """Losses per position (cross-entropy, focal, …), and what all losses of both tracks hold to.
 
 logits (B, C, *S) with any number of spatial axes, none for classification; target class ids (B, *S)
-or class map (B, C, *S). Positions that `core.targets` calls ignored are dropped before everything,
+or class map (B, C, *S). Positions that `core.task` calls ignored are dropped before everything,
 even where their logits are not finite; means are over the others. With none left the loss is zero
 and so is its gradient. Half precision is computed in float32, inside autocast or out of it.
 UserError where shapes or options do not fit.
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..core.errors import UserError, check_range
 from ..core.registry import losses
-from ..core.targets import is_map, to_map, valid
+from ..core.task import is_map, to_map, valid
 
 
 def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core.errors import UserError, check_range
 from ..core.registry import losses
-from ..core.targets import is_map, to_map
+from ..core.task import is_map, to_map
 from .pixel import counted
 
 

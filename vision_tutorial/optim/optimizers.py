@@ -119,12 +119,6 @@ def parameter_groups(
     return [{"params": found, "weight_decay": decay} for found, decay in pairs if found]
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group the learning rate `lr`, times its own `lr_scale` if it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
 def clip_gradients(clip: Clip | None, network: nn.Module, norm: torch.Tensor) -> None:
     """Clip the network's gradients, whose total norm is `norm`; nothing without `clip`."""
     if clip is None:

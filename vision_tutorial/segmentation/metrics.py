@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.counts import exact_sum, tally, wide
-from ..core.targets import IGNORE
+from ..core.task import IGNORE, exact_sum, tally, wide
 
 BAND = 0.02  # width of a boundary, in diagonals of the image (Cheng et al. 2021)
 _SUMS = ("images", "counted", "batches", "iou_of_images", "iou_of_batches", "entropy")

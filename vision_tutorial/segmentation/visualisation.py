@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.atomic import replacing
-from ..core.targets import VOID
+from ..core.task import VOID
 
 # uint8 (256, 3): PASCAL VOC's colours, class 0 black, 255 nearly white. Bits 0, 3, 6 of a class id
 # are the highest bits of red, bits 1, 4, 7 of green, 2, 5 of blue.

@@ -16,8 +16,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from ..core.errors import ExitCode, UserError
-from ..core.processes import environment, last_line, usable_cores
-from ..core.stop import StopSignal
+from ..core.processes import StopSignal, environment, last_line, usable_cores
 
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 Child = subprocess.Popen[bytes]

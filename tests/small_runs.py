@@ -1,0 +1,32 @@
+"""Small trainings in this process, and what they leave behind."""
+
+from pathlib import Path
+
+from vision_tutorial import train as command
+from vision_tutorial.runs import run_folder
+
+DEBUG = ["recipes/debug.yaml", "batch_size=16", "eval_batch_size=10", "threads=1"]
+
+
+def shapes(train: int = 128, test: int = 30) -> str:
+    """The made-up data set of so many images of 16 x 16 pixels."""
+    return f"dataset={{shapes: {{train: {train}, test: {test}, size: 16}}}}"
+
+
+def train(folder: Path, *words: str, code: int = 0) -> Path:
+    """Train in `folder`, or go on with the run there, as `words` say: the run folder."""
+    started = [str(run) for run in folder.glob("*/run")]
+    more = [word for word in words if not started or word.startswith(("--", *"0123456789"))]
+    more += [] if started else ["--runs", str(folder), "--id", "run"]
+    assert command.main([*started, *more, "--quiet"]) == code
+    (run,) = folder.glob("*/run")
+    return run
+
+
+def left(run: Path) -> tuple[dict[str, bytes], list[dict], str]:
+    """The last checkpoint's tensors, the rows without what is measured in time, its name."""
+    last = max((run / "ckpt").glob("step-*"))
+    files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+    rows = run_folder.read_rows(run / "metrics.jsonl")
+    timed = set(run_folder.TIMED)
+    return files, [{k: v for k, v in row.items() if k not in timed} for row in rows], last.name
