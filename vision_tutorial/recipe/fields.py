@@ -28,7 +28,7 @@ Losses = Annotated[tuple[Term, ...], RegistryField("losses", "weighted_sum")]
 Three = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
-def key(default: Any, text: str) -> Any:
+def _key(default: Any, text: str) -> Any:
     """A key of a recipe with its description; `...`: it must be given."""
     return Field(default, description=text)
 
@@ -61,7 +61,7 @@ class ParameterGroups(Frozen):
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
-class OneOf(Frozen):
+class _OneOf(Frozen):
     """Exactly one of its keys is given."""
 
     @model_validator(mode="after")
@@ -71,7 +71,7 @@ class OneOf(Frozen):
         return self
 
 
-class Clip(OneOf):
+class Clip(_OneOf):
     """Gradient clipping, one of: global norm, value, adaptive (AGC, Brock et al. 2021)."""
 
     norm: Annotated[float, Field(gt=0)] | None = None
@@ -86,7 +86,7 @@ class Ema(Frozen):
     warmup: bool = True
 
 
-class Balance(OneOf):
+class Balance(_OneOf):
     """The mean size of a term, which divides its weight: over so many first steps, or running.
 
     One of the two. `calibrate`: steps, after which the weights are frozen; `ema`: the decay.
@@ -151,42 +151,42 @@ class Recipe(Frozen):
     """All that a run depends on."""
 
     # not of dots alone: it becomes the name of a folder
-    name: Annotated[str, Field(max_length=64, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = key(
+    name: Annotated[str, Field(max_length=64, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = _key(
         "recipe", "Of the run."
     )
     expects: Annotated[dict[str, float | None], AfterValidator(grammar.Options)] = Field(
         default_factory=grammar.Options, description="The claim; null where unknown."
     )
-    imports: Words = key((), "Python files whose entries join the registries.")
+    imports: Words = _key((), "Python files whose entries join the registries.")
     task: Annotated[Choice, RegistryField("tasks")] = Choice("classification")
 
     dataset: Annotated[Choice, RegistryField("datasets")]
-    holdout: Fraction = key(0.0, "Share of train kept for validation; 0: use test.")
-    subset: Positive | None = key(None, "Train on this many images only.")
+    holdout: Fraction = _key(0.0, "Share of train kept for validation; 0: use test.")
+    subset: Positive | None = _key(None, "Train on this many images only.")
     augment: Augments = ()
     eval_augment: Augments = ()
     normalize: Literal["imagenet", "cifar10", "cifar100", "half", "none"] | Colours = "imagenet"
     mix: Annotated[tuple[Term, ...] | None, RegistryField("mixers", "weighted_sum")] = None
     data: DataPath = DataPath()
-    workers: Workers | None = key(None, "Loader workers a process; null: as cores allow.")
+    workers: Workers | None = _key(None, "Loader workers a process; null: as cores allow.")
 
     model: Annotated[Choice, RegistryField("models")]
     loss: Losses = (Term("cross_entropy"),)
-    aux_loss: Annotated[tuple[Term, ...] | None, RegistryField("losses", "weighted_sum")] = key(
+    aux_loss: Annotated[tuple[Term, ...] | None, RegistryField("losses", "weighted_sum")] = _key(
         None, "Of the auxiliary head; null: none."
     )
-    aux_weight: NotNegative = key(0.4, "Of aux_loss in the total.")
-    balance: Literal["fixed", "calibrate", "ema"] | Balance = key(
+    aux_weight: NotNegative = _key(0.4, "Of aux_loss in the total.")
+    balance: Literal["fixed", "calibrate", "ema"] | Balance = _key(
         "fixed", "Whether weights of a weighted sum are divided by their terms' size."
     )
 
     epochs: Annotated[int, Field(ge=1, le=10**6)]
-    batch_size: BatchSize = key(..., "Global: over all processes and accumulation.")
-    micro_batch: Positive | None = key(None, "Most images in a forward pass; null: what fits.")
+    batch_size: BatchSize = _key(..., "Global: over all processes and accumulation.")
+    micro_batch: Positive | None = _key(None, "Most images in a forward pass; null: what fits.")
     optimizer: Annotated[Choice, RegistryField("optimizers")]
     parameter_groups: ParameterGroups = ParameterGroups()
     schedule: Annotated[Choice, RegistryField("schedules")] = Choice("constant")
-    schedule_unit: Literal["epoch", "step"] = key("epoch", "How often lr changes.")
+    schedule_unit: Literal["epoch", "step"] = _key("epoch", "How often lr changes.")
     warmup: Warmup = Warmup()
     cooldown: Cooldown = Cooldown()
     clip: Clip | None = None
@@ -194,17 +194,17 @@ class Recipe(Frozen):
 
     seed: Annotated[int, Field(ge=0, le=2**53)] = 42
     precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
-    deterministic: bool = key(True, "Equal bits each time on a GPU too; false takes the fastest.")
+    deterministic: bool = _key(True, "Equal bits each time on a GPU too; false takes the fastest.")
     channels_last: bool = True
-    compile: bool | Literal["reduce-overhead", "max-autotune"] = key(
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = _key(
         False, "With torch.compile; the modes capture CUDA graphs."
     )
     sync_bn: bool = False
-    shards: Positive | None = key(None, "Bit-equal on any number of processes that divides it.")
-    threads: Threads | None = key(None, "CPU threads a process; null: cores/processes.")
-    eval_every: Positive = key(1, "Epochs between evaluations.")
+    shards: Positive | None = _key(None, "Bit-equal on any number of processes that divides it.")
+    threads: Threads | None = _key(None, "CPU threads a process; null: cores/processes.")
+    eval_every: Positive = _key(1, "Epochs between evaluations.")
     eval_batch_size: Positive = 250
-    refine: Annotated[tuple[Choice, ...], RegistryField("refiners", "list")] = key(
+    refine: Annotated[tuple[Choice, ...], RegistryField("refiners", "list")] = _key(
         (), "What `evaluate` and `predict` do to probabilities, such as dense_crf."
     )
     early_stopping: EarlyStopping | None = None

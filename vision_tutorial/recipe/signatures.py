@@ -143,10 +143,12 @@ def _entry(node: ast.FunctionDef, where: str) -> Entry | None:
         match decorator:
             case ast.Attribute(ast.Name(name), "register"):
                 pass
-            case ast.Call(ast.Attribute(ast.Name(name), "register_fallback"), []):
-                prefix = ""
-            case ast.Call(ast.Attribute(ast.Name(name), "register_fallback"), [ast.Constant(text)]):
-                prefix = str(text)
+            case ast.Call(ast.Attribute(ast.Name(name), "register_fallback"), arguments):
+                texts = [getattr(argument, "value", "") for argument in arguments]
+                if len(texts) > 1 or "" in texts:
+                    problem = "register_fallback takes one text, the prefix, such as 'smp/'"
+                    raise UserError(f"{where}: {problem}.")
+                prefix = "".join(map(str, texts))
             case _:
                 continue
         if name in REGISTRIES:
