@@ -161,16 +161,6 @@ def test_masks_with_strange_ids_and_manifests_without_masks(tmp_path: Path, fold
     assert not list(tmp_path.glob("*no*"))
 
 
-def test_a_bar_is_shown_only_on_a_terminal(monkeypatch, capsys):
-    images = np.empty((7, 4, 5, 3), np.uint8)
-    module.fill(Lazy(), images)
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
-    module.fill(Lazy(), images)
-    out, err = capsys.readouterr()
-    assert out == "" and "reading lazy" in err
-
-
 # -- faults ----------------------------------------------------------------------------------------
 
 
