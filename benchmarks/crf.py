@@ -95,11 +95,13 @@ def main() -> None:
     print("| | seconds: median (quartiles) | memory beyond the start, MB |\n|---|---|---|")
     for name, values, peak in zip(sides, times, peaks, strict=True):
         s = spread(values)
-        print(f"| {name} | {s.median:.3f} ({s.lower:.3f} … {s.upper:.3f}) | {peak / 1e6:.0f} |")
+        middle = f"{s['median']:.3f} ({s['lower']:.3f} … {s['upper']:.3f})"
+        print(f"| {name} | {middle} | {peak / 1e6:.0f} |")
     ratio = spread([a / b for a, b in zip(*times, strict=True)])
     same = (ours(*given).argmax(0) == theirs(*given).argmax(0)).mean()
-    print(f"\nours / pydensecrf2, pair by pair: {ratio.median:.2f}", end=" ")
-    print(f"({ratio.lower:.2f} … {ratio.upper:.2f}); same class: {100 * same:.4f} % of the pixels")
+    quartiles = f"{ratio['lower']:.2f} … {ratio['upper']:.2f}"
+    print(f"\nours / pydensecrf2, pair by pair: {ratio['median']:.2f} ({quartiles}); ", end="")
+    print(f"same class: {100 * same:.4f} % of the pixels")
 
 
 if __name__ == "__main__":

@@ -76,22 +76,19 @@ def call(folder: Path, *words: object, **more: str) -> subprocess.CompletedProce
     )
 
 
-def results(folder: Path) -> dict:
-    return json.loads((folder / "out" / "gpu.json").read_text())
-
-
 def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:
-    packed = tmp_path / "packed"
+    packed, found_in = tmp_path / "packed", tmp_path / "out" / "gpu.json"
     packed.mkdir()
     (packed / parts[1].name).symlink_to(parts[1])
     done = call(tmp_path, packed, **QUICK)
     assert done.returncode == 0 and "still missing part-1-of-2" in done.stderr, done.stderr
-    assert results(tmp_path)["all_data"] is False and set(results(tmp_path)["phases"]) == {"data"}
+    found = json.loads(found_in.read_text())
+    assert found["all_data"] is False and set(found["phases"]) == {"data"}
 
     (packed / parts[1].name).unlink()
     (packed / parts[0].name).symlink_to(parts[0])
     done = call(tmp_path, packed, "--", *WORDS, "epochs=1", **QUICK)
-    found = results(tmp_path)
+    found = json.loads(found_in.read_text())
     codes = {name: phase["exit_code"] for name, phase in found["phases"].items()}
     assert codes.pop("parity") == 0, done.stderr
     assert codes == {"data": 0, "bench": 0, "train": 0}, done.stderr
@@ -103,7 +100,7 @@ def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:
 
     more = QUICK | {"PHASES": "bench train", "STAGES": "none"}
     done = call(tmp_path, packed, "--", *WORDS, "epochs=2", **more)
-    again = results(tmp_path)
+    again = json.loads(found_in.read_text())
     assert done.returncode == 1 and again["phases"]["bench"]["exit_code"] == 2
     assert "no measurement called 'none'" in done.stderr, "one phase fails, the others go on"
     assert again["train"]["run"] == train["run"] and again["train"]["epochs_done"] == 2
@@ -111,15 +108,9 @@ def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu.json"]
 
 
-@pytest.mark.parametrize(
-    "more, said",
-    [
-        ({}, "needs a GPU that torch can use; REHEARSE=1 goes through it on a CPU"),
-        ({"RECIPE": "none.yaml"}, "no recipe none.yaml"),
-    ],
-)
-def test_wrong_use_is_one_line(more: dict[str, str], said: str, tmp_path: Path) -> None:
-    done = call(tmp_path, tmp_path, **more)  # a folder without parts
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("==")]
-    assert done.returncode == 2 and len(lines) == 1, done.stderr
-    assert lines[0].startswith("gpu.sh: ") and said in lines[0]
+def test_wrong_use_is_one_line(tmp_path: Path) -> None:
+    for more, said in (({}, "needs a GPU"), ({"RECIPE": "none.yaml"}, "no recipe none.yaml")):
+        done = call(tmp_path, tmp_path, **more)  # a folder without parts
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("==")]
+        assert done.returncode == 2 and len(lines) == 1, done.stderr
+        assert lines[0].startswith("gpu.sh: ") and said in lines[0]

@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 from forked import Ranks
 
 from vision_tutorial import train
-from vision_tutorial.benchmarking import result, startup
-from vision_tutorial.benchmarking.startup import Job
+from vision_tutorial.benchmarking import measurements
+from vision_tutorial.benchmarking.timed_pairs import pair
 from vision_tutorial.commands import bench
 from vision_tutorial.core.processes import Ended, usable_cores
 from vision_tutorial.engine import distributed
@@ -27,7 +27,7 @@ CROPPED = "augment=[{random_resized_crop: {size: 16}}, hflip, {random_erasing: {
 SCRIPT = """
 import sys, time
 batch = int(sys.argv[sys.argv.index("-b") + 1])
-if "--fail" in sys.argv or batch == 31:
+if batch == 31:
     sys.exit("no such model")
 for step in range(4):
     mean = (1 + 0.1 * step) / (step + 1)
@@ -37,23 +37,18 @@ time.sleep(600)
 """
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """Children inherit no accelerator of another test, and the environment is put back."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_core():
-    """Everything on one core and one thread.
+    """Everything on one core and one thread, and no accelerator of another test.
 
     A bench forks what it measures from a process that never computed; here other tests did, and
     their OpenMP threads, which do not live in a fork, would be waited for without end.
     """
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "usable_cores", lambda: usable_cores()[:1])
+        patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        patch.setattr(measurements, "usable_cores", lambda: usable_cores()[:1])
         patch.setattr(distributed, "usable_cores", lambda: usable_cores()[:1])
         yield
 
@@ -88,80 +83,62 @@ def told(tmp_path_factory) -> dict:
     """A whole bench of the debug recipe."""
     script = tmp_path_factory.mktemp("timm") / "train.py"
     script.write_text(SCRIPT)
+    ours = measurements.run_command
+
+    def started(command, *rest, **more):
+        return (ours if str(script) in command else forked)(command, *rest, **more)
+
     with pytest.MonkeyPatch.context() as patch:
-        ours = startup.run_command
-        patch.setattr(
-            startup,
-            "run_command",
-            lambda command, log, *rest, **more: (ours if str(script) in command else forked)(
-                command, log, *rest, **more
-            ),
-        )
-        AcceleratorState._reset_state(reset_partial_state=True)
-        patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-        text = run(DEBUG, CROPPED, "--timm-train", script, "--json", *QUICK)
-    return json.loads(text)
+        patch.setattr(measurements, "run_command", started)
+        return json.loads(run(DEBUG, CROPPED, "--timm-train", script, "--json", *QUICK))
 
 
-# -- what is measured ------------------------------------------------------------------------------
-
-
-def test_every_measurement_is_there(told):
-    names = {pair["name"] for pair in told["pairs"]}
+def test_every_measurement_is_there_and_every_number_follows_from_it(told):
+    pairs = {pair["name"]: pair for pair in told["pairs"]}
     expected = {"step", "evaluation", "step, plain model", "to the first step"}
     expected |= {"a mistake's answer", "main memory", "scaling", "data, 1 core"}
-    assert names - {"GPU memory"} == expected
+    assert pairs.keys() - {"GPU memory"} == expected
     beside = {pair["other"]["what"] for pair in told["pairs"]}
     assert {"timm's loader", "timm's, prefetcher", "image by image", "bare loop"} <= beside
-
-
-def test_every_number_follows_from_the_measurements(told):
-    by_name = {pair["name"]: pair for pair in told["pairs"]}
-    for pair in told["pairs"]:
-        ours, other, ratio = pair["ours"], pair["other"], pair["ratio"]
+    for name, made in pairs.items():
+        ours, other, ratio = made["ours"], pair["other"], pair["ratio"]
         assert ratio["n"] == ours["n"] == other["n"] == len(ratio["values"]) == 1
         assert ratio["values"] == [ours["values"][0] / other["values"][0]] and ratio["median"] > 0
-        for side in (ours, other):
-            if pair["unit"] == "images/s":
-                rates = [i / s for i, s in zip(side["images"], side["seconds"], strict=True)]
-                assert side["values"] == rates
-                assert pair["name"] == "evaluation" or all(n % 32 == 0 for n in side["images"])
-    for name in ("evaluation", "scaling"):
-        assert by_name[name]["ours"]["images"] == by_name[name]["other"]["images"]
-
-
-def test_where_and_how_it_was_measured(told):
+        for side in (ours, other) if made["unit"] == "images/s" else ():
+            assert side["values"] == [side["images"][0] / side["seconds"][0]]
+            assert name == "evaluation" or side["images"][0] % 32 == 0
+        assert name not in ("evaluation", "scaling") or ours["images"] == other["images"]
+    assert pairs["main memory"]["about"]["data_bytes"] >= 420 * 16 * 16 * 3
     assert told["versions"]["torch"] and told["machine"]["cpu"]["model"] and told["created"]
     assert (told["rounds"], told["seconds"], told["overrides"]) == (1, 0.02, [CROPPED])
     assert told["facts"]["train_images"] == 320 and told["facts"]["val_images"] == 100
-    data = {p["name"]: p for p in told["pairs"]}["main memory"]["about"]["data_bytes"]
-    assert data >= 420 * 16 * 16 * 3
-
-
-def test_the_parts_of_an_epoch_are_the_whole(told):
-    epoch = told["epoch"]
-    assert epoch["seconds"] == pytest.approx(sum(epoch["parts"].values()))
-    assert sum(epoch["shares"].values()) == pytest.approx(1)
-    assert all(0 <= share <= 1 for share in epoch["shares"].values())
-    most = max(epoch["shares"], key=epoch["shares"].get)
-    assert told["limits"].startswith(f"debug is limited by {result.WORDS[most]}. ")
+    shares = told["epoch"]["shares"]
+    assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
+    assert told["limits"].startswith(
+        f"debug is limited by {bench.WORDS[max(shares, key=shares.get)]}"
+    )
 
 
 def test_timms_train_is_told_what_the_recipe_says(told):
-    (pair,) = (pair for pair in told["pairs"] if pair["name"] == "step, plain model")
-    words = pair["about"]["command"]
-    after = {a: b for a, b in zip(words, words[1:], strict=False) if a.startswith("-")}
-    assert (after["--model"], after["--num-classes"], after["-b"]) == ("test_resnet", "10", "32")
-    assert (after["--opt"], after["--lr"], after["--momentum"]) == ("sgd", "0.05", "0.9")
-    assert (after["--hflip"], after["--reprob"], after["--clip-grad"]) == ("0.5", "0.25", "5.0")
-    assert (after["--mixup"], after["--cutmix"]) == ("1.0", "1.0")
-    assert after["--mixup-switch-prob"] == "0.5"
-    assert pair["other"]["images"] == [96]  # three steps of four: the first warms up
-    assert pair["other"]["seconds"] == pytest.approx([0.3], rel=1e-3)
+    (made,) = (pair for pair in told["pairs"] if pair["name"] == "step, plain model")
+    words = " ".join(made["about"]["command"])
+    for part in (
+        "--model test_resnet --num-classes 10",
+        "-b 32 --grad-accum-steps 1",
+        "--opt sgd --sched cosine",
+        "--clip-mode norm --clip-grad 5.0",
+        "--input-size 3 16 16 --hflip 0.5 --color-jitter 0.0",
+        "--reprob 0.25",
+        "--mixup 1.0 --cutmix 1.0 --mixup-prob 1.0 --mixup-switch-prob 0.5",
+        "--lr 0.05 --momentum 0.9",
+    ):
+        assert part in words
+    assert made["other"]["images"] == [96]  # three steps of four: the first warms up
+    assert made["other"]["seconds"] == pytest.approx([0.3], rel=1e-3)
 
 
 def test_start_is_what_is_left_of_the_time_to_the_first_checkpoint(tmp_path, monkeypatch):
-    job = Job(DEBUG, (), False, 2, 0.1, tmp_path)
+    job = measurements.Job(DEBUG, (), False, 2, 0.1, tmp_path)
 
     def acted(command, log, sign=lambda: False, then_stop=False):
         if "--steps" in command:
@@ -174,48 +151,40 @@ def test_start_is_what_is_left_of_the_time_to_the_first_checkpoint(tmp_path, mon
             return Ended(0, 20.0, 12.0)
         return Ended(2, 0.25, None) if "loss=focl" in command else Ended(0, 4.0, None)
 
-    monkeypatch.setattr(startup, "run_command", acted)
-    start, mistake = startup.startup(job, data_seconds=1.5)
-    assert start.ours.values == (12 - 2.5 - 1.5,) * 2 and start.ratios() == [2, 2]
-    assert start.about == {"data_seconds": 1.5, "first_step_seconds": 2.5}
-    assert mistake.ratios() == [0.0625] * 2
-
-
-# -- what is said ----------------------------------------------------------------------------------
+    monkeypatch.setattr(measurements, "run_command", acted)
+    monkeypatch.setattr(measurements, "in_child", lambda function, job: 1.5)  # reading the data
+    (start, mistake), _ = measurements.measure_startup(job)
+    assert start["ours"]["values"] == [12 - 2.5 - 1.5] * 2 and start["ratio"]["values"] == [2, 2]
+    assert start["about"] == {"data_seconds": 1.5, "first_step_seconds": 2.5}
+    assert mistake["ratio"]["values"] == [0.0625] * 2
 
 
 def test_an_earlier_bench_is_shown_again(told, tmp_path):
     path = tmp_path / "debug.json"
     path.write_text("[1]")
     assert bench.main([str(path)]) == 2
-    old = dict(told["facts"])
-    old["train_pictures"] = old.pop("train_images")  # the key of earlier versions
-    path.write_text(json.dumps({**told, "facts": old}))
-    assert json.loads(run(path, "--json"))["facts"] == old
+    # a key of earlier versions
+    path.write_text(json.dumps({**told, "facts": {"train_pictures": 320}}))
+    assert json.loads(run(path, "--json"))["facts"] == {"train_pictures": 320}
     text = run(path)
     assert all(pair["name"] in text and pair["other"]["what"] in text for pair in told["pairs"])
     assert "is limited by" in text
     table = [line for line in run(path, "--markdown").splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(told["pairs"])
-    assert {line.count("|") for line in table} == {7}
+    assert len(table) == 2 + len(told["pairs"]) and {line.count("|") for line in table} == {7}
 
 
 def test_what_timm_cannot_do_is_said():
     text = run(DEBUG, "--only", "data", "--rounds", "1", "--seconds", "0.01")
-    assert "timm's own loader was left out: it has no option for random_crop" in " ".join(
-        text.split()
-    )
+    assert "timm's own loader was left out: it has no option for the chain of random_crop" in text
     assert "image by image" in text and "timm's loader" not in text
 
 
 def test_the_sentence_follows_from_the_numbers():
-    def pair(name, ours, other):
-        return {"name": name, "ours": {"median": ours}, "other": {"median": other}}
-
     facts = {"train_images": 1000, "val_images": 200, "data_share_of_step": 0.05}
     facts |= {"epoch_end_seconds": 0.5}
-    pairs = [pair("step", 100.0, 125.0), pair("evaluation", 400.0, 500.0)]
-    said = result.verdict("r4", pairs, facts)
+    rates = [("step", 100.0, 125.0), ("evaluation", 400.0, 500.0)]
+    pairs = [pair(name, "images/s", ("", [a]), ("", [b])) for name, a, b in rates]
+    said = bench.verdict("r4", pairs, facts)
     assert said["epoch"]["parts"] == pytest.approx(
         {"data": 0.5, "step": 8.0, "loop": 1.5, "evaluation": 0.5, "tracking": 0.5}
     )
@@ -223,23 +192,12 @@ def test_the_sentence_follows_from_the_numbers():
         "r4 is limited by the step itself. Of an epoch of 11.0 s: data 4.5%, the step itself "
         "72.7%, the loop's own work 13.6%, evaluation 4.5%, checkpoint and logging 4.5%."
     )
-    assert result.verdict("r4", pairs[:1], facts) == {"epoch": None, "limits": None}
-
-
-def test_amounts_are_shown_with_their_unit_and_the_digits_that_matter():
-    for value, text in ((0.9712, "0.971"), (2.345, "2.35"), (12.345, "12.3"), (123.4, "123")):
-        assert result._ratio(value) == text
-    for value, unit, text in ((14213.4, "images/s", "14,213/s"), (2**31, "bytes", "2.00 GiB")):
-        assert result._amount(value, unit) == text
-
-
-# -- what is refused -------------------------------------------------------------------------------
+    assert bench.verdict("r4", pairs[:1], facts) == {"epoch": None, "limits": None}
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([DEBUG, "loss=focl"], "no loss called 'focl'; did you mean 'focal'?"),
         (["nowhere.json"], "cannot read nowhere.json"),
         ([DEBUG, "--only", "data,sept"], "no measurement called 'sept'"),
         ([DEBUG, "--only", "timm"], "--timm-train PATH"),
@@ -259,15 +217,6 @@ def test_a_train_py_that_fails_says_why(tmp_path, capsys):
     words = [DEBUG, CROPPED, "mix=null", "batch_size=31", "--only", "timm", *QUICK]
     assert bench.main([*words, "--timm-train", str(tmp_path / "train.py")]) == 2
     assert "timm's train.py ended with code 1: no such model" in capsys.readouterr().err
-
-
-def test_help_names_every_measurement(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        bench.main(["--help"])
-    text = capsys.readouterr().out
-    assert all(f"{name}: " in text for name in bench.STAGES)
-    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_imports_need_trust(tmp_path, capsys):

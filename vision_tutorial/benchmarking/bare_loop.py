@@ -1,214 +1,121 @@
-"""The training loop with its time measured, and the bare loops that it is compared with."""
+"""The training loop with its time measured, and the bare loop and forward pass beside it."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import build
+from ..core.sources import take
 from ..core.task import Batch
 from ..engine.checkpoint import Checkpoints
 from ..engine.distributed import Distributed
 from ..engine.evaluation import Evaluation, evaluating
-from ..engine.loop import Plan, Progress, Recorder, StopRequest, fit
+from ..engine.loop import Progress, StopRequest, fit
+from ..engine.memory import fit_memory
 from ..engine.progress import make_display
 from ..engine.recorder import RunRecorder
-from ..engine.step import TrainingState
-from ..recipe.fields import CheckpointPolicy
+from ..recipe.fields import Recipe
 from ..runs.wandb_logger import Tracker
-from .timed_pairs import Sample
+from .timed_pairs import Sample, Timer
 
-SKIP = 1  # steps after a start that do not count: the loader starts, caches fill
-
-
-class Watch(Recorder):
-    """Another recorder with its time measured: seconds of each step, and of the recorder."""
-
-    def __init__(self, recorder: Recorder, settle: Callable[[], None]):
-        self.recorder, self.settle = recorder, settle
-        self.start()
-
-    def start(self) -> None:
-        """Forget what was counted so far."""
-        self.steps: list[float] = []
-        self.waits: list[float] = []  # for data, as the loop itself counts them
-        self.waited = 0.0
-        self.busy = 0.0  # in the recorder
-        self.final = False  # whether the step under way is the last
-        self.last = time.perf_counter()
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """What happens within it is no training."""
-        began = time.perf_counter()
-        yield
-        self.busy += time.perf_counter() - began
-
-    def stepped(self, progress: Progress, *rest: Any) -> None:
-        with self.recording():
-            self.recorder.stepped(progress, *rest)
-        if len(self.steps) < SKIP or self.final:
-            self.settle()
-        now = time.perf_counter()
-        self.steps.append(now - self.last)
-        self.waits.append(progress.seconds_data - self.waited)
-        self.last, self.waited = now, progress.seconds_data
-
-    def save(self, progress: Progress, is_best: bool) -> None:
-        with self.recording():
-            self.recorder.save(progress, is_best)
-
-    def finished_epoch(self, progress: Progress) -> None:
-        with self.recording():
-            self.recorder.finished_epoch(progress)
-        self.last, self.waited = time.perf_counter(), progress.seconds_data
-
-    def due(self, progress: Progress) -> bool:
-        return self.recorder.due(progress)
-
-
-class Until(StopRequest):
-    """Asks to stop when the steps that `watch` counts will have taken so many seconds."""
-
-    def __init__(self, watch: Watch, seconds: float):
-        super().__init__()
-        self.watch, self.seconds = watch, seconds
-
-    def asked(self, step: int) -> bool:
-        """Whether the step about to be taken should be the last; one counts at least."""
-        steps = self.watch.steps
-        # the next will take about as long as the last
-        self.watch.final = len(steps) >= SKIP and sum(steps[SKIP:]) + steps[-1] >= self.seconds
-        return self.watch.final
+FAR = 10**9  # a step that no measurement reaches
+ENDLESS = ("epochs=1000000", "checkpoint.every_minutes=null")
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TimedTraining:
-    """The real loop with a real recorder, for some seconds at a time."""
+    """A training built as `train` builds it, with a real recorder, for some seconds at a time."""
 
-    def __init__(
-        self,
-        training: TrainingState,
-        plan: Plan,
-        run: Path,
-        policy: CheckpointPolicy,
-        say: Callable[[str], None],
-    ):
-        """run: a folder for checkpoints and metrics."""
-        self.training, self.plan = training, plan
-        self.checkpoints = Checkpoints(run, "timed", keep=policy.keep, say=say)
-        given = (self.checkpoints, policy, Tracker(), make_display(False))
-        self.watch = Watch(RunRecorder(run, training, *given), settler(training.distributed.device))
+    def __init__(self, recipe: Recipe, run: Path, say: Callable[[str], None]):
+        """recipe: with ENDLESS set. run: a folder for checkpoints and metrics."""
+        self.recipe = recipe
+        self.place = Distributed(recipe.precision, recipe.threads, recipe.deterministic)
+        self.splits = build.data(recipe)
+        self.training = build.training_state(recipe, self.splits.train, self.place)
+        self.plan = build.plan(recipe, self.splits, self.training, self.place)
+        if notice := fit_memory(self.training, self.plan):
+            say(notice)
+        checkpoints = Checkpoints(run, "timed", keep=recipe.checkpoint.keep, say=say)
+        given = (checkpoints, recipe.checkpoint, Tracker(), make_display(False))
+        self.recorder = RunRecorder(run, self.training, *given)
         self.progress = Progress()
         self.data_shares: list[float] = []  # of each run: waiting for data
 
-    def run(self, seconds: float, batch_size: int) -> Sample:
+    def run(self, seconds: float) -> Sample:
         """Go on for some seconds: the images, and the seconds of their steps.
 
-        Evaluation, checkpoints at an epoch's end and the start of the loader are not in them.
+        Evaluation, the end of an epoch and the start of the loader are not in them.
         """
-        watch = self.watch
-        watch.start()
-        given = (self.training, self.plan, watch, self.progress)
-        fit(*given, Until(watch, seconds))
-        self.checkpoints.wait()  # the one of the stop; its writing is not to slow the other side
-        took = sum(watch.steps[SKIP:])
-        self.data_shares.append(min(sum(watch.waits[SKIP:]) / took, 1.0))
-        return Sample(batch_size * len(watch.steps[SKIP:]), took)
+        timer, batches = Timer(seconds), self.plan.batches
+        plan = replace(self.plan, steps_per_epoch=FAR, epochs=1)  # no epoch ends meanwhile
+        plan = replace(plan, batches=lambda *given: timer.passing(batches(*given)))
+        fit(self.training, plan, self.recorder, self.progress, StopRequest())
+        self.data_shares.append(timer.waited / timer.seconds)
+        return Sample(self.recipe.batch_size * timer.batches, timer.seconds)
 
-    def ends_of_epochs(self, count: int, evaluation: Evaluation) -> list[float]:
-        """Seconds in which nothing is trained, to save and print, at so many ends of epochs.
+    def epoch_ends(self, epochs: int) -> list[float]:
+        """Seconds in which nothing is trained, to save and report, at so many ends of epochs.
 
         The epochs are far enough apart for a checkpoint to be written meanwhile.
         """
-        plan = replace(self.plan, steps_per_epoch=1, eval_every=1, evaluate=lambda *_: evaluation)
-        progress, watch, found = Progress(), self.watch, []
-        for _ in range(count):
-            watch.start()
-            stop = StopRequest(steps=1, start=progress.step)
-            fit(self.training, plan, watch, progress, stop)
-            self.checkpoints.wait()
-            found.append(watch.busy)
-        return found
+        found = self.evaluation(self.recipe.eval_batch_size)()
+        plan = replace(self.plan, steps_per_epoch=1, eval_every=1, evaluate=lambda *_: found)
+        progress = Progress()
+        for step in range(epochs + 2):
+            stop = StopRequest(steps=1, start=step)
+            fit(self.training, plan, self.recorder, progress, stop)
+            self.recorder.checkpoints.wait()
+        # a row has what came after the row before; the first save warms up
+        return [row["seconds_overhead"] for row in progress.rows[2:]]
+
+    def first_batches(self) -> list[Batch]:
+        """The prepared micro-batches of the first step."""
+        (batches,) = self.plan.batches(0, 1, self.training.accumulation_steps)
+        return batches
+
+    def evaluation(self, images: int) -> Callable[[], Evaluation]:
+        """The evaluation of so many images, or of all, as the loop does it after each epoch."""
+        val = self.splits.val
+        val = take(val, images, self.recipe.seed) if images < len(val) else val
+        plan = build.plan(self.recipe, replace(self.splits, val=val), self.training, self.place)
+        return lambda: plan.evaluate(lambda: False, lambda done, total: None)
 
 
-class BareLoop:
-    """zero_grad, forward, loss, backward, step on batches that are there already; nothing else."""
+def bare_steps(
+    recipe: Recipe, classes: int, batches: Sequence[Batch], place: Distributed
+) -> Iterator[int]:
+    """zero_grad, forward, loss, backward, step on batches that are there already; nothing else.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        criterion: Callable[[Tensor, Tensor], tuple[Tensor, Any]],
-        batches: Sequence[Batch],
-        distributed: Distributed,
-    ):
-        """batches: the micro-batches of one step."""
-        self.model, self.optimizer, self.criterion = model.train(), optimizer, criterion
-        self.batches, self.distributed = batches, distributed
-        fp16 = distributed.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(distributed.device.type, enabled=fp16)
-
-    def step(self) -> None:
-        """One optimizer step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        for batch in self.batches:
-            with _autocast(self.distributed):
-                output = self.model(batch.images)
-            loss = self.criterion(output.float(), batch.target)[0] / len(self.batches)
-            self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-    def run(self, seconds: float) -> Sample:
-        """Steps for some seconds, at least one."""
-        settle = settler(self.distributed.device)
-        for _ in range(SKIP):
-            self.step()
-        settle()
-        steps, began = 0, time.perf_counter()
-        while True:
-            self.step()
-            steps += 1
-            if time.perf_counter() - began >= seconds:
-                settle()
-                images = steps * sum(len(batch.images) for batch in self.batches)
-                return Sample(images, time.perf_counter() - began)
+    batches: the micro-batches of one step. Yields how many images each step took, without end.
+    """
+    model = build.place_model(recipe, build.model(recipe, classes), place).train()
+    criterion = build.criteria(recipe, place.device)["loss"]
+    optimizer = build.optimizer(recipe, model)
+    scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        for batch in batches:
+            with _autocast(place):
+                output = model(batch.images)
+            loss = criterion(output.float(), batch.target)[0] / len(batches)
+            scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        yield sum(len(batch.images) for batch in batches)
 
 
-def _autocast(distributed: Distributed) -> AbstractContextManager:
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    if distributed.precision not in kinds:
-        return nullcontext()
-    return torch.autocast(distributed.device.type, kinds[distributed.precision])
-
-
-def bare_forward(model: nn.Module, batches: Sequence[Tensor], distributed: Distributed) -> Sample:
-    """The model on images that are there already; its output is not used."""
-    settle = settler(distributed.device)
-    with evaluating(model), torch.inference_mode(), _autocast(distributed):
-        settle()
-        began = time.perf_counter()
+def bare_forward(model: nn.Module, batches: Sequence[Tensor], place: Distributed) -> int:
+    """The model on images (B, 3, H, W) that are there already; returns how many there were."""
+    with evaluating(model), torch.inference_mode(), _autocast(place):
         for images in batches:
             model(images)
-        settle()
-        return Sample(sum(map(len, batches)), time.perf_counter() - began)
+    return sum(map(len, batches))
 
 
-@contextmanager
-def seen_by(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The batches of images that the model is given meanwhile."""
-    seen: list[Tensor] = []
-    handle = model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def settler(device: torch.device) -> Callable[[], None]:
-    """A function that waits until the device has done what it was given."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+def _autocast(place: Distributed) -> AbstractContextManager:
+    half = _HALF.get(place.precision)
+    return torch.autocast(place.device.type, half, enabled=half is not None)

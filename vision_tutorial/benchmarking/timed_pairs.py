@@ -5,10 +5,12 @@ right after the other, says more.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from statistics import median, quantiles
 from typing import Any, NamedTuple, TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -19,78 +21,39 @@ class Sample(NamedTuple):
     images: int
     seconds: float
 
-    @property
-    def rate(self) -> float:
-        """Images a second."""
-        return self.images / self.seconds
 
-
-class TimingSpread(NamedTuple):
-    """Of several values: how many, the middle, the quartiles, the ends."""
-
-    n: int
-    median: float
-    lower: float
-    upper: float
-    least: float
-    most: float
-
-
-def spread(values: Sequence[float]) -> TimingSpread:
-    """The spread of at least one value; quartiles are interpolated between the values."""
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """How many values there are (one at least), their median, quartiles, least and most."""
     values = sorted(values)
     lower, _, upper = quantiles(values, method="inclusive") if len(values) > 1 else values * 3
-    return TimingSpread(len(values), median(values), lower, upper, values[0], values[-1])
+    ends = {"lower": lower, "upper": upper, "least": values[0], "most": values[-1]}
+    return {"n": len(values), "median": median(values), **ends}
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of a pair: its name, its values, and for rates the samples behind them."""
+def pair(
+    name: str,
+    unit: str,
+    ours: tuple[str, Sequence[Any]],
+    other: tuple[str, Sequence[Any]],
+    **about: Any,
+) -> dict[str, Any]:
+    """Two sides and our values divided by the other's, as `bench --json` prints them.
 
-    what: str
-    values: tuple[float, ...]
-    samples: tuple[Sample, ...] = ()
-
-    @classmethod
-    def rates(cls, what: str, samples: Iterable[Sample]) -> "Side":
-        """A side of images a second."""
-        samples = tuple(samples)
-        return cls(what, tuple(sample.rate for sample in samples), samples)
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        made = {"what": self.what, "values": list(self.values)}
-        if self.samples:
-            made["images"] = [sample.images for sample in self.samples]
-            made["seconds"] = [sample.seconds for sample in self.samples]
-        return made | spread(self.values)._asdict()
+    unit: images/s, s or bytes. A side: what it is, and its numbers or Samples. about: more facts.
+    """
+    sides = [_side(*ours), _side(*other)]
+    ratios = [a / b for a, b in zip(*(side["values"] for side in sides), strict=True)]
+    made = {"name": name, "unit": unit, "ours": sides[0], "other": sides[1]}
+    return made | {"ratio": {"values": ratios, **spread(ratios)}, "about": about}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two sides measured in turn. `unit` is images/s, s or bytes; `about` holds further facts."""
-
-    name: str
-    unit: str
-    ours: Side
-    other: Side
-    about: dict[str, Any] = field(default_factory=dict)
-
-    def ratios(self) -> list[float]:
-        """Ours beside the other, pair by pair."""
-        return [a / b for a, b in zip(self.ours.values, self.other.values, strict=True)]
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        ratios = self.ratios()
-        return {
-            "name": self.name,
-            "unit": self.unit,
-            "ours": self.ours.plain(),
-            "other": self.other.plain(),
-            "ratio": {"values": ratios, **spread(ratios)._asdict()},
-            "about": self.about,
-        }
+def _side(what: str, values: Sequence[Any]) -> dict[str, Any]:
+    if not isinstance(values[0], Sample):
+        return {"what": what, "values": list(values), **spread(values)}
+    rates = [sample.images / sample.seconds for sample in values]
+    images, seconds = map(list, zip(*values, strict=True))
+    made = {"what": what, "values": rates, "images": images, "seconds": seconds}
+    return made | spread(rates)
 
 
 def in_turn(
@@ -107,19 +70,47 @@ def in_turn(
     return found
 
 
-def drawn(
-    counts: Iterator[int], seconds: float, skip: int = 1, settle: Callable[[], None] = lambda: None
-) -> Sample:
-    """Images drawn in `seconds`, at least one batch, after `skip` batches that do not count.
+def _settle() -> None:
+    """Wait until the GPU, if this process uses one, has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
-    counts: yields the images of each batch once it is ready. settle: waits for the device.
-    """
-    for _ in range(skip):
-        next(counts)
-    settle()
-    images, began = 0, time.perf_counter()
-    while True:
-        images += next(counts)
-        if time.perf_counter() - began >= seconds:
-            settle()
-            return Sample(images, time.perf_counter() - began)
+
+class Timer:
+    """Passes batches on for some seconds; counts those after the first `skip`, and their time."""
+
+    def __init__(self, seconds: float, skip: int = 1):
+        self.least, self.skip, self.batches = seconds, skip, 0
+        self.seconds = self.waited = 0.0  # until the user was done with a batch; until it was there
+
+    def passing(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches until the time is over; at least one that counts."""
+        began = 0.0
+        for number in count(1 - self.skip):
+            asked = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - asked
+            yield batch
+            if number == 0:
+                _settle()
+                began, self.waited = time.perf_counter(), 0.0
+            elif number > 0 and time.perf_counter() - began >= self.least:
+                _settle()
+                self.batches, self.seconds = number, time.perf_counter() - began
+                return
+
+
+def drawn(counts: Iterator[int], seconds: float, skip: int = 1) -> Sample:
+    """Images drawn in `seconds`. counts: how many each batch has, once it is ready."""
+    timer = Timer(seconds, skip)
+    images = sum(list(timer.passing(counts))[skip:])
+    return Sample(images, timer.seconds)
+
+
+def timed_once(work: Callable[[], int]) -> Sample:
+    """One call of `work`, which returns how many images it took."""
+    _settle()
+    began = time.perf_counter()
+    images = work()
+    _settle()
+    return Sample(images, time.perf_counter() - began)

@@ -1,6 +1,6 @@
 """timm's own loader and train.py with the settings of a recipe: what our speed is compared with.
 
-timm cannot do every recipe. Where it cannot, `translated` raises Untranslatable.
+timm cannot do every recipe. Where it cannot, a function here raises Untranslatable.
 """
 
 import re
@@ -9,113 +9,106 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from timm.data import FastCollateMixup, Mixup, create_loader
+
 from ..core.sources import Source, base, data_root
+from ..engine.distributed import Distributed
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Term
 from ..recipe.recipe_info import side_after
 from .timed_pairs import Sample
 
-# Our options' names for timm's flags, where train.py has one for them.
-_OPTIMIZER = {"lr": "--lr", "momentum": "--momentum", "weight_decay": "--weight-decay"}
-_MIXING = {"mixup_alpha": "--mixup", "cutmix_alpha": "--cutmix", "prob": "--mixup-prob"}
-_MIXING |= {"switch_prob": "--mixup-switch-prob"}
-_POLICIES = ("original", "originalr", "v0", "v0r", "3a")
-# The order in which timm applies augmentations; only one of the two policies.
-_ORDER = {"random_resized_crop": 0, "hflip": 1, "vflip": 2, "auto_augment": 3, "rand_augment": 3}
-_ORDER |= {"color_jitter": 4, "grayscale": 5, "random_erasing": 6}
 _MOST_IMAGES = 2000  # written as files for train.py, where it cannot read the data set itself
+# The arguments of create_loader, and our options for them; in the order in which timm applies them.
+_OPERATIONS = {
+    "random_resized_crop": {x: x for x in ("scale", "ratio", "interpolation")},
+    "hflip": {"hflip": "p"},
+    "vflip": {"vflip": "p"},
+    "auto_augment": {"auto_augment": "policy"},
+    "rand_augment": {},
+    "color_jitter": {"color_jitter": "strength", "color_jitter_prob": "p"},
+    "grayscale": {"grayscale_prob": "p"},
+    "random_erasing": {"re_prob": "p", "re_mode": "mode", "re_count": "count"},
+}
+_ALLOWED = {  # the only values of our options that timm has
+    "policy": ("original", "originalr", "v0", "v0r", "3a"),
+    "operations": ("all",),
+    "area": ((0.02, 1 / 3),),
+    "aspect": ((0.3, 1 / 0.3),),
+}
+# The flags of train.py that have other names than the arguments of create_loader and Mixup.
+_FLAGS = {"interpolation": "train_interpolation", "auto_augment": "aa", "prob": "mixup_prob"}
+_FLAGS |= {f"re_{name}": f"re{name}" for name in ("prob", "mode", "count")}
+_FLAGS |= {f"{name}_alpha": name for name in ("mixup", "cutmix")}
+_FLAGS |= {"switch_prob": "mixup_switch_prob"}
+_HALF = {"bf16": "bfloat16", "fp16": "float16"}
+_LINE = re.compile(r"Train: (\d+) \[ *(\d+)/\d+ .*?\([\d.]+s, +([\d.]+)/s\)")
 
 
 class Untranslatable(Exception):
     """timm has no option for something in the recipe."""
 
 
-def translated(recipe: Recipe, size: int) -> dict[str, Any]:
-    """The arguments of timm's `create_loader` and `create_transform` for a recipe's `augment`.
-
-    Raises Untranslatable.
-    """
+def translated(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of timm's `create_loader` for a recipe's `augment`. Raises Untranslatable."""
     if any(term.name == "jsd" for term in recipe.loss):
         raise Untranslatable("the copies that jsd compares")
-    arguments: dict[str, Any] = {"hflip": 0.0, "color_jitter": None, "interpolation": "random"}
-    rank = -1
+    names = [choice.name for choice in recipe.augment]
+    in_order = [name for name in _OPERATIONS if name in names]
+    if names != in_order or "random_resized_crop" not in names:
+        raise Untranslatable(f"the chain of {', '.join(names) or 'no augmentations'}")
+    allowed = _ALLOWED | {"interpolation": (recipe.augment[0].options["interpolation"],)}
+    side = side_after(recipe.augment, None)
+    made: dict[str, Any] = {"input_size": (3, side, side), "hflip": 0.0, "color_jitter": None}
     for choice in recipe.augment:
-        if _ORDER.get(choice.name, -1) <= rank:
-            raise Untranslatable(f"{choice.name} at its place in the chain")
-        rank = _ORDER[choice.name]
-        arguments |= _arguments(choice.name, choice.options)
-    if not recipe.augment or recipe.augment[0].name != "random_resized_crop":
-        raise Untranslatable("a chain that does not begin with random_resized_crop")
-    policy = arguments.get("auto_augment")
-    if policy and arguments["color_jitter"] and "3a" not in policy:
-        raise Untranslatable("colour jitter beside a policy")
-    for choice in recipe.augment:
-        interpolation = choice.options.get("interpolation", arguments["interpolation"])
-        if interpolation != arguments["interpolation"]:
-            raise Untranslatable(f"another interpolation in {choice.name}")
-    return {"input_size": (3, size, size), **arguments}
+        for option, value in choice.options.items():
+            if option in allowed and value not in allowed[option]:
+                raise Untranslatable(f"{choice.name} with {option} {value}")
+        made |= {key: choice.options[name] for key, name in _OPERATIONS[choice.name].items()}
+        if choice.name in ("auto_augment", "rand_augment"):
+            made["auto_augment"] = _policy(choice.options)
+    if made.get("color_jitter_prob") == 1:
+        made["color_jitter_prob"] = None  # else timm draws whether to apply it
+    colours = [name for name in names if name in ("auto_augment", "rand_augment", "color_jitter")]
+    if len(colours) > 1 and not (made["auto_augment"][:2] == "3a" and "rand_augment" not in names):
+        raise Untranslatable(f"{' and '.join(colours)} in one chain")
+    return made
 
 
-def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    match name:
-        case "random_resized_crop":
-            ranges = {key: tuple(options[key]) for key in ("scale", "ratio")}
-            return ranges | {"interpolation": options["interpolation"]}
-        case "hflip" | "vflip":
-            return {name: options["p"]}
-        case "grayscale":
-            return {"grayscale_prob": options["p"]}
-        case "color_jitter":
-            p = None if options["p"] == 1 else options["p"]
-            return {"color_jitter": options["strength"], "color_jitter_prob": p}
-        case "auto_augment":
-            if options["policy"] not in _POLICIES:
-                raise Untranslatable(f"the policy {options['policy']}")
-            return {"auto_augment": options["policy"] + _deviation(options["magnitude_std"])}
-        case "rand_augment":
-            if options["operations"] != "all":
-                raise Untranslatable(f"rand_augment with operations {options['operations']}")
-            words = f"rand-m{options['magnitude']:g}-n{options['num_ops']}-p{options['p']:g}"
-            words += _deviation(options["magnitude_std"])
-            words += f"-mmax{options['magnitude_max']}" if options["magnitude_max"] else ""
-            return {"auto_augment": words + ("-inc1" if options["increasing"] else "")}
-        case _:  # random_erasing
-            if tuple(options["area"]) != (0.02, 1 / 3) or options["aspect"][0] != 0.3:
-                raise Untranslatable("random_erasing with an area or aspect of its own")
-            names = {"prob": "p", "mode": "mode", "count": "count"}
-            return {f"re_{theirs}": options[ours] for theirs, ours in names.items()}
+def _policy(options: Mapping[str, Any]) -> str:
+    std = options["magnitude_std"]  # for timm 101 and more is uniform
+    deviation = "" if std == 0 else f"-mstd{101 if std is None else std:g}"
+    if "policy" in options:
+        return options["policy"] + deviation
+    most = f"-mmax{options['magnitude_max']}" if options["magnitude_max"] else ""
+    words = f"rand-m{options['magnitude']:g}-n{options['num_ops']}-p{options['p']:g}"
+    return words + deviation + most + "-inc1" * options["increasing"]
 
 
-def _deviation(spread: float | None) -> str:
-    """timm's word for the spread of a magnitude; 101 and more is uniform."""
-    return "" if spread == 0 else f"-mstd{101 if spread is None else spread:g}"
+def mixers(terms: Sequence[Term] | None) -> dict[str, Any]:
+    """The arguments of timm's `Mixup` for a recipe's `mix`; empty for none. May raise
+    Untranslatable."""
+    terms = [term for term in terms or () if term.weight]
+    weights = {term.name: term.weight for term in terms}
+    probabilities = {term.options["p"] for term in terms}
+    if weights.keys() - {"cutmix", "mixup"} or len(weights) < len(terms) or len(probabilities) > 1:
+        raise Untranslatable(f"the mixers {', '.join(term.name for term in terms)}, or different p")
+    if not terms:
+        return {}
+    alphas = {f"{term.name}_alpha": term.options["alpha"] for term in terms}
+    switch = weights.get("cutmix", 0.0) / sum(weights.values())
+    return {"mixup_alpha": 0.0, **alphas, "prob": probabilities.pop(), "switch_prob": switch}
 
 
 def missing(recipe: Recipe) -> str:
     """What of the recipe's data path timm has no options for; empty if it has them all."""
     try:
-        translated(recipe, 1)
+        translated(recipe)
         mixers(recipe.mix)
     except Untranslatable as error:
         return str(error)
     return ""
-
-
-def mixers(terms: Sequence[Term] | None) -> dict[str, Any]:
-    """The arguments of timm's `Mixup` for a recipe's `mix`; empty for none."""
-    terms = [term for term in terms or () if term.weight]
-    by_name = {term.name: term for term in terms}
-    if set(by_name) - {"cutmix", "mixup"} or len(by_name) < len(terms):
-        raise Untranslatable("the mixers " + ", ".join(by_name))
-    probabilities = {term.options["p"] for term in terms}
-    if len(probabilities) > 1:
-        raise Untranslatable("mixers of different p")
-    if not terms:
-        return {}
-    cutmix = by_name["cutmix"].weight if "cutmix" in by_name else 0.0
-    alphas = {f"{name}_alpha": term.options["alpha"] for name, term in by_name.items()}
-    switch = cutmix / sum(term.weight for term in terms)
-    return {"mixup_alpha": 0.0, **alphas, "prob": probabilities.pop(), "switch_prob": switch}
 
 
 class _TimmDataset:
@@ -133,18 +126,14 @@ class _TimmDataset:
 
 
 def timm_batches(
-    recipe: Recipe, source: Source, device: Any, workers: int, prefetcher: bool
+    recipe: Recipe, source: Source, device: torch.device, workers: int, prefetcher: bool
 ) -> Iterator[int]:
     """timm's own loader, without end: how many images each batch has put on the device, normalised.
 
     prefetcher: normalise whole batches (train.py's default); else image by image. The colours
     are ImageNet's: another mean costs the same. Raises Untranslatable.
     """
-    import torch
-    from timm.data import FastCollateMixup, Mixup, create_loader
-
-    size = _source_size(recipe, source)
-    arguments, mixing = translated(recipe, size), mixers(recipe.mix)
+    mixing = mixers(recipe.mix)
     mixing = mixing and {**mixing, "label_smoothing": 0.0, "num_classes": len(source.classes)}
     loader = create_loader(
         _TimmDataset(source),
@@ -155,31 +144,21 @@ def timm_batches(
         pin_memory=device.type == "cuda" and not prefetcher,
         device=device,
         use_prefetcher=prefetcher,
-        **arguments,
+        **translated(recipe),
     )
-    mix = Mixup(**mixing) if mixing and not prefetcher else None
+    mix = Mixup(**mixing) if mixing and not prefetcher else lambda *batch: batch
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     while True:
         for images, target in loader:
-            images, target = images.to(device), target.to(device)
-            if mix:
-                images, target = mix(images, target)
+            images, target = mix(images.to(device), target.to(device))
             yield len(images.contiguous(memory_format=layout))
-
-
-def _source_size(recipe: Recipe, source: Source) -> int:
-    return side_after(recipe.augment, None) or source[0][0].width
 
 
 def held(sources: Sequence[Source]) -> int:
     """Bytes that the arrays under these sources take, each counted once; files take none."""
-    arrays = {}
-    for source in map(base, sources):
-        for name in ("images", "targets", "masks"):
-            array = getattr(source, name, None)
-            if array is not None:
-                arrays[id(array)] = array.nbytes
-    return sum(arrays.values())
+    names = ("images", "targets", "masks")
+    arrays = [getattr(base(source), name, None) for source in sources for name in names]
+    return sum({id(array): array.nbytes for array in arrays if array is not None}.values())
 
 
 def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:
@@ -199,74 +178,48 @@ def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:
 
 
 def train_words(
-    recipe: Recipe,
-    script: Path,
-    source: Source,
-    precision: str,
-    device: str,
-    workers: int,
-    parts: int,
+    recipe: Recipe, script: Path, source: Source, place: Distributed, parts: int, workers: int
 ) -> list[str]:
     """timm's train.py on the recipe's model, batch, optimizer, augmentation and precision.
 
     source: the training images. parts: micro-batches a step. Raises Untranslatable.
     """
-    size, classes = _source_size(recipe, source), len(source.classes)
-    words = [sys.executable, str(script), "--model", recipe.model.name]
-    words += ["--num-classes", str(classes)]
-    words += ["--input-size", "3", str(size), str(size), "--device", device, "--seed", "42"]
-    words += ["-b", str(recipe.batch_size // parts), "--grad-accum-steps", str(parts)]
-    words += ["--workers", str(workers), "--log-interval", "1", "--epochs", "1000"]
-    words += ["--opt", recipe.optimizer.name, "--sched", "cosine"]
-    for option, flag in _OPTIMIZER.items():
-        if option in recipe.optimizer.options:
-            words += [flag, str(recipe.optimizer.options[option])]
-    words += ["--channels-last"] if recipe.channels_last else []
-    words += ["--torchcompile"] if recipe.compile else []
-    words += ["--torchcompile-mode", recipe.compile] if isinstance(recipe.compile, str) else []
-    if precision != "fp32":
-        words += ["--amp", "--amp-dtype", {"bf16": "bfloat16", "fp16": "float16"}[precision]]
-    if recipe.ema:
-        words += ["--model-ema", "--model-ema-decay", str(recipe.ema.decay)]
-    if recipe.clip:
-        mode, value = next((k, v) for k, v in recipe.clip.model_dump().items() if v is not None)
-        words += ["--clip-grad", str(value), "--clip-mode", mode]
-    smoothing = max((t.options.get("label_smoothing", 0.0) for t in recipe.loss), default=0.0)
-    words += [*_augment_words(translated(recipe, size)), "--smoothing", str(smoothing)]
-    for name, value in mixers(recipe.mix).items():
-        words += [_MIXING[name], str(value)]
-    return words
-
-
-def _augment_words(arguments: Mapping[str, Any]) -> list[str]:
-    renamed = {"interpolation": "train_interpolation", "auto_augment": "aa"}
-    renamed |= {f"re_{name}": f"re{name}" for name in ("prob", "mode", "count")}
-    words = []
-    for name, value in arguments.items():
-        if name not in ("input_size", "color_jitter") and value is not None:
-            words.append("--" + renamed.get(name, name).replace("_", "-"))
-            words += map(str, value if isinstance(value, tuple) else (value,))
-    jitter = arguments["color_jitter"]
-    if jitter is not None and not isinstance(jitter, int | float):
+    given = translated(recipe) | mixers(recipe.mix)
+    given["color_jitter"] = given["color_jitter"] or 0.0  # train.py has a default
+    if isinstance(given["color_jitter"], Sequence):
         raise Untranslatable("a list of strengths of color_jitter on train.py's command line")
-    return [*words, "--color-jitter", str(jitter or 0.0)]
+    for name in ("lr", "momentum", "weight_decay"):
+        given[name] = recipe.optimizer.options.get(name)
+    smoothing = max((term.options.get("label_smoothing", 0.0) for term in recipe.loss), default=0)
+    words = (
+        f"--model {recipe.model.name} --num-classes {len(source.classes)} --seed 42 "
+        f"--device {place.device.type} -b {recipe.batch_size // parts} "
+        f"--grad-accum-steps {parts} --workers {workers} --log-interval 1 --epochs 1000 "
+        f"--opt {recipe.optimizer.name} --sched cosine --smoothing {smoothing}"
+    )
+    words += " --channels-last" * recipe.channels_last + " --torchcompile" * bool(recipe.compile)
+    if isinstance(recipe.compile, str):
+        words += f" --torchcompile-mode {recipe.compile}"
+    if place.precision != "fp32":
+        words += f" --amp --amp-dtype {_HALF[place.precision]}"
+    if recipe.ema:
+        words += f" --model-ema --model-ema-decay {recipe.ema.decay}"
+    for mode, value in (recipe.clip.model_dump(exclude_none=True) if recipe.clip else {}).items():
+        words += f" --clip-mode {mode} --clip-grad {value}"
+    for name, value in given.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        if value is not None:
+            words += f" --{_FLAGS.get(name, name).replace('_', '-')} {' '.join(map(str, values))}"
+    return [sys.executable, str(script), *words.split()]
 
 
-_LINE = re.compile(r"Train: (\d+) \[ *(\d+)/\d+ .*?\([\d.]+s, +([\d.]+)/s\)")
-
-
-def rate_of_log(text: str, batch: int, skip: int = 1) -> Sample | None:
-    """Images and seconds of the steps in train.py's log, without the first `skip` of each epoch.
+def rate_of_log(text: str, batch: int) -> Sample:
+    """Images and seconds of the steps in train.py's log, without the first of each epoch.
 
     A line's last rate is the mean of the epoch so far, so the time so far is batch x steps / rate.
-    None before there is a step to count.
     """
-    epochs: dict[int, list[float]] = {}
+    epochs: dict[str, list[float]] = {}
     for epoch, update, rate in _LINE.findall(text):
-        seconds = batch * (int(update) + 1) / float(rate)
-        epochs.setdefault(int(epoch), []).append(seconds)
-    runs = [run[skip - 1 :] for run in epochs.values() if len(run) > skip]
-    if not runs:
-        return None
-    images = batch * sum(len(run) - 1 for run in runs)
-    return Sample(images, sum(run[-1] - run[0] for run in runs))
+        epochs.setdefault(epoch, []).append(batch * (int(update) + 1) / float(rate))
+    images = batch * sum(len(times) - 1 for times in epochs.values())
+    return Sample(images, sum(times[-1] - times[0] for times in epochs.values()))
