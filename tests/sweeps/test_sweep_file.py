@@ -80,6 +80,7 @@ def test_an_id_is_what_the_recipe_resolves_to(place: Path) -> None:
 @pytest.mark.parametrize(
     "text, said",
     [
+        ("grid:\n  loss:\n  - focal\n  - focl", "s.yaml:5 (loss=focl): loss.focl: no loss called"),
         ("points:\n- {epochs: 1}\n- {epochs: x}", "s.yaml:4 (epochs=x): epochs: given"),
         ("set: {epoch: 2}\npoints: [{loss: focal}]", "s.yaml:2 (epoch=2): no key called 'epoch'"),
         ("grid: {loss: []}", "s.yaml:2: grid.loss: given []; expected: at least one"),
@@ -121,7 +122,9 @@ def test_a_sweep_needs_a_good_recipe(place: Path) -> None:
 
 
 def test_overrides_hold_for_all_points_and_come_last(place: Path) -> None:
-    path = read(place, "set: {epochs: 3}\ngrid: {epochs: [1, 2], loss: [focal, bce]}").path
+    own = read(place, "set: {epochs: 3}\ngrid: {epochs: [1, 2], loss: [focal, bce]}")
+    assert [p.recipe.epochs for p in points_of(own, 0)] == [1, 1, 2, 2]
+    path = own.path
     found = read_sweep(path, ["epochs=5"])
     assert [p.recipe.epochs for p in points_of(found, 0)] == [5, 5]
     with pytest.raises(UserError, match=r"command line \(epoch=5\): no key"):
