@@ -101,7 +101,7 @@ def test_every_measurement_is_there_and_every_number_follows_from_it(told):
     beside = {pair["other"]["what"] for pair in told["pairs"]}
     assert {"timm's loader", "timm's, prefetcher", "image by image", "bare loop"} <= beside
     for name, made in pairs.items():
-        ours, other, ratio = made["ours"], pair["other"], pair["ratio"]
+        ours, other, ratio = made["ours"], made["other"], made["ratio"]
         assert ratio["n"] == ours["n"] == other["n"] == len(ratio["values"]) == 1
         assert ratio["values"] == [ours["values"][0] / other["values"][0]] and ratio["median"] > 0
         for side in (ours, other) if made["unit"] == "images/s" else ():
