@@ -189,7 +189,3 @@ def _print(result: Mapping[str, Any], as_markdown: bool) -> None:
 
 def _digits(value: float) -> str:
     return f"{value:,.{(value < 100) + (value < 10) + (value < 2)}f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

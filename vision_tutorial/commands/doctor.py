@@ -257,7 +257,3 @@ def _wandb(nproc: int) -> Iterator[Check]:
         probe.join(_PATIENCE)
         found = f"key found, {url} {'answers' if any(answer) else 'does not answer'}"
         yield _check("wandb", any(answer), found, f"check the network; {remedy}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

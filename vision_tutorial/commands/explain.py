@@ -220,7 +220,3 @@ def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
         label = f"{top:.4g}" if row == height - 1 else "0" if row == 0 else ""
         yield f"{'':<{INDENT}}{label:>8} {cells}".rstrip()
     yield f"{'':<{INDENT}}{'':>8} 0{f'epoch {count - 1}':>{width - 1}}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,6 @@
 """A remark about a run, kept in its folder: what `compare` and `report` show beside its numbers."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from ..core.errors import UserError, run_main
@@ -43,7 +42,3 @@ def _note(args: argparse.Namespace) -> int:
     for note in notes:
         print(f"{clean(note.time)}  {clean(note.text)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +53,3 @@ def _pack_arrays(args: argparse.Namespace) -> int:
     print(f"{folder}: {manifest.name}, {', '.join(counts)}, {len(manifest.classes)} classes")
     print(f"use it with: 'dataset={{arrays: {{root: {folder}}}}}'")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -333,7 +333,3 @@ def _order(view: View) -> str:
     word = "came out" if r0 < r1 < r2 else "did not come out"
     more = "" if known else "; only more --seeds tell that from noise"
     return f"r0 < r1 < r2 {word}: {r0:.2f}, {r1:.2f}, {r2:.2f} ({', '.join(steps)}{more})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

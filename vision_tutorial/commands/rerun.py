@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,7 +137,3 @@ def _print_differences(
     if not found:
         more = ", data, threads" if here.get("data") else "; data and threads not known yet"
         _print(f"the same   versions, hardware, settings, code{more}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

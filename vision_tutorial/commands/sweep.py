@@ -203,7 +203,3 @@ def _ranking(results: Sequence[Result], metric: str) -> Table:
     columns += [Column("noise", ""), Column("point", "point")]
     notes = () if usual else ("Without seeds it is not known which differences are noise.",)
     return Table(tuple(columns), tuple(rows), notes)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
