@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -137,6 +138,13 @@ def test_files_functions_and_folders_are_small():
             assert lines <= MOST_LINES_OF_A_FUNCTION, f"{relative(path)}: {node.name}: {lines}"
     for folder in {path.parent for path in FILES}:
         assert len(list(folder.glob("*.py"))) <= MOST_FILES, folder.name
+
+
+def test_no_two_classes_have_one_name():
+    nodes = (node for path in FILES for node in ast.walk(tree_of(path)))
+    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    assert len(names) > 100
+    assert [name for name, times in Counter(names).items() if times > 1] == []
 
 
 def test_no_drawers_and_no_stars():

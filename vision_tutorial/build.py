@@ -22,7 +22,7 @@ from .core.task import Batch, Task, sampled
 from .data import mix, pipeline
 from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
-from .engine import Distributed, Ema, Evaluation, Plan, TrainingState, evaluate, evaluating
+from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
 from .recipe.batch_split import batch_parts, steps_per_epoch
 from .recipe.fields import Recipe
 from .recipe.plugins import import_files as import_files
@@ -177,7 +177,7 @@ def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> 
         criteria=criteria(recipe, distributed.device),
         optimizer=optimizer(recipe, network),
         clip=partial(optim.clip_gradients, recipe.clip) if recipe.clip else None,
-        ema=Ema(network, ema.decay, ema.warmup) if ema else Ema(),
+        ema=ModelEma(network, ema.decay, ema.warmup) if ema else ModelEma(),
         seed=recipe.seed,
         accumulation_steps=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,

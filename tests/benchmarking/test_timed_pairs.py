@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision_tutorial.benchmarking import timed_pairs
-from vision_tutorial.benchmarking.timed_pairs import Sample, Timer, drawn, in_turn, pair, spread
+from vision_tutorial.benchmarking.timed_pairs import (
+    Measurement,
+    Timer,
+    drawn,
+    in_turn,
+    pair,
+    spread,
+)
 
 
 @settings(deadline=None)
@@ -21,7 +28,9 @@ def test_the_spread_is_numpys(values):
 
 
 def test_ratios_pair_what_was_measured_together():
-    made = pair("x", "images/s", ("a", [Sample(100, 4.0), Sample(30, 0.5)]), ("b", [5.0, 20.0]))
+    made = pair(
+        "x", "images/s", ("a", [Measurement(100, 4.0), Measurement(30, 0.5)]), ("b", [5.0, 20.0])
+    )
     assert made["ratio"]["values"] == [5.0, 3.0] and made["ratio"]["median"] == 4.0
     ours = made["ours"]
     assert (ours["values"], ours["images"], ours["seconds"]) == ([25, 60], [100, 30], [4, 0.5])
@@ -49,10 +58,10 @@ def test_batches_are_counted_until_the_time_is_over_and_the_device_is_waited_for
             yield 10
 
     monkeypatch.setattr(timed_pairs, "_settle", settle)
-    assert drawn(batches(), 1.2) == Sample(30, 1.75)
+    assert drawn(batches(), 1.2) == Measurement(30, 1.75)
     assert settled == [107.0, 108.75]
     monkeypatch.setattr(timed_pairs, "_settle", lambda: None)
-    assert drawn(batches(), 0.1, skip=3) == Sample(10, 0.5), "one batch at least"
+    assert drawn(batches(), 0.1, skip=3) == Measurement(10, 0.5), "one batch at least"
     timer = Timer(2.0)
     for _ in timer.passing(batches()):
         now[0] += 0.25  # a step: the user's time counts too, but not as waiting

@@ -138,7 +138,7 @@ def test_timms_train_is_told_what_the_recipe_says(told):
 
 
 def test_start_is_what_is_left_of_the_time_to_the_first_checkpoint(tmp_path, monkeypatch):
-    job = measurements.Job(DEBUG, (), False, 2, 0.1, tmp_path)
+    job = measurements.Bench(DEBUG, (), False, 2, 0.1, tmp_path)
 
     def acted(command, log, sign=lambda: False, then_stop=False):
         if "--steps" in command:

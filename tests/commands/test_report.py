@@ -18,7 +18,7 @@ from run_folders import edit, make_run
 from vision_tutorial.commands import report as command
 from vision_tutorial.core.atomic import write_json
 from vision_tutorial.report import contents, rendering
-from vision_tutorial.report.gallery_files import Answer, Gallery, Group, Tile, Writer
+from vision_tutorial.report.gallery_files import Gallery, GalleryAnswer, Group, Tile, Writer
 from vision_tutorial.runs import reader
 from vision_tutorial.tables import labels
 
@@ -61,8 +61,8 @@ def with_gallery(folder: Path, seed: int = 0, **more: Any) -> Gallery:
         split="val",
         images=20,
         classes=("cat", "dog"),
-        right=(Answer(image=images[0], key="1", truth="cat", said=said),),
-        wrong=(Answer(image=images[1], key="2", truth="dog", said=said),),
+        right=(GalleryAnswer(image=images[0], key="1", truth="cat", said=said),),
+        wrong=(GalleryAnswer(image=images[1], key="2", truth="dog", said=said),),
         confusion=((7, 3), (4, 6)),
         microscope=(Group(title="hflip", tiles=(Tile(image=images[2], label="draw 1"),)),),
         **more,

@@ -253,8 +253,8 @@ def test_a_sweep_at_wandb(place: Path, swept: Any, monkeypatch: pytest.MonkeyPat
     assert made[0]["parameters"] == {"point": {"values": ids}} and made[0]["method"] == "grid"
     # what an agent makes of the command runs the point
     words = made[0]["command"][made[0]["command"].index("${interpreter}") + 1 :]
-    assert words[:2] == ["-m", "vision_tutorial.commands.sweep"] and words[-1] == "${args}"
-    given = [*words[2:-1], f"--point={ids[1]}"]
+    assert words[:3] == ["-m", "vision_tutorial", "sweep"] and words[-1] == "${args}"
+    given = [*words[3:-1], f"--point={ids[1]}"]
     assert command.parser().parse_intermixed_args(given).point == ids[1]
     refused = swept(file, "--wandb")
     assert refused.code == 2 and refused.err.count("\n") == 1

@@ -7,7 +7,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from vision_tutorial.engine import Ema
+from vision_tutorial.engine import ModelEma
 
 
 def network():
@@ -31,7 +31,7 @@ def same(left, right):
 @pytest.mark.parametrize("warmup", [False, True])
 def test_equals_timm_v3(warmup):
     model = network().to(memory_format=torch.channels_last)
-    ours, theirs = Ema(model, 0.9, warmup), ModelEmaV3(model, decay=0.9, use_warmup=warmup)
+    ours, theirs = ModelEma(model, 0.9, warmup), ModelEmaV3(model, decay=0.9, use_warmup=warmup)
     for step in range(1, 30):
         wander(model, step)
         ours.update(model, step)
@@ -44,7 +44,7 @@ def test_equals_timm_v3(warmup):
 def test_applied_and_taken_back_bit_for_bit():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    ema = Ema(model, 0.5)
+    ema = ModelEma(model, 0.5)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
@@ -59,7 +59,7 @@ def test_applied_and_taken_back_bit_for_bit():
 
 
 def test_without_a_model_it_does_nothing():
-    model, ema = network(), Ema()
+    model, ema = network(), ModelEma()
     before = copy.deepcopy(model.state_dict())
     ema.update(model, 2)
     with ema.applied_to(model):

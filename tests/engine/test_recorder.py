@@ -11,7 +11,7 @@ from torch import nn
 
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.errors import NonFiniteError, StorageError
-from vision_tutorial.engine import Checkpoints, Ema, Progress, RunRecorder
+from vision_tutorial.engine import Checkpoints, ModelEma, Progress, RunRecorder
 from vision_tutorial.recipe.fields import CheckpointPolicy
 from vision_tutorial.runs import run_folder
 from vision_tutorial.runs.wandb_logger import Tracker
@@ -53,7 +53,7 @@ class Pupil:
     def __init__(self) -> None:
         self.model = nn.Linear(2, 2)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.ema = Ema()
+        self.ema = ModelEma()
         self.distributed = SimpleNamespace(scaler=None)
         self.blends = nn.ModuleDict()
 

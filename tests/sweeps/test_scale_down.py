@@ -14,8 +14,8 @@ from vision_tutorial.sweeps.scale_down import (
     ENOUGH,
     NETWORKS,
     TABLE,
-    Plan,
     Speed,
+    TablePlan,
     Workload,
     makespan,
     path_of,
@@ -30,7 +30,7 @@ EPOCHS = [recipe.epochs for recipe in FULL.values()]
 SOME = ((20, 300), (48, 300), (200, 6400))
 
 
-def scaled(made: Plan, folder: Path) -> dict[str, Recipe]:
+def scaled(made: TablePlan, folder: Path) -> dict[str, Recipe]:
     """The recipes of a plan, read back from their files."""
     write_recipes(made, folder, None, 50_000)
     return {name: load(folder / f"{name}.yaml").recipe for name in TABLE}
@@ -41,7 +41,7 @@ def scaled(made: Plan, folder: Path) -> dict[str, Recipe]:
 
 def test_at_200_epochs_nothing_is_changed(tmp_path: Path) -> None:
     made = plan(200, 50_000, "resnet50", 10_000)
-    assert made == Plan("resnet50", 200, 50_000, 512, warmup=5, cooldown=10, eval_every=1)
+    assert made == TablePlan("resnet50", 200, 50_000, 512, warmup=5, cooldown=10, eval_every=1)
     for name, recipe in scaled(made, tmp_path).items():
         assert recipe.model_copy(update={"expects": FULL[name].expects}) == FULL[name]
 
@@ -86,7 +86,7 @@ def test_the_proportions_of_the_table_are_kept(size: tuple[int, int], tmp_path: 
 
 def test_the_time_of_a_table() -> None:
     """The sum of its parts; runs begin in order on the first slot that is free."""
-    made = Plan("thin", 40, 2000, 32, warmup=1, cooldown=2, eval_every=15)
+    made = TablePlan("thin", 40, 2000, 32, warmup=1, cooldown=2, eval_every=15)
     speed = Speed(start=5.0, rate=1000.0, saving=0.5)
     # 42 epochs of 2 s and 0.5 s; evaluations after 15, 30, 42 epochs, each 10,000/2 images
     expected = [5 + 42 * 2.5 + 3 * 5, 5 + 52 * 2.5 + 4 * 5]

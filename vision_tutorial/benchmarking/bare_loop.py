@@ -20,7 +20,7 @@ from ..engine.progress import make_display
 from ..engine.recorder import RunRecorder
 from ..recipe.fields import Recipe
 from ..runs.wandb_logger import Tracker
-from .timed_pairs import Sample, Timer
+from .timed_pairs import Measurement, Timer
 
 FAR = 10**9  # a step that no measurement reaches
 ENDLESS = ("epochs=1000000", "checkpoint.every_minutes=null")
@@ -45,7 +45,7 @@ class TimedTraining:
         self.progress = Progress()
         self.data_shares: list[float] = []  # of each run: waiting for data
 
-    def run(self, seconds: float) -> Sample:
+    def run(self, seconds: float) -> Measurement:
         """Go on for some seconds: the images, and the seconds of their steps.
 
         Evaluation, the end of an epoch and the start of the loader are not in them.
@@ -55,7 +55,7 @@ class TimedTraining:
         plan = replace(plan, batches=lambda *given: timer.passing(batches(*given)))
         fit(self.training, plan, self.recorder, self.progress, StopRequest())
         self.data_shares.append(timer.waited / timer.seconds)
-        return Sample(self.recipe.batch_size * timer.batches, timer.seconds)
+        return Measurement(self.recipe.batch_size * timer.batches, timer.seconds)
 
     def epoch_ends(self, epochs: int) -> list[float]:
         """Seconds in which nothing is trained, to save and report, at so many ends of epochs.

@@ -23,7 +23,7 @@ from ..recipe.loading import load
 from ..runs import run_folder
 from . import timm_baseline
 from .bare_loop import ENDLESS, FAR, TimedTraining, bare_forward, bare_steps
-from .timed_pairs import Sample, drawn, in_turn, pair, timed_once
+from .timed_pairs import Measurement, drawn, in_turn, pair, timed_once
 
 _PASS = 5  # an evaluation lasts so many times --seconds, if there are images enough
 _MOST_STARTS = 3  # pairs of whole processes; each takes the seconds of an import
@@ -33,7 +33,7 @@ _Found = tuple[list[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Job:
+class Bench:
     """What all measurements of one bench share; it travels into child processes."""
 
     path: str
@@ -83,7 +83,7 @@ def _tell(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
-def measure_data(job: Job) -> _Found:
+def measure_data(job: Bench) -> _Found:
     """The data path beside timm's loader and beside our own image by image."""
     every, pairs, reason = usable_cores(), [], ""
     for cores in [every[:1], every] if len(every) > 1 else [every]:
@@ -92,7 +92,7 @@ def measure_data(job: Job) -> _Found:
     return pairs, {"no_timm_loader": reason}
 
 
-def _data_rates(job: Job, cores: int) -> tuple[list[dict[str, Any]], str]:
+def _data_rates(job: Bench, cores: int) -> tuple[list[dict[str, Any]], str]:
     """Our path beside timm's loader in both of its ways; why timm's are left out."""
     workers = cores if cores > 1 else 0
     recipe = job.recipe(f"threads={cores}", *["workers=0"] * (cores == 1))
@@ -101,11 +101,11 @@ def _data_rates(job: Job, cores: int) -> tuple[list[dict[str, Any]], str]:
     source, device = build.data(recipe).train, place.device
     parts = batch_parts(recipe, 1, device.type == "cuda")
 
-    def own(recipe: Recipe, skip: int) -> Sample:
+    def own(recipe: Recipe, skip: int) -> Measurement:
         steps = build.train_pipeline(recipe, source, place).train(0, FAR, parts)
         return drawn((sum(map(len, step)) for step in steps), job.seconds, skip)
 
-    def timms(prefetcher: bool) -> Sample:
+    def timms(prefetcher: bool) -> Measurement:
         batches = timm_baseline.timm_batches(recipe, source, device, workers, prefetcher)
         return drawn(batches, job.seconds, 1 + workers)
 
@@ -121,7 +121,7 @@ def _data_rates(job: Job, cores: int) -> tuple[list[dict[str, Any]], str]:
     return pairs, reason
 
 
-def _step(job: Job) -> _Found:
+def _step(job: Bench) -> _Found:
     """The trainer beside the bare loop, and what an epoch needs beside its steps."""
     timed = job.timed()
     train, val = timed.splits.train, timed.splits.val
@@ -142,7 +142,7 @@ def _step(job: Job) -> _Found:
     return pairs, facts
 
 
-def _evaluation(job: Job) -> _Found:
+def _evaluation(job: Bench) -> _Found:
     """The evaluation of a split beside the bare forward pass over as many images."""
     timed = job.timed()
     place, val = timed.place, timed.splits.val
@@ -166,7 +166,7 @@ measure_step = partial(in_child, _step)
 measure_eval = partial(in_child, _evaluation)
 
 
-def measure_timm(job: Job) -> _Found:
+def measure_timm(job: Bench) -> _Found:
     """Our trainer beside timm's train.py, both on timm's plain model: it has no CIFAR stem."""
     plain = f"model={job.recipe().model.name}"
     words, batch, reason = in_child(_timm_words, job, plain)
@@ -174,10 +174,10 @@ def measure_timm(job: Job) -> _Found:
         return [], {"no_timm_train": reason}
     log = job.folder / "timm.log"
 
-    def so_far() -> Sample:
+    def so_far() -> Measurement:
         return timm_baseline.rate_of_log(log.read_text(errors="replace"), batch)
 
-    def theirs() -> Sample:
+    def theirs() -> Measurement:
         ended = run_command(words, log, lambda: so_far().seconds >= job.seconds, then_stop=True)
         if not so_far().images:
             raise UserError(f"timm's train.py ended with code {ended.code}: {last_line(log)}")
@@ -187,7 +187,7 @@ def measure_timm(job: Job) -> _Found:
     return job.compare("step, plain model", sides, command=words[1:]), {}
 
 
-def _timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
+def _timm_words(job: Bench, plain: str) -> tuple[list[str], int, str]:
     """The command of train.py for the recipe, the images of its steps; or why there is none."""
     timed = job.timed(plain)
     recipe, source = timed.recipe, timed.splits.train
@@ -201,13 +201,13 @@ def _timm_words(job: Job, plain: str) -> tuple[list[str], int, str]:
     return [*words, "--output", str(job.folder / "timm")], recipe.batch_size, ""
 
 
-def _trainer_rate(job: Job, *more: str) -> tuple[Sample, int, int]:
+def _trainer_rate(job: Bench, *more: str) -> tuple[Measurement, int, int]:
     """The trainer's rate, the training images, and the GPUs there are."""
     timed = job.timed(*more)
     return timed.run(job.seconds), len(timed.splits.train), torch.cuda.device_count()
 
 
-def measure_startup(job: Job) -> _Found:
+def measure_startup(job: Bench) -> _Found:
     """From the command to the first step, less reading the data; and the answer to a mistake.
 
     Both beside `python -c "import torch, torchvision, timm"`. The first step begins where the loop
@@ -244,13 +244,13 @@ def measure_startup(job: Job) -> _Found:
     ], {}
 
 
-def _reading(job: Job) -> float:
+def _reading(job: Bench) -> float:
     recipe, began = job.recipe(), time.perf_counter()
     build.data(recipe).train.digest()
     return time.perf_counter() - began
 
 
-def measure_memory(job: Job) -> _Found:
+def measure_memory(job: Bench) -> _Found:
     """The trainer's peak beside that of the bare loop in a process without the data set."""
     _tell("memory: the trainer, the bare loop")
     batches = job.folder / "batches.pt"
@@ -264,7 +264,7 @@ def measure_memory(job: Job) -> _Found:
     return pairs, {}
 
 
-def _trainer_peaks(job: Job, batches: Path) -> tuple[dict[str, int | None], int, int]:
+def _trainer_peaks(job: Bench, batches: Path) -> tuple[dict[str, int | None], int, int]:
     """Its peaks with a checkpoint, the images' bytes, the classes; writes a step's `batches`."""
     timed = job.timed()
     timed.run(job.seconds)
@@ -275,7 +275,7 @@ def _trainer_peaks(job: Job, batches: Path) -> tuple[dict[str, int | None], int,
     return peaks, timm_baseline.held((splits.train, splits.val)), len(splits.train.classes)
 
 
-def _bare_peaks(job: Job, batches: Path, classes: int) -> dict[str, int | None]:
+def _bare_peaks(job: Bench, batches: Path, classes: int) -> dict[str, int | None]:
     recipe = job.recipe()
     place = Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     ready = [Batch(*tensors) for tensors in torch.load(batches, place.device, weights_only=True)]
@@ -289,7 +289,7 @@ def _peaks() -> dict[str, int | None]:
     return {"main memory": peak_memory(), "GPU memory": gpu}
 
 
-def measure_scaling(job: Job) -> _Found:
+def measure_scaling(job: Bench) -> _Found:
     """Two processes beside one, by the images/s of their own metrics.jsonl.
 
     With a GPU for each, twice as much is expected; else both share the same cores.
@@ -306,7 +306,7 @@ def measure_scaling(job: Job) -> _Found:
     small += [f"holdout={holdout}", f"subset={steps * batch}", "checkpoint.every_minutes=null"]
     names: list[str] = []
 
-    def trained(processes: int) -> Sample:
+    def trained(processes: int) -> Measurement:
         names.append(f"scaling-{len(names)}")
         words = job.train_words(names[-1], *small)
         if processes > 1:
@@ -315,7 +315,7 @@ def measure_scaling(job: Job) -> _Found:
         job.command(names[-1], words)
         rows = run_folder.read_rows(job.folder / recipe.name / names[-1] / "metrics.jsonl")[1:]
         devices = processes if gpus else 1  # the rate is that of each device
-        return Sample(steps * batch * len(rows), devices * sum(row["seconds"] for row in rows))
+        return Measurement(steps * batch * len(rows), devices * sum(row["seconds"] for row in rows))
 
     what = "2 processes, each" if gpus else "2 processes"
     sides = {what: partial(trained, 2), "1 process": partial(trained, 1)}

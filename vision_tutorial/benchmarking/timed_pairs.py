@@ -15,7 +15,7 @@ import torch
 T = TypeVar("T")
 
 
-class Sample(NamedTuple):
+class Measurement(NamedTuple):
     """One measurement of a rate."""
 
     images: int
@@ -48,7 +48,7 @@ def pair(
 
 
 def _side(what: str, values: Sequence[Any]) -> dict[str, Any]:
-    if not isinstance(values[0], Sample):
+    if not isinstance(values[0], Measurement):
         return {"what": what, "values": list(values), **spread(values)}
     rates = [sample.images / sample.seconds for sample in values]
     images, seconds = map(list, zip(*values, strict=True))
@@ -100,17 +100,17 @@ class Timer:
                 return
 
 
-def drawn(counts: Iterator[int], seconds: float, skip: int = 1) -> Sample:
+def drawn(counts: Iterator[int], seconds: float, skip: int = 1) -> Measurement:
     """Images drawn in `seconds`. counts: how many each batch has, once it is ready."""
     timer = Timer(seconds, skip)
     images = sum(list(timer.passing(counts))[skip:])
-    return Sample(images, timer.seconds)
+    return Measurement(images, timer.seconds)
 
 
-def timed_once(work: Callable[[], int]) -> Sample:
+def timed_once(work: Callable[[], int]) -> Measurement:
     """One call of `work`, which returns how many images it took."""
     _settle()
     began = time.perf_counter()
     images = work()
     _settle()
-    return Sample(images, time.perf_counter() - began)
+    return Measurement(images, time.perf_counter() - began)

@@ -17,7 +17,7 @@ from ..engine.distributed import Distributed
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Term
 from ..recipe.recipe_info import side_after
-from .timed_pairs import Sample
+from .timed_pairs import Measurement
 
 _MOST_IMAGES = 2000  # written as files for train.py, where it cannot read the data set itself
 # The arguments of create_loader, and our options for them; in the order in which timm applies them.
@@ -213,7 +213,7 @@ def train_words(
     return [sys.executable, str(script), *words.split()]
 
 
-def rate_of_log(text: str, batch: int) -> Sample:
+def rate_of_log(text: str, batch: int) -> Measurement:
     """Images and seconds of the steps in train.py's log, without the first of each epoch.
 
     A line's last rate is the mean of the epoch so far, so the time so far is batch x steps / rate.
@@ -222,4 +222,4 @@ def rate_of_log(text: str, batch: int) -> Sample:
     for epoch, update, rate in _LINE.findall(text):
         epochs.setdefault(epoch, []).append(batch * (int(update) + 1) / float(rate))
     images = batch * sum(len(times) - 1 for times in epochs.values())
-    return Sample(images, sum(times[-1] - times[0] for times in epochs.values()))
+    return Measurement(images, sum(times[-1] - times[0] for times in epochs.values()))

@@ -93,7 +93,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     given = (args.recipe, args.overrides, args.trust_imports, args.rounds, args.seconds)
     with tempfile.TemporaryDirectory(prefix="vision-tutorial-bench-") as folder:
-        job = measurements.Job(*given, Path(folder), args.timm_train)
+        job = measurements.Bench(*given, Path(folder), args.timm_train)
         build.check(job.recipe())
         for stage in stages:
             measured, more = getattr(measurements, f"measure_{stage}")(job)

@@ -16,7 +16,7 @@ from ..core.randomness import generator
 from ..core.sources import take
 from ..recipe.loading import Loaded, load
 from ..report import gallery_files
-from ..report.gallery_files import Answer, Gallery, Group, Mask, Tile, Writer
+from ..report.gallery_files import Gallery, GalleryAnswer, Group, Mask, Tile, Writer
 from ..runs.run_folder import recipe_file
 
 RIGHT, WRONG = 12, 24  # images of a classification run
@@ -126,10 +126,10 @@ def _labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict
     }
 
 
-def _kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> Answer:
+def _kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> GalleryAnswer:
     index, truth, pairs = answer
     names = source.classes
-    return Answer(
+    return GalleryAnswer(
         image=writer.keep(np.asarray(source[index][0])),
         key=short(source.key(index), 200),
         truth=short(names[truth], 80),

@@ -26,7 +26,7 @@ from ..runs import run_folder
 from ..runs.reader import Run, collect
 from ..sweeps import children, scale_down, scheduler
 from ..sweeps.children import DeviceSlot, Stop
-from ..sweeps.scale_down import NETWORKS, RULED, TABLE, Plan, Speed, Workload, count_images
+from ..sweeps.scale_down import NETWORKS, RULED, TABLE, Speed, TablePlan, Workload, count_images
 from ..sweeps.scheduler import Scheduler
 from ..sweeps.throughput import ThroughputProbe
 from ..sweeps.trials import Trial, TrialTable
@@ -179,7 +179,7 @@ def _slots(
     return children.device_slots(jobs, count), count
 
 
-def _kept_plan(job: _Job, stop: Stop) -> Plan | None:
+def _kept_plan(job: _Job, stop: Stop) -> TablePlan | None:
     """How the table is scaled down, printed; None: not at all. Made once, kept for later starts."""
     kept, overrides = job.own / "plan.json", job.args.overrides
     if kept.is_file():
@@ -187,7 +187,7 @@ def _kept_plan(job: _Job, stop: Stop) -> Plan | None:
         if sorted(facts["overrides"]) != sorted(overrides):
             was = " ".join(facts["overrides"]) or "no overrides"
             raise UserError(f"{job.folder} was begun with {was}; give the same, or another --runs.")
-        plan = facts["plan"] and Plan(**facts["plan"])
+        plan = facts["plan"] and TablePlan(**facts["plan"])
         speed = facts["speed"] and Speed(*facts["speed"])
     else:
         plan, speed = _new_plan(job, stop) if job.scaled else (None, None)
@@ -198,7 +198,7 @@ def _kept_plan(job: _Job, stop: Stop) -> Plan | None:
     return plan
 
 
-def _new_plan(job: _Job, stop: Stop) -> tuple[Plan, Speed | None]:
+def _new_plan(job: _Job, stop: Stop) -> tuple[TablePlan, Speed | None]:
     """The plan by the rule; with a budget also the speed that it is based on, measured here."""
     args, work = job.args, job.work
     if not args.budget:
@@ -229,7 +229,7 @@ def _new_plan(job: _Job, stop: Stop) -> tuple[Plan, Speed | None]:
     return plan, speed
 
 
-def _description(job: _Job, plan: Plan | None, speed: Speed | None) -> Iterator[str]:
+def _description(job: _Job, plan: TablePlan | None, speed: Speed | None) -> Iterator[str]:
     """What is about to be trained, a line a recipe, and how long it takes where that is known."""
     jobs, seeds = len(job.slots), job.args.seeds
     more = f", {seeds} seeds of each" * (seeds > 1) + f", {jobs} at a time" * (jobs > 1)
@@ -252,7 +252,7 @@ def _description(job: _Job, plan: Plan | None, speed: Speed | None) -> Iterator[
         yield f"in all about {duration(total)} of {_spelled(job.args.budget)}{more}"
 
 
-def _trials(job: _Job, plan: Plan | None) -> list[Trial]:
+def _trials(job: _Job, plan: TablePlan | None) -> list[Trial]:
     """All recipes with the first seed, then with the next. Writes the scaled-down recipes."""
     folder = job.folder
     if plan:

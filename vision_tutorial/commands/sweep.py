@@ -120,7 +120,7 @@ def _create_at_wandb(state: SweepState, trials: list[Trial], args: argparse.Name
     if not trials:
         raise UserError(f"{state.sweep.path}: nothing is left to run.")
     own = [str(state.sweep.path), *args.overrides, "--runs", args.runs, "--nproc", str(args.nproc)]
-    words = ["${env}", "${interpreter}", "-m", "vision_tutorial.commands.sweep", *own, "${args}"]
+    words = ["${env}", "${interpreter}", "-m", "vision_tutorial", "sweep", *own, "${args}"]
     config: dict[str, Any] = {
         "name": state.sweep.name,
         "method": "grid",

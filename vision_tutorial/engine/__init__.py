@@ -9,6 +9,6 @@ from .memory import fit_memory
 from .profiling import profiled
 from .progress import make_display
 from .recorder import RunRecorder, restore, summarise
-from .step import Ema, TrainingState
+from .step import ModelEma, TrainingState
 from .tta import prediction_function
 from .weights import load_weights, put_weights, weights_path

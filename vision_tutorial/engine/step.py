@@ -21,7 +21,7 @@ FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagr
 MIN_SCALE = 1.0  # with no more than this loss scale, an overflow is not fp16's searching
 
 
-class Ema:
+class ModelEma:
     """Exponential moving average of weights and buffers (Polyak & Juditsky 1992).
 
     Give it the bare model, not its DDP or compiled wrapping, so that names stay the model's own.
@@ -126,7 +126,7 @@ class TrainingState:
     criteria: dict[str, Callable]
     optimizer: torch.optim.Optimizer
     clip: Callable[[nn.Module, Tensor], None] | None  # given the gradients' norm
-    ema: Ema
+    ema: ModelEma
     seed: int
     accumulation_steps: int = 1  # micro-batches (or shards) a process takes a step
     shards: int | None = None  # strict: logical parts of the global batch

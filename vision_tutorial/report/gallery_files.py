@@ -41,7 +41,7 @@ class GalleryImage(Frozen):
     height: _Side
 
 
-class Answer(Frozen):
+class GalleryAnswer(Frozen):
     """What a classifier said of an image: the classes it found likeliest, the first one first."""
 
     image: GalleryImage
@@ -79,8 +79,8 @@ class Gallery(Frozen):
     split: _Text
     images: _Count
     classes: tuple[_Text, ...]
-    right: tuple[Answer, ...] = ()
-    wrong: tuple[Answer, ...] = ()
+    right: tuple[GalleryAnswer, ...] = ()
+    wrong: tuple[GalleryAnswer, ...] = ()
     worst: tuple[Mask, ...] = ()
     masks: tuple[Mask, ...] = ()
     palette: tuple[tuple[_Text, _Colour], ...] = ()

@@ -50,7 +50,7 @@ class Speed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TablePlan:
     """A scaled-down table: what r0 … r5 share. epochs: of r0 … r3, without the cool-down."""
 
     network: str
@@ -66,14 +66,14 @@ class Plan:
         return self.epochs * full // EPOCHS + self.cooldown
 
 
-def plan(epochs: int, images: int, network: str, test: int) -> Plan:
+def plan(epochs: int, images: int, network: str, test: int) -> TablePlan:
     """The table of E = `epochs`, 200 in full, by the rule. images: to train on; test: to test."""
     x = epochs / EPOCHS
     batch = 2 ** round(math.log2(BATCH * images / IMAGES))
     cooldown = max(1, round(10 * x))
     total = epochs + cooldown
     evaluations = max(1, int(total * images * _EVALUATION_SHARE / (test / _EVALUATION_SPEED)))
-    return Plan(
+    return TablePlan(
         network=network,
         epochs=epochs,
         images=images,
@@ -121,7 +121,7 @@ class Workload:
     seeds: int = 1
     slots: int = 1
 
-    def plans(self, network: str) -> Iterator[Plan]:
+    def plans(self, network: str) -> Iterator[TablePlan]:
         """All that the rule knows, from the full table down: fewer images, then fewer epochs."""
         least = min(LEAST, self.train)
         lowest = math.ceil(least / _IMAGE_STEP) * _IMAGE_STEP
@@ -130,7 +130,7 @@ class Workload:
         every += [(n, least) for n in range(EPOCHS - _EPOCH_STEP, FEWEST - 1, -_EPOCH_STEP)]
         return (plan(*size, network, self.test) for size in every)
 
-    def plan_of_share(self, share: float, network: str) -> Plan:
+    def plan_of_share(self, share: float, network: str) -> TablePlan:
         """The largest that shows networks at most `share` of what the full one does, or the least.
 
         So 0 is the smallest of all.
@@ -140,18 +140,18 @@ class Workload:
                 break
         return made
 
-    def times(self, made: Plan, speed: Speed) -> list[float]:
+    def times(self, made: TablePlan, speed: Speed) -> list[float]:
         """About how many seconds each recipe takes from its start to its end."""
         epochs = [made.total_epochs(full) for full in self.full]
         test = self.test / (_EVALUATION_SPEED * speed.rate)
         an_epoch = made.images / speed.rate + speed.saving
         return [speed.start + n * an_epoch + math.ceil(n / made.eval_every) * test for n in epochs]
 
-    def total(self, made: Plan, speed: Speed) -> float:
+    def total(self, made: TablePlan, speed: Speed) -> float:
         """About how many seconds all runs take."""
         return makespan(self.times(made, speed) * self.seeds, self.slots)
 
-    def largest(self, network: str, speed: Speed, seconds: float) -> Plan | None:
+    def largest(self, network: str, speed: Speed, seconds: float) -> TablePlan | None:
         """The largest plan that takes at most so long; None if none does."""
         fits = (made for made in self.plans(network) if self.total(made, speed) <= seconds)
         return next(fits, None)
@@ -161,7 +161,7 @@ class Workload:
         networks: Sequence[str],
         measure: Callable[[str, int], Speed],
         left: Callable[[], float],
-    ) -> tuple[Plan | None, Speed]:
+    ) -> tuple[TablePlan | None, Speed]:
         """The largest plan with the largest of `networks` for which ENOUGH images fit.
 
         networks: smallest first. measure: how fast a network is here with a batch size. left:
@@ -186,7 +186,7 @@ def path_of(name: str) -> Path:
     return RECIPES / f"{name}.yaml"
 
 
-def write_recipes(made: Plan, folder: Path, dataset: str | None, all_images: int) -> None:
+def write_recipes(made: TablePlan, folder: Path, dataset: str | None, all_images: int) -> None:
     """r0.yaml … r5.yaml in `folder`. r0 extends the full r0; the others extend each other as ever.
 
     So `compare` tells the scaling once, and for the others what they change. dataset: another.
@@ -207,7 +207,7 @@ def write_recipes(made: Plan, folder: Path, dataset: str | None, all_images: int
         write_text(folder / f"{name}.yaml", f"# {name}, shrunk: {head}\n{to_yaml(values, True)}")
 
 
-def _by_rule(made: Plan, recipe: Recipe) -> dict[str, Any]:
+def _by_rule(made: TablePlan, recipe: Recipe) -> dict[str, Any]:
     factor = made.batch_size / recipe.batch_size
 
     def scaled(choice: Choice, option: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Sweep:
         return self.path.stem
 
 
-class Point(NamedTuple):
+class SweepPoint(NamedTuple):
     """A recipe with settings. `id` is a hash of what it resolves to, but for the seed.
 
     So two spellings of one recipe are one point, and a recipe that has changed is another point.
@@ -88,22 +88,24 @@ class Point(NamedTuple):
         return " ".join(self.settings) or "the recipe as it is"
 
 
-def points_of(sweep: Sweep, stage: int, best: Sequence[str] = ()) -> list[Point]:
+def points_of(sweep: Sweep, stage: int, best: Sequence[str] = ()) -> list[SweepPoint]:
     """The points of a stage, on top of the best settings of the stages before it; each once."""
-    found: dict[str, Point] = {}
+    found: dict[str, SweepPoint] = {}
     for choice in sweep.stages[stage].choices:
         point = _point(sweep, (*best, *choice))
         found.setdefault(point.id, point)
     return list(found.values())
 
 
-def _point(sweep: Sweep, settings: tuple[str, ...]) -> Point:
+def _point(sweep: Sweep, settings: tuple[str, ...]) -> SweepPoint:
     # what the recipe claims is not claimed of the recipe with other settings
     overrides = (f"name={sweep.name}", "expects={}", *sweep.common, *settings, *sweep.given)
     loaded = _load(sweep, overrides)
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.imports]
     key = " ".join([recipe_key(to_plain(loaded.recipe)), *files])
-    return Point(settings, overrides, loaded.recipe, hashlib.sha256(key.encode()).hexdigest()[:10])
+    return SweepPoint(
+        settings, overrides, loaded.recipe, hashlib.sha256(key.encode()).hexdigest()[:10]
+    )
 
 
 def _load(sweep: Sweep, overrides: Sequence[str]) -> Loaded:

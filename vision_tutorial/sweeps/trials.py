@@ -12,7 +12,7 @@ from ..recipe.loading import load
 from ..recipe.notation import number
 from ..runs import reader, run_folder
 from ..runs.seed_statistics import Sample
-from .sweep_file import Point, Sweep, points_of
+from .sweep_file import Sweep, SweepPoint, points_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TrialStatus(NamedTuple):
 class Result(NamedTuple):
     """What came of a point over the seeds that are done; `missing` seeds are not."""
 
-    point: Point
+    point: SweepPoint
     best: Sample
     last: Sample
     missing: int
@@ -129,16 +129,16 @@ class SweepState(TrialTable):
         self.folder = Path(root) / sweep.name
         self.own = self.folder / ".sweep"  # the lock and the logs; it is no run folder
         self.stage = -1
-        self.points: list[Point] = []  # of the open stage
-        self.every: dict[str, Point] = {}  # of all stages so far
+        self.points: list[SweepPoint] = []  # of the open stage
+        self.every: dict[str, SweepPoint] = {}  # of all stages so far
 
-    def trials(self, points: Iterable[Point]) -> list[Trial]:
+    def trials(self, points: Iterable[SweepPoint]) -> list[Trial]:
         """Every point with the first seed, then every point with the second, and so on."""
         points = list(points)
         seeds = self.sweep.seeds or (None,)
         return [self._trial(p, p.recipe.seed if s is None else s) for s in seeds for p in points]
 
-    def _trial(self, point: Point, seed: int) -> Trial:
+    def _trial(self, point: SweepPoint, seed: int) -> Trial:
         id = f"{point.id}-{seed}"
         words = [str(self.sweep.recipe), *point.overrides, f"seed={seed}"]
         words += ["--runs", self.root, "--id", id, "--resume", *["--trust-imports"] * self.trust]
@@ -166,7 +166,7 @@ class SweepState(TrialTable):
                 self.look(trial)
         return True
 
-    def ranked(self, points: Iterable[Point]) -> list[Result]:
+    def ranked(self, points: Iterable[SweepPoint]) -> list[Result]:
         """The points of which a seed is done, best mean first; those that lack seeds come last."""
         results = []
         for point in points:
