@@ -118,7 +118,7 @@ def _unpickle(name: str, path: Path, md5: str) -> dict:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{name}: cannot read {path} ({error.strerror}); set `download: true`, or {_ELSEWHERE}."
+            f"{name}: no readable {path} ({error.strerror}); set `download: true`, or {_ELSEWHERE}."
         ) from error
     found = _md5(content)
     if found != md5:
