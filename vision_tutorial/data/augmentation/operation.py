@@ -46,13 +46,13 @@ class Op(IntEnum):
     POSTERIZE = 6  # bits that are kept, 0 to 8
     SOLARIZE = 7  # threshold: values from it on are inverted; 0 inverts all
     SOLARIZE_ADD = 8  # what is added to values below 128, clipped at 255
-    BRIGHTNESS = 10  # f, away from black
-    LINEAR = 11  # f, shift: each value times f, plus shift, rounded (half goes up)
-    CONTRAST = 12  # f, away from the mean grey
-    AUTOCONTRAST = 13
-    EQUALIZE = 14
-    COLOR = 15  # f, away from grey; 0 leaves no colour
-    SHARPNESS = 16  # f, away from the smoothed image
+    BRIGHTNESS = 9  # f, away from black
+    LINEAR = 10  # f, shift: each value times f, plus shift, rounded (half goes up)
+    CONTRAST = 11  # f, away from the mean grey
+    AUTOCONTRAST = 12
+    EQUALIZE = 13
+    COLOR = 14  # f, away from grey; 0 leaves no colour
+    SHARPNESS = 15  # f, away from the smoothed image
 
 
 @dataclass(frozen=True)
