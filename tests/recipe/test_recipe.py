@@ -248,7 +248,7 @@ def test_an_override_does_not_touch_the_base(write):
     [
         (["epochs"], "command line (epochs): no override; write key=value or key.sub=value."),
         (["a..b=3"], "no override; write"),
-        (["epoch=3"], "(epoch=3): epoch: no key called 'epoch'; did you mean 'epochs'?"),
+        (["epoch=3"], "(epoch=3): no key called 'epoch'; did you mean 'epochs'?"),
         (["epochs.x=3"], "nothing can be set below 3."),
         (["epochs=["], "command line (epochs=[):1: not valid YAML"),
         (["optimizer.adam.lr=1"], "optimizer is 'sgd' here; write optimizer.sgd.lr=… for an opt"),

@@ -172,7 +172,8 @@ def mistake(
     known: the keys that an object at a path below `at` may have.
     """
     found = [(_path(detail, given), detail) for detail in error.errors(include_url=False)]
-    path = max((path for path, _ in found), key=len)
+    # a key that is not known comes before one that is missing: it may be its typo
+    path, _ = max(found, key=lambda item: (len(item[0]), item[1]["type"] != "missing"))
     details = [detail for at, detail in found if at == path]
     full = (*at, *path)
     if details[0]["type"] == "missing" and details[0]["loc"][-1] == path[-1]:

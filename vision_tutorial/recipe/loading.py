@@ -192,7 +192,7 @@ def _missing(path: Path) -> str:
         name, files = _name(path), (p.relative_to(RECIPES) for p in RECIPES.rglob("*.yaml"))
         known = [_name(file) for file in files if file.parts[0] != "sweeps"]
     todo = "give the path of a .yaml file, or the name of one of ours"
-    return f"{short(str(path), 200)}: no such recipe; {todo}: {unknown('recipe', name, known)}"
+    return f"{short(str(path), 120)}: no such recipe; {todo}: {unknown('recipe', name, known)}"
 
 
 def _at(document: Document, key: Key) -> str:
@@ -232,6 +232,8 @@ def _keys(path: Key) -> list[str]:
 def _assign(document: Document, path: str, value: Any, name: str) -> None:
     """Set what `key.sub` names; what lies on the way is opened up as needed."""
     key, *rest = (part.strip() for part in path.split("."))
+    if key not in Recipe.model_fields:
+        raise UserError(f"{name}: {unknown('key', key, Recipe.model_fields)}")
     current, mark = document.values.get(key), REGISTRY_FIELDS.get(key)
     if rest and mark:
         if current is None and mark.form == "weighted_sum":
