@@ -156,7 +156,9 @@ def test_the_bar_is_one_line_of_any_terminal(clock, width):
     clock.seconds += 20.0
     display.evaluating(7, 7)
     assert width < 64 or "evaluating 7/7" in screen(written(console))[0]
-    display.step(2_101, 4.0, 1.234e-5, 32)
+    for step in range(2_101, 2_111):
+        clock.seconds += 0.02
+        display.step(step, 4.0, 1.234e-5, 32)
     assert width < 200 or "1,600 images/s" in screen(written(console))[0]
     display.close()
 

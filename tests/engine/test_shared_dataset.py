@@ -110,8 +110,9 @@ def test_without_room_each_has_its_own_and_says_so(
 
     def rank_of(rank: int) -> tuple:
         distributed = Distributed()
-        source = distributed.share_dataset(toy)
-        return type(source.images) is np.ndarray, distributed.notice
+        reads: list[int] = []
+        source = distributed.share_dataset(lambda: reads.append(1) or toy())
+        return type(source.images) is np.ndarray and reads == [1], distributed.notice
 
     for own, notice in run_ranks(2, rank_of):
         assert own and "each process holds its own copy of the data set (0 MiB)" in notice
