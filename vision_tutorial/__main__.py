@@ -18,7 +18,7 @@ COMMANDS = {
     "bench": "how fast a recipe runs here, and beside what",
     "compare": "many runs as one table, honest about noise",
     "sweep": "many points of a recipe, each once: grid, list, greedy stages",
-    "reproduce": "the Week-3 table, r0 … r5: in full, or shrunk to a budget",
+    "reproduce": "the Week-3 table, r0 … r5: in full, or scaled down to a budget",
     "rerun": "a run once more, and whether it came out the same",
     "report": "runs as one HTML page",
     "gallery": "a run's images, right and wrong, for its report",

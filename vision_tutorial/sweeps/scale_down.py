@@ -204,7 +204,7 @@ def write_recipes(made: TablePlan, folder: Path, dataset: str | None, all_images
             values = {"extends": Path(full).as_posix(), **given, **ruled}
         values["expects"] = {"top1": None}
         head = "made by `vision-tutorial reproduce`; the rule is in docs/reproduce.md"
-        write_text(folder / f"{name}.yaml", f"# {name}, shrunk: {head}\n{to_yaml(values, True)}")
+        write_text(folder / f"{name}.yaml", f"# {name}, scaled down: {head}\n{to_yaml(values, True)}")
 
 
 def _by_rule(made: TablePlan, recipe: Recipe) -> dict[str, Any]:
