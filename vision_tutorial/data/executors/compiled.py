@@ -20,7 +20,7 @@ from ...core.randomness import address
 from ..augmentation import operation
 from ..augmentation.operation import BatchedOp, Op
 from . import kernels, kernels_colour
-from .kernels import affine, copy, mirror, remembering, resample, window
+from .kernels import NEAREST, affine, copy, mirror, remembering, resample, window
 from .kernels_colour import color, look_up, sharpness
 
 logger = logging.getLogger(__name__)
@@ -117,16 +117,19 @@ def runner(version: int) -> Callable:
         ready, spans, weights = remembering(sizes)
         for i in range(first, last):
             h, w = sizes[0]
-            old, other = buffers[0, : h * w * 3].reshape((h, w, 3)), 1
+            old, other, done = buffers[0, : h * w * 3].reshape((h, w, 3)), 1, -1
             copy(flat[indices[i]], old.reshape(-1))
             for s in range(len(codes)):
                 code, numbers = codes[s, i], args[s, i]
-                if code == NONE:
+                if code == NONE or s == done:
                     continue
                 h, w = sizes[s + 1]
                 new = buffers[other, : h * w * 3].reshape((h, w, 3))
                 if code == RESAMPLE:
-                    resample(old, numbers, (ready[s], spans[s], weights[s]), new)
+                    mirrored = s + 1 < len(codes) and codes[s + 1, i] == HFLIP
+                    mirrored = mirrored and numbers[4] != NEAREST
+                    done = s + 1 if mirrored else done
+                    resample(old, numbers, mirrored, (ready[s], spans[s], weights[s]), new)
                 elif code == WINDOW:
                     window(old, numbers, fills[s], lines[s], new)
                 elif code == HFLIP:

@@ -5,7 +5,6 @@ where it has float), and numba contracts nothing unless asked to, so the bits ar
 libImaging's Resample.c (two passes, weights of 22 bits) and Geometry.c (affine maps).
 """
 
-from collections.abc import Callable
 from math import ceil, floor
 
 import numpy as np
@@ -44,10 +43,11 @@ def mirror(old: Array, new: Array) -> None:
 @compiled
 def window(old: Array, args: Array, fill: Array, lines: Array, new: Array) -> None:
     """From top, left on, new's size of the image whose padding `lines` (2, …) describe."""
+    top, left = int(args[0]), int(args[1])
     for i in range(new.shape[0]):
-        y = lines[0, int(args[0]) + i]
+        y = lines[0, top + i]
         for j in range(new.shape[1]):
-            x = lines[1, int(args[1]) + j]
+            x = lines[1, left + j]
             for c in range(3):
                 new[i, j, c] = old[y, x, c] if y >= 0 and x >= 0 else fill[c]
 
@@ -86,49 +86,32 @@ def _nearest(old: Array, args: Array, fill: Array, new: Array) -> None:
 
 
 @compiled
-def _channel(pixel: np.uint32, k: int) -> float:
-    """Channel k of a pixel that is one number."""
-    return float(np.int32((pixel >> np.uint32(8 * k)) & np.uint32(255)))
-
-
-@compiled
-def _between_two(near: Array, first: int, k: int, j: int, d: float) -> float:
-    """Channel k at d behind pixel `first` of near (…, n), at place j."""
-    one, two = _channel(near[first, j], k), _channel(near[first + 1, j], k)
-    return one + (two - one) * d
-
-
-@compiled
-def _between_four(near: Array, k: int, j: int, dx: float, dy: float) -> float:
-    """Channel k between the four pixels near (4, n) of place j."""
-    upper, lower = _between_two(near, 0, k, j, dx), _between_two(near, 2, k, j, dx)
-    return upper + (lower - upper) * dy
-
-
-@compiled
-def _spline(v1: float, v2: float, v3: float, v4: float, d: float) -> float:
-    """Pillow's cubic through four values, a = -1."""
-    p2 = -v1 + v3
-    p3 = 2 * (v1 - v2) + v3 - v4
-    p4 = -v1 + v2 - v3 + v4
-    return v2 + d * (p2 + d * (p3 + d * p4))
-
-
-@compiled
-def _line_through(near: Array, first: int, k: int, j: int, d: float) -> float:
-    """The cubic through four pixels of one line."""
-    v1, v2 = _channel(near[first, j], k), _channel(near[first + 1, j], k)
-    return _spline(v1, v2, _channel(near[first + 2, j], k), _channel(near[first + 3, j], k), d)
-
-
-@compiled
-def _between_sixteen(near: Array, k: int, j: int, dx: float, dy: float) -> float:
-    """Channel k between the sixteen pixels near (16, n) of place j."""
-    v1, v2 = _line_through(near, 0, k, j, dx), _line_through(near, 4, k, j, dx)
-    v3, v4 = _line_through(near, 8, k, j, dx), _line_through(near, 12, k, j, dx)
-    value = _spline(v1, v2, v3, v4, dy)
-    value = 0.0 if value < 0.0 else value
-    return 255.0 if value > 255.0 else value
+def _locate(
+    args: Array,
+    top: int,
+    height: int,
+    width: int,
+    inside: Array,
+    place: Array,
+    dx: Array,
+    dy: Array,
+) -> None:
+    """Where the result's pixels from row `top` on lie: inside or not, the index of the pixel above
+    and left of it in `_with_edges`, and how far behind that pixel; each (n,)."""
+    a, b, c, d, e, f = args[0], args[1], args[2], args[3], args[4], args[5]
+    for i in range(len(inside) // width):
+        first = i * width
+        down = top + i + 0.5
+        for j in range(width):
+            across = j + 0.5
+            x = a * across + b * down + c
+            y = d * across + e * down + f
+            within = 0.0 <= x < width and 0.0 <= y < height
+            x, y = (x - 0.5 if within else 0.0), (y - 0.5 if within else 0.0)
+            column, row = floor(x), floor(y)
+            inside[first + j] = within
+            dx[first + j], dy[first + j] = x - column, y - row
+            place[first + j] = (int(row) + EDGE) * (width + 2 * EDGE) + int(column) + EDGE
 
 
 @compiled
@@ -150,90 +133,116 @@ def _with_edges(old: Array) -> Array:
 
 
 @compiled
-def _locate(
-    args: Array, top: int, shape: tuple, inside: Array, place: Array, dx: Array, dy: Array
-) -> None:
-    """Where the result's pixels from row `top` on lie in an image of this shape; each (n,).
-
-    inside: or outside. place: of the pixel above and left of it, in `_with_edges`. dx, dy: how far
-    it is behind that pixel.
-    """
-    a, b, c, d, e, f = args[0], args[1], args[2], args[3], args[4], args[5]
-    height, width = shape
-    for i in range(len(inside) // width):
-        first = i * width
-        down = top + i + 0.5
-        for j in range(width):
-            across = j + 0.5
-            x = a * across + b * down + c
-            y = d * across + e * down + f
-            within = 0.0 <= x < width and 0.0 <= y < height
-            x, y = (x - 0.5 if within else 0.0), (y - 0.5 if within else 0.0)
-            column, row = floor(x), floor(y)
-            inside[first + j] = within
-            dx[first + j], dy[first + j] = x - column, y - row
-            place[first + j] = (int(row) + EDGE) * (width + 2 * EDGE) + int(column) + EDGE
+def _fetch_four(edged: Array, place: Array, stride: int, near: Array) -> None:
+    """near (4, …) = the square of pixels behind and below each place."""
+    for j in range(len(place)):
+        for r in range(2):
+            # Unsigned, or numba would ask of each index whether it counts from the end.
+            first = np.uint64(place[j] + r * stride)
+            for q in range(2):
+                near[2 * r + q, j] = edged[first + np.uint64(q)]
 
 
-def _smooth(taps: int, value: Callable) -> Callable:
-    """A compiled map whose pixels are the `value` of the `taps` x `taps` pixels around a place.
-
-    Some rows at a time, and for them step by step, so that every step runs in vector registers.
-    """
-    before = taps // 2 - 1  # of them, how many lie before the place
-
-    @compiled
-    def fetch(edged: Array, place: Array, stride: int, near: Array) -> None:
-        for j in range(len(place)):
-            for r in range(taps):
-                # Unsigned, or numba would ask of each index whether it counts from the end.
-                first = np.uint64(place[j] - before + (r - before) * stride)
-                for q in range(taps):
-                    near[taps * r + q, j] = edged[first + np.uint64(q)]
-
-    @compiled
-    def blend(near: Array, k: int, dx: Array, dy: Array, found: Array) -> None:
-        for j in range(len(found)):
-            found[j] = np.int32(value(near, k, j, dx[j], dy[j]))
-
-    @compiled
-    def apply(old: Array, args: Array, fill: Array, new: Array) -> None:
-        height, width = old.shape[:2]
-        edged, stride = _with_edges(old), width + 2 * EDGE
-        band = max(BAND // width, 1)
-        near = np.empty((taps * taps, band * width), np.uint32)
-        inside, place = np.empty(band * width, np.bool_), np.empty(band * width, np.int64)
-        dx, dy = np.empty(band * width), np.empty(band * width)
-        found = np.empty((3, band * width), np.int32)
-        made = new.reshape((height * width, 3))
-        for top in range(0, height, band):
-            n = min(band, height - top) * width
-            _locate(args, top, (height, width), inside[:n], place, dx, dy)
-            fetch(edged, place[:n], stride, near)
-            for k in range(3):
-                blend(near, k, dx, dy, found[k, :n])
-            some = made[top * width : top * width + n]
-            for j in range(n):
-                if inside[j]:
-                    some[j, 0], some[j, 1], some[j, 2] = found[0, j], found[1, j], found[2, j]
-                else:
-                    some[j, 0], some[j, 1], some[j, 2] = fill[0], fill[1], fill[2]
-
-    return apply
+@compiled
+def _fetch_sixteen(edged: Array, place: Array, stride: int, near: Array) -> None:
+    """near (16, …) = the square of four by four pixels around each place."""
+    for j in range(len(place)):
+        for r in range(4):
+            first = np.uint64(place[j] - 1 + (r - 1) * stride)
+            for q in range(4):
+                near[4 * r + q, j] = edged[first + np.uint64(q)]
 
 
-_bilinear, _bicubic = _smooth(2, _between_four), _smooth(4, _between_sixteen)
+@compiled
+def _channel(pixel: np.uint32, k: int) -> float:
+    """Channel k of a pixel that is one number."""
+    return float(np.int32((pixel >> np.uint32(8 * k)) & np.uint32(255)))
+
+
+@compiled
+def _bilinear(near: Array, k: int, dx: Array, dy: Array, found: Array) -> None:
+    """Channel k between the four pixels near (4, …) of each place -> found (n,)."""
+    for j in range(len(found)):
+        one, two = _channel(near[0, j], k), _channel(near[1, j], k)
+        upper = one + (two - one) * dx[j]
+        one, two = _channel(near[2, j], k), _channel(near[3, j], k)
+        lower = one + (two - one) * dx[j]
+        found[j] = np.int32(upper + (lower - upper) * dy[j])
+
+
+@compiled
+def _spline(v1: float, v2: float, v3: float, v4: float, d: float) -> float:
+    """Pillow's cubic through four values, a = -1."""
+    p1 = v2
+    p2 = -v1 + v3
+    p3 = 2 * (v1 - v2) + v3 - v4
+    p4 = -v1 + v2 - v3 + v4
+    return p1 + d * (p2 + d * (p3 + d * p4))
+
+
+@compiled
+def _line_through(near: Array, first: int, k: int, j: int, d: float) -> float:
+    """The cubic through four pixels of one line."""
+    return _spline(
+        _channel(near[first, j], k),
+        _channel(near[first + 1, j], k),
+        _channel(near[first + 2, j], k),
+        _channel(near[first + 3, j], k),
+        d,
+    )
+
+
+@compiled
+def _bicubic(near: Array, k: int, dx: Array, dy: Array, found: Array) -> None:
+    """Channel k between the sixteen pixels near (16, …) of each place -> found (n,)."""
+    for j in range(len(found)):
+        value = _spline(
+            _line_through(near, 0, k, j, dx[j]),
+            _line_through(near, 4, k, j, dx[j]),
+            _line_through(near, 8, k, j, dx[j]),
+            _line_through(near, 12, k, j, dx[j]),
+            dy[j],
+        )
+        value = 0.0 if value < 0.0 else value
+        found[j] = np.int32(255.0 if value > 255.0 else value)
 
 
 @compiled
 def affine(old: Array, args: Array, fill: Array, new: Array) -> None:
-    """Output pixel centre (x, y) shows the input at (ax + by + c, dx + ey + f)."""
+    """Output pixel centre (x, y) shows the input at (ax + by + c, dx + ey + f).
+
+    Some rows at a time, and for them step by step, so that every step runs in vector registers.
+    """
     if int(args[6]) == NEAREST:
         _nearest(old, args, fill, new)
-    elif int(args[6]) == BILINEAR:
-        _bilinear(old, args, fill, new)
-    else:
-        _bicubic(old, args, fill, new)
+        return
+    smooth = int(args[6]) != BILINEAR
+    height, width = old.shape[:2]
+    edged, stride = _with_edges(old), width + 2 * EDGE
+    band = max(BAND // width, 1)
+    near = np.empty((16 if smooth else 4, band * width), np.uint32)
+    inside, place = np.empty(band * width, np.bool_), np.empty(band * width, np.int64)
+    dx, dy = np.empty(band * width), np.empty(band * width)
+    found = np.empty((3, band * width), np.int32)
+    made = new.reshape((height * width, 3))
+    for top in range(0, height, band):
+        n = min(band, height - top) * width
+        _locate(args, top, height, width, inside[:n], place[:n], dx[:n], dy[:n])
+        if smooth:
+            _fetch_sixteen(edged, place[:n], stride, near)
+        else:
+            _fetch_four(edged, place[:n], stride, near)
+        for k in range(3):
+            if smooth:
+                _bicubic(near, k, dx, dy, found[k, :n])
+            else:
+                _bilinear(near, k, dx, dy, found[k, :n])
+        some = made[top * width : top * width + n]
+        for j in range(n):
+            if inside[j]:
+                some[j, 0], some[j, 1], some[j, 2] = found[0, j], found[1, j], found[2, j]
+            else:
+                some[j, 0], some[j, 1], some[j, 2] = fill[0], fill[1], fill[2]
 
 
 # -- crop and resize -------------------------------------------------------------------------------
@@ -328,8 +337,11 @@ def _weighted(rows: Array, span: Array, weights: Array, sums: Array, line: Array
 
 
 @compiled
-def _across(old: Array, top: int, left: int, width: int, smooth: int, memory: tuple, new: Array):
+def _across(
+    old: Array, top: int, left: int, width: int, kind: tuple, memory: tuple, new: Array
+) -> None:
     """The crop of old from top, left, `width` wide and as high as new -> new (H, w, 3)."""
+    smooth, mirrored = kind
     height, size = new.shape[:2]
     spans, weights = _weights_for(memory, (1, smooth, width), size)
     # Each column becomes a row, so that the sums over inputs run along contiguous memory.
@@ -343,8 +355,9 @@ def _across(old: Array, top: int, left: int, width: int, smooth: int, memory: tu
         _weighted(turned, spans[i], weights[i], sums, columns[i])
     for y in range(height):
         for i in range(size):
+            place = size - 1 - i if mirrored else i
             for c in range(3):
-                new[y, i, c] = columns[i, 3 * y + c]
+                new[y, place, c] = columns[i, 3 * y + c]
 
 
 @compiled
@@ -359,9 +372,10 @@ def _down(old: Array, top: int, left: int, height: int, smooth: int, memory: tup
 
 
 @compiled
-def resample(old: Array, args: Array, memory: tuple, new: Array) -> None:
+def resample(old: Array, args: Array, mirrored: bool, memory: tuple, new: Array) -> None:
     """Cut out top, left, height, width; resize to new's size in two passes, rounded in between.
 
+    mirrored: left and right exchanged, as a flip behind it would do; not by the nearest pixels.
     memory: what `remembering` made for this size of new.
     """
     top, left, height, width = int(args[0]), int(args[1]), int(args[2]), int(args[3])
@@ -377,8 +391,8 @@ def resample(old: Array, args: Array, memory: tuple, new: Array) -> None:
     if fewer_rows > 0 and fewer_rows > 2 * fewer_columns:
         between = np.empty((new.shape[0], width, 3), np.uint8)
         _down(old, top, left, height, smooth, memory, between)
-        _across(between, 0, 0, width, smooth, memory, new)
+        _across(between, 0, 0, width, (smooth, mirrored), memory, new)
     else:
         between = np.empty((height, new.shape[1], 3), np.uint8)
-        _across(old, top, left, width, smooth, memory, between)
+        _across(old, top, left, width, (smooth, mirrored), memory, between)
         _down(between, 0, 0, height, smooth, memory, new)
