@@ -108,7 +108,7 @@ def label_smoothing() -> Block:
 def few_batches() -> Block:
     """The least loss that CutMix leaves possible, over all batches of an epoch and over three."""
     made = recipe("r3")
-    stir = mix.mix(made.mix)
+    stir = mix.Mix(made.mix)
     images, target = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1])
     all_batches, few = [], []
     steps = 50_000 // made.batch_size
