@@ -71,7 +71,7 @@ def normalize(
 def _announce() -> None:
     """Say why the first batch takes long, where nothing is kept on disk yet."""
     if not any(Path(run._cache.cache_path).glob(f"{Path(__file__).stem}.runner*.nbc")):
-        logger.warning("compiling the augmentations for this machine, once: some fifteen seconds")
+        logger.warning("compiling the augmentations for this machine, once: about half a minute")
 
 
 def _in_parts(count: int, pixels: int, threads: int, work: Callable[[int, int], None]) -> None:
