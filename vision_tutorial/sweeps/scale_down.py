@@ -203,8 +203,8 @@ def write_recipes(made: TablePlan, folder: Path, dataset: str | None, all_images
             given = {key: value for key, value in more.items() if value is not None}
             values = {"extends": Path(full).as_posix(), **given, **ruled}
         values["expects"] = {"top1": None}
-        head = "made by `vision-tutorial reproduce`; the rule is in docs/reproduce.md"
-        write_text(folder / f"{name}.yaml", f"# {name}, scaled down: {head}\n{to_yaml(values, True)}")
+        head = f"# {name}, scaled down by `vision-tutorial reproduce` (rule: docs/reproduce.md)"
+        write_text(folder / f"{name}.yaml", f"{head}\n{to_yaml(values, True)}")
 
 
 def _by_rule(made: TablePlan, recipe: Recipe) -> dict[str, Any]:
