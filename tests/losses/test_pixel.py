@@ -102,7 +102,7 @@ def test_focal_ovr_of_a_class_map_is_the_expectation():
     "options",
     [
         {"smoothing": 0.1},
-        {"smoothing": 0.1, "target_threshold": 0.05},
+        {"smoothing": 0.1, "target_threshold": 0.9},
         {"smoothing": 0.1, "sum_classes": True, "pos_weight": 3.0},
         {"smoothing": 0.0, "class_weights": WEIGHTS},
     ],
