@@ -87,6 +87,7 @@ def test_boundaries_equal_erosion_class_by_class():
     ndimage = pytest.importorskip("scipy.ndimage")
     logits, masks = batch(4, 8, size=(60, 80))
     said = logits.argmax(1)
+    said[0] = 0  # one class on both sides of what is void
     reach = round(BAND * 100)
     agreed, either = np.zeros(C), np.zeros(C)
     for image in range(4):

@@ -12,7 +12,7 @@ MASKS = {
     "batch_01/0001.jpg": np.arange(16, dtype=np.uint8).reshape(4, 4) % 5,
     "가.jpg": np.zeros((4, 4), np.uint8),
 }
-BIG = np.full((submission.SIZE, submission.SIZE), 4, np.uint8)  # its row is longer than csv allows
+BIG = np.full((submission.SIZE, submission.SIZE), 10, np.uint8)  # its row is longer than csv allows
 
 
 def test_the_file_is_what_the_contest_wants(tmp_path):
@@ -27,7 +27,7 @@ def test_the_file_is_what_the_contest_wants(tmp_path):
     assert all((found[name] == MASKS[name]).all() for name in MASKS)
     assert list(tmp_path.iterdir()) == [path]
     submission.write(path, [("a", BIG)])
-    assert (submission.read(path, 5)["a"] == BIG).all()
+    assert (submission.read(path, 11)["a"] == BIG).all()
 
 
 @pytest.mark.parametrize(
