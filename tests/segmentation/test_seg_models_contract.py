@@ -190,6 +190,20 @@ def test_rates(options, expected):
     assert [layer.kernel_size[0] for layer in first] == [1 if r == 1 else 3 for r in expected]
 
 
+@pytest.mark.parametrize(("aspp", "decoder"), [(False, True), (True, False)])
+def test_separable_convolutions_are_where_their_options_say(aspp, decoder):
+    with torch.device("meta"):
+        options = {"aspp_separable": aspp, "decoder_separable": decoder}
+        network = deeplabv3plus(3, backbone=TINY, aspp_channels=8, **options)
+
+    def depthwise(module):
+        return sum(isinstance(m, nn.Conv2d) and m.groups > 1 for m in module.modules())
+
+    in_aspp = depthwise(network.decoder.pyramid)
+    assert in_aspp == 3 * aspp  # three rates above 1
+    assert depthwise(network.decoder) - in_aspp == 2 * decoder
+
+
 def dropout_rates(module: nn.Module) -> list[float]:
     return [m.p for m in module.modules() if isinstance(m, nn.Dropout) and m.p]
 
