@@ -103,9 +103,8 @@ def test_durations(seconds, words):
     assert progress.duration(seconds) == words
 
 
-@pytest.mark.parametrize("options", [{"terminal": False}, {"width": 78}])
-def test_one_plain_line_an_epoch_where_there_is_no_room_for_a_table(clock, options):
-    console = make_console(**options)
+def test_one_plain_line_an_epoch_without_a_terminal(clock):
+    console = make_console(terminal=False)
     display = make_display(True, console)
     play(display, clock)
     display.say("[red]" + "x" * 500)
@@ -115,6 +114,23 @@ def test_one_plain_line_an_epoch_where_there_is_no_room_for_a_table(clock, optio
         f"epoch 2/2  {shared}  1,240 images/s  12.3 s",
         "[red]" + "x" * 500,
     ]
+
+
+@pytest.mark.parametrize(
+    "width, names",
+    [
+        (86, "epoch lr train/loss val/loss val/top1 val/top5 images/s time"),
+        (78, "epoch lr train/loss val/loss val/top1 images/s time"),
+        (60, "epoch lr train/loss val/loss val/top1 time"),
+        (40, "epoch val/loss val/top1 time"),
+    ],
+)
+def test_a_narrow_terminal_has_fewer_columns(clock, width, names):
+    console = make_console(width=width)
+    play(make_display(True, console), clock)
+    header, *rows = [line for line in screen(written(console)) if "━" not in line]
+    assert header.split() == names.split()
+    assert all(len(line) <= width for line in (header, *rows)) and "12.40" in rows[0]
 
 
 def test_only_the_table_and_the_notices_stay_on_the_screen(clock):

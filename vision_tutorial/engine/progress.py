@@ -108,8 +108,7 @@ class Display:
     def epoch(self, row: Mapping[str, Any], best: bool = False) -> None:
         """Print an epoch's line of metrics.jsonl; the best so far has a star, or says so."""
         values = _cells(row, self._epochs)
-        header = {name: max(len(name), WIDTHS.get(name, 0)) for name in values}
-        if not self._bar or sum(header.values()) + len(GAP) * len(header) > self._console.width:
+        if not self._bar:
             seconds = values.pop("time", None)
             words = [f"{name} {text}" for name, text in values.items() if name != "images/s"]
             words += [f"{values['images/s']} images/s"] if "images/s" in values else []
@@ -117,6 +116,7 @@ class Display:
             words += [f"eta {duration(self.eta())}"] if self.eta() else []
             self.say(GAP.join(words + ["best"] * best))
             return
+        header = _columns(values, self._console.width - 1)
         if header != self._header:
             self._header = header
             names = GAP.join(f"{name:>{width}}" for name, width in header.items())
@@ -205,6 +205,17 @@ def _cells(row: Mapping[str, Any], epochs: int) -> dict[str, str]:
     if "seconds" in row:
         cells["time"] = duration(row["seconds"])
     return cells
+
+
+def _columns(values: Mapping[str, str], room: int) -> dict[str, int]:
+    """The widths of the columns that fit. Metrics go first, from the right, then the others; epoch
+    and headline stay."""
+    header = {name: max(len(name), WIDTHS.get(name, 0)) for name in values}
+    metrics = [name for name in values if name.startswith("val/") and name != "val/loss"]
+    for name in (*reversed(metrics[1:]), "images/s", "lr", "train/loss", "val/loss", "time"):
+        if sum(header.values()) + len(GAP) * (len(header) - 1) > room:
+            header.pop(name, None)
+    return header
 
 
 def _survive(draw: Callable[[], object]) -> None:
