@@ -26,3 +26,24 @@ def data_root() -> Path:
     if not root:
         pytest.skip("VISION_TUTORIAL_DATA names no folder with the real data")
     return Path(root)
+
+
+TINY = """
+dataset: shapes
+holdout: 0.1
+augment: [{random_crop: {size: 32, padding: 4}}, hflip]
+model: {test_resnet: {stem: cifar}}
+epochs: 30
+batch_size: 256
+optimizer: {sgd: {lr: 0.1, momentum: 0.9}}
+schedule: cosine
+normalize: half
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The file of a small recipe without faults, to be changed by overrides."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path

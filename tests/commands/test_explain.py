@@ -25,24 +25,6 @@ from vision_tutorial.recipe.yaml_lines import parse_value, read_document
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-TINY = """
-dataset: shapes
-holdout: 0.1
-augment: [{random_crop: {size: 32, padding: 4}}, hflip]
-model: {test_resnet: {stem: cifar}}
-epochs: 30
-batch_size: 256
-optimizer: {sgd: {lr: 0.1, momentum: 0.9}}
-schedule: cosine
-normalize: half
-"""
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
-    return path
 
 
 def run(*words) -> str:
@@ -212,7 +194,7 @@ def test_imports_need_trust(tiny, tmp_path, capsys, monkeypatch):
         "@losses.register\ndef of_explain(logits, target, *, a: float = 1.0):\n"
         '    """A loss of its own."""\n    return logits.mean() * a\n'
     )
-    tiny.write_text(TINY + "imports: [mine.py]\nloss: of_explain\n")
+    tiny.write_text(tiny.read_text() + "imports: [mine.py]\nloss: of_explain\n")
     assert explain.main([str(tiny)]) == 2
     captured = capsys.readouterr()
     assert "of_explain: {weight: 1.0, a: 1.0}" in captured.out  # read, not run

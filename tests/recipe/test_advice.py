@@ -11,17 +11,6 @@ from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.recipe.recipe_info import RecipeInfo, recipe_info, smoothing_floor
 
-TINY = """
-dataset: shapes
-holdout: 0.1
-augment: [{random_crop: {size: 32, padding: 4}}, hflip]
-model: {test_resnet: {stem: cifar}}
-epochs: 30
-batch_size: 256
-optimizer: {sgd: {lr: 0.1, momentum: 0.9}}
-schedule: cosine
-normalize: half
-"""
 FOLDER = "dataset={image_folder: {root: x}}"
 MADGRAD = "optimizer={madgrad: {lr: 1.0e-4}}"
 # what is said, from its key on; below it overrides with which it is said | near ones without
@@ -89,19 +78,17 @@ SPEAK = SPEAK.strip().replace("FOLDER", FOLDER).splitlines()
 
 
 @pytest.fixture
-def said(tmp_path):
-    """What is said of TINY with overrides, by "key: what"."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
+def said(tiny):
+    """What is said of the tiny recipe with overrides, by "key: what"."""
 
     def said(*overrides: str) -> dict[str, Advice]:
-        recipe = load(path, overrides).recipe
-        info = recipe_info(recipe, load(path).recipe if overrides else None)
+        recipe = load(tiny, overrides).recipe
+        info = recipe_info(recipe, load(tiny).recipe if overrides else None)
         more = {"micro_batch": recipe.micro_batch or 128, "batch_norm": True, "gpu": False}
         items = advice(recipe, RecipeInfo(**{**vars(info), **more}))
         return {f"{item.key}: {item.what}": item for item in items}
 
-    said.loss = lambda text: WeightedSum(load(path, [text]).recipe.loss)
+    said.loss = lambda text: WeightedSum(load(tiny, [text]).recipe.loss)
     return said
 
 
