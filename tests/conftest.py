@@ -1,12 +1,18 @@
 """Shared by all tests. Imports nothing heavy: most files never need torch."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; small tensors only
 os.environ.setdefault("WANDB_MODE", "disabled")  # no test may reach the network
+# Where Python may keep no bytecode, each process that imports torch compiles it anew: 20 s.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache/bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 # One suite for all machines: it forks ranks, which share no GPU, and compares bits of CPUs. What is
 # about a GPU asks for one: VISION_TUTORIAL_TEST_GPU=1 pytest tests/data/test_device.py …
 if os.environ.get("VISION_TUTORIAL_TEST_GPU") != "1":

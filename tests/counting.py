@@ -27,15 +27,13 @@ EPOCH_SECONDS = float(os.environ.get("COUNTING_SECONDS", 0.05))
 real_start, real_prepare = children.start, children._prepare
 
 
-def count_instead() -> None:
-    """From here on, children count. They are forked, which costs a hundredth of a start."""
-    children.start = start
-
-
 def start(
     command: Sequence[str], *args: Any, command_main: Callable[[list[str]], int] | None = None
 ) -> Any:
-    """As `children.start`, but what follows the fork is `count` (or a command), not the command."""
+    """As `children.start`, but what follows the fork is `count` (or a command), not the command.
+
+    A fork costs a hundredth of a start.
+    """
 
     def prepare(slot: children.DeviceSlot) -> Any:
         prepare_child = real_prepare(slot)
@@ -158,6 +156,6 @@ def row(recipe: Recipe, epoch: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    count_instead()
+    children.start = start
     commands = {"sweep": sweep, "rerun": rerun, "reproduce": reproduce}
     sys.exit(commands[sys.argv[1]].main(sys.argv[2:]))

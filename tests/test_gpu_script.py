@@ -34,46 +34,33 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def parts_script(*words: object, code: int = 0) -> str:
     """What benchmarks/pack_parts.py prints."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "pack_parts.py"), *map(str, words)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, ROOT / "benchmarks" / "pack_parts.py", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
 
 def test_a_damaged_part_is_refused(parts: list[Path], tmp_path: Path) -> None:
-    broken = tmp_path / parts[0].name
-    shutil.copytree(parts[0], broken)
+    broken = Path(shutil.copytree(parts[0], tmp_path / parts[0].name))
     sheet = next(broken.glob("*.webp"))
     sheet.write_bytes(sheet.read_bytes()[:-1] + b"x")
     error = parts_script("unpack", broken, parts[1], "--to", tmp_path / "set", code=2)
     assert f"{sheet}: its digest differs" in error and not (tmp_path / "set").exists()
     parts_script("unpack", *parts, "--to", tmp_path / "set")
+    packed = parts[0].parents[1] / "set"
     for split in ("train", "test"):
-        packed, unpacked = (
-            arrays.load(at / "set", split) for at in (parts[0].parents[1], tmp_path)
-        )
-        assert packed.digest() == unpacked.digest()
+        digests = [arrays.load(at, split).digest() for at in (packed, tmp_path / "set")]
+        assert digests[0] == digests[1]
 
 
 def call(folder: Path, *words: object, **more: str) -> subprocess.CompletedProcess[str]:
     """Run the script with its work and results under `folder`; without an installed package."""
-    bin_folder = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-    environment |= {"WORK": str(folder / "work"), "OUT": str(folder / "out"), "MINUTES": "5"}
-    environment |= {"RECIPE": str(ROOT / "recipes" / "debug.yaml"), "CUDA_VISIBLE_DEVICES": ""}
-    environment |= more
-    return subprocess.run(
-        [SCRIPT, *map(str, words)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = os.environ | {"WORK": str(folder / "work"), "OUT": str(folder / "out")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment |= {"RECIPE": str(ROOT / "recipes" / "debug.yaml"), "MINUTES": "5", **more}
+    command, pipes = [SCRIPT, *map(str, words)], {"capture_output": True, "text": True}
+    return subprocess.run(command, cwd=folder, env=environment, timeout=300, **pipes)
 
 
 def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The rules of CONTRIBUTING.md: imports, sizes, names, registries, recipes."""
 
 import ast
+import importlib
 import inspect
 import re
 import subprocess
@@ -102,8 +103,6 @@ def test_commands_do_not_import_each_other():
 def test_the_imports_are_seen():
     # the tests above would pass on nothing, were the reading of imports wrong
     assert {"core.errors", "recipe.loading", "build", "engine"} <= imports(PACKAGE / "train.py")
-    assert {"core.registry", "core.task"} <= imports(PACKAGE / "losses" / "pixel.py")
-    assert {p for p in PILLARS if (PACKAGE / p).is_dir()} == PILLARS
     entered = {name.partition(".")[0] for name in imports(PACKAGE / "build.py")}
     assert entered >= PILLARS, "build knows every pillar"
 
@@ -147,12 +146,12 @@ def test_no_two_classes_have_one_name():
     assert [name for name, times in Counter(names).items() if times > 1] == []
 
 
-def test_no_drawers_and_no_stars():
+def test_no_drawers_no_stars_and_test_files_with_names_of_their_own():
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names))
     for path in FILES:
         assert path.stem not in ("utils", "util", "helpers", "misc", "common")
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.ImportFrom):
-                assert [name.name for name in node.names] != ["*"], relative(path)
+        assert "import *" not in path.read_text("utf-8"), relative(path)
 
 
 def test_public_things_have_docstrings_and_type_hints():
@@ -182,11 +181,6 @@ def arguments(node: ast.FunctionDef, method: bool) -> list[ast.arg]:
     return [*own, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
 
 
-def test_test_files_have_names_of_their_own():
-    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
-    assert len(names) == len(set(names))
-
-
 def test_the_list_of_files_in_contributing_is_complete():
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8")
     block = re.search(r"^```text\nvision_tutorial/\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
@@ -209,28 +203,18 @@ def test_the_static_signatures_equal_the_registries():
         filled = getattr(registry, name)
         assert set(known.entries) == set(filled.entries), name
         assert set(known.fallbacks) == set(filled.fallbacks), name
-        for entry, function in (
-            *((entry, filled.entries[entry.name]) for entry in known.entries.values()),
-            *((entry, filled.fallbacks[prefix]) for prefix, entry in known.fallbacks.items()),
-        ):
-            assert facts(function) == (
-                entry.name,
-                dict(entry.options),
-                entry.doc,
-                entry.forwards,
-            )
+        pairs = [(entry, filled.entries[entry.name]) for entry in known.entries.values()]
+        pairs += [(entry, filled.fallbacks[prefix]) for prefix, entry in known.fallbacks.items()]
+        for entry, function in pairs:
+            told = (entry.name, dict(entry.options), entry.doc, entry.forwards)
+            assert facts(function) == told
 
 
 def facts(function) -> tuple:
     """What the signatures say of an entry, from the function itself."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
     options = {
-        p.name: (
-            eval(p.annotation, vars(inspect.getmodule(function)))  # noqa: S307
-            if isinstance(p.annotation, str)
-            else p.annotation,
-            ... if p.default is p.empty else p.default,
-        )
+        p.name: (p.annotation, ... if p.default is p.empty else p.default)
         for p in parameters
         if p.kind is p.KEYWORD_ONLY
     }
@@ -257,10 +241,9 @@ def test_every_verb_is_a_file_with_a_main():
     from vision_tutorial.__main__ import COMMANDS, overview
 
     for command in COMMANDS:
-        file = "train.py" if command == "train" else f"commands/{command}.py"
-        named = {node.name for node in tree_of(PACKAGE / file).body if hasattr(node, "name")}
-        assert "main" in named
-        assert command in overview()
+        file = "train" if command == "train" else f"commands.{command}"
+        module = importlib.import_module(f"vision_tutorial.{file}")
+        assert callable(module.main) and command in overview()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -273,8 +256,3 @@ def test_every_recipe_loads_and_dry_builds(path):
     assert all(parameter.is_meta for parameter in network.parameters())
     for world in (1, 2, 4):
         assert build.batch_parts(recipe, world, on_gpu=True) >= 1
-
-
-def test_the_recipes_of_the_report_are_there():
-    names = {path.stem for path in RECIPES}
-    assert {"r0", "r1", "r2", "r3", "r4", "r5", "r4-tuned", "quickstart", "debug"} <= names

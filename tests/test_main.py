@@ -11,9 +11,7 @@ from vision_tutorial import __version__
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_alone_it_lists_commands_and_every_entry(
-    words: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alone_it_lists_commands_and_every_entry(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert program.main(words) == 0
     shown = capsys.readouterr().out

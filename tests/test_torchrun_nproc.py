@@ -27,22 +27,17 @@ needs_sh = pytest.mark.skipif(os.name != "posix", reason="a shell script")
     [
         ("--nproc 2 -m pkg.train r.yaml", "--nproc-per-node 2 -m pkg.train r.yaml"),
         ("--nproc=2 train.py r.yaml", "--nproc-per-node=2 train.py r.yaml"),
-        ("-m --nproc 2 pkg.train", "-m --nproc-per-node 2 pkg.train"),
-        ("--standalone --nproc gpu train.py", "--standalone --nproc-per-node gpu train.py"),
         ("-m pkg.train --nproc 3", "-m pkg.train --nproc 3"),
-        # "5", "3" and "/logs" are values, not the script
+        # "5" is a value, not the script
         ("--rdzv-id 5 --nproc 2 x --nproc 3", "--rdzv-id 5 --nproc-per-node 2 x --nproc 3"),
-        ("-r 3 --nproc 2 train.py", "-r 3 --nproc-per-node 2 train.py"),
         ("-r3 --nproc 2 train.py", "-r3 --nproc-per-node 2 train.py"),
-        # flags have none
-        ("--no-python train.sh --nproc 3", "--no-python train.sh --nproc 3"),
+        # a flag has none
         ("--standal train.py --nproc 3", "--standal train.py --nproc 3"),
         ("-- train.py --nproc 3", "-- train.py --nproc 3"),
-        ("--nproc-per-node 2 train.py", "--nproc-per-node 2 train.py"),
         ("--nproc", "--nproc-per-node"),
         ("", ""),
     ],
-)  # fmt: skip
+)
 def test_only_torchruns_own_nproc_is_spelled_out(given, expected):
     assert torchrun_nproc.spell_out(given.split()) == expected.split()
 
@@ -85,15 +80,12 @@ def test_torchs_parser_agrees_on_where_the_script_begins(options, nproc, script_
     ("argv", "orig_argv", "expected"),
     [
         (["/env/bin/torchrun", "x"], [], True),
-        (["C:\\env\\Scripts\\torchrun.exe", "x"], [], True),
         (["C:\\env\\Scripts\\torchrun-script.pyw"], [], True),
         (["/env/torch/distributed/run.py", "x"], [], True),
         (["-m", "a", "b"], ["python", "-u", "-m", "torch.distributed.run", "a", "b"], True),
         (["-m", "a"], ["python", "-mtorch.distributed.run", "a"], True),
-        (["-m", "a"], ["python", "-m", "vision_tutorial.train", "a"], False),
         (["-m", "torch.distributed.run"], ["python", "-m", "x", "torch.distributed.run"], False),
         (["-c"], ["python", "-c", "import torch"], False),
-        ([""], ["python"], False),
         (["my_torchrun"], [], False),
     ],
 )
@@ -108,10 +100,8 @@ def test_only_torchrun_is_touched(monkeypatch, argv, orig_argv, expected):
 
 
 def test_the_hook_never_raises(monkeypatch):
-    for broken in ([], [None], ["-m"]):
-        monkeypatch.setattr(sys, "argv", broken)
-        monkeypatch.setattr(sys, "orig_argv", [])
-        torchrun_nproc.allow_nproc()
+    monkeypatch.setattr(sys, "argv", [None])
+    torchrun_nproc.allow_nproc()
     monkeypatch.delattr(sys, "orig_argv")
     torchrun_nproc.allow_nproc()
 
@@ -126,35 +116,21 @@ def test_the_hook_imports_nothing_but_sys():
 
 
 @pytest.mark.parametrize(
-    ("given", "standalone"),
+    ("given", "standalone", "threads"),
     [
-        ("--nproc-per-node 2 x", True),
-        ("x --nnodes 2", True),
-        ("--standalone x", False),
-        ("--rdzv-backend c10d x", False),
-        ("--master-port 29501 x", False),
+        ("--nproc-per-node 2 x", True, 4),
+        ("--nproc_per_node=3 x --nnodes 2", True, 2),
+        ("--standalone --nproc-per-node=16 x", False, 1),
+        ("--rdzv-backend c10d x --nproc-per-node 2", False, 8),
+        ("--master-port 29501 --nproc-per-node gpu x", False, None),
+        ("--nproc-per-node 0 x", True, None),
+        ("--nproc-per-node", True, None),
     ],
 )
-def test_one_machine_needs_no_meeting_place(given, standalone):
-    assert (
-        torchrun_nproc.one_machine(given.split()) == ["--standalone"] * standalone + given.split()
-    )
-
-
-@pytest.mark.parametrize(
-    ("given", "threads"),
-    [
-        ("--nproc-per-node 2 x", 4),
-        ("--nproc_per_node=3 x", 2),
-        ("--nproc-per-node=16 x", 1),
-        ("x --nproc-per-node 2", 8),
-        ("--nproc-per-node gpu x", None),
-        ("--nproc-per-node 0 x", None),
-        ("--nproc-per-node", None),
-    ],
-)
-def test_threads_share_the_cores(given, threads):
-    assert torchrun_nproc.threads_each(given.split(), 8) == threads
+def test_what_one_machine_needs(given, standalone, threads):
+    words = given.split()
+    assert torchrun_nproc.one_machine(words) == ["--standalone"] * standalone + words
+    assert torchrun_nproc.threads_each(words, 8) == threads
 
 
 @pytest.fixture

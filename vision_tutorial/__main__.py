@@ -58,25 +58,19 @@ def overview() -> str:
         "usage: vision-tutorial COMMAND …   (COMMAND --help)",
     ]
     lines += ["", *(f"  {command:<10} {words}" for command, words in COMMANDS.items())]
-    for name, known in static_signatures().items():
-        lines += ["", name]
-        for entry in known.entries.values():
-            lines += described(f"{entry.name}{entry.signature()}", entry.doc)
-        for prefix, entry in known.fallbacks.items():
-            count = f"{len(known.outside)} names" if known.outside else "any name"
-            title = f"{prefix}<name>" if prefix else f"<{count} of timm>"
-            lines += described(f"{title}{entry.signature()}", entry.doc)
-    return "\n".join(lines)
-
-
-def described(title: str, doc: str) -> list[str]:
-    """An entry with its options and what it is, as wide as the terminal."""
     width = max(60, shutil.get_terminal_size().columns)
     wrap = partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
-    return [
-        *wrap(title, initial_indent="  ", subsequent_indent="    "),
-        *wrap(doc, initial_indent=" " * 6, subsequent_indent=" " * 6),
-    ]
+    for name, known in static_signatures().items():
+        lines += ["", name]
+        entries = [(entry.name, entry) for entry in known.entries.values()]
+        count = f"{len(known.outside)} names" if known.outside else "any name"
+        for prefix, entry in known.fallbacks.items():
+            entries.append((f"{prefix}<name>" if prefix else f"<{count} of timm>", entry))
+        for title, entry in entries:
+            title += entry.signature()
+            lines += wrap(title, initial_indent="  ", subsequent_indent="    ")
+            lines += wrap(entry.doc, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

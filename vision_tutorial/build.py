@@ -75,12 +75,11 @@ def data(recipe: Recipe, distributed: Distributed | None = None) -> Splits:
     train = dataset(recipe, "train", distributed)
     if recipe.holdout:
         train, val = hold_out(train, recipe.holdout, recipe.seed)
-        chosen_on = "holdout"
     else:
-        val, chosen_on = dataset(recipe, "test", distributed), "test"
+        val = dataset(recipe, "test", distributed)
     if recipe.subset:
         train = take(train, recipe.subset, recipe.seed)
-    return Splits(train, val, chosen_on)
+    return Splits(train, val, "holdout" if recipe.holdout else "test")
 
 
 def dataset(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:
@@ -114,9 +113,9 @@ def criteria(recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Ca
 
 def model(recipe: Recipe, classes: int, weights: bool = True) -> nn.Module:
     """The network. Its first weights are a function of the seed alone."""
-    options = dict(recipe.model.options)
+    options = recipe.model.options
     if not weights and options.get("pretrained"):
-        options["pretrained"] = False
+        options = {**options, "pretrained": False}
     torch.manual_seed(address(recipe.seed, "init"))
     return registry.models.build(recipe.model.name, **options)(classes)
 
@@ -138,13 +137,9 @@ def place_model(recipe: Recipe, network: nn.Module, distributed: Distributed) ->
 
 def optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
     """The optimizer over the recipe's parameter groups."""
-    options = dict(recipe.optimizer.options)
-    groups = optim.parameter_groups(
-        network,
-        weight_decay=options.get("weight_decay", 0.0),
-        no_decay_1d=recipe.parameter_groups.no_decay_1d,
-        layer_decay=recipe.parameter_groups.layer_decay,
-    )
+    options, kinds = recipe.optimizer.options, recipe.parameter_groups.model_dump()
+    decay = options.get("weight_decay", 0.0)
+    groups = optim.parameter_groups(network, weight_decay=decay, **kinds)
     return registry.optimizers.build(recipe.optimizer.name, **options)(groups)
 
 
@@ -204,29 +199,19 @@ def try_out(recipe: Recipe, source: Source, network: nn.Module) -> None:
         )
 
 
-def worker_context(recipe: Recipe, distributed: Distributed) -> WorkerContext:
-    """Where this process's images go, and its loader processes beside it."""
+def train_pipeline(
+    recipe: Recipe, source: Source, distributed: Distributed, training: bool = True
+) -> DataPipeline:
+    """What makes this process's share of the batches; its loader processes run beside it."""
     spare = len(usable_cores()) // distributed.local_world - 1
     workers = max(0, min(spare, 8)) if recipe.workers is None else recipe.workers
     process = (distributed.rank, distributed.world, distributed.threads)
-    return WorkerContext(distributed.device, *process, workers)
+    worker = WorkerContext(distributed.device, *process, workers)
+    copies = losses.copies(recipe.loss) if training else 0
+    return DataPipeline(recipe, source, worker, training=training, copies=copies)
 
 
-def data_path(recipe: Recipe) -> str:
-    """Which path the training images take, in words."""
-    dense = task(recipe, ()).dense
-    return pipeline.describe_path(recipe, losses.copies(recipe.loss), dense)
-
-
-def train_pipeline(recipe: Recipe, source: Source, distributed: Distributed) -> DataPipeline:
-    """What makes this process's training batches."""
-    worker, copies = worker_context(recipe, distributed), losses.copies(recipe.loss)
-    return DataPipeline(recipe, source, worker, training=True, copies=copies)
-
-
-def eval_pipeline(recipe: Recipe, source: Source, distributed: Distributed) -> DataPipeline:
-    """What makes this process's share of the batches of an evaluation."""
-    return DataPipeline(recipe, source, worker_context(recipe, distributed), training=False)
+eval_pipeline = partial(train_pipeline, training=False)
 
 
 def evaluation(

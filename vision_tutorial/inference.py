@@ -1,7 +1,7 @@
-"""Runs -> networks with their weights -> answers: what `evaluate` and `predict` share."""
+"""Runs -> networks with their weights -> answers: what `evaluate`, `predict`, `gallery` share."""
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,34 +12,45 @@ from torch import nn
 
 from . import build
 from .core import registry
-from .core.atomic import read_json
 from .core.errors import UserError
-from .core.images import image_size, read_image
-from .core.sources import FileSource, Source
+from .core.sources import Source
 from .core.task import Task, sampled
 from .data.pipeline import eval_order
-from .engine import Distributed, Evaluation, load_weights, put_weights, weights_path
+from .engine import (
+    Distributed,
+    Evaluation,
+    load_weights,
+    prediction_function,
+    put_weights,
+    weights_path,
+)
 from .recipe.fields import Recipe
 from .recipe.loading import Loaded
 from .segmentation import pseudo_labels, submission, visualisation  # noqa: F401  (for the commands)
 
+_FOR_MASKS = ("size", "window", "submission", "overlays", "smooth", "pseudo_labels")
+_SEEN_ALIKE = ("task", "dataset", "holdout", "eval_augment", "normalize", "channels_last")
+
 
 @contextmanager
 def opened(
-    found: Sequence[tuple[Path, Loaded]], trust: bool, ensemble: bool = False, alone: str = ""
+    found: Sequence[tuple[Path, Loaded]], args: argparse.Namespace, alone: str = ""
 ) -> Iterator[Distributed]:
     """Import the runs' files, check their recipes, and set this process and its device up.
 
-    ensemble: all with the first run's precision and threads; else these must be equal. alone: the
-    name of a command that runs on one process only.
+    args: of the command. The runs of an ensemble must see the same images the same way; others
+    have one precision and number of threads. alone: the name of a command for one process only.
     """
     first = found[0][1].recipe
     for run, loaded in found:
-        recipe = loaded.recipe
-        if not ensemble and (recipe.precision, recipe.threads) != (first.precision, first.threads):
-            raise UserError(f"{run}: precision or threads differ from the first; name it alone.")
-        build.import_files(loaded.imports, trust)
-        build.check(recipe)
+        for key in _SEEN_ALIKE if args.ensemble else ("precision", "threads"):
+            if getattr(loaded.recipe, key) != getattr(first, key):
+                raise UserError(
+                    f"{run}: its '{key}' is not that of the first run; change it to that (--set), "
+                    "or name this run alone."
+                )
+        build.import_files(loaded.imports, args.trust_imports)
+        build.check(loaded.recipe)
     distributed = Distributed(first.precision, first.threads, first.deterministic)
     try:
         if alone and distributed.world > 1:
@@ -50,38 +61,77 @@ def opened(
         distributed.close()
 
 
-def common_recipe(recipes: Sequence[Recipe]) -> Recipe:
-    """The first of several runs' recipes, if all of them see the same images the same way."""
-    for key in ("task", "dataset", "holdout", "eval_augment", "normalize", "channels_last"):
-        if len({str(getattr(recipe, key)) for recipe in recipes}) > 1:
-            raise UserError(
-                f"an ensemble's runs must see the same images; their '{key}' differ. "
-                "Set it alike for all (--set)."
-            )
-    return recipes[0]
-
-
-def check_options(task: Task, args: argparse.Namespace) -> None:
-    """UserError for options that only make sense where every pixel has an answer."""
-    for option in () if task.dense else ("size", "window", "submission", "overlays", "smooth"):
+def task_of(recipe: Recipe, source: Source, args: argparse.Namespace) -> Task:
+    """The task; UserError for options of the command that only masks have."""
+    made = build.task(recipe, source.classes)
+    for option in () if made.dense else _FOR_MASKS:
         if getattr(args, option, None):
+            option = option.replace("_", "-")
             raise UserError(f"--{option} is for masks; this run names one class per image.")
+    return made
 
 
-def networks(
-    found: Sequence[tuple[Path, Loaded]], classes: int, which: str, distributed: Distributed
-) -> tuple[nn.ModuleList, list[Path]]:
-    """The networks of runs with their weights (`best`, `last` or a file's), and where those lie."""
-    paths = [weights_path(run, which) for run, _ in found]
-    made = nn.ModuleList()
-    for (_, loaded), path in zip(found, paths, strict=True):
-        recipe = loaded.recipe
-        network = build.model(recipe, classes, weights=False)
-        put_weights(network, load_weights(path, "ema" if recipe.ema else "model"), path)
-        network = build.place_model(recipe, network, distributed)
-        distributed.wrap(network, replicate=False)
-        made.append(network)
-    return made, paths
+@dataclass(frozen=True)
+class Answer:
+    """What was said of one image: probabilities (C,) or (C, h, w), at the evaluation's size.
+
+    target: its class id, or ids (h, w). pixels uint8 (3, h, w), where they were asked for.
+    """
+
+    index: int
+    key: str
+    probabilities: torch.Tensor
+    target: torch.Tensor
+    pixels: torch.Tensor | None = None
+
+
+class Predictor:
+    """The networks of some runs with their weights, asked as one about `source`."""
+
+    def __init__(
+        self,
+        found: Sequence[tuple[Path, Loaded]],
+        recipe: Recipe,
+        source: Source,
+        args: argparse.Namespace,
+        distributed: Distributed,
+    ):
+        """args: with the options of `add_looks`."""
+        self.task = task_of(recipe, source, args)
+        self.asked = (recipe, source, distributed)
+        self.weights = [weights_path(run, args.weights) for run, _ in found]
+        self.networks = nn.ModuleList()
+        for (_, loaded), path in zip(found, self.weights, strict=True):
+            network = build.model(loaded.recipe, len(source.classes), weights=False)
+            put_weights(network, load_weights(path, "ema" if loaded.recipe.ema else "model"), path)
+            self.networks.append(build.place_model(loaded.recipe, network, distributed))
+            distributed.wrap(self.networks[-1], replicate=False)
+        looks = (args.tta, args.window, args.stride, args.ensemble or "soft")
+        self.forward = prediction_function(self.networks, *looks)
+        self.refine = None if args.no_refine else refining(recipe)
+
+    def evaluation(self, size: int | None, refine: Callable | None = None) -> Evaluation:
+        """All metrics, on all processes. refine: of `refining`, for the probabilities."""
+        recipe, source, distributed = self.asked
+        given = (recipe, source, self.networks, self.task, distributed)
+        return build.evaluation(*given, forward=self.forward, size=size, refine=refine)
+
+    def answers(self, pixels: bool = False) -> Iterator[Answer]:
+        """What is said of every image, in order; one process. pixels: the images as seen, too."""
+        recipe, source, distributed = self.asked
+        data = build.eval_pipeline(recipe, source, distributed)
+        order = eval_order(recipe, source, data.worker)
+        batches = data.evaluation(pixels=pixels or self.refine is not None)
+        self.networks.eval()
+        with torch.inference_mode():
+            for items, batch in zip(order, batches, strict=True):
+                said = self.task.predict(self.forward, batch.images)
+                if self.refine:
+                    said = self.refine(said.log(), batch.pixels).exp()
+                seen = batch.pixels if pixels else [None] * len(said)
+                rows = zip(items.tolist(), said, batch.target, seen, strict=True)
+                for (_, index), probabilities, target, image in rows:
+                    yield Answer(index, source.key(index), probabilities, target, image)
 
 
 def refining(recipe: Recipe) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
@@ -103,10 +153,11 @@ def refining(recipe: Recipe) -> Callable[[torch.Tensor, torch.Tensor], torch.Ten
 
 
 def scored(
-    recipe: Recipe, source: Source, file: Path, size: int | None, distributed: Distributed
+    recipe: Recipe, source: Source, args: argparse.Namespace, distributed: Distributed
 ) -> Evaluation:
     """All metrics of the masks in a submission; no network is asked."""
-    size, classes = size or submission.SIZE, len(source.classes)
+    task, file = task_of(recipe, source, args), Path(args.submission)
+    size, classes = args.size or submission.SIZE, len(source.classes)
     masks = submission.read(file, classes, size)
     submission.check_names(file, masks, map(source.key, range(len(source))))
     data = build.eval_pipeline(recipe, source, distributed)
@@ -117,68 +168,11 @@ def scored(
         one_hot = nn.functional.one_hot(torch.from_numpy(ids).long(), classes)
         return one_hot.permute(0, 3, 1, 2).to(distributed.device)
 
-    given = (recipe, source, nn.Identity(), build.task(recipe, source.classes), distributed)
+    given = (recipe, source, nn.Identity(), task, distributed)
     found = build.evaluation(*given, forward=answer, data=data, size=size)
     for name in ("loss", "cross_entropy"):  # a mask says nothing of how sure it is
         del found.metrics[name]
     return found
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was said of one image: probabilities (C,) or (C, h, w), at the evaluation's size.
-
-    target: its class id, or ids (h, w). pixels uint8 (3, h, w), where they were asked for.
-    """
-
-    index: int
-    key: str
-    probabilities: torch.Tensor
-    target: torch.Tensor
-    pixels: torch.Tensor | None = None
-
-
-def answers(
-    recipe: Recipe,
-    source: Source,
-    task: Task,
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    distributed: Distributed,
-    refine: Callable | None = None,
-    pixels: bool = False,
-) -> Iterator[Answer]:
-    """What the task's prediction says of every image of `source`, in order; one process.
-
-    pixels: the images too, as the network saw them.
-    """
-    data = build.eval_pipeline(recipe, source, distributed)
-    order = eval_order(recipe, source, data.worker)
-    batches = data.evaluation(pixels=pixels or refine is not None)
-    with torch.inference_mode():
-        for items, batch in zip(order, batches, strict=True):
-            said = task.predict(forward, batch.images)
-            if refine:
-                said = refine(said.log(), batch.pixels).exp()
-            seen = batch.pixels if pixels else [None] * len(said)
-            rows = zip(items.tolist(), said, batch.target, seen, strict=True)
-            for (_, index), probabilities, target, image in rows:
-                yield Answer(index, source.key(index), probabilities, target, image)
-
-
-def classes_of(run: Path, recipe: Recipe) -> tuple[str, ...]:
-    """The classes of a run, from its table of them, or else from the data set."""
-    if (run / "classes.json").is_file():
-        table = read_json(run / "classes.json")
-        names = table.get("class") if isinstance(table, dict) else None
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return tuple(names)
-    return build.split(recipe, "val").classes
-
-
-def images(paths: Sequence[Path], classes: Sequence[str], dense: bool) -> FileSource:
-    """Image files without targets, as a source; nothing counts in the masks of a dense one."""
-    nothing = np.zeros(len(paths), np.int64)
-    return FileSource("images", paths, nothing, tuple(classes), dense=dense)
 
 
 def mask_of(probabilities: torch.Tensor, size: tuple[int, int] | None, smooth: bool) -> np.ndarray:
@@ -187,39 +181,14 @@ def mask_of(probabilities: torch.Tensor, size: tuple[int, int] | None, smooth: b
     smooth: resize probabilities, bilinear, and then decide; else decide, and resize by nearest.
     """
     if size and smooth:
-        probabilities = _at_size(probabilities, size)
+        probabilities = at_size(probabilities, size)
     ids = probabilities.argmax(0)
     if size and not smooth:
         ids = sampled(ids, *size)
     return ids.byte().cpu().numpy()
 
 
-def write_pseudo_labels(
-    folder: Path,
-    answers: Iterable[Answer],
-    paths: Sequence[Path],
-    recipe: Recipe,
-    report: pseudo_labels.PseudoLabelReport,
-) -> list[str]:
-    """Make `folder` a data set of the images whose answers are sure enough; what to tell.
-
-    Evaluation images among them are entered in the report, and told.
-    """
-    both = build.data(recipe)
-    train, val = both.train, both.val
-    masks = (train[i][1] for i in range(len(train)))
-    report.labelled = pseudo_labels.class_pixels(masks, len(report.classes))
-    shown = ((path.name, np.asarray(read_image(path))) for path in paths)
-    known = ((val.key(i), np.asarray(val[i][0])) for i in range(len(val)))
-    report.leaks = pseudo_labels.leaked_images(shown, known)
-    said = (
-        (paths[answer.index], _at_size(answer.probabilities, image_size(paths[answer.index])[::-1]))
-        for answer in answers
-    )
-    pseudo_labels.write_folder(folder, said, report)
-    return [report.summary(), *filter(None, [report.leak_warning()])]
-
-
-def _at_size(probabilities: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    options = {"mode": "bilinear", "align_corners": False}
-    return nn.functional.interpolate(probabilities[None], size, **options)[0]
+def at_size(probabilities: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Probabilities (C, h, w) as (C, *size), bilinear; size is (height, width)."""
+    resize = nn.functional.interpolate
+    return resize(probabilities[None], size, mode="bilinear", align_corners=False)[0]

@@ -9,17 +9,7 @@ file, whose `main` makes the same change and becomes torchrun.
 import sys
 
 # The options of torchrun that take no value; a test holds the list equal to torchrun's own parser.
-FLAGS = (
-    "--help",
-    "--module",
-    "--no-python",
-    "--no_python",
-    "--run-path",
-    "--run_path",
-    "--standalone",
-    "--virtual-local-rank",
-    "--virtual_local_rank",
-)
+FLAGS = "--help --module --no-python --run-path --standalone --virtual-local-rank".split()
 
 
 def allow_nproc() -> None:
@@ -59,6 +49,7 @@ def script_at(arguments: list[str]) -> int:
 def takes_next(option: str) -> bool:
     """Whether the value of torchrun's `option` is the argument after it."""
     if option.startswith("--"):  # argparse takes the beginning of a name for the name
+        option = option.replace("_", "-")
         return "=" not in option and not any(flag.startswith(option) for flag in FLAGS)
     return option.lstrip("-").lstrip("mh") in ("r", "t")  # -r 3, but -r3, -m and -h stand alone
 
@@ -72,9 +63,8 @@ def one_machine(arguments: list[str]) -> list[str]:
 
 def threads_each(arguments: list[str], cores: int) -> int | None:
     """CPU threads for each process; None where only torch can count the processes."""
-    processes = "1"
-    end = script_at(arguments)
-    for option, following in zip(arguments[:end], [*arguments[1:], ""], strict=False):
+    processes, options = "1", arguments[: script_at(arguments)]
+    for option, following in zip(options, [*arguments[1:], ""], strict=False):
         if option.startswith("--nproc"):
             processes = option.partition("=")[2] or following
     return max(1, cores // int(processes)) if processes.isdecimal() and int(processes) else None

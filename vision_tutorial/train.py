@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +33,24 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 2 bad recipe or checkpoint, 3 not finite, 4 out of memory, "
         "5 storage, 143 preempted (continue with the run folder).",
     )
-    add = made.add_argument
+    add, flag = made.add_argument, partial(made.add_argument, action="store_true")
     add("recipe", help="a recipe (file or name), or a run folder to continue")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
-    add(
-        "--resume",
-        action="store_true",
-        help="continue this recipe's newest run, or with --id that run, if there is one",
-    )
+    flag("--resume", help="continue this recipe's newest run, or with --id that one, if there is")
     add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
     add("--id", help="name of the run folder (default: the time)")
     add("--minutes", type=positive, help="stop after so many minutes, saved, to be continued")
-    add(
-        "--steps", type=positive_count, help="stop after so many more steps, saved, to be continued"
-    )
-    add(
-        "--profile",
-        action="store_true",
-        help="take a few steps (--steps, 10), say what takes their time, and stop, saved",
-    )
-    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
-    add(
-        "--no-pretrained",
-        action="store_true",
-        help="random weights where the recipe asks for pretrained ones (no network, a rehearsal)",
-    )
-    add("--quiet", action="store_true", help="print no progress")
+    add("--steps", type=positive_count, help="stop after so many more steps, saved")
+    flag("--profile", help="after a few steps (--steps, 10) say what takes their time; stop, saved")
+    flag("--trust-imports", help="run the files that the recipe imports")
+    flag("--no-pretrained", help="random weights in place of pretrained ones, for a rehearsal")
+    flag("--quiet", help="print no progress")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial train` and `python -m vision_tutorial.train`."""
-    # parse_intermixed_args lets flags stand between overrides
-    args = parser().parse_intermixed_args(argv)
+    args = parser().parse_intermixed_args(argv)  # flags may stand between overrides
     return run_main(lambda: train(args))
 
 
@@ -73,15 +59,14 @@ def train(args: argparse.Namespace) -> int:
     run, loaded = find_run(args)
     from . import build, engine  # after the recipe is known to be good: this takes seconds
 
-    build.import_files(loaded.imports, args.trust_imports)
-    build.check(loaded.recipe)
     recipe = loaded.recipe
+    build.import_files(loaded.imports, args.trust_imports)
+    build.check(recipe)
     distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
     try:
         with distributed.peers():
-            run = distributed.broadcast_object(
-                run or (new_run(args, loaded) if distributed.main else None)
-            )
+            run = run or (new_run(args, loaded) if distributed.main else None)
+            run = distributed.broadcast_object(run)
             with _recorded(run, distributed.main), distributed.peers():
                 code = _train_in(run, loaded, args, distributed)
     finally:
@@ -108,24 +93,17 @@ def find_run(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
         blank = {model.name: {**model.options, "pretrained": False}}
         loaded = load(target, [*args.overrides, f"model={json.dumps(blank)}"])
         print("random weights in the place of pretrained ones, as asked for", file=sys.stderr)
+    folder = Path(args.runs) / loaded.recipe.name
     if args.resume and args.id:
-        run = Path(args.runs) / loaded.recipe.name / run_folder.check_name("run", args.id)
+        run = folder / run_folder.check_name("run", args.id)
         return (run if run.is_dir() else None), loaded
-    if args.resume:
-        return _newest_run(Path(args.runs) / loaded.recipe.name, loaded), loaded
-    return None, loaded
-
-
-def _newest_run(folder: Path, loaded: Loaded) -> Path | None:
-    """The newest run of the same recipe (same but for epochs, workers, logging)."""
-    found = sorted(folder.glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime)
-    for path in reversed(found):
-        try:
+    found = folder.glob("*/recipe.yaml") if args.resume else ()
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(UserError):  # another version's, or damaged: not ours to continue
+            # the same but for epochs, workers, logging
             if identity(load(path).recipe) == identity(loaded.recipe):
-                return path.parent
-        except UserError:
-            continue  # another version's, or damaged: not ours to continue
-    return None
+                return path.parent, loaded
+    return None, loaded
 
 
 def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
@@ -164,9 +142,8 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
             path = run / "status.json"  # of several processes, the first to fail has the word
             running = not path.exists() or read_json(path).get("status") == "running"
             if running and (main or not heard):
-                run_folder.set_status(
-                    run, "failed", exit_code=exit_code(error), error=str(error)[:500]
-                )
+                facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
+                run_folder.set_status(run, "failed", **facts)
             raise
 
 
@@ -193,8 +170,10 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         recorder = engine.RunRecorder(
             run, training, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in _notices(recipe, both, training, plan, distributed, progress):
+    for line in _notices(both, training, plan, recipe):
         display.say(line)
+    if progress.step:
+        display.say(f"continuing at step {progress.step:,} of {plan.steps:,}")
     build.try_out(recipe, both.train, training.model)
     if notice := engine.fit_memory(training, plan):
         display.say(notice)
@@ -213,10 +192,10 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         )
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
-        _finish_records(run, summary, recorder.tracker, progress, code)
+        _finish_records(run, summary, recorder.tracker, progress.table, code)
         # what limits this training; of an epoch that is under way, its steps so far
-        now = {"seconds_data": progress.seconds_data}
-        now["seconds_device"] = progress.seconds - progress.seconds_data
+        waited = progress.seconds_data
+        now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}
         parts = shares([*progress.rows, now])
         for line in [*([in_words(parts)] if parts else []), *lines]:
             print_line(line)
@@ -229,32 +208,28 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
             f"{run}: {progress.step:,} steps are done, and the recipe now ends after "
             f"{plan.steps:,}. Ask for more epochs, or start a new run."
         )
-    if not progress.step and (run / "metrics.jsonl").exists():
-        if run_folder.read_rows(run / "metrics.jsonl"):
-            raise UserError(
-                f"{run}: there are metrics but no checkpoint to continue from. Put its `ckpt` "
-                "folder back, or start a new run."
-            )
+    rows = run / "metrics.jsonl"
+    if not progress.step and rows.exists() and run_folder.read_rows(rows):
+        raise UserError(
+            f"{run}: there are metrics but no checkpoint to continue from. Put its `ckpt` "
+            "folder back, or start a new run."
+        )
 
 
 def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     file = run / "fingerprint.json"
-    if file.exists():
-        facts = read_json(file)
-        if not isinstance(facts, dict) or facts.get("data") != digest:
-            raise UserError(
-                f"{run}: the training data is not what this run began with (its hash differs). "
-                "Restore the data, or start a new run."
-            )
-    else:
-        facts = fingerprint(digest)
+    facts = read_json(file) if file.exists() else fingerprint(digest)
+    if not isinstance(facts, dict) or facts.get("data") != digest:
+        raise UserError(
+            f"{run}: the training data is not what this run began with (its hash differs). "
+            "Restore the data, or start a new run."
+        )
+    if not file.exists():
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
-            facts["recipe"] |= {
-                "base": loaded.base_path.name,
-                "changes": changes(loaded.recipe, loaded.base),
-            }
+            different = changes(loaded.recipe, loaded.base)
+            facts["recipe"] |= {"base": loaded.base_path.name, "changes": different}
         write_json(file, facts)
     write_recipe(run, loaded)
     run_folder.write_rows(run / "metrics.jsonl", progress.rows)
@@ -263,57 +238,40 @@ def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> Non
     run_folder.set_status(run, "running", pid=os.getpid())
 
 
-def _finish_records(
-    run: Path, summary: dict[str, Any], tracker: Any, progress: Any, code: int
-) -> None:
+def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int) -> None:
+    """summary.json and status.json, wandb's summary, and the line of the result."""
+    status, metric, best, last = (summary[k] for k in ("status", "metric", "best", "last"))
     write_json(run / "summary.json", summary)
-    if summary["status"] == "done" and progress.table:
-        table = progress.table
+    if status == "done" and table:
         tracker.table("classes", list(table), list(zip(*table.values(), strict=True)))
     flat = {key: summary[key] for key in ("status", "metric", "chosen_on")}
     flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
-    run_folder.set_status(run, summary["status"], exit_code=code)
-    print_line(_sentence(summary, run))
-
-
-def _sentence(summary: dict[str, Any], run: Path) -> str:
-    metric, best, last = summary["metric"], summary["best"], summary["last"]
-    words = f"{summary['status']} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
+    run_folder.set_status(run, status, exit_code=code)
+    words = f"{status} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
     if best:
         words += f": {metric} {best['value']:.2f} best (epoch {best['epoch']})"
         words += f", {last['value']:.2f} last"
     claim = summary["expects"].get(metric.removeprefix("val/"))
     if claim is not None:
         words += f"; the recipe expects {claim:g}"
-    if summary["status"] != "done":
+    if status != "done":
         words += f"\ncontinue with: vision-tutorial train {run}"
-    return words
+    print_line(words)
 
 
 def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     """wandb, as the recipe wants it; its id is the run's, so that a resume continues it."""
-    wandb = recipe.wandb
-    return wandb_logger.make_tracker(
-        wandb.mode,
-        project=wandb.project,
-        name=f"{recipe.name}-{run.name}",
-        id=f"{recipe.name}-{run.name}",
-        tags=wandb.tags,
-        group=wandb.group or recipe.name,
-        notes=wandb.notes,
-        config=redact(to_plain(recipe)),
-        folder=run,
-        say=say,
-    )
+    given = recipe.wandb.model_dump() | {"group": recipe.wandb.group or recipe.name}
+    given |= dict.fromkeys(("name", "id"), f"{recipe.name}-{run.name}")
+    config = redact(to_plain(recipe))
+    return wandb_logger.make_tracker(**given, config=config, folder=run, say=say)
 
 
-def _notices(
-    recipe: Any, both: Any, training: Any, plan: Any, distributed: Any, progress: Any
-) -> Iterator[str]:
+def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
+    distributed, steps = training.distributed, training.accumulation_steps
     if distributed.notice:
         yield distributed.notice
-    steps = training.accumulation_steps
     micro = recipe.batch_size // distributed.world // steps
     processes = "1 process" if distributed.world == 1 else f"{distributed.world} processes"
     yield (
@@ -324,8 +282,6 @@ def _notices(
         f"batch {recipe.batch_size} = {processes} x {steps} x {micro} images, "
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"
     )
-    if progress.step:
-        yield f"continuing at step {progress.step:,} of {plan.steps:,}"
 
 
 if __name__ == "__main__":

@@ -54,22 +54,17 @@ def test_every_other_operation_in_timms_words():
     assert uniform["auto_augment"] == "rand-m9-n2-p0.5-mstd101-inc1"
 
 
-@pytest.mark.parametrize(
-    ("chain", "why"),
-    [
+def test_what_timm_has_no_words_for():
+    for chain, why in (
         ("[random_crop]", "the chain of random_crop"),
-        ("[hflip]", "the chain of hflip"),
         ("[]", "no augmentations"),
         (f"[{CROP}, vflip, hflip]", "vflip, hflip"),
-        (f"[{CROP}, auto_augment, rand_augment]", "auto_augment and rand_augment"),
         (f"[{CROP}, auto_augment, color_jitter]", "auto_augment and color_jitter"),
         (f"[{CROP}, {{auto_augment: {{policy: cifar10}}}}]", "policy cifar10"),
         (f"[{CROP}, {{auto_augment: {{interpolation: nearest}}}}]", "interpolation nearest"),
         (f"[{CROP}, {{random_erasing: {{area: [0.1, 0.2]}}}}]", "area"),
-    ],
-)
-def test_what_timm_has_no_words_for(chain, why):
-    assert why in timm_baseline.missing(recipe(f"augment={chain}"))
+    ):
+        assert why in timm_baseline.missing(recipe(f"augment={chain}"))
 
 
 def test_mixers_are_timms():
@@ -88,9 +83,9 @@ def source():
     return ArraySource("some", images, np.arange(40) % 4, tuple("abcd"))
 
 
-@pytest.mark.parametrize(("prefetcher", "mix"), [(False, "cutmix"), (True, "cutmix")])
-def test_timms_loader_gives_whole_batches_without_end(source, prefetcher, mix):
-    wanted = recipe("batch_size=16", f"mix={mix}")
+@pytest.mark.parametrize("prefetcher", [False, True])
+def test_timms_loader_gives_whole_batches_without_end(source, prefetcher):
+    wanted = recipe("batch_size=16", "mix=cutmix")
     batches = timm_baseline.timm_batches(wanted, source, torch.device("cpu"), 0, prefetcher)
     assert [next(batches) for _ in range(5)] == [16] * 5  # 40 images are two batches
 

@@ -138,18 +138,19 @@ def test_timms_train_is_told_what_the_recipe_says(told):
 
 
 def test_start_is_what_is_left_of_the_time_to_the_first_checkpoint(tmp_path, monkeypatch):
-    job = measurements.Bench(DEBUG, (), False, 2, 0.1, tmp_path)
+    args = bench.parser().parse_args([DEBUG, "--rounds", "2", "--seconds", "0.1"])
+    job = measurements.Bench(args, tmp_path)
 
-    def acted(command, log, sign=lambda: False, then_stop=False):
-        if "--steps" in command:
-            saved = tmp_path / "debug" / command[command.index("--id") + 1] / "ckpt" / "step-1"
-            assert not sign()
-            saved.mkdir(parents=True)
-            assert sign()
-            state = {"progress": {"seconds": 3.0, "seconds_data": 0.5}}
-            (saved / "state.json").write_text(json.dumps(state))
-            return Ended(0, 20.0, 12.0)
-        return Ended(2, 0.25, None) if "loss=focl" in command else Ended(0, 4.0, None)
+    def acted(command, log, sign):
+        if "--steps" not in command:
+            return Ended(2, 0.25, None) if "loss=focl" in command else Ended(0, 4.0, None)
+        saved = tmp_path / "debug" / command[command.index("--id") + 1] / "ckpt" / "step-1"
+        assert not sign()
+        saved.mkdir(parents=True)
+        assert sign()
+        state = {"progress": {"seconds": 3.0, "seconds_data": 0.5}}
+        (saved / "state.json").write_text(json.dumps(state))
+        return Ended(0, 20.0, 12.0)
 
     monkeypatch.setattr(measurements, "run_command", acted)
     monkeypatch.setattr(measurements, "in_child", lambda function, job: 1.5)  # reading the data
@@ -164,19 +165,14 @@ def test_an_earlier_bench_is_shown_again(told, tmp_path):
     path.write_text("[1]")
     assert bench.main([str(path)]) == 2
     # a key of earlier versions
-    path.write_text(json.dumps({**told, "facts": {"train_pictures": 320}}))
-    assert json.loads(run(path, "--json"))["facts"] == {"train_pictures": 320}
+    facts = {"train_pictures": 320, "no_timm_loader": "random_crop"}
+    path.write_text(json.dumps({**told, "facts": facts}))
+    assert json.loads(run(path, "--json"))["facts"] == facts
     text = run(path)
     assert all(pair["name"] in text and pair["other"]["what"] in text for pair in told["pairs"])
-    assert "is limited by" in text
+    assert "is limited by" in text and "it has no option for random_crop" in text
     table = [line for line in run(path, "--markdown").splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(told["pairs"]) and {line.count("|") for line in table} == {7}
-
-
-def test_what_timm_cannot_do_is_said():
-    text = run(DEBUG, "--only", "data", "--rounds", "1", "--seconds", "0.01")
-    assert "timm's own loader was left out: it has no option for the chain of random_crop" in text
-    assert "image by image" in text and "timm's loader" not in text
 
 
 def test_the_sentence_follows_from_the_numbers():
@@ -195,21 +191,22 @@ def test_the_sentence_follows_from_the_numbers():
     assert bench.verdict("r4", pairs[:1], facts) == {"epoch": None, "limits": None}
 
 
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(Path(DEBUG).read_text("utf-8") + "imports: [mine.py]\n")
+    (tmp_path / "mine.py").write_text("raise SystemExit\n")
+    for words, part in (
         (["nowhere.json"], "cannot read nowhere.json"),
         ([DEBUG, "--only", "data,sept"], "no measurement called 'sept'"),
         ([DEBUG, "--only", "timm"], "--timm-train PATH"),
-        ([DEBUG, "batch_size=9999", "--only", "step", *QUICK], "lower batch_size or raise subset"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(words, part, capsys):
-    assert bench.main(words) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (error,) = (line for line in captured.err.splitlines() if not line.startswith("bench: "))
-    assert error.startswith("error: ") and part in error
+        ([DEBUG, "batch_size=9999", "--only", "step"], "lower batch_size or raise subset"),
+        ([str(recipe), "--only", "data"], "--trust-imports"),
+    ):
+        assert bench.main([*words, *QUICK]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (error,) = (line for line in captured.err.splitlines() if not line.startswith("bench: "))
+        assert error.startswith("error: ") and part in error
 
 
 def test_a_train_py_that_fails_says_why(tmp_path, capsys):
@@ -217,14 +214,6 @@ def test_a_train_py_that_fails_says_why(tmp_path, capsys):
     words = [DEBUG, CROPPED, "mix=null", "batch_size=31", "--only", "timm", *QUICK]
     assert bench.main([*words, "--timm-train", str(tmp_path / "train.py")]) == 2
     assert "timm's train.py ended with code 1: no such model" in capsys.readouterr().err
-
-
-def test_imports_need_trust(tmp_path, capsys):
-    (tmp_path / "mine.py").write_text("raise SystemExit\n")
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text(Path(DEBUG).read_text("utf-8") + "imports: [mine.py]\n")
-    assert bench.main([str(recipe), "--only", "data", *QUICK]) == 2
-    assert "--trust-imports" in capsys.readouterr().err
 
 
 def test_a_mistake_is_answered_before_torch_is_there():

@@ -45,9 +45,7 @@ PAGE = ROOT / "docs" / "compare.md"
 EXAMPLE = re.compile(r"```sh\n([^`]*?)\n```\n(?:\n<!-- shown -->\n(.*?)<!-- end -->)?", re.S)
 
 
-def test_what_the_page_shows_is_what_comes_out(
-    report: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_page_shows_is_what_comes_out(report, capsys, monkeypatch):
     """With WRITE_DOCS=1 it writes the page anew."""
     monkeypatch.setenv("COLUMNS", "100")
 
@@ -73,8 +71,8 @@ def test_formats_by_name_and_by_ending(report: Path, capsys: pytest.CaptureFixtu
     rows = list(csv.DictReader(io.StringIO(shown(capsys, "runs", "--format", "csv"))))
     assert [row["best top1"] for row in rows] == [str(best) for best, _ in REPORT.values()]
     assert [float(row["time (s)"]) for row in rows] == [s for _, s in REPORT.values()]
-    starts = {"md": "| run |", "csv": "\ufeffrun,", "html": "<!doctype", "json": "{"}
-    for ending, start in {**starts, "tex": "% Noise", "txt": "run "}.items():
+    starts = {"md": "| run |", "csv": "\ufeffrun,", "html": "<!doctype", "tex": "% Noise"}
+    for ending, start in starts.items():
         file = Path(f"out.{ending}")
         assert shown(capsys, "runs", "-o", str(file)) == ""
         assert file.read_text("utf-8").startswith(start)
@@ -82,9 +80,7 @@ def test_formats_by_name_and_by_ending(report: Path, capsys: pytest.CaptureFixtu
     assert Path("out.md").read_text().startswith("<!doctype")
 
 
-def test_rows_or_columns_seeds_order_and_all_keys(
-    report: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_rows_or_columns_seeds_order_and_all_keys(report, capsys):
     heads = ["| run | r0 | r1 | r2 | r3 | r4 | r5 |"]
     for words in (["--layout", "week3"], ["--transpose"]):
         text = shown(capsys, "runs", "--format", "markdown", *words)
@@ -101,13 +97,6 @@ def test_rows_or_columns_seeds_order_and_all_keys(
     assert first("--sort", "best") == ["r3", "r4", "r5", "r2", "r1", "r0"]
     assert first("--each")[3:5] == ["r3/1", "r3/2"]
     assert "sync_bn" in shown(capsys, "runs", "--all", "--format", "csv").splitlines()[0]
-
-
-def test_a_console_without_these_letters(report: Path) -> None:
-    facts = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "vision_tutorial", "compare", "runs", "--lang", "ko"]
-    done = subprocess.run(command, env=facts, capture_output=True)
-    assert done.returncode == 0 and b"82.13" in done.stdout and not done.stderr
 
 
 def test_what_is_refused(report: Path, capsys: pytest.CaptureFixture) -> None:
@@ -137,21 +126,18 @@ def test_200_runs_among_damaged_ones_without_torch(tmp_path: Path) -> None:
     (tmp_path / "r3" / "4" / "recipe.yaml").write_bytes(b"\xff")
     code = (
         "import sys; from vision_tutorial.__main__ import main; "
-        f"code = main(['compare', {str(tmp_path)!r}]); "
-        "heavy = {'torch', 'numpy', 'wandb', 'timm'} & set(sys.modules); "
-        "assert not heavy, heavy; sys.exit(code)"
+        "code = main(['compare', sys.argv[1]]); "
+        "assert not {'torch', 'numpy', 'wandb', 'timm'} & set(sys.modules); sys.exit(code)"
     )
-    facts = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=facts, capture_output=True, text=True)
+    words = [sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 3 and all(line.startswith("left out ") for line in lines)
     assert "(n=100)" in done.stdout
 
 
-def test_a_project_of_wandb_beside_folders(
-    report: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_project_of_wandb_beside_folders(report, capsys, monkeypatch):
     summary = {"status": "done", "metric": "val/top1", "best": {"epoch": 1, "value": 99.0}}
     far = Run(name="far", id="far-1", recipe={"epochs": 7}, status="done", summary=summary)
     monkeypatch.setattr(compare, "project_runs", lambda word: [far] * (word == "wandb:a/b"))
@@ -164,9 +150,7 @@ def test_a_project_of_wandb_beside_folders(
     assert err.startswith("error: wandb:a/b: cannot be read (no key)") and err.count("\n") == 1
 
 
-def test_offline_the_table_is_recorded(
-    report: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_the_table_is_recorded(report, capsys, monkeypatch):
     assert os.environ["WANDB_MODE"] == "disabled"
     assert compare.main(["runs", "--wandb", "-o", "out.md"]) == 0
     assert capsys.readouterr().err == "wandb: nothing was logged\n"

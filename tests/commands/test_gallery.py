@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,27 +28,28 @@ def forked(main: Callable[[Sequence[str]], int], *words: object) -> int:
     return Ranks(1, lambda rank: main([str(word) for word in words])).join(timeout=300)[0]
 
 
-def train_one(root: Path, repository: Path, *overrides: str) -> Path:
-    recipe = repository / "recipes" / "debug.yaml"
-    words = [recipe, *SMALL, *overrides, "--runs", root, "--id", "1", "--quiet"]
-    assert forked(training.main, *words) == 0
-    return root / "debug" / "1"
-
-
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """A run that names classes, with its gallery."""
-    run = train_one(tmp_path_factory.mktemp("labels"), repository, *LABELS)
-    assert forked(command.main, run) == 0
-    return run
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run that names classes and one that segments, with their galleries."""
+    root, runs = tmp_path_factory.mktemp("runs"), {}
+    for id, more in (("labels", LABELS), ("masks", MASKS)):
+        words = ["recipes/debug.yaml", *SMALL, *more, "--runs", root, "--id", id, "--quiet"]
+        assert forked(training.main, *words) == 0
+        runs[id] = root / "debug" / id
+    assert forked(command.main, *runs.values()) == 0
+    return runs
 
 
-@pytest.fixture(scope="module")
-def masked(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """A run that segments, with its gallery."""
-    run = train_one(tmp_path_factory.mktemp("masks"), repository, *MASKS)
-    assert forked(command.main, run) == 0
-    return run
+@pytest.fixture
+def labelled(made: dict[str, Path]) -> Path:
+    """The run that names classes."""
+    return made["labels"]
+
+
+@pytest.fixture
+def masked(made: dict[str, Path]) -> Path:
+    """The run that segments."""
+    return made["masks"]
 
 
 def pixels(run: Path, picture: gallery_files.GalleryImage) -> np.ndarray:
@@ -124,22 +124,15 @@ def test_masks_are_laid_over_their_images(masked: Path) -> None:
     assert len(chain.tiles) > 1
 
 
-def test_fewer_images_by_lot(labelled: Path, capfd: Any) -> None:
-    assert forked(command.main, labelled, "--most", 10, "--split", "train") == 0
-    made = gallery_files.read(labelled)
-    assert (made.images, np.sum(made.confusion), made.split) == (10, 10, "train")
-    named = {picture.name for picture in gallery_files.images(made)}
-    assert {path.name for path in (labelled / "gallery").glob("*.png")} == named
-    assert capfd.readouterr().out.strip() == str(labelled / "gallery" / "gallery.json")
-
-
-def test_one_that_fails_does_not_keep_others_from_theirs(
-    labelled: Path, tmp_path: Path, capfd: Any
-) -> None:
+def test_one_that_fails_does_not_keep_others_from_theirs(labelled, tmp_path, capfd):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "recipe.yaml").write_text((labelled / "recipe.yaml").read_text())
-    assert forked(command.main, bare, labelled, "--most", 5) == 2
+    assert forked(command.main, bare, labelled, "--most", 10, "--split", "train") == 2
+    made = gallery_files.read(labelled)
+    assert (made.images, np.sum(made.confusion), made.split) == (10, 10, "train")
+    named = {image.name for image in gallery_files.images(made)}
+    assert {path.name for path in (labelled / "gallery").glob("*.png")} == named
     out, err = capfd.readouterr()
     assert f"error: {bare}: " in err and "holds no checkpoint" in err
     assert out.strip() == str(labelled / "gallery" / "gallery.json")

@@ -1,10 +1,10 @@
 """What `bench` measures: each `measure_…` returns pairs, and further facts by name."""
 
+import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,18 @@ _SMALL_SPLIT = 200  # images that a scaling run evaluates on, so that it ends so
 _Found = tuple[list[dict[str, Any]], dict[str, Any]]
 
 
-@dataclass(frozen=True)
 class Bench:
     """What all measurements of one bench share; it travels into child processes."""
 
-    path: str
-    overrides: Sequence[str]
-    trusted: bool
-    rounds: int
-    seconds: float
-    folder: Path  # of run folders, gone at the end
-    script: Path | None = None  # timm's train.py
+    def __init__(self, args: argparse.Namespace, folder: Path):
+        """args: of the command `bench`. folder: of run folders, gone at the end."""
+        self.args, self.folder = args, folder
+        self.rounds, self.seconds = args.rounds, args.seconds
 
     def recipe(self, *more: str) -> Recipe:
         """The recipe with some more values set, ready to be built in this process."""
-        loaded = load(self.path, [*self.overrides, *more])
-        build.import_files(loaded.imports, self.trusted)
+        loaded = load(self.args.recipe, [*self.args.overrides, *more])
+        build.import_files(loaded.imports, self.args.trust_imports)
         return loaded.recipe
 
     def timed(self, *more: str) -> TimedTraining:
@@ -67,9 +63,9 @@ class Bench:
 
     def train_words(self, name: str, *more: str) -> list[str]:
         """The arguments of `python` that train the recipe in the run folder `name`."""
-        words = ["-m", "vision_tutorial.train", self.path, *self.overrides, "wandb.mode=disabled"]
-        words += [*more, *["--trust-imports"] * self.trusted, "--quiet"]
-        return [*words, "--runs", str(self.folder), "--id", name]
+        words = ["-m", "vision_tutorial.train", self.args.recipe, *self.args.overrides]
+        words += ["wandb.mode=disabled", *more, *["--trust-imports"] * self.args.trust_imports]
+        return [*words, "--quiet", "--runs", str(self.folder), "--id", name]
 
     def compare(self, name: str, sides: Mapping[str, Callable], **about: Any) -> list[dict]:
         """Rates measured in turn: a pair of the first side and each of the others."""
@@ -126,31 +122,27 @@ def _step(job: Bench) -> _Found:
     timed = job.timed()
     train, val = timed.splits.train, timed.splits.val
     bare = bare_steps(timed.recipe, len(train.classes), timed.first_batches(), timed.place)
-    sides = {
-        "trainer": partial(timed.run, job.seconds),
-        "bare loop": partial(drawn, bare, job.seconds),
-    }
-    pairs = job.compare("step", sides)
+    trainer, other = partial(timed.run, job.seconds), partial(drawn, bare, job.seconds)
+    pairs = job.compare("step", {"trainer": trainer, "bare loop": other})
     _tell("step: checkpoints and rows")
-    facts = {
+    return pairs, {
         "train_images": len(train),
         "val_images": len(val),
         "micro_batches": timed.training.accumulation_steps,
         "data_share_of_step": statistics.median(timed.data_shares[1:]),
         "epoch_end_seconds": statistics.median(timed.epoch_ends(job.rounds)),
     }
-    return pairs, facts
 
 
 def _evaluation(job: Bench) -> _Found:
     """The evaluation of a split beside the bare forward pass over as many images."""
     timed = job.timed()
-    place, val = timed.place, timed.splits.val
-    first = next(build.eval_pipeline(timed.recipe, val, place).evaluation()).images
+    recipe, place, val = timed.recipe, timed.place, timed.splits.val
+    first = next(build.eval_pipeline(recipe, val, place).evaluation()).images
     bare = partial(bare_forward, timed.training.model, place=place)
     for _ in range(2):  # the first warms up
         images, seconds = timed_once(partial(bare, [first]))
-    size = timed.recipe.eval_batch_size
+    size = recipe.eval_batch_size
     images = min(size * max(1, round(_PASS * job.seconds * images / seconds / size)), len(val))
     full, rest = divmod(images, len(first))
     batches = [first] * full + [first[:rest]] * bool(rest)
@@ -190,15 +182,14 @@ def measure_timm(job: Bench) -> _Found:
 def _timm_words(job: Bench, plain: str) -> tuple[list[str], int, str]:
     """The command of train.py for the recipe, the images of its steps; or why there is none."""
     timed = job.timed(plain)
-    recipe, source = timed.recipe, timed.splits.train
-    parts = timed.training.accumulation_steps
-    given = (recipe, job.script, source, timed.place, parts, len(usable_cores()))
+    recipe, source, parts = timed.recipe, timed.splits.train, timed.training.accumulation_steps
     try:
-        words = timm_baseline.train_words(*given)
+        words = timm_baseline.train_words(recipe, source, timed.place, parts, len(usable_cores()))
     except timm_baseline.Untranslatable as error:
         return [], 0, str(error)
     words += timm_baseline.data_words(recipe, source, job.folder / "images")
-    return [*words, "--output", str(job.folder / "timm")], recipe.batch_size, ""
+    script, output = map(str, (job.args.timm_train, job.folder / "timm"))
+    return [sys.executable, script, *words, "--output", output], recipe.batch_size, ""
 
 
 def _trainer_rate(job: Bench, *more: str) -> tuple[Measurement, int, int]:
@@ -233,8 +224,7 @@ def measure_startup(job: Bench) -> _Found:
     def refused() -> float:
         return job.command("refused", job.train_words("refused", "loss=focl"), ok=2).seconds
 
-    sides = [trained, imported, refused]
-    rounds = min(job.rounds, _MOST_STARTS)
+    rounds, sides = min(job.rounds, _MOST_STARTS), [trained, imported, refused]
     start, imports, mistake = in_turn(sides, rounds, lambda line: _tell(f"startup: {line}"))
     beside = ("import torch, timm", imports)
     about = {"data_seconds": reading, "first_step_seconds": statistics.median(steps)}
@@ -270,9 +260,9 @@ def _trainer_peaks(job: Bench, batches: Path) -> tuple[dict[str, int | None], in
     timed.run(job.seconds)
     timed.recorder.save(timed.progress, is_best=False)
     timed.recorder.catch_up()
-    peaks, splits = _peaks(), timed.splits
+    peaks, train = _peaks(), timed.splits.train
     torch.save([(b.images, b.target) for b in timed.first_batches()], batches)
-    return peaks, timm_baseline.held((splits.train, splits.val)), len(splits.train.classes)
+    return peaks, timm_baseline.held((train, timed.splits.val)), len(train.classes)
 
 
 def _bare_peaks(job: Bench, batches: Path, classes: int) -> dict[str, int | None]:

@@ -48,12 +48,11 @@ def pair(
 
 
 def _side(what: str, values: Sequence[Any]) -> dict[str, Any]:
-    if not isinstance(values[0], Measurement):
-        return {"what": what, "values": list(values), **spread(values)}
-    rates = [sample.images / sample.seconds for sample in values]
-    images, seconds = map(list, zip(*values, strict=True))
-    made = {"what": what, "values": rates, "images": images, "seconds": seconds}
-    return made | spread(rates)
+    made: dict[str, Any] = {"what": what, "values": list(values)}
+    if isinstance(values[0], Measurement):
+        made["values"] = [sample.images / sample.seconds for sample in values]
+        made["images"], made["seconds"] = map(list, zip(*values, strict=True))
+    return made | spread(made["values"])
 
 
 def in_turn(

@@ -4,7 +4,6 @@ timm cannot do every recipe. Where it cannot, a function here raises Untranslata
 """
 
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,9 +167,9 @@ def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:
         return ["--data-dir", str(data_root(options["root"])), "--dataset", f"torch/{name}"]
     if name == "image_folder" and (options["train"], options["test"]) == ("train", "val"):
         return ["--data-dir", options["root"]]
-    for split in ("train", "val"):
-        for index in range(min(len(source), _MOST_IMAGES)):
-            image, target = source[index]
+    for index in range(min(len(source), _MOST_IMAGES)):
+        image, target = source[index]
+        for split in ("train", "val"):
             path = folder / split / f"{target:05d}" / f"{index:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
@@ -178,9 +177,9 @@ def data_words(recipe: Recipe, source: Source, folder: Path) -> list[str]:
 
 
 def train_words(
-    recipe: Recipe, script: Path, source: Source, place: Distributed, parts: int, workers: int
+    recipe: Recipe, source: Source, place: Distributed, parts: int, workers: int
 ) -> list[str]:
-    """timm's train.py on the recipe's model, batch, optimizer, augmentation and precision.
+    """The options of timm's train.py for the recipe, but for the images.
 
     source: the training images. parts: micro-batches a step. Raises Untranslatable.
     """
@@ -188,8 +187,7 @@ def train_words(
     given["color_jitter"] = given["color_jitter"] or 0.0  # train.py has a default
     if isinstance(given["color_jitter"], Sequence):
         raise Untranslatable("a list of strengths of color_jitter on train.py's command line")
-    for name in ("lr", "momentum", "weight_decay"):
-        given[name] = recipe.optimizer.options.get(name)
+    given |= {k: recipe.optimizer.options.get(k) for k in ("lr", "momentum", "weight_decay")}
     smoothing = max((term.options.get("label_smoothing", 0.0) for term in recipe.loss), default=0)
     words = (
         f"--model {recipe.model.name} --num-classes {len(source.classes)} --seed 42 "
@@ -210,7 +208,7 @@ def train_words(
         values = value if isinstance(value, list | tuple) else [value]
         if value is not None:
             words += f" --{_FLAGS.get(name, name).replace('_', '-')} {' '.join(map(str, values))}"
-    return [sys.executable, str(script), *words.split()]
+    return words.split()
 
 
 def rate_of_log(text: str, batch: int) -> Measurement:

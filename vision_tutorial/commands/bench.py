@@ -1,4 +1,6 @@
-"""How fast a recipe runs here, and beside what: every claim is a ratio of two sides in one run."""
+"""How fast a recipe runs on this machine. The two sides of each comparison take turns in one run;
+printed are the median of their ratio, its least and its most.
+"""
 
 import argparse
 import json
@@ -7,15 +9,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core.atomic import read_json
 from ..core.cli_types import positive, positive_count
-from ..core.errors import UserError, run_main, unknown
+from ..core.errors import UserError, unknown
 from ..recipe.loading import load
 from ..runs.fingerprint import fingerprint
 from ..tables.table import Column, Table, markdown, terminal
+from . import entry_point
 
 STAGES = {
     "data": "the data path beside timm's loader and beside our own image by image",
@@ -43,35 +47,29 @@ _REASONS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="vision-tutorial bench",
-        description="How fast a recipe runs on this machine. The two sides of each comparison "
-        "take turns in one run; printed are the median of their ratio, its least and its most.",
-        epilog="Measurements: "
-        + "; ".join(f"{name}: {what}" for name, what in STAGES.items())
-        + ". Leave the machine alone meanwhile: whatever else runs shows in the spread.",
-    )
-    add = made.add_argument
+    listed = "; ".join(f"{name}: {what}" for name, what in STAGES.items())
+    epilog = f"Measurements: {listed}. Leave the machine alone meanwhile, or it shows."
+    made = argparse.ArgumentParser("vision-tutorial bench", description=__doc__, epilog=epilog)
+    add, flag = made.add_argument, partial(made.add_argument, action="store_true")
     add("recipe", help="a recipe (file or name), or the JSON of an earlier bench")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
     add("--only", metavar="LIST", help=f"some of {','.join(STAGES)} (default: all)")
     add("--rounds", type=positive_count, default=5, metavar="N", help="pairs (default: 5)")
     add("--seconds", type=positive, default=2.0, metavar="S", help="for each side (default: 2)")
     add("--timm-train", type=Path, metavar="PATH", help="timm's train.py, to measure beside it")
-    add("--json", action="store_true", help="print one JSON object and nothing else")
-    add("--markdown", action="store_true", help="print the table as Markdown")
-    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    flag("--json", help="print one JSON object and nothing else")
+    flag("--markdown", help="print the table as Markdown")
+    flag("--trust-imports", help="run the files that the recipe imports")
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial bench`."""
-    args = parser().parse_intermixed_args(argv)
-    return run_main(lambda: _bench(args))
-
-
 def _bench(args: argparse.Namespace) -> int:
-    result = _read(args.recipe) if args.recipe.endswith(".json") else _measured(args)
+    if args.recipe.endswith(".json"):
+        result = read_json(args.recipe)
+        if not isinstance(result, dict) or "pairs" not in result:
+            raise UserError(f"{args.recipe}: not what `bench --json` prints; or name a recipe.")
+    else:
+        result = _measured(args)
     if args.json:
         print(json.dumps(result, indent=1))
     else:
@@ -91,9 +89,8 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     pairs: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
-    given = (args.recipe, args.overrides, args.trust_imports, args.rounds, args.seconds)
     with tempfile.TemporaryDirectory(prefix="vision-tutorial-bench-") as folder:
-        job = measurements.Bench(*given, Path(folder), args.timm_train)
+        job = measurements.Bench(args, Path(folder))
         build.check(job.recipe())
         for stage in stages:
             measured, more = getattr(measurements, f"measure_{stage}")(job)
@@ -116,14 +113,13 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def _stages(args: argparse.Namespace) -> list[str]:
     script = args.timm_train
-    if script is not None and not script.is_file():
-        raise UserError(f"--timm-train {script}: no such file; give the path of timm's train.py.")
     asked = [name for name in (args.only or "").split(",") if name]
     for name in asked:
         if name not in STAGES:
             raise UserError(f"--only: {unknown('measurement', name, STAGES)}")
-    if "timm" in asked and script is None:
-        raise UserError("--only timm: name timm's train.py too: --timm-train PATH.")
+    if not script.is_file() if script else "timm" in asked:
+        given = f"{script}, which is no file" if script else "nothing"
+        raise UserError(f"given {given}; name timm's train.py: --timm-train PATH.")
     return [name for name in STAGES if name in asked or not asked and (name != "timm" or script)]
 
 
@@ -153,13 +149,6 @@ def verdict(
     }
 
 
-def _read(path: str) -> dict[str, Any]:
-    result = read_json(path)
-    if not isinstance(result, dict) or "pairs" not in result:
-        raise UserError(f"{path}: not what `bench --json` prints; name a recipe, or such a file.")
-    return result
-
-
 def _print(result: Mapping[str, Any], as_markdown: bool) -> None:
     """The machine, the table, what limits the recipe, and what could not be measured."""
     rows = []
@@ -171,11 +160,10 @@ def _print(result: Mapping[str, Any], as_markdown: bool) -> None:
         rows.append((pair["name"], ours, beside, median, f"{least}-{most}", pair["ratio"]["n"]))
     titles = ("what", "ours", "beside", "ratio", "least-most")
     columns = (*(Column(title, title) for title in titles), Column("n", "n", "number"))
-    facts = result["facts"]
+    facts, versions, cpu = result["facts"], result["versions"], result["machine"]["cpu"]
     reasons = [f"{words} {facts[key]}." for key, words in _REASONS.items() if facts.get(key)]
     table = Table(columns, tuple(rows), tuple(filter(None, [result["limits"], *reasons])))
-    cpu, versions = result["machine"]["cpu"], result["versions"]
-    gpus = ", ".join(["", *(result["machine"]["torch"] or {}).get("gpus", ())])
+    gpus = "".join(f", {gpu}" for gpu in (result["machine"]["torch"] or {}).get("gpus", ()))
     print(
         f"{' '.join([result['recipe'], *result['overrides']])} on "
         f"{cpu['usable'] or cpu['threads']} x {cpu['model']}{gpus}; torch {versions['torch']}, "
@@ -189,3 +177,6 @@ def _print(result: Mapping[str, Any], as_markdown: bool) -> None:
 
 def _digits(value: float) -> str:
     return f"{value:,.{(value < 100) + (value < 10) + (value < 2)}f}"
+
+
+main = entry_point(parser, _bench)

@@ -1,4 +1,7 @@
-"""Many runs as one table, honest about noise."""
+"""Many runs as one table: the keys that differ, best and last, mean ± spread over seeds, what was
+expected, what changed against the parent recipe, and whether the difference is noise. Folders that
+hold no whole run get a line each on stderr. The layout week3 shows runs as columns.
+"""
 
 import argparse
 import datetime
@@ -8,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core.cli_types import positive
-from ..core.errors import UserError, run_main
+from ..core.errors import UserError
 from ..runs.reader import Run, collect
 from ..runs.run_folder import write_text
 from ..runs.wandb_logger import make_tracker
@@ -17,46 +20,27 @@ from ..tables import comparison, table
 from ..tables.labels import LANGUAGES
 from ..tables.layouts import LAYOUTS, View
 from ..tables.table import FORMATS, SUFFIXES, Table
+from . import entry_point
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="vision-tutorial compare",
-        description="Many runs as one table: the keys that differ, best and last, mean ± spread "
-        "over seeds, what was expected, what changed against the parent recipe, and whether the "
-        "difference is noise. Folders that hold no whole run get a line each on stderr.",
-        epilog="The layout week3 shows runs as columns, the others as rows.",
-    )
-    add = made.add_argument
-    add(
-        "runs",
-        nargs="+",
-        metavar="RUNS",
-        help="run folders, folders of run folders, patterns, or wandb:entity/project",
-    )
+    made = argparse.ArgumentParser(prog="vision-tutorial compare", description=__doc__)
+    add, flag = made.add_argument, partial(made.add_argument, action="store_true")
+    what = "run folders, folders of run folders, patterns, or wandb:entity/project"
+    add("runs", nargs="+", metavar="RUNS", help=what)
     add("--layout", choices=LAYOUTS, default="generic", help="which table (default: %(default)s)")
-    add("--all", action="store_true", help="every key of the recipes, not only what differs")
-    add("--each", action="store_true", help="a line for each run, not one for all its seeds")
-    add("--transpose", action="store_true", help="swap rows and columns")
+    flag("--all", help="every key of the recipes, not only what differs")
+    flag("--each", help="a line for each run, not one for all its seeds")
+    flag("--transpose", help="swap rows and columns")
     add("--sort", metavar="KEY", help="run, best, last, time, created, status, or a recipe's key")
-    add(
-        "--spread",
-        type=positive,
-        metavar="S",
-        help="a spread between seeds, assumed where no run has seeds (CIFAR-100, ResNet-50: 0.4)",
-    )
+    what = "a spread between seeds, assumed where no run has seeds (CIFAR-100, ResNet-50: 0.4)"
+    add("--spread", type=positive, metavar="S", help=what)
     add("--format", choices=FORMATS, help="default: by the ending of FILE, else terminal")
     add("-o", "--output", type=Path, metavar="FILE", help="write to FILE, whole or not at all")
     add("--lang", choices=LANGUAGES, default="en", help="language of heads and notes")
-    add("--wandb", action="store_true", help="log the table to wandb too, and make a Report of it")
+    flag("--wandb", help="log the table to wandb too, and make a Report of it")
     return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial compare`."""
-    args = parser().parse_args(argv)
-    return run_main(lambda: _compare(args))
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -68,14 +52,15 @@ def _compare(args: argparse.Namespace) -> int:
     form = args.format or SUFFIXES.get(args.output.suffix if args.output else "", "terminal")
     as_columns = (args.layout == "week3") != args.transpose
     shown = made.transposed() if as_columns and form != "json" else made
-    if args.output:
-        text = FORMATS[form](shown)
-        # without the mark, Excel takes Korean in UTF-8 for another code
-        write_text(args.output, "\ufeff" * (form == "csv" and not text.isascii()) + text)
-    elif form == "terminal":
+    if form == "terminal" and not args.output:
         table.terminal(shown, sys.stdout)
     else:
-        print(FORMATS[form](shown), end="")
+        text = FORMATS[form](shown)
+        if args.output:
+            # without the mark, Excel takes Korean in UTF-8 for another code
+            write_text(args.output, "\ufeff" * (form == "csv" and not text.isascii()) + text)
+        else:
+            print(text, end="")
     if args.wandb:
         _log(made, runs)
     return 0
@@ -97,22 +82,22 @@ def _found(words: Sequence[str]) -> list[Run]:
 
 def _log(made: Table, runs: Sequence[Run]) -> None:
     """Send the table to the project of the runs at wandb, or record it in ./wandb if offline."""
-    say = partial(print, file=sys.stderr)
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     settings = runs[0].recipe.get("wandb")
     project = settings.get("project") if isinstance(settings, dict) else None
     tracker = make_tracker(
         "auto",
         project=project if isinstance(project, str) else "vision-tutorial",
         name="compare",
-        id=f"compare-{now}",
+        id=f"compare-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}",
         config={"runs": [f"{run.name}/{run.id}" for run in runs]},
         folder=Path.cwd(),
-        say=say,
+        say=lambda line: print(line, file=sys.stderr),
     )
     if tracker.off:
-        say("wandb: nothing was logged")
-    titles, rows = table.uniform(made)
-    tracker.table("compare", titles, rows)
+        print("wandb: nothing was logged", file=sys.stderr)
+    tracker.table("compare", *table.uniform(made))
     tracker.report(f"Comparison of {len(runs)} runs", table.markdown(made))
     tracker.finish({})
+
+
+main = entry_point(parser, _compare)

@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 import psutil
 
 from ..core.cli_types import positive_count
-from ..core.errors import run_main
 from ..core.processes import usable_cores
+from . import entry_point
 
 _GIGA = 2**30
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -51,12 +51,6 @@ def parser() -> argparse.ArgumentParser:
     add("--nproc", type=positive_count, default=1, metavar="N", help="processes you will start")
     add("--json", action="store_true", help="print JSON instead of a table")
     return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial doctor`."""
-    args = parser().parse_args(argv)
-    return run_main(lambda: _report(args))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -127,19 +121,18 @@ def _software(nproc: int) -> Iterator[Check]:
 def _machine(nproc: int) -> Iterator[Check]:
     usable = len(usable_cores())
     threads = os.environ.get("OMP_NUM_THREADS", "")
+    each = max(1, int(threads)) if threads.isdecimal() else 1
     found = f"{usable} for {nproc} process{'es' * (nproc > 1)}"
-    found += f", OMP_NUM_THREADS={threads}" if threads else ""
-    each = int(threads) if threads.isdecimal() else 1
+    found += f", OMP_NUM_THREADS={threads}" * bool(threads)
     remedy = f"OMP_NUM_THREADS={max(1, usable // nproc)}, and at most {usable} processes"
-    yield _check("cpu cores", nproc * max(each, 1) <= usable, found, remedy)
+    yield _check("cpu cores", nproc * each <= usable, found, remedy)
 
     free = psutil.virtual_memory().available / _GIGA
-    remedy = "close programs; set workers: 0"
-    yield _check("memory", free > 2, f"{free:.1f} GB available", remedy)
+    yield _check("memory", free > 2, f"{free:.1f} GB available", "close programs; set workers: 0")
 
     here = Path.cwd()
     free, writable = shutil.disk_usage(here).free / _GIGA, os.access(here, os.W_OK)
-    found = f"{free:.1f} GB free in {here}" + ("" if writable else ", which is read-only")
+    found = f"{free:.1f} GB free in {here}" + ", which is read-only" * (not writable)
     # four checkpoints of ResNet-50 with its momentum and EMA
     remedy = "runs need up to 2 GB: start elsewhere, or use --runs DIR"
     bad = "fail" if free < 0.5 or not writable else "warn"
@@ -192,17 +185,36 @@ def _gpus(nproc: int) -> Iterator[Check]:
         yield Check("gpu", "ok", "Apple's, for one process; several train on the CPU")
         return
     works = torch.cuda.is_available()
-    yield _driver(torch.version.cuda, _cuda_of_driver(), works)
+    version = ctypes.c_int(0)
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        library.cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        pass  # there is no driver
+    yield _driver(torch.version.cuda, version.value, works)
     count = torch.cuda.device_count() if works else 0
-    yield from map(_gpu, range(count))
+    for index in range(count):
+        about = torch.cuda.get_device_properties(index)
+        found = f"{about.name}, capability {about.major}.{about.minor}"
+        try:
+            (torch.ones(2, device=f"cuda:{index}") + 1).sum().item()
+            free, total = (n / _GIGA for n in torch.cuda.mem_get_info(index))
+        except RuntimeError as error:
+            found += f": {str(error).splitlines()[0]}"
+            remedy = "install a torch built for this GPU, or hide it with CUDA_VISIBLE_DEVICES"
+            yield Check(f"gpu {index}", "fail", found, remedy)
+            continue
+        found += f", {free:.1f} of {total:.1f} GB free"
+        remedy = "another program holds its memory (nvidia-smi names it); lower micro_batch"
+        yield _check(f"gpu {index}", free > total / 2, found, remedy)
     if count:
         found = f"{nproc} for {count} GPU{'s' * (count > 1)}"
         yield _check("processes", nproc <= count, found, f"start with --nproc {count}", "fail")
 
 
-def _driver(built: str | None, driven: int | None, works: bool) -> Check:
-    """built: torch's CUDA, such as 13.2; driven: the driver's, such as 13020."""
-    major, minor = divmod(driven or 0, 1000)
+def _driver(built: str | None, driven: int, works: bool) -> Check:
+    """built: torch's CUDA, such as 13.2; driven: the driver's, such as 13020; 0 without one."""
+    major, minor = divmod(driven, 1000)
     found = f"driver for CUDA {major}.{minor // 10}" if driven else "no NVIDIA driver"
     found += f", torch {f'for CUDA {built}' if built else 'without CUDA'}"
     if not driven or not built:
@@ -212,32 +224,6 @@ def _driver(built: str | None, driven: int | None, works: bool) -> Check:
     if major < int(built.split(".")[0]):
         remedy = f"update the driver, or install a torch for CUDA {major}"
     return _check("cuda", works, found + ", yet torch finds no GPU" * (not works), remedy, "fail")
-
-
-def _cuda_of_driver() -> int | None:
-    version = ctypes.c_int(0)
-    try:
-        library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        library.cuDriverGetVersion(ctypes.byref(version))
-    except (OSError, AttributeError):
-        return None
-    return version.value or None
-
-
-def _gpu(index: int) -> Check:
-    import torch
-
-    about = torch.cuda.get_device_properties(index)
-    name, found = f"gpu {index}", f"{about.name}, capability {about.major}.{about.minor}"
-    try:
-        (torch.ones(2, device=f"cuda:{index}") + 1).sum().item()
-        free, total = (n / _GIGA for n in torch.cuda.mem_get_info(index))
-    except RuntimeError as error:
-        remedy = "install a torch built for this GPU, or hide it with CUDA_VISIBLE_DEVICES"
-        return Check(name, "fail", f"{found}: {str(error).splitlines()[0]}", remedy)
-    remedy = "another program holds its memory (nvidia-smi names it); lower micro_batch"
-    found += f", {free:.1f} of {total:.1f} GB free"
-    return _check(name, free > total / 2, found, remedy)
 
 
 def _wandb(nproc: int) -> Iterator[Check]:
@@ -257,3 +243,6 @@ def _wandb(nproc: int) -> Iterator[Check]:
         probe.join(_PATIENCE)
         found = f"key found, {url} {'answers' if any(answer) else 'does not answer'}"
         yield _check("wandb", any(answer), found, f"check the network; {remedy}")
+
+
+main = entry_point(parser, _report)

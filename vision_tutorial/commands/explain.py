@@ -1,23 +1,25 @@
-"""The dry run: the resolved recipe, what it changes, what it costs, and what may not be meant."""
+"""What a recipe means, before anything runs: no data is read, nothing written."""
 
 import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 from ..core.cli_types import positive_count
-from ..core.errors import UserError, run_main, short, shown
+from ..core.errors import UserError, short, shown
 from ..recipe.advice import Advice, advice
 from ..recipe.fields import Recipe, changes, to_plain, to_yaml
 from ..recipe.loading import Loaded, load
 from ..recipe.recipe_info import RecipeInfo, recipe_info
 from ..recipe.schema import schema
 from ..recipe.signatures import static_signatures
+from . import entry_point
 
 WIDTH, INDENT = 79, 12
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -26,30 +28,18 @@ MOST_SPANS = 24
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="vision-tutorial explain",
-        description="What a recipe means, before anything runs: no data is read, nothing written.",
-    )
-    add = made.add_argument
+    made = argparse.ArgumentParser(prog="vision-tutorial explain", description=__doc__)
+    add, flag = made.add_argument, partial(made.add_argument, action="store_true")
     add("recipe", nargs="?", help="a recipe (file or name), or a run folder")
     add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
     add("--world", type=positive_count, metavar="N", help="processes (default: as launched, or 1)")
-    add("--json", action="store_true", help="print one JSON object and nothing else")
-    add("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
-    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    flag("--json", help="print one JSON object and nothing else")
+    flag("--schema", help="print the JSON schema of recipes, for editors")
+    flag("--trust-imports", help="run the files that the recipe imports")
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial explain`."""
-    made = parser()
-    args = made.parse_intermixed_args(argv)
-    if not args.recipe and not args.schema:
-        made.error("name a recipe, such as recipes/r4.yaml, or ask for --schema")
-    return run_main(lambda: explain(args))
-
-
-def explain(args: argparse.Namespace) -> int:
+def _explain(args: argparse.Namespace) -> int:
     """Print what can be said at once, then what needs the network."""
     loaded = None
     if args.recipe:
@@ -58,6 +48,8 @@ def explain(args: argparse.Namespace) -> int:
     if args.schema:
         print(json.dumps(schema(static_signatures(loaded.imports if loaded else ())), indent=1))
         return 0
+    if loaded is None:
+        raise UserError("name a recipe, such as recipes/r4.yaml, or ask for --schema.")
     # What this recipe was made from: the file as it stands, else the recipe that it extends.
     reference = load(loaded.path).recipe if args.overrides else loaded.base
     info = recipe_info(loaded.recipe, reference, args.world)
@@ -86,7 +78,9 @@ def _built(
 
     from .. import build
     from ..core import registry
+    from ..data.pipeline import describe_path
     from ..engine.profiling import cost
+    from ..losses import copies
 
     recipe, items, gpu, macs = loaded.recipe, [], torch.cuda.is_available(), None
     build.import_files(loaded.imports, trusted)
@@ -102,7 +96,6 @@ def _built(
     share = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
     norm = any(isinstance(module, _BatchNorm) for module in network.modules())
     info = replace(info, gpu=gpu, micro_batch=share // parts, batch_norm=norm)
-    rate = build.learning_rates(recipe, info.steps_per_epoch or 1)
     if info.side:
         try:
             macs = cost(network, info.side)[1]
@@ -111,6 +104,13 @@ def _built(
             why = f"{type(error).__name__}: {short(str(error), 120).rstrip('.')}"
             todo = "another size in augment and eval_augment, or another model"
             items.append(Advice("model", what, why, todo))
+    steps = info.steps_per_epoch or 1
+    rate = build.learning_rates(recipe, steps)
+    groups = [
+        {"tensors": len(group["params"]), "parameters": _count(group["params"])}
+        | {"weight_decay": group["weight_decay"], "lr_scale": group.get("lr_scale", 1.0)}
+        for group in build.optimizer(recipe, network).param_groups
+    ]
     facts = {
         "recipe": to_plain(recipe),
         "path": str(loaded.path),
@@ -122,21 +122,17 @@ def _built(
         "micro_batch": info.micro_batch,
         "image_size": info.side,
         "parts": parts,
-        "data_path": build.data_path(recipe),
-        "lr": [rate(epoch * (info.steps_per_epoch or 1), ()) for epoch in range(info.epochs)],
-        "parameter_groups": [
-            {
-                "tensors": len(group["params"]),
-                "parameters": sum(p.numel() for p in group["params"]),
-                "weight_decay": group["weight_decay"],
-                "lr_scale": group.get("lr_scale", 1.0),
-            }
-            for group in build.optimizer(recipe, network).param_groups
-        ],
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "data_path": describe_path(recipe, copies(recipe.loss), build.task(recipe, ()).dense),
+        "lr": [rate(epoch * steps, ()) for epoch in range(info.epochs)],
+        "parameter_groups": groups,
+        "parameters": _count(network.parameters()),
         "macs": macs,
     }
     return facts, info, items
+
+
+def _count(parameters: Iterable[Any]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def print_recipe(loaded: Loaded) -> None:
@@ -156,13 +152,14 @@ def _print_facts(recipe: Recipe, info: RecipeInfo, facts: dict[str, Any]) -> Non
     cooldown, batch, parts = recipe.cooldown.epochs, recipe.batch_size, facts["parts"]
     front = info.epochs - recipe.epochs - cooldown
     sums = ((front, " of warm-up"), (recipe.epochs, ""), (cooldown, " of cool-down"))
-    epochs = " + ".join(f"{count}{what}" for count, what in sums if count)
-    epochs += f" = {info.epochs} epochs" if "+" in epochs else " epochs"
-    steps = "; steps unknown, the data is not here"
-    if info.steps is not None:
-        steps = f" x {info.steps_per_epoch:,} steps = {info.steps:,} steps"
-        steps += f" ({info.images:,} images of {recipe.dataset.name})"
-    _entry("training", epochs + steps)
+    text = " + ".join(f"{count}{what}" for count, what in sums if count)
+    text += f" = {info.epochs} epochs" if "+" in text else " epochs"
+    if info.steps is None:
+        text += "; steps unknown, the data is not here"
+    else:
+        text += f" x {info.steps_per_epoch:,} steps = {info.steps:,} steps"
+        text += f" ({info.images:,} images of {recipe.dataset.name})"
+    _entry("training", text)
     text = f"{batch} = {parts} shards x {info.micro_batch}"
     if not recipe.shards:
         text = f"{batch} = {info.world} process{'es' * (info.world > 1)} x "
@@ -185,8 +182,7 @@ def _print_facts(recipe: Recipe, info: RecipeInfo, facts: dict[str, Any]) -> Non
 
 
 def _entry(title: str, text: str) -> None:
-    lines = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False)
-    for line in lines or [""]:
+    for line in textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False) or [""]:
         # no-break spaces have held together what is not to be wrapped
         print(f"{title:<{INDENT}}{line}".replace("\xa0", " "), flush=True)
         title = ""
@@ -215,8 +211,11 @@ def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
     peaks = [max(values[a : max(b, a + 1)]) for a, b in pairwise(edges)]
     levels = [round(peak / top * height * 8) for peak in peaks]
     blocks = BLOCKS if (sys.stdout.encoding or "").lower().startswith("utf") else " " + "#" * 8
-    for row in range(height - 1, -1, -1):
+    for row in reversed(range(height)):
         cells = "".join(blocks[min(max(level - 8 * row, 0), 8)] for level in levels)
-        label = f"{top:.4g}" if row == height - 1 else "0" if row == 0 else ""
+        label = {height - 1: f"{top:.4g}", 0: "0"}.get(row, "")
         yield f"{'':<{INDENT}}{label:>8} {cells}".rstrip()
     yield f"{'':<{INDENT}}{'':>8} 0{f'epoch {count - 1}':>{width - 1}}"
+
+
+main = entry_point(parser, _explain)

@@ -1,23 +1,25 @@
-"""A run's gallery: what its network says of images, and what augmentation does to one."""
+"""Images that a run's network gets right and wrong, its confusion matrix, and a preview of its
+augmentation, in RUN/gallery, where `report` finds them.
+"""
 
 import argparse
 import heapq
 import os
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..core.cli_types import positive_count
-from ..core.errors import UserError, exit_code, run_main, short
+from ..core.errors import UserError, exit_code, short
 from ..core.randomness import generator
 from ..core.sources import take
 from ..recipe.loading import Loaded, load
 from ..report import gallery_files
 from ..report.gallery_files import Gallery, GalleryAnswer, Group, Mask, Tile, Writer
 from ..runs.run_folder import recipe_file
+from . import entry_point
 
 RIGHT, WRONG = 12, 24  # images of a classification run
 WORST, AT_RANDOM = 6, 6  # images of a segmentation run
@@ -26,24 +28,16 @@ _NAMED = 3  # classes that are listed for each image
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="vision-tutorial gallery",
-        description="Images that a run's network gets right and wrong, its confusion matrix, and "
-        "a preview of its augmentation, in RUN/gallery, where `report` finds them.",
-    )
+    made = argparse.ArgumentParser(prog="vision-tutorial gallery", description=__doc__)
     add = made.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
     add("--weights", default="best", metavar="best|last|FILE", help="default: %(default)s")
     add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
     add("--most", type=positive_count, metavar="N", help="look at N images only, drawn at random")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+    # as evaluate and predict have them
+    made.set_defaults(tta="none", window=None, stride=None, ensemble=None, no_refine=True)
     return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial gallery`."""
-    args = parser().parse_args(argv)
-    return run_main(lambda: _gallery(args))
 
 
 def _gallery(args: argparse.Namespace) -> int:
@@ -52,7 +46,7 @@ def _gallery(args: argparse.Namespace) -> int:
     from .. import inference  # after the recipes are known to be good: this takes seconds
 
     code = 0
-    with inference.opened(found, args.trust_imports, alone="gallery") as distributed:
+    with inference.opened(found, args, alone="gallery") as distributed:
         for run, loaded in found:
             try:
                 print(_make(run, loaded, args, distributed), flush=True)
@@ -63,94 +57,75 @@ def _gallery(args: argparse.Namespace) -> int:
 
 
 def _make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> Path:
-    from .. import build, engine, inference
+    from .. import build, inference
     from ..data.preview import preview
 
-    recipe = loaded.recipe
-    both = build.data(recipe, distributed)
-    source = {"train": both.train, "val": both.val}.get(args.split)
-    if source is None:
-        source = build.split(recipe, "test", distributed)
+    recipe, both = loaded.recipe, build.data(loaded.recipe)
+    splits = {"train": both.train, "val": both.val}
+    source = splits.get(args.split) or build.split(recipe, "test")
     if args.most and args.most < len(source):
         source = take(source, args.most, recipe.seed)
-    network, (weights,) = inference.networks(
-        [(run, loaded)], len(source.classes), args.weights, distributed
-    )
-    network.eval()
-    task = build.task(recipe, source.classes)
-    forward = engine.prediction_function(network)
-    said = inference.answers(recipe, source, task, forward, distributed, pixels=task.dense)
-    writer = Writer(run)
-    parts = (_masks if task.dense else _labels)(said, source, task, writer)
-    panels = preview(recipe, both.train)
+    predictor = inference.Predictor([(run, loaded)], recipe, source, args, distributed)
+    writer, dense = Writer(run), predictor.task.dense
+    parts = (_masks if dense else _labels)(predictor, source, writer)
+    panels = []
+    for panel in preview(recipe, both.train):
+        tiles = []
+        for label, pixels, mask in panel.shots:
+            shown = pixels if mask is None else _overlay(pixels, mask)
+            tiles.append(Tile(image=writer.keep(shown), label=short(label, 200)))
+        panels.append(Group(title=short(panel.title, 300), tiles=tuple(tiles)))
     gallery = Gallery(
-        weights=short(os.path.relpath(weights, run), 300),
+        weights=short(os.path.relpath(predictor.weights[0], run), 300),
         split=args.split,
         images=len(source),
         classes=tuple(short(name, 80) for name in source.classes),
-        microscope=tuple(_preview_group(panel, writer) for panel in panels),
+        microscope=tuple(panels),
         **parts,
     )
     return writer.finish(gallery)
 
 
-def _preview_group(panel: Any, writer: Writer) -> Group:
-    tiles = []
-    for label, pixels, mask in panel.shots:
-        shown = pixels if mask is None else _overlay(pixels, mask)
-        tiles.append(Tile(image=writer.keep(shown), label=short(label, 200)))
-    return Group(title=short(panel.title, 300), tiles=tuple(tiles))
-
-
-# -- classification --------------------------------------------------------------------------------
-
-
-def _labels(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
+def _labels(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
     """Right answers at random, the most confident wrong ones, and the confusion matrix."""
-    classes = len(source.classes)
-    matrix = np.zeros((classes, classes), np.int64)
+    names = source.classes
+    matrix = np.zeros((len(names), len(names)), np.int64)
     right, wrong = [], []  # (index, truth, [(class, probability), …])
-    for answer in said:
-        shares, ids = answer.probabilities.float().nan_to_num(0).topk(min(_NAMED, classes))
+    for answer in predictor.answers():
+        shares, ids = answer.probabilities.float().nan_to_num(0).topk(min(_NAMED, len(names)))
         pairs = list(zip(ids.tolist(), shares.tolist(), strict=True))
         truth = int(answer.target)
         matrix[truth, pairs[0][0]] += 1
         (right if pairs[0][0] == truth else wrong).append((answer.index, truth, pairs))
+
+    def kept(index: int, truth: int, pairs: list[tuple[int, float]]) -> GalleryAnswer:
+        return GalleryAnswer(
+            image=writer.keep(np.asarray(source[index][0])),
+            key=short(source.key(index), 200),
+            truth=short(names[truth], 80),
+            said=tuple((short(names[i], 80), min(max(share, 0.0), 1.0)) for i, share in pairs),
+        )
+
     lot = generator(0, "gallery").permutation(len(right))[:RIGHT]
     sure = sorted(wrong, key=lambda a: -a[2][0][1])[:WRONG]
-    small = classes <= gallery_files.MOST_CLASSES
+    small = len(names) <= gallery_files.MOST_CLASSES
     return {
         "confusion": tuple(map(tuple, matrix.tolist())) if small else (),
-        "right": tuple(_kept_answer(right[place], source, writer) for place in lot),
-        "wrong": tuple(_kept_answer(answer, source, writer) for answer in sure),
+        "right": tuple(kept(*right[place]) for place in lot),
+        "wrong": tuple(kept(*answer) for answer in sure),
     }
 
 
-def _kept_answer(answer: tuple[int, int, list], source: Any, writer: Writer) -> GalleryAnswer:
-    index, truth, pairs = answer
-    names = source.classes
-    return GalleryAnswer(
-        image=writer.keep(np.asarray(source[index][0])),
-        key=short(source.key(index), 200),
-        truth=short(names[truth], 80),
-        said=tuple((short(names[i], 80), min(max(share, 0.0), 1.0)) for i, share in pairs),
-    )
-
-
-# -- segmentation ----------------------------------------------------------------------------------
-
-
-def _masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[str, Any]:
+def _masks(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
     """The images with the lowest mean IoU, and some at random: image, truth, prediction."""
     from ..core.task import to_masks
-    from ..inference import mask_of
-    from ..segmentation.visualisation import PALETTE
+    from ..inference import mask_of, visualisation
 
     lot = set(generator(0, "gallery").permutation(len(source))[:AT_RANDOM].tolist())
     drawn: list[tuple] = []
     worst: list[tuple] = []  # (IoU, index, what is shown), the lowest first
-    for answer in said:
-        meter = task.meter()
+    for answer in predictor.answers(pixels=True):
+        meter = predictor.task.meter()
         meter.update(answer.probabilities[None], answer.target[None])
         result = meter.result(meter.state)
         iou = result["miou"] if result["classes_found"] else None
@@ -161,24 +136,24 @@ def _masks(said: Iterable[Any], source: Any, task: Any, writer: Writer) -> dict[
             drawn.append(shown)
         if iou is not None:
             worst = heapq.nsmallest(WORST, [*worst, (iou, answer.index, shown)])
-    colours = zip(source.classes, PALETTE.tolist(), strict=False)
+
+    def kept(iou: float | None, key: str, image: np.ndarray, *masks: np.ndarray) -> Mask:
+        images = (image, *(_overlay(image, mask) for mask in masks))
+        return Mask(images=tuple(map(writer.keep, images)), key=short(key, 200), iou=iou)
+
+    colours = ("#{:02x}{:02x}{:02x}".format(*rgb) for rgb in visualisation.PALETTE.tolist())
+    named = zip(source.classes, colours, strict=False)
     return {
-        "worst": tuple(_kept_mask(shown, writer) for _, _, shown in worst),
-        "masks": tuple(_kept_mask(shown, writer) for shown in drawn),
-        "palette": tuple(
-            (short(name, 80), "#{:02x}{:02x}{:02x}".format(*rgb)) for name, rgb in colours
-        ),
+        "worst": tuple(kept(*shown) for _, _, shown in worst),
+        "masks": tuple(kept(*shown) for shown in drawn),
+        "palette": tuple((short(name, 80), colour) for name, colour in named),
     }
-
-
-def _kept_mask(shown: tuple, writer: Writer) -> Mask:
-    iou, key, image, *masks = shown
-    overlays = (_overlay(image, mask) for mask in masks)
-    images = tuple(writer.keep(pixels) for pixels in (image, *overlays))
-    return Mask(images=images, key=short(key, 200), iou=iou)
 
 
 def _overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     from ..segmentation import visualisation
 
     return np.asarray(visualisation.overlay(image, mask))
+
+
+main = entry_point(parser, _gallery)

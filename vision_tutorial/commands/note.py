@@ -1,31 +1,23 @@
-"""A remark about a run, kept in its folder: what `compare` and `report` show beside its numbers."""
+"""Add a remark to a run, or show its remarks. They are dated, stay in the run folder (notes.jsonl)
+and are only ever added to; `compare` and `report` show them.
+"""
 
 import argparse
-from collections.abc import Sequence
 
-from ..core.errors import UserError, run_main
+from ..core.errors import UserError
 from ..runs.reader import add_note, read
 from ..tables.table import clean
+from . import entry_point
 
 _MOST = 10_000  # letters
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="vision-tutorial note",
-        description="Add a remark to a run, or show its remarks. They are dated, stay in the run "
-        "folder (notes.jsonl) and are only ever added to; `compare` and `report` show them.",
-    )
+    made = argparse.ArgumentParser(prog="vision-tutorial note", description=__doc__)
     made.add_argument("run", metavar="RUN", help="a run folder, made by `train`")
     made.add_argument("text", nargs="?", metavar="TEXT", help="the remark; without it: show them")
     return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial note`."""
-    args = parser().parse_args(argv)
-    return run_main(lambda: _note(args))
 
 
 def _note(args: argparse.Namespace) -> int:
@@ -42,3 +34,6 @@ def _note(args: argparse.Namespace) -> int:
     for note in notes:
         print(f"{clean(note.time)}  {clean(note.text)}")
     return 0
+
+
+main = entry_point(parser, _note)

@@ -1,40 +1,30 @@
-"""A data set as a folder of NumPy files that are mapped into memory."""
+"""A data set as an arrays folder: mapped into memory, so it may be larger. Train on it with
+dataset={arrays: {root: FOLDER}}.
+"""
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..core import arrays, registry
-from ..core.errors import UserError, run_main
+from ..core.errors import UserError
 from ..recipe.loading import load
+from . import entry_point
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="vision-tutorial pack",
-        description="A data set as an arrays folder: mapped into memory, so it may be larger. "
-        "Train on it with dataset={arrays: {root: FOLDER}}.",
-    )
-    actions = made.add_subparsers(dest="action", required=True, metavar="arrays")
-    add = actions.add_parser("arrays", description="A recipe's data set as an arrays folder.")
-    add.add_argument("recipe", help="a recipe (file or name); its `dataset` is packed")
-    add.add_argument("folder", help="the folder to make")
-    add.add_argument("overrides", nargs="*", metavar="key.sub=value", help="change the recipe")
-    add.add_argument(
-        "--trust-imports", action="store_true", help="run the files that the recipe imports"
-    )
+    made = argparse.ArgumentParser(prog="vision-tutorial pack", description=__doc__)
+    add = made.add_argument
+    add("form", choices=["arrays"], help="what to make of it")
+    add("recipe", help="a recipe (file or name); its `dataset` is packed")
+    add("folder", help="the folder to make")
+    add("overrides", nargs="*", metavar="key.sub=value", help="change the recipe")
+    add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial pack`."""
-    args = parser().parse_args(argv)
-    return run_main(lambda: _pack_arrays(args))
-
-
-def _pack_arrays(args: argparse.Namespace) -> int:
+def _pack(args: argparse.Namespace) -> int:
     loaded = load(args.recipe, args.overrides)
     folder = Path(os.path.abspath(Path(args.folder).expanduser()))
     if not folder.name:
@@ -46,10 +36,13 @@ def _pack_arrays(args: argparse.Namespace) -> int:
     make = registry.datasets.build(choice.name, **choice.options)
     splits = {split: make(split) for split in ("train", "test")}
     manifest = arrays.write(folder, splits["train"].name, splits)
-    counts = []
+    counts = ""
     for name, facts in manifest.splits.items():
         n, height, width, _ = facts.images.shape
-        counts.append(f"{name} {n:,} images of {width}x{height}")
-    print(f"{folder}: {manifest.name}, {', '.join(counts)}, {len(manifest.classes)} classes")
+        counts += f"{name} {n:,} images of {width}x{height}, "
+    print(f"{folder}: {manifest.name}, {counts}{len(manifest.classes)} classes")
     print(f"use it with: 'dataset={{arrays: {{root: {folder}}}}}'")
     return 0
+
+
+main = entry_point(parser, _pack)

@@ -1,9 +1,12 @@
-"""Images -> labels, or masks, overlays, a submission, pseudo labels."""
+"""The predictions of a run's network: labels, or masks and what is made of them (overlays, a
+submission, pseudo labels). Several runs predict as one (--ensemble).
+"""
 
 import argparse
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +14,34 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..core.atomic import replacing, write_text
+from ..core.atomic import read_json, replacing, write_text
 from ..core.cli_types import add_looks, share
-from ..core.errors import UserError, run_main
-from ..core.images import images_in
+from ..core.errors import UserError
+from ..core.images import image_size, images_in, read_image
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
+from . import entry_point
 
 _TOP = 5  # classes that are written of each image
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="vision-tutorial predict",
-        description="The predictions of a run's network: labels, or masks and what is made of "
-        "them. Several runs predict as one (--ensemble).",
-    )
-    add = made.add_argument
+    made = argparse.ArgumentParser(prog="vision-tutorial predict", description=__doc__)
+    add, flag = made.add_argument, partial(made.add_argument, action="store_true")
     add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
     what = made.add_mutually_exclusive_group(required=True)
     what.add_argument("--on", nargs="+", metavar="PATH", help="image files, or folders of them")
     what.add_argument("--split", choices=("val", "test", "train"), help="of the run's data set")
     add("-o", "--output", required=True, metavar="DIR", help="the folder to write to")
     add_looks(made)
-    add("--overlays", action="store_true", help="masks: write them laid over the images, too")
+    flag("--overlays", help="masks: write them laid over the images, too")
     add("--submission", metavar="FILE", help="masks: write the contest's CSV (--size is 256 there)")
-    add("--smooth", action="store_true", help="masks: resize probabilities, then decide")
-    add("--pseudo-labels", action="store_true", help="masks: make DIR a data set of sure answers")
+    flag("--smooth", help="masks: resize probabilities, then decide")
+    flag("--pseudo-labels", help="masks: make DIR a data set of sure answers")
     add("--min-confidence", type=share, default=0.0, metavar="P", help="of a pseudo label, on mean")
     add("--pixel-threshold", type=share, default=0.0, metavar="P", help="below it a pixel is void")
     return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial predict`."""
-    args = parser().parse_args(argv)
-    return run_main(lambda: _predict(args))
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -55,26 +49,22 @@ def _predict(args: argparse.Namespace) -> int:
         raise UserError("several runs predict as one: add --ensemble soft or hard.")
     found = [(Path(run), load(recipe_file(Path(run)), args.set)) for run in args.runs]
     paths = _image_files(args.on or ())
-    from .. import build, engine, inference  # after the recipes are known to be good
+    from .. import build, inference  # after the recipes are known to be good
 
-    ensemble = bool(args.ensemble)
-    with inference.opened(found, args.trust_imports, ensemble, alone="predict") as distributed:
-        recipe = inference.common_recipe([loaded.recipe for _, loaded in found])
-        source = _source(found[0][0], recipe, paths, args)
-        if source.dense and not args.split:  # masks keep their size, so each is its own batch
-            recipe = recipe.model_copy(update={"eval_batch_size": 1})
-        network, _ = inference.networks(found, len(source.classes), args.weights, distributed)
-        network.eval()
-        forward = engine.prediction_function(
-            network, args.tta, args.window, args.stride, args.ensemble or "soft"
-        )
-        refine = None if args.no_refine else inference.refining(recipe)
-        task = build.task(recipe, source.classes)
-        inference.check_options(task, args)
-        answers = inference.answers(recipe, source, task, forward, distributed, refine)
-        console = Console(stderr=True)
-        answers = track(answers, "predicting", len(source), console=console, disable=args.json)
-        write = _write_masks if source.dense else _write_labels
+    with inference.opened(found, args, alone="predict") as distributed:
+        recipe = found[0][1].recipe
+        if args.split:
+            source = build.split(recipe, args.split)
+        else:
+            source = _source(found[0][0], recipe, paths)
+            if source.dense:  # masks keep their size, so each is its own batch
+                recipe = recipe.model_copy(update={"eval_batch_size": 1})
+        predictor = inference.Predictor(found, recipe, source, args, distributed)
+        console = {"console": Console(stderr=True), "disable": args.json}
+        answers = track(predictor.answers(), "predicting", len(source), **console)
+        write = _write_labels
+        if source.dense:
+            write = _write_pseudo_labels if args.pseudo_labels else _write_masks
         result = write(answers, source, recipe, args)
     print(json.dumps(result, indent=2) if args.json else result["said"])
     return 0
@@ -95,23 +85,25 @@ def _image_files(given: Iterable[str]) -> list[Path]:
     return paths
 
 
-def _source(run: Path, recipe: Any, paths: Sequence[Path], args: argparse.Namespace) -> Any:
-    from .. import build, inference
+def _source(run: Path, recipe: Any, paths: Sequence[Path]) -> Any:
+    """Images without targets; their classes are those of the run's table, or of its data set."""
+    from .. import build
+    from ..core.sources import FileSource
 
-    if args.split:
-        return build.split(recipe, args.split)
-    classes = inference.classes_of(run, recipe)
-    dense = build.task(recipe, classes).dense
-    names = {path.stem for path in paths}
-    if dense and len(names) < len(paths):
+    file = run / "classes.json"
+    table = read_json(file) if file.is_file() else None
+    names = table.get("class") if isinstance(table, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        names = build.split(recipe, "val").classes
+    dense = build.task(recipe, names).dense
+    if dense and len({path.stem for path in paths}) < len(paths):
         raise UserError("two images of one name; predict their folders one after the other.")
-    return inference.images(paths, classes, dense)
+    nothing = np.zeros(len(paths), np.int64)  # nothing counts in the masks of a dense one
+    return FileSource("images", paths, nothing, tuple(names), dense=dense)
 
 
 def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Namespace) -> dict:
     """Write predictions.csv: each image's likeliest classes."""
-    if args.pseudo_labels:
-        raise UserError("--pseudo-labels is for masks; this run names one class per image.")
     most = min(_TOP, len(source.classes))
     path = _output_folder(args) / "predictions.csv"
     count = 0
@@ -134,8 +126,6 @@ def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Nam
     from .. import inference
     from ..segmentation import visualisation
 
-    if args.pseudo_labels:
-        return _write_pseudo_labels(answers, source, recipe, args)
     folder = _output_folder(args)
     places = {"masks": str(folder / "masks")}
     if args.overlays:
@@ -166,11 +156,9 @@ def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Nam
     return {"images": count, **places, "said": f"{count} images: {text}"}
 
 
-def _write_pseudo_labels(
-    answers: Iterable[Any], source: Any, recipe: Any, args: argparse.Namespace
-) -> dict[str, Any]:
+def _write_pseudo_labels(answers: Iterable, source: Any, recipe: Any, args: Any) -> dict:
     """Make the output folder a data set of the images whose answers are certain enough."""
-    from .. import inference
+    from .. import build, inference
 
     if args.split or args.size or args.submission or args.overlays:
         raise UserError(
@@ -179,11 +167,20 @@ def _write_pseudo_labels(
         )
     rule = inference.pseudo_labels.Rule(args.min_confidence, args.pixel_threshold)
     report = inference.pseudo_labels.PseudoLabelReport(source.classes, rule, args.runs)
-    folder = Path(args.output)
-    messages = inference.write_pseudo_labels(folder, answers, source.paths, recipe, report)
+    both, paths = build.data(recipe), source.paths
+    masks = (both.train[i][1] for i in range(len(both.train)))
+    report.labelled = inference.pseudo_labels.class_pixels(masks, len(source.classes))
+    shown = ((path.name, np.asarray(read_image(path))) for path in paths)
+    known = ((both.val.key(i), np.asarray(both.val[i][0])) for i in range(len(both.val)))
+    report.leaks = inference.pseudo_labels.leaked_images(shown, known)
+    said = (
+        (paths[x.index], inference.at_size(x.probabilities, image_size(paths[x.index])[::-1]))
+        for x in answers
+    )
+    inference.pseudo_labels.write_folder(Path(args.output), said, report)
     facts = {name: value for name, value in report.plain().items() if name != "images"}
-    text = "\n".join([*messages, f"pseudo labels: {folder}"])
-    return {"folder": str(folder), **facts, "said": text}
+    text = [report.summary(), report.leak_warning(), f"pseudo labels: {args.output}"]
+    return {"folder": args.output, **facts, "said": "\n".join(filter(None, text))}
 
 
 def _output_folder(args: argparse.Namespace) -> Path:
@@ -193,3 +190,6 @@ def _output_folder(args: argparse.Namespace) -> Path:
     except FileExistsError as error:
         raise UserError(f"{folder} is a file; name a folder with -o.") from error
     return folder
+
+
+main = entry_point(parser, _predict)

@@ -1,4 +1,7 @@
-"""Runs -> one HTML page that needs nothing else: no network, no fonts, no libraries."""
+"""One HTML page over runs: their table, curves, classes, confusion matrices, images, recipes and
+environments. It opens from disk and fetches nothing. Folders that hold no whole run are left out,
+with a line each.
+"""
 
 import argparse
 import subprocess
@@ -8,45 +11,29 @@ from pathlib import Path
 
 from ..core.atomic import write_text
 from ..core.cli_types import positive
-from ..core.errors import UserError, run_main, short
+from ..core.errors import UserError, short
 from ..report import gallery_files
 from ..report.contents import contents
 from ..report.rendering import render
 from ..runs.reader import Run, collect
 from ..tables.labels import LANGUAGES
+from . import entry_point
 
 _MIB = 2**20
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="vision-tutorial report",
-        description="One HTML page over runs: their table, curves, classes, confusion matrices, "
-        "images, recipes and environments. It opens from disk and fetches nothing. Folders that "
-        "hold no whole run are left out, with a line each.",
-    )
+    made = argparse.ArgumentParser(prog="vision-tutorial report", description=__doc__)
     add = made.add_argument
     add("runs", nargs="+", metavar="RUNS", help="run folders, what holds them, or patterns")
     add("-o", "--output", type=Path, default=Path("report.html"), help="default: %(default)s")
     add("--title", help="of the page")
     add("--lang", choices=LANGUAGES, default="en", help="language of its words")
     add("--galleries", action="store_true", help="make the galleries of runs that have none")
-    add(
-        "--images",
-        "--pictures",
-        type=positive,
-        default=16.0,
-        metavar="MIB",
-        help="most that embedded images may take (default: %(default)g MiB)",
-    )
+    images = {"type": positive, "default": 16.0, "metavar": "MIB"}
+    add("--images", "--pictures", **images, help="for all embedded images (default: %(default)g)")
     return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial report`."""
-    args = parser().parse_args(argv)
-    return run_main(lambda: _report(args))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -69,11 +56,14 @@ def _make_galleries(runs: Sequence[Run]) -> list[str]:
     """A process for each run that has no gallery; a line for each that fails."""
     complaints = []
     for run in runs:
-        if run.folder is None or gallery_files.exists(run.folder):
+        if gallery_files.exists(run.folder):
             continue
         command = [sys.executable, "-m", "vision_tutorial", "gallery", str(run.folder)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            *_, last = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()]
             complaints.append(f"no gallery of {run.folder}: {short(last, 300)}")
     return complaints
+
+
+main = entry_point(parser, _report)
