@@ -60,7 +60,7 @@ def call(folder: Path, *words: object, **more: str) -> subprocess.CompletedProce
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment |= {"RECIPE": str(ROOT / "recipes" / "debug.yaml"), "MINUTES": "5", **more}
     command, pipes = [SCRIPT, *map(str, words)], {"capture_output": True, "text": True}
-    return subprocess.run(command, cwd=folder, env=environment, timeout=300, **pipes)
+    return subprocess.run(command, cwd=folder, env=environment, timeout=600, **pipes)
 
 
 def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         with open(folder / "out", "w") as out, contextlib.redirect_stdout(out):
             return command.main(["recipes/debug.yaml", *SMALL, "--runs", str(folder)])
 
-    assert Ranks(1, trained).join() == [0]
+    assert Ranks(1, trained).join(timeout=300) == [0]  # the first on a machine compiles
     return next(folder.glob("debug/*")), (folder / "out").read_text()
 
 
