@@ -321,6 +321,7 @@ def test_jsd_trains_on_copies_and_validates_without(capfd: Any, tmp_path: Path) 
     (path,) = tmp_path.glob("debug/*/metrics.jsonl")
     row = run_folder.read_rows(path)[-1]
     assert row["val/loss"] == pytest.approx(row["val/cross_entropy"], abs=1e-5)
+    assert sum(json.loads((path.parent / "classes.json").read_text())["images"]) == 30
 
 
 def test_a_holdout_is_chosen_on_and_never_trained_on() -> None:

@@ -170,7 +170,8 @@ def test_a_folder_of_images_is_counted_where_it_is(tiny, tmp_path):
 
 
 def test_a_network_that_cannot_take_the_images_is_a_note(tiny):
-    said = told(tiny, "model=vit_tiny_patch16_224")["advice"]
+    said = told(tiny, "model=vit_tiny_patch16_224", "batch_size=128")["advice"]
+    assert "lr 0.1 was meant for batch_size 256, not 128" in [item["what"] for item in said]
     (found,) = [item for item in said if item["key"] == "model"]
     assert found["what"] == "vit_tiny_patch16_224 does not take images of 32 px"
     assert "224" in found["why"]
