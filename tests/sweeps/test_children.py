@@ -43,7 +43,7 @@ def test_a_signal_asks_each_child_once_also_one_that_is_just_starting() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         late = children.start(sleep)
         stop.watch(late)
-        assert stop.asked and [first.wait(), late.wait()] == [-signal.SIGTERM] * 2
+        assert stop.signalled() and [first.wait(), late.wait()] == [-signal.SIGTERM] * 2
 
 
 def test_why_a_training_failed(tmp_path: Path) -> None:
