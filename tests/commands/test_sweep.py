@@ -139,6 +139,7 @@ def test_a_failure_does_not_stop_the_others_and_is_tried_again_on_request(
     assert first.code == 1 and "exit code 4: out of luck" in first.out and len(done()) == 1
     second = swept(file)
     assert second.code == 1 and "1 failed, 1 done (--retry-failed tries again)" in second.out
+    assert "(0.1 s an epoch, measured in 1 run here)" in second.out
     assert [line[:5] for line in diary()].count("start") == 2
     monkeypatch.setenv("COUNTING_LUCK", "1")
     third = swept(file, "--retry-failed")
