@@ -172,6 +172,8 @@ def test_too_small_a_budget_is_told(reproduce: Any, machine: Any) -> None:
     assert found.code == 2 and "--budget 1min: too little" in found.err
     needed = re.search(r"which takes (\d+)m(\d+)s \(measuring, 6 s a start", found.err)
     more = 60 * int(needed[1]) + int(needed[2]) + 5
+    work = scale_down.Workload([200] * 4 + [250] * 2)
+    assert more == pytest.approx(work.total(work.plan(0, "thin"), SLOW) / 0.9 + 20 + 5, abs=2)
     assert reproduce("--budget", f"{more}s", "--dry-run").code == 0, "so much is enough"
     assert reproduce("--budget", f"{more - 15}s", "--dry-run").code == 2, "and little less is not"
 
