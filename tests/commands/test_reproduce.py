@@ -82,12 +82,11 @@ def test_all_recipes_with_the_first_seed_then_with_the_next(place: Path, reprodu
     assert found.code == 0, found.out + found.err
     started = [line for line in found.out.splitlines() if line.startswith("started")]
     assert started == [f"started    seed{n}  {name} seed {n}" for n in (42, 43) for name in TABLE]
-    third = reproduce(*SMALL, "--seeds", "3")
-    assert third.code == 0 and third.out.count("started ") == 6, "one more seed of each"
+    again = reproduce(*SMALL, "--seeds", "2")
+    assert again.code == 0 and "started " not in again.out, "all is done"
     runs, _ = collect([place / "runs" / "week3-0"])
-    assert sorted((r.recipe["seed"], r.status) for r in runs) == sorted(
-        (seed, "done") for seed in (42, 43, 44) for _ in TABLE
-    )
+    every = sorted((seed, "done") for seed in (42, 43) for _ in TABLE)
+    assert sorted((run.recipe["seed"], run.status) for run in runs) == every
     found = reproduce(*SMALL, "precision=bf16")
     assert found.code == 2 and "was begun with no overrides" in found.err
 
