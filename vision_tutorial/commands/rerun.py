@@ -1,9 +1,9 @@
 """A run once more from its folder, and the verdict whether it came out the same."""
 
 import argparse
-import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def rerun(args: argparse.Namespace) -> int:
     with Stop().listening() as stop:
         folder, code = _train(first, epochs, args, stop)
     second = _read(folder) if (folder / "recipe.yaml").is_file() else None
-    if stop.asked or (second and second.status == "preempted"):
+    if stop.signalled() or (second and second.status == "preempted"):
         if second:
             _print(f"stopped. Go on with: vision-tutorial train {folder}")
             _print(f"Then: vision-tutorial rerun {args.run} --against {folder}")
@@ -71,8 +71,7 @@ def rerun(args: argparse.Namespace) -> int:
     return _print_verdict(judge(first, second, epochs, args.spread)) if second else code
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)
+_print = partial(print, flush=True)
 
 
 def _read(folder: Path) -> Run:
@@ -91,15 +90,13 @@ def _train(first: Run, epochs: int, args: argparse.Namespace, stop: Stop) -> tup
     """Train again, as many epochs as are compared; the run folder and the exit code."""
     world = str((first.fingerprint.get("environment") or {}).get("WORLD_SIZE", 1))
     processes = args.nproc or (int(world) if world.isdecimal() else 1)
-    facts, printed = fingerprint(), set[str]()
+    here = fingerprint()
     if processes > 1:
-        names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        facts["environment"] |= dict.fromkeys(names, str(processes))
-    _print_differences(first.fingerprint, facts, printed)
+        here["environment"] |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    printed = _print_differences(first.fingerprint, here, set())
     root = Path(args.runs) if args.runs else first.folder.absolute().parents[1]
-    id = f"{first.id[:54]}-rerun"
-    ids = itertools.chain([id], (f"{id}-{n}" for n in itertools.count(2)))
-    folder = next(root / first.name / n for n in ids if not (root / first.name / n).exists())
+    names = (f"{first.id[:54]}-rerun{n}" for n in ("", *(f"-{n}" for n in range(2, 1000))))
+    folder = next(root / first.name / n for n in names if not (root / first.name / n).exists())
     words = [str(first.folder / "recipe.yaml"), "--quiet", "--runs", str(root), "--id", folder.name]
     threads = (first.fingerprint.get("torch") or {}).get("threads")
     if threads and not first.recipe["threads"]:
@@ -127,13 +124,13 @@ def _train(first: Run, epochs: int, args: argparse.Namespace, stop: Stop) -> tup
 
 
 def _print_differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], printed: set[str]
-) -> None:
-    """Print what around the second run is not as it was, and is not in `printed` yet."""
+    there: Mapping[str, Any], here: Mapping[str, Any], printed: Collection[str]
+) -> Collection[str]:
+    """Print what around the second run is not as it was, and is not in `printed`; all of it."""
     found = differences(there, here)
     for fact in sorted(found.keys() - printed):
         _print(f"differs    {fact}: {found[fact]}")
-    printed |= found.keys()
     if not found:
         more = ", data, threads" if here.get("data") else "; data and threads not known yet"
         _print(f"the same   versions, hardware, settings, code{more}")
+    return found

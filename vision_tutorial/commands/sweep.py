@@ -11,6 +11,7 @@ from typing import Any
 from ..core.atomic import storage
 from ..core.cli_types import positive_count
 from ..core.errors import ExitCode, UserError, run_main, unknown
+from ..recipe.loading import load
 from ..recipe.notation import duration
 from ..runs import run_folder
 from ..runs.seed_statistics import confidence_interval, pooled
@@ -18,7 +19,7 @@ from ..sweeps import children
 from ..sweeps.children import Stop
 from ..sweeps.scheduler import Scheduler
 from ..sweeps.sweep_file import read_sweep
-from ..sweeps.trials import Result, SweepState, Trial
+from ..sweeps.trials import Result, SweepState, Trial, epochs_left, measured_pace
 from ..tables.table import Column, Table, terminal
 
 _FAILED = 1  # the exit code where some trial is not done
@@ -64,7 +65,6 @@ def sweep(args: argparse.Namespace) -> int:
     while state.advance():
         pass
     trials = state.trials(state.every.values())
-    open_trials = _to_run(state, trials, args)
     if args.point:
         by_id = {trial.id: trial for trial in trials}
         if args.point not in by_id:
@@ -73,16 +73,16 @@ def sweep(args: argparse.Namespace) -> int:
         os.execv(command[0], command)  # the training takes the place of this process
     if args.dry_run:
         for trial in trials:
-            print(f"{state.statuses[trial.folder].state:<10} {trial.id}  {trial.name}")
+            print(f"{trial.state:<10} {trial.id}  {trial.name}")
         _print_plan(state, args, len(children.device_slots(args.jobs, args.nproc)))
         return 0
     if args.wandb:
-        _create_at_wandb(state, open_trials, args)
+        _create_at_wandb(state, _to_run(trials, args), args)
     else:
         words = ["vision-tutorial", "train"]
         if args.nproc > 1:
             words = ["torchrun", "--nproc", str(args.nproc), "-m", "vision_tutorial.train"]
-        for trial in open_trials:
+        for trial in _to_run(trials, args):
             print(shlex.join([*words, *trial.arguments]))
     if later := state.later():
         text = f"{later} runs of later stages build on the best of these: ask again when these are"
@@ -96,23 +96,22 @@ def _run(state: SweepState, args: argparse.Namespace) -> int:
     with storage(state.own):
         state.own.mkdir(parents=True, exist_ok=True)
     with run_folder.lock(state.own), Stop().listening() as stop:
-        scheduler = Scheduler(state, slots, args.nproc, stop)
-        while not stop.asked and state.advance():
+        scheduler = Scheduler(slots, args.nproc, stop)
+        while not stop.signalled() and state.advance():
             _print_plan(state, args, len(slots))
-            scheduler.run(_to_run(state, state.trials(state.points), args))
+            scheduler.run(_to_run(state.trials(state.points), args), state.known.values())
     _print_results(state)
-    states = {status.state for status in state.statuses.values()}
+    states = {trial.state for trial in state.known.values()}
     if states & {"new", "unfinished"}:
         print("not all have ended: the same command goes on from here")
-    if stop.asked:
+    if stop.signalled():
         return ExitCode.PREEMPTED
     return ExitCode.DONE if states == {"done"} else _FAILED
 
 
-def _to_run(state: SweepState, trials: Sequence[Trial], args: argparse.Namespace) -> list[Trial]:
-    """The trials that are not done; those that failed only with --retry-failed."""
+def _to_run(trials: Sequence[Trial], args: argparse.Namespace) -> list[Trial]:
     skipped = ("done",) if args.retry_failed else ("done", "failed")
-    return [trial for trial in trials if state.statuses[trial.folder].state not in skipped]
+    return [trial for trial in trials if trial.state not in skipped]
 
 
 def _create_at_wandb(state: SweepState, trials: list[Trial], args: argparse.Namespace) -> None:
@@ -127,9 +126,8 @@ def _create_at_wandb(state: SweepState, trials: list[Trial], args: argparse.Name
         "parameters": {"point": {"values": [trial.id for trial in trials]}},
         "command": words + ["--trust-imports"] * args.trust_imports,
     }
-    metric = next((s.metric for s in state.statuses.values() if s.metric), state.metric)
-    if metric:
-        goal = "maximize" if state.more_is_better else "minimize"
+    if metric := state.metric:
+        goal = "maximize" if state.sweep.more_is_better else "minimize"
         config["metric"] = {"name": metric, "goal": goal}
     project = next(iter(state.every.values())).recipe.wandb.project
     try:
@@ -149,22 +147,26 @@ def _create_at_wandb(state: SweepState, trials: list[Trial], args: argparse.Name
 
 def _print_plan(state: SweepState, args: argparse.Namespace, jobs: int) -> None:
     """What is about to run in the open stage, and what all that is left will cost."""
-    stage, points = state.sweep.stages[state.stage], state.points
-    name = f", {stage.name}" if len(state.sweep.stages) > 1 else ""
-    seeds = f" x {_counted(len(state.sweep.seeds), 'seed')}" if state.sweep.seeds else ""
-    print(f"{state.sweep.name}{name}: {_counted(len(points), 'point')}{seeds} in {state.folder}")
+    sweep, points, later = state.sweep, state.points, state.later()
+    stage = sweep.stages[state.stage]
+    name = f", {stage.name}" if len(sweep.stages) > 1 else ""
+    seeds = f" x {_counted(len(sweep.seeds), 'seed')}" if sweep.seeds else ""
+    print(f"{sweep.name}{name}: {_counted(len(points), 'point')}{seeds} in {state.folder}")
     if same := len(stage.choices) - len(points):
         print(f"  left out {_counted(same, 'point')} that resolve to the same recipe as another")
-    trials, later = state.trials(state.points), state.later()
-    states = Counter(state.statuses[trial.folder].state for trial in trials)
+    trials = state.trials(points)
+    states, left = Counter(trial.state for trial in trials), _to_run(trials, args)
     retry = " (--retry-failed tries again)" * bool(states["failed"] and not args.retry_failed)
     print("  now: " + ", ".join(f"{n} {state}" for state, n in states.items() if n) + retry)
-    left = _to_run(state, trials, args)
-    epochs = state.epochs_left(left) + later * points[0].recipe.total_epochs
+    epochs = epochs_left(left) + later * points[0].recipe.total_epochs
+    cost, recipe = "time unknown until an epoch is done", load(sweep.recipe).recipe
+    if pace := measured_pace(state.known.values()):
+        how = f"measured in {_counted(pace[1], 'run')} here"
+        cost = f"about {duration(epochs * pace[0] / jobs)} ({pace[0]:.2g} s an epoch, {how})"
+    elif minutes := recipe.expects.get("minutes"):
+        seconds = 60 * minutes / recipe.total_epochs * epochs / jobs
+        cost = f"about {duration(seconds)}, as the recipe expects"
     more = f" and {later} in later stages" if later else ""
-    cost = "time unknown until an epoch is done"
-    if pace := state.pace():
-        cost = f"about {duration(epochs * pace[0] / jobs)} ({pace[0]:.2g} s an epoch, {pace[1]})"
     work = f"{_counted(len(left), 'run')}{more}, {_counted(epochs, 'epoch')}"
     print(f"  to do: {work}, {jobs} at a time: {cost}", flush=True)
 
@@ -175,29 +177,26 @@ def _counted(number: int, what: str) -> str:
 
 def _print_results(state: SweepState) -> None:
     """Every point with its mean and spread over seeds, best first; and how to see more."""
-    for folder, status in state.statuses.items():
-        if status.state == "failed":
-            log = state.own / f"{folder.name}.log"
-            print(f"failed     {folder.name}  {status.error}  (log: {log})")
+    for trial in state.known.values():
+        if trial.state == "failed":
+            print(f"failed     {trial.id}  {trial.error}  (log: {trial.log})")
     if ranked := state.ranked(state.every.values()):
-        metric = next(s.metric for s in state.statuses.values() if s.metric)
-        terminal(_ranking(ranked, metric), sys.stdout)
+        terminal(_ranking(ranked, state.metric), sys.stdout)
         print(f"vision-tutorial compare {shlex.quote(str(state.folder))}")
     if later := state.sweep.stages[state.stage + 1 :]:
         print(f"not begun: {', '.join(stage.name for stage in later)}")
 
 
-def _ranking(results: Sequence[Result], metric: str) -> Table:
+def _ranking(results: Sequence[Result], metric: str | None) -> Table:
     """The points, best mean first, and how far each lies behind the first."""
     usual, first = pooled(result.best for result in results), results[0].best
     rows = []
-    for place, result in enumerate(results, start=1):
-        behind = result.best.mean - first.mean if place > 1 else None
-        widest = confidence_interval(first, result.best, usual)
+    for place, (point, best, last, missing) in enumerate(results, start=1):
+        behind = best.mean - first.mean if place > 1 else None
+        widest = confidence_interval(first, best, usual)
         noise = "" if None in (behind, widest) or abs(behind) > widest else "within noise"
-        lacking = f" ({_counted(result.missing, 'seed')} missing)" if result.missing else ""
-        words = f"{result.point.words}{lacking}"
-        rows.append((place, result.best, result.last, behind, noise, words))
+        lacking = f" ({_counted(missing, 'seed')} missing)" if missing else ""
+        rows.append((place, best, last, behind, noise, f"{point.words}{lacking}"))
     titles = {"#": "number", f"best {metric}": "number", "last": "number", "Δ": "signed"}
     columns = [Column(title, title, kind) for title, kind in titles.items()]
     columns += [Column("noise", ""), Column("point", "point")]

@@ -82,7 +82,7 @@ FORMS = {
 }
 PLAINLY = {
     "tuple_type": "a list",
-    "dict_type": "{name: number, …}",
+    "dict_type": "{name: value, …}",
     "missing": "more items",
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-'",
 }

@@ -10,6 +10,7 @@ from ..core.errors import UserError, short
 from ..recipe.loading import read_back
 from ..recipe.notation import FORMS, Notation, duration, entries, flat, number, scalar
 from ..runs.reader import Point, Run
+from ..runs.reproducibility import facts
 from ..runs.seed_statistics import Sample
 from ..tables import labels
 from ..tables.comparison import changed_in_base, rows_of
@@ -71,8 +72,7 @@ def _gallery(run: Run, known: Collection[str]) -> tuple[Gallery | None, dict[str
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
     """The name of each run, with its folder's where others have that name; numbered if need be."""
-    names = Counter(run.name for run in runs)
-    made = [run.name if names[run.name] == 1 else f"{run.name}/{run.id}" for run in runs]
+    made = [row.label for row in rows_of(runs, each=True)]
     twice, seen = Counter(made), Counter()
     for place, label in enumerate(made):
         seen[label] += 1
@@ -99,12 +99,9 @@ def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
     return {"columns": titles, "rows": rows, "notes": [_cut(note) for note in table.notes]}
 
 
-# -- one run ---------------------------------------------------------------------------------------
-
-
 def _described(run: Run, gallery: Gallery | None, words: _Words, language: str) -> dict[str, Any]:
     """All of one run."""
-    environment = {k: value for k, value in run.fingerprint.items() if k not in _ELSEWHERE}
+    environment = facts({k: v for k, v in run.fingerprint.items() if k not in _ELSEWHERE})
     return {
         "headline": run.metric,
         "facts": [[name, _cut(value)] for name, value in _facts(run, words, language) if value],
@@ -115,7 +112,7 @@ def _described(run: Run, gallery: Gallery | None, words: _Words, language: str) 
         "confusion": _confusion(run, gallery, words),
         "recipe": _recipe(run.typed),
         "base": _base(run),
-        "environment": {_cut(k): _cut(scalar(v)) for k, v in _flat(environment) if v is not None},
+        "environment": {_cut(k): _cut(scalar(v)) for k, v in environment.items() if v is not None},
         "gallery": gallery and _shown_gallery(gallery, words),
     }
 
@@ -210,14 +207,6 @@ def _base(run: Run) -> dict[str, Any] | None:
     mine, theirs = _recipe(run.typed), _recipe(read_back(run.base_recipe))
     keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     return {"name": short(run.base, 80), "recipe": {key: theirs.get(key) for key in keys}}
-
-
-def _flat(values: dict[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and depth:
-            yield from ((f"{key}.{name}", item) for name, item in _flat(value, depth - 1))
-        else:
-            yield str(key), value
 
 
 def _cut(text: str) -> str:

@@ -1,7 +1,5 @@
 """A run's gallery: what its network said of images, and what augmentation does to one.
 
-    RUN/gallery/  gallery.json  and the images that it names
-
 `gallery.json` is written last and replaced as a whole, and images are named by their contents, so
 nobody is shown half a gallery, or one image for another.
 """

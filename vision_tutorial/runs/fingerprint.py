@@ -51,10 +51,9 @@ def fingerprint(data_hash: str | None = None) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _cpu_model() -> str:
@@ -90,8 +89,7 @@ def _git(package: Path) -> dict[str, Any] | None:
 def _output(*command: str) -> str | None:
     # GIT_OPTIONAL_LOCKS: looking must not disturb a person who commits at this moment.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        return done.stdout.strip() if done.returncode == 0 else None
+    return None

@@ -185,9 +185,6 @@ def recipe_key(recipe: dict[str, Any]) -> str:
     return digest(recipe, UNESSENTIAL | {"seed"})
 
 
-# -- reading ---------------------------------------------------------------------------------------
-
-
 def read(folder: Path | str) -> Run:
     """One run folder. UserError, one line, if it is none, or if a file of it is damaged."""
     folder = Path(folder)
@@ -251,9 +248,6 @@ def _status(status: dict[str, Any], fingerprint: dict[str, Any]) -> str:
     return "killed" if word == "running" and known and not psutil.pid_exists(pid) else word
 
 
-# -- finding ---------------------------------------------------------------------------------------
-
-
 def collect(words: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
     """The runs that `words` name, each once, in order; and a line for each that is left out.
 
@@ -268,15 +262,16 @@ def collect(words: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
             folders = [Path(name) for name in names if os.path.isdir(name)]
             if not folders:
                 complaints.append(_complaint(word, "no folder has this name"))
-        found, left_out = _search(folders, _SEARCH_DEPTH)
-        complaints += left_out
-        for folder in found:
+        for found in (found for folder in folders for found in _search(folder, _SEARCH_DEPTH)):
+            if isinstance(found, str):
+                complaints.append(found)
+                continue
             try:
-                place = folder.resolve()
+                place = found.resolve()
                 if place not in runs:
-                    runs[place] = read(folder)
+                    runs[place] = read(found)
             except (UserError, OSError) as error:
-                complaints.append(_complaint(folder, error))
+                complaints.append(_complaint(found, error))
     return list(runs.values()), complaints
 
 
@@ -286,24 +281,18 @@ def natural(text: Path | str) -> list[Any]:
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
 
 
-def _search(folders: Iterable[Path], depth: int) -> tuple[list[Path], list[str]]:
-    """The runs in folders, sorted; and a line for each folder that holds none."""
-    runs: list[Path] = []
-    complaints: list[str] = []
-    for folder in folders:
-        try:
-            if any((folder / name).is_file() for name in _FILES):
-                runs.append(folder)
-                continue
-            names = sorted((p.name for p in folder.iterdir() if p.name[0] != "."), key=natural)
-            inner = [folder / name for name in names if (folder / name).is_dir()]
-        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
-            complaints.append(_complaint(folder, error))
-            continue
-        found, left_out = _search(inner, depth - 1) if depth else ([], [])
-        runs += found
-        complaints += left_out if found else [_complaint(folder, "holds no run")]
-    return runs, complaints
+def _search(folder: Path, depth: int) -> list[Path | str]:
+    """The runs in a folder, sorted, with a line for each folder beside them that holds none."""
+    try:
+        if any((folder / name).is_file() for name in _FILES):
+            return [folder]
+        names = sorted((path.name for path in folder.iterdir()), key=natural)
+        inner = [folder / n for n in names if n[0] != "." and (folder / n).is_dir()]
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+        return [_complaint(folder, error)]
+    found = [found for path in inner for found in _search(path, depth - 1)] if depth else []
+    is_empty = all(isinstance(each, str) for each in found)
+    return [_complaint(folder, "holds no run")] if is_empty else found
 
 
 def _one_line(reason: Any) -> str:

@@ -1,18 +1,8 @@
-"""Whether a run was reproduced: what differs around two runs, and whether their numbers agree.
-
-Bit-identical: every column of metrics.jsonl that does not time is equal in every epoch compared,
-and so are the weights of every step of which both runs hold a checkpoint.
-
-Within noise: not so, but something that may change numbers differs (versions, hardware, threads,
-code), or a GPU was used; and the headline's best values differ by no more than two runs with other
-seeds do at 95 %: t · s · √2, with s the spread of this recipe's runs over their seeds.
-
-Not reproduced: anything else, also where nobody knows the spread.
-"""
+"""Whether a run was reproduced: bit-identical, within noise, or not. docs/rerun.md: when."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
@@ -45,29 +35,33 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
     A part that one of them does not know (what torch says, before it is imported) is left out.
     """
     unknown = {part for part in ("torch", "data") if None in (there.get(part), here.get(part))}
-    one, other = dict(_facts(there)), dict(_facts(here))
-    return {
-        fact: f"{one.get(fact, _UNSET)} there, {other.get(fact, _UNSET)} here"
-        for fact in sorted(one.keys() | other.keys())
-        if one.get(fact, _UNSET) != other.get(fact, _UNSET) and fact.split(".")[0] not in unknown
-    }
+    one, other = facts(there), facts(here)
+    found = {}
+    for fact in sorted(one.keys() | other.keys()):
+        pair = one.get(fact, _UNSET), other.get(fact, _UNSET)
+        if pair[0] != pair[1] and not (_HARMLESS.match(fact) or fact.split(".")[0] in unknown):
+            found[fact] = f"{pair[0]} there, {pair[1]} here"
+    return found
 
 
-def _facts(fingerprint: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def facts(fingerprint: Mapping[str, Any], depth: int = 4) -> dict[str, Any]:
+    """What a fingerprint holds, a flat mapping: {"cpu.model": …}."""
+    found = {}
     for key, value in fingerprint.items():
-        if isinstance(value, Mapping):
-            yield from _facts(value, f"{prefix}{key}.")
-        elif not _HARMLESS.match(f"{prefix}{key}"):
-            yield f"{prefix}{key}", value
+        if isinstance(value, Mapping) and depth:
+            found |= {f"{key}.{name}": item for name, item in facts(value, depth - 1).items()}
+        else:
+            found[str(key)] = value
+    return found
 
 
 def _explanation(there: Run, here: Run) -> str:
     """What may make two runs of one recipe differ, in words; "" where they must be equal."""
     both = (there.fingerprint, here.fingerprint)
     found = [*differences(*both)]
-    if any((facts.get("git") or {}).get("dirty") for facts in both):
+    if any((x.get("git") or {}).get("dirty") for x in both):
         found.append("uncommitted code")
-    if any((facts.get("torch") or {}).get("gpus") for facts in both):
+    if any((x.get("torch") or {}).get("gpus") for x in both):
         found.append("a GPU, which sums in any order")
     return ", ".join(found)
 
@@ -146,20 +140,19 @@ def judge(there: Run, here: Run, epochs: int, spread: float | None = None) -> Ve
 
 
 def _by_noise(there: Run, here: Run, epochs: int, given: float | None, why: str) -> Verdict:
-    points = there.best_row(epochs), here.best_row(epochs)
-    if None in points:
+    one, two = there.best_row(epochs), here.best_row(epochs)
+    if one is None or two is None:
         return Verdict("not reproduced", f"{why}; there is no headline metric to compare")
-    one, other = (point.value for point in points)
     known = _spread(there, epochs) or (Spread(given) if given else None)
-    widest = confidence_interval(Sample((one,)), Sample((other,)), known)
-    text = f"{why}; best {there.metric} {one:.2f} there, {other:.2f} here"
+    widest = confidence_interval(Sample((one.value,)), Sample((two.value,)), known)
+    why += f"; best {there.metric} {one.value:.2f} there, {two.value:.2f} here; "
     if widest is None:
-        text += "; the spread between seeds is unknown: train this recipe with other seeds beside"
-        return Verdict("not reproduced", f"{text} it, or say it with --spread")
+        why += "the spread between seeds is unknown: train this recipe with other seeds beside it, "
+        return Verdict("not reproduced", why + "or say it with --spread")
     seeds = "as given" if known.freedom == math.inf else f"from {int(known.freedom) + 1} seeds"
-    rule = f"runs of other seeds lie up to {widest:.2f} apart (spread {known.value:.2f}, {seeds})"
-    word = "within noise" if abs(one - other) <= widest else "not reproduced"
-    return Verdict(word, f"{text}; {rule}")
+    why += f"runs of other seeds lie up to {widest:.2f} apart (spread {known.value:.2f}, {seeds})"
+    within = abs(one.value - two.value) <= widest
+    return Verdict("within noise" if within else "not reproduced", why)
 
 
 def _spread(run: Run, epochs: int) -> Spread | None:

@@ -1,10 +1,7 @@
-"""The run folder: what a training was, what it did, how it ended. Pure Python, no torch.
+"""Run folders: what a training was, what it did, how it ended. Pure Python, no torch.
 
-    runs/<recipe>/<id>/  recipe.yaml  fingerprint.json  status.json  metrics.jsonl  summary.json
-                         LOCK  ckpt/
-
-Every file here is whole or absent whatever happens to the process: it is written under a temporary
-name, brought to the disk, and renamed. Only metrics.jsonl grows, one synced line at a time.
+Every file here is whole or absent whatever happens to the process. Only metrics.jsonl grows, one
+synced line at a time.
 """
 
 import datetime
@@ -31,9 +28,6 @@ TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the sa
     "seconds_eval",
     "seconds_overhead",
 )
-
-
-# -- metrics.jsonl ---------------------------------------------------------------------------------
 
 
 def append_row(path: Path | str, row: Mapping[str, Any]) -> None:
@@ -77,9 +71,6 @@ def read_rows(path: Path | str, strict: bool = True) -> list[dict[str, Any]]:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(row), allow_nan=False) + "\n"
-
-
-# -- the folder ------------------------------------------------------------------------------------
 
 
 def check_name(kind: str, name: str) -> str:

@@ -1,10 +1,7 @@
 """Rows to Weights & Biases, when it is there. The run folder is the truth; this is its mirror.
 
-Everything that wandb does happens on one daemon thread that drains a bounded queue, so nothing it
-does can stop or slow a training. At its first failure the tracker prints one line and is off.
-
-A row goes to wandb at most once, also when a run is killed and resumed: a bookmark in the run
-folder names the last row sent. So the whole of metrics.jsonl may be replayed through `log`.
+All of wandb's work is on a daemon thread behind a bounded queue, so it can neither stop nor slow a
+training. A bookmark names the last row sent: all of metrics.jsonl may be replayed through `log`.
 """
 
 import atexit

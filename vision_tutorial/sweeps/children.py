@@ -1,7 +1,6 @@
 """Trainings as processes that we start: each on its own GPUs and cores, and none outlives us.
 
-A child is asked to stop (TERM) when we are, and also when we are killed: it then saves and can be
-continued. It is in a session of its own, so that Ctrl-C asks it once, through us.
+A child is in a session of its own, so that Ctrl-C asks it to stop once, through us.
 """
 
 import ctypes
@@ -111,19 +110,17 @@ class Stop(StopSignal):
     """Whether we were asked to stop; the children are asked in turn, once for each time."""
 
     def __init__(self) -> None:
-        self.asked = False
         self.children: list[Child] = []
 
     def watch(self, child: Child) -> None:
         """Ask this child too; at once, if we were asked while it was started."""
-        self.children = [other for other in self.children if other.returncode is None]
         self.children.append(child)
-        if self.asked:
+        if self.signalled():
             child.terminate()
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""
-        self.asked = True
+        super().receive(number, frame)
         for child in self.children:
             if child.poll() is None:
                 child.terminate()

@@ -1,25 +1,30 @@
 """The Week-3 table made smaller, by one rule that keeps the shape of its schedules. No torch here.
 
-First the images shrink, and the batch with them, and every lr with the batch; where not even LEAST
-images leave time for all epochs, then those shrink too. docs/reproduce.md has the rule, and why.
+A table shows its networks a share of the images that the full one does: first it has fewer images,
+and the batch and every lr shrink with them; below LEAST images it has fewer epochs. Why so:
+docs/reproduce.md.
 """
 
 import heapq
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shutil
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core import arrays
-from ..core.atomic import write_text
-from ..core.errors import UserError
-from ..recipe.fields import Recipe, to_yaml
+from ..core.atomic import storage, write_text
+from ..core.errors import ExitCode, UserError
+from ..recipe.fields import Recipe, to_yaml, written
 from ..recipe.grammar import Choice
 from ..recipe.loading import RECIPES, load
 from ..recipe.recipe_info import recipe_info, used
 from ..recipe.yaml_lines import read_document
+from .scheduler import Scheduler
+from .trials import Trial
 
 TABLE = ("r0", "r1", "r2", "r3", "r4", "r5")
 EPOCHS, BATCH, IMAGES = 200, 512, 50_000  # of r0 … r3, in full
@@ -27,6 +32,9 @@ FEWEST, _EPOCH_STEP = 20, 4  # E at least; what it is a multiple of
 LEAST, _IMAGE_STEP = 300, 20  # images at least; what they are a multiple of
 ENOUGH = 2000  # images that make a larger network worth its time
 SMALLEST_BATCH = 32
+PROBED = "r3"  # AutoAugment and CutMix: none of the table takes longer to augment
+STEPS = 8  # of an epoch of the short training: the smallest table needs more in the time it has
+ENDLESS = 1_000_000  # its epochs; the lr stays low, which cannot diverge
 _EVALUATION_SPEED = 2  # times as fast as training, at least
 _EVALUATION_SHARE = 1 / 6  # of the training's time at most, about, for evaluations
 RULED = {"name", "expects", "seed", "model", "subset", "batch_size", "epochs", "warmup", "cooldown"}
@@ -44,9 +52,8 @@ NETWORKS: dict[str, dict[str, Any] | None] = {
 class Speed(NamedTuple):
     """What a short training with a network took here."""
 
-    start: float  # seconds of a run in which no step is taken
-    rate: float  # training images a second
-    saving: float  # seconds at the end of an epoch
+    start: float  # seconds until its first epoch is over
+    rate: float  # training images a second, in the epochs that follow
 
 
 @dataclass(frozen=True)
@@ -66,49 +73,20 @@ class TablePlan:
         return self.epochs * full // EPOCHS + self.cooldown
 
 
-def plan(epochs: int, images: int, network: str, test: int) -> TablePlan:
-    """The table of E = `epochs`, 200 in full, by the rule. images: to train on; test: to test."""
-    x = epochs / EPOCHS
-    batch = 2 ** round(math.log2(BATCH * images / IMAGES))
-    cooldown = max(1, round(10 * x))
-    total = epochs + cooldown
-    evaluations = max(1, int(total * images * _EVALUATION_SHARE / (test / _EVALUATION_SPEED)))
-    return TablePlan(
-        network=network,
-        epochs=epochs,
-        images=images,
-        batch_size=min(max(batch, SMALLEST_BATCH), BATCH),
-        warmup=max(1, round(5 * x)),
-        cooldown=cooldown,
-        eval_every=math.ceil(total / min(evaluations, total)),
-    )
-
-
 def count_images(recipe: Recipe) -> tuple[int, int]:
     """How many a recipe trains and tests on. UserError if only its data knows."""
     name, options = recipe.dataset.name, recipe.dataset.options
+    counted = {"train": recipe_info(recipe).whole, "test": options.get("test", 10_000)}
     if name == "arrays":
         counted = arrays.counts(Path(options["root"]).expanduser())
-        if missing := {"train", "test"} - counted.keys():
-            raise UserError(f"{options['root']}: has no split '{min(missing)}'.")
-        whole, test = counted["train"], counted["test"]
-    else:
-        whole, test = recipe_info(recipe).whole, options.get("test", 10_000)
-    if whole is None:
+    if counted.get("train") is None or "test" not in counted:
         raise UserError(
-            f"dataset {name}: it is not known how many images it has. Leave out --budget, --scale "
-            "and --network, or take cifar100, shapes, or arrays (vision-tutorial pack)."
+            f"dataset {name}: it is not known how many images it trains and tests on. Leave out "
+            "--budget, --scale and --network, or take cifar100, shapes, or arrays with a train and "
+            "a test split (vision-tutorial pack)."
         )
-    train = used(recipe, whole)
-    return train, whole - train if recipe.holdout else test
-
-
-def makespan(seconds: Iterable[float], slots: int) -> float:
-    """When all have ended that begin in this order, each on the first slot that is free."""
-    free = [0.0] * slots
-    for one in seconds:
-        heapq.heapreplace(free, free[0] + one)
-    return max(free)
+    train = used(recipe, counted["train"])
+    return train, counted["train"] - train if recipe.holdout else counted["test"]
 
 
 @dataclass(frozen=True)
@@ -121,64 +99,125 @@ class Workload:
     seeds: int = 1
     slots: int = 1
 
-    def plans(self, network: str) -> Iterator[TablePlan]:
-        """All that the rule knows, from the full table down: fewer images, then fewer epochs."""
-        least = min(LEAST, self.train)
-        lowest = math.ceil(least / _IMAGE_STEP) * _IMAGE_STEP
-        fewer = range((self.train - 1) // _IMAGE_STEP * _IMAGE_STEP, lowest - 1, -_IMAGE_STEP)
-        every = [(EPOCHS, images) for images in (self.train, *fewer)]
-        every += [(n, least) for n in range(EPOCHS - _EPOCH_STEP, FEWEST - 1, -_EPOCH_STEP)]
-        return (plan(*size, network, self.test) for size in every)
+    def plan(self, share: float, network: str) -> TablePlan:
+        """The rule: the table that shows networks at most `share` of what the full one does.
 
-    def plan_of_share(self, share: float, network: str) -> TablePlan:
-        """The largest that shows networks at most `share` of what the full one does, or the least.
-
-        So 0 is the smallest of all.
+        A share of 0 is the smallest table of all.
         """
-        for made in self.plans(network):
-            if made.epochs * made.images <= share * EPOCHS * self.train:
-                break
-        return made
+        most = share * EPOCHS * self.train
+        images = int(most // (EPOCHS * _IMAGE_STEP)) * _IMAGE_STEP
+        images = self.train if share == 1 else max(images, min(LEAST, self.train))
+        epochs = int(most // (images * _EPOCH_STEP)) * _EPOCH_STEP
+        epochs = min(max(epochs, FEWEST), EPOCHS)
+        batch = 2 ** round(math.log2(BATCH * images / IMAGES))
+        cooldown = max(1, round(10 * epochs / EPOCHS))
+        total = epochs + cooldown
+        one_test = self.test / _EVALUATION_SPEED  # training images that take as long
+        evaluations = max(1, int(total * images * _EVALUATION_SHARE / one_test))
+        return TablePlan(
+            network=network,
+            epochs=epochs,
+            images=images,
+            batch_size=min(max(batch, SMALLEST_BATCH), BATCH),
+            warmup=max(1, round(5 * epochs / EPOCHS)),
+            cooldown=cooldown,
+            eval_every=math.ceil(total / min(evaluations, total)),
+        )
 
     def times(self, made: TablePlan, speed: Speed) -> list[float]:
         """About how many seconds each recipe takes from its start to its end."""
         epochs = [made.total_epochs(full) for full in self.full]
         test = self.test / (_EVALUATION_SPEED * speed.rate)
-        an_epoch = made.images / speed.rate + speed.saving
-        return [speed.start + n * an_epoch + math.ceil(n / made.eval_every) * test for n in epochs]
+        train = made.images / speed.rate
+        return [speed.start + n * train + math.ceil(n / made.eval_every) * test for n in epochs]
 
     def total(self, made: TablePlan, speed: Speed) -> float:
-        """About how many seconds all runs take."""
-        return makespan(self.times(made, speed) * self.seeds, self.slots)
+        """About how many seconds all runs take, each on the first slot that is free."""
+        free = [0.0] * self.slots
+        for one in self.times(made, speed) * self.seeds:
+            heapq.heapreplace(free, free[0] + one)
+        return max(free)
 
-    def largest(self, network: str, speed: Speed, seconds: float) -> TablePlan | None:
-        """The largest plan that takes at most so long; None if none does."""
-        fits = (made for made in self.plans(network) if self.total(made, speed) <= seconds)
-        return next(fits, None)
+    def fitted(self, network: str, speed: Speed, seconds: float) -> TablePlan:
+        """The plan of the largest share that takes so long, to 1 %; the smallest if none does."""
+        shares = (0.99**n for n in range(1000))
+        plans = (self.plan(share, network) for share in shares)
+        fitting = (made for made in plans if self.total(made, speed) <= seconds)
+        return next(fitting, self.plan(0, network))
 
     def choose(
         self,
         networks: Sequence[str],
         measure: Callable[[str, int], Speed],
         left: Callable[[], float],
-    ) -> tuple[TablePlan | None, Speed]:
-        """The largest plan with the largest of `networks` for which ENOUGH images fit.
+    ) -> tuple[TablePlan, Speed]:
+        """The fitted plan of the largest of `networks` for which ENOUGH images fit.
 
-        networks: smallest first. measure: how fast a network is here with a batch size. left:
-        seconds. If none is fast enough, it is the plan of the smallest, or None.
+        networks: smallest first, which is taken if none is fast enough. measure: how fast a network
+        is here with a batch size. left: seconds.
         """
+        chosen = None
         for network in networks:
-            its_speed = measure(network, SMALLEST_BATCH)
-            made = self.largest(network, its_speed, left())
-            if made and made.batch_size > SMALLEST_BATCH:  # larger batches are faster
-                its_speed = measure(network, made.batch_size)
-                made = self.largest(network, its_speed, left())
-            enough = made is not None and made.images >= ENOUGH
-            if network == networks[0] or enough:
-                chosen, speed = network, its_speed
+            speed = measure(network, SMALLEST_BATCH)
+            batch_size = self.fitted(network, speed, left()).batch_size
+            if batch_size > SMALLEST_BATCH:  # larger batches are faster
+                speed = measure(network, batch_size)
+            enough = self.fitted(network, speed, left()).images >= ENOUGH
+            if enough or not chosen:
+                chosen = network, speed
             if not enough:
                 break
-        return self.largest(chosen, speed, left()), speed  # less what measuring took
+        return self.fitted(chosen[0], chosen[1], left()), chosen[1]  # less what measuring took
+
+
+class _Stopped(UserError):
+    code = ExitCode.PREEMPTED
+
+
+def measure(
+    network: str,
+    batch_size: int,
+    runner: Scheduler,
+    folder: Path,
+    overrides: Sequence[str],
+    images: int,
+    seconds: float,
+) -> Speed:
+    """The mean speed of a network on a slot, with all slots of the runner in use as later.
+
+    Measured once more if the training had to compile first, as a later one will not. overrides:
+    of the recipe; images: as many as there are. UserError if a training fails or is stopped.
+    """
+    print(f"measuring {network} …", flush=True)
+    subset = min(STEPS * batch_size, images)
+    words = [str(path_of(PROBED)), *overrides, "name=probe", "wandb.mode=disabled"]
+    words += [f"model={written(NETWORKS[network])}"] * (NETWORKS[network] is not None)
+    words += [f"{key}={ENDLESS}" for key in ("epochs", "eval_every", "warmup.epochs")]
+    words += [f"batch_size={batch_size}", f"subset={subset}", "--quiet", "--runs", str(folder)]
+    words += ["--minutes", f"{seconds / 60:.4f}", "--id"]
+    trials = [
+        Trial(network, folder / "probe" / job, folder / f"{job}.log", (*words, job), ENDLESS)
+        for job in map(str, range(runner.jobs))
+    ]
+    for _ in range(2):
+        shutil.rmtree(folder, ignore_errors=True)
+        with storage(folder):
+            folder.mkdir(parents=True)
+        began = time.monotonic()
+        runner.run(trials, trials, quiet=True)
+        took = time.monotonic() - began
+        if runner.stop.signalled():
+            raise _Stopped("stopped while it measured; the same command measures again")
+        if not any("compiling" in trial.log.read_text(errors="replace") for trial in trials):
+            break
+    if error := next((trial.error for trial in trials if trial.error), None):
+        raise UserError(f"the short training failed: {error}")
+    epochs = [trial.run.rows[1:] or trial.run.rows for trial in trials]
+    shutil.rmtree(folder, ignore_errors=True)
+    if not all(epochs):  # it is slower than this, and this is too slow for any table in time
+        return Speed(took, subset / seconds)
+    spent = [sum(row["seconds"] + row["seconds_overhead"] for row in rows) for rows in epochs]
+    return Speed(took - min(spent), subset * sum(map(len, epochs)) / sum(spent))
 
 
 def path_of(name: str) -> Path:

@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError
 
-from ..core.errors import UserError, short, shown, unknown
+from ..core.errors import UserError, short, shown
 from ..recipe.fields import Frozen, Recipe, to_plain, written
+from ..recipe.grammar import mistake
 from ..recipe.loading import COMMAND_LINE, Loaded, load, recipe_path, split_variant
 from ..recipe.yaml_lines import Document, Key, read_document
 from ..runs import run_folder
@@ -23,7 +24,6 @@ from ..runs.reader import recipe_key
 
 _MOST_POINTS = 1000
 _SOME = Field(min_length=1)
-_EXPECTED = {"dict_type": "`key: value` lines", "list_type": "a list", "too_short": "at least one"}
 
 
 class _Tried(Frozen):
@@ -63,7 +63,6 @@ class Sweep:
     metric: str | None
     more_is_better: bool
     given: tuple[str, ...]  # on the command line
-    places: dict[str, str]  # of overrides, "file:line"
 
     @property
     def name(self) -> str:
@@ -115,8 +114,8 @@ def _load(sweep: Sweep, overrides: Sequence[str]) -> Loaded:
     except UserError as error:
         message = str(error)
         for text in overrides:
-            if text in sweep.places and message.startswith(f"{COMMAND_LINE} ({short(text, 50)})"):
-                place = sweep.places[text]
+            place = getattr(text, "place", None)
+            if place and message.startswith(f"{COMMAND_LINE} ({short(text, 50)})"):
                 raise UserError(place + message.removeprefix(COMMAND_LINE)) from error
         raise
 
@@ -138,28 +137,26 @@ def read_sweep(path: Path | str, overrides: Iterable[str] = ()) -> Sweep:
     try:
         file = _File(**document.values)
     except ValidationError as error:
-        raise UserError(_first(error, document)) from error
-    recipe = Path(os.path.normpath(path.parent / file.recipe))
-    if not split_variant(recipe)[0].is_file():
-        recipe = recipe_path(file.recipe)
-    if not split_variant(recipe)[0].is_file():
-        raise UserError(f"{_at(document, ('recipe',))}{shown(file.recipe)}: there is no {recipe}.")
-    places: dict[str, str] = {}
+        problem = mistake(error, document.values, (), _keys)
+        raise UserError(f"{_at(document, problem.path)}{problem}") from error
+    recipes = [Path(os.path.normpath(path.parent / file.recipe)), recipe_path(file.recipe)]
+    recipe = next((each for each in recipes if split_variant(each)[0].is_file()), None)
+    if recipe is None:
+        raise UserError(f"{_at(document, ('recipe',))}there is no {shown(file.recipe)}.")
     parts: list[tuple[str, Key, _Tried]] = [(path.stem, (), file)]
     if file.stages and not (file.grid or file.points):
-        names = [stage.name or f"stage {n}" for n, stage in enumerate(file.stages, start=1)]
-        parts = [(name, ("stages", n), file.stages[n]) for n, name in enumerate(names)]
+        stages = enumerate(file.stages)
+        parts = [(part.name or f"stage {n + 1}", ("stages", n), part) for n, part in stages]
     lower = file.direction == "min" if file.direction else (file.metric or "").endswith("loss")
     sweep = Sweep(
         path=path,
         recipe=recipe,
-        common=_settings(file.set, document, ("set",), places),
-        stages=tuple(_stage(part, name, document, at, places) for name, at, part in parts),
+        common=_settings(file.set, document, ("set",)),
+        stages=tuple(_stage(part, name, document, at) for name, at, part in parts),
         seeds=tuple(file.seeds or ()),
         metric=file.metric,
         more_is_better=not lower,
         given=tuple(overrides),
-        places=places,
     )
     _check(sweep, document)
     return sweep
@@ -175,19 +172,17 @@ def _check(sweep: Sweep, document: Document) -> None:
         where = "for all points too" if common else "twice"
         raise UserError(f"{_at(document, ('seeds',))}a seed is set {where}; set each once.")
     for seed in sweep.seeds:
-        sweep.places[f"seed={seed}"] = document.places[("seeds",)]
-        _load(sweep, [f"seed={seed}"])
+        _load(sweep, [_Setting("seed", seed, document.places[("seeds",)])])
     for number, stage in enumerate(sweep.stages):
-        earlier = sweep.stages[:number]
-        firsts = [s.choices[0] for s in earlier]
+        firsts = [earlier.choices[0] for earlier in sweep.stages[:number]]
         before = {tuple(firsts)}
-        for place, other in enumerate(earlier):
-            before |= {(*firsts[:place], choice, *firsts[place + 1 :]) for choice in other.choices}
+        for n, earlier in enumerate(sweep.stages[:number]):
+            before |= {(*firsts[:n], choice, *firsts[n + 1 :]) for choice in earlier.choices}
         for best, choice in itertools.product(before, stage.choices):
             _point(sweep, (*itertools.chain(*best), *choice))
 
 
-def _stage(part: _Tried, name: str, document: Document, at: Key, places: dict[str, str]) -> Stage:
+def _stage(part: _Tried, name: str, document: Document, at: Key) -> Stage:
     forms = [form for form in ("grid", "points", "stages") if hasattr(part, form)]
     given = [form for form in forms if getattr(part, form)]
     if len(given) != 1:
@@ -195,37 +190,35 @@ def _stage(part: _Tried, name: str, document: Document, at: Key, places: dict[st
         raise UserError(f"{_at(document, at)}exactly one of {', '.join(forms)} is needed; {text}.")
     if part.points:
         points = enumerate(part.points)
-        choices = (_settings(p, document, (*at, "points", n), places) for n, p in points)
-        return Stage(name, tuple(choices))
-    here, axes = (*at, "grid"), []
-    for key, tried in part.grid.items():
-        axes.append([f"{key}={written(value)}" for value in tried])
-        places |= {text: document.places[(*here, key, n)] for n, text in enumerate(axes[-1])}
+        return Stage(name, tuple(_settings(p, document, (*at, "points", n)) for n, p in points))
+    at = (*at, "grid")
+    axes = [
+        [_Setting(key, value, document.places[(*at, key, n)]) for n, value in enumerate(tried)]
+        for key, tried in part.grid.items()
+    ]
     if (count := math.prod(map(len, axes))) > _MOST_POINTS:
         message = f"{count:,} points; at most {_MOST_POINTS:,} are tried."
-        raise UserError(_at(document, here) + message)
+        raise UserError(_at(document, at) + message)
     return Stage(name, tuple(itertools.product(*axes)))
 
 
-def _settings(
-    values: Mapping[str, Any], document: Document, at: Key, places: dict[str, str]
-) -> tuple[str, ...]:
-    texts = {key: f"{key}={written(value)}" for key, value in values.items()}
-    places |= {text: document.places[(*at, key)] for key, text in texts.items()}
-    return tuple(texts.values())
+class _Setting(str):
+    """An override, `key=value`, that knows its place in the sweep file, "file:line"."""
+
+    place: str
+
+    def __new__(cls, key: str, value: Any, place: str) -> Self:
+        made = super().__new__(cls, f"{key}={written(value)}")
+        made.place = place
+        return made
 
 
-def _first(error: ValidationError, document: Document) -> str:
-    """The first of pydantic's complaints as our one line."""
-    detail = error.errors(include_url=False)[0]
-    place, key = _at(document, detail["loc"]), detail["loc"][-1]
-    if detail["type"] == "missing":
-        return f"{place}the key '{key}' is needed: the file whose points these are."
-    if detail["type"] == "extra_forbidden":
-        kind, model = ("stage", _Stage) if len(detail["loc"]) > 1 else ("sweep", _File)
-        return place + unknown(f"key of a {kind}", str(key), model.model_fields)
-    expected = _EXPECTED.get(detail["type"], detail["msg"].removeprefix("Input should be "))
-    return f"{place}given {shown(detail['input'])}; expected: {expected}."
+def _settings(values: Mapping[str, Any], document: Document, at: Key) -> tuple[str, ...]:
+    return tuple(_Setting(k, value, document.places[(*at, k)]) for k, value in values.items())
+
+
+def _keys(path: Key) -> list[str]:
+    return list((_Stage if path else _File).model_fields)
 
 
 def _at(document: Document, key: Key) -> str:

@@ -10,7 +10,7 @@ from ..core.errors import UserError, unknown
 from ..recipe import grammar
 from ..recipe.loading import read_back
 from ..recipe.notation import FORMS, changed, entries, find, flat, number
-from ..runs.reader import Point, Run, natural, recipe_key
+from ..runs.reader import Run, natural, recipe_key
 from ..runs.seed_statistics import Sample, Spread, confidence_interval, pooled
 
 
@@ -60,7 +60,9 @@ class Row:
         """Another metric, `top5`, at the best epoch of each run."""
         if f"val/{name}" == self.run.metric:
             return self.best
-        return _sample(_at(run, run.best, f"val/{name}") for run in self.runs)
+        best = {run: run.best.epoch for run in self.runs if run.best}
+        rows = (row for run in best for row in run.rows if row.get("epoch") == best[run])
+        return _sample(number(row.get(f"val/{name}")) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,6 @@ class Delta:
 def _sample(values: Iterable[float | None]) -> Sample | None:
     known = tuple(value for value in values if value is not None)
     return Sample(known) if known else None
-
-
-def _at(run: Run, point: Point | None, name: str) -> float | None:
-    rows = (row for row in run.rows if point and row.get("epoch") == point.epoch)
-    return next((number(row.get(name)) for row in rows), None)
-
-
-# -- rows ------------------------------------------------------------------------------------------
 
 
 def rows_of(runs: Sequence[Run], each: bool = False) -> list[Row]:
@@ -147,9 +141,6 @@ def _number_first(value: Any) -> Any:
     if number(value) is not None:
         return (0, value, [])
     return (2, 0, []) if value is None else (1, 0, natural(json.dumps(grammar.plain(value))))
-
-
-# -- deltas ----------------------------------------------------------------------------------------
 
 
 def delta_of(row: Row, groups: Sequence[Row], assumed: float | None = None) -> Delta | None:

@@ -62,8 +62,13 @@ class View:
         return Column(key, self.say(key, **words), kind, self.digits), value
 
 
-def _table(view: View, *fields: _Field) -> Table:
-    """The table of these fields, with notes on what its signs mean."""
+def _table(view: View, *fields: _Field, head: bool = True) -> Table:
+    """The table of these fields, with notes on their signs. head: which run, and how it stands."""
+    if head and any(row.run.status != "done" for row in view.rows):
+        status = view.field("status", lambda row: state_word(row.run.status, view.language))
+        fields = (status, *fields)
+    if head:
+        fields = (view.field("run", lambda row: row.label), *fields)
     columns = tuple(column for column, _ in fields)
     rows = tuple(tuple(value(row) for _, value in fields) for row in view.rows)
     return Table(columns, rows, tuple(_notes(view, any(c.key == "noise" for c in columns))))
@@ -85,15 +90,6 @@ def _notes(view: View, judged: bool) -> Iterator[str]:
     for spread in dict.fromkeys(delta.borrowed for delta in deltas if delta.borrowed):
         kind = "assumed" if spread.freedom == math.inf else "borrowed"
         yield view.say(kind, spread=f"{spread.value:.{view.digits}f}")
-
-
-# -- groups of columns -----------------------------------------------------------------------------
-
-
-def _status(view: View) -> Iterable[_Field]:
-    """How each run stands, unless all are done."""
-    if any(row.run.status != "done" for row in view.rows):
-        yield view.field("status", lambda row: state_word(row.run.status, view.language))
 
 
 def _recipes(view: View) -> Iterable[_Field]:
@@ -146,23 +142,17 @@ def _progress(view: View) -> Iterable[_Field]:
 def _times(view: View) -> Iterable[_Field]:
     """Wall-clock time, and what was expected."""
     yield view.field("seconds", lambda row: row.seconds, "duration")
-    claims = {row: row.run.expects.get("minutes") for row in view.rows}
-    if any(claim is not None for claim in claims.values()):
-        seconds = {row: None if claim is None else 60 * claim for row, claim in claims.items()}
+    minutes = {row: row.run.expects["minutes"] for row in view.rows if "minutes" in row.run.expects}
+    if minutes:
+        seconds = {row: 60 * claim for row, claim in minutes.items()}
         yield view.field("expected_seconds", seconds.get, "duration")
-
-
-# -- what differs ----------------------------------------------------------------------------------
 
 
 def generic(view: View, results_first: bool = False) -> Table:
     """What differs between the runs, and what came of each."""
     results = [*_results(view), *_progress(view), *_times(view)]
     parts = [*results, *_recipes(view)] if results_first else [*_recipes(view), *results]
-    return _table(view, view.field("run", lambda row: row.label), *_status(view), *parts)
-
-
-# -- the report of Week 3 --------------------------------------------------------------------------
+    return _table(view, *parts)
 
 
 def week3(view: View) -> Table:
@@ -184,8 +174,6 @@ def week3(view: View) -> Table:
     best = {"metric": view.metric, "data": _DATASETS.get(data, data)}
     return _table(
         view,
-        view.field("run", lambda row: row.label),
-        *_status(view),
         cell("batch_size", "batch_size"),
         view.field("optimizer", partial(_chosen, "optimizer")),
         cell("momentum", "optimizer.momentum"),
@@ -222,9 +210,6 @@ def _remarks(row: Row) -> str | None:
     return " / ".join(note.text for run in row.runs for note in run.notes) or None
 
 
-# -- the segmentation logs -------------------------------------------------------------------------
-
-
 def _runlog(view: View) -> Table:
     """Date, run name, model, arguments, link and notes: all from the resolved recipe."""
     return _table(
@@ -235,6 +220,7 @@ def _runlog(view: View) -> Table:
         view.field("arguments", partial(_arguments, view)),
         view.field("link", partial(_link, view)),
         view.field("notes", partial(_result_and_remarks, view)),
+        head=False,
     )
 
 
@@ -272,8 +258,6 @@ def _losses(view: View) -> Table:
     notation = view.notation
     return _table(
         view,
-        view.field("run", lambda row: row.label),
-        *_status(view),
         view.field("optimizer", lambda row: notation.cell(row.run.typed, "optimizer")),
         view.field("heads", lambda row: notation.cell(row.run.typed, "loss")),
         *_results(view),

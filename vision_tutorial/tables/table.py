@@ -85,9 +85,6 @@ def clean(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-# -- renderings ------------------------------------------------------------------------------------
-
-
 def terminal(table: Table, file: TextIO, width: int | None = None) -> None:
     """Print it, at most `width` letters wide; None: as wide as the terminal, if `file` is one.
 
