@@ -107,8 +107,7 @@ def scored(
 ) -> Evaluation:
     """All metrics of the masks in a submission; no network is asked."""
     size, classes = size or submission.SIZE, len(source.classes)
-    masks = submission.read(file, classes, size)
-    submission.check_names(file, masks, map(source.key, range(len(source))))
+    masks = submission.read(file, classes, map(source.key, range(len(source))), size)
     data = build.eval_pipeline(recipe, source, distributed)
     order = iter(eval_order(recipe, source, data.worker))
 
@@ -217,7 +216,7 @@ def write_pseudo_labels(
         for answer in answers
     )
     pseudo_labels.write_folder(folder, said, report)
-    return [report.summary(), *filter(None, [report.leak_warning()])]
+    return report.messages()
 
 
 def _at_size(probabilities: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

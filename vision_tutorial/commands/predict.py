@@ -177,8 +177,8 @@ def _write_pseudo_labels(
             "--pseudo-labels looks at unlabelled images (--on) at their own size; leave out "
             "--split, --size, --submission and --overlays."
         )
-    rule = inference.pseudo_labels.Rule(args.min_confidence, args.pixel_threshold)
-    report = inference.pseudo_labels.PseudoLabelReport(source.classes, rule, args.runs)
+    rule = (args.min_confidence, args.pixel_threshold)
+    report = inference.pseudo_labels.PseudoLabelReport(source.classes, args.runs, *rule)
     folder = Path(args.output)
     messages = inference.write_pseudo_labels(folder, answers, source.paths, recipe, report)
     facts = {name: value for name, value in report.plain().items() if name != "images"}
