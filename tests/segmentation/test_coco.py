@@ -169,7 +169,7 @@ def categories(*more: dict):
         (changed("annotations", category_id=1), "annotation 1: no category has the id 1. Correct"),
         (changed("annotations", id=None, segmentation=[]), "annotation 0: its segmentation is []"),
         (categories({"id": 1, "name": "glass"}), 'two categories have the name "glass"'),
-        (categories({"id": 1, "name": "background"}), "is called 'Background', as what none"),
+        (categories({"id": 1, "name": "backGround"}), "is called 'Background', as what none"),
         (categories(*({"id": -i, "name": f"{i}"} for i in range(252))), "coco: 256 classes; masks"),
     ],
 )
