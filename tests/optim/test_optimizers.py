@@ -1,6 +1,7 @@
 """Every optimizer of timm's factory and ASGD, and parameter groups: against timm's and torch's."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import timm
@@ -21,9 +22,7 @@ from vision_tutorial.engine.step import set_lr
 from vision_tutorial.optim import parameter_groups
 from vision_tutorial.optim.optimizers import timm_optimizer
 
-NAMES = list_optimizers()
-ELSEWHERE = [n for n in NAMES if isinstance(get_optimizer_info(n).opt_class, str)]
-HERE = sorted(set(NAMES) - set(ELSEWHERE))
+HERE = [n for n in list_optimizers() if not isinstance(get_optimizer_info(n).opt_class, str)]
 
 
 def network() -> nn.Module:
@@ -72,15 +71,11 @@ def test_the_weights_are_those_of_timms_factory(name):
         assert torch.equal(p, q)
 
 
-def test_only_parameters_that_torch_can_fuse_are_fused():
-    with torch.device("meta"):
-        model = network()
-    assert not built("sgd", model).defaults.get("fused")
-    assert not built("sgd", network(), foreach=True).defaults.get("fused")
-
-
 def test_options_arrive():
+    with torch.device("meta"):
+        assert not built("sgd", network()).defaults.get("fused")  # torch can fuse none of these
     model = network()
+    assert not built("sgd", model, foreach=True).defaults.get("fused")
     assert built("sgd", model, momentum=0.4, nesterov=False).defaults["momentum"] == 0.4
     adam = built("nadamw", model, betas=[0.8, 0.95], eps=1e-6)
     assert adam.defaults["betas"] == (0.8, 0.95) and adam.defaults["eps"] == 1e-6
@@ -91,18 +86,6 @@ def test_options_arrive():
     wrapped = built("lookahead_adamw", model)
     assert isinstance(wrapped, Lookahead)
     assert isinstance(wrapped._base_optimizer, torch.optim.AdamW)
-
-
-@pytest.mark.parametrize("name", ["madgrad", "lookahead_sgd", "asgd"])
-def test_a_saved_state_continues_bit_equal(name):
-    straight, resumed = network(), network()
-    expected = trained(straight, built(name, straight), 8)
-    first = built(name, resumed)
-    trained(resumed, first, 3)
-    second = built(name, resumed)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    for p, q in zip(trained(resumed, second, 5), expected, strict=True):
-        assert torch.equal(p, q)
 
 
 def test_asgd_is_torchs():
@@ -120,10 +103,8 @@ def test_asgd_is_torchs():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("adamx", {}, "no optimizer called 'adamx'.*did you mean 'adamax'"),
         ("lookahead_asgd", {}, "no optimizer called 'lookahead_asgd'.*Known: "),  # ours, not timm's
         ("sgd", {"momentun": 0.5}, "option of 'sgd'.*did you mean 'momentum'.*lr.*weight_d"),
-        ("sgd", {"betas": [0.9, 0.99]}, "no option of 'sgd' called 'betas'"),  # timm would drop it
         ("lookahead_adamw", {"params": 1}, "no option of 'lookahead_adamw' called 'params'"),
         ("adamw", {"betas": [1.5, 0.9]}, "optimizer 'adamw': .*beta"),
         ("sgd", {"momentum": 0.0}, "optimizer 'sgd': .*nesterov: false"),
@@ -136,15 +117,10 @@ def test_bad_names_options_and_values_are_refused_in_one_line(name, options, wor
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_optimizers_of_missing_packages_say_so(name):
-    package = get_optimizer_info(name).opt_class.partition(".")[0]
-    try:
-        made = built(name, network())
-    except UserError as error:
-        assert f"needs the package {package} and a CUDA device" in str(error)
-    else:
-        assert isinstance(made, torch.optim.Optimizer)  # it is installed here
+def test_an_optimizer_of_a_missing_package_says_so():
+    if not find_spec("apex"):
+        with pytest.raises(UserError, match="needs the package apex and a CUDA device"):
+            built("fusedsgd", network())
 
 
 # -- parameter groups ------------------------------------------------------------------------------
@@ -204,7 +180,7 @@ def test_who_is_decayed():
 
 def test_frozen_parameters_are_left_out_and_layers_must_be_known():
     model = Toy()
-    with pytest.raises(UserError, match="layer_decay 0.5 has no effect: Toy"):
+    with pytest.raises(UserError, match="layer_decay has no effect: Toy"):
         parameter_groups(model, weight_decay=0.1, layer_decay=0.5)
     assert parameter_groups(model, weight_decay=0.1, layer_decay=1.0)
     model.linear.requires_grad_(False)

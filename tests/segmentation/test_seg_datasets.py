@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,7 +108,7 @@ def test_camvid(street: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VISION_TUTORIAL_DATA", str(street))
     same(camvid("train"), before)
     monkeypatch.setenv("VISION_TUTORIAL_DATA", "/nowhere")
-    assert "no folder /nowhere/camvid/train; it is not downloaded: copy" in refused(camvid)
+    assert "no folder /nowhere/camvid/train; images lie in one folder" in refused(camvid)
     assert "no split called 'val'" in refused(camvid, "val")
 
 
@@ -153,11 +154,10 @@ def test_voc(devkit: Path):
     stored = Image.open(devkit / "SegmentationClass" / "2007_03.png")
     np.testing.assert_array_equal(mask, np.asarray(stored))
     assert image.tobytes() == Image.open(devkit / "JPEGImages" / "2007_03.jpg").tobytes()
-    assert len(voc("test", root=root, test="train")) == 2
     assert "cannot read" in refused(voc, root=root, year=2007)
     assert "trainval.txt names no images" in refused(voc, root=root, train="trainval")
     (devkit / "SegmentationClass" / "2007_02.png").unlink()
-    assert "SegmentationClass/2007_02.png, which" in refused(voc, root=root)
+    assert "SegmentationClass/2007_02.png (1 of 4 are missing), which" in refused(voc, root=root)
     (devkit / "ImageSets" / "Segmentation" / "val.txt").write_text("../../../secret\n")
     assert "leads outside" in refused(voc, "test", root=root)
 
@@ -186,9 +186,8 @@ def test_mask_folder(pets: Path, monkeypatch: pytest.MonkeyPatch):
     assert mask_folder("test", root=str(pets)).classes == ("ground", "cat", "dog")
     given = mask_folder("train", root=str(pets), classes=["x", "y"], void=2)
     assert given.classes == ("x", "y") and set(np.unique(given[0][1])) == {0, 1, 255}
-    others = [{"classes": ["x", "y"], "void": 2}, {"classes": ["x", "y", "z"], "void": 2}, {}]
-    digests = {mask_folder("train", root=str(pets), **o, cache="none").digest() for o in others}
-    assert len(digests) == 3 and given.digest() in digests
+    three = mask_folder("train", root=str(pets), classes=["x", "y", "z"], void=2)
+    assert len({given.digest(), train.digest(), three.digest()}) == 3
     monkeypatch.setenv("VISION_TUTORIAL_DATA", str(pets.parent))
     before = mask_folder("test", root=str(pets))
     same(mask_folder("test", root=pets.name), before)
@@ -198,7 +197,7 @@ def test_mask_folder(pets: Path, monkeypatch: pytest.MonkeyPatch):
     options = {"test": "validation", "test_masks": "labels/val"}
     same(mask_folder("test", root=str(pets), **options), before)
     said = refused(mask_folder, "test", root=str(pets), test="validation")
-    assert f"no folder {pets}/validation_masks; images lie in one folder, their masks" in said
+    assert f"no folder {pets}/validation_masks; images lie in one folder" in said
 
 
 def test_what_a_mask_folder_refuses(pets: Path):
@@ -207,13 +206,11 @@ def test_what_a_mask_folder_refuses(pets: Path):
 
     assert "two classes called 'x'" in said(classes=["x", "y", "x"])
     assert "class id 2 in" in said(classes=["x", "y"])
-    many = [str(i) for i in range(256)]
-    assert "256 classes; masks of 8 bits hold 1 to 255" in said(classes=many)
     (pets / "classes.txt").write_bytes(b"\xff")
     assert "classes.txt" in said() and "one class a line" in said()
     (pets / "classes.txt").unlink()
     (pets / "train_masks" / "deep" / "a.png").unlink()
-    assert f"no mask {pets}/train_masks/deep/a.png (1 of 3 images" in said()
+    assert f"no {pets}/train_masks/deep/a.png (1 of 3 are missing)" in said()
     (pets / "train_masks" / "deep" / "a.png").write_bytes(b"no image")
     assert "train_masks/deep/a.png: not a readable image" in said()
     Image.fromarray(np.zeros((5, 6), np.uint8)).save(pets / "train_masks" / "deep" / "a.png")
@@ -235,7 +232,7 @@ def test_links_lead_no_further_than_the_root(pets: Path, link: str):
 # -- decoded once ----------------------------------------------------------------------------------
 
 
-def test_every_cache_gives_the_same(pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_cache_gives_the_same(pets: Path, monkeypatch: pytest.MonkeyPatch):
     plain = mask_folder("train", root=str(pets), cache="none")
     assert isinstance(plain, DenseFiles)
     for kind, stored in (("memory", np.ndarray), ("disk", np.memmap)):
@@ -243,7 +240,6 @@ def test_every_cache_gives_the_same(pets: Path, cache: Path, monkeypatch: pytest
         assert isinstance(found, ArraySource) and type(found.images) is stored
         same(found, plain)
         same(pickle.loads(pickle.dumps(found)), plain)
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
     assert len(pickle.dumps(found)) < 2000
     needed = 3 * 6 * 4 * 4
     for free, stored in ((4 * needed, np.ndarray), (4 * needed - 1, np.memmap)):  # what fits
@@ -267,10 +263,7 @@ def test_the_disk_is_used_again_until_a_file_changes(pets: Path, monkeypatch, ca
     assert changed.stat().st_size == size
     again = mask_folder("train", root=str(pets), cache="disk")
     assert again.digest() == first.digest() and (again[1][1] == 1).all()
-
-
-def test_a_cache_that_cannot_be_written(pets: Path, cache: Path):
-    cache.parent.mkdir(parents=True)
+    shutil.rmtree(cache)
     cache.write_text("in the way")
     with pytest.raises(StorageError, match="XDG_CACHE_HOME to a folder that has room, or cache:"):
         mask_folder("train", root=str(pets), cache="disk")
@@ -279,12 +272,9 @@ def test_a_cache_that_cannot_be_written(pets: Path, cache: Path):
 def test_images_of_several_sizes_stay_files(pets: Path):
     drawn(pets / "train", pets / "train_masks", "c.png", [0, 1], size=(9, 3))
     source = mask_folder("train", root=str(pets))
-    assert isinstance(source, DenseFiles)
-    image, mask = source[2]
-    assert source.key(2) == "c.png" and image.size == (9, 3) and mask.shape == (3, 9)
-    for kind in ("memory", "disk"):
-        said = refused(mask_folder, root=str(pets), cache=kind)
-        assert f"cache is {kind}, which needs images of one size; there are 6x4 and 9x3" in said
+    assert isinstance(source, DenseFiles) and source[2][1].shape == (3, 9)
+    said = refused(mask_folder, root=str(pets), cache="memory")
+    assert "cache is memory, which needs images of one size; there are 6x4 and 9x3" in said
 
 
 # -- pseudo-labels ---------------------------------------------------------------------------------
@@ -315,7 +305,6 @@ def test_pseudo_labels_beside_a_labelled_set(pets: Path, guessed: Path):
         np.testing.assert_array_equal(source[index][1], labelled[index][1])
     stored = Image.open(guessed / "masks" / "q.png")
     np.testing.assert_array_equal(source[4][1], np.asarray(stored))
-    same(mixed("train", pets, cache="none"), source)
     same(mixed("train", pets, cache="disk"), source)
     same(mixed("test", pets), mask_folder("test", root=str(pets)))
 
@@ -341,16 +330,15 @@ def test_what_pseudo_labels_refuse(pets: Path, guessed: Path):
     def said(**options) -> str:
         return refused(mixed, pets=pets, **options)
 
-    assert "no dataset called 'mask_foldr'; did you mean 'mask_folder'?" in said(
-        dataset="mask_foldr"
-    )
+    typo = said(dataset="mask_foldr")
+    assert "no dataset called 'mask_foldr'; did you mean 'mask_folder'?" in typo
     assert "'mask_folder' needs a value for 'root'" in said(options=None)
     assert "shapes has no masks" in said(dataset="shapes", options={"train": 20})
     assert "ratio is 1.0; a number in [0, 1)" in said(ratio=1.0)
     (guessed / "ledger.json").write_text('{"classes": ["0", "1", "cat"]}')
     assert 'are for the classes ["0", "1", "cat"]' in said()
     (guessed / "ledger.json").unlink()
-    assert "ledger.json; name a folder that pseudo-labelling wrote" in said()
+    assert "ledger.json; name a folder of pseudo-labels" in said()
 
 
 def test_pseudo_labels_beside_a_students_own_set(guessed: Path, monkeypatch: pytest.MonkeyPatch):

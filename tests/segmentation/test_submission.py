@@ -22,46 +22,41 @@ def test_the_file_is_what_the_contest_wants(tmp_path):
         rows = list(csv.reader(file))
     assert rows[0] == ["image_id", "PredictionString"]
     assert rows[1] == ["batch_01/0001.jpg", "0 1 2 3 4 0 1 2 3 4 0 1 2 3 4 0"]
-    found = submission.read(path, 5, 4)
+    found = submission.read(path, 5, MASKS, 4)
     assert list(found) == list(MASKS)
     assert all((found[name] == MASKS[name]).all() for name in MASKS)
     assert list(tmp_path.iterdir()) == [path]
+    for wanted, said in (
+        ([*MASKS, "new.jpg"], r"of 3 images 1 are missing \['new.jpg'\], and 0 are"),
+        (["가.jpg"], r"1 are unknown here \['batch_01/0001.jpg'\]"),
+    ):
+        with pytest.raises(UserError, match=said):
+            submission.read(path, 5, wanted, 4)
     submission.write(path, [("a", BIG)])
-    assert (submission.read(path, 11)["a"] == BIG).all()
+    assert (submission.read(path, 11, ["a"])["a"] == BIG).all()
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("id,mask\n", "its first line is 'id,mask'"),
-        ("image_id,PredictionString\na\n", "line 2: 1 cells"),
+        ("image_id,PredictionString\na\n", "line 2: 'a' has 0 ids"),
+        ("image_id,PredictionString\na,1,2\n", "line 2: 'a' has 0 ids"),
         ("image_id,PredictionString\na,0 1 2\n", "'a' has 3 ids from 0 to 2; 4x4 = 16 from 0"),
+        (f"image_id,PredictionString\na,{'0 ' * 15}5\n", "ids from 0 to 5; 4x4 = 16 from 0 to 4"),
+        (f"image_id,PredictionString\na,{'0 ' * 15}x\n", "'a' has 0 ids from 0 to 0"),
         (
-            "image_id,PredictionString\na," + "0 " * 15 + "5\n",
-            "ids from 0 to 5; 4x4 = 16 from 0 to 4",
+            "image_id,PredictionString\n" + f"a,{'0 ' * 16}\n" * 2,
+            "line 3: 'a' has 16 ids from 0 to 0",
         ),
-        ("image_id,PredictionString\na," + "0 " * 15 + "x\n", "not whole numbers"),
-        ("image_id,PredictionString\n" + ("a," + "0 " * 16 + "\n") * 2, "a second time"),
+        (b"\xff\xfe\x00\x01", "cannot read"),
+        (None, "cannot read"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, text, complaint):
-    (tmp_path / "s.csv").write_text(text, encoding="utf-8")
+    path = tmp_path / "s.csv"
+    if text:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match="s.csv") as caught:
-        submission.read(tmp_path / "s.csv", 5, 4)
-    assert complaint in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_is_none_is_refused(tmp_path):
-    (tmp_path / "s.csv").write_bytes(b"\xff\xfe\x00\x01")
-    for name in ("s.csv", "missing.csv"):
-        with pytest.raises(UserError, match="cannot read"):
-            submission.read(tmp_path / name, 5)
-
-
-def test_the_images_must_be_those_that_are_scored(tmp_path):
-    submission.check_names(tmp_path, MASKS, MASKS)
-    with pytest.raises(UserError, match=r"of 3 images 1 are missing \['new.jpg'\], and 0 are"):
-        submission.check_names(tmp_path, MASKS, [*MASKS, "new.jpg"])
-    with pytest.raises(UserError, match=r"1 are unknown here \['batch_01/0001.jpg'\]"):
-        submission.check_names(tmp_path, MASKS, ["가.jpg"])
+        submission.read(path, 5, ["a"], 4)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)

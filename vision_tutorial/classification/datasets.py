@@ -61,37 +61,25 @@ def image_folder(split: str, *, root: str, train: str = "train", test: str = "va
                 f"image_folder: {base / test} has the class '{strange[0]}', which {base / train} "
                 f"has not ({len(strange)} such). Rename or remove it, or add it to both."
             )
-    paths, targets = [], []
-    for folder in folders:
-        images = sorted(images_in(folder, base, "image_folder"))
-        if split == "train" and not images:
-            raise _no_images(folder)
-        paths += images
-        targets += [classes.index(folder.name)] * len(images)
-    if not paths:
-        raise _no_images(base / test)
-    return FileSource("image_folder", paths, np.array(targets, np.int64), classes)
+    images = [sorted(images_in(folder, base, "image_folder")) for folder in folders]
+    empty = [folder for folder, paths in zip(folders, images, strict=True) if not paths]
+    if empty and (split == "train" or len(empty) == len(folders)):
+        extensions = ", ".join(EXTENSIONS)
+        raise UserError(f"image_folder: no images in {empty[0]}; looked for {extensions}.")
+    labels = [classes.index(folder.name) for folder in folders]
+    targets = np.repeat(np.array(labels, np.int64), [len(paths) for paths in images])
+    return FileSource("image_folder", [p for each in images for p in each], targets, classes)
 
 
 def _class_folders(base: Path, name: str) -> list[Path]:
     folder = base / name
     if not folder.is_dir():
-        raise UserError(
-            f"image_folder: no folder {folder}; `root` needs '{name}' with one sub-folder of "
-            "images per class (the options `train` and `test` name the two folders)."
-        )
+        raise UserError(f"image_folder: no folder {folder}; it has a sub-folder for each class.")
     stay_inside(folder, base, "image_folder")
     folders = sorted(entry for entry in folder.iterdir() if visible(entry.name) and entry.is_dir())
     if not folders:
         raise UserError(f"image_folder: {folder} has no sub-folders; it needs one per class.")
     return folders
-
-
-def _no_images(folder: Path) -> UserError:
-    return UserError(f"image_folder: no images in {folder}; looked for {', '.join(EXTENSIONS)}.")
-
-
-# -- CIFAR -----------------------------------------------------------------------------------------
 
 
 def _cifar(name: str, kind: _Archive, split: str, root: str | None, download: bool) -> ArraySource:
@@ -102,15 +90,14 @@ def _cifar(name: str, kind: _Archive, split: str, root: str | None, download: bo
     parts = kind.train_list if split == "train" else kind.test_list
     tables = [_unpickle(name, folder / part, md5) for part, md5 in parts]
     meta = _unpickle(name, folder / kind.meta["filename"], kind.meta["md5"])
-    targets = [table.get("fine_labels", table.get("labels")) for table in tables]
     classes = tuple(_text(word) for word in meta[kind.meta["key"]])
-    images = np.empty((sum(map(len, targets)), 32, 32, 3), np.uint8)
-    filled = 0
+    targets = np.concatenate([t.get("fine_labels", t.get("labels")) for t in tables])
+    images, filled = np.empty((len(targets), 32, 32, 3), np.uint8), 0
     while tables:  # each is let go of once it is copied
         rows = tables.pop(0)["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         images[filled : filled + len(rows)] = rows
         filled += len(rows)
-    return ArraySource(name, images, np.concatenate(targets).astype(np.int64), classes)
+    return ArraySource(name, images, targets.astype(np.int64), classes)
 
 
 def _unpickle(name: str, path: Path, md5: str) -> dict:
@@ -120,11 +107,10 @@ def _unpickle(name: str, path: Path, md5: str) -> dict:
         raise UserError(
             f"{name}: no readable {path} ({error.strerror}); set `download: true`, or {_ELSEWHERE}."
         ) from error
-    found = _md5(content)
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise UserError(
-            f"{name}: {path} is damaged: its MD5 is {found}, it should be {md5}. Set "
-            "`download: true` to fetch it again, or copy it again from where it came."
+            f"{name}: {path} is damaged: MD5 {found}, not {md5}; copy it, or `download: true`."
         )
     # as bytes, the table is used where it was read; as text it would be copied twice more
     return {_text(key): value for key, value in pickle.loads(content, encoding="bytes").items()}
@@ -134,16 +120,9 @@ def _text(word: bytes | str) -> str:
     return word.decode() if isinstance(word, bytes) else word
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _files(kind: _Archive) -> dict[str, str]:
-    return dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
-
-
 def _intact(kind: _Archive, folder: Path) -> bool:
-    return all(check_integrity(folder / part, md5) for part, md5 in _files(kind).items())
+    files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    return all(check_integrity(folder / part, md5) for part, md5 in files)
 
 
 def _fetch(name: str, kind: _Archive, folder: Path) -> None:
@@ -160,14 +139,12 @@ def _fetch(name: str, kind: _Archive, folder: Path) -> None:
             _download(name, kind, archive)
             folder.mkdir(exist_ok=True)
             with tarfile.open(archive) as tar:
-                for part in _files(kind):
+                for part, *_ in (*kind.train_list, *kind.test_list, [kind.meta["filename"]]):
                     tar.extract(f"{kind.base_folder}/{part}", temporary, filter="data")
                     os.replace(Path(temporary, kind.base_folder, part), folder / part)
     except OSError as error:
-        raise StorageError(
-            f"{name}: cannot write {folder} ({error.strerror or error}); {_ELSEWHERE}, or to one "
-            "that can be written."
-        ) from error
+        reason = error.strerror or error
+        raise StorageError(f"{name}: cannot write {folder} ({reason}); {_ELSEWHERE}.") from error
 
 
 def _download(name: str, kind: _Archive, archive: Path) -> None:
@@ -185,7 +162,4 @@ def _download(name: str, kind: _Archive, archive: Path) -> None:
             f"another machine, copy {kind.base_folder} here, and {_ELSEWHERE}."
         ) from error
     if not check_integrity(archive, kind.tgz_md5):
-        raise UserError(
-            f"{name}: what came from {kind.url} is cut short, or not the data set: its MD5 is not "
-            f"{kind.tgz_md5}. Nothing was kept; try again."
-        )
+        raise UserError(f"{name}: {kind.url} has not MD5 {kind.tgz_md5}. Nothing was kept.")

@@ -16,7 +16,7 @@ from timm.layers import BlurPool2d
 from torch import nn
 
 from ..core import weights
-from ..core.errors import UserError, unknown
+from ..core.errors import UserError, check_range, unknown
 from ..core.registry import models
 
 # timm's class -> (what holds the convolutions before the first stage, where the last stage is).
@@ -68,9 +68,7 @@ def timm_model(
     Raises UserError for an unknown name or option, and where an option makes no sense for a model.
     """
     weights.check_name(name)
-    for option, rate in (("drop_path", drop_path), ("dropout", dropout)):
-        if not 0 <= rate < 1:
-            raise UserError(f"model: {option} is {rate:g}; a rate from 0 to below 1 is expected.")
+    check_range("model", "[0, 1)", drop_path=drop_path, dropout=dropout)
     wanted = dict(options)
     if drop_path:
         wanted["drop_path_rate"] = drop_path
@@ -105,9 +103,8 @@ def _check_options(name: str, wanted: dict[str, Any]) -> None:
         if option in wanted and option not in known:
             raise UserError(f"model '{name}' ({kind.__name__}) has no {ours}; leave it out.")
     known -= {"num_classes", "in_chans", "cfg", "kwargs", "device", "dtype", "block"}
-    for option in wanted:
-        if option not in known:
-            raise UserError(unknown(f"option of {name}", option, known))
+    for option in wanted.keys() - known:
+        raise UserError(unknown(f"option of {name}", option, known))
 
 
 def _create(name: str, num_classes: int, pretrained: bool, wanted: dict[str, Any]) -> nn.Module:
@@ -118,10 +115,7 @@ def _create(name: str, num_classes: int, pretrained: bool, wanted: dict[str, Any
     except Exception as error:  # the hub and timm's classes raise whatever they like
         if pretrained:
             raise weights.unavailable(name, error) from error
-        if wanted:
-            given = ", ".join(f"{key}: {value}" for key, value in wanted.items())
-            raise UserError(f"timm cannot build '{name}' with {given} ({error!r}).") from error
-        raise
+        raise UserError(f"timm cannot build '{name}' with {wanted} ({error!r}).") from error
 
 
 def _place(model: nn.Module, name: str, option: str, which: int) -> str:
@@ -129,10 +123,8 @@ def _place(model: nn.Module, name: str, option: str, which: int) -> str:
     kind = type(model).__name__
     places = {family: pair[which] for family, pair in FAMILIES.items() if pair[which]}
     if kind not in places:
-        raise UserError(
-            f"'{option}' cannot be had with model '{name}', a {kind} of timm; "
-            f"it can with {', '.join(places)}."
-        )
+        known = ", ".join(places)
+        raise UserError(f"'{option}' does not go with '{name}', a {kind}; it does with {known}.")
     return places[kind]
 
 
@@ -148,8 +140,7 @@ def _cifar_stem(model: nn.Module, name: str, pretrained: bool) -> None:
             size = conv.kernel_size[0]
             if size > 3:  # in place, so that subclasses (standardised weights) stay
                 middle = slice((size - 3) // 2, (size + 3) // 2)
-                # Initialisers give a weight the variance 1 / (k^2 channels): times k/3, this is a
-                # 3x3 draw.
+                # initialisers give the variance 1 / (k^2 channels): times k/3, this is a 3x3 draw
                 weight = conv.weight.detach()[..., middle, middle] * (size / 3)
                 conv.weight, conv.kernel_size = nn.Parameter(weight), (3, 3)
                 conv.padding = tuple(min(p, 1) for p in conv.padding)  # 0 where it pads by itself

@@ -165,8 +165,8 @@ def _write_pseudo_labels(answers: Iterable, source: Any, recipe: Any, args: Any)
             "--pseudo-labels looks at unlabelled images (--on) at their own size; leave out "
             "--split, --size, --submission and --overlays."
         )
-    rule = inference.pseudo_labels.Rule(args.min_confidence, args.pixel_threshold)
-    report = inference.pseudo_labels.PseudoLabelReport(source.classes, rule, args.runs)
+    rule = (args.min_confidence, args.pixel_threshold)
+    report = inference.pseudo_labels.PseudoLabelReport(source.classes, args.runs, *rule)
     both, paths = build.data(recipe), source.paths
     masks = (both.train[i][1] for i in range(len(both.train)))
     report.labelled = inference.pseudo_labels.class_pixels(masks, len(source.classes))
@@ -179,8 +179,8 @@ def _write_pseudo_labels(answers: Iterable, source: Any, recipe: Any, args: Any)
     )
     inference.pseudo_labels.write_folder(Path(args.output), said, report)
     facts = {name: value for name, value in report.plain().items() if name != "images"}
-    text = [report.summary(), report.leak_warning(), f"pseudo labels: {args.output}"]
-    return {"folder": args.output, **facts, "said": "\n".join(filter(None, text))}
+    text = [*report.messages(), f"pseudo labels: {args.output}"]
+    return {"folder": args.output, **facts, "said": "\n".join(text)}
 
 
 def _output_folder(args: argparse.Namespace) -> Path:

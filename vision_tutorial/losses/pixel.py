@@ -22,12 +22,11 @@ def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Masking instead of selecting spares the GPU a wait for the number of positions.
     logits (B, C, *S); target ids (B, *S) or class map (B, C, *S). UserError if these do not fit.
     """
-    ids = (logits.shape[0], *logits.shape[2:])
-    if tuple(target.shape) != (tuple(logits.shape) if is_map(target) else ids):
-        kind = "a class map" if is_map(target) else "class ids"
+    whole, ids = tuple(logits.shape), (logits.shape[0], *logits.shape[2:])
+    if tuple(target.shape) != (whole if is_map(target) else ids):
         raise UserError(
-            f"{kind} of shape {tuple(target.shape)} for logits of shape {tuple(logits.shape)}; "
-            f"class ids are {ids} here, a class map is {tuple(logits.shape)}."
+            f"{target.dtype} target of shape {tuple(target.shape)} for logits of shape {whole}; "
+            f"class ids are {ids} here, a class map is {whole}."
         )
     keep = valid(target)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -48,15 +47,14 @@ def cross_entropy(
     Σ_V w_y (−log p_y) / Σ_V w_y; a class map weighs every class by its share. logits (B, C, *S);
     target ids (B, *S) or class map (B, C, *S); one weight per class.
     """
-    if not 0 <= label_smoothing <= 1:
-        raise UserError(f"cross_entropy: label_smoothing is {label_smoothing}; give 0 to 1.")
+    check_range("cross_entropy", "[0, 1]", label_smoothing=label_smoothing)
     logits, target, keep = counted(logits, target)
-    options = {"label_smoothing": label_smoothing, "reduction": "none"}
-    if class_weights is None:
-        return _mean(F.cross_entropy(logits, target, **options), keep)
-    weights = _per_class(class_weights, logits).flatten()
-    values = F.cross_entropy(logits, target, weights, **options)
-    return _mean(values, keep, _shares(target, class_weights, logits).sum(1))
+    given = class_weights is not None
+    weights = _per_class(class_weights, logits).flatten() if given else None
+    values = F.cross_entropy(
+        logits, target, weights, reduction="none", label_smoothing=label_smoothing
+    )
+    return _mean(values, keep, _shares(target, class_weights, logits).sum(1) if given else None)
 
 
 @losses.register
@@ -181,10 +179,7 @@ def jsd(
     map (B, C, *S), of which the clean part is read.
     """
     if num_splits < 2 or len(logits) % num_splits:
-        raise UserError(
-            f"jsd: a batch of {len(logits)} is not made of {num_splits} versions of its images; "
-            "num_splits is at least 2 and divides the batch."
-        )
+        raise UserError(f"jsd: num_splits {num_splits} must be 2 or more and divide {len(logits)}.")
     clean = target[: len(target) // num_splits]
     versions = [counted(version, clean) for version in logits.chunk(num_splits)]
     log_p = torch.stack([F.log_softmax(version, 1) for version, _, _ in versions])

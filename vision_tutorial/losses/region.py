@@ -124,39 +124,29 @@ def lovasz(
     """
     p, g = _masses(logits, target)
     if is_map(target) and not torch.equal((g == 1).sum(1).clamp(max=1), (g != 0).sum(1)):
-        raise UserError(
-            "lovasz: needs one class at each position, and these targets are mixed. Use jaccard, "
-            "which takes shares, or leave mixup out of the recipe."
-        )
+        raise UserError("lovasz: targets are mixed. Use jaccard, or leave mixup out of the recipe.")
     if reduce == "batch":
         p, g = (mass.transpose(0, 1).flatten(1).unsqueeze(0) for mass in (p, g))
     worst, order = (p - g).abs().sort(-1, descending=True)
-    values = (worst * _growth((g > 0).gather(-1, order), p.dtype)).sum(-1)
-    mass = g.sum(-1)
-    # one position that is taken for an absent class makes the whole loss: the largest error
-    return _mean(values.where(mass > 0, worst[..., 0]), mass, classes)
-
-
-def _growth(own: Tensor, dtype: torch.dtype) -> Tensor:
-    """How much the Jaccard loss grows with each position that is got wrong, worst first.
-
-    own: whether the position is of the class, bool (…, N). 1 − I/U is not subtracted from the one
-    before, which would leave few digits: I or U change by one, so the difference is 1/U, or
-    I/(U (U−1)). Algorithm 1 of 1705.08790.
-    """
+    # How much the Jaccard loss grows with each position that is got wrong, worst first (Algorithm
+    # 1). 1 − I/U is not subtracted from the one before, which would leave few digits: I or U
+    # change by one, so the difference is 1/U, or I/(U (U−1)).
+    own = (g > 0).gather(-1, order)
     lost = own.cumsum(-1, dtype=torch.int32)  # exact, where float32 ends at 2^24
-    size = lost[..., -1:]
+    size, mass = lost[..., -1:], g.sum(-1)
     rank = torch.arange(1, own.shape[-1] + 1, dtype=torch.int32, device=own.device)
-    union = (size + rank - lost).to(dtype)
-    return torch.where(own, 1.0, (size - lost) / (union - 1).clamp(min=1)) / union
+    union = (size + rank - lost).to(p.dtype)
+    growth = torch.where(own, 1.0, (size - lost) / (union - 1).clamp(min=1)) / union
+    # one position that is taken for an absent class makes the whole loss: the largest error
+    values = (worst * growth).sum(-1).where(mass > 0, worst[..., 0])
+    return _mean(values, mass, classes)
 
 
 def _masses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """What is predicted and what is there, (B, C, N); both 0 where nothing counts."""
     logits, target, keep = counted(logits, target)
-    there = to_map(target, logits.shape[1]).to(logits.dtype)
-    masses = (mass.where(keep.unsqueeze(1), 0) for mass in (logits.softmax(1), there))
-    p, g = (mass.reshape(*logits.shape[:2], -1) for mass in masses)
+    p, g = logits.softmax(1), to_map(target, logits.shape[1]).to(logits.dtype)
+    p, g = (m.where(keep.unsqueeze(1), 0).reshape(*logits.shape[:2], -1) for m in (p, g))
     return p, g
 
 

@@ -32,14 +32,10 @@ class WeightedSum(nn.Module):
         super().__init__()
         names = [term.name for term in terms]
         if not any(term.weight for term in terms):
-            raise UserError(
-                f"losses {names}: every weight is 0, so nothing would be learned; give at least "
-                "one, such as cross_entropy, a weight above 0."
-            )
+            raise UserError(f"losses {names}: every weight is 0; give at least one a higher one.")
         numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
         self.names = [n if k == 1 else f"{n}#{k}" for n, k in zip(names, numbers, strict=True)]
-        self.given = [term.weight for term in terms]
-        self.scale = scale
+        self.given, self.scale = [term.weight for term in terms], scale
         self.losses = [losses.build(term.name, **term.options) for term in terms]
         self.balance = balance if len(terms) > 1 else None
         if self.balance:

@@ -55,9 +55,8 @@ def timm_optimizer(
             "install it, or choose another optimizer."
         ) from error
     allowed = {"lr", "weight_decay", *signature.parameters} - {"params"}
-    for option in options:
-        if option not in allowed:
-            raise UserError(unknown(f"option of '{name}'", option, allowed))
+    for option in sorted(options.keys() - allowed):
+        raise UserError(unknown(f"option of '{name}'", option, allowed))
     # YAML knows no tuples; the optimizers compare, unpack and save their betas as such.
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     groups = list(groups)
@@ -94,8 +93,9 @@ def parameter_groups(
     """
     spared = set(getattr(model, "no_weight_decay", set)())
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kind = type(model).__name__
     if not trainable:
-        raise UserError(f"{type(model).__name__} has no trainable parameter; unfreeze some.")
+        raise UserError(f"{kind} has no trainable parameter; unfreeze some.")
     if layer_decay is not None:
         groups = optim.param_groups_layer_decay(
             model,
@@ -105,10 +105,7 @@ def parameter_groups(
             layer_decay=layer_decay,
         )
         if layer_decay != 1 and all(group["lr_scale"] == 1 for group in groups):
-            raise UserError(
-                f"layer_decay {layer_decay} has no effect: {type(model).__name__} does not tell "
-                "its layers apart (timm's group_matcher does); remove layer_decay."
-            )
+            raise UserError(f"layer_decay has no effect: {kind} does not tell its layers apart.")
         return groups
     free, decayed = [], []
     for name, parameter in trainable.items():

@@ -8,13 +8,13 @@ import numpy as np
 
 from ..core.atomic import read_json
 from ..core.errors import UserError, check_range, shown
-from ..core.images import EXTENSIONS, VOID, images_in, read_mask, stay_inside
+from ..core.images import EXTENSIONS, VOID, images_in, read_mask
 from ..core.randomness import generator
 from ..core.registry import datasets
 from ..core.sources import Source, Subset, check_split, data_folder, data_root
 from ..recipe.grammar import parse
 from ..recipe.signatures import static_signatures
-from .mask_files import DenseFiles, Joined, MaskFiles, decoded
+from .mask_files import DenseFiles, Joined, MaskFiles, check_files, decoded
 
 CAMVID = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
@@ -26,7 +26,7 @@ VOC = (
     *("train", "tvmonitor"),
 )
 
-_Pair = tuple[Path, Path]  # an image, and its mask
+_Pair = tuple[Path, Path, str]  # an image, its mask, and its key
 
 
 @datasets.register
@@ -44,19 +44,11 @@ def camvid(
     of class ids, 11 where nothing counts. test: what stands for the test split, `val` to choose on.
     """
     check_split(split)
-    base = data_root(root) / "camvid"
-    chosen = {"train": train, "test": test}[split]
-    parts = ("train", "val") if chosen == "trainval" else (chosen,)
-    if not (base / parts[0]).is_dir():
-        raise UserError(
-            f"camvid: no folder {base / parts[0]}; it is not downloaded: copy the set to {base} "
-            "(train, train_masks, val, …), or set `root` or VISION_TUTORIAL_DATA to the folder "
-            "that has it."
-        )
-    pairs = []
-    for part in parts:
-        segnet = (base / f"{part}annot").is_dir() and not (base / f"{part}_masks").is_dir()
-        masks = base / (f"{part}annot" if segnet else f"{part}_masks")
+    base, pairs = data_root(root) / "camvid", []
+    chosen = train if split == "train" else test
+    for part in ("train", "val") if chosen == "trainval" else (chosen,):
+        ours, segnets = base / f"{part}_masks", base / f"{part}annot"
+        masks = segnets if segnets.is_dir() and not ours.is_dir() else ours
         pairs += _pairs("camvid", base, base / part, masks)
     return decoded(_source("camvid", pairs, CAMVID, void=11), cache)
 
@@ -89,11 +81,10 @@ def voc(
         ) from error
     if not names:
         raise UserError(f"voc: {listed} names no images.")
-    pairs = [(base / "JPEGImages" / f"{n}.jpg", base / masks / f"{n}.png") for n in names]
-    for path in (path for pair in pairs for path in pair):
-        stay_inside(path, base, "voc")
-        if not path.is_file():
-            raise UserError(f"voc: no {path}, which {listed} names. Unpack the set again.")
+    folder = base / "JPEGImages"
+    pairs = [(folder / f"{n}.jpg", base / masks / f"{n}.png", Path(f"{n}.jpg").name) for n in names]
+    paths = [path for *both, _ in pairs for path in both]
+    check_files("voc", base, paths, f"{listed} names; unpack the set again")
     return decoded(_source("voc", pairs, VOC), cache)
 
 
@@ -120,14 +111,24 @@ def mask_folder(
     base = data_folder(root)
     folder, masks = base / train, base / (train_masks or f"{train}_masks")
     pairs = _pairs("mask_folder", base, folder, masks)
-    names = classes or _class_names(base / "classes.txt", [mask for _, mask in pairs], void)
+    names, listed = classes or [], base / "classes.txt"
+    try:
+        if not names and listed.exists():
+            names = [line.strip() for line in listed.read_text("utf-8").splitlines()]
+            names = [name for name in names if name]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {listed} ({error}). Write one class a line.") from error
+    if not names:
+        found = (read_mask(path, VOID, void) for _, path, _ in pairs)
+        most = max(int(np.where(mask == VOID, 0, mask).max()) for mask in found)
+        names = [str(label) for label in range(most + 1)]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"mask_folder: two classes called '{twice}'; rename one.")
     if split == "test":
         folder, masks = base / test, base / (test_masks or f"{test}_masks")
         pairs = _pairs("mask_folder", base, folder, masks)
-    return decoded(_source("mask_folder", pairs, tuple(names), void, folder), cache)
+    return decoded(_source("mask_folder", pairs, tuple(names), void), cache)
 
 
 @datasets.register
@@ -155,12 +156,10 @@ def with_pseudo_labels(
     if split == "test":
         return labelled
     base = Path(folder).expanduser()
-    if not (base / "ledger.json").is_file():
-        raise UserError(
-            f"with_pseudo_labels: no {base / 'ledger.json'}; name a folder that pseudo-labelling "
-            "wrote."
-        )
-    report = read_json(base / "ledger.json")
+    ledger = base / "ledger.json"
+    if not ledger.is_file():
+        raise UserError(f"with_pseudo_labels: no {ledger}; name a folder of pseudo-labels.")
+    report = read_json(ledger)
     known = report.get("classes") if isinstance(report, dict) else None
     if known is not None and tuple(known) != labelled.classes:
         raise UserError(
@@ -168,7 +167,7 @@ def with_pseudo_labels(
             f"data set has {shown(labelled.classes)}. Make them with a model of this data set."
         )
     pairs = _pairs("with_pseudo_labels", base, base / "images", base / "masks")
-    extra = _source("with_pseudo_labels", pairs, labelled.classes, None, base / "images")
+    extra = _source("with_pseudo_labels", pairs, labelled.classes)
     rows = shared_rows(len(labelled), len(extra), ratio, seed)
     return decoded(Subset(Joined("with_pseudo_labels", labelled, extra), rows), cache)
 
@@ -186,63 +185,37 @@ def shared_rows(labelled: int, extra: int, ratio: float | None, seed: int) -> np
 def _chosen(name: str, options: dict[str, Any], cache: str) -> Callable[[str], Source]:
     """The entry `name`, its options checked; `cache` where it has that option and is not told."""
     signatures = static_signatures()["datasets"]
-    if name in datasets and name not in signatures.entries:  # a student's own
-        return datasets.build(name, **options)
     entry = signatures.find(name)
     if entry and "cache" in entry.options:
         options = {"cache": cache, **options}
-    try:
-        choice = parse({name: options}, signatures, "choice")
-    except UserError as error:
-        raise UserError(f"with_pseudo_labels: {error}") from error
-    return datasets.build(choice.name, **choice.options)
+    if entry or name not in datasets:  # else a student's own
+        try:
+            options = parse({name: options}, signatures, "choice").options
+        except UserError as error:
+            raise UserError(f"with_pseudo_labels: {error}") from error
+    return datasets.build(name, **options)
 
 
 def _source(
-    name: str,
-    pairs: Sequence[_Pair],
-    classes: tuple[str, ...],
-    void: int | None = None,
-    folder: Path | None = None,
+    name: str, pairs: Sequence[_Pair], classes: tuple[str, ...], void: int | None = None
 ) -> DenseFiles:
-    """An image's key is its path below `folder`, or its name alone."""
-    images, masks = zip(*pairs, strict=True)
-    keys = tuple(p.relative_to(folder).as_posix() if folder else p.name for p in images)
+    images, masks, keys = zip(*pairs, strict=True)
     return DenseFiles(name, images, keys, classes, MaskFiles(masks, len(classes), void))
 
 
 def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[_Pair]:
-    """Every image at or below `folder`, in the order of their names, and its mask."""
+    """Every image at or below `folder`, in the order of their names, with its mask and its key."""
     for needed in (folder, masks):
         if not needed.is_dir():
             raise UserError(
-                f"{who}: no folder {needed}; images lie in one folder, their masks under the "
-                "same names as .png in another, and the options say which."
+                f"{who}: no folder {needed}; images lie in one folder, their masks under the same "
+                "names as .png in another. Nothing is downloaded: copy the set there, or say with "
+                "options (`root`, …) or VISION_TUTORIAL_DATA where it is."
             )
-        stay_inside(needed, base, who)
     images = sorted(images_in(folder, base, who))
     if not images:
         raise UserError(f"{who}: no images in {folder}; looked for {', '.join(EXTENSIONS)}.")
-    pairs = [(p, (masks / p.relative_to(folder)).with_suffix(".png")) for p in images]
-    missing = [mask for _, mask in pairs if not mask.is_file()]
-    if missing:
-        raise UserError(
-            f"{who}: no mask {missing[0]} ({len(missing):,} of {len(pairs):,} images in {folder} "
-            "have none). Add it, or move the image away."
-        )
-    for mask in (mask for _, mask in pairs if mask.is_symlink()):
-        stay_inside(mask, base, who)
-    return pairs
-
-
-def _class_names(listed: Path, masks: Sequence[Path], void: int | None) -> list[str]:
-    """The lines of the file `listed`; without any, numbers up to the highest in the masks."""
-    try:
-        lines = listed.read_text("utf-8").splitlines() if listed.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {listed} ({error}). Write one class a line.") from error
-    if names := [line.strip() for line in lines if line.strip()]:
-        return names
-    found = (read_mask(path, VOID, void) for path in masks)
-    most = max(int(np.where(mask == VOID, 0, mask).max()) for mask in found)
-    return [str(label) for label in range(most + 1)]
+    keys = [path.relative_to(folder).as_posix() for path in images]
+    found = [(masks / key).with_suffix(".png") for key in keys]
+    check_files(who, base, found, "an image needs; add it, or move the image away")
+    return list(zip(images, found, keys, strict=True))

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import psutil
@@ -19,9 +19,8 @@ from PIL import Image
 
 from ..core import arrays
 from ..core.errors import StorageError, UserError
-from ..core.images import VOID, image_size, read_image, read_mask
+from ..core.images import VOID, image_size, read_image, read_mask, stay_inside
 from ..core.sources import ArraySource, Source, base
-from .coco_masks import Drawn
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class MaskFiles:
         return read_mask(self.paths[index], self.classes, self.void)
 
     def digest(self) -> str:
-        names = (path.name for path in self.paths)
-        return _digest(f"{self.classes} {self.void}", names, self.paths)
+        return _digest(f"{self.classes} {self.void}", [p.name for p in self.paths], self.paths)
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,13 @@ class DenseFiles:
     paths: Sequence[Path]
     keys: Sequence[str]
     classes: tuple[str, ...]
-    masks: MaskFiles | Drawn
+    masks: Any  # MaskFiles, or what gives uint8 (H, W) and has `paths` and a digest as they do
     dense: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < len(self.classes) <= VOID:
-            raise UserError(
-                f"{self.name}: {len(self.classes)} classes; masks of 8 bits hold 1 to {VOID}, "
-                "beside the id where nothing counts. Merge or drop some."
-            )
+            count = len(self.classes)
+            raise UserError(f"{self.name}: {count} classes; masks hold 1 to {VOID}. Merge some.")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -66,8 +62,7 @@ class DenseFiles:
         if mask.shape[::-1] != image.size:
             raise UserError(
                 f"{self.paths[index]}: {image.width}x{image.height} pixels, its mask or "
-                f"annotation has {mask.shape[1]}x{mask.shape[0]}; they belong to another image, "
-                "or one of the two was resized. Replace one."
+                f"annotation has {mask.shape[1]}x{mask.shape[0]}. Replace one of the two."
             )
         return image, mask
 
@@ -89,27 +84,33 @@ class Joined:
     dense = True
 
     def __init__(self, name: str, first: Source, second: Source):
-        self.name, self.first, self.second = name, first, second
-        self.classes = first.classes
+        self.name, self.first, self.second, self.classes = name, first, second, first.classes
         self.targets = np.concatenate([first.targets, second.targets])
+        self.places = [(each, i) for each in (first, second) for i in range(len(each))]
 
     def __len__(self) -> int:
-        return len(self.targets)
-
-    def _find(self, index: int) -> tuple[Source, int]:
-        split = len(self.first)
-        return (self.first, index) if index < split else (self.second, index - split)
+        return len(self.places)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        source, place = self._find(index)
+        source, place = self.places[index]
         return source[place]
 
     def key(self, index: int) -> str:
-        source, place = self._find(index)
+        source, place = self.places[index]
         return source.key(place)
 
     def digest(self) -> str:
         return hashlib.sha256(f"{self.first.digest()} {self.second.digest()}".encode()).hexdigest()
+
+
+def check_files(who: str, base: Path, paths: Sequence[Path], hint: str) -> None:
+    """UserError unless all files are there, and below `base`; `hint` says who needs them."""
+    links = {path for path in paths if path.is_symlink()}
+    for path in sorted({path.parent for path in paths} | links):
+        stay_inside(path, base, who)
+    if missing := [path for path in paths if not path.is_file()]:
+        counts = f"{len(missing):,} of {len(paths):,} are missing"
+        raise UserError(f"{who}: no {missing[0]} ({counts}), which {hint}.")
 
 
 def _digest(head: str, names: Iterable[str], paths: Sequence[Path]) -> str:

@@ -9,9 +9,9 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,43 +21,6 @@ from ..core.atomic import new_folder, write_bytes, write_json
 from ..core.errors import UserError, check_range
 from ..core.images import VOID, read_image
 from .dense_crf import checked
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is kept. Confidence is the probability of the likeliest class."""
-
-    min_confidence: float = 0.0  # the mean over an image
-    pixel_threshold: float = 0.0  # a pixel below it is ignored
-
-    def __post_init__(self):
-        check_range("pseudo labels", "[0, 1]", **asdict(self))
-
-
-class PseudoLabel(NamedTuple):
-    """A pseudo label: class ids uint8 (H, W) before the rule (`predicted`) and after (`mask`)."""
-
-    predicted: np.ndarray
-    mask: np.ndarray
-    confidence: float  # mean over the image
-    dropped: str | None  # why the image is not kept
-
-
-def pseudo_label(probabilities: Tensor, rule: Rule) -> PseudoLabel:
-    """What `rule` makes of probabilities (C, H, W). UserError if a mask cannot hold the classes."""
-    probabilities = checked(probabilities)
-    if len(probabilities) > VOID:
-        raise UserError(f"{len(probabilities)} classes; a mask's file holds {VOID} at most.")
-    confidences, ids = probabilities.max(0)
-    predicted = ids.byte().cpu().numpy()
-    sure = (confidences >= rule.pixel_threshold).cpu().numpy()
-    confidence = confidences.double().mean().item()
-    dropped = None
-    if confidence < rule.min_confidence:
-        dropped = "mean confidence below min_confidence"
-    elif not sure.any():
-        dropped = "no pixel reaches pixel_threshold"
-    return PseudoLabel(predicted, np.where(sure, predicted, np.uint8(VOID)), confidence, dropped)
 
 
 def class_pixels(masks: Iterable[np.ndarray], classes: int) -> np.ndarray:
@@ -95,27 +58,45 @@ def leaked_images(
 
 @dataclass
 class PseudoLabelReport:
-    """Account of what was kept. `runs` predicted; `labelled` are the pixels of each class in the
-    labelled set, if known; `leaks` as `leaked_images` finds them."""
+    """What is kept, and the account of it. `runs` predicted; `labelled` are the pixels of each
+    class in the labelled set, if known; `leaks` as `leaked_images` finds them. Confidence is the
+    probability of the likeliest class."""
 
     classes: Sequence[str]
-    rule: Rule
     runs: Sequence[str]
+    min_confidence: float = 0.0  # the mean over an image
+    pixel_threshold: float = 0.0  # a pixel below it is ignored
     labelled: Sequence[int] | None = None
     leaks: Sequence[dict[str, str]] = ()
     images: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def __post_init__(self):
+        names = ("min_confidence", "pixel_threshold")
+        self.rule = {name: getattr(self, name) for name in names}
+        check_range("pseudo labels", "[0, 1]", **self.rule)
         self.before, self.after = np.zeros((2, len(self.classes)), np.int64)
 
-    def enter(self, name: str, made: PseudoLabel) -> None:
-        """Take account of the image `name`."""
-        self.before += class_pixels([made.predicted], len(self.classes))
-        if not made.dropped:
-            self.after += class_pixels([made.mask], len(self.classes))
-        ignored = float((made.mask == VOID).mean())
-        entry = {"name": name, "confidence": made.confidence, "ignored": ignored}
-        self.images.append(entry | {"dropped": made.dropped})
+    def enter(self, name: str, probabilities: Tensor) -> np.ndarray:
+        """Take account of the image `name`: its mask uint8 (H, W), of probabilities (C, H, W), and
+        in `images` why it is `dropped`. UserError if a mask cannot hold the classes."""
+        probabilities = checked(probabilities)
+        if len(probabilities) > VOID:
+            raise UserError(f"{len(probabilities)} classes; a mask's file holds {VOID} at most.")
+        confidences, ids = probabilities.max(0)
+        predicted = ids.byte().cpu().numpy()
+        sure = (confidences >= self.pixel_threshold).cpu().numpy()
+        mask = np.where(sure, predicted, np.uint8(VOID))
+        confidence, dropped = confidences.double().mean().item(), None
+        if confidence < self.min_confidence:
+            dropped = "mean confidence below min_confidence"
+        elif not sure.any():
+            dropped = "no pixel reaches pixel_threshold"
+        self.before += class_pixels([predicted], len(self.classes))
+        if not dropped:
+            self.after += class_pixels([mask], len(self.classes))
+        entry = {"name": name, "confidence": confidence, "ignored": float((mask == VOID).mean())}
+        self.images.append(entry | {"dropped": dropped})
+        return mask
 
     def plain(self) -> dict[str, Any]:
         """For JSON. Pixels of each class: `before` the rule in all images, `after` it in those
@@ -129,7 +110,7 @@ class PseudoLabelReport:
         after = shares.pop("after")
         return {
             "runs": list(self.runs),
-            "rule": asdict(self.rule),
+            "rule": self.rule,
             "unlabelled": len(self.images),
             "kept": len(kept),
             "dropped": Counter(p["dropped"] for p in self.images if p["dropped"]),
@@ -146,8 +127,9 @@ class PseudoLabelReport:
             "images": self.images,
         }
 
-    def summary(self) -> str:
-        """One line: how many were kept, why the others were not, how far the classes shifted."""
+    def messages(self) -> list[str]:
+        """A line on how many were kept, why the others were not, how far the classes shifted; and
+        one if there are leaks."""
         facts = self.plain()
         parts = [f"{facts['kept']} of {facts['unlabelled']} images kept"]
         parts += [f"{count} dropped: {reason}" for reason, count in facts["dropped"].items()]
@@ -157,18 +139,16 @@ class PseudoLabelReport:
             for key, shift in facts["shift"].items()
             if shift is not None
         ]
-        return "; ".join(parts)
-
-    def leak_warning(self) -> str | None:
-        """One line if there are leaks."""
-        if not self.leaks:
-            return None
-        pixels, first = sum(leak["same"] == "pixels" for leak in self.leaks), self.leaks[0]
-        return (
-            f"{len(self.leaks)} of the unlabelled images are among the evaluation images ({pixels} "
-            f"by their pixels, {len(self.leaks) - pixels} by name only), such as {first['name']} "
-            f"({first['evaluation']}); trained on them, scores there mean little. Leave them out."
-        )
+        found = ["; ".join(parts)]
+        if self.leaks:
+            pixels, first = sum(leak["same"] == "pixels" for leak in self.leaks), self.leaks[0]
+            found.append(
+                f"{len(self.leaks)} of the unlabelled images are among the evaluation images "
+                f"({pixels} by their pixels, {len(self.leaks) - pixels} by name only), such as "
+                f"{first['name']} ({first['evaluation']}); trained on them, scores there mean "
+                "little. Leave them out."
+            )
+        return found
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float | None:
@@ -181,34 +161,32 @@ def write_folder(
     """Make the folder `target`: images/, masks/*.png and the report; whole or not at all.
 
     predictions: each unlabelled image and its probabilities (C, H, W), at the image's size.
-    Each is judged by the report's rule and entered. UserError if a size differs, if two images
-    would share a mask, or if nothing is kept.
+    UserError if a size differs, if two images would share a mask, or if nothing is kept.
     """
     names = set()
     with new_folder(target) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
         for path, probabilities in predictions:
-            made = pseudo_label(probabilities, report.rule)
+            mask = report.enter(path.name, probabilities)
             width, height = read_image(path).size
-            if made.mask.shape != (height, width):
+            if mask.shape != (height, width):
                 raise UserError(
-                    f"{path} is {width}x{height}, its prediction {made.mask.shape[1]}x"
-                    f"{made.mask.shape[0]}; resize the probabilities to the image."
+                    f"{path} is {width}x{height}, its prediction {mask.shape[1]}x{mask.shape[0]}; "
+                    "resize the probabilities to the image."
                 )
             if path.stem in names:
                 raise UserError(f"{path}: a second image called {path.stem}; rename one.")
             names.add(path.stem)
-            report.enter(path.name, made)
-            if not made.dropped:
+            if not report.images[-1]["dropped"]:
                 write_bytes(folder / "images" / path.name, path.read_bytes())
                 png = io.BytesIO()
-                Image.fromarray(made.mask).save(png, "PNG")
+                Image.fromarray(mask).save(png, "PNG")
                 write_bytes(folder / "masks" / f"{path.stem}.png", png.getvalue())
         if not report.after.any():
             most = max((image["confidence"] for image in report.images), default=0)
             raise UserError(
-                f"no pseudo label is kept: {report.summary()}. The highest mean confidence is "
-                f"{most:.4g}; choose lower thresholds ({asdict(report.rule)})."
+                f"no pseudo label is kept: {report.messages()[0]}. The highest mean confidence is "
+                f"{most:.4g}; choose lower thresholds ({report.rule})."
             )
         write_json(folder / "ledger.json", report.plain())

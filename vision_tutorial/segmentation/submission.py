@@ -4,14 +4,13 @@ The ids are those of the mask at SIZE x SIZE pixels, row by row, separated by sp
 """
 
 import csv
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ..core.atomic import replacing
-from ..core.errors import UserError
+from ..core.errors import UserError, short
 
 _HEADER = ("image_id", "PredictionString")
 SIZE = 256  # pixels; 65,536 ids
@@ -30,9 +29,12 @@ def write(path: Path, masks: Iterable[tuple[str, np.ndarray]]) -> int:
     return count
 
 
-def read(path: Path, classes: int, size: int = SIZE) -> dict[str, np.ndarray]:
-    """Masks uint8 (size, size) by image. UserError names the line that is not as it should be."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+def read(
+    path: Path, classes: int, wanted: Iterable[str], size: int = SIZE
+) -> dict[str, np.ndarray]:
+    """Masks uint8 (size, size) of the images `wanted`, by name. UserError: which line is not as it
+    should be, or which images are missing or unknown."""
+    csv.field_size_limit(2**31 - 1)
     found: dict[str, np.ndarray] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -41,38 +43,19 @@ def read(path: Path, classes: int, size: int = SIZE) -> dict[str, np.ndarray]:
             if tuple(word.strip() for word in header) != _HEADER:
                 given = ",".join(header)[:80]
                 raise UserError(f"{path}: its first line is '{given}'; write {','.join(_HEADER)}.")
-            for row in filter(None, rows):
-                try:
-                    found[row[0]] = _mask(row, found, classes, size)
-                except UserError as error:
-                    raise UserError(f"{path}, line {rows.line_num}: {error}") from error
+            for name, *cells in filter(None, rows):
+                ids = _ids(cells)
+                low, high = ids.min(initial=0), ids.max(initial=0)
+                if len(ids) != size * size or low < 0 or high >= classes or name in found:
+                    raise UserError(
+                        f"{path}, line {rows.line_num}: '{short(name, 80)}' has {len(ids):,} ids "
+                        f"from {low} to {high}; {size}x{size} = {size * size:,} from 0 to "
+                        f"{classes - 1}, apart by spaces, are expected (--size says another "
+                        "size), in one row an image."
+                    )
+                found[name] = ids.astype(np.uint8).reshape(size, size)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path} as a submission ({error}).") from error
-    return found
-
-
-def _mask(row: list[str], known: Mapping[str, np.ndarray], classes: int, size: int) -> np.ndarray:
-    """The mask uint8 (size, size) of a row. UserError: what is wrong."""
-    if len(row) != 2:
-        raise UserError(f"{len(row)} cells; a name and the ids of its mask are expected.")
-    name, text = row
-    if name in known:
-        raise UserError(f"'{name}' comes a second time; keep one row an image.")
-    try:
-        ids = np.array(text.split(), dtype=np.int64)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"'{name}': not whole numbers apart by spaces.") from error
-    low, high = (ids.min(), ids.max()) if ids.size else (0, 0)
-    if len(ids) != size * size or low < 0 or high >= classes:
-        raise UserError(
-            f"'{name}' has {len(ids):,} ids from {low} to {high}; {size}x{size} = {size * size:,} "
-            f"from 0 to {classes - 1} are expected (--size says another size)."
-        )
-    return ids.astype(np.uint8).reshape(size, size)
-
-
-def check_names(path: Path, found: Mapping[str, np.ndarray], wanted: Iterable[str]) -> None:
-    """UserError unless the submission has exactly the images that are to be scored."""
     wanted = set(wanted)
     lacks, more = sorted(wanted - set(found)), sorted(set(found) - wanted)
     if lacks or more:
@@ -80,3 +63,12 @@ def check_names(path: Path, found: Mapping[str, np.ndarray], wanted: Iterable[st
             f"{path}: of {len(wanted)} images {len(lacks)} are missing {lacks[:3]}, and "
             f"{len(more)} are unknown here {more[:3]}. Is it of another split or data set?"
         )
+    return found
+
+
+def _ids(cells: list[str]) -> np.ndarray:
+    """The whole numbers in a row's only further cell; none where it has something else."""
+    try:
+        return np.array(cells[0].split() if len(cells) == 1 else [], np.int64)
+    except (ValueError, OverflowError):
+        return np.empty(0, np.int64)

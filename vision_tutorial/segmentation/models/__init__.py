@@ -10,4 +10,4 @@ pretrained: true takes timm's weights of the backbone, a path takes a .safetenso
 UserError is raised where options do not go together.
 """
 
-from . import deconvnet, deeplab, fcn, smp, unet  # noqa: F401
+from . import deeplab, fcn, smp, unet  # noqa: F401

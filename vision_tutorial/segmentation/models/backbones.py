@@ -1,6 +1,6 @@
-"""Encoders: any timm model that gives feature maps, and VGG with a dilation of its own."""
+"""What the networks share: encoders, layers, and the frame around encoder and decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,43 @@ from torch.nn import functional as F
 
 from ...core import weights
 from ...core.errors import UserError, check_range, short
-from .layers import fcn_head
 
 
 class Encoder(nn.Module):
-    """A backbone that gives its feature maps from fine to coarse.
+    """The timm model `name` without its classifier: gives its feature maps from fine to coarse.
 
+    Options as in `models`. Below an output_stride of 32 the last stages keep their resolution and
+    widen their kernels. UserError where these do not go together.
     channels, strides: of each map; a map of stride s has 1/s of the image's height and width.
     """
 
-    def __init__(self, net: nn.Module, strides: Sequence[int], dropout: float = 0.0):
+    def __init__(
+        self,
+        name: str,
+        *,
+        output_stride: int = 32,
+        dropout: float = 0.0,
+        multi_grid: Sequence[int] | None = None,
+        pretrained: bool | str = False,
+    ):
         super().__init__()
-        self.net = net
+        weights.check_name(name, "backbone")
+        vgg = name.startswith("vgg")
+        options = {} if vgg or output_stride == 32 else {"output_stride": output_stride}
+        self.net = net = _create(name, options, pretrained)
         self.channels: list[int] = net.feature_info.channels()
-        self.strides = list(strides)
+        self.strides: list[int] = list(net.feature_info.reduction())
         self.channels_last = getattr(net, "output_fmt", None) == "NHWC"
+        if vgg and output_stride < 32:
+            _dilate_vgg(net, output_stride)
+            self.strides = [min(stride, output_stride) for stride in self.strides]
+        if self.strides[-1] != output_stride:
+            raise UserError(
+                f"backbone '{name}' ends at stride {self.strides[-1]}, not at {output_stride}; "
+                "choose one that halves images step by step, such as resnet50."
+            )
+        if multi_grid:
+            _widen(net, multi_grid, 32 // output_stride)
         check_range("model", "[0, 1)", dropout_encoder=dropout)
         for stage in map(net.get_submodule, self.taps() if dropout else ()):
             if not isinstance(stage, nn.MaxPool2d):  # VGG's last, on what was dropped already
@@ -40,23 +62,18 @@ class Encoder(nn.Module):
     def at(self, stride: int) -> int:
         """Which is the last map of this stride. UserError if there is none."""
         if stride not in self.strides:
-            raise UserError(
-                f"the backbone has no features of stride {stride}, only of {self.strides}; "
-                "choose a backbone that halves images step by step, such as resnet50."
-            )
+            raise UserError(f"the backbone has strides {self.strides}, not {stride}; try resnet50.")
         return len(self.strides) - 1 - self.strides[::-1].index(stride)
 
     def taps(self) -> list[str]:
         """The names in `net` of the modules that end a stage. UserError where they have none."""
-        known = dict(self.net.named_modules())
-        found = []
+        known, found = dict(self.net.named_modules()), []
         for name in self.net.feature_info.module_name():  # timm's wrappers change some
             same = (name, name.replace(".", "_", 1), f"body.{name}", f"model.{name}")
             found += [candidate for candidate in same if candidate in known][:1]
         if len(found) < len(self.channels):
             raise UserError(
-                "the backbone's stages are no modules by themselves; leave out dropout_encoder and "
-                "layer_decay, or choose a ResNet."
+                "the backbone has no stages; leave dropout_encoder and layer_decay out."
             )
         return found
 
@@ -72,49 +89,9 @@ class Encoder(nn.Module):
         return found
 
 
-def encoder(
-    name: str,
-    *,
-    output_stride: int = 32,
-    dropout: float = 0.0,
-    multi_grid: Sequence[int] | None = None,
-    pretrained: bool | str = False,
-) -> Encoder:
-    """The timm model `name` without its classifier, as an Encoder; options as in `models`.
-
-    Below an output_stride of 32 the last stages keep their resolution and widen their kernels.
-    UserError where these do not go together.
-    """
-    weights.check_name(name, "backbone")
-    vgg = name.startswith("vgg")
-    options = {} if vgg or output_stride == 32 else {"output_stride": output_stride}
-    net = _create(name, options, pretrained)
-    strides = net.feature_info.reduction()
-    if vgg and output_stride < 32:
-        _dilate_vgg(net, output_stride)
-        strides = [min(stride, output_stride) for stride in strides]
-    if strides[-1] != output_stride:
-        raise UserError(
-            f"backbone '{name}' ends at stride {strides[-1]}, not at {output_stride}; choose one "
-            "that halves images step by step, such as resnet50."
-        )
-    if multi_grid:
-        _widen(net, name, multi_grid, 32 // output_stride)
-    return Encoder(net, strides, dropout)
-
-
-def auxiliary_head(
-    wanted: bool, features: Encoder, channels: int, num_classes: int
-) -> nn.Sequential | None:
-    """fcn_head with dropout .1 on the encoder's last map but one, if wanted."""
-    check_range("model", "[1, inf)", auxiliary_channels=channels)
-    return fcn_head(features.channels[-2], channels, num_classes, 0.1) if wanted else None
-
-
 def _create(name: str, options: dict[str, Any], pretrained: bool | str) -> nn.Module:
     given = dict(options)
-    if name.startswith("vgg") and not pretrained:
-        # a classifier of 119 M weights would be drawn, and dropped: make it one channel wide
+    if name.startswith("vgg") and not pretrained:  # 119 M weights would be drawn, and dropped
         given["mlp_ratio"] = 1 / 4096
     if pretrained is True:
         weights.prepare_hub(name)
@@ -135,11 +112,9 @@ def _create(name: str, options: dict[str, Any], pretrained: bool | str) -> nn.Mo
 
 
 def _dilate_vgg(net: nn.Module, output_stride: int) -> None:
-    """VGG at a smaller output stride, as DeepLab has it.
-
-    All pools become 3x3. Those that would go beyond the output stride keep the resolution, and the
-    convolutions behind them step over the pixels that are no longer dropped (Chen et al. 2015).
-    """
+    """VGG at a smaller output stride, as DeepLab has it (Chen et al. 2015): all pools become 3x3.
+    Those that would go beyond the output stride keep the resolution, and the convolutions behind
+    them step over the pixels that are no longer dropped."""
     stride = dilation = 1
     for module in net.modules():
         if isinstance(module, nn.MaxPool2d):
@@ -150,14 +125,13 @@ def _dilate_vgg(net: nn.Module, output_stride: int) -> None:
             module.dilation = module.padding = (dilation, dilation)
 
 
-def _widen(net: nn.Module, name: str, grid: Sequence[int], rate: int) -> None:
+def _widen(net: nn.Module, grid: Sequence[int], rate: int) -> None:
     """Multi-grid (DeepLabV3, 1706.05587): block i of the last stage has dilation rate·grid[i]."""
     check_range("model", "[1, inf)", multi_grid=min(grid))
     blocks = getattr(net, "layer4", ())
     if len(blocks) != len(grid):
         raise UserError(
-            f"multi_grid {list(grid)} has {len(grid)} rates for the {len(blocks)} blocks in the "
-            f"last stage of '{name}'; give one a block, and take a ResNet."
+            f"multi_grid has {len(grid)} rates for {len(blocks)} blocks; take a ResNet, one each."
         )
     for block, factor in zip(blocks, grid, strict=True):
         for module in block.modules():
@@ -168,3 +142,152 @@ def _widen(net: nn.Module, name: str, grid: Sequence[int], rate: int) -> None:
 def _drop_out(rate: float, module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
     """A forward hook, so that timm's names of parameters stay; heeds a copy's own mode."""
     return F.dropout(features, rate, module.training)
+
+
+class Segmenter(nn.Module):
+    """Images (B, 3, H, W) to logits (B, C, H, W); in training with an auxiliary head, to both.
+
+    encoder: images -> feature maps, from fine to coarse. decoder: feature maps -> one map.
+    classifier: that map -> logits. stride: what images are padded to multiples of; the padding
+    is cut off again. heads: the layers that give logits, if not the classifier. auxiliary: with a
+    head on the last map but one, which learns and is never asked.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        classifier: nn.Module,
+        *,
+        stride: int,
+        dropout: float = 0.0,
+        heads: Sequence[nn.Module] = (),
+        auxiliary: bool = False,
+        auxiliary_channels: int = 256,
+    ):
+        super().__init__()
+        self.encoder, self.decoder, self.classifier = encoder, decoder, classifier
+        self.dropout = dropout_layer(dropout)
+        self.auxiliary, self.stride, self.heads = None, stride, list(heads) or [classifier]
+        check_range("model", "[1, inf)", auxiliary_channels=auxiliary_channels)
+        if auxiliary:
+            inputs, classes = encoder.channels[-2], self.heads[0].out_channels
+            self.auxiliary = fcn_head(inputs, auxiliary_channels, classes, 0.1)
+            self.heads.append(self.auxiliary[-1])
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """images (B, 3, H, W) of any size; logits, or (logits, auxiliary logits), of that size."""
+        height, width = images.shape[-2:]
+        whole = padded(images, self.stride)
+        # float32 even under autocast: the loss wants that anyway, and between pixels it matters
+        maps = [m.to(torch.promote_types(m.dtype, torch.float32)) for m in self.maps(whole)]
+        maps = [resize(m, whole.shape[-2:])[..., :height, :width] for m in maps]
+        return tuple(maps) if len(maps) > 1 else maps[0]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """images that divide by the stride; the logits of each head in use, at any resolution."""
+        features = self.encoder(images)
+        maps = [self.classifier(self.dropout(self.decoder(features)))]
+        if self.training and self.auxiliary is not None:
+            maps.append(self.auxiliary(features[-2]))
+        return maps
+
+    def get_classifier(self) -> nn.ModuleList:
+        """The layers that give the logits; adaptive clipping leaves them alone."""
+        return nn.ModuleList(self.heads)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """For timm's layer_decay: a parameter's layer. Each stage of the encoder is one; the rest
+        is last."""
+        stages = {f"encoder.net.{name}": stage for name, stage in self.encoder.stages().items()}
+        last = max(stages.values()) + 1
+        return lambda name: stages.get(name, last)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d that takes its running statistics where a channel has one value only.
+
+    One value has no variance, so PyTorch raises there in training. It happens after global pooling
+    when the batch is a single image, such as the last one of an epoch.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (B, C, H, W), same out."""
+        if self.training and features.numel() == features.shape[1]:
+            return F.batch_norm(
+                features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(features)
+
+
+class Last(nn.Sequential):
+    """Layers on the last, the coarsest, of the encoder's feature maps."""
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """features: a list of (B, C, H, W) from fine to coarse."""
+        return super().forward(features[-1])
+
+
+def normed(layer: nn.Conv2d | nn.ConvTranspose2d, dropout: float = 0.0) -> list[nn.Module]:
+    """The layer, BatchNorm, ReLU and, with `dropout`, dropout."""
+    layers = [layer, BatchNorm(layer.out_channels), nn.ReLU()]
+    return [*layers, dropout_layer(dropout)] if dropout else layers
+
+
+def convolution(
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    *,
+    dilation: int = 1,
+    separable: bool = False,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Convolution, BatchNorm, ReLU and, with `dropout`, dropout; height and width stay.
+
+    separable: a 3x3 within each channel, then a 1x1 across them, each with norm and ReLU (Chen et
+    al. 2018, 1802.02611).
+    """
+    options = {"padding": dilation * (kernel // 2), "dilation": dilation, "bias": False}
+    if separable and kernel > 1:
+        depthwise = normed(nn.Conv2d(inputs, inputs, kernel, groups=inputs, **options))
+        across = nn.Conv2d(inputs, outputs, 1, bias=False)
+        return nn.Sequential(*depthwise, *normed(across, dropout))
+    return nn.Sequential(*normed(nn.Conv2d(inputs, outputs, kernel, **options), dropout))
+
+
+def fc6_fc7(
+    inputs: int, hidden: int, kernel: int, dilation: int, dropout: float
+) -> list[nn.Module]:
+    """VGG's fully connected layers as convolutions: kernel x kernel, then 1x1; size stays."""
+    check_range("model", "[1, inf)", hidden=hidden, rate=dilation)
+    padding = dilation * (kernel // 2)
+    fc6 = nn.Conv2d(inputs, hidden, kernel, padding=padding, dilation=dilation)
+    fc7 = nn.Conv2d(hidden, hidden, 1)
+    return [fc6, nn.ReLU(), dropout_layer(dropout), fc7, nn.ReLU(), dropout_layer(dropout)]
+
+
+def fcn_head(inputs: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """3x3 convolution with BatchNorm and ReLU, dropout, 1x1 convolution to classes."""
+    check_range("model", "[1, inf)", hidden=hidden)
+    layers = convolution(inputs, hidden, dropout=dropout)
+    return nn.Sequential(*layers, nn.Conv2d(hidden, num_classes, 1))
+
+
+def dropout_layer(rate: float) -> nn.Dropout:
+    """Dropout of single values. UserError unless the rate is from 0 to below 1."""
+    check_range("model", "[0, 1)", dropout=rate)
+    return nn.Dropout(rate)
+
+
+def resize(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """maps (B, C, H, W) at another (height, width): bilinear, corners not aligned."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def padded(images: Tensor, stride: int) -> Tensor:
+    """images (B, C, H, W) with zeros to the right and below, to multiples of `stride`."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % stride, 0, -height % stride))

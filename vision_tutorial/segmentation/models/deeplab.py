@@ -18,11 +18,7 @@ from torch import Tensor, nn
 
 from ...core.errors import UserError, check_range
 from ...core.registry import models
-from .backbones import Encoder, auxiliary_head, encoder
-from .layers import Last, Segmenter, convolution, fc6_fc7, resize
-
-_FIELDS_OF_VIEW = {"large": [6, 12, 18, 24], "small": [2, 4, 8, 12]}
-_SCALES = (0.5, 0.75, 1.0)
+from .backbones import Encoder, Last, Segmenter, convolution, fc6_fc7, resize
 
 
 @models.register
@@ -45,11 +41,8 @@ def deeplabv1(
     backbone: vgg16, or another VGG of timm, such as vgg16_bn. (B, 3, H, W) -> (B, C, H, W).
     """
     if not backbone.startswith("vgg"):
-        raise UserError(
-            f"deeplabv1 is made of a VGG, not of '{backbone}'; choose vgg16 or vgg16_bn, or take "
-            "deeplabv2 or deeplabv3."
-        )
-    features = encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
+        raise UserError(f"deeplabv1 is made of a VGG, not of '{backbone}'; choose vgg16.")
+    features = Encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
     layers = fc6_fc7(features.channels[-1], hidden, 3, rate, dropout)
     decoder = Last(nn.AvgPool2d(3, stride=1, padding=1), *layers)
     return Segmenter(features, decoder, nn.Conv2d(hidden, num_classes, 1), stride=8)
@@ -79,8 +72,8 @@ def deeplabv2(
         authors also teach each scale by itself; here the loss sees the largest alone.
     (B, 3, H, W) -> (B, C, H, W).
     """
-    features = encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
-    rates = rates or _FIELDS_OF_VIEW[field_of_view]
+    features = Encoder(backbone, output_stride=8, dropout=dropout_encoder, pretrained=pretrained)
+    rates = rates or {"large": [6, 12, 18, 24], "small": [2, 4, 8, 12]}[field_of_view]
     check_range("deeplabv2", "[1, inf)", rates=min(rates), hidden=hidden)
     branches, inputs = _Summed(), features.channels[-1]
     for rate in rates:
@@ -90,15 +83,12 @@ def deeplabv2(
         else:
             layers = [nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate)]
         branches.append(nn.Sequential(*layers))
+    network = _MultiScale if multi_scale else Segmenter
     heads = [branch[-1] for branch in branches]
-    made = _MultiScale(features, Last(), branches, stride=8, heads=heads)
-    made.scales = _SCALES if multi_scale else (1.0,)
-    return made
+    return network(features, Last(), branches, stride=8, heads=heads)
 
 
 class _Summed(nn.ModuleList):
-    """Branches that see the same features; their outputs are summed."""
-
     def forward(self, features: Tensor) -> Tensor:
         return sum(branch(features) for branch in self)
 
@@ -106,14 +96,11 @@ class _Summed(nn.ModuleList):
 class _MultiScale(Segmenter):
     """Sees the image at several scales, and takes the largest logits."""
 
-    scales: tuple[float, ...]
-
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) of any size; logits of that size."""
         size = images.shape[-2:]
-        seen = [resize(images, [max(1, round(s * n)) for n in size]) for s in self.scales]
+        seen = [resize(images, [max(1, round(s * n)) for n in size]) for s in (0.5, 0.75, 1.0)]
         logits = [resize(super(_MultiScale, self).forward(view), size) for view in seen]
-        return torch.stack(logits).amax(0) if len(logits) > 1 else logits[0]
+        return torch.stack(logits).amax(0)
 
 
 @models.register
@@ -144,12 +131,8 @@ def deeplabv3(
     multi-grid, and `decoder_convolutions: 1` (3x3 convolutions between ASPP and the classifier).
     (B, 3, H, W) -> (B, C, H, W).
     """
-    options = SimpleNamespace(**locals())
     check_range("deeplabv3", "[0, inf)", decoder_convolutions=decoder_convolutions)
-    features, decoder = _pyramid(options)
-    for _ in range(decoder_convolutions):
-        decoder.append(convolution(aspp_channels, aspp_channels, dropout=dropout_decoder))
-    return _segmenter(options, features, decoder, aspp_channels)
+    return _network(SimpleNamespace(**locals()))
 
 
 @models.register
@@ -183,46 +166,40 @@ def deeplabv3plus(
     aspp_join_kernel 3, aspp_channels and decoder_channels 512, on resnet50c.
     (B, 3, H, W) -> (B, C, H, W).
     """
-    options = SimpleNamespace(**locals())
-    features, pyramid = _pyramid(options)
-    return _segmenter(options, features, _Refined(pyramid, features, options), decoder_channels)
+    return _network(SimpleNamespace(**locals()))
 
 
-def _pyramid(options: SimpleNamespace) -> tuple[Encoder, Last]:
-    """The encoder, and ASPP on its last features, behind a projection if there is one."""
-    features = encoder(
+def _network(options: SimpleNamespace) -> Segmenter:
+    """ASPP on the encoder's last features, behind a projection if there is one, and a decoder."""
+    features = Encoder(
         options.backbone,
         output_stride=options.output_stride,
         dropout=options.dropout_encoder,
         multi_grid=options.multi_grid,
         pretrained=options.pretrained,
     )
-    inputs, decoder = features.channels[-1], Last()
+    inputs, channels, decoder = features.channels[-1], options.aspp_channels, Last()
     if options.projection is not None:
         check_range("model", "[1, inf)", projection=options.projection)
         dropout = options.dropout_projection
         decoder.append(convolution(inputs, options.projection, 1, dropout=dropout))
         inputs = options.projection
     elif options.dropout_projection:
-        raise UserError(
-            f"model: dropout_projection is {options.dropout_projection:g}, but there is no "
-            "projection; set projection to its channels, such as 512."
-        )
+        raise UserError("model: dropout_projection needs a projection; set it, too, such as 512.")
     decoder.append(_ASPP(inputs, options))
-    return features, decoder
-
-
-def _segmenter(
-    options: SimpleNamespace, features: Encoder, decoder: nn.Module, channels: int
-) -> Segmenter:
-    classes = options.num_classes
+    if hasattr(options, "low_level_channels"):  # V3+
+        decoder, channels = _Refined(decoder, features, options), options.decoder_channels
+    else:
+        for _ in range(options.decoder_convolutions):
+            decoder.append(convolution(channels, channels, dropout=options.dropout_decoder))
     return Segmenter(
         features,
         decoder,
-        nn.Conv2d(channels, classes, 1),
+        nn.Conv2d(channels, options.num_classes, 1),
         stride=options.output_stride,
         dropout=options.dropout,
-        auxiliary=auxiliary_head(options.auxiliary, features, options.auxiliary_channels, classes),
+        auxiliary=options.auxiliary,
+        auxiliary_channels=options.auxiliary_channels,
     )
 
 
@@ -233,11 +210,12 @@ class _Refined(nn.Module):
         super().__init__()
         low, inner = options.low_level_channels, options.decoder_channels
         check_range("model", "[1, inf)", low_level_channels=low, decoder_channels=inner)
-        dropout = options.dropout_decoder
-        how = {"separable": options.decoder_separable, "dropout": dropout}
+        how = {"separable": options.decoder_separable, "dropout": options.dropout_decoder}
         self.fine = features.at(4)
         self.pyramid = pyramid
-        self.reduce = convolution(features.channels[self.fine], low, 1, dropout=dropout)
+        self.reduce = convolution(
+            features.channels[self.fine], low, 1, dropout=options.dropout_decoder
+        )
         self.refine = nn.Sequential(
             convolution(options.aspp_channels + low, inner, **how), convolution(inner, inner, **how)
         )
@@ -250,10 +228,7 @@ class _Refined(nn.Module):
 
 
 class _ASPP(nn.Module):
-    """Branches of several rates and the mean of the image, joined by a convolution.
-
-    Rate 1 is a 1x1 convolution, any other a 3x3 one (Chen et al. 2017, 1706.05587).
-    """
+    """Branches of several rates and the mean of the image, joined by a convolution."""
 
     def __init__(self, inputs: int, options: SimpleNamespace):
         super().__init__()
@@ -265,23 +240,14 @@ class _ASPP(nn.Module):
             convolution(inputs, channels, 1 if rate == 1 else 3, dilation=rate, **how)
             for rate in rates
         )
-        self.branches.append(_ImagePooling(inputs, channels, dropout))
+        mean = nn.Module()
+        mean.convolution = convolution(inputs, channels, 1, dropout=dropout)
+        self.branches.append(mean)
         joined, kernel = len(self.branches) * channels, options.aspp_join_kernel
         self.join = convolution(joined, channels, kernel, dropout=dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """features (B, inputs, H, W) -> (B, channels, H, W)."""
-        return self.join(torch.cat([branch(features) for branch in self.branches], 1))
-
-
-class _ImagePooling(nn.Module):
-    """The mean over the image, a 1x1 convolution, and back to every position."""
-
-    def __init__(self, inputs: int, channels: int, dropout: float):
-        super().__init__()
-        self.convolution = convolution(inputs, channels, 1, dropout=dropout)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features (B, inputs, H, W) -> (B, channels, H, W), the same everywhere."""
-        mean = self.convolution(features.mean((2, 3), keepdim=True))
-        return mean.expand(-1, -1, *features.shape[-2:])
+        maps = [branch(features) for branch in self.branches[:-1]]
+        mean = self.branches[-1].convolution(features.mean((2, 3), keepdim=True))
+        return self.join(torch.cat([*maps, mean.expand(-1, -1, *features.shape[-2:])], 1))

@@ -1,4 +1,4 @@
-"""FCN: the first network that is convolutional from the image to the class map."""
+"""FCN, convolutional from the image to the class map; DeconvNet, a VGG16 and its mirror image."""
 
 from typing import Literal
 
@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.errors import UserError
+from ...core.errors import UserError, check_range
 from ...core.registry import models
-from .backbones import Encoder, auxiliary_head, encoder
-from .layers import Segmenter, fc6_fc7, fcn_head
+from .backbones import Encoder, Segmenter, fc6_fc7, fcn_head, normed
 
 
 @models.register
@@ -39,11 +38,8 @@ def fcn(
     dropout: behind these; null is .5 on a VGG, else .1. (B, 3, H, W) -> (B, C, H, W).
     """
     if stride > output_stride:
-        raise UserError(
-            f"fcn: stride {stride} is coarser than output_stride {output_stride}; set stride to "
-            f"{output_stride} or less."
-        )
-    features = encoder(
+        raise UserError(f"fcn: stride {stride} is above output_stride {output_stride}; lower it.")
+    features = Encoder(
         backbone, output_stride=output_stride, dropout=dropout_encoder, pretrained=pretrained
     )
     inputs, vgg = features.channels[-1], backbone.startswith("vgg")
@@ -64,22 +60,20 @@ def fcn(
         nn.Identity(),
         stride=output_stride,
         heads=[head[-1], *decoder.scores],
-        auxiliary=auxiliary_head(auxiliary, features, auxiliary_channels, num_classes),
+        auxiliary=auxiliary,
+        auxiliary_channels=auxiliary_channels,
     )
 
 
 class _Scores(nn.Module):
     """Class scores of the last stage; doubled, plus those of the next finer stage; and so on.
-
-    pools: score a stage behind its pool, as FCN does on VGG, where timm gives what is before it.
-    """
+    pools: score a stage behind its pool, as FCN does on VGG, where timm gives what is before it."""
 
     def __init__(
         self, features: Encoder, head: nn.Module, strides: list[int], classes: int, pools: bool
     ):
         super().__init__()
-        self.head = head
-        self.pools = pools
+        self.head, self.pools = head, pools
         self.stages = [features.at(stride // 2 if pools else stride) for stride in strides]
         channels = [features.channels[stage] for stage in self.stages]
         self.scores = nn.ModuleList(nn.Conv2d(inputs, classes, 1) for inputs in channels)
@@ -101,3 +95,77 @@ def _bilinear_doubling(channels: int) -> nn.ConvTranspose2d:
     with torch.no_grad():
         double.weight.copy_(torch.eye(channels)[:, :, None, None] * torch.outer(tent, tent))
     return double
+
+
+_LEAST = 224  # pixels: five halvings leave 7x7, which is fc6's kernel
+_MIRROR = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
+
+
+@models.register
+def deconvnet(
+    num_classes: int,
+    /,
+    *,
+    hidden: int = 4096,
+    dropout: float = 0.0,
+    dropout_encoder: float = 0.0,
+    dropout_decoder: float = 0.0,
+    pretrained: bool | str = False,
+) -> nn.Module:
+    """DeconvNet: VGG16 mirrored, with unpooling and transposed convolutions (Noh et al. 2015).
+
+    251.8 M parameters with 21 classes (1505.04366), most of them in fc6 and its mirror image, 7x7
+    with `hidden` channels (512 makes a network of 55.4 M). Every convolution has BatchNorm. The
+    encoder is timm's vgg16_bn. dropout_decoder: after each layer from fc6 to the last transposed
+    convolution. (B, 3, H, W) -> (B, C, H, W). Raises UserError for images below 224 pixels.
+    """
+    check_range("deconvnet", "[1, inf)", hidden=hidden)
+    features = Encoder("vgg16_bn", dropout=dropout_encoder, pretrained=pretrained)
+    decoder = _Mirror(features.channels[-1], hidden, dropout_decoder)
+    classifier = nn.Conv2d(_MIRROR[-1][-1], num_classes, 1)
+    return _DeconvNet(features, decoder, classifier, stride=32, dropout=dropout)
+
+
+class _DeconvNet(Segmenter):
+    """A Segmenter whose decoder needs the places of the maxima."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if min(height, width) < _LEAST:
+            raise UserError(f"deconvnet needs images of {_LEAST} px, not {width}x{height}; resize.")
+        return super().forward(images)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        features, places = images, []
+        for layer in self.encoder.net.values():
+            if isinstance(layer, nn.MaxPool2d):
+                features, where = F.max_pool2d(features, 2, return_indices=True)
+                places.append(where)
+            else:
+                features = layer(features)
+        return [self.classifier(self.dropout(self.decoder(features, places)))]
+
+
+class _Mirror(nn.Module):
+    """fc6, fc7, fc6's mirror image, then unpooling and transposed convolutions, level by level."""
+
+    def __init__(self, inputs: int, hidden: int, dropout: float):
+        super().__init__()
+        self.fully_connected = nn.Sequential(
+            *normed(nn.Conv2d(inputs, hidden, 7), dropout),
+            *normed(nn.Conv2d(hidden, hidden, 1), dropout),
+            *normed(nn.ConvTranspose2d(hidden, inputs, 7), dropout),
+        )
+        self.levels = nn.ModuleList()
+        for widths in _MIRROR:
+            self.levels.append(level := nn.Sequential())
+            for outputs in widths:
+                level.extend(normed(nn.ConvTranspose2d(inputs, outputs, 3, padding=1), dropout))
+                inputs = outputs
+
+    def forward(self, features: Tensor, places: list[Tensor]) -> Tensor:
+        """features (B, 512, H/32, W/32); places: max_pool2d's indices, from fine to coarse."""
+        features = self.fully_connected(features)
+        for level, where in zip(self.levels, reversed(places), strict=True):
+            features = level(F.max_unpool2d(features, where, 2))
+        return features

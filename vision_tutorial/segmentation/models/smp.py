@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...core import weights
 from ...core.errors import UserError, unknown
 from ...core.registry import models
-from .layers import padded
+from .backbones import padded
 
 _NOT_OPTIONS = {
     *("self", "kwargs", "in_channels", "classes", "aux_params"),
@@ -36,31 +36,25 @@ def smp(
     installed, and for what it does not know.
     """
     if not find_spec("segmentation_models_pytorch"):
-        raise UserError(
-            f"model {name} needs segmentation_models_pytorch, which is not installed; "
-            "pip install segmentation-models-pytorch, or choose unet or deeplabv3plus."
-        )
+        raise UserError(f"model {name} needs: pip install segmentation-models-pytorch.")
     import segmentation_models_pytorch as library
 
-    kinds = {kind.__name__: kind for kind in library.MODEL_ARCHITECTURES_MAPPING.values()}
-    kind = name.removeprefix("smp/")
-    if kind not in kinds:
-        raise UserError(unknown("model", name, [f"smp/{known}" for known in kinds]))
+    kinds = {f"smp/{kind.__name__}": kind for kind in library.MODEL_ARCHITECTURES_MAPPING.values()}
+    if name not in kinds:
+        raise UserError(unknown("model", name, kinds))
     if not encoder.startswith("tu-") and encoder not in library.encoders.encoders:
         raise UserError(unknown("encoder of smp", encoder, library.encoders.encoders))
-    known = set(signature(kinds[kind].__init__).parameters) - _NOT_OPTIONS
-    for option in options:
-        if option not in known:
-            raise UserError(unknown(f"option of {name}", option, known))
+    known = set(signature(kinds[name].__init__).parameters) - _NOT_OPTIONS
+    for option in set(options) - known:
+        raise UserError(unknown(f"option of {name}", option, known))
     if pretrained:
         weights.look_for_hub()
     options["encoder_weights"] = "imagenet" if pretrained is True else pretrained or None
     try:
-        return _Padded(kinds[kind](encoder, classes=num_classes, **options))
+        return _Padded(kinds[name](encoder, classes=num_classes, **options))
     except Exception as error:  # the hub and smp's classes raise whatever they like
         raise UserError(
-            f"smp cannot build {kind} on {encoder} with {options} ({error!r:.200}); see "
-            "its own pages for what it takes."
+            f"smp cannot build {name} on {encoder} with {options} ({error!r:.200})."
         ) from error
 
 
@@ -72,10 +66,8 @@ class _Padded(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) of any size; logits of that size."""
         height, width = images.shape[-2:]
         return self.network(padded(images, 32))[..., :height, :width]
 
     def get_classifier(self) -> nn.Module:
-        """The layers that give the logits; adaptive clipping leaves them alone."""
         return self.network.segmentation_head

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from ...core.errors import UserError, check_range
 from ...core.registry import models
-from .backbones import Encoder, encoder
-from .layers import Segmenter, convolution, dropout_layer, resize
+from .backbones import Encoder, Segmenter, convolution, dropout_layer, resize
 
 _WIDTHS, _WIDTHS_ON_BACKBONE = (64, 128, 256, 512, 1024), (16, 32, 64, 128, 256)
 
@@ -43,7 +42,7 @@ def unet(
         many = "5, for strides 1 to 16, go with a backbone" if backbone else "at least 2 are needed"
         raise UserError(f"unet: {len(widths)} channels {list(widths)}; {many}.")
     if backbone:
-        down = encoder(backbone, dropout=dropout_encoder, pretrained=pretrained)
+        down = Encoder(backbone, dropout=dropout_encoder, pretrained=pretrained)
     elif pretrained:
         raise UserError("unet: there are no pretrained weights without a backbone; name one.")
     else:
@@ -88,9 +87,8 @@ class _Ascent(nn.Module):
         last_of = {stride: place for place, stride in enumerate(down.strides)}
         inputs = down.channels[-1]
         for level, width in reversed(list(enumerate(channels))):
-            skip = last_of.get(2**level)
+            self.skips.append(skip := last_of.get(2**level))
             beside = 0 if skip is None else down.channels[skip]
-            self.skips.append(skip)
             self.ups.append(nn.ConvTranspose2d(inputs, width, 2, stride=2))
             self.levels.append(_twice(width + beside, width, norm, dropout))
             inputs = width
