@@ -116,8 +116,10 @@ def test_numbers_in_advice(said):
         assert ("would be alike" in why) == alike
     twice = "loss={focal: {gamma: 0}, cross_entropy: 1}"
     for overrides, step in (
-        ([twice, MADGRAD], "2 times the loss is only a step of 1.26 times"),
-        ([twice], "which Adam divides out"),
+        (
+            [twice, MADGRAD],
+            "2 times that of one: Adam divides it out, madgrad takes a step of 1.26 times",
+        ),
         (["loss={label_smoothing: 0.75, cross_entropy: 0.25}"], "sum to 1"),
     ):
         assert step in next(x.why for x in said(*overrides).values() if x.key == "loss")

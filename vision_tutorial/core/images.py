@@ -82,11 +82,17 @@ def read_mask(path: Path, classes: int, void: int | None = None) -> np.ndarray:
         mask = np.array(image)
     if void is not None:
         mask[mask == void] = VOID
-    strange = mask[(mask >= classes) & (mask != VOID)]
-    if strange.size:
-        raise UserError(
-            f"{path}: class id {strange[0]} in {strange.size:,} pixels; there are {classes} "
-            f"classes, 0 to {classes - 1}, and {VOID} where nothing counts. Correct the mask, the "
-            "list of classes, or the id that is void."
-        )
+    check_ids(mask, classes, str(path))
     return mask
+
+
+def check_ids(ids: np.ndarray, classes: int, where: str, void: int | None = VOID) -> None:
+    """UserError for class ids, any shape, that are neither below `classes` nor `void`."""
+    strange = ids[((ids < 0) | (ids >= classes)) & (ids != void)]
+    if strange.size:
+        also = "" if void is None else f", and {void} where nothing counts"
+        raise UserError(
+            f"{where}: class id {strange[0]} in {strange.size:,} places; there are {classes} "
+            f"classes, 0 to {classes - 1}{also}. Correct the data, the list of classes, or the id "
+            "that is void."
+        )

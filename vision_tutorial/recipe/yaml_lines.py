@@ -42,20 +42,15 @@ class Document:
 
 
 def read_document(path: Path, name: str | None = None) -> Document:
-    """Parse the file at `path`. UserError names file and line for anything that is not a recipe.
-
-    name: what errors call the file, if not by its path.
-    """
+    """Parse the file at `path`, which errors call `name`. UserError: it is no YAML of a recipe."""
     name = name or str(path)
     try:
         size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UserError(f"{name}: {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror}). Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+        text = path.read_bytes().decode() if size <= MAX_BYTES else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: cannot be read as UTF-8 text ({error}). Check it.") from error
+    if size > MAX_BYTES:
+        raise UserError(f"{name}: {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")
     return parse(text, name)
 
 
@@ -63,11 +58,9 @@ def parse(text: str, name: str) -> Document:
     """Parse `text`; `name` is what errors call it."""
     parser = _Parser(text, name)
     values = parser.whole()
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise UserError(f"{name}: holds a {type(values).__name__}; a recipe is `key: value` lines.")
-    return Document(values, parser.places)
+    return Document(values or {}, parser.places)
 
 
 def parse_value(text: str, name: str) -> Any:
