@@ -12,7 +12,6 @@ from vision_tutorial.recipe.loading import load
 from vision_tutorial.recipe.recipe_info import RecipeInfo, recipe_info, smoothing_floor
 
 FOLDER = "dataset={image_folder: {root: x}}"
-MADGRAD = "optimizer={madgrad: {lr: 1.0e-4}}"
 # what is said, from its key on; below it overrides with which it is said | near ones without
 SPEAK = """
 model.resnet18.stem: an ImageNet stem on images of 32 px
@@ -116,10 +115,7 @@ def test_numbers_in_advice(said):
         assert ("would be alike" in why) == alike
     twice = "loss={focal: {gamma: 0}, cross_entropy: 1}"
     for overrides, step in (
-        (
-            [twice, MADGRAD],
-            "2 times that of one: Adam divides it out, madgrad takes a step of 1.26 times",
-        ),
+        ([twice], "2 times that of one: Adam divides it out, madgrad takes a step of 1.26"),
         (["loss={label_smoothing: 0.75, cross_entropy: 0.25}"], "sum to 1"),
     ):
         assert step in next(x.why for x in said(*overrides).values() if x.key == "loss")

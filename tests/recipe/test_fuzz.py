@@ -1,4 +1,4 @@
-"""20,000 damaged recipes and overrides: each is a recipe or one line; no traceback, no hang."""
+"""10,000 damaged recipes and overrides: each is a recipe or one line; no traceback, no hang."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from vision_tutorial.recipe.yaml_lines import Document, parse, read_document
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))
-TEXTS, OVERRIDES = 6000, 14_000
+TEXTS, OVERRIDES = 3000, 7000
 LONGEST = 500  # letters of a complaint
 SLOWEST = 2.0  # seconds of CPU for one mutant; the mean is under a millisecond
 
@@ -42,15 +42,19 @@ VALUES.append("x" * 300)
 def shipped():
     """Each shipped file is read once; only the mutants are read again and again."""
     cached = functools.cache(read_document)
-    patch = pytest.MonkeyPatch()
-    inside = RECIPES.resolve()
-    patch.setattr(
-        loading,
-        "read_document",
-        lambda path: cached(path) if path.resolve().parent == inside else read_document(path),
-    )
-    yield
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        inside = RECIPES.resolve()
+        patch.setattr(
+            loading,
+            "read_document",
+            lambda path: (cached if path.resolve().parent == inside else read_document)(path),
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def originals():
+    return {name: load(RECIPES / name).recipe for name in NAMES}
 
 
 class Judge:
@@ -64,7 +68,7 @@ class Judge:
         """`attempt()` gives a Recipe, which reads back the same, or a UserError of one line."""
         start = time.process_time()
         try:
-            recipe = attempt()
+            recipe = attempt().recipe
         except UserError as error:
             message = str(error).replace(place, "")
             assert message.isprintable() and len(message) <= LONGEST, repr(message)
@@ -81,45 +85,32 @@ class Judge:
             self.seen.add(written)
             own = {"name": recipe.name, "expects": dict(recipe.expects)}
             values = to_plain(original) | parse(written, "again").values | own
-            again = typed(Document(values), "again")[0]
+            again = typed(Document(values), Path("again"))[0]
             assert again == recipe, (changes(again, recipe), written)
-
-
-@pytest.fixture(scope="module")
-def originals():
-    return {name: load(RECIPES / name).recipe for name in NAMES}
-
-
-def bare(name: str) -> str:
-    """A shipped recipe without its comments, which a mutation would mostly waste itself on."""
-    return re.sub(r"(?m)(^|\s+)#.*$", "", (RECIPES / name).read_text("utf-8")).strip() + "\n"
 
 
 def damage_text(text: str, draw: random.Random) -> str | bytes:
     lines = text.split("\n")
     at, line = draw.randrange(len(text)), draw.randrange(len(lines))
-    match draw.randrange(9):
+    match draw.randrange(8):
         case 0:
             return text[:at] + draw.choice(TOKENS) + text[at:]
         case 1:
-            return text[:at] + text[at + draw.randrange(1, 9) :]
+            letters = draw.choice(["", chr(draw.randrange(128)), chr(draw.randrange(0xD800))])
+            return text[:at] + letters + text[at + draw.randrange(1, 9) :]
         case 2:
             return "\n".join(lines[:line] + lines[line + 1 :])
         case 3:  # given twice, or somewhere else
             where = draw.randrange(len(lines) + 1)
             return "\n".join([*lines[:where], lines[line], *lines[where:]])
         case 4:
-            words = list(re.finditer(r"[\w.+-]+", text)) or [re.match("", text)]
-            word = draw.choice(words)
+            word = draw.choice(list(re.finditer(r"[\w.+-]+", text)) or [re.match("", text)])
             return text[: word.start()] + draw.choice(SCALARS) + text[word.end() :]
         case 5:
-            letter = chr(draw.choice([draw.randrange(128), draw.randrange(0xD800)]))
-            return text[:at] + letter + text[at + 1 :]
-        case 6:
             raw = bytearray(text.encode())
             raw[draw.randrange(len(raw))] = draw.randrange(256)
             return bytes(raw)
-        case 7:
+        case 6:
             base = draw.choice([*NAMES, "mutant.yaml", "circle.yaml", "none.yaml", ".", "[a]", ""])
             return re.sub(r"(?m)^extends:.*\n", "", text) + f"extends: {base}\n"
         case _:
@@ -132,17 +123,18 @@ def test_damaged_files(tmp_path, originals):
         (tmp_path / name).symlink_to(RECIPES / name)
     (tmp_path / "circle.yaml").write_text("extends: mutant.yaml\n")
     mutant = tmp_path / "mutant.yaml"
-    texts = {name: bare(name) for name in NAMES}
+    # without comments, which a mutation would mostly waste itself on
+    texts = {n: re.sub(r"(?m)(^|\s+)#.*$", "", (RECIPES / n).read_text("utf-8")) for n in NAMES}
     # a long recipe is dear to parse, and its mutants are no more telling
     likely = [len(text) ** -0.7 for text in texts.values()]
     for _ in range(TEXTS):
         (name,) = draw.choices(NAMES, likely)
-        text = texts[name]
+        text = texts[name].strip() + "\n"
         for _ in range(draw.choice([1, 1, 1, 2, 3])):
             if isinstance(text, str) and text:
                 text = damage_text(text, draw)
         mutant.write_bytes(text if isinstance(text, bytes) else text.encode(errors="ignore"))
-        judge.judge(lambda: load(mutant).recipe, originals[name], f"{tmp_path}/")
+        judge.judge(functools.partial(load, mutant), originals[name], f"{tmp_path}/")
     assert judge.loaded > TEXTS / 20
     assert judge.refused > TEXTS / 4
 
@@ -153,13 +145,8 @@ def damage_tree(value, draw: random.Random):
         return replacement(value, draw)
     if isinstance(value, list):
         i = draw.randrange(len(value))
-        match draw.randrange(4):
-            case 0:
-                return value[:i] + value[i + 1 :]
-            case 1:
-                return [*value, value[i]]
-            case _:
-                return [damage_tree(x, draw) if n == i else x for n, x in enumerate(value)]
+        middle = draw.choice([[], [value[i]] * 2, *[[damage_tree(value[i], draw)]] * 2])
+        return value[:i] + middle + value[i + 1 :]
     key = draw.choice(list(value))
     match draw.randrange(6):
         case 0:
@@ -177,12 +164,10 @@ def replacement(value, draw: random.Random):
         case 0:
             return str(value)[:40]
         case 1:
-            return [value]
-        case 2:
             return {draw.choice(["x", "sgd", "weight", "p"]): value}
-        case 3 if isinstance(value, int | float) and not isinstance(value, bool):
+        case 2 if isinstance(value, int | float) and not isinstance(value, bool):
             return draw.choice([-value, value * 10**9, value / 3, int(value), float(value)])
-        case 4:
+        case 3:
             for _ in range(draw.choice([1, 3, 14])):
                 value = draw.choice([[value], {"a": value}])
             return value
@@ -202,8 +187,7 @@ def damaged_override(plain: dict, draw: random.Random) -> str:
         key = draw.randrange(len(value)) if isinstance(value, list) else draw.choice(list(value))
         by_name = isinstance(value, list) and isinstance(value[key], dict) and draw.random() < 0.5
         value = value[key]
-        if not by_name:
-            keys.append(str(key))
+        keys += [] if by_name else [str(key)]
     if draw.random() < 0.3:
         words = ["weight", "lr", "x", "0", "9" * 99, "", "mixup", "a.b", "²", "가", "adam"]
         keys.insert(draw.randrange(len(keys) + 1), draw.choice(words))
@@ -222,14 +206,6 @@ def test_damaged_overrides(originals):
     for _ in range(OVERRIDES):
         name = draw.choice(NAMES)
         texts = [damaged_override(plains[name], draw) for _ in range(draw.choice([1, 1, 1, 2]))]
-        attempt = functools.partial(load, RECIPES / name, texts)
-        judge.judge(lambda attempt=attempt: attempt().recipe, originals[name], f"{RECIPES}/")
+        judge.judge(functools.partial(load, RECIPES / name, texts), originals[name], f"{RECIPES}/")
     assert judge.loaded > OVERRIDES / 20
     assert judge.refused > OVERRIDES / 4
-
-
-def test_whole_recipes_read_back(tmp_path, originals):
-    for name, recipe in originals.items():
-        path = tmp_path / name
-        path.write_text(to_yaml(to_plain(recipe)), encoding="utf-8")
-        assert load(path).recipe == recipe
