@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from vision_tutorial.classification.task import ranks
 from vision_tutorial.core.task import (
     IGNORE,
     QUANTUM,
@@ -14,8 +15,6 @@ from vision_tutorial.core.task import (
     exact_sum,
     from_masks,
     is_map,
-    mix,
-    ranks,
     tally,
     to_ids,
     to_map,
@@ -96,17 +95,6 @@ def test_there_and_back(shape):
 def test_ids_of_a_map_are_its_largest_share():
     shares = torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 0.0], [0.4, 0.2, 0.4]])
     assert to_ids(shares).tolist() == [1, IGNORE, 0]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_mix_is_the_weighted_sum_of_distributions(shape):
-    one, other = ids_of(shape), ids_of(shape).flip(0)
-    expected = 0.25 * to_map(one, 4) + 0.75 * to_map(other, 4)
-    assert torch.equal(mix(one, other, 0.25, 4), expected)
-    assert torch.equal(mix(to_map(one, 4), other, 0.25, 4), expected)
-    by_position = torch.rand(shape).unsqueeze(1)
-    mixed = mix(one, other, by_position, 4)
-    assert torch.equal(mixed, by_position * to_map(one, 4) + (1 - by_position) * to_map(other, 4))
 
 
 def test_masks_come_back_as_they_were():

@@ -47,13 +47,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} "
-                    "are read. Make the image smaller."
-                )
+                size = f"{image.width}x{image.height} pixels"
+                raise ValueError(f"{size}; at most {MAX_PIXELS:,} are read")
             yield image
-    except UserError:
-        raise
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
         raise UserError(f"{path}: not a readable image ({error}). Replace or remove it.") from error
 
@@ -74,12 +70,12 @@ def read_mask(path: Path, classes: int, void: int | None = None) -> np.ndarray:
     """The class ids in a PNG, uint8 (H, W), below `classes` or VOID; `void` becomes VOID, too."""
     with _opened(path) as image:
         spread = any(tile[3] in SPREAD for tile in image.tile)
-        if image.format != "PNG" or image.mode not in ("L", "P") or spread:
-            raise UserError(
-                f"{path}: {image.format}, {image.mode}; a mask is a PNG whose pixels are class "
-                "ids: a palette, or grey with 8 bits. Convert it, without resampling."
-            )
-        mask = np.array(image)
+        mask, kind, mode = np.array(image), image.format, image.mode
+    if kind != "PNG" or mode not in ("L", "P") or spread:
+        raise UserError(
+            f"{path}: {kind}, {mode}; a mask is a PNG whose pixels are class ids: a palette, or "
+            "grey with 8 bits. Convert it, without resampling."
+        )
     if void is not None:
         mask[mask == void] = VOID
     check_ids(mask, classes, str(path))

@@ -53,19 +53,11 @@ def unavailable(name: str, error: Exception) -> UserError:
     )
 
 
-def load(model: nn.Module, path: Path, num_classes: int) -> None:
-    """Put the weights in `path` into `model`, names and shapes strict except the classifier's.
-
-    A classifier for another number of classes is left as initialised, with a note. UserError names
-    the file and what is wrong with it.
-    """
-    model.load_state_dict(fitting(model, path, num_classes), strict=False)
-
-
 def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, Tensor]:
-    """The weights in `path` that `load` would put into `model`, which may be on the meta device.
+    """The weights in `path` that fit `model`, which may be on the meta device, by name.
 
-    num_classes: null leaves the classifier out, whatever the file has: a backbone needs none.
+    None may be missing or differ in shape, except the classifier's: one for another number of
+    classes is left out, with a note, and any where `num_classes` is None. UserError: what is wrong.
     """
     if not path.is_file():
         raise UserError(f"pretrained: no file {path}. {MEND}, to true (timm's), or to false.")
