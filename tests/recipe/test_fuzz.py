@@ -1,23 +1,23 @@
 """10,000 damaged recipes and overrides: each is a recipe or one line; no traceback, no hang."""
 
-import functools
 import json
 import random
 import re
 import time
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe import loading
-from vision_tutorial.recipe.fields import Recipe, changes, to_plain, to_yaml
+from vision_tutorial.recipe.fields import changes, to_plain, to_yaml
 from vision_tutorial.recipe.loading import load, typed
 from vision_tutorial.recipe.yaml_lines import Document, parse, read_document
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))
-TEXTS, OVERRIDES = 3000, 7000
 LONGEST = 500  # letters of a complaint
 SLOWEST = 2.0  # seconds of CPU for one mutant; the mean is under a millisecond
 
@@ -41,7 +41,7 @@ VALUES.append("x" * 300)
 @pytest.fixture(scope="module", autouse=True)
 def shipped():
     """Each shipped file is read once; only the mutants are read again and again."""
-    cached = functools.cache(read_document)
+    cached = cache(read_document)
     with pytest.MonkeyPatch.context() as patch:
         inside = RECIPES.resolve()
         patch.setattr(
@@ -57,36 +57,31 @@ def originals():
     return {name: load(RECIPES / name).recipe for name in NAMES}
 
 
-class Judge:
-    """Tries mutants, and keeps count of those that load and those that are refused."""
+def judge(mutants, count: int, place: str) -> None:
+    """Each of (call, original) gives a recipe that reads back the same, or a UserError of one line.
 
-    def __init__(self) -> None:
-        self.loaded = self.refused = 0
-        self.seen: set[str] = set()
-
-    def judge(self, attempt, original: Recipe, place: str) -> None:
-        """`attempt()` gives a Recipe, which reads back the same, or a UserError of one line."""
+    Only what differs from the original is written as YAML and read again.
+    """
+    seen, loaded, refused = set(), 0, 0
+    for call, original in islice(mutants, count):
         start = time.process_time()
         try:
-            recipe = attempt().recipe
+            recipe = call().recipe
         except UserError as error:
             message = str(error).replace(place, "")
             assert message.isprintable() and len(message) <= LONGEST, repr(message)
-            self.refused += 1
+            refused += 1
         else:
-            self.loaded += 1
-            self.reads_back(recipe, original)
+            loaded += 1
+            written = to_yaml({key: new for key, (_, new) in changes(recipe, original).items()})
+            if written not in seen:
+                seen.add(written)
+                own = {"name": recipe.name, "expects": dict(recipe.expects)}
+                values = to_plain(original) | parse(written, "again").values | own
+                again = typed(Document(values), Path("again"))[0]
+                assert again == recipe, (changes(again, recipe), written)
         assert time.process_time() - start < SLOWEST
-
-    def reads_back(self, recipe: Recipe, original: Recipe) -> None:
-        """Written as YAML and read again it is equal; what is as in the original, need not be."""
-        written = to_yaml({key: new for key, (_, new) in changes(recipe, original).items()})
-        if written not in self.seen:
-            self.seen.add(written)
-            own = {"name": recipe.name, "expects": dict(recipe.expects)}
-            values = to_plain(original) | parse(written, "again").values | own
-            again = typed(Document(values), Path("again"))[0]
-            assert again == recipe, (changes(again, recipe), written)
+    assert loaded > count / 20 and refused > count / 4
 
 
 def damage_text(text: str, draw: random.Random) -> str | bytes:
@@ -117,62 +112,50 @@ def damage_text(text: str, draw: random.Random) -> str | bytes:
             return text.replace("\n", "\n" + " " * draw.randrange(3), draw.randrange(4))
 
 
-def test_damaged_files(tmp_path, originals):
-    draw, judge = random.Random(1), Judge()
+def damaged_files(folder: Path, originals):
+    draw, mutant = random.Random(1), folder / "mutant.yaml"
     for name in NAMES:  # so that bases are found beside the mutant
-        (tmp_path / name).symlink_to(RECIPES / name)
-    (tmp_path / "circle.yaml").write_text("extends: mutant.yaml\n")
-    mutant = tmp_path / "mutant.yaml"
+        (folder / name).symlink_to(RECIPES / name)
+    (folder / "circle.yaml").write_text("extends: mutant.yaml\n")
     # without comments, which a mutation would mostly waste itself on
     texts = {n: re.sub(r"(?m)(^|\s+)#.*$", "", (RECIPES / n).read_text("utf-8")) for n in NAMES}
     # a long recipe is dear to parse, and its mutants are no more telling
     likely = [len(text) ** -0.7 for text in texts.values()]
-    for _ in range(TEXTS):
+    while True:
         (name,) = draw.choices(NAMES, likely)
         text = texts[name].strip() + "\n"
         for _ in range(draw.choice([1, 1, 1, 2, 3])):
             if isinstance(text, str) and text:
                 text = damage_text(text, draw)
         mutant.write_bytes(text if isinstance(text, bytes) else text.encode(errors="ignore"))
-        judge.judge(functools.partial(load, mutant), originals[name], f"{tmp_path}/")
-    assert judge.loaded > TEXTS / 20
-    assert judge.refused > TEXTS / 4
+        yield partial(load, mutant), originals[name]
+
+
+def test_damaged_files(tmp_path, originals):
+    judge(damaged_files(tmp_path, originals), 3000, f"{tmp_path}/")
 
 
 def damage_tree(value, draw: random.Random):
     """A copy of plain values in which something is another, missing, doubled, or nested."""
-    if draw.random() < 0.25 or not isinstance(value, dict | list) or not value:
-        return replacement(value, draw)
-    if isinstance(value, list):
+    deeper = isinstance(value, dict | list) and value and draw.random() < 0.75
+    if deeper and isinstance(value, list):
         i = draw.randrange(len(value))
         middle = draw.choice([[], [value[i]] * 2, *[[damage_tree(value[i], draw)]] * 2])
         return value[:i] + middle + value[i + 1 :]
-    key = draw.choice(list(value))
-    match draw.randrange(6):
-        case 0:
-            return {k: v for k, v in value.items() if k != key}
-        case 1:  # a typo in a key
-            return {(damaged_word(k, draw) if k == key else k): v for k, v in value.items()}
-        case 2:
-            return value | {draw.choice([*value, "x", "weight", "가", ""]): draw.choice(VALUES)}
-        case _:
-            return value | {key: damage_tree(value[key], draw)}
-
-
-def replacement(value, draw: random.Random):
-    match draw.randrange(6):
-        case 0:
-            return str(value)[:40]
-        case 1:
-            return {draw.choice(["x", "sgd", "weight", "p"]): value}
-        case 2 if isinstance(value, int | float) and not isinstance(value, bool):
-            return draw.choice([-value, value * 10**9, value / 3, int(value), float(value)])
-        case 3:
-            for _ in range(draw.choice([1, 3, 14])):
-                value = draw.choice([[value], {"a": value}])
-            return value
-        case _:
-            return draw.choice(VALUES)
+    if deeper:
+        key = draw.choice(list(value))
+        others = {k: v for k, v in value.items() if k != key}
+        typo = others | {damaged_word(key, draw): value[key]}
+        more = value | {draw.choice(["x", "weight", "가", ""]): draw.choice(VALUES)}
+        inner = value | {key: damage_tree(value[key], draw)}
+        return draw.choice([others, typo, more, *[inner] * 3])
+    nested = value
+    for _ in range(draw.choice([1, 3, 14])):
+        nested = draw.choice([[nested], {"a": nested}])
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    near = [-value, value * 10**9, value / 3, float(value)] if is_number else [str(value)[:40]]
+    inside = {draw.choice(["x", "sgd", "weight", "p"]): value}
+    return draw.choice([draw.choice(near), inside, nested, *draw.choices(VALUES, k=3)])
 
 
 def damaged_word(word: str, draw: random.Random) -> str:
@@ -200,12 +183,14 @@ def damaged_override(plain: dict, draw: random.Random) -> str:
     return draw.choice([text] * 76 + [text[1:], text.replace("=", ""), "=", "."])
 
 
-def test_damaged_overrides(originals):
-    draw, judge = random.Random(3), Judge()
+def damaged_overrides(originals):
+    draw = random.Random(3)
     plains = {name: to_plain(recipe) for name, recipe in originals.items()}
-    for _ in range(OVERRIDES):
+    while True:
         name = draw.choice(NAMES)
         texts = [damaged_override(plains[name], draw) for _ in range(draw.choice([1, 1, 1, 2]))]
-        judge.judge(functools.partial(load, RECIPES / name, texts), originals[name], f"{RECIPES}/")
-    assert judge.loaded > OVERRIDES / 20
-    assert judge.refused > OVERRIDES / 4
+        yield partial(load, RECIPES / name, texts), originals[name]
+
+
+def test_damaged_overrides(originals):
+    judge(damaged_overrides(originals), 7000, f"{RECIPES}/")
