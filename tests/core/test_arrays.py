@@ -121,29 +121,19 @@ def test_a_mapped_set_travels_to_a_loader_process_by_name(folder: Path):
 # -- masks as targets ------------------------------------------------------------------------------
 
 
-class Lazy:
+def lazy() -> Subset:
     """A dense source that is no array, as data sets in files are."""
-
-    name, classes, dense = "lazy", ("ground", "thing"), True
-
-    def __init__(self):
-        rng = np.random.default_rng(0)
-        self.images = rng.integers(0, 256, (7, 4, 5, 3), np.uint8)
-        self.masks = rng.choice(np.array([0, 1, 255], np.uint8), (7, 4, 5))
-        self.targets = np.zeros(7, np.int64)
-
-    def __len__(self) -> int:
-        return 7
-
-    def __getitem__(self, index: int) -> tuple:
-        return Image.fromarray(self.images[index]), self.masks[index]
-
-    def key(self, index: int) -> str:
-        return f"batch/{index:04}.jpg"
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (7, 4, 5, 3), np.uint8)
+    masks = rng.choice(np.array([0, 1, 255], np.uint8), (7, 4, 5))
+    keys = [f"batch/{index:04}.jpg" for index in range(7)]
+    more = {"masks": masks, "dense": True, "keys": keys}
+    source = ArraySource("lazy", images, np.zeros(7, np.int64), ("ground", "thing"), **more)
+    return Subset(source, np.array([4, 1, 5, 0]))
 
 
 def test_a_dense_source_comes_back_dense(tmp_path: Path):
-    source = Subset(Lazy(), np.array([4, 1]))
+    source = lazy()
     module.write(tmp_path / "set", "lazy", {"test": source})
     found = arrays("test", root=str(tmp_path / "set"))
     assert found.dense and found.classes == source.classes and len(found) == len(source)
@@ -154,7 +144,7 @@ def test_a_dense_source_comes_back_dense(tmp_path: Path):
 
 
 def test_masks_with_strange_ids_and_manifests_without_masks(tmp_path: Path, folder: Path):
-    source = Lazy()
+    source = lazy()
     module.write(tmp_path / "lazy", "lazy", {"train": source})
     change(tmp_path / "lazy", lambda values: values["classes"].pop())
     assert "masks.npy, mask 0: class id 1 in" in refused(tmp_path / "lazy")
@@ -163,8 +153,8 @@ def test_masks_with_strange_ids_and_manifests_without_masks(tmp_path: Path, fold
     change(folder, lambda values: [s.pop("masks") for s in values["splits"].values()])
     change(folder, lambda values: values.update(dense=True))
     assert "masks or keys of 'train' are missing" in refused(folder)
-    source.masks[5, 1, 2] = 2
-    with pytest.raises(UserError, match="lazy, mask 5: class id 2 in 1 places; there are 2 class"):
+    source.source.masks[5, 1, 2] = 2
+    with pytest.raises(UserError, match="lazy, mask 2: class id 2 in 1 places; there are 2 class"):
         module.write(tmp_path / "no", "lazy", {"train": source})
     assert not list(tmp_path.glob("*no*"))
 
@@ -234,26 +224,23 @@ def test_a_flipped_bit_is_noticed_unless_that_was_waived(folder: Path, monkeypat
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def test_what_is_there_is_never_overwritten(folder: Path):
+def test_what_is_there_is_never_overwritten(folder: Path, tmp_path: Path):
     before = (folder / module.MANIFEST).read_bytes()
     with pytest.raises(UserError, match=f"there is a {folder} already"):
         module.write(folder, "shapes", made())
     assert (folder / module.MANIFEST).read_bytes() == before
-    empty = folder.with_name("empty")
-    empty.mkdir()
-    module.write(empty, "shapes", made())
-    assert len(arrays("test", root=str(empty))) == 30
+    (tmp_path / "empty").mkdir()
+    module.write(tmp_path / "empty", "lazy", {"test": lazy()})
+    assert len(arrays("test", root=str(tmp_path / "empty"))) == 4
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for owner, name, found, said in (
-        (os, "posix_fallocate", full, f"cannot write {tmp_path / 'set'}: No space left"),
-        (module, "free_space", lambda path: 10, "MiB are needed, fewer are free"),
-    ):
-        with monkeypatch.context() as patch, pytest.raises(StorageError, match=said):
-            patch.setattr(owner, name, found, raising=False)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    for free, said in (10**9, f"cannot write {tmp_path / 'set'}: No space left"), (10, "MiB are"):
+        monkeypatch.setattr(module, "free_space", lambda path, free=free: free)
+        with pytest.raises(StorageError, match=said):
             module.write(tmp_path / "set", "shapes", made())
         assert not list(tmp_path.iterdir())

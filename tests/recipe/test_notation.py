@@ -80,19 +80,19 @@ def test_what_the_report_changed() -> None:
 SGD, ADAMW = {"optimizer": {"sgd": {"lr": 1.0}}}, {"optimizer": {"adamw": {"lr": 0.1}}}
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "said"),
-    [
-        ({"augment": ["a", "b"]}, {"augment": ["b", "a"]}, "augment in another order"),
-        ({"augment": ["a"]}, {"augment": ["a", "a"]}, "+ a 2"),
-        ({"augment": [{"a": {"p": 1}}, {"a": {"p": 2}}]}, {"augment": ["a"]}, "− a 2, a.p 1 → –"),
-        (SGD, ADAMW, "optimizer sgd(1) → adamw(0.1)"),
-        ({"clip": None}, {"clip": {"norm": 5.0}}, "clip – → norm=5"),
-        ({"warmup": {"lr": 0.0, "epochs": 0}}, {"warmup": {"epochs": 5}}, "warmup.epochs 0 → 5, "),
-        ({"seed": 1, "workers": 1, "name": "a"}, {"seed": 2, "workers": 2, "name": "b"}, ""),
-        ({}, {"compile": True}, "compile – → yes"),
-    ],
-)
+CHANGES = [
+    ({"augment": ["a", "b"]}, {"augment": ["b", "a"]}, "augment in another order"),
+    ({"augment": ["a"]}, {"augment": ["a", "a"]}, "+ a 2"),
+    ({"augment": [{"a": {"p": 1}}, {"a": {"p": 2}}]}, {"augment": ["a"]}, "− a 2, a.p 1 → –"),
+    (SGD, ADAMW, "optimizer sgd(1) → adamw(0.1)"),
+    ({"clip": None}, {"clip": {"norm": 5.0}}, "clip – → norm=5"),
+    ({"warmup": {"lr": 0.0, "epochs": 0}}, {"warmup": {"epochs": 5}}, "warmup.epochs 0 → 5, "),
+    ({"seed": 1, "workers": 1, "name": "a"}, {"seed": 2, "workers": 2, "name": "b"}, ""),
+    ({}, {"compile": True}, "compile – → yes"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "said"), CHANGES)
 def test_changes(before: dict, after: dict, said: str) -> None:
     found = changed(read_back(before), read_back(after))
     assert found.startswith(said) and bool(found) == bool(said)

@@ -120,13 +120,11 @@ def test_every_registry_is_there_and_every_entry_says_what_it_is():
 
 def test_a_typo_is_answered_in_one_line_before_anything_heavy_is_imported(repository):
     program = (
-        "import sys; from vision_tutorial import train; "
-        "code = train.main(sys.argv[1:]); "
+        "import sys; from vision_tutorial import train; code = train.main(sys.argv[1:]); "
         "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'accelerate', 'wandb', 'PIL', 'rich'}; "
         "print(code, sorted(heavy & set(sys.modules)))"
     )
-    arguments = [str(repository / "recipes" / "r4.yaml"), "loss=focl"]
-    command = [sys.executable, "-c", program, *arguments]
+    command = [sys.executable, "-c", program, str(repository / "recipes" / "r4.yaml"), "loss=focl"]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.stdout.strip() == "2 []"
     assert found.stderr.startswith("error: command line (loss=focl): loss.focl: no loss called")
