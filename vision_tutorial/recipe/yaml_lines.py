@@ -6,7 +6,7 @@ words, `1:30` is text. Anchors, aliases, tags, duplicate keys and files over 64 
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -19,12 +19,12 @@ from ..core.errors import UserError, shown
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-SCALARS: dict[str, tuple[str, Sequence[str], Callable[[str], Any]]] = {
-    # kind: the pattern of the whole text, the letters it may begin with, what reads it
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
-    "int": (r"[-+]?[0-9]{1,18}", "-+0123456789", int),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789", float),
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda text: None),
+SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    # kind: the pattern of the whole text, what reads it
+    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    "int": (r"[-+]?[0-9]{1,18}", int),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
+    "null": (r"~|null|Null|NULL|", lambda text: None),
 }
 Key = tuple[str | int, ...]
 
@@ -129,7 +129,7 @@ class _Parser:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Any:
         text = self._printable(event)
-        for pattern, _, read in SCALARS.values():
+        for pattern, read in SCALARS.values():
             if event.implicit[0] and re.fullmatch(pattern, text):
                 value = read(text)
                 if isinstance(value, float) and math.isinf(value):
