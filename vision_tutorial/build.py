@@ -24,7 +24,7 @@ from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
 from .recipe.fields import Recipe
-from .recipe.plugins import import_files as import_files
+from .recipe.loading import import_files as import_files
 from .recipe.recipe_info import batch_parts, steps_per_epoch
 
 

@@ -1,7 +1,12 @@
-"""YAML file -> `extends` -> overrides -> Recipe, with file and line in every complaint."""
+"""YAML file -> `extends` -> overrides -> Recipe, with file and line in every complaint.
 
+And a recipe's `imports`: a student's own entries, in files that are code and so need trust.
+"""
+
+import hashlib
+import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os.path import isdir, isfile  # False, where pathlib raises, for a name too long
@@ -23,6 +28,7 @@ if not RECIPES.is_dir():
     RECIPES = _HERE.parent / "recipes"  # in a checkout
 MAX_BASES = 16
 OWN = ("name", "expects", "extends")  # not inherited
+IMPORTED: set[str] = set()  # digests of the `imports` that have run in this process
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,28 @@ def read_back(values: Mapping[str, Any]) -> dict[str, Any]:
             form = REGISTRY_FIELDS[key].form
             found[key] = grammar.parse(values[key], grammar.UNCHECKED, form)
     return found
+
+
+def import_files(paths: Sequence[Path], trusted: bool) -> None:
+    """Run the recipe's `imports`. UserError where they are not trusted, or fail."""
+    for path in paths:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest in IMPORTED:  # several runs of one recipe, or a second training in a notebook
+            continue
+        if not trusted:
+            raise UserError(
+                f"the recipe imports {path}, which is code that would run on this machine. "
+                "Read it, then add --trust-imports."
+            )
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path}: failed to import: {type(error).__name__}: {error}") from error
+        IMPORTED.add(digest)
 
 
 def _height(value: Any) -> int:
