@@ -7,10 +7,7 @@ import time
 
 import psutil
 
-from vision_tutorial.core.processes import (
-    end_family,
-    run_command,
-)
+from vision_tutorial.core.processes import end_family, run_command
 
 
 def test_a_command_is_watched(tmp_path):

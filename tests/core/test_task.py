@@ -92,12 +92,9 @@ def test_there_and_back(shape):
         assert cell == [float(ids[(first, *rest)].item() == c) for c in range(4)]
 
 
-def test_ids_of_a_map_are_its_largest_share():
+def test_masks_come_back_as_they_were_and_a_map_gives_its_largest_share():
     shares = torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 0.0], [0.4, 0.2, 0.4]])
     assert to_ids(shares).tolist() == [1, IGNORE, 0]
-
-
-def test_masks_come_back_as_they_were():
     masks = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
     ids = from_masks(masks)
     assert ids[masks == VOID].tolist() == [IGNORE]
