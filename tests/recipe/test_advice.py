@@ -9,7 +9,12 @@ from vision_tutorial.losses import WeightedSum
 from vision_tutorial.recipe.advice import Advice, advice
 from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.recipe.loading import load
-from vision_tutorial.recipe.recipe_info import RecipeInfo, recipe_info, smoothing_floor
+from vision_tutorial.recipe.recipe_info import (
+    RecipeInfo,
+    batch_parts,
+    recipe_info,
+    smoothing_floor,
+)
 
 FOLDER = "dataset={image_folder: {root: x}}"
 # what is said, from its key on; below it overrides with which it is said | near ones without
@@ -17,7 +22,7 @@ SPEAK = """
 model.resnet18.stem: an ImageNet stem on images of 32 px
     model=resnet18 | model={resnet18: {stem: cifar}}
 eval_augment: training sees 32 px, evaluation 36 px
-    eval_augment=[{resize: {size: 36}}] | eval_augment=[{center_crop: {size: 32}}]
+    eval_augment=[{resize: {size: [40, 36]}}] | eval_augment=[{center_crop: {size: 32}}]
 eval_augment: nothing crops
     FOLDER & eval_augment=[{resize: {size: 32}}] | FOLDER & eval_augment=[{center_crop: {size: 32}}]
 augment: color_jitter beside rand_augment
@@ -64,6 +69,8 @@ schedule_unit: the lr moves once an epoch, 20
     epochs=20 | epochs=20 & schedule_unit=step
 ema.decay: the average reaches back 1,000 steps
     ema={decay: 0.999, warmup: false} | ema={decay: 0.9, warmup: false}
+ema.decay: the average reaches back 1,000 steps
+    ema={decay: 0.999, warmup: false} | ema={decay: 0.999}
 optimizer.adam.weight_decay: in adam
     optimizer={adam: {lr: 1e-3, weight_decay: 0.1}} | optimizer={adamw: {lr: 1e-3}}
 mix: pairs in a micro-batch of 9 images
@@ -78,11 +85,11 @@ SPEAK = SPEAK.strip().replace("FOLDER", FOLDER).splitlines()
 
 @pytest.fixture
 def said(tiny):
-    """What is said of the tiny recipe with overrides, by "key: what"."""
+    """What is said of the tiny recipe with overrides beside one with `base`, by "key: what"."""
 
-    def said(*overrides: str) -> dict[str, Advice]:
-        recipe = load(tiny, overrides).recipe
-        info = recipe_info(recipe, load(tiny).recipe if overrides else None)
+    def said(*overrides: str, base: tuple[str, ...] = ()) -> dict[str, Advice]:
+        recipe = load(tiny, [*base, *overrides]).recipe
+        info = recipe_info(recipe, load(tiny, base).recipe if overrides else None)
         more = {"micro_batch": recipe.micro_batch or 128, "batch_norm": True, "gpu": False}
         items = advice(recipe, RecipeInfo(**{**vars(info), **more}))
         return {f"{item.key}: {item.what}": item for item in items}
@@ -103,8 +110,14 @@ def test_advice_is_given_when_it_should(said, start, overrides):
 
 def test_numbers_in_advice(said):
     assert said() == {}, "of a sound recipe"
-    (item,) = (x for text, x in said("batch_size=1024").items() if "was meant for" in text)
-    assert item.do.startswith("optimizer.sgd.lr=0.4,")
+    for base, more, do in (
+        ((), [], "optimizer.sgd.lr=0.4,"),
+        (("optimizer={adamw: {lr: 0.001}}",), [], "optimizer.adamw.lr=0.002,"),
+        ((), ["optimizer.sgd.lr=0.2"], None),  # was changed on purpose
+    ):
+        items = said("batch_size=1024", *more, base=base).items()
+        found = [item.do for text, item in items if "was meant for" in text]
+        assert found == [] if do is None else found[0].startswith(do)
     texts = said("loss={label_smoothing: {epsilon: 0.2}}", FOLDER)
     assert "cannot fall below 0" in next(text for text in texts if "smoothed" in text)
     for more, alike in (([], True), (["augment=[aug_mix]"], False)):
@@ -155,3 +168,9 @@ def test_the_floor_is_what_a_perfect_network_gets():
     best[0, 0] += 0.1
     loss = F.cross_entropy(best.log(), torch.tensor([0]), label_smoothing=0.9).item()
     assert smoothing_floor(0.9, 1000) == pytest.approx(loss, rel=1e-12)
+
+
+def test_micro_batches_of_mixed_images_are_even(tiny):
+    for mix, parts in (("mix=", 4), ("mix=cutmix", 6)):  # of 9 images each, or of 6
+        recipe = load(tiny, ["batch_size=36", "micro_batch=9", mix]).recipe
+        assert batch_parts(recipe, 1, on_gpu=True) == parts
