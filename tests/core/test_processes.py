@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from vision_tutorial.core.processes import end_family, run_command
+from vision_tutorial.core.processes import kill_family, run_command
 
 
 def test_a_command_is_watched(tmp_path):
@@ -57,8 +57,8 @@ def test_a_family_is_killed_whole():
         [sys.executable, "-S", "-c", SLEEPER], stdout=subprocess.PIPE, text=True
     )
     child = int(root.stdout.readline().split()[0])
-    end_family(root.pid)
+    kill_family(root.pid)
     assert root.wait(10) == -signal.SIGKILL
     psutil.wait_procs([psutil.Process(child)] if not is_over(child) else [], timeout=10)
     assert is_over(child)
-    end_family(root.pid)  # there is nobody
+    kill_family(root.pid)  # there is nobody

@@ -146,6 +146,7 @@ COMPLAINTS = {
     "normalize: {mean: [1, 2, 3]}": "normalize: 'normalize' needs a value for 'std'.",
     "normalize: {mean: [1, 2], std: [1, 1, 1]}": "normalize.mean: given [1, 2]; expected: more ite",
     "expects: 3": "expects: given 3; expected: {name: number, …}.",
+    "imports: x.py": 'imports: given "x.py"; a list of .py files is expected.',
     "imports: [../out.py]": 'imports: "../out.py" is no .py file at or below ',
 }
 

@@ -45,7 +45,7 @@ def run_command(
         finally:
             seconds = time.perf_counter() - began
             if child.poll() is None:
-                end_family(child.pid, patience=10)
+                kill_family(child.pid, patience=10)
             child.wait()
     return Ended(child.returncode, seconds, seen)
 
@@ -56,7 +56,7 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def end_family(pid: int, patience: float = 0) -> None:
+def kill_family(pid: int, patience: float = 0) -> None:
     """End a process and all that it started, in sessions of their own or not.
 
     They are asked to (TERM) if there are seconds of `patience`; who is left after them is killed.

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.atomic import storage
-from ..core.processes import end_family
+from ..core.processes import kill_family
 from ..recipe.notation import duration
 from . import children
 from .children import Child, DeviceSlot, Stop
@@ -128,7 +128,7 @@ class Scheduler:
             for one in () if self.stop.asked else self.running:  # asked twice, it would not save
                 one.child.terminate()
         for one in self.running if self._left() < KILLED else ():
-            end_family(one.child.pid)
+            kill_family(one.child.pid)
 
     def _progress(self) -> str:
         states = [status.state for status in self.table.statuses.values()]
