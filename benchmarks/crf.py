@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from vision_tutorial.benchmarking.child import in_child, peak_memory
 from vision_tutorial.benchmarking.timed_pairs import in_turn, spread
-from vision_tutorial.core.processes import in_child, peak_memory
 from vision_tutorial.segmentation.dense_crf import dense_crf
 
 Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]

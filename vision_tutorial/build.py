@@ -23,9 +23,9 @@ from .data import mix, pipeline
 from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
-from .recipe.batch_split import batch_parts, steps_per_epoch
 from .recipe.fields import Recipe
-from .recipe.plugins import import_files as import_files
+from .recipe.loading import import_files as import_files
+from .recipe.recipe_info import batch_parts, steps_per_epoch
 
 
 @dataclass(frozen=True)

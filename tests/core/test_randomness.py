@@ -3,97 +3,35 @@
 import hashlib
 
 import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as some
 
-from vision_tutorial.core.randomness import address, generator, order, philox, uniforms
-
-PARTS = some.lists(some.one_of(some.integers(), some.text("abc1")), min_size=1, max_size=4)
+from vision_tutorial.core.randomness import address, generator, order
 
 
-def test_an_address_is_the_same_everywhere():
+def test_an_address_is_the_same_everywhere_and_depends_on_every_word():
     # the definition, written out: a change here would change every run
     digest = hashlib.blake2b(b"42\x1f3\x1forder", digest_size=8).digest()
     assert address(42, 3, "order") == int.from_bytes(digest, "little") == 1990619244490669305
+    others = [address(*parts) for parts in ((42, 3), (3, 42, "order"), (423, "order"), ("42", 3))]
+    assert len({address(42, 3, "order"), *others}) == 4 and others[0] == others[-1]
 
 
-@given(PARTS, PARTS)
-def test_addresses_differ_where_their_words_do(one, other):
-    same = [str(part) for part in one] == [str(part) for part in other]
-    assert (address(*one) == address(*other)) == same
-
-
-def test_a_generator_starts_anew_at_its_address():
+def test_a_generator_starts_anew_at_its_address_and_is_philox():
     first = generator(1, "x").random(5)
-    assert np.array_equal(first, generator(1, "x").random(5))
-    assert not np.array_equal(first, generator(2, "x").random(5))
     np.random.seed(0)  # noqa: NPY002 - the global generator is none of ours
     assert np.array_equal(first, generator(1, "x").random(5))
-
-
-def test_the_stream_is_philox_and_stays_so():
+    assert not np.array_equal(first, generator(2, "x").random(5))
     raw = generator(42, "stream").bit_generator.random_raw(2)
     assert raw.tolist() == [2715067874247759131, 2977647077610877346]
 
 
-@pytest.mark.parametrize("n", [0, 1, 1000])
-def test_an_order_visits_everyone_once(n):
-    visited = order(42, 2, n)
-    assert visited.dtype == np.int64
-    assert sorted(visited.tolist()) == list(range(n))
-
-
-def test_orders_differ_by_epoch_and_seed():
+def test_orders_visit_everyone_once_and_are_uniform():
+    for n in (0, 1, 1000):
+        visited = order(42, 2, n)
+        assert visited.dtype == np.int64 and sorted(visited.tolist()) == list(range(n))
     orders = {tuple(order(seed, epoch, 50).tolist()) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
-
-
-def test_orders_are_uniform():
-    # 6 permutations of 3 items over 6000 epochs: each 1000 +- 5 standard deviations (28.9)
-    found = [tuple(order(0, epoch, 3).tolist()) for epoch in range(6000)]
+    # 6 permutations of 3 items over 1200 epochs: each 200 +- 5 standard deviations (12.9)
+    found = [tuple(order(0, epoch, 3).tolist()) for epoch in range(1200)]
     counts = [found.count(permutation) for permutation in set(found)]
     assert len(counts) == 6
-    assert all(abs(count - 1000) < 145 for count in counts)
-
-
-# the known answers that its authors publish (Random123, philox4x32-10): counter, key, words
-KNOWN = [
-    ([0] * 4, 0, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-    ([2**32 - 1] * 4, 2**64 - 1, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-    (
-        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
-        0x299F31D0A4093822,
-        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
-    ),
-]
-
-
-@pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
-def test_philox_gives_the_published_words(counter, key, words):
-    counters = np.array(counter, np.uint64)[:, None].repeat(3, 1)
-    assert np.array(philox(counters, key)).T.tolist() == [words] * 3
-
-
-def test_a_images_draws_depend_on_its_item_alone():
-    items = np.array([[0, 5], [3, 5], [3, 6], [3, 5 + 2**40]])
-    whole = uniforms(7, items, 11)
-    assert len({tuple(row) for row in whole}) == 4  # an index beyond 32 bits is another one
-    for i in (3, 1):
-        assert np.array_equal(uniforms(7, items[[i]], 11)[0], whole[i])
-    assert np.array_equal(uniforms(7, items, 3, block=2), whole[:, 8:])
-    later = uniforms(7, items, 4, block=np.array([1, 0, 1, 0]))
-    assert np.array_equal(later[0], whole[0, 4:8]) and np.array_equal(later[1], whole[1, :4])
-    alone = uniforms(7, items[:1], 4, block=np.array([1]))
-    assert np.array_equal(alone[0], whole[0, 4:8]) and alone.dtype == whole.dtype
-    assert not np.array_equal(uniforms(8, items, 11), whole)
-
-
-def test_draws_are_uniform_and_unrelated():
-    u = uniforms(1, np.stack([np.zeros(20_000, int), np.arange(20_000)], 1), 8)
-    assert u.min() >= 0 and u.max() < 1
-    counts = np.stack([np.histogram(column, 50, (0, 1))[0] for column in u.T])
-    chi2 = ((counts - 400) ** 2 / 400).sum(1)  # 49 degrees of freedom: mean 49, deviation 9.9
-    assert (abs(chi2 - 49) < 5 * 9.9).all()
-    correlation = np.corrcoef(np.concatenate([u, np.roll(u, 1, axis=0)], 1).T)
-    assert np.abs(correlation - np.eye(16)).max() < 5 / np.sqrt(20_000)
+    assert all(abs(count - 200) < 65 for count in counts)

@@ -1,5 +1,6 @@
 """Sources: what they hold, their digests, and the seeded, stratified splits."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vision_tutorial.core import images as files
 from vision_tutorial.core import sources
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset, hold_out, take
@@ -21,23 +21,20 @@ def source_of(targets, classes=10) -> ArraySource:
 
 
 def test_array_digest_sees_pixels_targets_shape_and_masks():
-    images = np.zeros((2, 2, 8, 3), np.uint8)
-    targets = np.zeros(2, np.int64)
-    masks = np.zeros((2, 2, 8), np.uint8)
-    plain = ArraySource("a", images, targets, ("x",))
+    images = np.arange(96, dtype=np.uint8).reshape(2, 2, 8, 3)
+    targets, masks = np.zeros(2, np.int64), np.zeros((2, 2, 8), np.uint8)
+    source = ArraySource("a", images, targets, ("x",))
     variants = [
-        plain,
-        ArraySource("a", images + np.uint8(1), targets, ("x",)),
-        ArraySource("a", images, targets + 1, ("x",)),
-        ArraySource("a", images.reshape(2, 4, 4, 3), targets, ("x",)),
-        ArraySource("a", images, targets, ("x",), masks),
-        ArraySource("a", images, targets, ("x",), masks + np.uint8(1)),
+        source,
+        replace(source, images=images + np.uint8(1)),
+        replace(source, images=images.reshape(2, 4, 4, 3)),
+        replace(source, targets=targets + 1),
+        replace(source, masks=masks),
+        replace(source, masks=masks + np.uint8(1)),
     ]
     assert len({source.digest() for source in variants}) == len(variants)
     # Where the bytes lie is not what they are.
-    strided = np.asfortranarray(images + np.arange(8, dtype=np.uint8)[:, None])
-    same = ArraySource("a", np.ascontiguousarray(strided), targets, ("x",))
-    assert ArraySource("a", strided, targets, ("x",)).digest() == same.digest()
+    assert replace(source, images=np.asfortranarray(images)).digest() == source.digest()
 
 
 def test_file_source_decodes_on_demand_and_digests_names_and_sizes(tmp_path: Path):
@@ -49,44 +46,23 @@ def test_file_source_decodes_on_demand_and_digests_names_and_sizes(tmp_path: Pat
     assert (image.mode, image.size, image.getpixel((3, 2))) == ("RGB", (4, 3), (101,) * 3)
     assert target == 1 and type(target) is int and len(source) == 2
     before = source.digest()
-    assert before == FileSource("files", paths, np.array([0, 1]), ("x", "y")).digest()
-    assert before != FileSource("files", paths, np.array([1, 1]), ("x", "y")).digest()
+    assert before != replace(source, targets=np.array([1, 1])).digest()
     paths[0].write_bytes(paths[0].read_bytes() + b"\0")
     assert source.digest() != before
 
 
-def test_unreadable_and_huge_images_are_refused_by_name(tmp_path: Path, monkeypatch):
-    half, huge = tmp_path / "half.jpg", tmp_path / "huge.png"
-    Image.effect_noise((64, 64), 90).save(half)
-    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
-    with Image.open(half) as image:
-        image.verify()  # which is why `verify` is not what read_image uses
-    with pytest.raises(UserError, match=r"half\.jpg: not a readable image .*Replace or remove"):
-        sources.read_image(half)
-    Image.new("RGB", (50, 21)).save(huge)
-    monkeypatch.setattr(files, "MAX_PIXELS", 1050)
-    assert sources.read_image(huge).size == (50, 21)
-    monkeypatch.setattr(files, "MAX_PIXELS", 1049)
-    with pytest.raises(UserError, match=r"huge\.png: 50x21 pixels; at most 1,049"):
-        sources.read_image(huge)
-
-
 def test_subset_follows_its_indices():
     source = source_of([5, 6, 7, 8])
-    assert source[1][0].mode == "RGB" and type(source[1][1]) is int
     subset = Subset(source, np.array([3, 1]))
     assert (subset.name, subset.classes, len(subset)) == ("toy", source.classes, 2)
-    assert subset.targets.tolist() == [8, 6]
+    assert subset.targets.tolist() == [8, 6] and [subset.key(i) for i in (0, 1)] == ["3", "1"]
     assert subset[0][1] == 8 and subset[0][0].getpixel((0, 0)) == (3, 3, 3)
     assert subset.digest() != Subset(source, np.array([1, 3])).digest() != source.digest()
 
 
-labels = st.lists(st.integers(0, 5), min_size=2, max_size=60)
-
-
-@settings(max_examples=100, deadline=None)
-@given(labels, st.data())
-def test_every_class_gets_its_share_within_one(targets, data):
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=60), st.data())
+def test_every_class_gets_its_share_within_one_and_parts_are_complete(targets, data):
     source = source_of(targets)
     n = data.draw(st.integers(1, len(targets)))
     subset = take(source, n, seed=0)
@@ -95,13 +71,8 @@ def test_every_class_gets_its_share_within_one(targets, data):
     for label in set(targets):
         share = targets.count(label) * n / len(targets)
         assert abs((subset.targets == label).sum() - share) < 1
-
-
-@settings(max_examples=100, deadline=None)
-@given(labels, st.floats(0.3, 0.7))
-def test_hold_out_parts_are_disjoint_and_complete(targets, fraction):
-    train, held = hold_out(source_of(targets), fraction, seed=0)
-    assert len(held) == round(fraction * len(targets))
+    train, held = hold_out(source, 0.4, seed=0)
+    assert len(held) == round(0.4 * len(targets))
     assert sorted([*train.indices, *held.indices]) == list(range(len(targets)))
 
 
@@ -116,12 +87,8 @@ def test_the_seed_and_nothing_else_decides():
     assert fewer.source.indices[fewer.indices].tolist() == [
         index for index in whole.indices if source.targets[index] < 5
     ]
-
-
-def test_leftover_places_do_not_favour_the_first_classes():
-    source = source_of(np.arange(100) % 10)
-    winners = {int(take(source, 1, seed).targets[0]) for seed in range(60)}
-    assert len(winners) >= 8
+    # Places that are left do not favour the first classes.
+    assert len({int(take(source, 1, seed).targets[0]) for seed in range(60)}) >= 8
 
 
 def test_splits_are_the_same_on_every_machine():
@@ -130,20 +97,20 @@ def test_splits_are_the_same_on_every_machine():
     assert hold_out(source, 0.1, seed=0)[1].indices.tolist() == [3, 9, 18, 28]
 
 
-@pytest.mark.parametrize("part", [0, 11, 1.5, float("nan"), 0.01, 0.99])
-def test_parts_out_of_range(part):
-    cut = hold_out if isinstance(part, float) else take
-    with pytest.raises(UserError, match=f"cannot (hold out|take) {part} of 10 items; give"):
-        cut(source_of(range(10)), part, seed=0)
+def test_parts_out_of_range():
+    for part in (0, 11, 1.5, float("nan"), 0.01, 0.99):
+        cut = hold_out if isinstance(part, float) else take
+        with pytest.raises(UserError, match=f"cannot (hold out|take) {part} of 10 items; give"):
+            cut(source_of(range(10)), part, seed=0)
 
 
 def test_data_root_asks_recipe_then_environment_then_cache(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("VISION_TUTORIAL_DATA", "~/env")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert sources.data_root("~/option") == tmp_path / "option"
     assert sources.data_root() == tmp_path / "env"
     monkeypatch.delenv("VISION_TUTORIAL_DATA")
+    assert sources.data_root() == tmp_path / ".cache" / "vision_tutorial"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert sources.data_root() == tmp_path / "xdg" / "vision_tutorial"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert sources.data_root() == tmp_path / ".cache" / "vision_tutorial"

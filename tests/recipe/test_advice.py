@@ -9,16 +9,20 @@ from vision_tutorial.losses import WeightedSum
 from vision_tutorial.recipe.advice import Advice, advice
 from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.recipe.loading import load
-from vision_tutorial.recipe.recipe_info import RecipeInfo, recipe_info, smoothing_floor
+from vision_tutorial.recipe.recipe_info import (
+    RecipeInfo,
+    batch_parts,
+    recipe_info,
+    smoothing_floor,
+)
 
 FOLDER = "dataset={image_folder: {root: x}}"
-MADGRAD = "optimizer={madgrad: {lr: 1.0e-4}}"
 # what is said, from its key on; below it overrides with which it is said | near ones without
 SPEAK = """
 model.resnet18.stem: an ImageNet stem on images of 32 px
     model=resnet18 | model={resnet18: {stem: cifar}}
 eval_augment: training sees 32 px, evaluation 36 px
-    eval_augment=[{resize: {size: 36}}] | eval_augment=[{center_crop: {size: 32}}]
+    eval_augment=[{resize: {size: [40, 36]}}] | eval_augment=[{center_crop: {size: 32}}]
 eval_augment: nothing crops
     FOLDER & eval_augment=[{resize: {size: 32}}] | FOLDER & eval_augment=[{center_crop: {size: 32}}]
 augment: color_jitter beside rand_augment
@@ -65,6 +69,8 @@ schedule_unit: the lr moves once an epoch, 20
     epochs=20 | epochs=20 & schedule_unit=step
 ema.decay: the average reaches back 1,000 steps
     ema={decay: 0.999, warmup: false} | ema={decay: 0.9, warmup: false}
+ema.decay: the average reaches back 1,000 steps
+    ema={decay: 0.999, warmup: false} | ema={decay: 0.999}
 optimizer.adam.weight_decay: in adam
     optimizer={adam: {lr: 1e-3, weight_decay: 0.1}} | optimizer={adamw: {lr: 1e-3}}
 mix: pairs in a micro-batch of 9 images
@@ -79,11 +85,11 @@ SPEAK = SPEAK.strip().replace("FOLDER", FOLDER).splitlines()
 
 @pytest.fixture
 def said(tiny):
-    """What is said of the tiny recipe with overrides, by "key: what"."""
+    """What is said of the tiny recipe with overrides beside one with `base`, by "key: what"."""
 
-    def said(*overrides: str) -> dict[str, Advice]:
-        recipe = load(tiny, overrides).recipe
-        info = recipe_info(recipe, load(tiny).recipe if overrides else None)
+    def said(*overrides: str, base: tuple[str, ...] = ()) -> dict[str, Advice]:
+        recipe = load(tiny, [*base, *overrides]).recipe
+        info = recipe_info(recipe, load(tiny, base).recipe if overrides else None)
         more = {"micro_batch": recipe.micro_batch or 128, "batch_norm": True, "gpu": False}
         items = advice(recipe, RecipeInfo(**{**vars(info), **more}))
         return {f"{item.key}: {item.what}": item for item in items}
@@ -102,13 +108,16 @@ def test_advice_is_given_when_it_should(said, start, overrides):
     assert not any(text.startswith(start) for text in said(*silent))
 
 
-def test_a_sound_recipe_gets_no_advice(said):
-    assert said() == {}
-
-
 def test_numbers_in_advice(said):
-    (item,) = (x for text, x in said("batch_size=1024").items() if "was meant for" in text)
-    assert item.do.startswith("optimizer.sgd.lr=0.4,")
+    assert said() == {}, "of a sound recipe"
+    for base, more, do in (
+        ((), [], "optimizer.sgd.lr=0.4,"),
+        (("optimizer={adamw: {lr: 0.001}}",), [], "optimizer.adamw.lr=0.002,"),
+        ((), ["optimizer.sgd.lr=0.2"], None),  # was changed on purpose
+    ):
+        items = said("batch_size=1024", *more, base=base).items()
+        found = [item.do for text, item in items if "was meant for" in text]
+        assert found == [] if do is None else found[0].startswith(do)
     texts = said("loss={label_smoothing: {epsilon: 0.2}}", FOLDER)
     assert "cannot fall below 0" in next(text for text in texts if "smoothed" in text)
     for more, alike in (([], True), (["augment=[aug_mix]"], False)):
@@ -116,30 +125,28 @@ def test_numbers_in_advice(said):
         assert ("would be alike" in why) == alike
     twice = "loss={focal: {gamma: 0}, cross_entropy: 1}"
     for overrides, step in (
-        ([twice, MADGRAD], "2 times the loss is only a step of 1.26 times"),
-        ([twice], "which Adam divides out"),
+        ([twice], "2 times that of one: Adam divides it out, madgrad takes a step of 1.26"),
         (["loss={label_smoothing: 0.75, cross_entropy: 0.25}"], "sum to 1"),
     ):
         assert step in next(x.why for x in said(*overrides).values() if x.key == "loss")
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        "{focal: {gamma: 0}}",
-        "{tversky: {alpha: 0.5, beta: 0.5, smooth: 0.75}}",
-        "{tversky: {alpha: 1, beta: 1, smooth: 0.75}}",
-        "{tanimoto: {smooth: 0.75}}",
-        "{focal: {gamma: 0}, cross_entropy: 1}",
-        "{cross_entropy: {weight: 3, label_smoothing: 0.1}, focal: {gamma: 0, weight: 0.5}}",
-    ],
-)
+ALIKE = [
+    "{tversky: {alpha: 0.5, beta: 0.5, smooth: 0.75}}",
+    "{tversky: {alpha: 1, beta: 1, smooth: 0.75}}",
+    "{tanimoto: {smooth: 0.75}}",
+    "{focal: {gamma: 0}, cross_entropy: 1}",
+    "{cross_entropy: {weight: 3, label_smoothing: 0.1}, focal: {gamma: 0, weight: 0.5}}",
+]
+
+
+@pytest.mark.parametrize("loss", ALIKE)
 def test_the_named_loss_has_the_same_value(said, loss):
     items = (item for item in said(f"loss={loss}").values() if item.key.startswith("loss"))
     instead = min(items, key=lambda item: len(item.key)).do.partition(", or")[0]
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, 5, 3, generator=generator, dtype=torch.float64)
-    ids = torch.randint(5, (4, 3), generator=generator)
+    torch.manual_seed(0)
+    logits = torch.randn(4, 5, 3, dtype=torch.float64)
+    ids = torch.randint(5, (4, 3))
     given, other = said.loss(f"loss={loss}"), said.loss(instead)
     torch.testing.assert_close(given(logits, ids)[0], other(logits, ids)[0], rtol=1e-6, atol=0)
 
@@ -156,9 +163,14 @@ def test_madgrads_step_grows_by_the_cube_root():
     torch.testing.assert_close(moves[1] / moves[0], torch.full((3,), 2 ** (1 / 3)).double())
 
 
-@pytest.mark.parametrize(("epsilon", "classes"), [(0.1, 100), (0.9, 1000)])
-def test_the_floor_is_what_a_perfect_network_gets(epsilon, classes):
-    best = torch.full((1, classes), epsilon / classes, dtype=torch.float64)
-    best[0, 0] += 1 - epsilon
-    loss = F.cross_entropy(best.log(), torch.tensor([0]), label_smoothing=epsilon).item()
-    assert smoothing_floor(epsilon, classes) == pytest.approx(loss, rel=1e-12)
+def test_the_floor_is_what_a_perfect_network_gets():
+    best = torch.full((1, 1000), 0.9 / 1000, dtype=torch.float64)
+    best[0, 0] += 0.1
+    loss = F.cross_entropy(best.log(), torch.tensor([0]), label_smoothing=0.9).item()
+    assert smoothing_floor(0.9, 1000) == pytest.approx(loss, rel=1e-12)
+
+
+def test_micro_batches_of_mixed_images_are_even(tiny):
+    for mix, parts in (("mix=", 4), ("mix=cutmix", 6)):  # of 9 images each, or of 6
+        recipe = load(tiny, ["batch_size=36", "micro_batch=9", mix]).recipe
+        assert batch_parts(recipe, 1, on_gpu=True) == parts

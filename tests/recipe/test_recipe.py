@@ -1,13 +1,11 @@
 """Recipes: extends, overrides, the three forms, strictness, and one mistake of each kind."""
 
 import copy
-import dataclasses
 import pickle
 import re
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.fields import RESUMABLE, Recipe, changes, identity, to_plain, to_yaml
@@ -88,40 +86,28 @@ def test_chains_reach_across_folders_and_keep_no_name_nor_claim(write):
     loaded = load(write("sub/top.yaml", "extends: middle.yaml\nepochs: 7\n"))
     assert (loaded.recipe.name, loaded.recipe.expects) == ("top", {})
     assert (loaded.recipe.seed, loaded.recipe.epochs, loaded.base.epochs) == (2, 7, 5)
-
-
-def test_a_base_may_be_a_part_of_a_recipe(write):
-    write("part.yaml", "epochs: 3\nbatch_size: 8\n")
+    write("part.yaml", "epochs: 3\nbatch_size: 8\n")  # a base may be a part of a recipe
     text = "extends: part.yaml\nmodel: resnet18\ndataset: shapes\noptimizer: {sgd: {lr: 1}}\n"
     loaded = load(write("whole.yaml", text))
     assert (loaded.recipe.epochs, loaded.base, loaded.base_path) == (3, None, None)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("a: 1\nextends: [x]", 'c.yaml:2: extends: given ["x"]; name a file'),
-        ("extends: /etc/hosts", 'c.yaml:1: extends: given "/etc/hosts"; name a file'),
-        ("extends: c.yaml", f"c.yaml:1: extends: a circle, or more than {MAX_BASES} bases: c.yaml"),
-        ("\nextends: d.yaml", "c.yaml:2: extends: d.yaml: no such recipe; give the path of a .yam"),
-    ],
-)
-def test_bad_bases(write, text, said):
-    assert complaint(write("c.yaml", text)).startswith(said)
-
-
-def test_as_many_bases_as_allowed(write):
+def test_bad_bases_and_as_many_as_allowed(write):
+    for base, said in (
+        ("/etc/hosts", 'given "/etc/hosts"; name a file'),
+        ("c.yaml", f"a circle, or more than {MAX_BASES} bases: c.yaml"),
+        ("d.yaml", "d.yaml: no such recipe; give the path of a .yam"),
+    ):
+        text = f"\nextends: {base}"
+        assert complaint(write("c.yaml", text)).startswith(f"c.yaml:2: extends: {said}")
     write("0.yaml")
     for n in range(1, MAX_BASES + 2):
         path = write(f"{n}.yaml", f"extends: {n - 1}.yaml")
     assert load(path.with_name(f"{MAX_BASES}.yaml")).recipe.epochs == 3
     assert f"more than {MAX_BASES} bases" in complaint(path)
-
-
-def test_an_error_in_a_base_names_the_base(write):
-    write("r.yaml", BASE + "sede: 3\n")
-    path = write("c.yaml", "extends: r.yaml\nepochs: 1\n")
-    assert complaint(path).startswith("r.yaml:11: sede: no key called 'sede'; did you mean 'seed'?")
+    write("0.yaml", BASE + "sede: 3\n")
+    said = "0.yaml:11: sede: no key called 'sede'; did you mean 'seed'?"
+    assert complaint(path.with_name("1.yaml")).startswith(said)
 
 
 def test_a_recipe_of_the_package_is_known_by_name(write, tmp_path, monkeypatch, repository):
@@ -131,13 +117,8 @@ def test_a_recipe_of_the_package_is_known_by_name(write, tmp_path, monkeypatch, 
         assert load(name).path == repository / "recipes" / f"{own}.yaml"
     write("r4.yaml", BASE + "seed: 7\n")
     assert (load("r4.yaml").recipe.seed, load("r4").recipe.seed) == (7, 42)  # a file comes first
-
-
-def test_a_missing_recipe_names_the_nearest(write, tmp_path, monkeypatch):
-    path = write("r4.yaml").with_name("r44.yaml")
-    assert "no recipe called 'r44.yaml'; did you mean 'r4.yaml'? Known: r4.yaml" in complaint(path)
-    (tmp_path / "within").mkdir()
-    monkeypatch.chdir(tmp_path / "within")
+    said = complaint(tmp_path / "r44.yaml")
+    assert "no recipe called 'r44.yaml'; did you mean 'r4.yaml'? Known: r4.yaml" in said
     for name, near in (("../r4", "r4"), ("segmentation/camvit", "segmentation/camvid")):
         with pytest.raises(UserError, match=f"no such recipe; give .*did you mean '{near}'"):
             load(name)
@@ -149,24 +130,19 @@ def test_a_missing_recipe_names_the_nearest(write, tmp_path, monkeypatch):
 COMPLAINTS = {
     "modle: resnet18": "modle: no key called 'modle'; did you mean 'model'? Known: mod",
     "model: resnet5": "model.resnet5: no model called 'resnet5'; did you mean 'resnet50",
-    "model: {resnet18: , resnet34: }": "expected: exactly one model, its name or {name: {option",
     "model: {resnet18: 3}": "model.resnet18: given 3; options are written {name: {optio",
     "model: {resnet18: {stem: cifr}}": "model.resnet18.stem: given \"cifr\"; expected: 'imagenet' ",
     "model: {resnet18: {pretrained: 3}}": "given 3; expected: a valid boolean or a valid string.",
     "dataset: {shapes: {sise: 3}}": "shapes.sise: no option of 'shapes' called 'sise'; did you me",
     "augment: hflip": 'augment: given "hflip"; expected: a list of augments, such as [a, b].',
-    "augment: [hflip, {vflip: {p: true}}]": "augment.1.vflip.p: given true; expected: a v",
     "augment: [{random_resized_crop: {scale: [0.1, x]}}]": 'crop.scale.1: given "x"; expected: a v',
     "loss: {}": "loss: given {}; expected: a loss's name, {name: weight, …} or ",
     "loss: {focal: -1}": "loss.focal.weight: given -1; expected: greater than or equal to 0.",
     "optimizer: sgd": "optimizer.sgd: 'sgd' needs a value for 'lr'.",
     "epochs: 1e3": "epochs: given 1000.0; expected: a valid integer.",
-    "compile: 1": "compile: given 1; expected: a valid boolean or 'reduce-overhead' or",
     "name: ..": "name: given \"..\"; expected: letters, digits, '.', '_' and '-'.",
     "warmup: 5": "warmup: given 5; expected: {epochs, lr, mode}.",
-    "ema: {dekay: 1}": "ema.dekay: no option of 'ema' called 'dekay'; did you mean 'decay'?",
     "clip: {norm: 1, value: 1}": 'clip: given {"norm": 1, "value": 1}; expected: exactly one of no',
-    "normalize: 3": "normalize: given 3; expected: 'imagenet', 'cifar10', 'cifar100', 'half' or ",
     "normalize: {mean: [1, 2, 3]}": "normalize: 'normalize' needs a value for 'std'.",
     "normalize: {mean: [1, 2], std: [1, 1, 1]}": "normalize.mean: given [1, 2]; expected: more ite",
     "expects: 3": "expects: given 3; expected: {name: value, …}.",
@@ -190,85 +166,70 @@ def test_complaints(write, tmp_path, line, said):
     assert message.startswith(f"r.yaml:11: {key}")
 
 
-@pytest.mark.parametrize("key", ["dataset", "epochs"])  # of a registry, and a plain one
-def test_what_is_needed_is_asked_for(write, key):
-    assert f"the recipe needs a value for '{key}'." in complaint(write(text=without(key)))
+def test_what_is_needed_is_asked_for(write):
+    for key in ("dataset", "epochs"):  # of a registry, and a plain one
+        assert f"the recipe needs a value for '{key}'." in complaint(write(text=without(key)))
 
 
 # -- overrides -------------------------------------------------------------------------------------
 
 OVERRIDES = {
     " epochs = 9 ": lambda r: r.epochs == 9,
-    "optimizer={adamw: {lr: 1e-3}}": lambda r: r.optimizer.name == "adamw",
     "dataset.shapes.size=16": lambda r: r.dataset.options["size"] == 16,  # opens a name
     "schedule.cosine.min_lr=1e-6": lambda r: r.schedule.options["min_lr"] == 1e-6,  # from nothing
     "loss=focal": lambda r: [(t.name, t.weight) for t in r.loss] == [("focal", 1.0)],
-    "loss.focal=2": lambda r: [t.weight for t in r.loss] == [1, 2],
     "loss.cross_entropy.label_smoothing=0.1": lambda r: (  # opens a weight
         (r.loss[0].weight, r.loss[0].options["label_smoothing"]) == (1, 0.1)
     ),
     "loss.bce=0.1": lambda r: [t.name for t in r.loss] == ["cross_entropy", "focal", "bce"],
-    "mix.mixup.alpha=0.2": lambda r: r.mix[0].options["alpha"] == 0.2,
     "augment.hflip.p=0.7": lambda r: r.augment[1].options["p"] == 0.7,  # by name
     "augment.1.hflip.p=0.7": lambda r: r.augment[1].options["p"] == 0.7,  # by place
     "augment.0=vflip": lambda r: [c.name for c in r.augment] == ["vflip", "hflip"],
     "clip.norm=1": lambda r: r.clip.norm == 1,  # null on the way
-    "clip=": lambda r: r.clip is None,
-    "model={resnet50.a1_in1k: {stem: cifar}}": lambda r: r.model.options["stem"] == "cifar",
     "optimizer.sgd.x=" + "[" * 13 + "1" + "]" * 13: lambda r: "x" in r.optimizer.options,
 }
 
 
-@pytest.mark.parametrize("override", OVERRIDES)
-def test_overrides(write, override):
-    assert OVERRIDES[override](load(write(), [override]).recipe)
-
-
-def test_overrides_act_in_order(write):
+def test_overrides(write):
+    for override, holds in OVERRIDES.items():
+        assert holds(load(write(), [override]).recipe), override
+    # they act in order
     twice = ["model=resnet50.a1_in1k", "model.resnet50.a1_in1k.stem=cifar"]
     assert load(write(), twice).recipe.model.options["stem"] == "cifar"
     twice = ["augment=[hflip, hflip]", "augment.1.hflip.p=1"]
     assert load(write(), twice).recipe.augment[1].options["p"] == 1
-
-
-def test_a_term_joins_what_is_there_without_being_written(write):
+    # a term joins what is there without being written
     loss = load(write(text=without("loss")), ["loss.focal=0.5"]).recipe.loss
     assert [(t.name, t.weight) for t in loss] == [("cross_entropy", 1), ("focal", 0.5)]
 
 
-def test_an_override_does_not_touch_the_base(write):
+def test_an_override_touches_neither_the_base_nor_the_lines_of_other_options(write):
     write()
     loaded = load(write("c.yaml", "extends: r.yaml\n"), ["augment.hflip.p=0.7", "seed=3"])
     assert set(changes(loaded.recipe, loaded.base)) == {"augment", "seed"}
     assert loaded.base.augment[1].options["p"] == 0.5
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["epochs"], "command line (epochs): no override; write key=value or key.sub=value."),
-        (["a..b=3"], "no override; write"),
-        (["epoch=3"], "(epoch=3): no key called 'epoch'; did you mean 'epochs'?"),
-        (["epochs.x=3"], "nothing can be set below 3."),
-        (["epochs=["], "command line (epochs=[):1: not valid YAML"),
-        (["optimizer.adam.lr=1"], "optimizer is 'sgd' here; write optimizer.sgd.lr=… for an opt"),
-        (["augment.vflip.p=1"], "no item called 'vflip'; did you mean 'hflip'? Known: hflip, ran"),
-        (["augment.9.hflip.p=1"], "no item called '9'"),
-        (["augment=[hflip, hflip]", "augment.hflip.p=1"], "is there 2 times; say which: [0, 1]."),
-        (["augment.hflip.p=x"], '(augment.hflip.p=x): augment.1.hflip.p: given "x"; expected: a v'),
-        (["optimizer.sgd.x=" + "[" * 14 + "1" + "]" * 14], "optimizer: nested deeper than 16 lev"),
-        (["extends=x.yaml"], "no key called 'extends'"),
-    ],
-)
-def test_bad_overrides(write, overrides, said):
-    message = complaint(write(), *overrides)
-    assert message.startswith("command line (") and said in message
-
-
-def test_an_override_of_one_option_leaves_the_lines_of_the_others(write):
     path = write(text=BASE.replace("momentum: 0.9", "weight_decay: x"))
     said = complaint(path, "optimizer.sgd.lr=1")
     assert said.startswith("r.yaml:10: optimizer.sgd.weight_decay:")
+
+
+BAD_OVERRIDES = {
+    "epochs": "command line (epochs): no override; write key=value or key.sub=value.",
+    "epoch=3": "(epoch=3): no key called 'epoch'; did you mean 'epochs'?",
+    "epochs.x=3": "nothing can be set below 3.",
+    "epochs=[": "command line (epochs=[):1: not valid YAML",
+    "optimizer.adam.lr=1": "optimizer is 'sgd' here; write optimizer.sgd.lr=… for an opt",
+    "augment.vflip.p=1": "no item called 'vflip'; did you mean 'hflip'? Known: hflip, ran",
+    "augment=[hflip, hflip] augment.hflip.p=1": "is there 2 times; say which: [0, 1].",
+    "augment.hflip.p=x": '(augment.hflip.p=x): augment.1.hflip.p: given "x"; expected: a v',
+    "optimizer.sgd.x=" + "[" * 14 + "1" + "]" * 14: "optimizer: nested deeper than 16 lev",
+}
+
+
+@pytest.mark.parametrize(("overrides", "said"), BAD_OVERRIDES.items())
+def test_bad_overrides(write, overrides, said):
+    message = complaint(write(), *re.split(" (?=augment)", overrides))
+    assert message.startswith("command line (") and said in message
 
 
 # -- imports ---------------------------------------------------------------------------------------
@@ -295,13 +256,8 @@ def test_imports_are_read_and_not_run(write, monkeypatch, tmp_path):
     plain = write("plain.yaml")
     assert load(plain, ["imports=[ground/loss.py]", "loss=huber"]).imports
     assert "is no .py file at or below" in complaint(plain, "imports=[loss.py]")
-
-
-def test_a_link_out_of_the_folder_is_refused(write, tmp_path):
-    outside = tmp_path.parent / "outside.py"
-    outside.write_text(PLUGIN)
-    (tmp_path / "in.py").symlink_to(outside)
-    path = write("i.yaml", BASE + "imports: [in.py]\n")
+    (tmp_path / "ground" / "in.py").symlink_to(plain)
+    path = write("ground/i.yaml", BASE + "imports: [in.py]\n")
     assert '"in.py" is no .py file at or below' in complaint(path)
 
 
@@ -310,10 +266,9 @@ def test_a_link_out_of_the_folder_is_refused(write, tmp_path):
 
 def test_a_recipe_cannot_be_changed(write):
     recipe = load(write(), ["model={resnet18: {block_args: {a: [1]}}}"]).recipe
-    with pytest.raises(ValidationError, match="frozen"):
-        recipe.warmup.epochs = 4
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        recipe.model.name = "x"
+    for owner, name in ((recipe.warmup, "epochs"), (recipe.model, "name")):
+        with pytest.raises((ValueError, AttributeError), match="frozen|cannot assign"):
+            setattr(owner, name, 4)
     nested = recipe.model.options["block_args"]
     assert nested["a"] == (1,)
     for options in (recipe.expects, recipe.loss[0].options, nested):
@@ -323,19 +278,16 @@ def test_a_recipe_cannot_be_changed(write):
     assert pickle.loads(pickle.dumps(recipe)) == copy.deepcopy(recipe) == recipe
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
-        ["mix={cutmix: 1, mixup: {alpha: 0.2}}", "clip.agc=1e-9", "ema.decay=0.5"],
-        ["normalize={mean: [1, 2, 3e-7], std: [1e16, 1, 1]}", "expects={top1: 1e-300, x: }"],
-        ["optimizer={adamw: {lr: 1e-3, betas: [0.9, 0.95]}}", "seed=9007199254740992"],
-        ["wandb={notes: '1e-3', tags: [on, '1', 'null', '', ' x ', '1:30', '0o7', '#', 'é\n']}"],
-        ["model={resnet18: {pretrained: '1e5', block_args: {a: {b: []}, c: {}}}}"],
-    ],
-)
-def test_the_resolved_recipe_reads_back_as_the_same(write, overrides):
-    recipe = load(write(), overrides).recipe
+STRANGE = [
+    *("mix={cutmix: 1, mixup: {alpha: 0.2}}", "clip.agc=1e-9", "seed=9007199254740992"),
+    *("normalize={mean: [1, 2, 3e-7], std: [1e16, 1, 1]}", "expects={top1: 1e-300, x: }"),
+    "wandb={notes: '1e-3', tags: [on, '1', 'null', '', ' x ', '1:30', '0o7', '#', 'é\n']}",
+    "model={resnet18: {pretrained: '1e5', block_args: {a: {b: []}, c: {}}}}",
+]
+
+
+def test_the_resolved_recipe_reads_back_as_the_same(write):
+    recipe = load(write(), STRANGE).recipe
     plain, text = to_plain(recipe), to_yaml(to_plain(recipe))
     assert load(write("again.yaml", text)).recipe == recipe
     # and another reader, of YAML 1.1, sees no other values
@@ -369,8 +321,6 @@ def test_identity_ignores_what_a_resumed_run_may_change(write):
     assert identity(load(path, ["data.memory=host"]).recipe) == first
 
 
-@pytest.mark.parametrize(
-    ("name", "hashed"), [("r4", "5c2ac9001e577ce1"), ("segmentation/camvid", "d2aad326700c3dfa")]
-)
-def test_the_identity_of_a_recipe_is_that_of_older_runs(name, hashed):
-    assert identity(load(name).recipe) == hashed
+def test_the_identity_of_a_recipe_is_that_of_older_runs():
+    assert identity(load("r4").recipe) == "5c2ac9001e577ce1"
+    assert identity(load("segmentation/camvid").recipe) == "d2aad326700c3dfa"

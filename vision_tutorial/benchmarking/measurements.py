@@ -14,15 +14,16 @@ import torch
 from .. import build
 from ..core.atomic import read_json
 from ..core.errors import UserError
-from ..core.processes import Ended, in_child, last_line, peak_memory, run_command, usable_cores
+from ..core.processes import Ended, last_line, run_command, usable_cores
 from ..core.task import Batch
 from ..engine.distributed import Distributed
-from ..recipe.batch_split import batch_parts
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
+from ..recipe.recipe_info import batch_parts
 from ..runs import run_folder
 from . import timm_baseline
 from .bare_loop import ENDLESS, FAR, TimedTraining, bare_forward, bare_steps
+from .child import in_child, peak_memory
 from .timed_pairs import Measurement, drawn, in_turn, pair, timed_once
 
 _PASS = 5  # an evaluation lasts so many times --seconds, if there are images enough

@@ -86,7 +86,8 @@ def timm_model(
     if init == "pytorch" and pretrained is not True:
         _initialise(model, bool(zero_init))
     if isinstance(pretrained, str):
-        weights.load(model, Path(pretrained).expanduser(), num_classes)
+        found = weights.fitting(model, Path(pretrained).expanduser(), num_classes)
+        model.load_state_dict(found, strict=False)
     return model
 
 

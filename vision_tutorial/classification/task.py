@@ -8,7 +8,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.registry import tasks
-from ..core.task import Batch, Criterion, Parts, exact_sum, ranks, tally, wide
+from ..core.task import Batch, Criterion, Parts, exact_sum, tally, wide
+
+_NEVER = 2**62  # a rank
+
+
+def ranks(logits: Tensor, target: Tensor) -> Tensor:
+    """How many classes of `logits` (B, C) come before each of `target` (B,); int64 (B,).
+
+    A tie counts for the lower class id, as a stable sort would have it, on every device. A logit
+    that is not finite is never a hit, and so comes after any number of classes.
+    """
+    own = logits.gather(1, target[:, None])
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    ahead = (logits > own) | ((logits == own) & (ids < target[:, None]))
+    return torch.where(torch.isfinite(own[:, 0]), ahead.sum(1), _NEVER)
 
 
 class Accuracy:

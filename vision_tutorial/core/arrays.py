@@ -11,6 +11,7 @@ folder can execute code: files that hold Python objects are refused.
 import hashlib
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from errno import ENOSPC
@@ -24,7 +25,7 @@ from rich.progress import track
 
 from .atomic import free_space, new_folder, write_json
 from .errors import UserError, short
-from .images import VOID
+from .images import check_ids
 from .processes import usable_cores
 from .sources import ArraySource, Source
 
@@ -77,78 +78,59 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
     manifest = _manifest(root / MANIFEST)
     if split not in manifest.splits:
         raise UserError(f"{root}: has no split '{split}', only {', '.join(manifest.splits)}.")
-    facts = manifest.splits[split]
+    facts, classes = manifest.splits[split], manifest.classes
     n, height, width = (*facts.images.shape, 0, 0)[:3]
     if manifest.dense and not facts.masks or len(facts.keys or range(n)) != n:
         raise UserError(f"{root / MANIFEST}: masks or keys of '{split}' are missing; {AGAIN}.")
-    shapes = {"images": (n, height, width, 3), "targets": (n,), "masks": (n, height, width)}
-    paths = {name: root / split / f"{name}.npy" for name in shapes if getattr(facts, name)}
-    mapped = {name: _mapped(path, DTYPES[name], shapes[name]) for name, path in paths.items()}
-    if verify is True or (verify == "auto" and sum(a.nbytes for a in mapped.values()) <= SMALL):
-        for name, array in mapped.items():
+    names = [name for name in DTYPES if getattr(facts, name)]
+    paths = {name: root / split / f"{name}.npy" for name in names}
+    arrays = {name: _mapped(paths[name], name, _shape(name, n, height, width)) for name in names}
+    if verify is True or (verify == "auto" and sum(a.nbytes for a in arrays.values()) <= SMALL):
+        for name, array in arrays.items():
             if _digest_of(array) != getattr(facts, name).sha256:
-                raise UserError(
-                    f"{paths[name]}: damaged: not the SHA-256 that {MANIFEST} has; {AGAIN}."
-                )
+                problem = f"damaged: not the SHA-256 that {MANIFEST} has"
+                raise UserError(f"{paths[name]}: {problem}; {AGAIN}.")
         if manifest.dense:
-            _check_ids(mapped["masks"], len(manifest.classes), str(paths["masks"]))
-    targets = np.array(mapped["targets"])  # few and often asked for
-    least, most = int(targets.min()), int(targets.max())
-    if least < 0 or most >= len(manifest.classes):
-        raise UserError(
-            f"{paths['targets']}: class ids from {least} to {most}, but {MANIFEST} names "
-            f"{len(manifest.classes)} classes; {AGAIN}."
-        )
-    return ArraySource(
-        manifest.name,
-        mapped["images"],
-        targets,
-        manifest.classes,
-        mapped.get("masks"),
-        known_digest=facts.digest,
-        dense=manifest.dense,
-        keys=facts.keys,
-    )
+            _check_masks(arrays["masks"], classes, str(paths["masks"]))
+    arrays["targets"] = np.array(arrays["targets"])  # few and often asked for
+    check_ids(arrays["targets"], len(classes), str(paths["targets"]), void=None)
+    more = {"known_digest": facts.digest, "dense": manifest.dense, "keys": facts.keys}
+    return ArraySource(manifest.name, classes=classes, **arrays, **more)
 
 
 def _manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"no {path}; name a folder that `vision-tutorial pack` made.") from error
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}).") from error
+        todo = "name a folder that `vision-tutorial pack` made"
+        raise UserError(f"cannot read {path} ({error.strerror}); {todo}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         words = short(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 200)
         raise UserError(f"{path}: {words}; {AGAIN}.") from error
 
 
-def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+def _shape(name: str, n: int, height: int, width: int) -> tuple[int, ...]:
+    return {"images": (n, height, width, 3), "targets": (n,), "masks": (n, height, width)}[name]
+
+
+def _mapped(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
     try:
         array = np.lib.format.open_memmap(path, "r")
-    except FileNotFoundError as error:
-        raise UserError(f"no {path}; {AGAIN}.") from error
     except Exception as error:  # NumPy raises whatever it likes on a damaged header
+        problem = f"not a whole NumPy file ({short(str(error), 120)})"
+        raise UserError(f"{path}: {problem}; {AGAIN}.") from error
+    if (array.dtype, array.shape) != (DTYPES[name], shape) or not array.flags.c_contiguous:
         raise UserError(
-            f"{path}: not a whole NumPy file ({short(str(error), 120)}); {AGAIN}."
-        ) from error
-    if (array.dtype, array.shape) != (dtype, shape) or not array.flags.c_contiguous:
-        raise UserError(
-            f"{path}: holds {array.dtype} {array.shape}; {MANIFEST} needs {dtype} {shape}, the "
-            f"last axis without gaps; {AGAIN}."
+            f"{path}: holds {array.dtype} {array.shape}; {MANIFEST} needs {DTYPES[name]} {shape}, "
+            f"the last axis without gaps; {AGAIN}."
         )
     return array
 
 
-def _check_ids(masks: np.ndarray, classes: int, where: str) -> None:
+def _check_masks(masks: np.ndarray, classes: tuple[str, ...], where: str) -> None:
     for index, mask in enumerate(masks):  # of a mapped array, one at a time
-        strange = mask[(mask >= classes) & (mask != VOID)]
-        if strange.size:
-            raise UserError(
-                f"{where}, mask {index}: class id {strange[0]}, but there are {classes} classes "
-                f"(and {VOID} where nothing counts). Correct the data set, and pack it again."
-            )
+        check_ids(mask, len(classes), f"{where}, mask {index}")
 
 
 def _digest_of(array: np.ndarray) -> str:
@@ -171,12 +153,13 @@ def write(root: Path, name: str, splits: Mapping[str, Source]) -> Manifest:
 
 def _write_split(folder: Path, source: Source) -> Split:
     folder.mkdir()
-    in_memory = isinstance(source, ArraySource)
     n, (width, height) = len(source), source[0][0].size
-    has_masks = source.dense or in_memory and source.masks is not None
-    shapes = {"images": (n, height, width, 3), "targets": (n,)}
-    shapes |= {"masks": (n, height, width)} if has_masks else {}
-    arrays = {name: _new_array(folder / f"{name}.npy", name, shapes[name]) for name in shapes}
+    in_memory = isinstance(source, ArraySource)
+    with_masks = source.dense or in_memory and source.masks is not None
+    arrays = {
+        name: _new_array(folder / f"{name}.npy", DTYPES[name], _shape(name, n, height, width))
+        for name in list(DTYPES)[: 2 + with_masks]
+    }
     if in_memory:
         for name, array in arrays.items():
             array[:] = getattr(source, name)
@@ -184,7 +167,7 @@ def _write_split(folder: Path, source: Source) -> Split:
         arrays["targets"][:] = source.targets
         fill(source, arrays["images"], arrays.get("masks"))
     if source.dense:
-        _check_ids(arrays["masks"], len(source.classes), source.name)
+        _check_masks(arrays["masks"], source.classes, source.name)
     for array in arrays.values():
         array.flush()
     made = ArraySource(source.name, **arrays, classes=source.classes)
@@ -214,23 +197,21 @@ def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) ->
         if masks is not None:
             masks[index] = target
 
-    console = Console(stderr=True)
+    console, n = Console(stderr=True), len(source)
+    bar = {"console": console, "transient": True, "disable": not console.is_terminal}
     with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
-        made = pool.map(decode, range(len(source)))
-        bar = {"console": console, "transient": True, "disable": not console.is_terminal}
-        for _ in track(made, f"reading {source.name}", len(source), **bar):
-            pass
+        deque(track(pool.map(decode, range(n)), f"reading {source.name}", n, **bar), maxlen=0)
 
 
-def _new_array(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
+def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     """A new file to fill through memory, its room reserved.
 
     A full disk is an OSError here; while filling it would be a signal that kills the process.
     """
-    size = math.prod(shape) * DTYPES[name].itemsize
+    size = math.prod(shape) * dtype.itemsize
     if free_space(path.parent) < size:
         raise OSError(ENOSPC, f"{size / 2**20:,.0f} MiB are needed, fewer are free", str(path))
-    array = np.lib.format.open_memmap(path, "w+", DTYPES[name], shape)
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -3,58 +3,47 @@
 import argparse
 import math
 import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 UNITS = {"s": 1, "min": 60, "h": 3600}  # seconds
 
 
-def positive(text: str) -> float:
-    """A number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"given {text}; a number above 0 is expected")
-    return value
+def _kind(expected: str, read: Callable[[str], float], allowed: Callable[[float], bool]) -> Any:
+    def kind(text: str) -> float:
+        with suppress(ValueError):
+            value = read(text)
+            if allowed(value):
+                return value
+        raise argparse.ArgumentTypeError(f"given {text}; {expected} is expected")
+
+    return kind
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"given {text}; a number from 0 to 1 is expected")
-    return value
-
-
-def seconds(text: str) -> float:
-    """A time with its unit, in seconds: 90s, 20min, 1.5h."""
+def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+\.?\d*)\s*(s|min|h)", text.strip())
-    if not found or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"given {text}; write a time such as 90s, 20min or 1.5h")
-    return float(found[1]) * UNITS[found[2]]
+    return float(found[1]) * UNITS[found[2]] if found else 0
 
 
-def positive_count(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"given {text}; a whole number above 0 is expected")
-    return int(text)
+positive = _kind("a number above 0", float, lambda value: 0 < value < math.inf)
+share = _kind("a number from 0 to 1", float, lambda value: 0 <= value <= 1)
+seconds = _kind("a time such as 90s, 20min or 1.5h", _seconds, bool)
+positive_count = _kind(
+    "a whole number above 0", lambda text: int(text) if text.isdecimal() else 0, bool
+)
 
 
 def add_looks(parser: argparse.ArgumentParser) -> None:
     """The options of commands that look at images with trained networks."""
     add = parser.add_argument
     add("--weights", default="best", metavar="best|last|FILE", help="default: %(default)s")
-    add(
-        "--tta",
-        default="none",
-        metavar="LOOKS",
-        help="average over mirror images and sizes too: none, hflip, or hflip,0.75,1.25",
-    )
+    text = "average over mirror images and sizes too: none, hflip, or hflip,0.75,1.25"
+    add("--tta", default="none", metavar="LOOKS", help=text)
     add("--window", type=positive_count, metavar="PIXELS", help="look through sliding windows")
     add("--stride", type=positive_count, metavar="PIXELS", help="between windows (2/3 of one)")
-    add(
-        "--ensemble",
-        choices=("soft", "hard"),
-        help="all runs as one: mean of their probabilities, or majority of their votes",
-    )
+    text = "all runs as one: mean of their probabilities, or majority of their votes"
+    add("--ensemble", choices=("soft", "hard"), help=text)
     add("--size", type=positive_count, metavar="PIXELS", help="masks at this size, by nearest")
     add("--no-refine", action="store_true", help="leave out the recipe's `refine`")
     add("--set", action="append", default=[], metavar="key.sub=value", help="change the recipe")

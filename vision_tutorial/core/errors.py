@@ -107,16 +107,12 @@ def run_main(main: Callable[[], int | None]) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         return int(main() or ExitCode.DONE)
-    except UserError as error:
-        if not error.said:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return exit_code(error)
-    except MemoryError as error:
-        print(
-            f"error: out of memory: {error}. Make the data or the batch smaller.", file=sys.stderr
-        )
-        return exit_code(error)
-    except KeyboardInterrupt as error:
+    except (UserError, MemoryError, KeyboardInterrupt) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError):
+            text = f"out of memory: {text}. Make the data or the batch smaller."
+        if text and not getattr(error, "said", False):
+            print(f"error: {text}", file=sys.stderr)
         return exit_code(error)
     except BrokenPipeError:  # `… | head`: the reader has seen enough
         sys.stderr.close()

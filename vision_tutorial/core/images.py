@@ -47,13 +47,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} "
-                    "are read. Make the image smaller."
-                )
+                size = f"{image.width}x{image.height} pixels"
+                raise ValueError(f"{size}; at most {MAX_PIXELS:,} are read")
             yield image
-    except UserError:
-        raise
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
         raise UserError(f"{path}: not a readable image ({error}). Replace or remove it.") from error
 
@@ -74,19 +70,25 @@ def read_mask(path: Path, classes: int, void: int | None = None) -> np.ndarray:
     """The class ids in a PNG, uint8 (H, W), below `classes` or VOID; `void` becomes VOID, too."""
     with _opened(path) as image:
         spread = any(tile[3] in SPREAD for tile in image.tile)
-        if image.format != "PNG" or image.mode not in ("L", "P") or spread:
-            raise UserError(
-                f"{path}: {image.format}, {image.mode}; a mask is a PNG whose pixels are class "
-                "ids: a palette, or grey with 8 bits. Convert it, without resampling."
-            )
-        mask = np.array(image)
+        mask, kind, mode = np.array(image), image.format, image.mode
+    if kind != "PNG" or mode not in ("L", "P") or spread:
+        raise UserError(
+            f"{path}: {kind}, {mode}; a mask is a PNG whose pixels are class ids: a palette, or "
+            "grey with 8 bits. Convert it, without resampling."
+        )
     if void is not None:
         mask[mask == void] = VOID
-    strange = mask[(mask >= classes) & (mask != VOID)]
-    if strange.size:
-        raise UserError(
-            f"{path}: class id {strange[0]} in {strange.size:,} pixels; there are {classes} "
-            f"classes, 0 to {classes - 1}, and {VOID} where nothing counts. Correct the mask, the "
-            "list of classes, or the id that is void."
-        )
+    check_ids(mask, classes, str(path))
     return mask
+
+
+def check_ids(ids: np.ndarray, classes: int, where: str, void: int | None = VOID) -> None:
+    """UserError for class ids, any shape, that are neither below `classes` nor `void`."""
+    strange = ids[((ids < 0) | (ids >= classes)) & (ids != void)]
+    if strange.size:
+        also = "" if void is None else f", and {void} where nothing counts"
+        raise UserError(
+            f"{where}: class id {strange[0]} in {strange.size:,} places; there are {classes} "
+            f"classes, 0 to {classes - 1}{also}. Correct the data, the list of classes, or the id "
+            "that is void."
+        )

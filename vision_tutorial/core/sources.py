@@ -4,12 +4,12 @@ A dataset entry returns a `Source`. The loader asks it for `(image, target)` by 
 learns what kind it is.
 """
 
+import copyreg
 import hashlib
 import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,14 +56,6 @@ class ArraySource:
     dense: bool = False
     keys: Sequence[str] | None = field(default=None, repr=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # a loader process that is not forked would otherwise be sent all images by value
-        return {name: _by_name(value) for name, value in vars(self).items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, value() if isinstance(value, partial) else value)
-
     def __len__(self) -> int:
         return len(self.images)
 
@@ -85,12 +77,16 @@ class ArraySource:
         return digest.hexdigest()
 
 
-def _by_name(value: Any) -> Any:
-    """A mapped array as the call that maps its file again, if it is whole and the file is there."""
-    whole = isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap)
-    if not whole or not value.filename or not os.path.exists(value.filename):
-        return value
-    return partial(np.memmap, value.filename, value.dtype, "r", value.offset, value.shape)
+def _by_name(array: np.memmap) -> tuple:
+    """How a mapped array is sent to another process: as the call that maps its file again, and only
+    a piece of one, or one whose file is gone, by value."""
+    whole = isinstance(array.base, mmap.mmap) and array.filename
+    if not whole or not os.path.exists(array.filename):
+        return np.asarray(array).__reduce__()
+    return np.memmap, (array.filename, array.dtype, "r", array.offset, array.shape)
+
+
+copyreg.pickle(np.memmap, _by_name)  # a loader process that is not forked is sent its source
 
 
 @dataclass(frozen=True)

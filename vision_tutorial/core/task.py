@@ -22,7 +22,6 @@ Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Parts]]
 # Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
 IGNORE = -100
 QUANTUM = 2.0**-24
-NEVER = 2**62  # a rank
 
 
 @dataclass
@@ -90,18 +89,6 @@ def exact_sum(values: Tensor) -> Tensor:
     return steps.sum() * QUANTUM
 
 
-def ranks(logits: Tensor, target: Tensor) -> Tensor:
-    """How many classes of `logits` (B, C) come before each of `target` (B,); int64 (B,).
-
-    A tie counts for the lower class id, as a stable sort would have it, on every device. A logit
-    that is not finite is never a hit, and so comes after any number of classes.
-    """
-    own = logits.gather(1, target[:, None])
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    ahead = (logits > own) | ((logits == own) & (ids < target[:, None]))
-    return torch.where(torch.isfinite(own[:, 0]), ahead.sum(1), NEVER)
-
-
 def tally(values: Tensor, classes: Tensor, count: int) -> Tensor:
     """The sum of `values` (N,) for each class id below `count`; float64 (count,).
 
@@ -115,11 +102,6 @@ def tally(values: Tensor, classes: Tensor, count: int) -> Tensor:
 def is_map(target: Tensor) -> bool:
     """Whether `target` is a class map (floating point) rather than class ids."""
     return target.is_floating_point()
-
-
-def is_spatial(target: Tensor) -> bool:
-    """Whether there is a class for each position, and not one for the whole image."""
-    return target.ndim > (2 if is_map(target) else 1)
 
 
 def to_map(target: Tensor, classes: int) -> Tensor:
@@ -161,20 +143,3 @@ def sampled(values: Tensor, height: int, width: int) -> Tensor:
 def valid(target: Tensor) -> Tensor:
     """Which positions count; bool (B, *S) for both forms."""
     return (target != 0).any(1) if is_map(target) else target != IGNORE
-
-
-def paste(target: Tensor, partner: Tensor, keep: Tensor) -> Tensor:
-    """`target` where `keep` is true and `partner` elsewhere; both ids (B, *S) or both maps.
-
-    keep: bool, broadcasts against *S, e.g. (1, H, W).
-    """
-    return target.where(keep.unsqueeze(1) if is_map(target) else keep, partner)
-
-
-def mix(target: Tensor, partner: Tensor, share: Tensor | float, classes: int) -> Tensor:
-    """`share` of `target` and the rest of `partner`, as a class map (B, classes, *S).
-
-    share: a number, or a tensor that broadcasts against the class map, e.g. (B, 1) or (B, 1, H, W).
-    """
-    share = torch.as_tensor(share, dtype=torch.float32, device=target.device)
-    return share * to_map(target, classes) + (1 - share) * to_map(partner, classes)

@@ -53,41 +53,31 @@ def unavailable(name: str, error: Exception) -> UserError:
     )
 
 
-def load(model: nn.Module, path: Path, num_classes: int) -> None:
-    """Put the weights in `path` into `model`, names and shapes strict except the classifier's.
-
-    A classifier for another number of classes is left as initialised, with a note. UserError names
-    the file and what is wrong with it.
-    """
-    model.load_state_dict(fitting(model, path, num_classes), strict=False)
-
-
 def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, Tensor]:
-    """The weights in `path` that `load` would put into `model`, which may be on the meta device.
+    """The weights in `path` that fit `model`, which may be on the meta device, by name.
 
-    num_classes: null leaves the classifier out, whatever the file has: a backbone needs none.
+    None may be missing or differ in shape, except the classifier's: one for another number of
+    classes is left out, with a note, and any where `num_classes` is None. UserError: what is wrong.
     """
     if not path.is_file():
         raise UserError(f"pretrained: no file {path}. {MEND}, to true (timm's), or to false.")
-    found = read(path)
-    own = model.state_dict()
+    own, found = model.state_dict(), read(path)
     head = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{h}." for h in ([head] if isinstance(head, str) else head))
     other = {k for k in own.keys() & found.keys() if own[k].shape != found[k].shape}
     if num_classes is not None and other and all(k.startswith(heads) for k in other):
-        classes = len(found[min(other)])
-        logger.warning(
-            "%s has %d classes, not %d: its classifier is left out.", path, classes, num_classes
-        )
+        text = "%s has %d classes, not %d: its classifier is left out."
+        logger.warning(text, path, len(found[min(other)]), num_classes)
         num_classes = None
     if num_classes is None:
-        found = {k: v for k, v in found.items() if not k.startswith(heads)}
-        own = {k: v for k, v in own.items() if not k.startswith(heads)}
-        other = {k for k in other if not k.startswith(heads)}
+        own, found = (
+            {k: v for k, v in weights.items() if not k.startswith(heads)}
+            for weights in (own, found)
+        )
     for what, names in (
         ("lacks", own.keys() - found.keys()),
         ("has, unknown to the model,", found.keys() - own.keys()),
-        ("has in another shape", other),
+        ("has in another shape", other & own.keys()),
     ):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")

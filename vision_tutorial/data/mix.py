@@ -142,14 +142,17 @@ class Mix:
             images, share = mixer(images, rng)
         else:
             images, share = self._each(images, items.numpy(), address(seed, "mix"))
-        if targets.is_spatial(target):
+        if target.ndim > (2 if targets.is_map(target) else 1):
             if not isinstance(share, Tensor) and share == 1:
                 return images, target
             if isinstance(share, Tensor) and share.dtype == torch.bool:
-                return images, targets.paste(target, target.flip(0), share[:, 0])
+                kept = share if targets.is_map(target) else share[:, 0]
+                return images, target.where(kept, target.flip(0))
         elif isinstance(share, Tensor):
             share = share.float().mean((-2, -1))  # one label for the image: by area
-        return images, targets.mix(target, target.flip(0), share, classes)
+        share = torch.as_tensor(share, dtype=torch.float32, device=target.device)
+        own = targets.to_map(target, classes)
+        return images, share * own + (1 - share) * own.flip(0)
 
     def _each(self, images: Tensor, items: np.ndarray, key: int) -> tuple[Tensor, Tensor]:
         """A mixer, a share and a box for each image or pair: images, and what they keep: bool

@@ -265,10 +265,10 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _kind, (_pattern, _letters, _) in SCALARS.items():
+for _kind, (_pattern, _) in SCALARS.items():
     # a text that either version would take for a number is quoted
     _whole = re.compile(rf"(?:{_pattern})\Z")
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, list(_letters))
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, None)
 
 
 def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:

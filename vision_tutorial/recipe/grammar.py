@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import core_schema
@@ -46,6 +46,7 @@ class Choice:
 
     name: str
     options: Mapping[str, Any] = field(default_factory=Options)
+    weight: ClassVar[float] = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
-"""YAML file -> `extends` -> overrides -> Recipe, with file and line in every complaint."""
+"""YAML file -> `extends` -> overrides -> Recipe, with file and line in every complaint.
 
+And a recipe's `imports`: a student's own entries, in files that are code and so need trust.
+"""
+
+import hashlib
+import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os.path import isdir, isfile  # False, where pathlib raises, for a name too long
@@ -23,6 +28,7 @@ if not RECIPES.is_dir():
     RECIPES = _HERE.parent / "recipes"  # in a checkout
 MAX_BASES = 16
 OWN = ("name", "expects", "extends")  # not inherited
+IMPORTED: set[str] = set()  # digests of the `imports` that have run in this process
 
 
 @dataclass(frozen=True)
@@ -65,30 +71,30 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
         if not equals or not all(part.strip() for part in path_of_key.split(".")):
             raise UserError(f"{name}: no override; write key=value or key.sub=value.")
         _assign(document, path_of_key, parse_value(value, name), name)
-    recipe, imports = typed(document, _run_name(path))
+    recipe, imports = typed(document, path)
     base = None
     if files[1:]:
         with suppress(UserError):  # it may be only a part of a recipe
-            base, _ = typed(_merged(files[1:]), _run_name(files[1][0]))
+            base, _ = typed(_merged(files[1:]), files[1][0])
     return Loaded(recipe, path, base, files[1][0] if base else None, imports)
 
 
-def typed(document: Document, name: str) -> tuple[Recipe, tuple[Path, ...]]:
-    """Plain values -> Recipe, and the files it imports."""
+def typed(document: Document, path: Path) -> tuple[Recipe, tuple[Path, ...]]:
+    """Plain values -> Recipe, named after `path` if they have no name, and the files it imports."""
     values = dict(document.values)
     for key, value in values.items():
         if _height(value) >= MAX_DEPTH:  # an override can lift it above what a file may have
             raise UserError(f"{_at(document, (key,))}nested deeper than {MAX_DEPTH} levels.")
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", name)[:64]
+    file, variant = split_variant(path)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", f"{file.stem}-{variant}" if variant else file.stem)[:64]
     values.setdefault("name", name if name.strip(".") else "recipe")
-    imports = _imports(values.get("imports"), document)
+    imports = _imports(values.get("imports") or [], document)
     registries = static_signatures(imports)
     try:
         for key, mark in REGISTRY_FIELDS.items():
             declared = Recipe.model_fields[key]
-            if key not in values and not declared.is_required():
-                # parsed as if it were written, to have all its options
-                values[key] = grammar.plain(declared.default)
+            if not declared.is_required():  # parsed as if it were written, to have all its options
+                values.setdefault(key, grammar.plain(declared.default))
             if key in values and not (values[key] is None and declared.default is None):
                 known = registries[mark.registry]
                 values[key] = grammar.parse(values[key], known, mark.form, (key,))
@@ -106,12 +112,34 @@ def read_back(values: Mapping[str, Any]) -> dict[str, Any]:
     No registry is asked, so entries of older versions and of foreign files are kept as well. A
     value that does not fit the form of its key stays plain.
     """
-    typed_values = dict(values)
-    for key, mark in REGISTRY_FIELDS.items():
-        if values.get(key) is not None:
-            with suppress(UserError):
-                typed_values[key] = grammar.parse(values[key], grammar.UNCHECKED, mark.form)
-    return typed_values
+    found = dict(values)
+    for key in REGISTRY_FIELDS.keys() & {key for key, value in values.items() if value is not None}:
+        with suppress(UserError):
+            form = REGISTRY_FIELDS[key].form
+            found[key] = grammar.parse(values[key], grammar.UNCHECKED, form)
+    return found
+
+
+def import_files(paths: Sequence[Path], trusted: bool) -> None:
+    """Run the recipe's `imports`. UserError where they are not trusted, or fail."""
+    for path in paths:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest in IMPORTED:  # several runs of one recipe, or a second training in a notebook
+            continue
+        if not trusted:
+            raise UserError(
+                f"the recipe imports {path}, which is code that would run on this machine. "
+                "Read it, then add --trust-imports."
+            )
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path}: failed to import: {type(error).__name__}: {error}") from error
+        IMPORTED.add(digest)
 
 
 def _height(value: Any) -> int:
@@ -139,11 +167,6 @@ def _with_bases(path: Path) -> list[tuple[Path, Document]]:
         if not isinstance(base, str) or Path(base).is_absolute():
             raise UserError(f"{place}given {shown(base)}; name a file, as seen from this one.")
         path = path.parent / base
-
-
-def _run_name(path: Path) -> str:
-    file, variant = split_variant(path)
-    return file.stem if variant is None else f"{file.stem}-{variant}"
 
 
 def split_variant(path: Path) -> tuple[Path, str | None]:
@@ -204,17 +227,13 @@ def _at(document: Document, key: Key) -> str:
 
 
 def _imports(given: Any, document: Document) -> tuple[Path, ...]:
-    if not given:
-        return ()
     at = _at(document, ("imports",))
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
         raise UserError(f"{at}given {shown(given)}; a list of .py files is expected.")
     place = document.places.get(("imports",), COMMAND_LINE)
-    file = "" if place.startswith(COMMAND_LINE) else place.rpartition(":")[0]
-    here = Path(file).parent
-    root = here.resolve()
+    here = Path("" if place.startswith(COMMAND_LINE) else place.rpartition(":")[0]).parent
     for name in given:
-        path = here / name
+        path, root = here / name, here.resolve()
         if path.suffix != ".py" or not isfile(path) or not path.resolve().is_relative_to(root):
             raise UserError(f"{at}{shown(name, 200)} is no .py file at or below {here.absolute()}.")
     return tuple(here / name for name in given)

@@ -7,7 +7,9 @@ did not fit its form is shown as plain text.
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -26,10 +28,8 @@ def entries(value: Any) -> tuple[Choice | Term, ...]:
 
 def scalar(value: Any) -> str:
     """One value: 0.0005, 1e-9, yes, – for null."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, float):
         return re.sub(r"e([+-])0+", r"e\1", f"{value:g}").replace("e+", "e")
     if isinstance(value, list | tuple):
@@ -43,17 +43,14 @@ def number(value: Any) -> float | None:
     """`value` if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
+    with suppress(OverflowError):  # an integer too large for a float
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer too large for a float
-        return None
 
 
 def duration(seconds: float) -> str:
     """As the students wrote it: 48s, 49m45s, 1h1m."""
-    whole = round(seconds)
+    whole, minutes = round(seconds), round(seconds / 60)
     if whole >= 3600:
-        minutes = round(seconds / 60)
         return f"{minutes // 60}h{minutes % 60}m"
     return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"
 
@@ -81,14 +78,13 @@ class Notation:
 
     def __init__(self, recipes: Sequence[dict[str, Any]], everything: bool = False) -> None:
         self.recipes, self.everything = recipes, everything
-        self._values: dict[tuple[str, str, str], set[str]] = {}  # by key, entry, option
+        self._values = defaultdict[tuple, set[str]](set)  # by key, entry, option
         self._shared: set[tuple[str, str]] = set()  # entries of a list that every recipe has
         for key, form in FORMS.items():
             named = [entries(recipe.get(key)) for recipe in recipes]
             for entry in (entry for some in named for entry in some):
                 for option, value in entry.options.items():
-                    values = self._values.setdefault((key, entry.name, option), set())
-                    values.add(json.dumps(value))
+                    self._values[key, entry.name, option].add(json.dumps(value))
             if form == "list" and len(recipes) > 1 and not everything:
                 each = ({(key, _text(entry)) for entry in some} for some in named)
                 self._shared |= set.intersection(*each)
@@ -101,12 +97,14 @@ class Notation:
         for key in dict.fromkeys(key for recipe in recipes for key in recipe):
             pair = ("loss", "aux_loss") if key == "loss" else (key,)
             values[key] = [_text(*map(recipe.get, pair)) for recipe in recipes]
-        skipped = set() if self.everything else UNESSENTIAL | {"seed", "data.memory"}
+        skipped = {"aux_loss"} | (
+            set() if self.everything else UNESSENTIAL | {"seed", "data.memory"}
+        )
         order = {key: n for n, key in enumerate(Recipe.model_fields)}
         return [
             key
             for key in sorted(values, key=lambda key: order.get(key.partition(".")[0], len(order)))
-            if not {key, key.partition(".")[0]} & (skipped | {"aux_loss"})
+            if not {key, key.partition(".")[0]} & skipped
             and (self.everything or len(set(values[key])) > 1)
         ]
 
@@ -130,19 +128,15 @@ class Notation:
         own = [entry for entry in named if (key, _text(entry)) not in self._shared]
         words = ["…"] if len(own) < len(named) else []
         for entry in own:
-            weight = f"{scalar(_weight(entry))} " if _weight(entry) != 1 else ""
+            weight = f"{scalar(entry.weight)} " if entry.weight != 1 else ""
             options = [scalar(entry.options["lr"])] if "lr" in entry.options else []
             for option, x in entry.options.items():
-                differs = len(self._values.get((key, entry.name, option), ())) > 1
+                differs = len(self._values[key, entry.name, option]) > 1
                 if option != "lr" and (self.everything or differs):
                     options.append(f"{option}={scalar(x)}")
             name = "CE" if entry.name == "cross_entropy" else entry.name
             words.append(f"{weight}{name}" + (f"({', '.join(options)})" if options else ""))
         return (" + " if FORMS[key] == "weighted_sum" else ", ").join(words)
-
-
-def _weight(entry: Choice | Term) -> float:
-    return getattr(entry, "weight", 1.0)
 
 
 def _text(*values: Any) -> str:
@@ -173,13 +167,13 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _entries_changed(key: str, one: Any, two: Any) -> Iterator[str]:
-    old, new = _numbered(one), _numbered(two)
+    old, new = _by_name(one), _by_name(two)
     if FORMS[key] == "list":
         yield from (f"− {name}" for name in old if name not in new)
         yield from (f"+ {name}" for name in new if name not in old)
         if list(old) != list(new) and old.keys() == new.keys():
             yield f"{key} in another order"
-    elif {n: _weight(old[n]) for n in old} != {n: _weight(new[n]) for n in new}:
+    elif {n: old[n].weight for n in old} != {n: new[n].weight for n in new}:
         words = Notation([]).words
         yield f"{key} {words(key, one)} → {words(key, two)}"
     for name in (name for name in new if name in old):
@@ -187,7 +181,7 @@ def _entries_changed(key: str, one: Any, two: Any) -> Iterator[str]:
         yield from _options_changed(title, old[name].options, new[name].options)
 
 
-def _numbered(value: Any) -> dict[str, Choice | Term]:
+def _by_name(value: Any) -> dict[str, Choice | Term]:
     """Entries by name; a second one of a name as `name 2`."""
     found: dict[str, Choice | Term] = {}
     for entry in entries(value):

@@ -8,7 +8,7 @@ what the registries hold once everything is imported.
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -98,9 +98,8 @@ def static_signatures(extra: Iterable[Path] = ()) -> dict[str, Signatures]:
     """All registries: the package's entries and those in the files `extra` (a recipe's imports)."""
     found = {name: Signatures(getattr(registry, name).kind) for name in REGISTRIES}
     for entry in (*_packaged(), *(e for path in extra for e in read(path))):
-        known = found[entry.registry]
-        own = entry.prefix is None
-        others, key = (known.entries, entry.name) if own else (known.fallbacks, entry.prefix)
+        known, key = found[entry.registry], entry.name if entry.prefix is None else entry.prefix
+        others = known.entries if entry.prefix is None else known.fallbacks
         if key in others:
             raise UserError(
                 f"{entry.where}: {known.kind} '{entry.name}' exists already "
@@ -118,45 +117,42 @@ def _packaged() -> tuple[Entry, ...]:
     for path in (p for folder in FOLDERS for p in sorted((PACKAGE / folder).rglob("*.py"))):
         text = path.read_text("utf-8")
         for head in HEAD.finditer(text):  # a tenth of the text, and of the time
-            found += _entries("\n" * text.count("\n", 0, head.start()) + head[0], path)
+            found += _entries(ast.parse("\n" * text.count("\n", 0, head.start()) + head[0]), path)
     return tuple(found)
 
 
 def read(path: Path) -> list[Entry]:
     """The entries that a file declares. UserError if it is not readable Python."""
     try:
-        return _entries(path.read_bytes(), path)
-    except UserError:
-        raise
+        tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: cannot be read as Python ({error}). Correct it.") from error
+    return list(_entries(tree, path))
 
 
-def _entries(text: str | bytes, path: Path) -> list[Entry]:
-    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
-    return [entry for node in functions if (entry := _entry(node, f"{path}:{node.lineno}"))]
+def _entries(tree: ast.Module, path: Path) -> Iterator[Entry]:
+    for node in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        where = f"{path}:{node.lineno}"
+        for name, prefix in (_registered(decorator, where) for decorator in node.decorator_list):
+            if name in REGISTRIES:
+                options = map(_option, node.args.kwonlyargs, node.args.kw_defaults, repeat(where))
+                doc = (ast.get_docstring(node) or "").partition("\n")[0]
+                forwards = node.args.kwarg is not None
+                yield Entry(name, node.name, dict(options), doc, where, forwards, prefix)
 
 
-def _entry(node: ast.FunctionDef, where: str) -> Entry | None:
-    for decorator in node.decorator_list:
-        prefix: str | None = None
-        match decorator:
-            case ast.Attribute(ast.Name(name), "register"):
-                pass
-            case ast.Call(ast.Attribute(ast.Name(name), "register_fallback"), arguments):
-                texts = [getattr(argument, "value", "") for argument in arguments]
-                if len(texts) > 1 or "" in texts:
-                    problem = "register_fallback takes one text, the prefix, such as 'smp/'"
-                    raise UserError(f"{where}: {problem}.")
-                prefix = "".join(map(str, texts))
-            case _:
-                continue
-        if name in REGISTRIES:
-            options = map(_option, node.args.kwonlyargs, node.args.kw_defaults, repeat(where))
-            doc = (ast.get_docstring(node) or "").partition("\n")[0]
-            forwards = node.args.kwarg is not None
-            return Entry(name, node.name, dict(options), doc, where, forwards, prefix)
-    return None
+def _registered(decorator: ast.expr, where: str) -> tuple[str, str | None]:
+    """The registry that a decorator adds to, or "", and the prefix of a fallback."""
+    match decorator:
+        case ast.Attribute(ast.Name(name), "register"):
+            return name, None
+        case ast.Call(ast.Attribute(ast.Name(name), "register_fallback"), given):
+            texts = [getattr(argument, "value", None) for argument in given] or [""]
+            if len(texts) > 1 or not isinstance(texts[0], str):
+                problem = "register_fallback takes one text, the prefix, such as 'smp/'"
+                raise UserError(f"{where}: {problem}.")
+            return name, texts[0]
+    return "", None
 
 
 def _option(argument: ast.arg, default: ast.expr | None, where: str) -> tuple[str, tuple]:

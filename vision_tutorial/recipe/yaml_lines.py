@@ -6,7 +6,7 @@ words, `1:30` is text. Anchors, aliases, tags, duplicate keys and files over 64 
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -19,12 +19,12 @@ from ..core.errors import UserError, shown
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-SCALARS: dict[str, tuple[str, Sequence[str], Callable[[str], Any]]] = {
-    # kind: the pattern of the whole text, the letters it may begin with, what reads it
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
-    "int": (r"[-+]?[0-9]{1,18}", "-+0123456789", int),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789", float),
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda text: None),
+SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    # kind: the pattern of the whole text, what reads it
+    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    "int": (r"[-+]?[0-9]{1,18}", int),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
+    "null": (r"~|null|Null|NULL|", lambda text: None),
 }
 Key = tuple[str | int, ...]
 
@@ -42,20 +42,15 @@ class Document:
 
 
 def read_document(path: Path, name: str | None = None) -> Document:
-    """Parse the file at `path`. UserError names file and line for anything that is not a recipe.
-
-    name: what errors call the file, if not by its path.
-    """
+    """Parse the file at `path`, which errors call `name`. UserError: it is no YAML of a recipe."""
     name = name or str(path)
     try:
         size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UserError(f"{name}: {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror}). Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+        text = path.read_bytes().decode() if size <= MAX_BYTES else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: cannot be read as UTF-8 text ({error}). Check it.") from error
+    if size > MAX_BYTES:
+        raise UserError(f"{name}: {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")
     return parse(text, name)
 
 
@@ -63,11 +58,9 @@ def parse(text: str, name: str) -> Document:
     """Parse `text`; `name` is what errors call it."""
     parser = _Parser(text, name)
     values = parser.whole()
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise UserError(f"{name}: holds a {type(values).__name__}; a recipe is `key: value` lines.")
-    return Document(values, parser.places)
+    return Document(values or {}, parser.places)
 
 
 def parse_value(text: str, name: str) -> Any:
@@ -136,7 +129,7 @@ class _Parser:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Any:
         text = self._printable(event)
-        for pattern, _, read in SCALARS.values():
+        for pattern, read in SCALARS.values():
             if event.implicit[0] and re.fullmatch(pattern, text):
                 value = read(text)
                 if isinstance(value, float) and math.isinf(value):

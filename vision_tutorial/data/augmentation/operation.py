@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UserError
-from ...core.randomness import address, uniforms
+from ...core.randomness import address
 from ...core.registry import augments
 from ...recipe.grammar import Choice
+from .philox import uniforms
 
 Size = tuple[int, int]  # height, width
 ARGUMENTS = 8  # numbers an image, at most
