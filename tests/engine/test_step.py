@@ -177,20 +177,22 @@ def test_precision_that_this_machine_can(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_running_statistics_are_the_mean_over_processes_and_trouble_is_everybodys() -> None:
     def of_rank(rank: int) -> list:
-        distributed = Distributed(threads=1)
-        words = ["model={test_resnet: {stem: cifar}}", "mix=null"]
-        training, batches = training_and_batch(distributed, *words)
-        alone = build.model(recipe(*words), 10)
-        alone(batches[0].images)  # in training mode: this rank's own statistics
-        stepped(training, batches)
-        means = [x.bn1.running_mean.tolist() for x in (alone, training.model)]
+        distributed, found = Distributed(threads=1), []
+        for more in ([], ["shards=4"]):
+            words = ["model={test_resnet: {stem: cifar}}", "mix=null", *more]
+            training, batches = training_and_batch(distributed, *words)
+            own = [build.model(recipe(*words), 10) for _ in batches]
+            for network, batch in zip(own, batches, strict=True):
+                network(batch.images)  # in training mode: the statistics of these images alone
+            stepped(training, batches)
+            found.append([x.bn1.running_mean.tolist() for x in (training.model, *own)])
         if rank == 1:
             training.criteria["loss"] = Spoilt(training.criteria["loss"])
         report = stepped(training, batches, step=1 - rank)  # which wants to stop at 0
         distributed.close()
         assert report.skipped and report.stop
-        return means
+        return found
 
-    (one, got), (two, other) = run_ranks(2, of_rank)
-    assert got == other and one != two
-    assert got == pytest.approx([(a + b) / 2 for a, b in zip(one, two, strict=True)], abs=1e-6)
+    for (got, *one), (other, *two) in zip(*run_ranks(2, of_rank), strict=True):
+        assert got == other and one != two
+        assert got == pytest.approx(torch.tensor(one + two).mean(0).tolist(), abs=1e-6)

@@ -6,7 +6,6 @@ Only tensors and JSON types are stored, so reading one can run no code, and noth
 manifest does not vouch for. `<run>/ckpt/best.json` names the best.
 """
 
-import errno
 import hashlib
 import json
 import re
@@ -146,12 +145,12 @@ class Checkpoints:
         if not self.folder.is_dir():
             self.folder.mkdir()
             sync_folder(self.folder.parent)
-        for leftover in self.folder.glob(".*"):  # half written or half deleted when a process died
+        # half written or half deleted when a process died; .tmp-: by an older version
+        for leftover in chain(self.folder.glob(".step-*"), self.folder.glob(".tmp-*")):
             shutil.rmtree(leftover, ignore_errors=True)
         need = sum(t.nbytes for named in tensors.values() for t in named.values()) + len(state)
         if (free := free_space(self.folder)) < need * 1.01 + 2**20:
-            text = f"needs {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
-            raise OSError(errno.ENOSPC, text)
+            raise OSError(f"needs {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free")
         name, attempt = f"step-{step:08d}", 0
         while (self.folder / name).exists():  # a save never has to replace a folder
             attempt += 1
