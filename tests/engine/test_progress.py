@@ -145,6 +145,7 @@ def test_the_bar_is_one_line_of_any_terminal(clock, width):
     assert 160 <= text.count("epoch") <= 202  # ten times a second, 20 seconds
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "a kill leaves the cursor visible"
     display.evaluating(7, 7)
+    assert "epoch 11/200" in screen(written(console))[0]
     assert width < 64 or "evaluating 7/7" in screen(written(console))[0]
     assert width < 200 or "evaluating 7/7  lr 1.23e-05" in screen(written(console))[0]
     display.close()
