@@ -3,6 +3,8 @@
 import errno
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,23 @@ import torch
 from forked import Ranks, run_ranks
 
 from vision_tutorial import train
+from vision_tutorial.core import arrays
 from vision_tutorial.core.errors import PeerLost, UserError
 from vision_tutorial.core.sources import ArraySource, FileSource
 from vision_tutorial.engine import Distributed
+from vision_tutorial.engine import distributed as distributed_module
 
 SMALL = "dataset={shapes: {train: 64, test: 30, size: 16}}"
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder of the test's own, to see what is left in it."""
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A temporary folder of the test's own, in which nothing is left."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+    yield
+    assert not list(folder.iterdir())
 
 
 def toy() -> ArraySource:
@@ -37,107 +42,74 @@ def toy() -> ArraySource:
     return ArraySource("toy", images, targets, classes, masks, dense=True, keys=keys)
 
 
-def mapping(array: np.ndarray) -> tuple[str, str]:
-    """(device, inode) of the file behind an array, and whether others see what is written there."""
-    address = array.__array_interface__["data"][0]
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, permissions, _, device, inode = line.split()[:5]
-        low, high = (int(word, 16) for word in span.split("-"))
-        if low <= address < high:
-            assert permissions == "r--s", permissions
-            return device, inode
-    raise AssertionError("not mapped")
+def share(rank: int) -> tuple[ArraySource, Distributed, int]:
+    """What a process is given, and how often it read."""
+    distributed, reads = Distributed(), []
+    source = distributed.share_dataset(lambda: reads.append(1) or toy())
+    distributed.sum(torch.ones(1))  # nobody leaves before all have attached
+    return source, distributed, len(reads)
 
 
-def on_machine(rank: int, size: int) -> None:
-    """Say that ranks are dealt to machines of `size` processes."""
-    os.environ |= {"LOCAL_RANK": str(rank % size), "LOCAL_WORLD_SIZE": str(size)}
-
-
-def test_one_memory_and_equal_pixels(temporary: Path) -> None:
+def test_one_memory_and_equal_pixels() -> None:
     world, machine = 4, 2
 
     def rank_of(rank: int) -> tuple:
-        on_machine(rank, machine)
-        distributed = Distributed()
-        reads: list[int] = []
-        source = distributed.share_dataset(lambda: reads.append(1) or toy())
-        distributed.sum(torch.ones(1))  # nobody leaves before all have looked
+        os.environ |= {"LOCAL_RANK": str(rank % machine), "LOCAL_WORLD_SIZE": str(machine)}
+        source, distributed, reads = share(rank)
         assert source.classes == tuple("abcde") and source.dense and source.key(7) == "7.jpg"
-        assert np.array_equal(source[7][1], source.masks[7])
+        assert np.array_equal(source[7][1], source.masks[7]) and distributed.notice is None
         assert source.targets.flags.writeable and not source.images.flags.writeable
-        found = (source.digest(), mapping(source.images), mapping(source.masks), len(reads))
-        assert distributed.notice is None
-        distributed.sum(torch.ones(1))
-        return found
+        assert isinstance(source.images, np.memmap) and isinstance(source.masks, np.memmap)
+        return source.digest(), source.images.filename, source.masks.filename, reads
 
     found = run_ranks(world, rank_of)
     for first in range(0, world, machine):
         here = found[first : first + machine]
         assert len({row[:3] for row in here}) == 1, "one digest, one file"
-        assert [row[3] for row in here] == [1] + [0] * (machine - 1), "only the first reads"
+        assert [row[3] for row in here] == [1, 0], "only the first reads"
     assert len({row[:3] for row in found}) == world // machine
-    assert not list(temporary.iterdir())
 
 
-def test_what_lies_in_files_is_read_by_each(tmp_path: Path, temporary: Path) -> None:
-    from vision_tutorial.core import arrays
-
+def test_what_lies_in_files_is_read_by_each(tmp_path: Path) -> None:
     arrays.write(tmp_path / "set", "toy", {"train": toy()})
 
-    def rank_of(rank: int) -> tuple:
-        distributed = Distributed()
-        files = distributed.share_dataset(
-            lambda: FileSource("files", [Path(f"{rank}.png")], np.zeros(1, np.int64), ("x",))
-        )
-        mapped = distributed.share_dataset(lambda: arrays.load(tmp_path / "set", "train"))
-        inode = mapping(mapped.images)
-        distributed.sum(torch.ones(1))
-        return str(files.paths[0]), inode
+    def rank_of(rank: int) -> str:
+        source = Distributed().share_dataset(lambda: arrays.load(tmp_path / "set", "train"))
+        return str(source.images.filename)
 
-    (one, here), (two, there) = run_ranks(2, rank_of)
-    assert (one, two) == ("0.png", "1.png") and here == there
-    assert not list(temporary.iterdir())
+    assert set(run_ranks(2, rank_of)) == {str(tmp_path / "set" / "train" / "images.npy")}
 
 
-def test_without_room_each_has_its_own_and_says_so(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_room_each_has_its_own_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(np, "save", full)
 
     def rank_of(rank: int) -> tuple:
-        distributed = Distributed()
-        reads: list[int] = []
-        source = distributed.share_dataset(lambda: reads.append(1) or toy())
-        return type(source.images) is np.ndarray and reads == [1], distributed.notice
+        source, distributed, reads = share(rank)
+        return type(source.images) is np.ndarray and reads == 1, distributed.notice
 
     for own, notice in run_ranks(2, rank_of):
         assert own and "each process holds its own copy of the data set (0 MiB)" in notice
         assert "No space left" in notice and "TMPDIR" in notice
-    assert not list(temporary.iterdir())
 
 
-def test_a_process_that_cannot_see_the_folder_reads_for_itself(temporary: Path) -> None:
+def test_a_process_that_cannot_see_the_folder_reads_for_itself() -> None:
     def rank_of(rank: int) -> bool:
         if rank == 1:
             np.memmap.__new__ = missing
-        source = Distributed().share_dataset(toy)
-        return isinstance(source.images, np.memmap)
+        return isinstance(share(rank)[0].images, np.memmap)
 
     def missing(*_: Any, **__: Any) -> None:
         raise FileNotFoundError("no such folder here")
 
     assert run_ranks(3, rank_of) == [True, False, True]
-    assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize(
     "wrong, error, told",  # the first process, or a later one that reads for itself
     [
-        (0, UserError("no such data"), "no such data"),
         (1, UserError("no such data"), "no such data"),
         (0, ZeroDivisionError("a bug"), "process 0 failed: ZeroDivisionError: a bug"),
     ],
@@ -147,7 +119,7 @@ def test_an_error_of_one_is_everybodys(wrong: int, error: Exception, told: str) 
         def read() -> FileSource:
             if rank == wrong:
                 raise error
-            return FileSource("files", [], np.zeros(0, np.int64), ("x",))
+            return FileSource("files", [Path("x.png")], np.zeros(1, np.int64), ("x",))
 
         try:
             Distributed().share_dataset(read)
@@ -161,18 +133,13 @@ def test_an_error_of_one_is_everybodys(wrong: int, error: Exception, told: str) 
 
 
 def test_reading_may_outlast_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    from vision_tutorial.engine import distributed as module
-
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(distributed_module, "PATIENCE", 0.05)
+    real = Distributed.any
 
     def rank_of(rank: int) -> str:
         signs: list[bool] = []
-        distributed = Distributed()
-        real = distributed.any
-        distributed.any = lambda flag: signs.append(flag) or real(flag)
-        source = distributed.share_dataset(lambda: time.sleep(0.5) or toy())
+        monkeypatch.setattr(Distributed, "any", lambda *given: signs.append(1) or real(*given))
+        source = Distributed().share_dataset(lambda: time.sleep(0.5) or toy())
         assert len(signs) > 5, "the others were told that it goes on"
         return source.digest()
 

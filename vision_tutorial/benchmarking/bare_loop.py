@@ -13,9 +13,8 @@ from ..core.sources import take
 from ..core.task import Batch
 from ..engine.checkpoint import Checkpoints
 from ..engine.distributed import Distributed
-from ..engine.evaluation import Evaluation, evaluating
-from ..engine.loop import Progress, StopRequest, fit
-from ..engine.memory import fit_memory
+from ..engine.loop import Evaluation, Progress, StopRequest, evaluating, fit
+from ..engine.profiling import fit_memory
 from ..engine.progress import make_display
 from ..engine.recorder import RunRecorder
 from ..recipe.fields import Recipe

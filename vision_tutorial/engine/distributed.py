@@ -10,6 +10,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -49,13 +50,22 @@ class Distributed:
         self.threads = threads or max(1, len(usable_cores()) // self.local_world)
         torch.set_num_threads(self.threads)
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        self.precision, self.notice = usable_precision(precision, gpus > 0, has_amx())
+        # AMX multiplies bf16 matrices in hardware; without, bf16 is slower
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+        self.precision, self.notice = usable_precision(precision, gpus > 0, amx)
         if gpus and self.local_world > gpus:
             raise UserError(
                 f"{self.local_world} processes for {gpus} GPUs; start with --nproc {gpus}."
             )
         if gpus:
-            _choose_algorithms(deterministic)
+            # equal bits each time, or what was fastest when tried; an operation that only has the
+            # other kind goes on, with a warning: docs.pytorch.org/docs/stable/notes/randomness.html
+            if deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the first product
+            torch.backends.cudnn.deterministic = deterministic
+            torch.backends.cudnn.benchmark = not deterministic
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads it
         self.accelerator = Accelerator(
             # without it, N processes on CPU silently train N separate models
             cpu=not gpus and self.world > 1,
@@ -115,39 +125,30 @@ class Distributed:
         """The value that rank 0 holds."""
         return broadcast_object_list([value])[0]
 
-    def all_gather_object(self, value: Any) -> list[Any]:
-        """The values of all processes, on every process."""
-        return gather_object([value])
-
     def run_together(self, work: Callable[[], T]) -> T:
         """What `work` gives, once it is done on every process; it may outlast the timeout.
 
         An error of one process is raised by all of them, and printed by the one.
         """
-        done: list[T] = []
-        failed: list[BaseException] = []
+        future: Future[T] = Future()
 
         def run() -> None:
             try:
-                done.append(work())
+                future.set_result(work())
             except BaseException as error:
-                failed.append(error)
+                future.set_exception(error)
 
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(PATIENCE)
-        while self.any(thread.is_alive()):
-            thread.join(PATIENCE)
-        mine = failed[0] if failed else None
-        if mine and not isinstance(mine, UserError):
-            mine = PeerLost(f"process {self.rank} failed: {type(mine).__name__}: {mine}")
-        errors = [error for error in self.all_gather_object(mine) if error]
-        if failed:
-            raise failed[0]
-        if errors:
+        threading.Thread(target=run, daemon=True).start()
+        while self.any(not wait([future], PATIENCE).done):
+            pass
+        mine = error = future.exception()
+        if error and not isinstance(error, UserError):
+            mine = PeerLost(f"process {self.rank} failed: {type(error).__name__}: {error}")
+        errors = [error for error in gather_object([mine]) if error]
+        if errors and not mine:
             errors[0].said = True
             raise errors[0]
-        return done[0]
+        return future.result()
 
     def share_dataset(self, read: Callable[[], Source]) -> Source:
         """The source that `read` gives: read by the first process of each machine, and held once
@@ -159,19 +160,21 @@ class Distributed:
         if self.world == 1:
             return read()
         local = int(os.environ.get("LOCAL_RANK", self.rank % self.local_world))
-        first, leader = local == 0, self.rank - local
-        several = first and self.local_world > 1
         with ExitStack() as folders:
-            own = self.run_together(lambda: read() if first else None)
-            sent = self.run_together(lambda: _publish(own, folders) if several else None)
-            everyones = self.all_gather_object(sent)
+
+            def read_first() -> tuple[Source | None, bytes | str | None]:
+                own = None if local else read()
+                return own, _publish(own, folders) if own and self.local_world > 1 else None
+
+            own, sent = self.run_together(read_first)
+            everyones = gather_object([sent])
             notices = {self.notice, *(x for x in everyones if isinstance(x, str))} - {None}
             self.notice = " ".join(sorted(notices)) or None
 
             def attach() -> Source:
                 with suppress(OSError):  # another machine's files, or this process cannot see them
-                    if isinstance(everyones[leader], bytes):
-                        return pickle.loads(everyones[leader])
+                    if isinstance(everyones[self.rank - local], bytes):
+                        return pickle.loads(everyones[self.rank - local])
                 return own or read()
 
             return self.run_together(attach)
@@ -235,20 +238,6 @@ def torchrun_environment() -> tuple[int, int, int]:
     )
 
 
-def _choose_algorithms(deterministic: bool) -> None:
-    """On a GPU: those that give equal bits each time, or those that were fastest when tried.
-
-    An operation that only has the other kind goes on; torch warns of it, once.
-    https://docs.pytorch.org/docs/stable/notes/randomness.html
-    """
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by the first product
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads what nobody wrote
-
-
 def usable_precision(requested: str, cuda: bool, amx: bool) -> tuple[str, str | None]:
     """What this machine can compute in, and what to say if it is not what was asked."""
     if requested == "auto" and cuda:
@@ -257,12 +246,6 @@ def usable_precision(requested: str, cuda: bool, amx: bool) -> tuple[str, str | 
     if requested == "fp16" and not cuda:
         return here, f"precision: fp16 needs a GPU; this machine computes in {here}."
     return (here if requested == "auto" else requested), None
-
-
-def has_amx() -> bool:
-    """Whether the processor multiplies bf16 matrices in hardware; without, bf16 is slower."""
-    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(ask and ask())
 
 
 def _publish(source: Source, folders: ExitStack) -> bytes | str | None:

@@ -3,17 +3,88 @@
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from ..core.errors import ExitCode
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ExitCode, NonFiniteError
 from ..core.processes import StopSignal
-from ..core.task import Batch, Meter
-from .evaluation import Evaluation, Interrupted
-from .step import StepQueue, StepResult, TrainingState, async_steps_of, set_lr, take_step
+from ..core.task import Batch, Meter, Task, exact_sum, wide
+from .distributed import Distributed
+from .step import StepResult, TrainingState, async_steps_of, set_lr, take_step
+
+PATIENCE = 3  # non-finite steps in a row that are skipped before giving up
+POLL = 8  # rounds between looking whether somebody wants to stop
+MIN_SCALE = 1.0  # with no more than this loss scale, an overflow is not fp16's searching
+
+
+class Interrupted(Exception):
+    """Someone asked to stop in the middle; what was counted so far is dropped."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A pass over a split. `metrics` by name; `table` is one column of numbers per name."""
+
+    metrics: dict[str, float]
+    table: dict[str, list[Any]]
+    images: int
+    seconds: float
+
+
+def evaluate(
+    forward: Callable[[Batch], Tensor],
+    model: nn.Module,
+    batches: Iterator[Batch],
+    rounds: int,
+    task: Task,
+    criterion: Callable,
+    distributed: Distributed,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Metrics of `forward(batch) -> logits` over all processes, and the criterion's mean.
+
+    rounds: the largest number of batches of any process, so that all meet equally often.
+    """
+    began = time.perf_counter()
+    meter = task.meter()
+    loss, items = torch.zeros((), dtype=torch.float64), 0  # stays on the device, as the counts do
+    with evaluating(model), torch.inference_mode():
+        for done in range(rounds):
+            batch = next(batches, None)
+            if batch is not None:
+                output = forward(batch).float()
+                meter.update(output, batch.target)
+                mean = wide(criterion(output, batch.target)[0])
+                loss = exact_sum(mean * len(batch.target)) + loss
+                items += len(batch.target)
+            if done % POLL == 0 and distributed.any(stop()):
+                raise Interrupted
+            progress(done + 1, rounds)
+    counts = torch.cat([torch.tensor([loss, items], dtype=torch.float64), meter.state.cpu()])
+    counts = distributed.sum(counts)
+    (total, items), state = counts[:2].tolist(), counts[2:]
+    metrics = {"loss": total / max(items, 1), **meter.result(state)}
+    images = int(metrics.pop("images"))
+    return Evaluation(metrics, meter.table(state), images, time.perf_counter() - began)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back to what it was."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 @dataclass(frozen=True)
@@ -69,12 +140,25 @@ class Progress:
     total_seconds: float = 0.0
 
     def add(self, result: StepResult) -> None:
-        """Count a step. The loss of a skipped step is no number and stays out of the mean."""
+        """Count a step. The loss of a skipped one is no number and stays out of the means.
+
+        NonFiniteError after PATIENCE bad steps in a row: such weights are never stepped to, saved
+        or resumed.
+        """
         self.skipped += result.skipped
         if not result.skipped:
             self.items += result.items
             for name, value in result.losses.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
+        searching = math.isfinite(result.loss) and result.scale > MIN_SCALE
+        bad = result.skipped and not searching
+        self.skipped_in_row = self.skipped_in_row + 1 if bad else 0
+        if self.skipped_in_row > PATIENCE:
+            raise NonFiniteError(
+                f"step {result.step + 1}: loss {result.loss:g} or its gradient is not finite, "
+                f"{PATIENCE + 1} times in a row; the last checkpoint is good. Lower the lr, add "
+                "warm-up, clip, or use fp32."
+            )
 
     @contextmanager
     def overhead(self) -> Iterator[None]:
@@ -82,14 +166,6 @@ class Progress:
         began = time.perf_counter()
         yield
         self.seconds_overhead += time.perf_counter() - began
-
-    def losses(self) -> dict[str, float]:
-        """True means over all items of the epoch's steps, on all processes."""
-        return {f"train/{name}": value / self.items for name, value in self.sums.items()}
-
-    def start_epoch(self) -> None:
-        self.sums, self.items, self.skipped = {}, 0, 0
-        self.seconds = self.seconds_data = self.seconds_overhead = 0.0
 
     def values(self, name: str) -> list[float | None]:
         """A column of the rows so far, None where an epoch was not evaluated."""
@@ -99,21 +175,19 @@ class Progress:
 class Recorder:
     """What rank 0 does beside training: save and report. This one does nothing, as other ranks."""
 
-    def save(self, progress: Progress, is_best: bool) -> None:
-        """Write a checkpoint."""
+    def save(self, progress: Progress, is_best: bool | None = None) -> None:
+        """Write a checkpoint. is_best: at an epoch's end, whether it is the best so far; its row,
+        the last of progress.rows, is reported when its checkpoint is safe."""
 
     def due(self, progress: Progress) -> bool:
         """Whether a checkpoint within the epoch is due."""
         return False
 
-    def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
-        """Show a step of `items` images; the loss is that of the last step that was read."""
+    def stepped(self, progress: Progress, loss: float | None, lr: float) -> None:
+        """Show a step; the loss is that of the last step that was read."""
 
     def evaluating(self, done: int, total: int) -> None:
         """Show how far an evaluation is."""
-
-    def finished_epoch(self, progress: Progress) -> None:
-        """Report the last of progress.rows, at once or later: when its checkpoint is safe."""
 
     def close(self) -> None:
         """Finish what is under way."""
@@ -143,22 +217,40 @@ class StopRequest(StopSignal):
         return self.last_step is not None and steps >= self.last_step
 
 
+class StepQueue:
+    """Reads and counts the results of steps in order, the newest of them later."""
+
+    def __init__(self, progress: Progress, async_steps: int):
+        self.progress, self.async_steps = progress, async_steps
+        self.results: deque[StepResult] = deque()
+        self.loss: float | None = None  # of the last step that was read
+        self.stop_at = math.inf  # steps
+
+    def read(self, behind: int = 0) -> None:
+        """Read all but the newest `behind` results.
+
+        Any process may have read ahead to save, so a wish to stop counts after `async_steps` more
+        steps, the same on all.
+        """
+        while len(self.results) > behind:
+            result = self.results.popleft().read()
+            self.progress.add(result)
+            self.loss = result.loss
+            if result.stop:
+                self.stop_at = min(self.stop_at, result.step + 1 + self.async_steps)
+
+
 def fit(
-    training: TrainingState,
-    plan: Plan,
-    recorder: Recorder,
-    progress: Progress,
-    stop: StopRequest,
+    training: TrainingState, plan: Plan, recorder: Recorder, progress: Progress, stop: StopRequest
 ) -> bool:
     """Train from `progress` to the end of `plan`. True when done, False when asked to stop."""
-    training.skipped_in_row = progress.skipped_in_row
     training.async_steps = async_steps_of(training)
     if _pending(plan, progress) and not _end_epoch(plan, recorder, progress, stop):
         return False
     if plan.converged(progress.rows):  # before it was interrupted
         return True
     training.model.train()
-    queue = StepQueue(training, progress.add)
+    queue = StepQueue(progress, training.async_steps)
     began = time.perf_counter() - progress.total_seconds
     clock = time.perf_counter()
     for batches in plan.batches(progress.step, plan.steps, training.accumulation_steps):
@@ -166,21 +258,21 @@ def fit(
         lr = plan.lr(progress.step, progress.values(plan.headline))
         set_lr(training.optimizer, lr)
         asked = stop.asked(progress.step)
-        queue.reports.append(take_step(training, batches, progress.step, asked))
+        queue.results.append(take_step(training, batches, progress.step, asked))
         progress.step += 1
         ended, due = _pending(plan, progress), recorder.due(progress)
         queue.read(behind=0 if ended or due else training.async_steps)
-        leaving = queue.stops(progress.step, ended) or stop.reached(progress.step)
+        # at an epoch's end all processes have read all: a wish counts at once
+        wished = queue.stop_at < math.inf if ended else queue.stop_at <= progress.step
+        leaving = wished or stop.reached(progress.step)
         if leaving:
-            queue.read(behind=0)
-        progress.skipped_in_row = training.skipped_in_row
+            queue.read()
         now = time.perf_counter()
         progress.seconds += now - clock
         progress.seconds_data += waited
         progress.total_seconds = now - began
         with progress.overhead():
-            images = sum(map(len, batches)) * training.distributed.world
-            recorder.stepped(progress, queue.loss, lr, images)
+            recorder.stepped(progress, queue.loss, lr)
         if ended:
             if not _end_epoch(plan, recorder, progress, stop):
                 return False
@@ -188,7 +280,7 @@ def fit(
                 return True
         elif leaving or due:
             with progress.overhead():
-                recorder.save(progress, is_best=False)
+                recorder.save(progress)
         if leaving and progress.step < plan.steps:
             return False
         clock = time.perf_counter()
@@ -208,7 +300,7 @@ def _end_epoch(plan: Plan, recorder: Recorder, progress: Progress, stop: StopReq
         try:
             evaluation = plan.evaluate(stop.signalled, recorder.evaluating)
         except Interrupted:
-            recorder.save(progress, is_best=False)
+            recorder.save(progress)
             return False
         progress.total_seconds += evaluation.seconds
         sign = 1 if plan.meter.higher_is_better else -1
@@ -218,10 +310,10 @@ def _end_epoch(plan: Plan, recorder: Recorder, progress: Progress, stop: StopReq
     if best:
         progress.table = evaluation.table
     progress.rows.append(_row(plan, progress, evaluation, epoch))
-    progress.start_epoch()
+    progress.sums, progress.items, progress.skipped = {}, 0, 0
+    progress.seconds = progress.seconds_data = progress.seconds_overhead = 0.0
     with progress.overhead():
         recorder.save(progress, is_best=best)
-        recorder.finished_epoch(progress)
     return True
 
 
@@ -230,8 +322,8 @@ def _row(
 ) -> dict[str, Any]:
     """One line of metrics.jsonl."""
     lr = plan.lr(progress.step - 1, progress.values(plan.headline))
-    values = {"epoch": epoch, "step": progress.step, "lr": lr}
-    values |= progress.losses() if progress.items else {"train/loss": None}
+    values = {"epoch": epoch, "step": progress.step, "lr": lr, "train/loss": None}
+    values |= {f"train/{name}": value / progress.items for name, value in progress.sums.items()}
     if evaluation:
         values |= {f"val/{name}": value for name, value in evaluation.metrics.items()}
     return values | {

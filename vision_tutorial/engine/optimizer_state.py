@@ -60,8 +60,7 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
         case "$dtype":
             return getattr(torch, packed["$dtype"])
         case "$tensor":
-            tensor = tensors[packed["$tensor"]]
-            return _empty(tensor, packed["stride"], tensor.device).copy_(tensor)
+            return _copy(tensors[packed["$tensor"]], packed["stride"])
     return {key: unpack(item, tensors) for key, item in packed.items()}
 
 
@@ -86,11 +85,12 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], packe
 
 def _exact(saved: Any, loaded: Any) -> Any:
     if isinstance(saved, Tensor):
-        return _empty(saved, saved.stride(), loaded.device).copy_(saved)
+        return _copy(saved, saved.stride(), loaded.device)
     if isinstance(saved, list | tuple):
         return type(saved)(map(_exact, saved, loaded))
     return saved
 
 
-def _empty(like: Tensor, stride: Any, device: torch.device) -> Tensor:
-    return torch.empty_strided(like.shape, stride, dtype=like.dtype, device=device)
+def _copy(tensor: Tensor, stride: Any, device: torch.device | None = None) -> Tensor:
+    place = device or tensor.device
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=place).copy_(tensor)

@@ -1,4 +1,4 @@
-"""What a model costs (parameters, multiply-accumulates), and what takes a step's time."""
+"""What a model and its steps cost: parameters, multiply-accumulates, time, memory."""
 
 import copy
 from collections.abc import Iterator
@@ -9,7 +9,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.errors import MemoryExhausted
+from .loop import Plan
+from .step import TrainingState, forward_backward
+
 SHOWN = 10
+DEVICES = ("cuda",)  # which say when their memory is full
 
 
 @contextmanager
@@ -19,8 +24,7 @@ def profiled(enabled: bool) -> Iterator[list[str]]:
     if not enabled:
         yield lines
         return
-    on_gpu = torch.cuda.is_available()
-    watched = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
+    watched = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * torch.cuda.is_available()]
     with profile(activities=watched) as found:
         yield lines
     events = found.key_averages()
@@ -48,3 +52,50 @@ def cost(model: nn.Module, image_size: int | tuple[int, int]) -> tuple[int, int]
         weightless(image)
     parameters = sum(p.numel() for p in model.parameters())
     return parameters, counter.get_total_flops() // 2  # one MAC is a multiplication and an addition
+
+
+def fit_memory(training: TrainingState, plan: Plan) -> str | None:
+    """On a GPU, halve the micro-batch until all processes can hold the first one; what to say if it
+    was.
+
+    Takes one forward and backward pass of it, outside DDP. MemoryExhausted gives the numbers where
+    two images are too much.
+    """
+    distributed = training.distributed
+    if distributed.device.type not in DEVICES or training.shards:
+        return None
+    size, asked = plan.batch_size // distributed.world, training.accumulation_steps
+    steps, ddp_model = asked, training.ddp_model
+    training.ddp_model = training.model
+    training.snapshot()
+    try:
+        while distributed.any(not _fits(training, plan, steps)):
+            if size % (4 * steps):  # halves must stay even, for mixing and for BatchNorm
+                raise MemoryExhausted(
+                    f"a micro-batch of {size // steps} does not fit the memory of "
+                    f"{distributed.device} and cannot be halved. Use a smaller model, smaller "
+                    "images, precision: bf16, or a batch_size with more factors of two."
+                )
+            steps *= 2
+    finally:
+        training.ddp_model = ddp_model
+        training.restore()
+    training.accumulation_steps = steps
+    if steps == asked:
+        return None
+    return (
+        f"out of memory at {size // asked} images a pass; taking {size // steps}, "
+        f"{steps} times a step, at the same global batch."
+    )
+
+
+def _fits(training: TrainingState, plan: Plan, steps: int) -> bool:
+    try:
+        (batches,) = plan.batches(0, 1, steps)
+        forward_backward(training, batches[0], step=0, index=0, share=1, sums={}, count=1)
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        training.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()

@@ -4,7 +4,6 @@ Only rank 0 prints. A display never stops a training: a closed pipe silences it,
 that the console cannot write (cp949, ASCII) becomes '?'.
 """
 
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,8 +14,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from ..recipe.notation import duration
+
 REDRAW_SECONDS = 0.1
-WINDOW_SECONDS = 30.0
 NARROWEST_BAR = 40
 
 # Widths that hold the usual values, so that rows printed one by one stand in columns; with all of
@@ -38,25 +38,20 @@ class Display:
         self._header: dict[str, int] = {}
         self.start(0, 1, 0)
 
-    def start(
-        self, total_steps: int, steps_per_epoch: int, epochs: int, done_steps: int = 0
-    ) -> None:
-        """Begin; `done_steps` were done before, in the run that this one resumes."""
+    def start(self, steps: int, per_epoch: int, epochs: int, done: int = 0) -> None:
+        """Begin; `done` steps were done before, in the run that this one resumes."""
         self.close()
-        self._total, self._per_epoch, self._epochs = total_steps, steps_per_epoch, epochs
-        self._done = done_steps
+        self._total, self._per_epoch, self._epochs, self._done = steps, per_epoch, epochs, done
         self._first: tuple[float, int] | None = None  # when the first step ended, and its number
-        self._last: float | None = None  # when the last step ended; None between epochs
-        self._seconds = self._images = 0.0  # of the steps of about the last half minute
-        self._loss: float | None = None
-        self._lr = self._drawn = 0.0
-        if not self._bar or not total_steps:
+        self._last: list[str] = []  # what the bar says of the last step
+        self._drawn = 0.0
+        if not self._bar or not steps:
             return
         self._progress = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TaskProgressColumn(),
-            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True), markup=False),
+            TextColumn("{task.fields[status]}", markup=False),
             console=self._console,
             auto_refresh=False,
             transient=True,
@@ -64,57 +59,41 @@ class Display:
             redirect_stderr=False,
             expand=True,
         )
-        self._progress.add_task("", total=total_steps, completed=done_steps, status="")
+        self._progress.add_task("", total=steps, completed=done, status="")
         _survive(self._progress.start)
         # rich hides the cursor; a killed run could not bring it back
         _survive(lambda: self._console.show_cursor(True))
         self._draw()
 
-    def step(self, step: int, loss: float | None, lr: float, images: int) -> None:
-        """`step` steps are done now, the last with `images` images; loss None: keep the last."""
+    def step(self, step: int, loss: float | None, lr: float, speed: float) -> None:
+        """`step` steps are done now, at `speed` images per second; loss None: there is none yet."""
         now = time.perf_counter()
-        self._loss = self._loss if loss is None else loss
-        self._lr, self._done = lr, step
-        self._first = self._first or (now, step)
-        if self._last is not None:
-            keep = math.exp(-(now - self._last) / WINDOW_SECONDS)
-            self._seconds = self._seconds * keep + now - self._last
-            self._images = self._images * keep + images
-        self._last = now
-        if now - self._drawn >= REDRAW_SECONDS:
-            self._draw()
+        self._done, self._first = step, self._first or (now, step)
+        if self._progress and now - self._drawn >= REDRAW_SECONDS:
+            self._last = [f"loss {_number('loss', loss)}"] if loss is not None else []
+            self._last += [f"lr {_number('lr', lr)}", f"{speed:,.0f} images/s"]
+            self._draw(*self._last)
 
-    def eta(self) -> float | None:
-        """Seconds to the end at the pace since the first step, evaluations included; None as long
+    def _eta(self) -> list[str]:
+        """Time to the end at the pace since the first step, evaluations included; nothing as long
         as nothing was measured."""
-        left = self._total - self._done
         began, first = self._first or (0.0, self._done)
-        if left <= 0:
-            return 0.0
-        if self._done <= first:
-            return None
-        return left * (time.perf_counter() - began) / (self._done - first)
+        if self._done <= first or self._done >= self._total:
+            return []
+        pace = (time.perf_counter() - began) / (self._done - first)
+        return [f"eta {duration((self._total - self._done) * pace)}"]
 
     def evaluating(self, done: int, total: int) -> None:
         """`done` of `total` batches are evaluated."""
-        self.pause()
         if time.perf_counter() - self._drawn >= REDRAW_SECONDS or done >= total:
-            self._draw(f"evaluating {done}/{total}")
-
-    def pause(self) -> None:
-        """An epoch's steps are over: what follows does not slow the images per second."""
-        self._last = None
+            self._draw(f"evaluating {done}/{total}", *self._last[-2:])
 
     def epoch(self, row: Mapping[str, Any], best: bool = False) -> None:
         """Print an epoch's line of metrics.jsonl; the best so far has a star, or says so."""
         values = _cells(row, self._epochs)
         if not self._bar:
-            seconds = values.pop("time", None)
-            words = [f"{name} {text}" for name, text in values.items() if name != "images/s"]
-            words += [f"{values['images/s']} images/s"] if "images/s" in values else []
-            words += [seconds] if seconds else []
-            words += [f"eta {duration(self.eta())}"] if self.eta() else []
-            self.say(GAP.join(words + ["best"] * best))
+            words = [f"{name} {text}" for name, text in values.items()]
+            self.say(GAP.join([*words, *self._eta(), *["best"] * best]))
             return
         header = _columns(values, self._console.width - 1)
         if header != self._header:
@@ -123,7 +102,7 @@ class Display:
             self.say(" " + names, "dim")
         line = GAP.join(f"{values[name]:>{width}}" for name, width in header.items())
         self.say(("*" if best else " ") + line, "bold green" if best else "")
-        self._draw()
+        self._draw(*self._last)
 
     def say(self, message: str, style: str = "") -> None:
         """Print one line, unwrapped, above the bar; safe to call from any thread."""
@@ -135,28 +114,18 @@ class Display:
             _survive(self._progress.stop)
             self._progress = None
 
-    def _draw(self, doing: str = "") -> None:
+    def _draw(self, *words: str) -> None:
         if not self._progress:
             return
         self._drawn = time.perf_counter()
-        speed = self._images / self._seconds if self._seconds else 0
-        words = [
-            f"eta {duration(self.eta())}",
-            doing or (f"loss {_number('loss', self._loss)}" if self._loss is not None else ""),
-            f"lr {_number('lr', self._lr)}" if self._lr else "",
-            f"{speed:,.0f} images/s" if speed else "",
-        ]
         epoch = min(max(self._done - 1, 0) // self._per_epoch + 1, self._epochs)
         where = f"epoch {epoch}/{self._epochs}"
         room = self._console.width - len(where) - len(" 100%") - 10
-        while len(GAP.join(filter(None, words))) > room and words:
-            words.pop()
-        self._progress.update(
-            self._progress.task_ids[0],
-            description=where,
-            completed=self._done,
-            status=GAP.join(filter(None, words)),
-        )
+        status = [*self._eta(), *words]
+        while len(GAP.join(status)) > room and status:
+            status.pop()
+        facts = {"description": where, "completed": self._done, "status": GAP.join(status)}
+        self._progress.update(self._progress.task_ids[0], **facts)
         _survive(self._progress.refresh)
 
 
@@ -173,38 +142,24 @@ def make_display(enabled: bool, console: Console | None = None) -> Display:
     return Display(console, bar=drawable and console.width >= NARROWEST_BAR)
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds in words: '12.3 s', '41 min', '2 h 05 min'."""
-    if seconds is None or not math.isfinite(seconds):
-        return "?"
-    if seconds < 99.95:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _number(name: str, value: Any) -> str:
-    if not isinstance(value, (int, float)):
+def _number(name: str, value: float | None) -> str:
+    if value is None:
         return "-"
-    if name == "lr":
+    if name == "lr" or "loss" in name and abs(value) >= 1000:
         return f"{value:.3g}"
-    if "loss" in name:
-        return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
-    return f"{value:.2f}"
+    return f"{value:.4f}" if "loss" in name else f"{value:.2f}"
 
 
 def _cells(row: Mapping[str, Any], epochs: int) -> dict[str, str]:
     """What is printed of a row, by column, from left to right; metrics in the row's own order."""
-    cells = {"epoch": f"{row.get('epoch', '?')}/{epochs}"}
     metrics = [k for k in row if k.startswith("val/") and k.count("/") == 1 and k != "val/loss"]
-    for name in ["lr", "train/loss", "val/loss", *metrics]:
-        if name in row:
-            cells[name] = _number(name, row[name])
-    if "images_per_second" in row:
-        cells["images/s"] = f"{row['images_per_second']:,.0f}"
-    if "seconds" in row:
-        cells["time"] = duration(row["seconds"])
-    return cells
+    names = ["lr", "train/loss", "val/loss", *metrics]
+    return {
+        "epoch": f"{row['epoch']}/{epochs}",
+        **{name: _number(name, row[name]) for name in names if name in row},
+        "images/s": f"{row['images_per_second']:,.0f}",
+        "time": f"{row['seconds']:.1f} s",
+    }
 
 
 def _columns(values: Mapping[str, str], room: int) -> dict[str, int]:

@@ -14,12 +14,11 @@ from ..recipe.fields import CheckpointPolicy
 from ..runs import run_folder
 from ..runs.time_breakdown import shares
 from ..runs.wandb_logger import Tracker
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, put_weights
 from .loop import Plan, Progress, Recorder
 from .optimizer_state import pack, restore_optimizer
 from .progress import Display
 from .step import TrainingState
-from .weights import put_weights
 
 
 @dataclass
@@ -36,11 +35,10 @@ class RunRecorder(Recorder):
     tracker: Tracker
     display: Display
     saved: float = field(default_factory=time.monotonic)
-    is_best: bool = False
     # the row and, of the best, the table of classes of an epoch whose checkpoint is being written
     ended: tuple[dict[str, Any], dict[str, list[Any]] | None] | None = None
 
-    def save(self, progress: Progress, is_best: bool) -> None:
+    def save(self, progress: Progress, is_best: bool | None = None) -> None:
         self.catch_up()
         scaler = self.training.distributed.scaler
         optimizer: dict[str, Tensor] = {}
@@ -56,26 +54,23 @@ class RunRecorder(Recorder):
             "optim": optimizer,
         }
         tensors = {name: group for name, group in tensors.items() if group}
-        self.checkpoints.save(progress.step, tensors, state, is_best)
-        self.saved, self.is_best = time.monotonic(), is_best
+        self.checkpoints.save(progress.step, tensors, state, bool(is_best))
+        self.saved = time.monotonic()
+        if is_best is not None:
+            self.ended = (progress.rows[-1], progress.table if is_best else None)
 
     def due(self, progress: Progress) -> bool:
         steps, minutes = self.policy.every_steps, self.policy.every_minutes
-        if steps and progress.step % steps == 0:
-            return True
-        return minutes is not None and time.monotonic() - self.saved > 60 * minutes
+        late = minutes is not None and time.monotonic() - self.saved > 60 * minutes
+        return late or bool(steps and progress.step % steps == 0)
 
-    def stepped(self, progress: Progress, loss: float | None, lr: float, items: int) -> None:
+    def stepped(self, progress: Progress, loss: float | None, lr: float) -> None:
         if self.ended and not self.checkpoints.busy:
             self.catch_up()
-        self.display.step(progress.step, loss, lr, items)
+        self.display.step(progress.step, loss, lr, progress.items / progress.seconds)
 
     def evaluating(self, done: int, total: int) -> None:
         self.display.evaluating(done, total)
-
-    def finished_epoch(self, progress: Progress) -> None:
-        self.display.pause()
-        self.ended = (progress.rows[-1], progress.table if self.is_best else None)
 
     def catch_up(self) -> None:
         """Wait for the checkpoint; then metrics.jsonl, classes.json, tracker, display."""
@@ -92,25 +87,25 @@ class RunRecorder(Recorder):
     def close(self) -> None:
         """Wait for the last checkpoint and report it. StorageError if it could not be saved."""
         self.catch_up()
-        self.checkpoints.finish()
+        self.checkpoints.wait(last=True)
 
 
 def restore(training: TrainingState, checkpoints: Checkpoints) -> Progress | None:
     """Put the newest whole checkpoint into `training`; None where there never was one."""
     loaded, distributed = checkpoints.load(), training.distributed
-    step = -1 if loaded is None else loaded.step
-    if distributed.any(step != distributed.broadcast_object(step)):
+    name = loaded and loaded[0].name
+    if distributed.any(name != distributed.broadcast_object(name)):
         raise UserError(
             f"{checkpoints.folder}: the processes found different checkpoints; all must see the "
             "same run folder. Use a shared disk, or one machine."
         )
     if loaded is None:
         return None
-    tensors, state = loaded.tensors, loaded.state
-    put_weights(training.model, tensors["model"], loaded.folder)
+    folder, tensors, state = loaded
+    put_weights(training.model, tensors["model"], folder)
     for name, average in training.ema.tensors.items():
         average.copy_(tensors["ema"][name])
-    put_weights(training.blends, tensors.get("criteria", {}), loaded.folder)
+    put_weights(training.blends, tensors.get("criteria", {}), folder)
     restore_optimizer(training.optimizer, tensors.get("optim", {}), state["optimizer"])
     if distributed.scaler and state["scaler"]:
         distributed.scaler.load_state_dict(state["scaler"])
@@ -122,11 +117,8 @@ def summarise(
 ) -> dict[str, Any]:
     """summary.json: the best and the last evaluated epoch are different numbers, and named so."""
     name = plan.headline
-    points = [
-        {"epoch": row["epoch"], "value": row[name]}
-        for row in progress.rows
-        if row.get(name) is not None
-    ]
+    rows = [row for row in progress.rows if row.get(name) is not None]
+    points = [{"epoch": row["epoch"], "value": row[name]} for row in rows]
     pick = max if plan.meter.higher_is_better else min
     return {
         "status": status,

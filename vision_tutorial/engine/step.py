@@ -1,24 +1,20 @@
 """One optimizer step, plain (DDP) or strict (bit-equal for every number of processes)."""
 
-import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import NonFiniteError
 from ..core.randomness import address
 from ..core.task import Batch, Task, wide
 from .distributed import Distributed
 
-PATIENCE = 3  # non-finite steps in a row that are skipped before giving up
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-MIN_SCALE = 1.0  # with no more than this loss scale, an overflow is not fp16's searching
 
 
 class ModelEma:
@@ -56,50 +52,12 @@ class ModelEma:
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Within it `model` has the averaged weights; afterwards its own again, bit for bit."""
-        if not self.tensors:
-            yield
-            return
         own = {name: t.detach().clone() for name, t in model.state_dict().items()}
-        model.load_state_dict(self.tensors)
+        model.load_state_dict(self.tensors or own)
         try:
             yield
         finally:
             model.load_state_dict(own)
-
-
-class Buffers:
-    """The running statistics of modules, read and written as one vector for each type.
-
-    They are looked up each time, since a network may put a new tensor in the place of an old one.
-    """
-
-    def __init__(self, *modules: nn.Module):
-        self.modules = modules
-        self.kept: list[Tensor] = []  # one flat copy for each type
-
-    def all(self) -> list[Tensor]:
-        return [buffer for module in self.modules for buffer in module.buffers()]
-
-    def floats(self) -> list[Tensor]:
-        return [buffer for buffer in self.all() if buffer.is_floating_point()]
-
-    def groups(self) -> list[list[Tensor]]:
-        found = defaultdict(list)
-        for buffer in self.all():
-            found[buffer.dtype, buffer.device].append(buffer)
-        return list(found.values())
-
-    def snapshot(self) -> None:
-        """Remember them as they are before a step."""
-        self.kept = [flat(group) for group in self.groups()]
-
-    def restore(self, bad: Tensor | None = None) -> None:
-        """Undo what forward passes did to them; where `bad` is given, only if it is true.
-
-        `bad` is read on its device, so nobody waits for it.
-        """
-        for kept, group in zip(self.kept, self.groups(), strict=True):
-            put(kept if bad is None else torch.where(bad, kept, flat(group)), group)
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -132,11 +90,7 @@ class TrainingState:
     shards: int | None = None  # strict: logical parts of the global batch
     async_steps: int = 0  # that are under way before a result is read; see `async_steps_of`
     stepped: bool = False  # whether the optimizer has its state
-    skipped_in_row: int = 0
-
-    @cached_property
-    def buffers(self) -> Buffers:
-        return Buffers(self.model, self.blends)
+    kept: list[Tensor] = field(default_factory=list)  # running statistics, one vector for each type
 
     @property
     def blends(self) -> nn.ModuleDict:
@@ -152,9 +106,35 @@ class TrainingState:
         """Of those that the loss reached."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
+    def statistics(self) -> list[list[Tensor]]:
+        """The running statistics by type, as they are now: a network may put a new tensor in the
+        place of an old one."""
+        found = defaultdict(list)
+        for buffer in (*self.model.buffers(), *self.blends.buffers()):
+            found[buffer.dtype, buffer.device].append(buffer)
+        return list(found.values())
+
+    def floats(self) -> list[Tensor]:
+        """Those of the running statistics that have a mean."""
+        return [b for group in self.statistics() if group[0].is_floating_point() for b in group]
+
+    def snapshot(self) -> None:
+        """Remember the running statistics as they are before a step."""
+        self.kept = [flat(group) for group in self.statistics()]
+
+    def restore(self, bad: Tensor | None = None) -> None:
+        """Undo what forward passes did to them; where `bad` is given, only if it is true, which is
+        read on its device, so nobody waits for it."""
+        for kept, group in zip(self.kept, self.statistics(), strict=True):
+            put(kept if bad is None else torch.where(bad, kept, flat(group)), group)
+
 
 class StepResult:
-    """What all processes say of one step; on its way from the device until `read` waits for it."""
+    """What all processes say of one step; on its way from the device until `read` waits for it.
+
+    step: its number, from 0. losses: sums of loss x items by name, over `items` images; loss: the
+    mean. skipped: not finite. stop: somebody wants to. scale: of the loss in fp16, else 0.
+    """
 
     def __init__(self, step: int, names: Sequence[str], values: Tensor):
         """values: items, processes in trouble, those that want to stop, scale, losses (`names`)."""
@@ -166,13 +146,13 @@ class StepResult:
             self.arrived.record()
 
     def read(self) -> Self:
-        """Itself with sums of loss x items by name, items, whether it was skipped, the wish to
-        stop, the scale of the loss (0: none)."""
+        """Itself, with all that it says."""
         if self.arrived:
             self.arrived.synchronize()
         items, bad, stops, self.scale, *sums = self.values.tolist()
         self.items, self.skipped, self.stop = int(items), bad > 0, stops > 0
         self.losses = dict(zip(self.names, sums, strict=True))
+        self.loss = self.losses["loss"] / max(self.items, 1)
         return self
 
 
@@ -192,7 +172,7 @@ def take_step(
     training.optimizer.zero_grad(set_to_none=True)
     for criterion in training.blends.values():
         criterion.begin_step()
-    training.buffers.snapshot()
+    training.snapshot()
     gradients = _strict_gradients if training.shards else _plain_gradients
     terms = gradients(training, batches, step)
     scaler = training.distributed.scaler
@@ -200,29 +180,23 @@ def take_step(
         scaler.unscale_(training.optimizer)
     norm = nn.utils.get_total_norm(training.gradients)
     report = _report_step(training, terms, norm, step, sum(map(len, batches)), stop)
-    if training.async_steps and training.stepped:
-        # the device itself leaves out a bad step: nobody waits for the answer
-        training.buffers.restore(report.bad)
-        training.optimizer.found_inf = report.bad.float()  # as GradScaler tells fused optimizers
-        _update(training, norm, step)
-        training.optimizer.found_inf = None
-    elif report.read().skipped:
-        training.buffers.restore()
-    else:
-        _update(training, norm, step)
+    ahead = training.async_steps and training.stepped
+    bad = report.bad if ahead else None
+    if ahead or report.read().skipped:
+        training.restore(bad)
+    if ahead or not report.skipped:
+        if training.clip:
+            training.clip(training.model, norm)
+        # some optimizers draw (kron): the same on all processes, whatever their dropout drew
+        training.distributed.seed(address(training.seed, step, "optimizer"))
+        # ahead, the device itself leaves out a bad step, as GradScaler tells fused optimizers
+        training.optimizer.found_inf = bad.float() if ahead else None
+        training.optimizer.step()  # not the scaler's: it would wait for what `report` says already
         training.stepped = True
     training.ema.update(training.model, step + 1)
     if scaler:
         scaler.update()
     return report
-
-
-def _update(training: TrainingState, norm: Tensor, step: int) -> None:
-    if training.clip:
-        training.clip(training.model, norm)
-    # some optimizers draw (kron): the same on all processes, whatever their dropout drew
-    training.distributed.seed(address(training.seed, step, "optimizer"))
-    training.optimizer.step()  # not the scaler's: it would wait for what `report` says already
 
 
 def _plain_gradients(
@@ -246,13 +220,13 @@ def _strict_gradients(
     sums: dict[str, Tensor] = {}
     flats = []
     for i, shard in enumerate(batches):
-        training.buffers.restore()
+        training.restore()
         index = distributed.rank * mine + i
         forward_backward(training, shard, step, index, training.shards, sums, mine)
         for parameter in training.parameters:
             if parameter.grad is None:  # the loss did not reach it
                 parameter.grad = torch.zeros_like(parameter)
-        flats.append(flat([*training.gradients, *training.buffers.floats()]))
+        flats.append(flat([*training.gradients, *training.floats()]))
         for grad in training.gradients:
             grad.zero_()
     total = torch.zeros_like(flats[0])
@@ -260,7 +234,7 @@ def _strict_gradients(
         owner, slot = divmod(shard, mine)
         own = owner == distributed.rank
         total += distributed.broadcast(flats[slot] if own else torch.empty_like(total), owner)
-    grads, floats = training.gradients, training.buffers.floats()
+    grads, floats = training.gradients, training.floats()
     count = sum(grad.numel() for grad in grads)
     put(total[:count], grads)
     put(total[count:] / training.shards, floats)
@@ -301,7 +275,7 @@ def _report_step(
     share = values.new_full((), 1 / distributed.world)
     head.append(distributed.scaler.scale(share) if distributed.scaler else 0 * share)
     mine = torch.cat([torch.stack(head), values * n])
-    floats = training.buffers.floats() if distributed.world > 1 and not training.shards else []
+    floats = training.floats() if distributed.world > 1 and not training.shards else []
     if not floats:
         return StepResult(step, list(terms), distributed.sum(mine))
     whole = distributed.sum(torch.cat([mine, *(wide(b).flatten() for b in floats)]))
@@ -309,59 +283,9 @@ def _report_step(
     return StepResult(step, list(terms), whole[: len(mine)])
 
 
-def resolve(training: TrainingState, report: StepResult) -> StepResult:
-    """Read a report, and hold to the non-finite policy: skip a few, then stop.
-
-    Such weights are never stepped to, saved or resumed. NonFiniteError after PATIENCE bad steps in
-    a row.
-    """
-    result = report.read()
-    loss = result.losses["loss"] / max(result.items, 1)
-    searching = math.isfinite(loss) and result.scale > MIN_SCALE
-    bad = result.skipped and not searching
-    training.skipped_in_row = training.skipped_in_row + 1 if bad else 0
-    if training.skipped_in_row > PATIENCE:
-        raise NonFiniteError(
-            f"step {result.step + 1}: loss {loss:g} or its gradient is not finite, "
-            f"{PATIENCE + 1} times in a row; the last checkpoint is good. Lower the lr, add "
-            "warm-up, clip, or use fp32."
-        )
-    return result
-
-
-class StepQueue:
-    """Reads the reports of steps in order; the newest `async_steps` of them later."""
-
-    def __init__(self, training: TrainingState, count: Callable[[StepResult], None]):
-        self.training, self.count = training, count
-        self.reports: deque[StepResult] = deque()
-        self.stop_at = math.inf  # steps
-        self.loss: float | None = None  # mean of the last step that was read
-
-    def read(self, behind: int) -> None:
-        """Read, and count, all but the newest `behind` reports."""
-        while len(self.reports) > behind:
-            result = resolve(self.training, self.reports.popleft())
-            self.count(result)
-            self.loss = result.losses["loss"] / result.items
-            if result.stop:
-                self.stop_at = min(self.stop_at, result.step + 1 + self.training.async_steps)
-
-    def stops(self, steps: int, all_read: bool) -> bool:
-        """Whether to stop after `steps` steps: the same answer on all processes.
-
-        Any of them may have read ahead to save, so a wish counts after `async_steps` more steps,
-        or where all of them have read all.
-        """
-        return self.stop_at <= steps or (all_read and self.stop_at < math.inf)
-
-
 def async_steps_of(training: TrainingState) -> int:
-    """How many steps may be under way before the result of one is read.
-
-    One, where the device itself can leave out a bad step: the host then never makes it wait. The
-    CPU has nothing to wait for.
-    """
+    """How many steps may be under way before the result of one is read: one, where the device
+    itself can leave out a bad step, and so need not wait for the host."""
     fused = isinstance(training.optimizer, FUSED) and all(
         group["fused"] for group in training.optimizer.param_groups
     )

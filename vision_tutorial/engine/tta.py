@@ -1,7 +1,6 @@
 """Several looks at an image, or several networks: each way is a forward function made of others.
 
-All average probabilities and return their logarithm. What a network says of every pixel is turned
-back before it is averaged; what it says of the image needs no turning.
+All average probabilities, those of pixels turned back, and return their logarithm.
 """
 
 import math
@@ -41,42 +40,37 @@ def prediction_function(
 
 def parse_tta(words: str) -> list[tuple[float, bool]]:
     """The looks, as pairs (scale, whether mirrored)."""
-    mirrored, scales = (False,), {1.0}
-    for word in [] if words == "none" else words.split(","):
-        if word == "hflip":
-            mirrored = (False, True)
-            continue
+    given = set() if words == "none" else set(words.split(","))
+    scales = {1.0}
+    for word in given - {"hflip"}:
         try:
-            scale = float(word)
+            scales.add(float(word))
         except ValueError:
-            scale = math.nan
-        if not SCALES[0] <= scale <= SCALES[1]:
+            scales.add(math.nan)
+        if not all(SCALES[0] <= scale <= SCALES[1] for scale in scales):
             raise UserError(
                 f"--tta: '{word}' is no look; write none, hflip, or scales from {SCALES[0]:g} to "
                 f"{SCALES[1]:g}, such as hflip,0.75,1.25."
             )
-        scales.add(scale)
-    return list(product(sorted(scales), mirrored))
+    return list(product(sorted(scales), (False, True) if "hflip" in given else (False,)))
 
 
 def _transformed(forward: Forward, scale: float, mirrored: bool) -> Forward:
-    if scale == 1 and not mirrored:
-        return forward
-
     def look(images: Tensor) -> Tensor:
         size = images.shape[-2:]
         if scale != 1:
-            smaller = [max(1, round(scale * side)) for side in size]
-            images = F.interpolate(images, smaller, mode="bilinear", align_corners=False)
+            images = _resized(images, [max(1, round(scale * side)) for side in size])
         output = forward(images.flip(-1) if mirrored else images)
         if output.dim() == 2:
             return output
         output = output.flip(-1) if mirrored else output
-        if scale == 1:
-            return output
-        return F.interpolate(output.float(), size, mode="bilinear", align_corners=False)
+        return output if scale == 1 else _resized(output.float(), size)
 
-    return look
+    return look if scale != 1 or mirrored else forward
+
+
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
 def mean_probability(forwards: Sequence[Forward]) -> Forward:
@@ -103,8 +97,7 @@ def majority_vote(forwards: Sequence[Forward]) -> Forward:
             output = forward(images)
             # a half, a quarter, …: later voters together never outweigh an earlier one
             vote = torch.full_like(output, 1 + 0.5 ** (place + 2), dtype=torch.float32)
-            ballot = torch.zeros_like(vote).scatter_(1, output.argmax(1, keepdim=True), vote)
-            votes = votes + ballot
+            votes = torch.zeros_like(vote).scatter_(1, output.argmax(1, keepdim=True), vote) + votes
         return votes
 
     return count
@@ -122,10 +115,14 @@ def sliding_window(forward: Forward, size: int, stride: int | None = None) -> Fo
             f"--stride: {step} leaves gaps between windows of {size}; use {size} at most."
         )
 
+    def starts(length: int) -> list[int]:
+        last = max(length - size, 0)
+        return [*range(0, last, step), last]
+
     def slide(images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         total, times = None, images.new_zeros(1, 1, height, width)
-        for top, left in product(starts(height, size, step), starts(width, size, step)):
+        for top, left in product(starts(height), starts(width)):
             part = (..., slice(top, top + size), slice(left, left + size))
             said = forward(images[part]).float().softmax(1)
             if total is None:
@@ -135,9 +132,3 @@ def sliding_window(forward: Forward, size: int, stride: int | None = None) -> Fo
         return (total / times).log()
 
     return slide
-
-
-def starts(length: int, size: int, step: int) -> list[int]:
-    """Where windows begin so that they cover `length`; the last one ends with it."""
-    last = max(length - size, 0)
-    return [*range(0, last, step), last]
