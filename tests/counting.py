@@ -61,7 +61,7 @@ def real_start() -> Callable[..., Any]:
     """As `start`, with real trainings; what they would import is imported before the forks."""
     import vision_tutorial.build
     import vision_tutorial.engine  # noqa: F401
-    from vision_tutorial.data.executors.dispatch import has_numba
+    from vision_tutorial.data.executors.cpu import has_numba
 
     has_numba()
     return partial(start, command_main=train.main)

@@ -15,7 +15,6 @@ from .core import registry
 from .core.errors import UserError
 from .core.sources import Source
 from .core.task import Task, sampled
-from .data.pipeline import eval_order
 from .engine import (
     Distributed,
     Evaluation,
@@ -120,7 +119,7 @@ class Predictor:
         """What is said of every image, in order; one process. pixels: the images as seen, too."""
         recipe, source, distributed = self.asked
         data = build.eval_pipeline(recipe, source, distributed)
-        order = eval_order(recipe, source, data.worker)
+        order = data.eval_order()
         batches = data.evaluation(pixels=pixels or self.refine is not None)
         self.networks.eval()
         with torch.inference_mode():
@@ -160,7 +159,7 @@ def scored(
     size, classes = args.size or submission.SIZE, len(source.classes)
     masks = submission.read(file, classes, map(source.key, range(len(source))), size)
     data = build.eval_pipeline(recipe, source, distributed)
-    order = iter(eval_order(recipe, source, data.worker))
+    order = data.eval_order()
 
     def answer(_: torch.Tensor) -> torch.Tensor:
         ids = np.stack([masks[source.key(index)] for _, index in next(order).tolist()])

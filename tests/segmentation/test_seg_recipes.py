@@ -14,8 +14,7 @@ import torch
 
 from vision_tutorial import build
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.data import pipeline
-from vision_tutorial.data.executors import dispatch
+from vision_tutorial.data.executors import cpu
 from vision_tutorial.engine import Distributed
 from vision_tutorial.engine.step import set_lr, take_step
 from vision_tutorial.recipe.fields import Recipe, changes, to_plain
@@ -70,8 +69,7 @@ def test_a_row_is_the_recipe_it_always_was_and_takes_a_step(row, monkeypatch):
         assert all(parameter.is_meta for parameter in network.parameters())
         SEEN.add(str(recipe.model))
     monkeypatch.setattr(fcn, "Encoder", lambda name, **o: Encoder("vgg11_bn", **o))
-    for module in (dispatch, pipeline):  # numba compiles for half a minute
-        monkeypatch.setattr(module, "has_numba", lambda: False)
+    monkeypatch.setattr(cpu, "has_numba", lambda: False)  # numba compiles for half a minute
     recipe = small(recipe)
     parts = (recipe.model, recipe.loss, recipe.aux_loss, recipe.optimizer.name, recipe.augment)
     key = str((*parts, recipe.schedule, recipe.warmup, recipe.mix, recipe.balance))

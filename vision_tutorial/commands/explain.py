@@ -78,7 +78,7 @@ def _built(
 
     from .. import build
     from ..core import registry
-    from ..data.pipeline import describe_path
+    from ..data.loader import describe_path
     from ..engine.profiling import cost
     from ..losses import copies
 
