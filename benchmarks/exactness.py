@@ -25,8 +25,8 @@ from vision_tutorial import build  # noqa: E402, F401  (fills the registries)
 from vision_tutorial.core import registry  # noqa: E402
 from vision_tutorial.core.sources import base  # noqa: E402
 from vision_tutorial.data.augmentation.operation import BatchedOp, Op  # noqa: E402
-from vision_tutorial.data.executors import compiled, tensors  # noqa: E402
-from vision_tutorial.data.pipeline import batched_plan  # noqa: E402
+from vision_tutorial.data.executors import cpu, tensors  # noqa: E402
+from vision_tutorial.data.loader import batched_plan  # noqa: E402
 from vision_tutorial.recipe.loading import load  # noqa: E402
 
 RECIPES = [ROOT / "recipes" / f"{name}.yaml" for name in ("r0", "r4-tuned", "r4")]
@@ -51,7 +51,7 @@ def compared(title: str, images: np.ndarray, slots: list[BatchedOp]) -> str:
     wanted = by_pillow(images, slots)
     cells = [title, f"{len(images):,}"]
     for found in (
-        compiled.apply(images, np.arange(len(images)), slots, 2),
+        cpu.apply(images, np.arange(len(images)), slots, 2),
         by_tensors(images, slots),
     ):
         apart = np.abs(found.astype(int) - wanted)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vision_tutorial.core import registry
 from vision_tutorial.core.sources import ArraySource
-from vision_tutorial.data.loader import train_order
+from vision_tutorial.data.pipeline import train_order
 from vision_tutorial.data.preview import Shot, apart, shots
 from vision_tutorial.engine import profiling
 from vision_tutorial.recipe.fields import Recipe

@@ -19,7 +19,7 @@ from .core.processes import usable_cores
 from .core.randomness import address
 from .core.sources import Source, hold_out, take
 from .core.task import Batch, Task, sampled
-from .data import mix, pipeline
+from .data import loader, mix
 from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
@@ -42,12 +42,12 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
 
     Returns the network on the meta device.
     """
-    pipeline.chain(recipe.augment)
+    loader.chain(recipe.augment)
     random = ", ".join(sorted({c.name for c in recipe.eval_augment if operation(c).random}))
     mix.Mix(recipe.mix)
     criteria(recipe)
     copies, name = losses.copies(recipe.loss), recipe.model.name
-    pipeline.batched_plan(recipe, copies)
+    loader.batched_plan(recipe, copies)
     if random:
         raise UserError(f"eval_augment: {random} would make scores random; remove it here.")
     if recipe.shards and recipe.sync_bn:
@@ -186,7 +186,7 @@ def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> 
 
 def try_out(recipe: Recipe, source: Source, network: nn.Module) -> None:
     """One blank image of the recipe's size through the network: do they fit each other?"""
-    sample = pipeline.augmented_images(recipe, source, copies=losses.copies(recipe.loss))[0, 0]
+    sample = loader.augmented_images(recipe, source, copies=losses.copies(recipe.loss))[0, 0]
     if isinstance(sample, UserError):
         raise sample
     height, width = sample[0].shape[-2:]
@@ -215,7 +215,7 @@ def worker_context(recipe: Recipe, distributed: Distributed) -> WorkerContext:
 def data_path(recipe: Recipe) -> str:
     """Which path the training images take, in words."""
     dense = task(recipe, ()).dense
-    return pipeline.describe_path(recipe, losses.copies(recipe.loss), dense)
+    return loader.describe_path(recipe, losses.copies(recipe.loss), dense)
 
 
 def train_pipeline(recipe: Recipe, source: Source, distributed: Distributed) -> DataPipeline:

@@ -17,7 +17,6 @@ from .core.errors import UserError
 from .core.images import image_size, read_image
 from .core.sources import FileSource, Source
 from .core.task import Task, sampled
-from .data.pipeline import eval_order
 from .engine import Distributed, Evaluation, load_weights, put_weights, weights_path
 from .recipe.fields import Recipe
 from .recipe.loading import Loaded
@@ -110,7 +109,7 @@ def scored(
     masks = submission.read(file, classes, size)
     submission.check_names(file, masks, map(source.key, range(len(source))))
     data = build.eval_pipeline(recipe, source, distributed)
-    order = iter(eval_order(recipe, source, data.worker))
+    order = data.eval_order()
 
     def answer(_: torch.Tensor) -> torch.Tensor:
         ids = np.stack([masks[source.key(index)] for _, index in next(order).tolist()])
@@ -152,7 +151,7 @@ def answers(
     pixels: the images too, as the network saw them.
     """
     data = build.eval_pipeline(recipe, source, distributed)
-    order = eval_order(recipe, source, data.worker)
+    order = data.eval_order()
     batches = data.evaluation(pixels=pixels or refine is not None)
     with torch.inference_mode():
         for items, batch in zip(order, batches, strict=True):

@@ -12,14 +12,14 @@ from data.test_sampling import CHAIN, draws, whole_chain
 
 from vision_tutorial.core import arrays
 from vision_tutorial.data.augmentation.operation import Op
-from vision_tutorial.data.executors import compiled, tensors
+from vision_tutorial.data.executors import cpu, tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def alike(images, slots):
     """Whether the CPU and the GPU make the same of images uint8 (B, H, W, 3)."""
-    host = compiled.apply(images, np.arange(len(images)), slots)
+    host = cpu.apply(images, np.arange(len(images)), slots)
     device = tensors.apply(torch.from_numpy(images).permute(0, 3, 1, 2).cuda(), slots)
     return np.array_equal(host, device.permute(0, 2, 3, 1).cpu().numpy())
 

@@ -11,13 +11,13 @@ from numba.core.registry import cpu_target
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_tutorial.data.augmentation.operation import ARGUMENTS, BatchedOp, Op, batched_op
-from vision_tutorial.data.executors import compiled, tensors
+from vision_tutorial.data.executors import compiled, cpu, tensors
 
 KEEP_SIZE = [op for op in Op if op not in (Op.RESAMPLE, Op.WINDOW)]
 
 
 def by_numba(images, slots, threads=1):
-    return compiled.apply(images, np.arange(len(images)), slots, threads)
+    return cpu.apply(images, np.arange(len(images)), slots, threads)
 
 
 def by_threads(images, slots):
@@ -49,8 +49,7 @@ def differing(images, slots, executors=(by_numba, by_torch)):
 def test_operation_is_pillows(op):
     for size in SIZES:
         rng = np.random.default_rng([op, *size])
-        for _ in range(3):
-            assert differing(drawn(rng, 40, *size), [random_slot(op, rng, 40, *size)]) == []
+        assert differing(drawn(rng, 80, *size), [random_slot(op, rng, 80, *size)]) == []
 
 
 def test_operations_on_real_images(data_root):
@@ -90,7 +89,7 @@ def chain(rng, batch, height, width):
 
 
 def test_every_image_has_its_own_operations_by_any_number_of_threads(monkeypatch):
-    monkeypatch.setattr(compiled, "SHARE", 1000)  # pixels, so that a few small images are many
+    monkeypatch.setattr(cpu, "SHARE", 1000)  # pixels, so that a few small images are many
     rng = np.random.default_rng(0)
     images, slots = drawn(rng, 300, 17, 13), chain(rng, 300, 17, 13)
     assert differing(images, slots, (by_numba, by_threads, by_torch)) == []
@@ -102,16 +101,6 @@ def test_nothing_to_do_and_no_images():
     assert tensors.apply(images, [batched_op(4, Op.NONE, (6, 6))] * 2) is images
     none = BatchedOp(np.empty(0, np.int64), np.empty((0, ARGUMENTS)), (4, 5))
     assert tensors.apply(images[:0], [none]).shape == (0, 3, 4, 5)
-
-
-def test_takes_images_by_index_from_a_mapped_file(tmp_path):
-    images = np.random.default_rng(1).integers(0, 256, (9, 6, 5, 3), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    indices = np.array([7, 7, 0, 3])
-    mirror = batched_op(4, Op.HFLIP, (6, 5))
-    assert np.array_equal(compiled.apply(mapped, indices, [mirror]), images[indices][:, :, ::-1])
-    assert np.array_equal(compiled.apply(mapped, indices, []), images[indices])
 
 
 def test_what_is_kept_on_disk_is_stale_when_the_kernels_change():

@@ -13,14 +13,8 @@ from PIL import Image, ImageOps
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource, FileSource
-from vision_tutorial.data.loader import (
-    AugmentedImages,
-    by_references,
-    eval_order,
-    make_loader,
-    part,
-    train_order,
-)
+from vision_tutorial.data.loader import AugmentedImages, by_references, make_loader
+from vision_tutorial.data.pipeline import eval_order, part, train_order
 
 
 def noise(n: int = 24) -> ArraySource:
@@ -57,14 +51,6 @@ def test_every_epoch_is_a_new_order_of_all_and_drops_the_rest() -> None:
     assert all(len(set(seen)) == 8 and set(seen) <= set(range(10)) for seen in epochs)
     assert epochs[0] != epochs[1]
     assert [e for batch in order for e, _ in batch] == [0] * 8 + [1] * 8
-
-
-@pytest.mark.parametrize("world", [1, 4])
-def test_processes_together_take_the_global_batch_from_any_step(world: int) -> None:
-    through = tuples(train_order(n=50, batch_size=16, seed=3, start=0, stop=9))
-    shares = [tuples(train_order(50, 16, 3, 2, 9, rank, world)) for rank in range(world)]
-    for whole, *pieces in zip(through[2:], *shares, strict=True):
-        assert sorted(whole) == sorted(item for piece in pieces for item in piece)
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))

@@ -10,26 +10,24 @@ import pytest
 import torch
 from data.oracle import SIZES, by_pillow, entry, happens, random_slot
 from PIL import Image
-from torch.nn import functional as F
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import augments
-from vision_tutorial.core.sources import ArraySource, Subset
-from vision_tutorial.core.task import IGNORE, VOID
+from vision_tutorial.core.sources import ArraySource
+from vision_tutorial.core.task import VOID
 from vision_tutorial.data import pipeline
-from vision_tutorial.data.augmentation.operation import (
-    Op,
-    Operation,
-    batched_form,
-    operation,
+from vision_tutorial.data.augmentation.operation import Op, Operation, batched_form, operation
+from vision_tutorial.data.executors import cpu, tensors
+from vision_tutorial.data.executors.cpu import MOVING, of_masks
+from vision_tutorial.data.loader import (
+    AugmentedImages,
+    augmented_images,
+    describe_path,
+    joint,
+    make_loader,
 )
-from vision_tutorial.data.augmentation.pairs import joint
-from vision_tutorial.data.executors import dispatch, tensors
-from vision_tutorial.data.executors.dispatch import MOVING, carry_out_masks, of_masks
-from vision_tutorial.data.loader import AugmentedImages, Store, eval_order, make_loader
 from vision_tutorial.data.mix import Mix
+from vision_tutorial.data.pipeline import Store, eval_order
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
 
@@ -52,7 +50,7 @@ def painted(mask):
 
 def made(chain, mask, index, seed=0):
     """Image (h, w, 3) and mask (h, w) after a chain."""
-    image, target = joint(chain, seed)(painted(mask), mask, (0, index))
+    image, target = joint(chain, seed)(painted(mask), (0, index), mask)
     return image.permute(1, 2, 0).numpy(), target
 
 
@@ -93,18 +91,6 @@ def test_every_pixel_keeps_its_label(name, shape):
     assert moved or mask.size < 12
 
 
-def test_an_edge_in_the_mask_is_where_the_image_crosses_the_middle():
-    """Both are sampled at pixel centres: half a pixel apart, this would fail."""
-    for length in (20, 100):
-        given = [entry("resize", size=(length, length), interpolation="bilinear")]
-        for edge in range(4, 60, 5):
-            mask = np.where(np.arange(64) < edge, 0, 200).astype(np.uint8)[None].repeat(64, 0)
-            image, target = made(given, mask, 0)
-            centres = (np.arange(length) + 0.5) * 64 / length
-            clear = abs(centres - edge) > 0.01
-            assert np.array_equal((image[..., 0] > 100)[:, clear], (target == 200)[:, clear])
-
-
 def test_nothing_is_turned_or_moved_at_p_0_or_left_to_the_normalised_image():
     mask = blocks(2, 21, 34)
     names = ("hflip", "vflip", "rotate", "brightness_contrast", "clahe", "grayscale")
@@ -112,21 +98,6 @@ def test_nothing_is_turned_or_moved_at_p_0_or_left_to_the_normalised_image():
     for chain in ([entry(name, p=0.0) for name in names], late, []):
         image, target = made(chain, mask, 3)
         assert np.array_equal(image, painted(mask)) and np.array_equal(target, mask)
-
-
-COLOURS = {
-    "color_jitter": {"strength": (0.1, 0.1, 0.1, 0.2)},
-    "brightness_contrast": {"p": 1.0},
-    "clahe": {"p": 1.0},
-}
-
-
-@pytest.mark.parametrize("name", COLOURS)
-def test_colours_do_not_touch_the_mask(name):
-    mask = blocks(3, 37, 53)
-    image, target = made([entry(name, **COLOURS[name])], mask, 0)
-    assert np.array_equal(target, mask)
-    assert image.shape == (37, 53, 3) and not np.array_equal(image, painted(mask))
 
 
 def test_colour_entries_draw_for_each_image_and_place():
@@ -154,26 +125,6 @@ def test_masks_follow_learned_policies(policy):
     assert movements > 5
 
 
-LONG = [
-    entry("random_scale"),
-    entry("rotate", p=0.9, interpolation="bicubic"),
-    entry("rand_augment"),
-    entry("random_crop", size=40),
-    entry("clahe"),
-    entry("random_resized_crop", size=25),
-    *map(entry, ("gaussian_blur", "trivial_augment", "cutout")),
-]
-
-
-def test_no_label_is_invented():
-    mask = blocks(5, 37, 53)
-    mask[0, :2] = VOID
-    for index in range(15):
-        image, target = made(LONG, mask, index)
-        assert image.shape == (25, 25, 3) and target.shape == (25, 25)
-        assert set(np.unique(target)) <= {*np.unique(mask), VOID}
-
-
 # --- by others -----------------------------------------------------------------------------------
 
 
@@ -186,27 +137,9 @@ def test_masks_move_as_pillow_and_torch_move_them(op):
         whole = [random_slot(op, rng, 40, *size)]
         slots = of_masks(whole)
         assert bool(slots) == (op in MOVING)
-        found = carry_out_masks(masks, np.arange(40), whole)
+        found = cpu.apply_to_masks(masks, np.arange(40), whole)
         assert np.array_equal(found, by_pillow(masks[..., None].repeat(3, -1), slots)[..., 0])
         assert np.array_equal(found, tensors.apply(torch.from_numpy(masks)[:, None], slots)[:, 0])
-
-
-def test_masks_agree_with_torchvision():
-    mask = blocks(6, 60, 80, side=6)
-    theirs = tv_tensors.Mask(torch.from_numpy(mask))
-    assert np.array_equal(made([entry("hflip", p=1.0)], mask, 0)[1], v2.functional.hflip(theirs))
-    for index in range(5):
-        turn = entry("rotate", limit=45, p=1.0)
-        _, target = made([turn], mask, index)
-        (drawn,) = batched_form([turn], 0).ops(np.array([[0, index]]), (60, 80))
-        angle = np.degrees(np.arcsin(-drawn.args[0, 1]))
-        there, back = (v2.functional.rotate(theirs, a, fill=VOID) for a in (angle, -angle))
-        assert (there.numpy() == target).mean() > 0.97 > (back.numpy() == target).mean()
-    for size in [(16, 32), (128, 128), (60, 80)]:  # where no centre falls between two pixels
-        wanted = F.interpolate(
-            torch.from_numpy(mask)[None, None].float(), size, mode="nearest-exact"
-        )
-        assert np.array_equal(made([entry("resize", size=size)], mask, 0)[1], wanted[0, 0])
 
 
 # --- the whole path ------------------------------------------------------------------------------
@@ -216,7 +149,6 @@ CHAIN = (
     "brightness_contrast, {random_crop: {size: 20, padding: 2}}, {cutout: {p: 0.5, size: 6}}]"
 )
 FORMLESS = CHAIN.replace("brightness_contrast", "{clahe: {grid: 2}}, {random_scale: {}}")
-EVALUATED = "eval_augment=[{resize: {size: [16, 18]}}]"
 
 
 def source(count=24):
@@ -250,21 +182,13 @@ KINDS = [source, lambda: Files(source())]
 
 
 def recipe(*more):
-    words = [CHAIN, EVALUATED, "batch_size=8", "eval_batch_size=5", *more]
-    return load("recipes/debug.yaml", words).recipe
-
-
-def pipeline_of(wanted, pairs, training=True, mixing=None, **more):
-    data = pipeline.DataPipeline(
-        wanted, pairs, pipeline.WorkerContext(CPU, **more), training=training
-    )
-    data.mixing = Mix(mixing)
-    return data
+    return load("recipes/debug.yaml", [CHAIN, "batch_size=8", *more]).recipe
 
 
 def batches(wanted, pairs, start=0, stop=6, **more):
     """Raw and finished batches."""
-    data = pipeline_of(wanted, pairs, **more)
+    data = pipeline.DataPipeline(wanted, pairs, pipeline.WorkerContext(CPU, **more), training=True)
+    data.mixing = Mix(None)
     raws = data.raw_training(start, stop)
     return [(raw, data.preprocess(raw, start + i)[0]) for i, raw in enumerate(raws)]
 
@@ -285,8 +209,7 @@ def test_arrays_and_files_and_workers_make_the_same_pairs(monkeypatch):
     assert len(expected) == 48 and len(set(expected.values())) == 48
     for workers in (0, 2):
         assert by_item(batches(recipe(), Files(source()), workers=workers)) == expected
-    for module in (pipeline, dispatch):
-        monkeypatch.setattr(module, "has_numba", lambda: False)
+    monkeypatch.setattr(cpu, "has_numba", lambda: False)
     assert by_item(batches(recipe(), source())) == expected
     assert by_item(batches(recipe(), Files(source()))) == expected
 
@@ -299,43 +222,6 @@ def test_pairs_depend_on_nothing_but_their_address(chain, kind):
     later = by_item(batches(recipe(chain), kind(), start=3))
     assert later.items() < wanted.items()
     assert not set(by_item(batches(recipe(chain, "seed=9"), kind())).values()) & {*wanted.values()}
-
-
-def test_subsets_have_the_masks_of_their_images():
-    some = Subset(source(), np.array([20, 3, 3, 7, 11, 1, 0, 23]))
-    plain = recipe("augment=[]")
-    for raw, batch in batches(plain, some, stop=1):
-        index = raw.items[:, 1].numpy()
-        assert np.array_equal(raw.target, source().masks[some.indices[index]])
-        red = raw.images[:, 0].long()
-        assert torch.equal(batch.target, torch.where(raw.target == VOID, IGNORE, red))
-
-
-def test_cutmix_pastes_labels_with_their_pixels():
-    words = ["mix=cutmix", "augment=[{resize: {size: [20, 26], interpolation: nearest}}, hflip]"]
-    data = pipeline_of(recipe(*words), source(), mixing=recipe(*words).mix)
-    for step, raw in enumerate(data.raw_training(0, 3)):
-        (batch,) = data.preprocess(raw, step, pixels=True)
-        labels = torch.where(batch.pixels[:, 0] == VOID, IGNORE, batch.pixels[:, 0].long())
-        assert torch.equal(batch.target, labels) and not torch.equal(batch.pixels, raw.images)
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=["arrays", "files"])
-@pytest.mark.parametrize("more", [[], ["eval_augment=[{resize: {size: 16}}, equalize_luma]"]])
-def test_evaluations_see_every_pair_once_and_remember_them(kind, more):
-    seen = {}
-    for rank in range(2):
-        data = pipeline_of(recipe(*more), kind(), training=False, rank=rank, world=2)
-        first, again = list(data.raw_evaluation()), list(data.raw_evaluation())
-        assert all(a is b for a, b in zip(first, again, strict=True))
-        for raw in first:
-            assert raw.target.shape[1:] == raw.images.shape[2:]
-            seen |= dict(zip(raw.items[:, 1].tolist(), raw.target, strict=True))
-    assert sorted(seen) == list(range(24))
-    size = tuple(seen[0].shape)
-    for index, mask in seen.items():
-        whole = Image.fromarray(source().masks[index])
-        assert np.array_equal(mask, whole.resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def test_few_large_images_are_augmented_at_once(monkeypatch):
@@ -352,15 +238,15 @@ def test_few_large_images_are_augmented_at_once(monkeypatch):
 
 
 def test_the_path_is_told_or_refused():
-    assert pipeline.describe_path(recipe(), dense=True).startswith("batched: ")
-    formless = pipeline.describe_path(recipe(FORMLESS), dense=True)
+    assert describe_path(recipe(), dense=True).startswith("batched: ")
+    formless = describe_path(recipe(FORMLESS), dense=True)
     assert formless.startswith("joint: one image and its mask at a time (augment: clahe ")
-    timm = pipeline.describe_path(recipe("data.path=timm"), dense=True)
+    timm = describe_path(recipe("data.path=timm"), dense=True)
     assert timm == "joint: one image and its mask at a time (as data.path says)"
     with pytest.raises(UserError, match="augment: clahe .* has no batched form"):
         batches(recipe(FORMLESS, "data.path=batched"), source())
     with pytest.raises(UserError, match="loss: jsd compares copies of images"):
-        pipeline.augmented_images(recipe(), source(), copies=2)
+        augmented_images(recipe(), source(), copies=2)
 
 
 def test_what_evaluation_may_do():

@@ -7,13 +7,13 @@ import pytest
 import torch
 from data.oracle import drawn
 from forked import run_ranks
-from PIL import Image
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.sources import ArraySource, FileSource, Subset
+from vision_tutorial.core.sources import ArraySource, Subset
 from vision_tutorial.data import pipeline
-from vision_tutorial.data.executors import dispatch
-from vision_tutorial.data.pipeline import DataPipeline, WorkerContext, batched_plan
+from vision_tutorial.data.executors import cpu
+from vision_tutorial.data.loader import batched_plan
+from vision_tutorial.data.pipeline import DataPipeline, WorkerContext
 from vision_tutorial.recipe.loading import load
 
 CPU = torch.device("cpu")
@@ -56,8 +56,7 @@ def by_item(found):
 
 def test_compiled_and_tensor_code_make_the_same_batches(monkeypatch):
     fast = batches(recipe())
-    for module in (pipeline, dispatch):
-        monkeypatch.setattr(module, "has_numba", lambda: False)
+    monkeypatch.setattr(cpu, "has_numba", lambda: False)
     slow = batches(recipe())
     for (_, one), (_, other) in zip(fast, slow, strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.target, other.target)
@@ -82,17 +81,6 @@ def test_images_do_not_depend_on_the_batch_size_or_the_number_of_processes():
     shares = run_ranks(4, lambda rank: by_item(batches(recipe(), rank=rank, world=4)))
     assert sum(map(len, shares)) == len(whole)
     assert {item: image for share in shares for item, image in share.items()} == whole
-
-
-def test_a_image_of_a_file_is_the_image_of_an_array(tmp_path):
-    arrays = source()
-    paths = [tmp_path / f"{i}.png" for i in range(len(arrays))]
-    for path, image in zip(paths, arrays.images, strict=True):
-        Image.fromarray(image).save(path)
-    files = FileSource("files", paths, arrays.targets, arrays.classes)
-    expected = by_item(batches(recipe()))
-    for workers in (0, 2):
-        assert by_item(batches(recipe(), images=files, workers=workers)) == expected
 
 
 def test_subsets_address_images_by_their_own_index():
@@ -139,10 +127,3 @@ def test_the_recipe_chooses_the_path():
         batched_plan(recipe(NO_FORM, "data.path=batched"))
     with pytest.raises(UserError, match="jsd needs copies of images; data.path=batched has none"):
         batched_plan(recipe("data.path=batched"), copies=2)
-
-
-def test_the_path_of_single_images_still_feeds():
-    per_image = batches(recipe(NO_FORM))
-    assert len(per_image) == 6 and per_image[0][1].images.shape == (16, 3, 16, 16)
-    timm = by_item(batches(recipe("data.path=timm")))
-    assert timm.keys() == by_item(batches(recipe())).keys()

@@ -5,8 +5,8 @@ import torch
 from data.test_pipeline import made, recipe
 from torchvision.transforms.v2.functional import normalize
 
-from vision_tutorial.data.loader import RawBatch, part
-from vision_tutorial.data.pipeline import COLOURS
+from vision_tutorial.data.loader import RawBatch
+from vision_tutorial.data.pipeline import COLOURS, part
 
 
 def raw(n: int = 6) -> RawBatch:

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 import torch
 from data.oracle import (
-    FILL,
-    NEW_PILLOW,
-    OLD,
     ORIGINAL,
     chi2_fits,
     drawn,
@@ -27,9 +24,8 @@ from torchvision import transforms as tv
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import augments
 from vision_tutorial.data.augmentation.operation import Op, RandomStream, batched_form, operation
-from vision_tutorial.data.executors import compiled
+from vision_tutorial.data.executors import cpu
 
-NO_BATCHED_FORM = {"aug_mix", "gaussian_blur", "random_scale", "equalize_luma", "clahe"}
 MANY = 20_000
 
 
@@ -44,26 +40,15 @@ def sampler(name, **options):
 
 
 def carried_out(images, slots):
-    return compiled.apply(images, np.arange(len(images)), slots)
+    return cpu.apply(images, np.arange(len(images)), slots)
 
 
 def test_every_other_entry_has_a_batched_form():
-    assert {name for name in augments if not sampler(name)} == NO_BATCHED_FORM
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        entry("color_jitter", strength=[0.1, 0.1, 0.1, 0.1]),
-        entry("auto_augment", policy="3a"),
-        entry("rand_augment", operations="3aw"),
-        entry("aug_mix"),
-    ],
-    ids=lambda given: given.name,
-)
-def test_what_has_no_batched_form_says_so(given):
-    with pytest.raises(UserError, match=f"augment: {given.name} .* has no batched form. Use data"):
-        batched_form([given], seed=0)
+    without = {"aug_mix", "gaussian_blur", "random_scale", "equalize_luma", "clahe"}
+    assert {name for name in augments if not sampler(name)} == without
+    for given in (entry("color_jitter", strength=[0.1] * 4), entry("auto_augment", policy="3a")):
+        with pytest.raises(UserError, match=f"augment: {given.name} .* has no batched form. Use"):
+            batched_form([given], seed=0)
 
 
 # --- draws are functions of addresses ----------------------------------------------------------
@@ -83,7 +68,7 @@ def test_an_image_is_the_same_in_any_company():
     items = np.stack([np.full(60, 4), np.arange(60)], 1)
 
     def made(chosen, items=items, seed=3):
-        return compiled.apply(images, chosen, whole_chain(seed).ops(items[chosen], (32, 32)))
+        return cpu.apply(images, chosen, whole_chain(seed).ops(items[chosen], (32, 32)))
 
     together = made(np.arange(60))
     some = np.random.default_rng(1).permutation(60)
@@ -91,12 +76,6 @@ def test_an_image_is_the_same_in_any_company():
     assert np.array_equal(made(some[:1]), together[some[:1]])
     assert not np.array_equal(made(np.arange(60), items + [1, 0]), together)
     assert not np.array_equal(made(np.arange(60), seed=4), together)
-
-
-def test_the_same_entry_twice_draws_twice():
-    first, second = batched_form([entry("hflip")] * 2, 0).ops(draws(400).items, (8, 8))
-    both = Counter(zip(first.codes > 0, second.codes > 0, strict=True))
-    assert min(both.values()) > 60
 
 
 # --- distributions -----------------------------------------------------------------------------
@@ -143,7 +122,7 @@ def test_operations_of_the_original_policy_are_as_frequent_as_the_policy_says():
     assert chi2_fits(np.bincount((turned[:, 1] > 0).astype(int)), [1, 1])
 
 
-@pytest.mark.parametrize("policy", ["originalr", "v0", "v0r", "cifar10"])
+@pytest.mark.parametrize("policy", ["v0", "cifar10"])
 def test_every_pair_of_a_policy_is_equally_likely(policy):
     """Counted by what happens: the first operation of each pair, over all pairs that have it."""
     if policy == "cifar10":
@@ -252,66 +231,7 @@ def test_turns_are_even_and_as_frequent_as_p_says():
     assert set(slot.args[:, 6]) == {1.0} and slot.fill == (124, 116, 104)
 
 
-def test_brightness_and_contrast_are_even_and_apart():
-    (slot,) = sampler("brightness_contrast", limit=0.2, p=0.5)(draws(MANY), (4, 4))
-    changed = slot.codes == Op.LINEAR
-    assert happens(changed, 0.5)
-    factor, shift = slot.args[changed, :2].T
-    assert chi2_fits(np.histogram(factor, 20, (0.8, 1.2))[0], np.ones(20))
-    assert chi2_fits(np.histogram(shift, 20, (-51, 51))[0], np.ones(20))
-    assert abs(np.corrcoef(factor, shift)[0, 1]) < 5 / math.sqrt(changed.sum())
-
-
 # --- images: the whole way against timm's own, with the same outcome of every draw -----------
-
-
-class Outcomes:
-    """Stands in for addressed draws: the same numbers for each image, by block."""
-
-    def __init__(self, count, *blocks):
-        self.count, self.blocks = count, blocks
-
-    def __len__(self):
-        return self.count
-
-    def __call__(self, count, block=0):
-        flat = [u for numbers in self.blocks[block:] for u in numbers]
-        return np.tile(np.array(flat[:count]), (self.count, 1))
-
-
-class Script:
-    """Stands in for Python's `random` inside timm: applies, signs and filters by a script."""
-
-    def __init__(self, minus, kind):
-        self.minus, self.kind, self.asked = minus, kind, 0
-
-    def random(self):
-        return 0.999 if self.minus else 0.0
-
-    def choice(self, options):
-        return options[self.kind]
-
-
-@pytest.mark.parametrize("policy", ["original", "originalr", "v0", "v0r"])
-def test_composed_pairs_are_timms_images(monkeypatch, policy):
-    images = drawn(np.random.default_rng(2), 12, 32, 32)
-    pairs = timm_policies.auto_augment_policy(policy, {"img_mean": FILL})
-    for number, pair in enumerate(pairs):
-        happening = [op for op in pair if op.prob > 0]
-        for op in happening:
-            op.prob = 1.0
-        for minus, kind in [(False, 0), (True, 1)]:
-            block = [0.0, 0.0 if minus else 0.999, 0.999 * kind, 0, 0, 0, 0, 0]
-            choice = [(number + 0.5) / len(pairs), 0, 0, 0]
-            outcome = Outcomes(12, choice, *[block[:4], block[4:]] * 2)
-            found = carried_out(images, sampler("auto_augment", policy=policy)(outcome, (32, 32)))
-            monkeypatch.setattr(timm_policies, "random", Script(minus, kind))
-            for image, ours in zip(images, found, strict=True):
-                wanted = Image.fromarray(image)
-                for op in happening:
-                    black = "Posterize" in op.name and op.level_fn(op.magnitude, {})[0] == 0
-                    wanted = Image.new("RGB", wanted.size) if black else op(wanted)
-                assert np.array_equal(ours, wanted), (number, minus, kind)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (47, 33), (20, 61), (30, 20)])
@@ -323,29 +243,6 @@ def test_evaluation_images_are_torchvisions(name, size):
     found = carried_out(images, batched_form(chain, 0).ops(draws(12).items, size))
     for image, ours in zip(images, found, strict=True):
         assert np.array_equal(ours, theirs(Image.fromarray(image)))
-
-
-@pytest.mark.parametrize("name", ["nearest", "bilinear", "bicubic"])
-def test_turned_images_are_pillows(name):
-    images = drawn(np.random.default_rng(3), 12, 47, 33)
-    found = carried_out(
-        images, sampler("rotate", limit=180, p=1, interpolation=name)(draws(12), (47, 33))
-    )
-    angles = 180 * (2 * draws(12)(2)[:, 1] - 1)
-    mode = Image.Resampling[name.upper()]
-    for image, ours, angle in zip(images, found, angles, strict=True):
-        assert np.array_equal(ours, Image.fromarray(image).rotate(angle, mode, fillcolor=FILL))
-
-
-@pytest.mark.skipif(OLD, reason=NEW_PILLOW)
-def test_a_size_of_two_numbers_is_both_sides():
-    images = drawn(np.random.default_rng(3), 4, 40, 30)
-    found = carried_out(images, sampler("resize", size=(20, 50))(draws(4), (40, 30)))
-    singly = augments.build("resize", size=(20, 50))().reference
-    for image, ours in zip(images, found, strict=True):
-        wanted = Image.fromarray(image).resize((50, 20), Image.Resampling.BICUBIC)
-        assert np.array_equal(ours, wanted)
-        assert np.array_equal(ours, singly(Image.fromarray(image)))
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
@@ -398,13 +295,6 @@ def test_boxes_are_timms(mode):
 
 def sides_down(where):
     return where[:, 0].any(2).sum(1)
-
-
-def test_several_boxes_share_the_area():
-    options = {"p": 1.0, "mode": "const", "area": [0.2, 0.2], "aspect": [1.0, 1.0], "count": 3}
-    where, _ = erased("random_erasing", **options)
-    share = where[:, 0].flatten(1).float().mean(1)
-    assert share.max() <= 0.23 and share.mean() > 0.15  # boxes may overlap
 
 
 def test_erasing_is_the_same_in_any_company():

@@ -71,10 +71,6 @@ CHAINS = {  # ours after the crop, and timm's options
         {"hflip": {"p": 0.7}, "auto_augment": {}},
         {"hflip": 0.7, "color_jitter": 0.2, "auto_augment": "original"},
     ),
-    "fixed interpolation, vflip": (
-        {"hflip": {}, "vflip": {}, "auto_augment": {"interpolation": "bicubic"}},
-        {"interpolation": "bicubic", "vflip": 0.5, "auto_augment": "original"},
-    ),
     "jitter with hue, sometimes": (
         {"hflip": {}, "color_jitter": {"strength": [0.4, 0.3, 0.2, 0.1], "p": 0.6}},
         {"color_jitter": (0.4, 0.3, 0.2, 0.1), "color_jitter_prob": 0.6},
@@ -97,10 +93,6 @@ CHAINS = {  # ours after the crop, and timm's options
                 "rand_augment": {"magnitude": 5, "magnitude_std": 1, "operations": "weights"}
             },
             "augmix-m3-w3": {"aug_mix": {}},
-            "augmix-m5-w2-d2-a0.5-mstd1": {
-                "aug_mix": {"magnitude": 5, "width": 2, "depth": 2, "alpha": 0.5}
-                | {"magnitude_std": 1}
-            },
         }.items()
     },
 }
@@ -126,15 +118,6 @@ def test_images_are_timms(monkeypatch, name, images):
     # the crop alone gives other images: the rest of the chain did something
     cropped = [pixels(apply(chain[:1], image, i)) for i, image in enumerate(images)]
     assert sum(map(torch.equal, cropped, expected)) < 0.75 * len(images)
-
-
-@pytest.mark.parametrize("size", [(47, 33), (20, 61)])
-def test_eval_image_is_timms(size, images):
-    chain = build("resize", "center_crop")
-    theirs = create_transform(32, crop_pct=0.875, interpolation="bicubic", use_prefetcher=True)
-    for image in images[:20]:
-        image = image.resize(size)
-        assert torch.equal(pixels(apply(chain, image, 0)), apply([theirs], image, 0))
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
@@ -164,10 +147,6 @@ TORCHVISION = {
         tv.AutoAugment(CIFAR10, tv.InterpolationMode.BICUBIC, [124, 116, 104]),
     ),
     "trivial_augment": ({"trivial_augment": {}}, tv.TrivialAugmentWide()),
-    "random_crop, reflect": (
-        {"random_crop": {"size": 28, "padding": 2, "mode": "reflect"}},
-        tv.RandomCrop(28, padding=2, padding_mode="reflect"),
-    ),
     "random_crop, filled": (
         {"random_crop": {"fill": [1, 2, 3]}},
         tv.RandomCrop(32, padding=4, fill=(1, 2, 3)),
@@ -182,18 +161,6 @@ def test_images_are_torchvisions(name, images):
     results = [(apply(ours, p, i), apply([theirs], p, i), p) for i, p in enumerate(images)]
     assert all(mine.tobytes() == expected.tobytes() for mine, expected, _ in results)
     assert sum(mine.tobytes() != p.tobytes() for mine, _, p in results) > len(results) / 4
-
-
-def test_cifar10_policy_draws_its_interpolation():
-    """`random` is one of torchvision's two smooth ones, and each of them turns up."""
-    modes = [tv.InterpolationMode.BILINEAR, tv.InterpolationMode.BICUBIC]
-    smooth = [tv.AutoAugment(CIFAR10, mode, [124, 116, 104]) for mode in modes]
-    (ours,) = build("auto_augment", auto_augment={"policy": "cifar10"})
-    same = []
-    for i, image in enumerate(drawn(60)):
-        result = apply([ours], image, i).tobytes()
-        same.append(tuple(apply([theirs], image, i).tobytes() == result for theirs in smooth))
-    assert {(True, False), (False, True)} <= set(same) and (False, False) not in same
 
 
 def test_cutout_is_the_papers():
@@ -231,7 +198,6 @@ def test_every_entry(name):
     image, form = drawn(2, 70, 45)[1], ("RGB", SIZES.get(name, (70, 45)))
     if augments.entries[name]().stage == "tensor":
         image, form = torch.rand(3, 45, 70) + 1, (torch.Tensor, (3, 45, 70))
-    before = pickle.dumps(transform)
     results = [apply([transform], copy.deepcopy(image), i) for i in range(20)]
     for result in results:
         tensor = isinstance(result, torch.Tensor)
@@ -239,10 +205,8 @@ def test_every_entry(name):
         assert found == form or (name == "random_scale" and found[0] == "RGB")
     raw = [written(result) for result in results]
     assert (len(set(raw)) == 1) == (name in FIXED)
-    # nothing is remembered: the same object after 20 calls, and the same images again
-    assert pickle.dumps(transform) == before
-    again = pickle.loads(before)
-    assert [written(apply([again], copy.deepcopy(image), i)) for i in range(20)] == raw
+    again = [written(apply([transform], copy.deepcopy(image), i)) for i in range(20)]
+    assert again == raw  # nothing is remembered
 
 
 def test_strongest_operations_raise_nothing():
@@ -266,30 +230,23 @@ def test_p_is_how_often(entry):
         assert happens([written(result) != written(image) for result in results], p)
 
 
-def test_random_scale_keeps_the_aspect_ratio_and_covers_its_range():
-    image = drawn(1, 80, 40)[0]
-    (transform,) = build("random_scale", random_scale={"scale": [0.5, 2.0]})
-    sizes = np.array([apply([transform], image, i).size for i in range(300)])
-    assert (abs(sizes[:, 0] / 2 - sizes[:, 1]) <= 0.75).all()
-    assert 40 <= sizes[:, 0].min() < 45 and 155 < sizes[:, 0].max() <= 160
-    (tiny,) = build("random_scale", random_scale={"scale": [0.001, 0.001]})
-    assert apply([tiny], image, 0).size == (1, 1)
-
-
 @pytest.mark.parametrize(
     ("entry", "options", "message"),
     [
-        ("random_resized_crop", {"size": 0}, "size is 0; use 1 to 8192"),
-        ("random_resized_crop", {"scale": [0.9, 0.1]}, "smallest, largest.* above 0 and up to 1"),
-        ("random_crop", {"fill": [0, 0]}, "fill is .* use .red, green, blue."),
+        ("random_resized_crop", {"size": 0}, r"size is 0; a number in \[1, 8192\]"),
+        ("random_resized_crop", {"scale": [0.9, 0.1]}, "use .smallest, largest."),
+        ("random_crop", {"fill": (0, 0, 256)}, r"fill is .*256.*; a number in \[0, 255\]"),
         ("vflip", {"p": float("nan")}, "vflip: p is nan"),
         ("color_jitter", {"strength": [0.1, 0.1]}, "3 or 4"),
-        ("color_jitter", {"strength": [0.1, 0.1, 0.1, 0.6]}, "strength is 0.6; use 0 to 0.5"),
+        (
+            "color_jitter",
+            {"strength": [0.1, 0.1, 0.1, 0.6]},
+            r"hue is .0.6.; a number in \[0, 0.5\]",
+        ),
         ("auto_augment", {"policy": "cifar10", "magnitude_std": 0.5}, "leave magnitude_std at 0"),
-        ("rand_augment", {"magnitude": 11}, "magnitude is 11; use 0 to 10"),
+        ("rand_augment", {"magnitude": 11}, r"magnitude is 11; a number in \[0, 10\]"),
         ("gaussian_blur", {"kernel": 4}, "kernel is 4; use an odd"),
-        ("resize", {"size": [256]}, r"size is .*; use one number, or .height, width."),
-        ("resize", {"size": [256, 0]}, "size is 0; use 1 to 8192"),
+        ("resize", {"size": [256, 0]}, r"size is .*0.; a number in \[1, 8192\]"),
     ],
 )
 def test_bad_options_are_refused(entry, options, message):

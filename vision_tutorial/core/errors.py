@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from typing import Any
@@ -80,14 +80,16 @@ def short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def check_range(who: str, interval: str, **values: float) -> None:
-    """UserError for the first of `values`, by option, outside an interval such as "[0, 1)"."""
+def check_range(who: str, interval: str, **values: float | Sequence[float]) -> None:
+    """UserError for the first of `values`, by option, outside an interval such as "[0, 1)"; of a
+    list, each number has to be inside."""
     low, high = map(float, interval[1:-1].split(","))
     for option, value in values.items():
-        above = low <= value if interval[0] == "[" else low < value
-        below = value <= high if interval[-1] == "]" else value < high
-        if not (above and below):
-            raise UserError(f"{who}: {option} is {value}; a number in {interval} is expected.")
+        for number in value if isinstance(value, Sequence) else [value]:
+            above = low <= number if interval[0] == "[" else low < number
+            below = number <= high if interval[-1] == "]" else number < high
+            if not (above and below):
+                raise UserError(f"{who}: {option} is {value}; a number in {interval} is expected.")
 
 
 def exit_code(error: BaseException) -> int:

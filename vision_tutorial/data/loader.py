@@ -1,9 +1,7 @@
-"""Which process sees which image when, and how it gets there.
+"""Images one at a time: which way a recipe augments them, and torch's loader of them.
 
-The order is a function of (seed, epoch), the images of (seed, epoch, index); a loader that starts
-in the middle is as good as one that ran through. A global batch is split in mirror pairs: whoever
-takes position i also takes B-1-i. CutMix and Mixup pair i with B-1-i, so a mixed batch is the same
-set of images for every number of processes, micro-batches and shards.
+What an image becomes is a function of the seed and its (epoch, index), so workers and resumes
+change nothing.
 """
 
 import ctypes
@@ -11,6 +9,8 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,14 +23,16 @@ from torchvision import transforms as tv
 
 from ..core import arrays as folder
 from ..core.errors import UserError
-from ..core.randomness import address, order
+from ..core.randomness import address
 from ..core.registry import datasets
-from ..core.sources import ArraySource, Source, Subset, check_split
-from .augmentation.operation import AugmentationPlan
-from .executors import tensors
-from .executors.dispatch import carry_out, carry_out_masks, of_masks
+from ..core.sources import ArraySource, Source, check_split
+from ..recipe.fields import Recipe
+from ..recipe.grammar import Choice
+from .augmentation.operation import AugmentationPlan, batched_form, in_words, keyed, operation
+from .executors import cpu
 
 Item = Sequence[int]  # epoch, index
+ALONE = np.zeros(1, np.int64)  # the rows of a batch of one
 
 
 class RawBatch(NamedTuple):
@@ -42,61 +44,90 @@ class RawBatch(NamedTuple):
     items: Tensor
 
 
-def chosen(tensor: Tensor, rows: Tensor | None) -> Tensor:
-    """Some rows of a tensor (B, …), or all of them. Images that lie as (B, H, W, 3) are copied as
-    whole blocks, twenty times faster than by index."""
-    if rows is None:
-        return tensor
-    rows = rows.to(tensor.device)
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return tensor.index_select(0, rows)
+@datasets.register
+def arrays(split: str, *, root: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
+    """A folder that `vision-tutorial pack` made: mapped, so it may be larger than the memory."""
+    check_split(split)
+    return folder.load(Path(root).expanduser(), split, verify)
 
 
-# -- which images, in which order ------------------------------------------------------------------
+# -- which way images are augmented ----------------------------------------------------------------
 
 
-def part(n: int, index: int, parts: int) -> np.ndarray:
-    """Positions of part `index` of `parts` of a batch of n: mirror pairs, in mirror order.
+def plan_or_reason(
+    recipe: Recipe, copies: int = 0, training: bool = True
+) -> AugmentationPlan | str:
+    """The batched form of the images' augmentation, or why they go one by one.
 
-    n must divide by `parts`; with an even n/parts every pair stays whole.
+    UserError where `data.path` insists on it for training, and an entry has none.
     """
-    size = n // parts
-    half = size // 2
-    if size % 2 and parts > 1:  # pairs are torn: contiguous slices, fine where nothing is mixed
-        return np.arange(index * size, (index + 1) * size)
-    front = np.arange(index * half, (index + 1) * half)
-    middle = np.arange(half, half + size % 2)
-    return np.concatenate([front, middle, n - 1 - front[::-1]])
+    if recipe.data.path == "timm":
+        return "as data.path says"
+    try:
+        if copies:
+            raise UserError("loss: jsd needs copies of images; data.path=batched has none.")
+        return batched_form(recipe.augment if training else recipe.eval_augment, recipe.seed)
+    except UserError as error:
+        if training and recipe.data.path == "batched":
+            raise
+        return str(error).partition(". ")[0].rstrip(".")
 
 
-def train_order(
-    n: int, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
-) -> Iterator[np.ndarray]:
-    """(epoch, index) of each image of a process's batches from step `start` to `stop`: int64
-    (B, 2). Each epoch drops what is left of the n images after its last whole batch."""
-    mine = part(batch_size, rank, world)
-    current, permutation = -1, np.empty(0)
-    for step in range(start, stop):
-        epoch, position = divmod(step, n // batch_size)
-        if epoch != current:
-            current, permutation = epoch, order(seed, epoch, n)
-        batch = permutation[position * batch_size :][:batch_size]
-        yield np.stack([np.full(len(mine), epoch), batch[mine]], 1)
+def batched_plan(recipe: Recipe, copies: int = 0, training: bool = True) -> AugmentationPlan | None:
+    """`plan_or_reason`, or None."""
+    made = plan_or_reason(recipe, copies, training)
+    return made if isinstance(made, AugmentationPlan) else None
 
 
-def eval_order(n: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[np.ndarray]:
-    """(0, index) of each image of a process's batches of an evaluation: int64 (B, 2).
-
-    Whole batches, to each process in turn: each keeps its shape, so no count or bit depends on how
-    many processes there are, and nothing is padded.
-    """
-    for first in range(rank * batch_size, n, world * batch_size):
-        indices = np.arange(first, min(first + batch_size, n))
-        yield np.stack([np.zeros_like(indices), indices], 1)
+def describe_path(recipe: Recipe, copies: int = 0, dense: bool = False) -> str:
+    """In words: which path training images take, and why not the faster one."""
+    made = plan_or_reason(recipe, copies)
+    if isinstance(made, AugmentationPlan):
+        return "batched: whole batches at once, the pixels that Pillow would give"
+    per_image = "joint: one image and its mask" if dense else "timm: one image"
+    return f"{per_image} at a time ({made})"
 
 
-# -- one image at a time ---------------------------------------------------------------------------
+def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
+    """References of the operations on images, and on normalised tensors, in order."""
+    made = [operation(choice) for choice in choices]
+    late = [one for one in made if one.stage == "tensor"]
+    if late and made[-len(late) :] != late:
+        raise UserError(
+            "augment: random_erasing and cutout act after normalising; put them last in the list."
+        )
+    references = [one.reference for one in made]
+    first = len(made) - len(late)
+    return references[:first], references[first:]
+
+
+def augmented_images(
+    recipe: Recipe, source: Source, training: bool = True, copies: int = 0
+) -> "AugmentedImages":
+    """Augmented images by (epoch, index), one at a time."""
+    choices, seed = recipe.augment if training else recipe.eval_augment, recipe.seed
+    if source.dense and copies:
+        raise UserError("loss: jsd compares copies of images; there are none with masks.")
+    if source.dense or batched_plan(recipe, copies, training):
+        return AugmentedImages(source, joint(choices, seed))
+    if not copies:
+        return AugmentedImages(source, partial(by_references, chain(choices)[0], seed))
+    made = [one for one in map(operation, choices) if one.stage != "tensor"]
+    framing, others = (
+        [one.reference for one in made if one.framing == which] for which in (True, False)
+    )
+    more = {"copies": copies, "of_copies": others}
+    return AugmentedImages(source, partial(by_references, framing, seed, **more))
+
+
+# -- one image -------------------------------------------------------------------------------------
+
+
+def seed_generators(number: int) -> None:
+    """Seed the global generators of Python, NumPy and torch (CPU): timm's transforms use them."""
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)
 
 
 def by_references(
@@ -117,17 +148,67 @@ def by_references(
     return torch.stack(made) if copies else made[0]
 
 
-def by_plan(plan: AugmentationPlan, image: Image.Image, item: Item) -> Tensor:
-    """The batched form on one image of any size, as a worker decodes it -> uint8 (3, h, w)."""
-    pixels = np.asarray(image)[None]
-    ops = plan.ops(np.array([item]), pixels.shape[1:3])
-    return carry_out(pixels, np.zeros(1, np.int64), ops, threads=1)[0]
+def joint(chain: Sequence[Choice], seed: int) -> Callable[..., Any]:
+    """The chain, but for what acts on the normalised image, for an image and its mask, if any.
+
+    Operations with a batched form draw batched ops: the image takes them all, the mask those that
+    move pixels. Others touch the image alone and must leave its pixels in their places: UserError
+    names an entry that would not. The result takes an image, its (epoch, index) and its mask uint8
+    (H, W) or None, and makes the image uint8 (3, h, w), or image and mask (h, w).
+    """
+    steps = []
+    for key, choice, made in keyed(chain, seed):
+        if made.stage == "image" and not made.sample:
+            raise UserError(
+                f"{in_words(choice)} has no form for masks. Take rotate, random_scale, "
+                "hflip and color_jitter, or rand_augment or trivial_augment; an entry of your own "
+                'that moves no pixel says so with stage = "colour".'
+            )
+        if made.stage != "tensor":
+            steps.append((key, made))
+    parts: list[AugmentationPlan | tuple[int, Callable]] = []
+    for sampled, group in groupby(steps, lambda step: bool(step[1].sample)):
+        if sampled:
+            parts.append(AugmentationPlan(tuple((key, made.sample) for key, made in group)))
+        else:
+            parts += [(key, made.reference) for key, made in group]
+
+    def augment(image: Image.Image, item: Item, mask: np.ndarray | None = None) -> Any:
+        pixels = np.array(image)
+        for part in parts:
+            if isinstance(part, AugmentationPlan):
+                ops = part.ops(np.array([item]), pixels.shape[:2])
+                pixels = cpu.apply(pixels[None], ALONE, ops)[0]
+                if mask is not None:
+                    mask = cpu.apply_to_masks(mask[None], ALONE, ops)[0]
+            else:
+                key, transform = part
+                seed_generators(address(key, *item))
+                pixels = np.array(transform(Image.fromarray(pixels)))
+        made = torch.from_numpy(pixels).permute(2, 0, 1)
+        return made if mask is None else (made, mask)
+
+    return augment
+
+
+def erase_per_image(
+    transforms: Sequence[Callable], seed: int, images: Tensor, items: Tensor
+) -> Tensor:
+    """Apply the per-image tensor transforms (random erasing) to normalised images, by address."""
+    for row, (epoch, index) in enumerate(items.tolist() if transforms else ()):
+        seed_generators(address(seed, epoch, index, "erase"))
+        for transform in transforms:
+            images[row] = transform(images[row])
+    return images
+
+
+# -- torch's loader --------------------------------------------------------------------------------
 
 
 class AugmentedImages(Dataset):
-    """(epoch, index) -> image tensor, target; every draw is addressed, nothing is remembered.
+    """(epoch, index) -> image tensor, target, item; every draw is addressed, nothing is remembered.
 
-    `augment` takes (image, item); for a dense source (image, mask, item), and returns both.
+    `augment` takes (image, item), for a dense source (image, item, mask), and returns both then.
     """
 
     def __init__(self, source: Source, augment: Callable):
@@ -148,14 +229,7 @@ class AugmentedImages(Dataset):
                 f"{self.source.name}, {self.source.key(index)}: {image.width}x{image.height} "
                 f"pixels, but its mask has {width}x{height}; they must be alike."
             )
-        return *self.augment(image, target, item), item
-
-
-def seed_generators(number: int) -> None:
-    """Seed the global generators of Python, NumPy and torch (CPU): timm's transforms use them."""
-    random.seed(number)
-    np.random.seed(number % 2**32)
-    torch.default_generator.manual_seed(number)
+        return *self.augment(image, item, target), item
 
 
 def collate(samples: list[Any]) -> RawBatch | UserError:
@@ -203,77 +277,3 @@ def _worker_started(_: int) -> None:
     if sys.platform == "linux":
         death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
-
-
-# -- whole batches ---------------------------------------------------------------------------------
-
-
-@datasets.register
-def arrays(split: str, *, root: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
-    """A folder that `vision-tutorial pack` made: mapped, so it may be larger than the memory."""
-    check_split(split)
-    return folder.load(Path(root).expanduser(), split, verify)
-
-
-class Store:
-    """The images and targets (masks, if it is dense) of a source in arrays, augmented where they
-    lie: in the machine's memory, a mapped file, or the GPU's memory.
-
-    memory: `device`, `host`, or `auto` for the first if they take a quarter of what is free there.
-    """
-
-    def __init__(self, source: Source, device: torch.device, memory: str, threads: int):
-        self.device, self.threads = device, threads
-        under: Any = source
-        self.rows = np.arange(len(source))
-        while isinstance(under, Subset):
-            under, self.rows = under.source, np.asarray(under.indices)[self.rows]
-        # plain arrays over the same memory, whatever kind of mapping it was
-        arrays = [np.asarray(under.images), np.asarray(under.masks) if under.dense else None]
-        if device.type == "cuda" and memory != "host":
-            size = sum(array.nbytes for array in arrays if array is not None)
-            if memory == "device" or size < torch.cuda.mem_get_info(device)[0] / 4:
-                arrays = [a if a is None else torch.tensor(a, device=device) for a in arrays]
-        self.images, self.masks = arrays
-        self.targets = torch.tensor(under.targets, device=device)
-
-    def __call__(self, plan: AugmentationPlan, items: np.ndarray) -> RawBatch:
-        """The images `items` int64 (B, 2), augmented, and their targets."""
-        rows = self.rows[items[:, 1]]
-        ops = plan.ops(items, tuple(self.images.shape[1:3]))
-        on_gpu = self.device.type == "cuda"
-        if on_gpu:
-            images = tensors.apply(self.taken(self.images, rows).permute(0, 3, 1, 2), ops)
-        else:
-            images = carry_out(self.images, rows, ops, self.threads)
-        if self.masks is None:
-            target = self.taken(self.targets, rows)
-        elif on_gpu:
-            target = tensors.apply(self.taken(self.masks, rows)[:, None], of_masks(ops))[:, 0]
-        else:
-            target = torch.from_numpy(carry_out_masks(self.masks, rows, ops))
-        return RawBatch(images, target, torch.from_numpy(items))
-
-    def taken(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
-        """Some rows of the images, masks or targets, on the device."""
-        if isinstance(values, Tensor):
-            return values[torch.from_numpy(rows).to(values.device)]
-        return torch.from_numpy(values[rows]).pin_memory().to(self.device, non_blocking=True)
-
-
-def ahead(batches: Iterator[RawBatch], device: torch.device) -> Iterator[RawBatch]:
-    """Queue each batch on a stream of its own, one before it is needed, beside the step."""
-    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    side.wait_stream(main)  # the pixels may still be on their way
-
-    def queued() -> RawBatch | None:
-        with torch.cuda.stream(side):
-            return next(batches, None)
-
-    upcoming = queued()
-    while upcoming is not None:
-        main.wait_stream(side)
-        for tensor in (upcoming.images, upcoming.target):
-            tensor.record_stream(main)
-        current, upcoming = upcoming, queued()
-        yield current

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..core import task as targets
-from ..core.errors import UserError
+from ..core.errors import UserError, check_range
 from ..core.randomness import address, generator
 from ..core.registry import mixers
 from ..recipe.grammar import Term
-from .augmentation.operation import RandomStream, check
+from .augmentation.operation import RandomStream
 
 Share = Tensor | float
 ATTEMPTS = 64  # of a gamma; one in twenty fails, at most
@@ -38,9 +38,8 @@ def cutmix(
     images (B, C, H, W) of any type -> images, and 1.0, or which pixels are kept: bool (1, 1, H, W).
     The box has H·√(1-λ) x W·√(1-λ) pixels, λ ~ Beta(alpha, alpha), around a
     uniform centre, clipped; p is the probability that a batch is mixed at all. mode: one λ and box
-    for the batch, for each mirror pair, or for each image. UserError for an option out of range.
+    for the batch, for each mirror pair, or for each image.
     """
-    _check_options("cutmix", alpha, p)
     if rng.random() >= p:
         return images, 1.0
     share, size = rng.beta(alpha, alpha), images.shape[-2:]
@@ -65,9 +64,8 @@ def mixup(
 
     images uint8 (B, C, H, W) -> images, and the share λ ~ Beta(alpha, alpha) that each image
     keeps; p is the probability that a batch is mixed at all. mode: one λ for the batch, for each
-    mirror pair, or for each image. UserError if alpha or p are out of range.
+    mirror pair, or for each image.
     """
-    _check_options("mixup", alpha, p)
     if rng.random() >= p:
         return images, 1.0
     share = float(rng.beta(alpha, alpha))
@@ -87,12 +85,6 @@ def box_ends(
     return np.maximum(centre - half, 0), np.minimum(centre + half, length)
 
 
-def _check_options(entry: str, alpha: float, p: float) -> None:
-    if not alpha > 0:
-        raise UserError(f"{entry}: alpha is {alpha}; use more than 0, or leave {entry} out of mix.")
-    check(entry, p=(p, 0, 1))
-
-
 class Mix:
     """A recipe's mixers as one function.
 
@@ -110,11 +102,16 @@ class Mix:
             raise UserError("mix: every weight is 0; give one of them more, or leave `mix` out.")
         self.weights = weights / weights.sum()
         self.mixers = [mixers.build(term.name, **term.options) for term in terms]
-        for mixer in self.mixers:  # so that a bad option shows now and not in the first batch
+        modes = set()
+        for term, mixer in zip(terms, self.mixers, strict=True):
+            timms = term.name in ("cutmix", "mixup")
+            if timms:
+                check_range(term.name, "(0, inf)", alpha=term.options.get("alpha", 1.0))
+                check_range(term.name, "[0, 1]", p=term.options.get("p", 1.0))
+            # of a mixer of one's own, `mode` means nothing here
+            modes.add(term.options.get("mode", "batch") if timms else "batch")
+            # a bad option of its own shows now and not in the first batch
             mixer(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), generator(0, "probe"))
-        # of a mixer of one's own, `mode` means nothing here
-        timms = ("cutmix", "mixup")
-        modes = {t.options.get("mode", "batch") if t.name in timms else "batch" for t in terms}
         if len(modes) > 1:
             named = " and ".join(sorted(modes))
             raise UserError(f"mix: modes {named} do not go together; use one.")

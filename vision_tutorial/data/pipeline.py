@@ -1,26 +1,29 @@
-"""Recipe and source -> batches ready for the network: the whole data path as one object."""
+"""Recipe and source -> batches ready for the network: the whole data path as one object.
+
+The order is a function of (seed, epoch); a training that starts in the middle is as good as one
+that ran through. A global batch is split in mirror pairs: whoever takes position i also takes
+B-1-i. CutMix and Mixup pair i with B-1-i, so a mixed batch is the same set of images for every
+number of processes, micro-batches and shards.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import task as targets
-from ..core.errors import UserError
-from ..core.randomness import address
-from ..core.sources import ArraySource, Source, base
+from ..core.randomness import order
+from ..core.sources import ArraySource, Source, Subset, base
 from ..core.task import Batch
 from ..recipe.fields import Colours, Recipe
-from ..recipe.grammar import Choice
-from . import loader
-from .augmentation.operation import AugmentationPlan, batched_form, operation
-from .augmentation.pairs import joint
-from .executors.dispatch import has_numba
-from .loader import AugmentedImages, RawBatch, Store, by_plan, by_references, chosen, part
+from .augmentation.operation import AugmentationPlan
+from .executors import cpu, tensors
+from .loader import RawBatch, augmented_images, batched_plan, chain, erase_per_image, make_loader
 from .mix import Mix
 
 IMAGES_AT_ONCE = {False: 2048, True: 4096}  # augmented in one call, by whether on a GPU,
@@ -85,7 +88,7 @@ class DataPipeline:
             self.erase = partial(erase_per_image, chain(recipe.augment)[1], recipe.seed)
         self.colours = colours(recipe)
         self.table = None  # what normalising makes of each value of each channel, float32 (3, 256)
-        if worker.device.type == "cpu" and has_numba() and recipe.data.path != "timm":
+        if worker.device.type == "cpu" and cpu.has_numba() and recipe.data.path != "timm":
             values = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
             self.table = normalize(values, self.colours).reshape(3, 256).numpy()
 
@@ -98,12 +101,17 @@ class DataPipeline:
         """The process's batches of the steps from start to stop, before they are mixed."""
         recipe, worker = self.recipe, self.worker
         size, of_process = (len(self.source), recipe.batch_size), (worker.rank, worker.world)
-        return self.raw_batches(loader.train_order(*size, recipe.seed, start, stop, *of_process))
+        return self.raw_batches(train_order(*size, recipe.seed, start, stop, *of_process))
 
     def evaluation(self, pixels: bool = False) -> Iterator[Batch]:
         """The process's share of the source, from the beginning at each call. pixels: see Batch."""
         for raw in self.raw_evaluation():
             yield from self.preprocess(raw, pixels=pixels)
+
+    def eval_order(self) -> Iterator[np.ndarray]:
+        """(0, index) of the images that the process sees in an evaluation, batch by batch."""
+        size = len(self.source), self.recipe.eval_batch_size
+        return eval_order(*size, self.worker.rank, self.worker.world)
 
     def raw_evaluation(self) -> Iterator[RawBatch]:
         """The batches of an evaluation before they are normalised; kept in memory if they fit."""
@@ -111,7 +119,7 @@ class DataPipeline:
             yield from self.kept
             return
         found, size = [], 0
-        for raw in self.raw_batches(eval_order(self.recipe, self.source, self.worker)):
+        for raw in self.raw_batches(self.eval_order()):
             size += raw.images.nbytes + raw.target.nbytes
             if self.keeps and size <= KEPT_BYTES:
                 found.append(raw)
@@ -124,9 +132,9 @@ class DataPipeline:
         device = self.worker.device
         on_gpu = device.type == "cuda"
         if self.store is None:
-            return loader.make_loader(self.images, order, self.worker.workers, on_gpu)
+            return make_loader(self.images, order, self.worker.workers, on_gpu)
         made = self.augmented_at_once(iter(order), on_gpu)
-        return loader.ahead(made, device) if on_gpu else made
+        return ahead(made, device) if on_gpu else made
 
     def augmented_at_once(self, order: Iterator[np.ndarray], on_gpu: bool) -> Iterator[RawBatch]:
         """Many batches in one call: it costs little more than one batch, and keeps a GPU busy."""
@@ -170,24 +178,18 @@ class DataPipeline:
             images, rows = chosen(images, rows).transpose(0, 1).flatten(0, 1), None
             target = target.repeat(versions)
             items = torch.cat([items + items.new_tensor([0, v << 40]) for v in range(versions)])
+        channels_last = self.recipe.channels_last
         if self.table is None:
             made = normalize(chosen(images, rows), self.colours)
-        else:
-            made = self.looked_up(images, rows)
-        channels_last = self.recipe.channels_last
+        else:  # the same bits, in one pass
+            some = np.arange(len(images)) if rows is None else rows.numpy()
+            pixels_last = images.permute(0, 2, 3, 1).contiguous().numpy()
+            threads = self.worker.threads
+            looked_up = cpu.normalize(pixels_last, some, self.table, channels_last, threads)
+            made = torch.from_numpy(looked_up)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         made = self.erase(made, items).contiguous(memory_format=layout)
         return Batch(made, target, chosen(images, rows) if pixels else None, versions)
-
-    def looked_up(self, images: Tensor, rows: Tensor | None) -> Tensor:
-        """`normalize` of some rows by the table of its results: the same bits, in one pass."""
-        from .executors import compiled
-
-        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-        some = np.arange(len(pixels)) if rows is None else rows.numpy()
-        last = self.recipe.channels_last
-        made = compiled.normalize(pixels, some, self.table, last, self.worker.threads)
-        return torch.from_numpy(made).permute(0, 3, 1, 2) if last else torch.from_numpy(made)
 
 
 def normalize(images: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> Tensor:
@@ -199,92 +201,130 @@ def normalize(images: Tensor, colours: tuple[Sequence[float], Sequence[float]]) 
     return images.float().sub_(mean).div_(std)
 
 
-def erase_per_image(
-    transforms: Sequence[Callable], seed: int, images: Tensor, items: Tensor
-) -> Tensor:
-    """Apply the per-image tensor transforms (random erasing) to normalised images, by address."""
-    for row, (epoch, index) in enumerate(items.tolist() if transforms else ()):
-        loader.seed_generators(address(seed, epoch, index, "erase"))
-        for transform in transforms:
-            images[row] = transform(images[row])
-    return images
-
-
-def chain(choices: Sequence[Choice]) -> tuple[list[Callable], list[Callable]]:
-    """References of the operations on images, and on normalised tensors, in order."""
-    made = [operation(choice) for choice in choices]
-    late = [one for one in made if one.stage == "tensor"]
-    if late and made[-len(late) :] != late:
-        raise UserError(
-            "augment: random_erasing and cutout act after normalising; put them last in the list."
-        )
-    references = [one.reference for one in made]
-    first = len(made) - len(late)
-    return references[:first], references[first:]
-
-
-def plan_or_reason(
-    recipe: Recipe, copies: int = 0, training: bool = True
-) -> AugmentationPlan | str:
-    """The batched form of the images' augmentation, or why they go one by one.
-
-    UserError where `data.path` insists on it for training, and an entry has none.
-    """
-    if recipe.data.path == "timm":
-        return "as data.path says"
-    try:
-        if copies:
-            raise UserError("loss: jsd needs copies of images; data.path=batched has none.")
-        return batched_form(recipe.augment if training else recipe.eval_augment, recipe.seed)
-    except UserError as error:
-        if training and recipe.data.path == "batched":
-            raise
-        return str(error).partition(". ")[0].rstrip(".")
-
-
-def batched_plan(recipe: Recipe, copies: int = 0, training: bool = True) -> AugmentationPlan | None:
-    """`plan_or_reason`, or None."""
-    made = plan_or_reason(recipe, copies, training)
-    return made if isinstance(made, AugmentationPlan) else None
-
-
-def describe_path(recipe: Recipe, copies: int = 0, dense: bool = False) -> str:
-    """In words: which path training images take, and why not the faster one."""
-    made = plan_or_reason(recipe, copies)
-    if isinstance(made, AugmentationPlan):
-        return "batched: whole batches at once, the pixels that Pillow would give"
-    per_image = "joint: one image and its mask" if dense else "timm: one image"
-    return f"{per_image} at a time ({made})"
-
-
-def augmented_images(
-    recipe: Recipe, source: Source, training: bool = True, copies: int = 0
-) -> AugmentedImages:
-    """Augmented images by (epoch, index), one at a time."""
-    choices = recipe.augment if training else recipe.eval_augment
-    if source.dense:
-        if copies:
-            raise UserError("loss: jsd compares copies of images; there are none with masks.")
-        return AugmentedImages(source, joint(choices, recipe.seed))
-    if plan := batched_plan(recipe, copies, training):
-        return AugmentedImages(source, partial(by_plan, plan))
-    if not copies:
-        return AugmentedImages(source, partial(by_references, chain(choices)[0], recipe.seed))
-    made = [one for one in map(operation, choices) if one.stage != "tensor"]
-    framing, others = (
-        [one.reference for one in made if one.framing == which] for which in (True, False)
-    )
-    more = {"copies": copies, "of_copies": others}
-    return AugmentedImages(source, partial(by_references, framing, recipe.seed, **more))
-
-
-def eval_order(recipe: Recipe, source: Source, worker: WorkerContext) -> Iterator[np.ndarray]:
-    """(0, index) of the images that the process sees in an evaluation, batch by batch."""
-    size = len(source), recipe.eval_batch_size
-    return loader.eval_order(*size, worker.rank, worker.world)
-
-
 def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation of each channel, of pixels in 0 … 1."""
     given = recipe.normalize
     return (given.mean, given.std) if isinstance(given, Colours) else COLOURS[given]
+
+
+# -- which images, in which order ------------------------------------------------------------------
+
+
+def part(n: int, index: int, parts: int) -> np.ndarray:
+    """Positions of part `index` of `parts` of a batch of n: mirror pairs, in mirror order.
+
+    n must divide by `parts`; with an even n/parts every pair stays whole.
+    """
+    size = n // parts
+    half = size // 2
+    if size % 2 and parts > 1:  # pairs are torn: contiguous slices, fine where nothing is mixed
+        return np.arange(index * size, (index + 1) * size)
+    front = np.arange(index * half, (index + 1) * half)
+    middle = np.arange(half, half + size % 2)
+    return np.concatenate([front, middle, n - 1 - front[::-1]])
+
+
+def train_order(
+    n: int, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+) -> Iterator[np.ndarray]:
+    """(epoch, index) of each image of a process's batches from step `start` to `stop`: int64
+    (B, 2). Each epoch drops what is left of the n images after its last whole batch."""
+    mine = part(batch_size, rank, world)
+    current, permutation = -1, np.empty(0)
+    for step in range(start, stop):
+        epoch, position = divmod(step, n // batch_size)
+        if epoch != current:
+            current, permutation = epoch, order(seed, epoch, n)
+        batch = permutation[position * batch_size :][:batch_size]
+        yield np.stack([np.full(len(mine), epoch), batch[mine]], 1)
+
+
+def eval_order(n: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[np.ndarray]:
+    """(0, index) of each image of a process's batches of an evaluation: int64 (B, 2).
+
+    Whole batches, to each process in turn: each keeps its shape, so no count or bit depends on how
+    many processes there are, and nothing is padded.
+    """
+    for first in range(rank * batch_size, n, world * batch_size):
+        indices = np.arange(first, min(first + batch_size, n))
+        yield np.stack([np.zeros_like(indices), indices], 1)
+
+
+# -- images in arrays ------------------------------------------------------------------------------
+
+
+class Store:
+    """The images and targets (masks, if it is dense) of a source in arrays, augmented where they
+    lie: in the machine's memory, a mapped file, or the GPU's memory.
+
+    memory: `device`, `host`, or `auto` for the first if they take a quarter of what is free there.
+    """
+
+    def __init__(self, source: Source, device: torch.device, memory: str, threads: int):
+        self.device, self.threads = device, threads
+        under: Any = source
+        self.rows = np.arange(len(source))
+        while isinstance(under, Subset):
+            under, self.rows = under.source, np.asarray(under.indices)[self.rows]
+        # plain arrays over the same memory, whatever kind of mapping it was
+        arrays = [np.asarray(under.images), np.asarray(under.masks) if under.dense else None]
+        if device.type == "cuda" and memory != "host":
+            size = sum(array.nbytes for array in arrays if array is not None)
+            if memory == "device" or size < torch.cuda.mem_get_info(device)[0] / 4:
+                arrays = [a if a is None else torch.tensor(a, device=device) for a in arrays]
+        self.images, self.masks = arrays
+        self.targets = torch.tensor(under.targets, device=device)
+
+    def __call__(self, plan: AugmentationPlan, items: np.ndarray) -> RawBatch:
+        """The images `items` int64 (B, 2), augmented, and their targets."""
+        rows = self.rows[items[:, 1]]
+        ops = plan.ops(items, tuple(self.images.shape[1:3]))
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            images = tensors.apply(self.taken(self.images, rows).permute(0, 3, 1, 2), ops)
+        else:
+            images = torch.from_numpy(cpu.apply(self.images, rows, ops, self.threads))
+            images = images.permute(0, 3, 1, 2)
+        if self.masks is None:
+            target = self.taken(self.targets, rows)
+        elif on_gpu:
+            moving = cpu.of_masks(ops)
+            target = tensors.apply(self.taken(self.masks, rows)[:, None], moving)[:, 0]
+        else:
+            target = torch.from_numpy(cpu.apply_to_masks(self.masks, rows, ops))
+        return RawBatch(images, target, torch.from_numpy(items))
+
+    def taken(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
+        """Some rows of the images, masks or targets, on the device."""
+        if isinstance(values, Tensor):
+            return values[torch.from_numpy(rows).to(values.device)]
+        return torch.from_numpy(values[rows]).pin_memory().to(self.device, non_blocking=True)
+
+
+def ahead(batches: Iterator[RawBatch], device: torch.device) -> Iterator[RawBatch]:
+    """Queue each batch on a stream of its own, one before it is needed, beside the step."""
+    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(main)  # the pixels may still be on their way
+
+    def queued() -> RawBatch | None:
+        with torch.cuda.stream(side):
+            return next(batches, None)
+
+    upcoming = queued()
+    while upcoming is not None:
+        main.wait_stream(side)
+        for tensor in (upcoming.images, upcoming.target):
+            tensor.record_stream(main)
+        current, upcoming = upcoming, queued()
+        yield current
+
+
+def chosen(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    """Some rows of a tensor (B, …), or all of them. Images that lie as (B, H, W, 3) are copied as
+    whole blocks, twenty times faster than by index."""
+    if rows is None:
+        return tensor
+    rows = rows.to(tensor.device)
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return tensor.index_select(0, rows)

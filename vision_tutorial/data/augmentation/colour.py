@@ -2,7 +2,6 @@
 
 Luma is the Y of Pillow's YCbCr: that of BT.601, from 0 to 255.
 """
-# ruff: noqa: B006 - an option's default must be the literal a recipe would hold; none is written to
 
 import random
 from collections.abc import Callable, Sequence
@@ -14,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from torchvision import transforms as tv
 
-from ...core.errors import UserError
+from ...core.errors import UserError, check_range
 from ...core.registry import augments
-from .operation import Op, Operation, around, batched_op, check, pick, sometimes
+from .operation import Op, Operation, around, batched_op, check_pairs, pick, sometimes
 
 LEVELS = 256
 
@@ -28,12 +27,12 @@ def color_jitter(*, strength: float | list[float] = 0.4, p: float = 1.0) -> Oper
     strength: one number for the three, or a list [brightness, contrast, saturation] or
     [brightness, contrast, saturation, hue], hue at most 0.5.
     """
-    check("color_jitter", p=(p, 0, 1))
+    check_range("color_jitter", "[0, 1]", p=p)
     parts = list(strength) if isinstance(strength, Sequence) else [strength] * 3
     if len(parts) not in (3, 4):
         raise UserError(f"color_jitter: strength is {strength}; use a number, or 3 or 4 of them.")
-    for part, limit in zip(parts, (10, 10, 10, 0.5), strict=False):
-        check("color_jitter", strength=(part, 0, limit))
+    check_range("color_jitter", "[0, 10]", strength=parts[:3])
+    check_range("color_jitter", "[0, 0.5]", hue=parts[3:])
     changes = zip((Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR), parts[:3], strict=True)
     spans = [(code, max(0.0, 1 - part), 1 + part) for code, part in changes if part]
     codes, low, high = np.reshape(spans, (-1, 3)).T
@@ -62,7 +61,7 @@ def brightness_contrast(*, limit: float = 0.2, p: float = 0.5) -> Operation:
     Rounded and clipped; c and b are drawn for the image. Albumentations' RandomBrightnessContrast
     with `brightness_by_max`, its default.
     """
-    check("brightness_contrast", limit=(limit, 0, 1), p=(p, 0, 1))
+    check_range("brightness_contrast", "[0, 1]", limit=limit, p=p)
 
     def args(source, contrast, brightness):
         return around(1, limit, contrast), 255 * around(0, limit, brightness)
@@ -84,39 +83,43 @@ def linear(factor: float, shift: float) -> list[int]:
 @augments.register
 def grayscale(*, p: float = 0.1) -> Operation:
     """Take the colour away with probability p; still three channels."""
-    check("grayscale", p=(p, 0, 1))
+    check_range("grayscale", "[0, 1]", p=p)
     return Operation(tv.RandomGrayscale(p), "colour", sample=sometimes(Op.COLOR, p))
 
 
 @augments.register
 def gaussian_blur(
-    *, p: float = 0.1, kernel: int = 23, sigma: list[float] = [0.1, 2.0]
+    *, p: float = 0.1, kernel: int = 23, sigma: tuple[float, float] = (0.1, 2.0)
 ) -> Operation:
     """Blur with probability p, by a random standard deviation of `sigma` pixels (SimCLR)."""
-    check("gaussian_blur", p=(p, 0, 1), kernel=(kernel, 1, 99), sigma=(sigma, 0, 100))
+    check_range("gaussian_blur", "[0, 1]", p=p)
+    check_range("gaussian_blur", "[1, 99]", kernel=kernel)
+    check_pairs("gaussian_blur", "(0, 100]", sigma=sigma)
     if kernel % 2 == 0:
         raise UserError(f"gaussian_blur: kernel is {kernel}; use an odd number of pixels.")
-    blur = tv.GaussianBlur(kernel, tuple(sigma))
+    blur = tv.GaussianBlur(kernel, sigma)
     return Operation(tv.RandomApply([blur], p), "colour")
 
 
 @augments.register
 def equalize_luma(*, p: float = 1.0) -> Operation:
     """Histogram equalisation of the luma, with probability p; colours keep their hue (Pillow's)."""
-    check("equalize_luma", p=(p, 0, 1))
+    check_range("equalize_luma", "[0, 1]", p=p)
     reference = tv.RandomApply([partial(_on_luma, change=ImageOps.equalize)], p)
     return Operation(reference, "colour", random=p < 1)
 
 
 @augments.register
-def clahe(*, p: float = 0.5, clip: list[float] = [1.0, 4.0], grid: int = 8) -> Operation:
+def clahe(*, p: float = 0.5, clip: tuple[float, float] = (1.0, 4.0), grid: int = 8) -> Operation:
     """Contrast-limited adaptive histogram equalisation of the luma (Zuiderveld 1994; OpenCV's).
 
     clip: the limit is drawn from it; in units of a flat histogram's bin, the most that a bin may
     hold. grid: so many tiles down and across. p: how often. Albumentations takes the L of CIELAB.
     """
-    check("clahe", p=(p, 0, 1), grid=(grid, 1, 64), clip=(clip, 0, 255))
-    reference = tv.RandomApply([partial(_adapt, clip=tuple(clip), grid=grid)], p)
+    check_range("clahe", "[0, 1]", p=p)
+    check_range("clahe", "[1, 64]", grid=grid)
+    check_pairs("clahe", "(0, 255]", clip=clip)
+    reference = tv.RandomApply([partial(_adapt, clip=clip, grid=grid)], p)
     return Operation(reference, "colour", random=p < 1 or len({*clip}) > 1)
 
 

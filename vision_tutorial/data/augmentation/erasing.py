@@ -3,7 +3,6 @@
 Drawn on the CPU wherever the images are, so that every device erases the same. As in timm, a box
 is tried ten times and left out if it never fits. A mask keeps its labels under a box.
 """
-# ruff: noqa: B006 - an option's default must be the literal a recipe would hold; none is written to
 
 from functools import cache, partial
 from typing import Literal
@@ -14,9 +13,10 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision import transforms as tv
 
+from ...core.errors import check_range
 from ...core.registry import augments
 from .geometry import ATTEMPTS, draw_boxes
-from .operation import MOST_PIXELS, Operation, Patch, RandomStream, check, pick
+from .operation import PIXELS, Operation, Patch, RandomStream, check_pairs, pick
 
 CHANNELS = 3
 TABLE_BITS = 16  # of a draw that becomes a normal number
@@ -27,8 +27,8 @@ def random_erasing(
     *,
     p: float = 0.25,
     mode: Literal["const", "rand", "pixel"] = "pixel",
-    area: list[float] = [0.02, 0.3333333333333333],
-    aspect: list[float] = [0.3, 3.3333333333333335],
+    area: tuple[float, float] = (0.02, 0.3333333333333333),
+    aspect: tuple[float, float] = (0.3, 3.3333333333333335),
     count: int = 1,
 ) -> Operation:
     """Overwrite random boxes of the normalised image, with probability p (Zhong et al. 2020).
@@ -36,8 +36,10 @@ def random_erasing(
     mode: zero (the mean colour), one normal colour a box, or a normal draw a pixel. area: share of
     the image that all boxes cover. count: at most so many boxes.
     """
-    check("random_erasing", p=(p, 0, 1), count=(count, 1, 100))
-    check("random_erasing", area=(area, 0, 1), aspect=(aspect, 0, 100))
+    check_range("random_erasing", "[0, 1]", p=p)
+    check_range("random_erasing", "[1, 100]", count=count)
+    check_pairs("random_erasing", "(0, 1]", area=area)
+    check_pairs("random_erasing", "(0, 100]", aspect=aspect)
 
     def sample(stream, source):
         u = stream(2)
@@ -63,7 +65,8 @@ def cutout(*, holes: int = 1, size: int = 16, p: float = 1.0) -> Operation:
     A hole's centre is any pixel, so it may reach over the border. p: how often there are any. A
     mask keeps its labels under a hole, as in mmsegmentation and albumentations.
     """
-    check("cutout", holes=(holes, 1, 100), size=(size, 1, MOST_PIXELS), p=(p, 0, 1))
+    check_range("cutout", "[0, 1]", p=p)
+    check_range("cutout", PIXELS, holes=holes, size=size)
     half = size // 2
 
     def sample(stream, source):

@@ -3,7 +3,6 @@
 A recipe's chain is applied in its order and nothing is skipped silently (timm drops colour jitter
 next to AutoAugment; here one leaves it out).
 """
-# ruff: noqa: B006 - an option's default must be the literal a recipe would hold; none is written to
 
 import math
 import random
@@ -17,10 +16,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_inter
 from torchvision import transforms as tv
 from torchvision.transforms import InterpolationMode
 
-from ...core.errors import UserError
+from ...core.errors import check_range
 from ...core.registry import augments
 from .operation import (
-    MOST_PIXELS,
+    PIXELS,
     BatchedOp,
     Op,
     Operation,
@@ -29,7 +28,7 @@ from .operation import (
     around,
     batched_op,
     between,
-    check,
+    check_pairs,
     filters,
     pick,
     sometimes,
@@ -42,16 +41,17 @@ ATTEMPTS = 10  # of a random crop or box, as in timm
 def random_resized_crop(
     *,
     size: int = 32,
-    scale: list[float] = [0.08, 1.0],
-    ratio: list[float] = [0.75, 1.3333333333333333],
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (0.75, 1.3333333333333333),
     interpolation: Literal["random", "nearest", "bilinear", "bicubic"] = "random",
 ) -> Operation:
     """A random share `scale` of the area at a random aspect ratio, resized to `size` (Inception).
 
     interpolation: `random` draws bilinear or bicubic for each image; both are antialiased.
     """
-    check("random_resized_crop", size=(size, 1, MOST_PIXELS))
-    check("random_resized_crop", scale=(scale, 0, 1), ratio=(ratio, 0, 100))
+    check_range("random_resized_crop", PIXELS, size=size)
+    check_pairs("random_resized_crop", "(0, 1]", scale=scale)
+    check_pairs("random_resized_crop", "(0, 100]", ratio=ratio)
 
     def sample(stream, source):
         boxes, without = draw_boxes(stream, source, scale, ratio)
@@ -62,7 +62,7 @@ def random_resized_crop(
         kinds = filters(interpolation, stream(1, block=ATTEMPTS)[:, 0])
         return [batched_op(len(stream), Op.RESAMPLE, (size, size), *boxes.T, kinds)]
 
-    reference = RandomResizedCropAndInterpolation(size, tuple(scale), tuple(ratio), interpolation)
+    reference = RandomResizedCropAndInterpolation(size, scale, ratio, interpolation)
     return Operation(reference, sample=sample, framing=True)
 
 
@@ -109,30 +109,31 @@ def random_crop(
     *,
     size: int = 32,
     padding: int = 4,
-    fill: list[int] = [0, 0, 0],
+    fill: tuple[int, int, int] = (0, 0, 0),
     mode: Literal["constant", "reflect"] = "constant",
 ) -> Operation:
     """A random `size` x `size` window of the image padded by `padding` pixels (CIFAR's classic).
 
     An image that is still too small is padded further.
     """
-    check("random_crop", size=(size, 1, MOST_PIXELS), padding=(padding, 0, MOST_PIXELS))
-    check("random_crop", fill=(fill, 0, 255))
+    check_range("random_crop", PIXELS, size=size)
+    check_range("random_crop", "[0, 8192]", padding=padding)
+    check_range("random_crop", "[0, 255]", fill=fill)
 
     def sample(stream, source):
         lines = [padded(length, size, padding, mode) for length in source]
         starts = [pick(u, len(line) - size + 1) for u, line in zip(stream(2).T, lines, strict=True)]
         return [window(len(stream), size, starts, lines, fill)]
 
-    reference = tv.RandomCrop(
-        size, padding, pad_if_needed=True, fill=tuple(fill), padding_mode=mode
-    )
+    reference = tv.RandomCrop(size, padding, True, fill, mode)
     return Operation(reference, sample=sample, framing=True)
 
 
-def window(count: int, size: int, starts: list, lines: list, fill: Sequence[int]) -> BatchedOp:
+def window(
+    count: int, size: int, starts: list, lines: list, fill: tuple[int, int, int]
+) -> BatchedOp:
     """Windows of `size` x `size` from `starts` on, of the rows and columns `lines`."""
-    more = {"fill": tuple(fill), "rows": lines[0], "columns": lines[1]}
+    more = {"fill": fill, "rows": lines[0], "columns": lines[1]}
     return batched_op(count, Op.WINDOW, (size, size), *starts, **more)
 
 
@@ -147,14 +148,14 @@ def padded(length: int, size: int, padding: int, mode: str) -> np.ndarray:
 @augments.register
 def hflip(*, p: float = 0.5) -> Operation:
     """Mirror left and right with probability p."""
-    check("hflip", p=(p, 0, 1))
+    check_range("hflip", "[0, 1]", p=p)
     return Operation(tv.RandomHorizontalFlip(p), sample=sometimes(Op.HFLIP, p), framing=True)
 
 
 @augments.register
 def vflip(*, p: float = 0.5) -> Operation:
     """Mirror top and bottom with probability p."""
-    check("vflip", p=(p, 0, 1))
+    check_range("vflip", "[0, 1]", p=p)
     return Operation(tv.RandomVerticalFlip(p), sample=sometimes(Op.VFLIP, p), framing=True)
 
 
@@ -163,20 +164,22 @@ def rotate(
     *,
     limit: float = 30.0,
     p: float = 0.5,
-    fill: list[int] = [124, 116, 104],
+    fill: tuple[int, int, int] = (124, 116, 104),
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear",
 ) -> Operation:
     """Turn about the middle by -limit to limit degrees, with probability p; the size stays.
 
     fill: the colour that moves in from outside; the default is ImageNet's mean.
     """
-    check("rotate", limit=(limit, 0, 180), p=(p, 0, 1), fill=(fill, 0, 255))
+    check_range("rotate", "[0, 180]", limit=limit)
+    check_range("rotate", "[0, 1]", p=p)
+    check_range("rotate", "[0, 255]", fill=fill)
 
     def args(source, number):
         return *rotation(around(0, limit, number), *source), filters(interpolation)
 
     mode = str_to_interp_mode(interpolation)
-    turn = tv.RandomApply([tv.RandomRotation((-limit, limit), mode, fill=tuple(fill))], p)
+    turn = tv.RandomApply([tv.RandomRotation((-limit, limit), mode, fill=fill)], p)
     return Operation(turn, sample=sometimes(Op.AFFINE, p, 1, args, fill))
 
 
@@ -197,18 +200,18 @@ def rotation(degrees: np.ndarray, height: int, width: int) -> tuple[np.ndarray, 
 @augments.register
 def random_scale(
     *,
-    scale: list[float] = [0.5, 2.0],
+    scale: tuple[float, float] = (0.5, 2.0),
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear",
 ) -> Operation:
     """Resize both sides by one random factor of `scale`, antialiased; crop to one size after it."""
-    check("random_scale", scale=(scale, 0, 10))
+    check_pairs("random_scale", "(0, 10]", scale=scale)
 
     def sample(stream, source):
         factor = between(scale, stream(1).item())
         size = tuple(max(1, round(factor * side)) for side in source)
         return [batched_op(1, Op.RESAMPLE, size, 0, 0, *source, filters(interpolation))]
 
-    reference = partial(rescale, scale=tuple(scale), mode=str_to_interp_mode(interpolation))
+    reference = partial(rescale, scale=scale, mode=str_to_interp_mode(interpolation))
     return Operation(reference, sample=sample, single=True, framing=True)
 
 
@@ -222,21 +225,17 @@ def rescale(image: Image.Image, scale: tuple[float, float], mode: InterpolationM
 @augments.register
 def resize(
     *,
-    size: int | list[int] = 36,
+    size: int | tuple[int, int] = 36,
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic",
 ) -> Operation:
     """Make the shorter side `size` pixels, antialiased, or the image [height, width].
 
     With one number the aspect ratio stays.
     """
-    sides = [size] if isinstance(size, int) else size
-    if not isinstance(size, int) and len(size) != 2:
-        raise UserError(f"resize: size is {size}; use one number, or [height, width].")
-    for side in sides:
-        check("resize", size=(side, 1, MOST_PIXELS))
+    check_range("resize", PIXELS, size=size)
 
     def sample(stream, source):
-        target = tuple(sides)
+        target = size
         if isinstance(size, int):
             target = tuple(int(size * length / min(source)) for length in source)
         kind = filters(interpolation)
@@ -249,7 +248,7 @@ def resize(
 @augments.register
 def center_crop(*, size: int = 32) -> Operation:
     """The middle `size` x `size` pixels; a smaller image is padded with black."""
-    check("center_crop", size=(size, 1, MOST_PIXELS))
+    check_range("center_crop", PIXELS, size=size)
 
     def sample(stream, source):
         lines, starts = [], []

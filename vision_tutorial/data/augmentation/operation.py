@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.errors import UserError
+from ...core.errors import UserError, check_range
 from ...core.randomness import address, uniforms
 from ...core.registry import augments
 from ...recipe.grammar import Choice
@@ -23,7 +23,7 @@ from ...recipe.grammar import Choice
 Size = tuple[int, int]  # height, width
 ARGUMENTS = 8  # numbers an image, at most
 Rows = tuple[np.ndarray, np.ndarray]  # codes int64 (n,), args float64 (n, ARGUMENTS)
-MOST_PIXELS = 8192  # along one side of a result
+PIXELS = "[1, 8192]"  # along one side of a result
 
 
 class Filter(IntEnum):
@@ -222,31 +222,21 @@ def sometimes(
     p: float,
     numbers: int = 0,
     args: Callable = lambda source, *numbers: (),
-    fill: Sequence[int] = (0, 0, 0),
+    fill: tuple[int, int, int] = (0, 0, 0),
 ) -> Sampler:
     """Samples an operation with probability p; args(source, *numbers (B,)) are its arguments."""
 
     def sample(stream, source):
         happens, *u = stream(1 + numbers).T
         codes = np.where(happens < p, code, Op.NONE)
-        return [batched_op(len(stream), codes, source, *args(source, *u), fill=tuple(fill))]
+        return [batched_op(len(stream), codes, source, *args(source, *u), fill=fill)]
 
     return sample
 
 
-def check(entry: str, **limits: tuple[Any, float, float]) -> None:
-    """option=(value, low, high): UserError unless it is a number from low to high.
-
-    A list is [smallest, largest], above low and up to high; `fill` is a colour.
-    """
-    for option, (value, low, high) in limits.items():
-        if option == "fill":
-            fits = len(value) == 3 and low <= min(value) and max(value) <= high
-            allowed = f"[red, green, blue], each {low} to {high}"
-        elif isinstance(value, Sequence):
-            fits = len(value) == 2 and low < value[0] <= value[1] <= high
-            allowed = f"[smallest, largest], above {low} and up to {high:g}"
-        else:
-            fits, allowed = low <= value <= high, f"{low} to {high}"
-        if not fits:
-            raise UserError(f"{entry}: {option} is {value}; use {allowed}.")
+def check_pairs(entry: str, interval: str, **pairs: tuple[float, float]) -> None:
+    """UserError unless each option is [smallest, largest], both in the interval."""
+    check_range(entry, interval, **pairs)
+    for option, (low, high) in pairs.items():
+        if low > high:
+            raise UserError(f"{entry}: {option} is [{low}, {high}]; use [smallest, largest].")

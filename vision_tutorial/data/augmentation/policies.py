@@ -2,7 +2,6 @@
 
 What a named operation of theirs means in numbers stands at the end.
 """
-# ruff: noqa: B006 - an option's default must be the literal a recipe would hold; none is written to
 
 import math
 import re
@@ -16,7 +15,7 @@ from timm.data import auto_augment as timm_policies
 from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
 from torchvision import transforms as tv
 
-from ...core.errors import UserError
+from ...core.errors import UserError, check_range
 from ...core.registry import augments
 from .geometry import rotation
 from .operation import (
@@ -26,7 +25,6 @@ from .operation import (
     RandomStream,
     Rows,
     Size,
-    check,
     filters,
     pick,
     rows,
@@ -40,7 +38,7 @@ def auto_augment(
     *,
     policy: Literal["original", "originalr", "v0", "v0r", "3a", "cifar10"] = "original",
     magnitude_std: float | None = 0.0,
-    fill: list[int] = [124, 116, 104],
+    fill: tuple[int, int, int] = (124, 116, 104),
     interpolation: Literal["random", "nearest", "bilinear", "bicubic"] = "random",
 ) -> Operation:
     """A learned policy: one of its pairs of operations per image (Cubuk et al. 2019).
@@ -53,7 +51,7 @@ def auto_augment(
     if policy == "cifar10":
         if magnitude_std != 0:
             raise UserError("auto_augment: cifar10 has fixed magnitudes; leave magnitude_std at 0.")
-        return _cifar10(tuple(fill), interpolation)
+        return _cifar10(fill, interpolation)
     pairs = timm_policies.auto_augment_policy(policy, hparams)
     layers = [_layer(ops, hparams, interpolation) for ops in zip(*pairs, strict=True)]
 
@@ -75,7 +73,7 @@ def rand_augment(
     magnitude_max: int | None = None,
     increasing: bool = True,
     operations: Literal["all", "weights", "3a", "3aw"] = "all",
-    fill: list[int] = [124, 116, 104],
+    fill: tuple[int, int, int] = (124, 116, 104),
     interpolation: Literal["random", "nearest", "bilinear", "bicubic"] = "random",
 ) -> Operation:
     """`num_ops` random operations, each with probability p (Cubuk et al. 2020).
@@ -85,8 +83,9 @@ def rand_augment(
     null is 10. increasing: operations that grow with the magnitude. operations: timm's `t`.
     """
     top = 10 if magnitude_max is None else magnitude_max
-    check("rand_augment", p=(p, 0, 1), num_ops=(num_ops, 1, 10), magnitude_max=(top, 1, 100))
-    check("rand_augment", magnitude=(magnitude, 0, top))
+    check_range("rand_augment", "[0, 1]", p=p)
+    check_range("rand_augment", "[1, 100]", num_ops=num_ops, magnitude_max=top)
+    check_range("rand_augment", f"[0, {top}]", magnitude=magnitude)
     hparams = _timm_hparams("rand_augment", magnitude_std, fill, interpolation)
     hparams["magnitude_max"] = magnitude_max
     chosen, weights = timm_policies.rand_augment_choices(operations, increasing), None
@@ -126,7 +125,7 @@ def aug_mix(
     depth: int | None = None,
     alpha: float = 1.0,
     magnitude_std: float | None = None,
-    fill: list[int] = [124, 116, 104],
+    fill: tuple[int, int, int] = (124, 116, 104),
     interpolation: Literal["random", "nearest", "bilinear", "bicubic"] = "random",
 ) -> Operation:
     """`width` chains of operations blended with the image (Hendrycks et al. 2020).
@@ -134,8 +133,9 @@ def aug_mix(
     The defaults are timm's `augmix-m3-w3`. depth: operations in a chain; null draws 1 to 3.
     alpha: of the Dirichlet and Beta weights. magnitude_std: see `rand_augment`.
     """
-    check("aug_mix", magnitude=(magnitude, 0, 10), width=(width, 1, 10), alpha=(alpha, 0.01, 100))
-    check("aug_mix", depth=(1 if depth is None else depth, 1, 10))
+    check_range("aug_mix", "[0, 10]", magnitude=magnitude)
+    check_range("aug_mix", "[1, 10]", width=width, depth=1 if depth is None else depth)
+    check_range("aug_mix", "[0.01, 100]", alpha=alpha)
     hparams = _timm_hparams("aug_mix", magnitude_std, fill, interpolation)
     hparams["translate_pct"] = 0.3
     ops = timm_policies.augmix_ops(magnitude, hparams)
@@ -146,11 +146,12 @@ def aug_mix(
 def trivial_augment(
     *,
     bins: int = 31,
-    fill: list[int] = [0, 0, 0],
+    fill: tuple[int, int, int] = (0, 0, 0),
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "nearest",
 ) -> Operation:
     """One random operation at a random one of `bins` magnitudes (TrivialAugmentWide, 2021)."""
-    check("trivial_augment", bins=(bins, 2, 1000), fill=(fill, 0, 255))
+    check_range("trivial_augment", "[2, 1000]", bins=bins)
+    check_range("trivial_augment", "[0, 255]", fill=fill)
     reference = tv.TrivialAugmentWide(bins, str_to_interp_mode(interpolation), list(fill))
     space = reference._augmentation_space(bins)
     outcomes = _outcomes(lambda _: space, [(name, i) for name in space for i in range(bins)])
@@ -160,7 +161,7 @@ def trivial_augment(
         row, minus = pick(u[0], len(space)) * bins + pick(u[1], bins), pick(u[2], 2)
         codes, args = (table[row, minus] for table in outcomes(source))
         args[:, 6] = filters(interpolation)
-        return [BatchedOp(codes, args, source, tuple(fill))]
+        return [BatchedOp(codes, args, source, fill)]
 
     return Operation(reference, sample=sample)
 
@@ -169,12 +170,13 @@ def trivial_augment(
 
 
 def _timm_hparams(
-    entry: str, magnitude_std: float | None, fill: Sequence[int], interpolation: str
+    entry: str, magnitude_std: float | None, fill: tuple[int, int, int], interpolation: str
 ) -> dict[str, Any]:
     spread = 0 if magnitude_std is None else magnitude_std
-    check(entry, magnitude_std=(spread, 0, 100), fill=(fill, 0, 255))
+    check_range(entry, "[0, 100]", magnitude_std=spread)
+    check_range(entry, "[0, 255]", fill=fill)
     spread = math.inf if magnitude_std is None else magnitude_std  # timm's word for uniform
-    hparams = {"img_mean": tuple(fill), "magnitude_std": spread}
+    hparams = {"img_mean": fill, "magnitude_std": spread}
     if interpolation != "random":
         hparams["interpolation"] = str_to_pil_interp(interpolation)
     return hparams
@@ -253,7 +255,7 @@ def _outcomes(
     return outcomes
 
 
-def _cifar10(fill: tuple[int, ...], interpolation: str) -> Operation:
+def _cifar10(fill: tuple[int, int, int], interpolation: str) -> Operation:
     """torchvision's AutoAugment policy for CIFAR-10; `random` draws one filter an image."""
     names = ("bilinear", "bicubic") if interpolation == "random" else (interpolation,)
     policies = [

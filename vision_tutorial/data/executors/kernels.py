@@ -18,7 +18,6 @@ HALF = 1 << (BITS - 1)
 SHORT = 64  # pixels of a line whose weights are remembered
 BAND = 256  # pixels of an affine map that are worked on at once
 EDGE = 2  # pixels beyond the border that a cubic looks at
-NEAREST, BILINEAR = int(Filter.NEAREST), int(Filter.BILINEAR)
 
 compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `compiled.run`
 
@@ -213,10 +212,10 @@ def affine(old: Array, args: Array, fill: Array, new: Array) -> None:
 
     Some rows at a time, and for them step by step, so that every step runs in vector registers.
     """
-    if int(args[6]) == NEAREST:
+    if int(args[6]) == Filter.NEAREST:
         _nearest(old, args, fill, new)
         return
-    smooth = int(args[6]) != BILINEAR
+    smooth = int(args[6]) != Filter.BILINEAR
     height, width = old.shape[:2]
     edged, stride = _with_edges(old), width + 2 * EDGE
     band = max(BAND // width, 1)
@@ -379,13 +378,13 @@ def resample(old: Array, args: Array, mirrored: bool, memory: tuple, new: Array)
     memory: what `remembering` made for this size of new.
     """
     top, left, height, width = int(args[0]), int(args[1]), int(args[2]), int(args[3])
-    if int(args[4]) == NEAREST:
+    if int(args[4]) == Filter.NEAREST:
         x, y = width / new.shape[1], height / new.shape[0]
         matrix = np.array([x, 0.0, 0.0, 0.0, y, 0.0])
         crop = old[top : top + height, left : left + width]
         _nearest(crop, matrix, np.zeros(3, np.uint8), new)
         return
-    smooth = 0 if int(args[4]) == BILINEAR else 1
+    smooth = 0 if int(args[4]) == Filter.BILINEAR else 1
     # As Pillow 13 has it: height first where it loses over twice as many pixels as width does.
     fewer_rows, fewer_columns = height - new.shape[0], width - new.shape[1]
     if fewer_rows > 0 and fewer_rows > 2 * fewer_columns:

@@ -11,11 +11,6 @@ import numpy as np
 from ..augmentation.operation import Op
 from .kernels import Array, compiled, copy
 
-# Plain integers, so that numba compiles them in.
-POSTERIZE, SOLARIZE, SOLARIZE_ADD = int(Op.POSTERIZE), int(Op.SOLARIZE), int(Op.SOLARIZE_ADD)
-BRIGHTNESS, CONTRAST = int(Op.BRIGHTNESS), int(Op.CONTRAST)
-AUTOCONTRAST, EQUALIZE, LINEAR = int(Op.AUTOCONTRAST), int(Op.EQUALIZE), int(Op.LINEAR)
-
 # 32 bits wide on purpose: beside a plain whole number, numba would go on in 64.
 GREY = tuple(np.int32(weight) for weight in (19595, 38470, 7471, 32768, 16))
 TWO, EIGHT, THIRTEEN, WHOLE = np.int32(2), np.int32(8), np.int32(13), np.int32(26)
@@ -78,18 +73,18 @@ def sharpness(old: Array, f: np.float32, new: Array) -> None:
 
 
 @compiled
-def look_up(old: Array, code: int, args: Array, new: Array) -> None:
+def look_up_values(old: Array, code: int, args: Array, new: Array) -> None:
     """Replace each value by its entry in the table of its channel."""
     table = np.empty((3, 256), np.uint8)
-    if code == EQUALIZE or code == AUTOCONTRAST:
+    if code == Op.EQUALIZE or code == Op.AUTOCONTRAST:
         histogram = _histograms(old)
         for c in range(3):
-            if code == EQUALIZE:
+            if code == Op.EQUALIZE:
                 _equalized(histogram[c], table[c])
             else:
                 _stretched(histogram[c], table[c])
     else:
-        base = _mean_grey(old) if code == CONTRAST else 0
+        base = _mean_grey(old) if code == Op.CONTRAST else 0
         for v in range(256):
             made = _entry(code, args[0], args[1], base, v)
             table[0, v], table[1, v], table[2, v] = made, made, made
@@ -124,16 +119,16 @@ def _histograms(old: Array) -> Array:
 @compiled
 def _entry(code: int, value: float, shift: float, base: int, v: int) -> int:
     """What value v becomes, whatever else is in the image."""
-    if code == BRIGHTNESS or code == CONTRAST:
+    if code == Op.BRIGHTNESS or code == Op.CONTRAST:
         return int(_blend(base, v, np.float32(value)))
-    if code == POSTERIZE:
+    if code == Op.POSTERIZE:
         bits = int(value)
         return 0 if bits <= 0 else v & ~((1 << max(8 - bits, 0)) - 1)
-    if code == SOLARIZE:
+    if code == Op.SOLARIZE:
         return v if v < value else 255 - v
-    if code == SOLARIZE_ADD:
+    if code == Op.SOLARIZE_ADD:
         return min(255, v + int(value)) if v < 128 else v
-    if code == LINEAR:
+    if code == Op.LINEAR:
         return int(min(max(floor(value * v + shift + 0.5), 0), 255))
     return v
 
