@@ -1,15 +1,16 @@
 """Carry out slots on whole batches with torch: any device, to the bits of Pillow 13 on x86-64.
 
-Jobs are made on the host, from the numbers of the operations alone; nothing here waits for the
-device. Only the images that ask for an operation pay for it.
+Jobs are made on the host, from the numbers of the slots alone, and travel to the device in one
+copy; nothing here waits for the device. Only the images that ask for an operation pay for it.
 
 Two rules keep the bits. Where rounding shows, each float operation is a step of its own (a fused
 multiply-add would round once), and tensors are divided by tensors or powers of two (by any other
 number CUDA multiplies with its rounded reciprocal). All else is exact, in any order of adding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -23,39 +24,63 @@ FIXED_ONE = 2.0**16  # one pixel, in the units of Pillow's nearest affine transf
 
 
 class Job(NamedTuple):
-    """One operation on the images `rows` (n,): run(images (n, C, H, W), *numbers on the device)."""
+    """One operation on the images `rows` (n,): run(images (n, 3, H, W), *cargo on the device).
 
-    rows: np.ndarray
-    run: Callable[..., Tensor]
-    numbers: tuple[np.ndarray, ...] = ()
-
-
-def apply(images: Tensor, ops: Sequence[BatchedOp]) -> Tensor:
-    """Carry out `ops` in order. images uint8 (B, C, H, W) -> uint8 (B, C, h, w), same device.
-
-    C is 3, or 1 for masks. `images` are never written to, but are themselves the result where
-    there is nothing to do.
+    cargo: arrays whose bytes are a multiple of 8, so that they can share one buffer.
     """
-    for op in ops:
-        jobs = []
-        for code, plan in PLANS.items():
-            rows = np.flatnonzero(op.codes == code)
-            jobs += plan(op, rows) if rows.size else []
-        same = images.shape[-2:] == tuple(op.size)
-        if same and not jobs:
-            continue
-        result = images.clone() if same else images.new_empty(*images.shape[:2], *op.size)
-        for job in jobs:
-            rows, *numbers = (sent(array, images.device) for array in (job.rows, *job.numbers))
-            result.index_copy_(0, rows, job.run(images.index_select(0, rows), *numbers))
-        images = result
+
+    run: Callable[..., Tensor]
+    rows: np.ndarray
+    cargo: tuple[np.ndarray, ...] = ()
+
+
+def apply(images: Tensor, slots: Sequence[BatchedOp]) -> Tensor:
+    """Carry out `slots` in order. images uint8 (B, 3, H, W) -> uint8 (B, 3, h, w), same device.
+
+    `images` are never written to, but are themselves the result where there is nothing to do.
+    """
+    plans: list[list[Job]] = [[] for _ in slots]
+    for slot, jobs in zip(slots, plans, strict=True):
+        for ops, planner in PLANNERS.items():
+            rows = np.flatnonzero(np.isin(slot.codes, ops))
+            if rows.size:
+                jobs += planner(slot, rows)
+    arrays = [array for jobs in plans for job in jobs for array in (job.rows, *job.cargo)]
+    cargo = iter(_sent(arrays, images.device) if arrays else ())
+    for slot, jobs in zip(slots, plans, strict=True):
+        images = _carried_out(images, slot.size, jobs, cargo)
     return images
 
 
-def sent(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on `device`. The host does not wait, which takes pinned memory."""
-    tensor = torch.from_numpy(array)
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+def _sent(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """The arrays as tensors on `device`, after one copy that the host does not wait for."""
+    sizes = [array.nbytes for array in arrays]
+    # Only pinned memory is copied without waiting; torch keeps it until the copy is through.
+    buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    parts = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
+    np.concatenate(parts, out=buffer.numpy())
+    pieces = buffer.to(device, non_blocking=True).split(sizes)
+    return [
+        piece.view(getattr(torch, array.dtype.name)).view(array.shape)
+        for piece, array in zip(pieces, arrays, strict=True)
+    ]
+
+
+def _carried_out(
+    images: Tensor, size: tuple[int, int], jobs: Sequence[Job], cargo: Iterator[Tensor]
+) -> Tensor:
+    """One slot's jobs on images (B, 3, H, W), no image in two of them: (B, 3, *size)."""
+    same = images.shape[-2:] == tuple(size)
+    if same and not jobs:
+        return images
+    if len(jobs) == 1 and np.array_equal(jobs[0].rows, np.arange(len(images))):
+        _, *numbers = islice(cargo, 1 + len(jobs[0].cargo))
+        return jobs[0].run(images, *numbers)
+    result = images.clone() if same else images.new_empty(*images.shape[:2], *size)
+    for job in jobs:
+        rows, *numbers = islice(cargo, 1 + len(job.cargo))
+        result.index_copy_(0, rows, job.run(images.index_select(0, rows), *numbers))
+    return result
 
 
 # -- crop and resize -------------------------------------------------------------------------------
@@ -77,7 +102,7 @@ def _plan_resample(slot: BatchedOp, rows: np.ndarray) -> list[Job]:
             axes = (start[chosen], extent[chosen], scale[chosen], support, 1.0 / stretch, cubic)
             taps = 2 * int(np.ceil(support.max())) + 1
             run = partial(_resampled, size=slot.size, taps=taps, height_first=height_first)
-            jobs.append(Job(rows[chosen], run, (np.stack(axes, 1),)))
+            jobs.append(Job(run, rows[chosen], (np.stack(axes, 1),)))
     if nearest.any():
         down, across = (
             start[nearest, axis, None] + np.floor(_positions(0.0, scale[nearest, axis], length))
@@ -160,7 +185,7 @@ def _plan_affine(slot: BatchedOp, rows: np.ndarray) -> list[Job]:
         (nearest & ~straight, _affine_fixed),
     ):
         if chosen.any():
-            jobs.append(Job(rows[chosen], run, (matrix[chosen], _colour(slot))))
+            jobs.append(Job(run, rows[chosen], (matrix[chosen], _colour(slot))))
     if straight.any():
         (a, _, c), (_, e, f) = matrix[straight].transpose(1, 2, 0)
         down, across = _positions(f, e, slot.size[0]), _positions(c, a, slot.size[1])
@@ -182,7 +207,7 @@ def _move(slot: BatchedOp, rows: np.ndarray, down: np.ndarray, across: np.ndarra
     """Fetch pixels from rows `down` (n, h), columns `across` (n, w), or slot.fill from outside."""
     # Clipped, since no whole number can hold the positions of a wild matrix.
     down, across = (np.floor(table.clip(-1, 2**31)).astype(np.int64) for table in (down, across))
-    return Job(rows, _moved, (down[:, None, :, None], across[:, None, None], _colour(slot)))
+    return Job(_moved, rows, (down[:, None, :, None], across[:, None, None], _colour(slot)))
 
 
 def _colour(slot: BatchedOp) -> np.ndarray:
@@ -263,7 +288,7 @@ def _cubic_blend(taps: Sequence[Tensor], share: Tensor) -> Tensor:
 # -- colours ---------------------------------------------------------------------------------------
 
 VALUES = np.arange(256.0)
-KNOWN_TABLES: dict[Op, Callable] = {  # arguments (n, 1) -> what each value becomes, (n, 256)
+KNOWN_TABLES = {  # arguments (n, 1) -> what each value becomes, (n, 256) below 256; in `Op`'s order
     Op.POSTERIZE: lambda bits, _: VALUES - VALUES % 2.0 ** (8 - bits.clip(0, 8)),
     Op.SOLARIZE: lambda threshold, _: np.where(VALUES < threshold, VALUES, 255 - VALUES),
     Op.SOLARIZE_ADD: lambda add, _: np.where(VALUES < 128, (VALUES + add).clip(0, 255), VALUES),
@@ -272,32 +297,40 @@ KNOWN_TABLES: dict[Op, Callable] = {  # arguments (n, 1) -> what each value beco
 }
 
 
-def _plan_known(op: BatchedOp, rows: np.ndarray, table: Callable) -> list[Job]:
-    made = table(*op.args[rows, :2].T[..., None]).astype(np.uint8)
-    return [Job(rows, partial(_tabulated, lambda _, known: known), (made[:, None],))]
+def _plan_tables(slot: BatchedOp, rows: np.ndarray) -> list[Job]:
+    """One job for all: tables of known numbers come along, the others are made on the device."""
+    rows = rows[np.argsort(slot.codes[rows], kind="stable")]  # by op, in the order of `Op`
+    codes, (numbers, shifts) = slot.codes[rows], slot.args[rows, :2].T[..., None]
+    known = [table(numbers[codes == op], shifts[codes == op]) for op, table in KNOWN_TABLES.items()]
+    counts = [np.count_nonzero(codes == op) for op in (Op.CONTRAST, Op.AUTOCONTRAST, Op.EQUALIZE)]
+    cargo = (np.concatenate(known).astype(np.uint8), numbers[codes == Op.CONTRAST])
+    return [Job(partial(_tabulated, counts=counts), rows, cargo)]
 
 
-def _plan_one(op: BatchedOp, rows: np.ndarray, run: Callable[..., Tensor]) -> list[Job]:
-    """`run` with the first argument float64 (n, 1) of its images."""
-    return [Job(rows, run, (op.args[rows, :1],))]
+def _tabulated(images: Tensor, known: Tensor, factors: Tensor, *, counts: Sequence[int]) -> Tensor:
+    """images (n, 3, H, W), each through its own three tables.
 
-
-def _tabulated(tables: Callable[..., Tensor], images: Tensor, numbers: Tensor) -> Tensor:
-    """images (n, 3, H, W), each through its own table, or one for each channel."""
+    The first have tables `known`, uint8 (k, 256); then come counts[0] images to contrast by
+    `factors` (counts[0], 1), counts[1] to autocontrast and counts[2] to equalize.
+    """
     values = images.flatten(2).long()
-    return tables(values, numbers).expand(-1, 3, -1).gather(2, values).view_as(images)
+    _, *others = values.split([len(known), *counts])
+    makers = partial(_contrast_tables, factors=factors), _autocontrast_tables, _equalize_tables
+    tables = [known[:, None].expand(-1, 3, -1)]
+    tables += [make(some) for make, some in zip(makers, others, strict=True) if len(some)]
+    return torch.cat(tables).gather(2, values).view_as(images)
 
 
 def _contrast_tables(values: Tensor, factors: Tensor) -> Tensor:
-    """Away from the mean grey by factors float64 (n, 1). values int64 (n, 3, N) -> (n, 1, 256)."""
+    """Away from the mean grey by factors float64 (n, 1). values int64 (n, 3, N) -> (n, 3, 256)."""
     pixels = values.shape[2]
     total = _luma(values.float()).sum(2, dtype=torch.float64).long()
     mean = torch.div(2 * total + pixels, 2 * pixels, rounding_mode="floor")  # half goes up
     ramp = torch.arange(256, dtype=torch.float32, device=values.device)
-    return _blended(mean[..., None].float(), ramp, factors)
+    return _blended(mean[..., None].float(), ramp, factors).expand(-1, 3, -1)
 
 
-def _autocontrast_tables(values: Tensor, _: Tensor) -> Tensor:
+def _autocontrast_tables(values: Tensor) -> Tensor:
     """From each channel's darkest to brightest. values int64 (n, 3, N) -> uint8 (n, 3, 256)."""
     low, high = values.amin(2, keepdim=True).double(), values.amax(2, keepdim=True).double()
     ramp = torch.arange(256, dtype=torch.float64, device=values.device)
@@ -306,7 +339,7 @@ def _autocontrast_tables(values: Tensor, _: Tensor) -> Tensor:
     return torch.where(high > low, stretched, ramp).to(torch.uint8)
 
 
-def _equalize_tables(values: Tensor, _: Tensor) -> Tensor:
+def _equalize_tables(values: Tensor) -> Tensor:
     """Each channel's values spread evenly. values int64 (n, 3, N) -> uint8 (n, 3, 256)."""
     counts = values.new_zeros(*values.shape[:2], 256)
     counts.scatter_add_(2, values, counts.new_ones(1).expand_as(values))
@@ -348,16 +381,13 @@ def _blended(plain: Tensor, full: Tensor, factors: Tensor) -> Tensor:
     return (plain + factors * (full - plain)).clamp_(0, 255).to(torch.uint8)
 
 
-PLANS: dict[Op, Callable[[BatchedOp, np.ndarray], list[Job]]] = {
-    Op.RESAMPLE: _plan_resample,
-    Op.WINDOW: _plan_window,
-    Op.HFLIP: lambda op, rows: [Job(rows, partial(torch.flip, dims=(3,)))],
-    Op.VFLIP: lambda op, rows: [Job(rows, partial(torch.flip, dims=(2,)))],
-    Op.AFFINE: _plan_affine,
-    **{op: partial(_plan_known, table=table) for op, table in KNOWN_TABLES.items()},
-    Op.CONTRAST: partial(_plan_one, run=partial(_tabulated, _contrast_tables)),
-    Op.AUTOCONTRAST: partial(_plan_one, run=partial(_tabulated, _autocontrast_tables)),
-    Op.EQUALIZE: partial(_plan_one, run=partial(_tabulated, _equalize_tables)),
-    Op.COLOR: partial(_plan_one, run=_colored),
-    Op.SHARPNESS: partial(_plan_one, run=_sharpened),
+PLANNERS = {
+    (Op.RESAMPLE,): _plan_resample,
+    (Op.WINDOW,): _plan_window,
+    (Op.HFLIP,): lambda slot, rows: [Job(partial(torch.flip, dims=(3,)), rows)],
+    (Op.VFLIP,): lambda slot, rows: [Job(partial(torch.flip, dims=(2,)), rows)],
+    (Op.AFFINE,): _plan_affine,
+    (*KNOWN_TABLES, Op.CONTRAST, Op.AUTOCONTRAST, Op.EQUALIZE): _plan_tables,
+    (Op.COLOR,): lambda slot, rows: [Job(_colored, rows, (slot.args[rows, :1],))],
+    (Op.SHARPNESS,): lambda slot, rows: [Job(_sharpened, rows, (slot.args[rows, :1],))],
 }
