@@ -23,7 +23,7 @@ def recipe(*words, name="r4"):
 
 @pytest.mark.parametrize("name", ["r0", "r4"])
 def test_the_recipes_of_the_report_become_the_same_transforms(name):
-    ours = build.pipeline.chain(recipe(name=name).augment)[0]
+    ours = build.loader.chain(recipe(name=name).augment)[0]
     theirs = create_transform(**translated(recipe(name=name)), is_training=True).transforms
     names = [type(one).__name__ for one in theirs]
     assert names == [*(type(one).__name__ for one in ours), "MaybeToTensor", "Normalize"]

@@ -259,7 +259,7 @@ def _trainer_peaks(job: Bench, batches: Path) -> tuple[dict[str, int | None], in
     """Its peaks with a checkpoint, the images' bytes, the classes; writes a step's `batches`."""
     timed = job.timed()
     timed.run(job.seconds)
-    timed.recorder.save(timed.progress, is_best=False)
+    timed.recorder.save(timed.progress)
     timed.recorder.catch_up()
     peaks, train = _peaks(), timed.splits.train
     torch.save([(b.images, b.target) for b in timed.first_batches()], batches)

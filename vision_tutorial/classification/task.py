@@ -1,14 +1,14 @@
-"""What the engine needs to know of classification: a loss, a meter, a prediction."""
+"""What the engine needs to know of classification: its metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.registry import tasks
-from ..core.task import Batch, Criterion, Parts, exact_sum, tally, wide
+from ..core.task import Task, exact_sum, tally, wide
 
 _NEVER = 2**62  # a rank
 
@@ -65,30 +65,7 @@ class Accuracy:
         return {"class": list(self.classes), "images": [int(n) for n in items], "top1": top1}
 
 
-class Classification:
-    """Task: one class per image."""
-
-    dense = False
-
-    def __init__(self, classes: Sequence[str]):
-        self.classes = tuple(classes)
-
-    def loss(
-        self, model: nn.Module, batch: Batch, criteria: Mapping[str, Criterion]
-    ) -> tuple[Tensor, Parts]:
-        """Forward and criterion. images (B, 3, H, W); target ids (B,) or class map (B, C)."""
-        return criteria["loss"](model(batch.images), batch.target)
-
-    def meter(self) -> Accuracy:
-        """A fresh meter."""
-        return Accuracy(self.classes)
-
-    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Class probabilities (B, C) of images (B, 3, H, W)."""
-        return model(images).float().softmax(1)
-
-
 @tasks.register
-def classification(classes: Sequence[str]) -> Classification:
+def classification(classes: Sequence[str]) -> Task:
     """One class per image: top-1, top-5, per-class accuracy."""
-    return Classification(classes)
+    return Task(classes, Accuracy, dense=False)

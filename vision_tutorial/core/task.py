@@ -1,4 +1,4 @@
-"""What both tracks share: the protocols Task and Meter, exact sums, and the two forms of a target.
+"""What both tracks share: Task and Meter, exact sums, and the two forms of a target.
 
 A target is class ids, integers (B, *S) with `IGNORE` where nothing counts, or a class map, float
 (B, C, *S): one distribution over C classes per position, all zero where nothing counts.
@@ -8,7 +8,7 @@ Real-valued sums (a loss) are in fixed point, 2^-24 a step: float64 adds multipl
 rounding up to 2^29, so the order of addition cannot matter.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,24 +58,37 @@ class Meter(Protocol):
         """The per-class table, by column."""
 
 
-class Task(Protocol):
-    """What a track adds to the engine; three methods, and no fourth.
+@dataclass(frozen=True)
+class Task:
+    """What a track adds to the engine. dense: targets are (B, H, W) instead of (B,)."""
 
-    dense: whether targets have a place in the image, (B, H, W) instead of (B,).
-    """
-
+    classes: Sequence[str]
+    metrics: Callable[[Sequence[str]], Meter]
     dense: bool
 
     def loss(
         self, model: nn.Module, batch: Batch, criteria: Mapping[str, Criterion]
     ) -> tuple[Tensor, Parts]:
-        """Forward and criterion: the total to differentiate, and its named parts to log."""
+        """Forward, and a criterion for each head: the total to differentiate, its parts to log.
+
+        With an auxiliary head: `main`, `aux`, the terms of each, those of the second as `aux/…`.
+        """
+        output = model(batch.images)
+        if "aux_loss" not in criteria:
+            return criteria["loss"](output, batch.target)
+        main, main_parts = criteria["loss"](output[0], batch.target)
+        aux, aux_parts = criteria["aux_loss"](output[1], batch.target)
+        heads = {"main": main.detach(), "aux": aux.detach()}
+        named = {f"aux/{name}": value for name, value in aux_parts.items()}
+        return main + aux, {**heads, **main_parts, **named}
 
     def meter(self) -> Meter:
         """A fresh meter."""
+        return self.metrics(self.classes)
 
-    def predict(self, model: nn.Module, images: Tensor) -> Any:
-        """What the model says of images (B, 3, H, W)."""
+    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Class probabilities (B, C, *S) of images (B, 3, H, W)."""
+        return model(images).float().softmax(1)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -113,21 +126,16 @@ def to_map(target: Tensor, classes: int) -> Tensor:
     return empty.scatter_(1, target.unsqueeze(1).where(counts, 0), counts.float())
 
 
-def to_ids(target: Tensor) -> Tensor:
-    """Class map (B, C, *S) -> ids (B, *S) of the largest share, IGNORE where nothing counts."""
-    if not is_map(target):
-        return target
-    return target.argmax(1).where(valid(target), IGNORE)
-
-
 def from_masks(masks: Tensor) -> Tensor:
     """Masks uint8 (B, H, W) as they lie in files -> class ids int64, IGNORE where they are VOID."""
     return masks.long().masked_fill_(masks == VOID, IGNORE)
 
 
-def to_masks(ids: Tensor) -> Tensor:
-    """Class ids (B, H, W) -> masks uint8 as they lie in files, VOID where they are IGNORE."""
-    return ids.masked_fill(ids == IGNORE, VOID).to(torch.uint8)
+def to_masks(target: Tensor) -> Tensor:
+    """Both forms of a dense target -> masks uint8 (B, H, W) as they lie in files, of the largest
+    share; VOID where nothing counts."""
+    ids = target.argmax(1) if is_map(target) else target
+    return ids.where(valid(target), VOID).to(torch.uint8)
 
 
 def sampled(values: Tensor, height: int, width: int) -> Tensor:

@@ -93,7 +93,7 @@ def shots(
         pixels, target = visible.permute(1, 2, 0).contiguous().numpy(), batch.target[0]
         shot = Shot(f"{label} {epoch + 1}", pixels)
         if source.dense:
-            masks = targets.to_masks(targets.to_ids(batch.target))
+            masks = targets.to_masks(batch.target)
             shot = shot._replace(mask=masks[0].numpy())
         elif target.dim():
             shot = shot._replace(label=shares(target, source.classes))

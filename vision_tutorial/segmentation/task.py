@@ -1,4 +1,4 @@
-"""What the engine needs to know of segmentation: a loss, a meter, a prediction.
+"""What the engine needs to know of segmentation: its metrics.
 
 All metrics are sums that are exact in any order, most from one confusion matrix, summed over
 batches and processes. Beside it stand the means over images and over batches, which logs tend to
@@ -6,15 +6,15 @@ mix up with it, and the overlap along boundaries.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.registry import tasks
-from ..core.task import IGNORE, Batch, Criterion, Parts, exact_sum, tally, wide
+from ..core.task import IGNORE, Task, exact_sum, tally, wide
 
 BAND = 0.02  # width of a boundary, in diagonals of the image (Cheng et al. 2021)
 _SUMS = ("images", "counted", "batches", "iou_of_images", "iou_of_batches", "entropy")
@@ -150,39 +150,7 @@ def _percent(part: Tensor, total: Tensor) -> list[float | None]:
     return [100 * a / b if b else None for a, b in zip(part.tolist(), total.tolist(), strict=True)]
 
 
-class Segmentation:
-    """Task: a class for every pixel, by a main head and perhaps an auxiliary one."""
-
-    dense = True
-
-    def __init__(self, classes: Sequence[str]):
-        self.classes = tuple(classes)
-
-    def loss(
-        self, model: nn.Module, batch: Batch, criteria: Mapping[str, Criterion]
-    ) -> tuple[Tensor, Parts]:
-        """Forward, and a criterion for each head. images (B, 3, H, W); target ids (B, H, W) or
-        class map (B, C, H, W). With an auxiliary head the parts are `main`, `aux`, and the terms of
-        each, those of the second as `aux/…`."""
-        output = model(batch.images)
-        if "aux_loss" not in criteria:
-            return criteria["loss"](output, batch.target)
-        main, main_parts = criteria["loss"](output[0], batch.target)
-        aux, aux_parts = criteria["aux_loss"](output[1], batch.target)
-        heads = {"main": main.detach(), "aux": aux.detach()}
-        named = {f"aux/{name}": value for name, value in aux_parts.items()}
-        return main + aux, {**heads, **main_parts, **named}
-
-    def meter(self) -> Overlap:
-        """A fresh meter."""
-        return Overlap(self.classes)
-
-    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Class probabilities (B, C, H, W) of images (B, 3, H, W)."""
-        return model(images).float().softmax(1)
-
-
 @tasks.register
-def segmentation(classes: Sequence[str]) -> Segmentation:
+def segmentation(classes: Sequence[str]) -> Task:
     """A class for every pixel: mean IoU over the data set, per class, along boundaries."""
-    return Segmentation(classes)
+    return Task(classes, Overlap, dense=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vision_tutorial.data.augmentation.philox import philox, uniforms
+from vision_tutorial.data.augmentation.operation import philox, uniforms
 
 # the known answers that its authors publish (Random123, philox4x32-10): counter, key, words
 KNOWN = [
