@@ -15,7 +15,7 @@ from vision_tutorial.losses import WeightedSum
 from vision_tutorial.recipe.fields import Balance, Recipe
 from vision_tutorial.recipe.grammar import Term
 from vision_tutorial.recipe.loading import load
-from vision_tutorial.segmentation.task import Overlap
+from vision_tutorial.segmentation.metrics import Overlap
 from vision_tutorial.segmentation.visualisation import overlay
 
 RECIPES = Path(__file__).parent.parent / "recipes"

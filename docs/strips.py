@@ -16,8 +16,8 @@ from vision_tutorial.engine import profiling
 from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.segmentation.dense_crf import dense_crf
+from vision_tutorial.segmentation.metrics import Overlap
 from vision_tutorial.segmentation.pseudo_labels import PseudoLabelReport
-from vision_tutorial.segmentation.task import Overlap
 from vision_tutorial.segmentation.visualisation import overlay
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from vision_tutorial.classification.task import ranks
+from vision_tutorial.classification.metrics import ranks
 from vision_tutorial.core.task import (
     IGNORE,
     QUANTUM,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from vision_tutorial.core.task import VOID, from_masks
-from vision_tutorial.segmentation.task import BAND, Overlap, boundaries
+from vision_tutorial.segmentation.metrics import BAND, Overlap, boundaries
 
 CLASSES = tuple("abcdef")
 C = len(CLASSES)

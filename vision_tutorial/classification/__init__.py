@@ -1,3 +1,3 @@
-"""Classification track: datasets, networks, task."""
+"""Classification track: datasets, networks, metrics."""
 
-from . import datasets, models, task  # noqa: F401  (importing them fills their registries)
+from . import datasets, metrics, models  # noqa: F401  (importing them fills their registries)

@@ -1,3 +1,3 @@
-"""Segmentation track: datasets, networks, task, refiners."""
+"""Segmentation track: datasets, networks, metrics, refiners."""
 
-from . import coco, datasets, dense_crf, models, task  # noqa: F401  (importing them fills their registries)
+from . import coco, datasets, dense_crf, metrics, models  # noqa: F401  (importing them fills their registries)

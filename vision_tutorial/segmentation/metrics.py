@@ -1,4 +1,4 @@
-"""What the engine needs to know of segmentation: its metrics.
+"""Metrics of segmentation: mean IoU, IoU of each class, boundary IoU, confusion matrix.
 
 All metrics are sums that are exact in any order, most from one confusion matrix, summed over
 batches and processes. Beside it stand the means over images and over batches, which logs tend to

@@ -1,4 +1,4 @@
-"""What the engine needs to know of classification: its metrics."""
+"""Metrics of classification: top-1, top-5, accuracy of each class."""
 
 from collections.abc import Sequence
 from typing import Any
