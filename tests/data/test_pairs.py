@@ -10,11 +10,14 @@ import pytest
 import torch
 from data.oracle import SIZES, by_pillow, entry, happens, random_slot
 from PIL import Image
+from torch.nn import functional as F
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.registry import augments
 from vision_tutorial.core.sources import ArraySource
-from vision_tutorial.core.task import VOID
+from vision_tutorial.core.task import IGNORE, VOID
 from vision_tutorial.data import pipeline
 from vision_tutorial.data.augmentation.operation import Op, Operation, batched_form, operation
 from vision_tutorial.data.executors import cpu, tensors
@@ -144,6 +147,31 @@ def test_masks_move_as_pillow_and_torch_move_them(op):
 
 # --- the whole path ------------------------------------------------------------------------------
 
+
+def test_scales_are_spread_over_their_range():
+    sides = [len(made([entry("random_scale")], blocks(0, 50, 50), i)[1]) for i in range(60)]
+    assert 25 <= min(sides) < 32 and 85 < max(sides) <= 100
+    assert 55 < np.mean(sides) < 70  # of a factor uniform from 0.5 to 2
+
+
+def test_masks_agree_with_torchvision():
+    mask = blocks(6, 60, 80, side=6)
+    theirs = tv_tensors.Mask(torch.from_numpy(mask))
+    assert np.array_equal(made([entry("hflip", p=1.0)], mask, 0)[1], v2.functional.hflip(theirs))
+    for index in range(5):
+        turn = entry("rotate", limit=45, p=1.0)
+        _, target = made([turn], mask, index)
+        (drawn,) = batched_form([turn], 0).ops(np.array([[0, index]]), (60, 80))
+        angle = np.degrees(np.arcsin(-drawn.args[0, 1]))
+        there, back = (v2.functional.rotate(theirs, a, fill=VOID) for a in (angle, -angle))
+        assert (there.numpy() == target).mean() > 0.97 > (back.numpy() == target).mean()
+    for size in [(16, 32), (128, 128), (60, 80)]:  # where no centre falls between two pixels
+        wanted = F.interpolate(
+            torch.from_numpy(mask)[None, None].float(), size, mode="nearest-exact"
+        )
+        assert np.array_equal(made([entry("resize", size=size)], mask, 0)[1], wanted[0, 0])
+
+
 CHAIN = (
     "augment=[{resize: {size: [20, 26]}}, hflip, {rotate: {p: 0.7}}, rand_augment, "
     "brightness_contrast, {random_crop: {size: 20, padding: 2}}, {cutout: {p: 0.5, size: 6}}]"
@@ -182,7 +210,12 @@ KINDS = [source, lambda: Files(source())]
 
 
 def recipe(*more):
-    return load("recipes/debug.yaml", [CHAIN, "batch_size=8", *more]).recipe
+    return load(
+        "recipes/debug.yaml", [CHAIN, EVALUATED, "batch_size=8", "eval_batch_size=5", *more]
+    ).recipe
+
+
+EVALUATED = "eval_augment=[{resize: {size: [16, 18]}}]"
 
 
 def batches(wanted, pairs, start=0, stop=6, **more):
@@ -232,6 +265,37 @@ def test_few_large_images_are_augmented_at_once(monkeypatch):
     assert asked == [8, 8, 8]
     monkeypatch.undo()
     assert few == by_item(batches(recipe("batch_size=4"), source(), stop=6))
+
+
+def test_cutmix_pastes_labels_with_their_pixels():
+    words = ["mix=cutmix", "augment=[{resize: {size: [20, 26], interpolation: nearest}}, hflip]"]
+    data = pipeline.DataPipeline(
+        recipe(*words), source(), pipeline.WorkerContext(CPU), training=True
+    )
+    for step, raw in enumerate(data.raw_training(0, 3)):
+        (batch,) = data.preprocess(raw, step, pixels=True)
+        labels = torch.where(batch.pixels[:, 0] == VOID, IGNORE, batch.pixels[:, 0].long())
+        assert torch.equal(batch.target, labels) and not torch.equal(batch.pixels, raw.images)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["arrays", "files"])
+@pytest.mark.parametrize("more", [[], ["eval_augment=[{resize: {size: 16}}, equalize_luma]"]])
+def test_evaluations_see_every_pair_once_and_remember_them(kind, more):
+    seen = {}
+    for rank in range(2):
+        data = pipeline.DataPipeline(
+            recipe(*more), kind(), pipeline.WorkerContext(CPU, rank, 2), training=False
+        )
+        first, again = list(data.raw_evaluation()), list(data.raw_evaluation())
+        assert all(a is b for a, b in zip(first, again, strict=True))
+        for raw in first:
+            assert raw.target.shape[1:] == raw.images.shape[2:]
+            seen |= dict(zip(raw.items[:, 1].tolist(), raw.target, strict=True))
+    assert sorted(seen) == list(range(24))
+    size = tuple(seen[0].shape)
+    for index, mask in seen.items():
+        whole = Image.fromarray(source().masks[index])
+        assert np.array_equal(mask, whole.resize(size[::-1], Image.Resampling.NEAREST))
 
 
 # --- which path, and what is refused -------------------------------------------------------------

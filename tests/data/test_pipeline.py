@@ -83,6 +83,15 @@ def test_images_do_not_depend_on_the_batch_size_or_the_number_of_processes():
     assert {item: image for share in shares for item, image in share.items()} == whole
 
 
+@pytest.mark.parametrize("path", ["auto", "timm"])
+@pytest.mark.parametrize("chain", ["{random_crop: {size: 8}}", "{random_erasing: {p: 1.0}}"])
+def test_each_image_draws_its_own_in_each_epoch(chain, path):
+    alike = ArraySource("alike", source(1).images.repeat(48, 0), np.zeros(48, int), ("a", "b"))
+    wanted = recipe(f"augment=[{chain}]", f"data.path={path}")
+    found = by_item(batches(wanted, images=alike))
+    assert len(found) == 96 and len(set(found.values())) > 70
+
+
 def test_subsets_address_images_by_their_own_index():
     whole, chosen = source(), np.array([40, 3, 3, 17])
     inner = Subset(Subset(whole, np.arange(1, 48)), chosen - 1)

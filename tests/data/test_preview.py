@@ -9,6 +9,7 @@ from torchvision.transforms import functional
 
 from vision_tutorial import build
 from vision_tutorial.core.registry import augments
+from vision_tutorial.core.task import VOID
 from vision_tutorial.data.pipeline import DataPipeline, WorkerContext
 from vision_tutorial.data.preview import apart, preview
 from vision_tutorial.recipe.fields import Recipe
@@ -71,6 +72,21 @@ def test_mixed_images_are_called_by_their_shares() -> None:
         assert sum(shares) == pytest.approx(1, abs=0.011)
         assert min(abs(share - kept) for share in shares) < 0.05  # equal pixels by chance
     assert len(shown["mixup"]) > 1 and all(" + " in shot.label for shot in shown["mixup"])
+
+
+def test_masks_go_along() -> None:
+    dense = ["task=segmentation", "dataset={shapes: {train: 40, test: 20, size: 16, masks: true}}"]
+    dense += ["model={unet: {channels: [4, 8]}}", "loss=cross_entropy", "mix=cutmix"]
+    chain = "augment=[{hflip: {p: 1.0}}, {rotate: {limit: 90, p: 0.1}}]"
+    shown = panels(*dense, chain)
+    start, (mirrored,) = shown[""][0], shown["hflip"]
+    assert (mirrored.mask == start.mask[:, ::-1]).all()
+    known = {VOID, *np.unique(start.mask).tolist()}
+    assert len(known) > 2 and any(VOID in shot.mask for shot in shown["rotate"])
+    assert all(set(np.unique(shot.mask).tolist()) <= known for shot in shown["rotate"])
+    for shot in shown["cutmix"]:
+        same = (shot.pixels == start.pixels).all(-1)
+        assert (shot.mask == start.mask)[same].mean() > 0.95  # equal pixels by chance
 
 
 def test_policies_are_taken_apart() -> None:
