@@ -23,8 +23,6 @@ def in_child(function: Callable[..., Any], *args: Any, cores: Sequence[int] | No
 
 def _prepare(cores: Sequence[int] | None) -> None:
     sys.stdout = sys.stderr
-    with suppress(OSError):  # Linux: what the parent once held is no peak of the child's
-        Path("/proc/self/clear_refs").write_text("5")
     if cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
 

@@ -126,7 +126,7 @@ class Mix:
         step: int,
         items: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """images uint8 (B, C, H, W), target ids or map -> mixed, class map (B, classes, *S).
+        """images uint8 (B, C, H, W), target ids (B, *S) -> mixed, class map (B, classes, *S).
 
         items int64 (B, 2): (epoch, index) of each image, for modes `pair` and `elem`. Masks are
         pasted as pixels are, and stay class ids, unless two labels are blended.
@@ -139,12 +139,11 @@ class Mix:
             images, share = mixer(images, rng)
         else:
             images, share = self._each(images, items.numpy(), address(seed, "mix"))
-        if target.ndim > (2 if targets.is_map(target) else 1):
+        if target.ndim > 1:
             if not isinstance(share, Tensor) and share == 1:
                 return images, target
             if isinstance(share, Tensor) and share.dtype == torch.bool:
-                kept = share if targets.is_map(target) else share[:, 0]
-                return images, target.where(kept, target.flip(0))
+                return images, target.where(share[:, 0], target.flip(0))
         elif isinstance(share, Tensor):
             share = share.float().mean((-2, -1))  # one label for the image: by area
         share = torch.as_tensor(share, dtype=torch.float32, device=target.device)
