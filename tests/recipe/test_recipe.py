@@ -211,6 +211,8 @@ def test_an_override_touches_neither_the_base_nor_the_lines_of_other_options(wri
     path = write(text=BASE.replace("momentum: 0.9", "weight_decay: x"))
     said = complaint(path, "optimizer.sgd.lr=1")
     assert said.startswith("r.yaml:10: optimizer.sgd.weight_decay:")
+    said = complaint(write(), "optimizer={sgd: {lr: x}}")  # not the file's line
+    assert said.startswith("command line (optimizer=")
 
 
 BAD_OVERRIDES = {

@@ -68,6 +68,7 @@ def test_the_report_with_its_known_spread(tmp_path: Path) -> None:
     assert found["r5"].interval == pytest.approx(1.96 * 0.4 * math.sqrt(2), rel=1e-3)
     verdicts = {name: s.verdict for name, s in found.items() if s}
     assert {name for name, verdict in verdicts.items() if verdict == "within"} == {"r3", "r5"}
+    assert steps(made(tmp_path), 0.1)["r5"].verdict == "beyond", "worse, by more than noise"
     assert found["r3"].words == "mix – → cutmix"
     unknown = steps(made(tmp_path))
     assert {s.verdict for s in unknown.values() if s} == {"unknown"}
@@ -138,3 +139,6 @@ def test_sorting(tmp_path: Path) -> None:
     assert by("mix") == "debug r3 r0 r2", "words before nothing"
     with pytest.raises(UserError, match="did you mean 'optimizer.lr'"):
         by("optimizer.ly")
+    for name, value in (("r0", 2.0), ("r2", 1.0)):
+        make_run(tmp_path / "loss", name, values=[value], metric="val/loss")
+    assert [line.label for line in ordered(made(tmp_path / "loss"), "best")] == ["r2", "r0"]
