@@ -25,7 +25,7 @@ from .engine import (
 )
 from .recipe.fields import Recipe
 from .recipe.loading import Loaded
-from .segmentation import pseudo_labels, submission, visualisation  # noqa: F401  (for the commands)
+from .segmentation import submission
 
 _FOR_MASKS = ("size", "window", "submission", "overlays", "smooth", "pseudo_labels")
 _SEEN_ALIKE = ("task", "dataset", "holdout", "eval_augment", "normalize", "channels_last")

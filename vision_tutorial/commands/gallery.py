@@ -119,7 +119,8 @@ def _labels(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
 def _masks(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
     """The images with the lowest mean IoU, and some at random: image, truth, prediction."""
     from ..core.task import to_masks
-    from ..inference import mask_of, visualisation
+    from ..inference import mask_of
+    from ..segmentation import visualisation
 
     lot = set(generator(0, "gallery").permutation(len(source))[:AT_RANDOM].tolist())
     drawn: list[tuple] = []

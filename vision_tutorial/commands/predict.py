@@ -124,7 +124,7 @@ def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Na
 def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Namespace) -> dict:
     """Write masks as palette PNGs, and what else was asked for."""
     from .. import inference
-    from ..segmentation import visualisation
+    from ..segmentation import submission, visualisation
 
     folder = _output_folder(args)
     places = {"masks": str(folder / "masks")}
@@ -145,9 +145,9 @@ def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Nam
             yield answer.key, answer.probabilities
 
     if args.submission:
-        size = (args.size or inference.submission.SIZE,) * 2
+        size = (args.size or submission.SIZE,) * 2
         rows = ((key, inference.mask_of(x, size, args.smooth)) for key, x in written())
-        count = inference.submission.write(Path(args.submission), rows)
+        count = submission.write(Path(args.submission), rows)
         places["submission"] = args.submission
     else:
         count = sum(1 for _ in written())
@@ -159,6 +159,7 @@ def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Nam
 def _write_pseudo_labels(answers: Iterable, source: Any, recipe: Any, args: Any) -> dict:
     """Make the output folder a data set of the images whose answers are certain enough."""
     from .. import build, inference
+    from ..segmentation import pseudo_labels
 
     if args.split or args.size or args.submission or args.overlays:
         raise UserError(
@@ -166,18 +167,18 @@ def _write_pseudo_labels(answers: Iterable, source: Any, recipe: Any, args: Any)
             "--split, --size, --submission and --overlays."
         )
     rule = (args.min_confidence, args.pixel_threshold)
-    report = inference.pseudo_labels.PseudoLabelReport(source.classes, args.runs, *rule)
+    report = pseudo_labels.PseudoLabelReport(source.classes, args.runs, *rule)
     both, paths = build.data(recipe), source.paths
     masks = (both.train[i][1] for i in range(len(both.train)))
-    report.labelled = inference.pseudo_labels.class_pixels(masks, len(source.classes))
+    report.labelled = pseudo_labels.class_pixels(masks, len(source.classes))
     shown = ((path.name, np.asarray(read_image(path))) for path in paths)
     known = ((both.val.key(i), np.asarray(both.val[i][0])) for i in range(len(both.val)))
-    report.leaks = inference.pseudo_labels.leaked_images(shown, known)
+    report.leaks = pseudo_labels.leaked_images(shown, known)
     said = (
         (paths[x.index], inference.at_size(x.probabilities, image_size(paths[x.index])[::-1]))
         for x in answers
     )
-    inference.pseudo_labels.write_folder(Path(args.output), said, report)
+    pseudo_labels.write_folder(Path(args.output), said, report)
     facts = {name: value for name, value in report.plain().items() if name != "images"}
     text = [*report.messages(), f"pseudo labels: {args.output}"]
     return {"folder": args.output, **facts, "said": "\n".join(text)}

@@ -17,7 +17,7 @@ import psutil
 from ..core import processes
 from ..core.atomic import read_json, storage, write_json, write_text
 from ..core.cli_types import UNITS, positive_count, seconds, share
-from ..core.errors import ExitCode, UserError, run_main
+from ..core.errors import ExitCode, UserError
 from ..core.sources import data_root
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
@@ -33,6 +33,7 @@ from ..sweeps.trials import Trial
 from ..tables import comparison, table
 from ..tables.labels import LANGUAGES
 from ..tables.layouts import View, week3
+from . import entry_point
 
 _NOT_ALL = 1  # the exit code where some run is not done
 _MARGIN = 0.9  # of the time that there is, how much is planned
@@ -69,12 +70,6 @@ def parser() -> argparse.ArgumentParser:
     add("--lang", choices=LANGUAGES, default="en", help="language of table and page")
     add("--dry-run", action="store_true", help="measure, show the plan, train nothing of it")
     return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial reproduce`."""
-    args = parser().parse_intermixed_args(argv)
-    return run_main(lambda: reproduce(args))
 
 
 @dataclass(frozen=True)
@@ -311,3 +306,6 @@ def _order(view: View) -> str:
     word = "came out" if means == sorted({*means}) else "did not come out"
     values = ", ".join(f"{mean:.2f}" for mean in means)
     return f"r0 < r1 < r2 {word}: {values} ({', '.join(steps)})"
+
+
+main = entry_point(parser, reproduce)

@@ -2,19 +2,20 @@
 
 import argparse
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core.cli_types import positive, positive_count
-from ..core.errors import ExitCode, UserError, run_main
+from ..core.errors import ExitCode, UserError
 from ..runs import reader
 from ..runs.fingerprint import fingerprint
 from ..runs.reader import Run
 from ..runs.reproducibility import Verdict, differences, edited, first_difference, judge
 from ..sweeps import children
 from ..sweeps.children import Stop
+from . import entry_point
 
 _NOT_REPRODUCED = 1  # the exit code
 LOOK = 0.25  # seconds between two checks of the second run
@@ -39,12 +40,6 @@ def parser() -> argparse.ArgumentParser:
     add("--runs", metavar="DIR", help="where the second run goes (default: beside the first)")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial rerun`."""
-    args = parser().parse_args(argv)
-    return run_main(lambda: rerun(args))
 
 
 def rerun(args: argparse.Namespace) -> int:
@@ -134,3 +129,6 @@ def _print_differences(
         more = ", data, threads" if here.get("data") else "; data and threads not known yet"
         _print(f"the same   versions, hardware, settings, code{more}")
     return found
+
+
+main = entry_point(parser, rerun)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.atomic import storage
 from ..core.cli_types import positive_count
-from ..core.errors import ExitCode, UserError, run_main, unknown
+from ..core.errors import ExitCode, UserError, unknown
 from ..recipe.loading import load
 from ..recipe.notation import duration
 from ..runs import run_folder
@@ -21,6 +21,7 @@ from ..sweeps.scheduler import Scheduler
 from ..sweeps.sweep_file import read_sweep
 from ..sweeps.trials import Result, SweepState, Trial, epochs_left, measured_pace
 from ..tables.table import Column, Table, terminal
+from . import entry_point
 
 _FAILED = 1  # the exit code where some trial is not done
 
@@ -49,12 +50,6 @@ def parser() -> argparse.ArgumentParser:
     add("--wandb", action="store_true", help="create a wandb sweep of the points to run")
     add("--point", metavar="ID", help="train this one point, in this process")
     return made
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `vision-tutorial sweep`."""
-    args = parser().parse_intermixed_args(argv)
-    return run_main(lambda: sweep(args))
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -202,3 +197,6 @@ def _ranking(results: Sequence[Result], metric: str | None) -> Table:
     columns += [Column("noise", ""), Column("point", "point")]
     notes = () if usual else ("Without seeds it is not known which differences are noise.",)
     return Table(tuple(columns), tuple(rows), notes)
+
+
+main = entry_point(parser, sweep)
