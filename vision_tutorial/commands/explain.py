@@ -81,20 +81,11 @@ def _built(
     from ..engine.profiling import cost
     from ..losses import copies
 
-    recipe, items, seen = loaded.recipe, [], []
-    gpu, macs = torch.cuda.is_available(), None
+    recipe, items, gpu, macs = loaded.recipe, [], torch.cuda.is_available(), None
+    seen: list[str] = []
     build.import_files(loaded.imports, trusted)
     if info.images is None:
-        try:
-            both = build.data(recipe)
-            info = recipe_info(recipe, info.reference, info.world, both.train)
-            seen = build.look(recipe, both)
-        except UserError as error:
-            why, todo = (
-                str(error).rstrip("."),
-                "mend it before training; the rest is as it would be",
-            )
-            items.append(Advice("dataset", "the data cannot be trained on", why, todo))
+        info, seen, items = _read(recipe, info)
     network = build.check(recipe, info.classes or 10)
     parts = build.batch_parts(recipe, info.world, gpu)
     share = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
@@ -134,6 +125,19 @@ def _built(
         "macs": macs,
     }
     return facts, info, items
+
+
+def _read(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[str], list[Advice]]:
+    """What the data says: the number of images, its classes; or why it cannot be trained on."""
+    from .. import build
+
+    try:
+        both = build.data(recipe)
+        info = recipe_info(recipe, info.reference, info.world, both.train)
+        return info, build.look(recipe, both), []
+    except UserError as error:
+        why, todo = str(error).rstrip("."), "mend it before training; the rest is as it would be"
+        return info, [], [Advice("dataset", "the data cannot be trained on", why, todo)]
 
 
 def _count(parameters: Iterable[Any]) -> int:
