@@ -169,6 +169,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     recipe, main = loaded.recipe, distributed.main
     display = engine.make_display(main and not args.quiet)
     both = build.data(recipe, distributed)
+    seen = build.look(recipe, both, distributed)
     digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
     training = build.training_state(recipe, both.train, distributed)
     plan = build.plan(recipe, both, training, distributed)
@@ -186,7 +187,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         recorder = engine.RunRecorder(
             run, training, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in _notices(both, training, plan, recipe):
+    for line in (*_notices(both, training, plan, recipe), *seen):
         display.say(line)
     if progress.step:
         display.say(f"continuing at step {progress.step:,} of {plan.steps:,}")
