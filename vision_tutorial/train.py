@@ -163,7 +163,8 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        _start_records(run, loaded, digest, progress)
+        left_out = [x for part in (both.train, both.val) for x in getattr(part, "left_out", ())]
+        _start_records(run, loaded, digest, list(dict.fromkeys(left_out)), progress)
         tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
@@ -216,7 +217,9 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
         )
 
 
-def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
+def _start_records(
+    run: Path, loaded: Loaded, digest: str, left_out: list[str], progress: Any
+) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     file = run / "fingerprint.json"
     facts = read_json(file) if file.exists() else fingerprint(digest)
@@ -226,6 +229,8 @@ def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> Non
             "Restore the data, or start a new run."
         )
     if not file.exists():
+        if left_out:
+            facts["left_out"] = left_out
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
             different = changes(loaded.recipe, loaded.base)
@@ -269,6 +274,8 @@ def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
 
 
 def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
+    from .core.sources import notices
+
     distributed, steps = training.distributed, training.accumulation_steps
     if distributed.notice:
         yield distributed.notice
@@ -278,6 +285,7 @@ def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
         f"{recipe.name}: {len(both.train):,} images of {both.train.name}, {plan.epochs} epochs "
         f"of {plan.steps_per_epoch} steps"
     )
+    yield from notices(both.train, both.val)
     yield (
         f"batch {recipe.batch_size} = {processes} x {steps} x {micro} images, "
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"

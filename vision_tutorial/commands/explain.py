@@ -77,20 +77,15 @@ def _built(
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from .. import build
-    from ..core import registry
     from ..data.loader import describe_path
     from ..engine.profiling import cost
     from ..losses import copies
 
     recipe, items, gpu, macs = loaded.recipe, [], torch.cuda.is_available(), None
     build.import_files(loaded.imports, trusted)
+    said: tuple[str, ...] = ()
     if info.images is None:
-        try:
-            train = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)("train")
-            info = recipe_info(recipe, info.reference, info.world, train)
-        except UserError as error:
-            todo = "bring the data, or leave it: the rest is as it would be"
-            items.append(Advice("dataset", "the data is not here", str(error), todo))
+        info, said, items = _read(recipe, info)
     network = build.check(recipe, info.classes or 10)
     parts = build.batch_parts(recipe, info.world, gpu)
     share = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
@@ -117,6 +112,7 @@ def _built(
         "base": str(loaded.base_path) if loaded.base else None,
         "changes": changes(recipe, loaded.base) if loaded.base else {},
         **{key: getattr(info, key) for key in ("epochs", "images", "steps_per_epoch", "steps")},
+        "data": list(said),
         "world": info.world,
         "batch_size": recipe.batch_size,
         "micro_batch": info.micro_batch,
@@ -129,6 +125,22 @@ def _built(
         "macs": macs,
     }
     return facts, info, items
+
+
+def _read(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, tuple[str, ...], list[Advice]]:
+    """What the data itself says: the number of images, notices; or why it cannot be read."""
+    from ..core import registry
+    from ..core.sources import notices
+
+    said: tuple[str, ...] = ()
+    try:
+        make = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)
+        train = make("train")
+        info, said = recipe_info(recipe, info.reference, info.world, train), notices(train)
+        return info, said if recipe.holdout else notices(train, make("test")), []
+    except UserError as error:
+        todo = "bring the data, or leave it: the rest is as it would be"
+        return info, said, [Advice("dataset", "the data is not here", str(error), todo)]
 
 
 def _count(parameters: Iterable[Any]) -> int:
@@ -160,6 +172,8 @@ def _print_facts(recipe: Recipe, info: RecipeInfo, facts: dict[str, Any]) -> Non
         text += f" x {info.steps_per_epoch:,} steps = {info.steps:,} steps"
         text += f" ({info.images:,} images of {recipe.dataset.name})"
     _entry("training", text)
+    for line in facts["data"]:
+        _entry("data", line)
     text = f"{batch} = {parts} shards x {info.micro_batch}"
     if not recipe.shards:
         text = f"{batch} = {info.world} process{'es' * (info.world > 1)} x "

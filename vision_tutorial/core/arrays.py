@@ -11,23 +11,18 @@ folder can execute code: files that hold Python objects are refused.
 import hashlib
 import math
 import os
-from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from errno import ENOSPC
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from rich.console import Console
-from rich.progress import track
 
 from .atomic import free_space, new_folder, write_json
 from .errors import UserError, short
 from .images import check_ids
-from .processes import usable_cores
-from .sources import ArraySource, Source
+from .sources import ArraySource, Source, failures, refuse
 
 MANIFEST = "arrays.json"
 SMALL = 512 << 20  # bytes that are hashed in about a second
@@ -197,10 +192,7 @@ def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) ->
         if masks is not None:
             masks[index] = target
 
-    console, n = Console(stderr=True), len(source)
-    bar = {"console": console, "transient": True, "disable": not console.is_terminal}
-    with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
-        deque(track(pool.map(decode, range(n)), f"reading {source.name}", n, **bar), maxlen=0)
+    refuse(failures(decode, len(source), f"reading {source.name}"), len(source))
 
 
 def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
