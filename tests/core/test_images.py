@@ -196,7 +196,7 @@ def test_only_regular_files_are_read(tmp_path: Path):
     path = tmp_path / "pipe.png"
     os.mkfifo(path)
     for read in (read_image, image_size, lambda path: read_mask(path, 2)):
-        with pytest.raises(UserError, match=r"pipe\.png: not a readable image \(no regular file"):
+        with pytest.raises(UserError, match=r"pipe\.png is a FIFO; a file is expected"):
             read(path)
     skipped = Counter()
     assert images_in(tmp_path, tmp_path, "test", skipped) == [] and skipped["no regular file"] == 1

@@ -23,6 +23,7 @@ from rich.progress import wrap_file
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
+from ..core.atomic import regular
 from ..core.errors import StorageError, UserError
 from ..core.images import images_in, split_folder, stay_inside, suffixes, visible
 from ..core.registry import datasets
@@ -124,7 +125,7 @@ def _cifar(name: str, kind: _Archive, split: str, root: str | None, download: bo
 
 def _unpickle(name: str, path: Path, md5: str) -> dict:
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
     except OSError as error:
         raise UserError(
             f"{name}: no readable {path} ({error.strerror}); set `download: true`, or {_ELSEWHERE}."

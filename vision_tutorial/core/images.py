@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .atomic import regular
 from .errors import UserError, short
 
 FORMATS = (  # that Pillow reads by itself; EPS, say, would start another program
@@ -138,14 +139,12 @@ def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file whose header was read; whatever is wrong with it is one line."""
     try:
-        if not path.is_file():  # a pipe would make us wait
-            raise ValueError("no regular file" if path.exists() else "no such file")
-        with Image.open(path, formats=formats()) as image:
+        with Image.open(regular(path), formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels"
                 raise ValueError(f"{size}; at most {MAX_PIXELS:,} are read")
             yield image
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
         reason = str(error)
