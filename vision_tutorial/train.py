@@ -154,6 +154,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     recipe, main = loaded.recipe, distributed.main
     display = engine.make_display(main and not args.quiet)
     both = build.data(recipe, distributed)
+    seen = build.look(recipe, both, distributed)
     digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
     training = build.training_state(recipe, both.train, distributed)
     plan = build.plan(recipe, both, training, distributed)
@@ -172,7 +173,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         recorder = engine.RunRecorder(
             run, training, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in _notices(both, training, plan, recipe):
+    for line in (*_notices(both, training, plan, recipe), *seen):
         display.say(line)
     if progress.step:
         display.say(f"continuing at step {progress.step:,} of {plan.steps:,}")
@@ -275,8 +276,6 @@ def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
 
 
 def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
-    from .core.sources import notices
-
     distributed, steps = training.distributed, training.accumulation_steps
     if distributed.notice:
         yield distributed.notice
@@ -286,7 +285,6 @@ def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
         f"{recipe.name}: {len(both.train):,} images of {both.train.name}, {plan.epochs} epochs "
         f"of {plan.steps_per_epoch} steps"
     )
-    yield from notices(both.train, both.val)
     yield (
         f"batch {recipe.batch_size} = {processes} x {steps} x {micro} images, "
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"

@@ -225,8 +225,9 @@ def test_all_damaged_images_are_named_before_any_is_predicted(capsys, plain, tmp
         (folder / f"{name}.jpg").write_bytes(cut)
     words = (plain, "--on", folder, "-o", tmp_path / "out")
     line = complaint(capsys, command.main, *words)
-    assert "in/a.jpg: not a readable image" in line and "2 of 3 are bad; so are" in line
-    assert line.endswith("in/c.jpg. --skip-unreadable leaves such out.")
+    assert "2 images cannot be used: " in line and "in/a.jpg: not a readable image (" in line
+    assert "in/c.jpg: not a readable image" in line
+    assert line.endswith("or leave such images out: --skip-unreadable.")
     assert not (tmp_path / "out").exists()
     assert said(capsys, command.main, *words, "--skip-unreadable")["images"] == 1
 

@@ -1,4 +1,4 @@
-"""What a recipe means, before anything runs: no data is read, nothing written."""
+"""What a recipe means, before anything runs; of your own data, what is in it."""
 
 import argparse
 import json
@@ -82,10 +82,10 @@ def _built(
     from ..losses import copies
 
     recipe, items, gpu, macs = loaded.recipe, [], torch.cuda.is_available(), None
+    seen: list[str] = []
     build.import_files(loaded.imports, trusted)
-    said: tuple[str, ...] = ()
     if info.images is None:
-        info, said, items = _read(recipe, info)
+        info, seen, items = _read(recipe, info)
     network = build.check(recipe, info.classes or 10)
     parts = build.batch_parts(recipe, info.world, gpu)
     share = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
@@ -112,12 +112,12 @@ def _built(
         "base": str(loaded.base_path) if loaded.base else None,
         "changes": changes(recipe, loaded.base) if loaded.base else {},
         **{key: getattr(info, key) for key in ("epochs", "images", "steps_per_epoch", "steps")},
-        "data": list(said),
         "world": info.world,
         "batch_size": recipe.batch_size,
         "micro_batch": info.micro_batch,
         "image_size": info.side,
         "parts": parts,
+        "data": seen,
         "data_path": describe_path(recipe, copies(recipe.loss), build.task(recipe, ()).dense),
         "lr": [rate(epoch * steps, ()) for epoch in range(info.epochs)],
         "parameter_groups": groups,
@@ -127,20 +127,17 @@ def _built(
     return facts, info, items
 
 
-def _read(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, tuple[str, ...], list[Advice]]:
-    """What the data itself says: the number of images, notices; or why it cannot be read."""
-    from ..core import registry
-    from ..core.sources import notices
+def _read(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[str], list[Advice]]:
+    """What the data says: the number of images, its classes; or why it cannot be trained on."""
+    from .. import build
 
-    said: tuple[str, ...] = ()
     try:
-        make = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)
-        train = make("train")
-        info, said = recipe_info(recipe, info.reference, info.world, train), notices(train)
-        return info, said if recipe.holdout else notices(train, make("test")), []
+        both = build.data(recipe)
+        info = recipe_info(recipe, info.reference, info.world, both.train)
+        return info, build.look(recipe, both), []
     except UserError as error:
-        todo = "bring the data, or leave it: the rest is as it would be"
-        return info, said, [Advice("dataset", "the data is not here", str(error), todo)]
+        why, todo = str(error).rstrip("."), "mend it before training; the rest is as it would be"
+        return info, [], [Advice("dataset", "the data cannot be trained on", why, todo)]
 
 
 def _count(parameters: Iterable[Any]) -> int:
@@ -167,19 +164,21 @@ def _print_facts(recipe: Recipe, info: RecipeInfo, facts: dict[str, Any]) -> Non
     text = " + ".join(f"{count}{what}" for count, what in sums if count)
     text += f" = {info.epochs} epochs" if "+" in text else " epochs"
     if info.steps is None:
-        text += "; steps unknown, the data is not here"
+        text += "; steps unknown, since the data cannot be read"
     else:
         text += f" x {info.steps_per_epoch:,} steps = {info.steps:,} steps"
         text += f" ({info.images:,} images of {recipe.dataset.name})"
     _entry("training", text)
-    for line in facts["data"]:
-        _entry("data", line)
     text = f"{batch} = {parts} shards x {info.micro_batch}"
     if not recipe.shards:
         text = f"{batch} = {info.world} process{'es' * (info.world > 1)} x "
         text += f"{parts} micro-batch{'es' * (parts > 1)} x {info.micro_batch} images "
         text += f"({batch // info.world} a process, on {'a GPU each' if info.gpu else 'CPU'})"
     _entry("batch", text)
+    title = "data"
+    for line in facts["data"]:
+        _entry(title, line)
+        title = ""
     _entry("data path", facts["data_path"])
     _entry("lr", "  ".join(spans(facts["lr"])))
     if recipe.schedule.name == "plateau":

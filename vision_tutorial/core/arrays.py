@@ -20,9 +20,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from .atomic import free_space, new_folder, regular, write_json
-from .errors import UserError, short
+from .errors import UserError, all_at_once, short
 from .images import check_ids
-from .sources import ArraySource, Source, failures, refuse
+from .sources import ArraySource, Source, failures
 
 MANIFEST = "arrays.json"
 SMALL = 512 << 20  # bytes that are hashed in about a second
@@ -192,7 +192,8 @@ def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) ->
         if masks is not None:
             masks[index] = target
 
-    refuse(failures(decode, len(source), f"reading {source.name}"), len(source))
+    if bad := failures(decode, len(source), f"reading {source.name}"):
+        raise all_at_once(list(bad.values()), "images")
 
 
 def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from .atomic import write_json
-from .errors import UserError
+from .errors import UserError, all_at_once, some
 from .images import VOID, formats, pages, read_image, said_of
 from .processes import usable_cores
 from .randomness import generator
@@ -165,6 +165,10 @@ class Subset:
         self.targets = source.targets[indices]
         self.notices, self.left_out = notices(source), getattr(source, "left_out", ())
 
+    def origin(self, index: int) -> tuple[Source, int]:
+        """The source and the index there of what stands at `index`."""
+        return self.source, int(self.indices[index])
+
     def key(self, index: int) -> str:
         return self.source.key(int(self.indices[index]))
 
@@ -235,14 +239,18 @@ def check_readable(
             with suppress(OSError, UserError):  # a later start would only be slower
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 write_json(kept, [bad, count])
+    left_out = tuple(names[index] for index in bad)
     lines = [f"{who}: {count:,} files have several pages; the first is taken"] if count else []
-    if not skip or len(bad) == len(files):
-        refuse(bad, len(files), option)
-    elif bad:
-        first = ", ".join([names[index] for index in bad][:5]) + ", …" * (len(bad) > 5)
-        lines.append(f"{who}: {len(bad):,} of {len(files):,} left out, unreadable: {first}")
+    if bad and (not skip or len(bad) == len(files)):
+        end = "Replace or remove it."
+        todo = f"{end[:-1]}, or leave such images out: {option}."
+        raise all_at_once([text.replace(end, todo) for text in bad.values()], "images")
+    if bad:
+        lines.append(
+            f"{who}: {len(bad):,} of {len(files):,} left out, unreadable: {some(left_out)}"
+        )
     good = [index for index in range(len(files)) if index not in bad]
-    return Checked(good, tuple(lines), tuple(names[index] for index in bad))
+    return Checked(good, tuple(lines), left_out)
 
 
 def failures(look: Callable[[int], object], count: int, title: str) -> dict[int, str]:
@@ -261,18 +269,6 @@ def failures(look: Callable[[int], object], count: int, title: str) -> dict[int,
         for _ in track(pool.map(one, range(count)), title, count, **bar):
             pass
     return dict(sorted(found.items()))
-
-
-def refuse(bad: Mapping[int, str], count: int, option: str = "") -> None:
-    """UserError for the `bad` among `count` items, if there are any: what is wrong with the first,
-    and where the next four are."""
-    if not bad:
-        return
-    first, *more = list(bad.values())[:5]
-    if more:
-        others = ", ".join(text.partition(": ")[0] for text in more) + ", …" * (len(bad) > 5)
-        first += f" {len(bad):,} of {count:,} are bad; so are {others}."
-    raise UserError(first + (f" {option} leaves such out." if option else ""))
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
