@@ -207,7 +207,7 @@ def test_names_of_predictions_keep_what_distinguishes_them(capsys, dense, plain,
     capsys.readouterr()
     words = ("--on", base / "a", base / "b", "-o", tmp_path / "masks", "--overlays")
     assert command.main([str(dense), *map(str, words)]) == 0
-    assert "predict: 1 skipped, not read as images: 1 .txt" in capsys.readouterr().err
+    assert "predict: 1 skipped, not read as images: 1 x .txt" in capsys.readouterr().err
     for kind in ("masks", "overlays"):
         made = (tmp_path / "masks" / kind).rglob("*.png")
         assert sorted(path.relative_to(tmp_path / "masks" / kind).as_posix() for path in made) == [

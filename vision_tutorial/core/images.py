@@ -76,7 +76,7 @@ def images_in(
         for linked in [name for name in folders if os.path.islink(os.path.join(parent, name))]:
             real = os.path.realpath(os.path.join(parent, linked))
             if not follow_links:
-                skipped["linked folders"] += 1
+                skipped["linked folder"] += 1
             elif real in seen:  # a circle, or the same images again
                 folders.remove(linked)
             seen.add(real)
@@ -125,7 +125,7 @@ def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
     if not any(skipped.values()):
         return ()
     kinds = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    listed = ", ".join(f"{count:,} {short(kind, 20)}" for kind, count in kinds[:12])
+    listed = ", ".join(f"{count:,} x {short(kind, 30)}" for kind, count in kinds[:12])
     listed += ", …" if len(kinds) > 12 else ""
     if any(skipped.get(suffix) for suffix in HEIF):
         listed += f"; {_HEIC}"
