@@ -111,6 +111,12 @@ def criteria(recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Ca
     return {name: criterion.to(device) for name, criterion in found.items()}
 
 
+def weighs_classes(recipe: Recipe) -> bool:
+    """Whether a loss counts some classes more than others."""
+    terms = (*recipe.loss, *(recipe.aux_loss or ()))
+    return any(term.options.get("class_weights") is not None for term in terms)
+
+
 def model(recipe: Recipe, classes: int, weights: bool = True) -> nn.Module:
     """The network. Its first weights are a function of the seed alone."""
     options = recipe.model.options
@@ -176,6 +182,7 @@ def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> 
         seed=recipe.seed,
         accumulation_steps=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,
+        uneven=source.dense or weighs_classes(recipe),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ExitCode, NonFiniteError
 from ..core.processes import StopSignal
-from ..core.task import Batch, Meter, Task, exact_sum, wide
+from ..core.task import Batch, Meter, Task
 from .distributed import Distributed
 from .step import StepResult, TrainingState, async_steps_of, set_lr, take_step
 
@@ -44,34 +44,34 @@ def evaluate(
     batches: Iterator[Batch],
     rounds: int,
     task: Task,
-    criterion: Callable,
+    criterion: Any,
     distributed: Distributed,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Metrics of `forward(batch) -> logits` over all processes, and the criterion's mean.
+    """Metrics of `forward(batch) -> logits` over all processes, and the loss of the WeightedSum
+    `criterion`.
 
     rounds: the largest number of batches of any process, so that all meet equally often.
     """
     began = time.perf_counter()
     meter = task.meter()
-    loss, items = torch.zeros((), dtype=torch.float64), 0  # stays on the device, as the counts do
+    losses = torch.zeros(2, len(criterion.names), dtype=torch.float64)  # stays on the device
     with evaluating(model), torch.inference_mode():
         for done in range(rounds):
             batch = next(batches, None)
             if batch is not None:
                 output = forward(batch).float()
                 meter.update(output, batch.target)
-                mean = wide(criterion(output, batch.target)[0])
-                loss = exact_sum(mean * len(batch.target)) + loss
-                items += len(batch.target)
+                found = criterion.sums(output, batch.target)
+                losses = losses.to(found.device) + found
             if done % POLL == 0 and distributed.any(stop()):
                 raise Interrupted
             progress(done + 1, rounds)
-    counts = torch.cat([torch.tensor([loss, items], dtype=torch.float64), meter.state.cpu()])
-    counts = distributed.sum(counts)
-    (total, items), state = counts[:2].tolist(), counts[2:]
-    metrics = {"loss": total / max(items, 1), **meter.result(state)}
+    counts = distributed.sum(torch.cat([losses.cpu().flatten(), meter.state.cpu()]))
+    state = counts[losses.numel() :]
+    metrics = {"loss": criterion.total(counts[: losses.numel()].view_as(losses))}
+    metrics |= meter.result(state)
     images = int(metrics.pop("images"))
     return Evaluation(metrics, meter.table(state), images, time.perf_counter() - began)
 
