@@ -140,10 +140,11 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
             # no longer running: this start failed early and the run is as it was
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
             path = run / "status.json"  # of several processes, the first to fail has the word
-            running = not path.exists() or read_json(path).get("status") == "running"
-            if running and (main or not heard):
-                facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
-                run_folder.set_status(run, "failed", **facts)
+            with suppress(UserError):  # that it cannot be written is not what went wrong
+                running = not path.exists() or read_json(path).get("status") == "running"
+                if running and (main or not heard):
+                    facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
+                    run_folder.set_status(run, "failed", **facts)
             raise
 
 

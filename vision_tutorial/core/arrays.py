@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from rich.console import Console
 from rich.progress import track
 
-from .atomic import free_space, new_folder, write_json
+from .atomic import free_space, new_folder, regular, write_json
 from .errors import UserError, short
 from .images import check_ids
 from .processes import usable_cores
@@ -100,7 +100,7 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
 
 def _manifest(path: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(regular(path).read_bytes())
     except OSError as error:
         todo = "name a folder that `vision-tutorial pack` made"
         raise UserError(f"cannot read {path} ({error.strerror}); {todo}.") from error
@@ -116,7 +116,7 @@ def _shape(name: str, n: int, height: int, width: int) -> tuple[int, ...]:
 
 def _mapped(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
     try:
-        array = np.lib.format.open_memmap(path, "r")
+        array = np.lib.format.open_memmap(regular(path), "r")
     except Exception as error:  # NumPy raises whatever it likes on a damaged header
         problem = f"not a whole NumPy file ({short(str(error), 120)})"
         raise UserError(f"{path}: {problem}; {AGAIN}.") from error

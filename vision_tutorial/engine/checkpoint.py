@@ -23,7 +23,15 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from ..core import weights
-from ..core.atomic import free_space, new_folder, read_json, sync_folder, write_bytes, write_json
+from ..core.atomic import (
+    free_space,
+    new_folder,
+    read_json,
+    regular,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
 from ..core.errors import NonFiniteError, StorageError, UserError
 from .optimizer_state import pack, unpack
 
@@ -215,13 +223,13 @@ def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file is as it was written; else raises Damaged."""
     name = MANIFEST
     try:
-        text = (folder / MANIFEST).read_bytes()
+        text = regular(folder / MANIFEST).read_bytes()
         content = json.loads(text)
         del content["sha256"]
         if _seal(content) != text:
             raise ValueError(name)
         for name, expected in content["files"].items():
-            with (folder / name).open("rb") as file:
+            with regular(folder / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != expected["sha256"]:
                 raise ValueError(name)
