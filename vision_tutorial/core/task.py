@@ -29,16 +29,28 @@ class Batch:
     """Ready for the model. images float (B, 3, H, W); target ids (B, *S) or map (B, C, *S).
 
     pixels: the images before they were normalised, uint8 (B, 3, H, W), where they were asked for.
+    items: int64 (B, 2), the (epoch, index) of each image, on the CPU.
     versions: of each image, one after the other; images of the data set count once in `len`.
     """
 
     images: Tensor
     target: Tensor
     pixels: Tensor | None = None
+    items: Tensor | None = None
     versions: int = 1
 
     def __len__(self) -> int:
         return len(self.target) // self.versions
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Two smaller ones, of a batch of one version."""
+        rows = (self.images, self.target, self.pixels, self.items)
+        cut = (len(self) + 1) // 2
+        front, back = (
+            [value if value is None else value[part] for value in rows]
+            for part in (slice(cut), slice(cut, None))
+        )
+        return Batch(*front), Batch(*back)
 
 
 class Meter(Protocol):
