@@ -272,17 +272,6 @@ def collate(samples: list[Any]) -> list[RawBatch] | UserError:
     return made
 
 
-def one_size(batches: Sequence[RawBatch]) -> RawBatch:
-    """The only one of `collate`'s batches; UserError if there are several."""
-    if len(batches) > 1:
-        shown = ", ".join(f"{b.images.shape[-1]}x{b.images.shape[-2]}" for b in batches[:3])
-        raise UserError(
-            f"training images of different sizes in one batch ({shown}); end `augment` with a "
-            "crop or resize to one size."
-        )
-    return batches[0]
-
-
 def make_loader(
     images: AugmentedImages, batches: Iterable[np.ndarray], workers: int, pin: bool
 ) -> Iterator[list[RawBatch]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core import task as targets
+from ..core.errors import UserError
 from ..core.randomness import order
 from ..core.sources import ArraySource, Source, Subset, base
 from ..core.task import Batch
@@ -30,7 +31,6 @@ from .loader import (
     chain,
     erase_per_image,
     make_loader,
-    one_size,
 )
 from .mix import Mix
 
@@ -216,6 +216,17 @@ class DataPipeline:
         made = self.erase(made, items).contiguous(memory_format=layout)
         kept = chosen(images, rows) if pixels else None
         return Batch(made, target, kept, addresses, versions)
+
+
+def one_size(batches: Sequence[RawBatch]) -> RawBatch:
+    """The only one of `collate`'s batches; UserError if there are several."""
+    if len(batches) > 1:
+        shown = ", ".join(f"{b.images.shape[-1]}x{b.images.shape[-2]}" for b in batches[:3])
+        raise UserError(
+            f"training images of different sizes in one batch ({shown}); end `augment` with a "
+            "crop or resize to one size."
+        )
+    return batches[0]
 
 
 def normalize(images: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> Tensor:

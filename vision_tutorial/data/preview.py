@@ -25,8 +25,8 @@ from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice, Term
 from ..recipe.notation import scalar
 from .augmentation.operation import operation
-from .loader import augmented_images, collate, one_size, seed_generators
-from .pipeline import DataPipeline, WorkerContext, colours
+from .loader import augmented_images, collate, seed_generators
+from .pipeline import DataPipeline, WorkerContext, colours, one_size
 
 EPOCHS = 8  # of the whole chain
 DRAWS = 4  # of one entry, or one mixer
