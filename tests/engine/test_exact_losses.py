@@ -70,9 +70,9 @@ def recipe(dense: bool, loss: str, **more: int):
 
 def network(dense: bool) -> nn.Module:
     torch.manual_seed(0)
-    return (
-        nn.Conv2d(3, 3, 3, padding=1) if dense else nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-    )
+    if dense:
+        return nn.Conv2d(3, 3, 3, padding=1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
 
 
 def steps(parts: int) -> dict:
