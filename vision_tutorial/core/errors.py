@@ -3,10 +3,12 @@
 import difflib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 
@@ -90,6 +92,28 @@ def check_range(who: str, interval: str, **values: float | Sequence[float]) -> N
             below = number <= high if interval[-1] == "]" else number < high
             if not (above and below):
                 raise UserError(f"{who}: {option} is {value}; a number in {interval} is expected.")
+
+
+@contextmanager
+def trying(key: str) -> Iterator[None]:
+    """Whatever fails within it is a UserError that begins with `key`, such as `loss.focal`.
+
+    For a first try of code that is not ours, which raises whatever it likes: where it did is said.
+    """
+    name = key.rpartition(".")[2]
+    try:
+        yield
+    except UserError as error:
+        own = rf"^(\w+ )?'?{re.escape(name)}'?: "  # what it calls itself
+        error.args = (f"{key}: {re.sub(own, '', str(error))}",)
+        raise
+    except Exception as error:
+        place, said = error.__traceback__, " ".join(str(error).split())
+        while place.tb_next:
+            place = place.tb_next
+        file = Path(place.tb_frame.f_code.co_filename).name
+        kind = f"{type(error).__name__} in {file}, line {place.tb_lineno}"
+        raise UserError(f"{key}: {short(said, 200)} ({kind}). Change its options.") from error
 
 
 def exit_code(error: BaseException) -> int:
