@@ -140,10 +140,11 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
             # no longer running: this start failed early and the run is as it was
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
             path = run / "status.json"  # of several processes, the first to fail has the word
-            running = not path.exists() or read_json(path).get("status") == "running"
-            if running and (main or not heard):
-                facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
-                run_folder.set_status(run, "failed", **facts)
+            with suppress(UserError):  # that it cannot be written is not what went wrong
+                running = not path.exists() or read_json(path).get("status") == "running"
+                if running and (main or not heard):
+                    facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
+                    run_folder.set_status(run, "failed", **facts)
             raise
 
 
@@ -153,6 +154,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     recipe, main = loaded.recipe, distributed.main
     display = engine.make_display(main and not args.quiet)
     both = build.data(recipe, distributed)
+    seen = build.look(recipe, both, distributed)
     digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
     training = build.training_state(recipe, both.train, distributed)
     plan = build.plan(recipe, both, training, distributed)
@@ -170,7 +172,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         recorder = engine.RunRecorder(
             run, training, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in _notices(both, training, plan, recipe):
+    for line in (*_notices(both, training, plan, recipe), *seen):
         display.say(line)
     if progress.step:
         display.say(f"continuing at step {progress.step:,} of {plan.steps:,}")

@@ -1,5 +1,6 @@
 """Who sees which image when: order, shares, mirror pairs, readable errors."""
 
+import multiprocessing
 import random
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from vision_tutorial.core import registry
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource, FileSource
-from vision_tutorial.data.loader import AugmentedImages, by_references, make_loader
+from vision_tutorial.data import loader
+from vision_tutorial.data.loader import (
+    AugmentedImages,
+    augmented_images,
+    by_references,
+    make_loader,
+)
 from vision_tutorial.data.pipeline import eval_order, part, train_order
+from vision_tutorial.recipe import loading
 
 
 def noise(n: int = 24) -> ArraySource:
@@ -63,7 +72,7 @@ def test_evaluation_sees_each_item_once_in_the_same_batches(n: int, size: int, w
 
 
 def test_images_depend_on_their_address_and_not_on_workers() -> None:
-    images = AugmentedImages(noise(), partial(by_references, [jitter], 5))
+    images = AugmentedImages(noise(), partial(partial, by_references, [jitter], 5))
     one, two = (
         [raw.images for raw in make_loader(images, train_order(24, 8, 3, 0, 6), workers, pin=False)]
         for workers in (0, 2)
@@ -73,12 +82,80 @@ def test_images_depend_on_their_address_and_not_on_workers() -> None:
     assert torch.equal(once, again) and not torch.equal(once, images[3, 7][0])
 
 
+PLUGIN = """
+from dataclasses import dataclass, field
+import numpy as np
+from PIL import Image
+from vision_tutorial.core.registry import augments, datasets
+
+@dataclass(frozen=True)
+class Squares:
+    name: str = "squares"
+    classes: tuple[str, ...] = ("a", "b")
+    dense: bool = False
+    targets: np.ndarray = field(default_factory=lambda: np.zeros(8, np.int64))
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return Image.new("RGB", (12, 12), (index, 2 * index, 100)), index % 2
+
+@datasets.register
+def squares(split: str, *, open: bool = True):
+    if open:
+        return Squares()
+    class Hidden(Squares): pass
+    return Hidden()
+
+@augments.register
+def darker(*, by: int = 10):
+    return lambda image: image.point(lambda value: max(value - by, 0))
+"""
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_images_are_the_same_however_workers_are_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Entries of the recipe's own imports, too: a source, and a function inside a function."""
+    for kind in (registry.augments, registry.datasets):
+        monkeypatch.setattr(kind, "entries", dict(kind.entries))
+    monkeypatch.setattr(loading, "IMPORTED", imported := {})
+    monkeypatch.setattr(loader, "IMPORTED", imported)
+    (tmp_path / "own.py").write_text(f"{PLUGIN}# {method}")  # a file runs once
+    (tmp_path / "own.yaml").write_text(
+        "imports: [own.py]\ndataset: squares\nmodel: test_resnet\nepochs: 1\nbatch_size: 4\n"
+        "optimizer: {sgd: {lr: 0.1}}\n"
+        "augment: [{random_resized_crop: {size: 8}}, darker, color_jitter]\n"
+    )
+    loaded = loading.load(tmp_path / "own.yaml")
+    loading.import_files(loaded.imports, trusted=True)
+    (tmp_path / "own.py").write_text("changed since: the workers get what ran here")
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        images = augmented_images(loaded.recipe, registry.datasets.build("squares")("train"))
+        here, there = (
+            [raw.images for raw in make_loader(images, train_order(8, 4, 3, 0, 4), workers, False)]
+            for workers in (0, 1)
+        )
+        assert len(here) == 4 and all(map(torch.equal, here, there))
+        hidden = registry.datasets.build("squares", open=False)("train")
+        bad = augmented_images(loaded.recipe, hidden)
+        if method != "fork":
+            with pytest.raises(UserError, match="squares: cannot be sent to .*top level of their"):
+                next(make_loader(bad, eval_order(8, 4), 1, pin=False))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_one_line(tmp_path: Path, workers: int) -> None:
     path = tmp_path / "half.jpg"
     path.write_bytes(b"half")
     source = FileSource("mine", [path], np.zeros(1), ("a",))
-    images = AugmentedImages(source, partial(by_references, [], 0))
+    images = AugmentedImages(source, partial(partial, by_references, [], 0))
     with pytest.raises(UserError, match=r"mine, image 0: .*half\.jpg") as caught:
         list(make_loader(images, eval_order(1, 1), workers, pin=False))
     assert "Traceback" not in str(caught.value)

@@ -349,7 +349,7 @@ class Torn(Files):
 
 
 def test_pairs_that_do_not_fit_are_one_line():
-    pairs = AugmentedImages(Torn(source(4)), joint([], 0))
+    pairs = AugmentedImages(Torn(source(4)), partial(joint, [], 0))
     with pytest.raises(UserError, match="files, 1.png: 40x30 pixels, but its mask has 40x29;"):
         list(make_loader(pairs, eval_order(4, 1), 1, pin=False))
     with pytest.raises(UserError, match=r"different sizes in one batch \(9x30, 40x30"):

@@ -22,6 +22,7 @@ from rich.progress import wrap_file
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
+from ..core.atomic import regular
 from ..core.errors import StorageError, UserError
 from ..core.images import EXTENSIONS, images_in, stay_inside, visible
 from ..core.registry import datasets
@@ -102,7 +103,7 @@ def _cifar(name: str, kind: _Archive, split: str, root: str | None, download: bo
 
 def _unpickle(name: str, path: Path, md5: str) -> dict:
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
     except OSError as error:
         raise UserError(
             f"{name}: no readable {path} ({error.strerror}); set `download: true`, or {_ELSEWHERE}."

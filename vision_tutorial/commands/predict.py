@@ -5,6 +5,7 @@ submission, pseudo labels). Several runs predict as one (--ensemble).
 import argparse
 import csv
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..core.atomic import read_json, replacing, write_text
+from ..core.atomic import check_folder, is_stdout, make_folder, read_json, replacing, write_text
 from ..core.cli_types import add_looks, share
 from ..core.errors import UserError
 from ..core.images import image_size, images_in, read_image
@@ -49,6 +50,7 @@ def _predict(args: argparse.Namespace) -> int:
         raise UserError("several runs predict as one: add --ensemble soft or hard.")
     found = [(Path(run), load(recipe_file(Path(run)), args.set)) for run in args.runs]
     paths = _image_files(args.on or ())
+    check_folder(Path(args.output))
     from .. import build, inference  # after the recipes are known to be good
 
     with inference.opened(found, args, alone="predict") as distributed:
@@ -66,7 +68,8 @@ def _predict(args: argparse.Namespace) -> int:
         if source.dense:
             write = _write_pseudo_labels if args.pseudo_labels else _write_masks
         result = write(answers, source, recipe, args)
-    print(json.dumps(result, indent=2) if args.json else result["said"])
+    where = sys.stderr if args.submission and is_stdout(args.submission) else sys.stdout
+    print(json.dumps(result, indent=2) if args.json else result["said"], file=where)
     return 0
 
 
@@ -105,7 +108,7 @@ def _source(run: Path, recipe: Any, paths: Sequence[Path]) -> Any:
 def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Namespace) -> dict:
     """Write predictions.csv: each image's likeliest classes."""
     most = min(_TOP, len(source.classes))
-    path = _output_folder(args) / "predictions.csv"
+    path = make_folder(Path(args.output)) / "predictions.csv"
     count = 0
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -126,7 +129,7 @@ def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Nam
     from .. import inference
     from ..segmentation import submission, visualisation
 
-    folder = _output_folder(args)
+    folder = make_folder(Path(args.output))
     places = {"masks": str(folder / "masks")}
     if args.overlays:
         places["overlays"] = str(folder / "overlays")
@@ -182,15 +185,6 @@ def _write_pseudo_labels(answers: Iterable, source: Any, recipe: Any, args: Any)
     facts = {name: value for name, value in report.plain().items() if name != "images"}
     text = [*report.messages(), f"pseudo labels: {args.output}"]
     return {"folder": args.output, **facts, "said": "\n".join(text)}
-
-
-def _output_folder(args: argparse.Namespace) -> Path:
-    folder = Path(args.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UserError(f"{folder} is a file; name a folder with -o.") from error
-    return folder
 
 
 main = entry_point(parser, _predict)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core.atomic import write_text
+from ..core.atomic import is_stdout, write_text
 from ..core.cli_types import positive
 from ..core.errors import UserError, short
 from ..report import gallery_files
@@ -48,7 +48,8 @@ def _report(args: argparse.Namespace) -> int:
     for line in shown["complaints"]:
         print(line, file=sys.stderr)
     count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
-    print(f"{args.output}: {count}, {len(text.encode()) / _MIB:.2f} MiB")
+    line = f"{args.output}: {count}, {len(text.encode()) / _MIB:.2f} MiB"
+    print(line, file=sys.stderr if is_stdout(args.output) else sys.stdout)
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from ..core import processes
-from ..core.atomic import read_json, storage, write_json, write_text
+from ..core.atomic import make_folder, read_json, write_json, write_text
 from ..core.cli_types import UNITS, positive_count, seconds, share
 from ..core.errors import ExitCode, UserError
 from ..core.sources import data_root
@@ -101,9 +101,7 @@ class _Job:
 def reproduce(args: argparse.Namespace) -> int:
     """Plan, train what is not done, print the table and write the page."""
     job = _job(args)
-    with storage(job.own):
-        job.own.mkdir(parents=True, exist_ok=True)
-    with run_folder.lock(job.own), Stop().listening() as stop:
+    with run_folder.lock(make_folder(job.own)), Stop().listening() as stop:
         runner = Scheduler(job.slots, job.processes, stop, job.deadline)
         trials = _trials(job, _kept_plan(job, runner))
         if args.dry_run:

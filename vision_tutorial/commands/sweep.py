@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.atomic import storage
+from ..core.atomic import make_folder
 from ..core.cli_types import positive_count
 from ..core.errors import ExitCode, UserError, unknown
 from ..recipe.loading import load
@@ -88,9 +88,7 @@ def sweep(args: argparse.Namespace) -> int:
 def _run(state: SweepState, args: argparse.Namespace) -> int:
     """Stage after stage, each at the best of the one before; then the ranking."""
     slots = children.device_slots(args.jobs, args.nproc)
-    with storage(state.own):
-        state.own.mkdir(parents=True, exist_ok=True)
-    with run_folder.lock(state.own), Stop().listening() as stop:
+    with run_folder.lock(make_folder(state.own)), Stop().listening() as stop:
         scheduler = Scheduler(slots, args.nproc, stop)
         while not stop.signalled() and state.advance():
             _print_plan(state, args, len(slots))

@@ -11,7 +11,6 @@ folder can execute code: files that hold Python objects are refused.
 import hashlib
 import math
 import os
-from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from errno import ENOSPC
@@ -23,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from rich.console import Console
 from rich.progress import track
 
-from .atomic import free_space, new_folder, write_json
-from .errors import UserError, short
+from .atomic import free_space, new_folder, regular, write_json
+from .errors import UserError, all_at_once, short
 from .images import check_ids
 from .processes import usable_cores
 from .sources import ArraySource, Source
@@ -100,7 +99,7 @@ def load(root: Path, split: str, verify: bool | Literal["auto"] = "auto") -> Arr
 
 def _manifest(path: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(regular(path).read_bytes())
     except OSError as error:
         todo = "name a folder that `vision-tutorial pack` made"
         raise UserError(f"cannot read {path} ({error.strerror}); {todo}.") from error
@@ -116,7 +115,7 @@ def _shape(name: str, n: int, height: int, width: int) -> tuple[int, ...]:
 
 def _mapped(path: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
     try:
-        array = np.lib.format.open_memmap(path, "r")
+        array = np.lib.format.open_memmap(regular(path), "r")
     except Exception as error:  # NumPy raises whatever it likes on a damaged header
         problem = f"not a whole NumPy file ({short(str(error), 120)})"
         raise UserError(f"{path}: {problem}; {AGAIN}.") from error
@@ -186,21 +185,27 @@ def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) ->
     """Decode every image into images uint8 (N, H, W, 3), and every mask, on all cores."""
     height, width = images.shape[1:3]
 
-    def decode(index: int) -> None:
-        image, target = source[index]
+    def decode(index: int) -> str | None:
+        try:
+            image, target = source[index]
+        except UserError as error:
+            return str(error)
         if image.size != (width, height):
-            raise UserError(
+            return (
                 f"{source.name}, image {index}: {image.width}x{image.height} pixels, the "
                 f"first has {width}x{height}; an arrays folder needs one size. Resize them first."
             )
         images[index] = np.asarray(image)
         if masks is not None:
             masks[index] = target
+        return None
 
     console, n = Console(stderr=True), len(source)
     bar = {"console": console, "transient": True, "disable": not console.is_terminal}
     with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
-        deque(track(pool.map(decode, range(n)), f"reading {source.name}", n, **bar), maxlen=0)
+        found = list(track(pool.map(decode, range(n)), f"reading {source.name}", n, **bar))
+    if problems := list(filter(None, found)):
+        raise all_at_once(problems, "images")
 
 
 def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

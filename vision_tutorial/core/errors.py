@@ -30,6 +30,7 @@ class UserError(ValueError):
 
     code = ExitCode.BAD_INPUT
     said = False  # by another process, which met it first
+    problems: tuple[str, ...] = ()  # of an error for many: what is wrong with each
 
 
 class NonFiniteError(UserError):
@@ -54,6 +55,34 @@ class StorageError(UserError):
     """A file that must be written could not be."""
 
     code = ExitCode.STORAGE
+
+
+LISTED = 5  # of many that are wrong or odd
+
+
+def all_at_once(problems: Sequence[str], what: str) -> UserError:
+    """One error for `problems`, each of its own thing, such as a file: how many, the first five
+    shortened to what is wrong, and the first one's remedy."""
+    text, reasons = problems[0], []
+    for problem in problems[:LISTED]:
+        where, colon, rest = problem.partition(": ")
+        reason = re.split("[;.] ", rest, maxsplit=1)[0].removesuffix(".")
+        reasons.append(where + colon + reason)
+    if problems[1:]:
+        remedy = text[len(reasons[0]) :].lstrip(";. ")
+        remedy = remedy[:1].upper() + remedy[1:]
+        listed = some(reasons, len(problems), "; ")
+        text = f"{len(problems):,} {what} cannot be used: {listed}. {remedy}"
+    error = UserError(text.strip())
+    error.problems = tuple(problems)
+    return error
+
+
+def some(names: Sequence[str], count: int | None = None, apart: str = ", ") -> str:
+    """The first five of `names`, and how many more of `count` there are."""
+    count = len(names) if count is None else count
+    more = [f"{count - LISTED:,} more"] if count > LISTED else []
+    return apart.join([*names[:LISTED], *more])
 
 
 def unknown(kind: str, name: str, known: Iterable[str], most: int = 400) -> str:

@@ -13,6 +13,7 @@ from huggingface_hub.utils import get_session
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .atomic import regular
 from .errors import UserError, unknown
 
 MEND = "Set pretrained to a local .safetensors or .pt file"
@@ -88,6 +89,7 @@ def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, 
 def read(path: Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors or .pt file, out of the dictionaries and names that trainers
     put around it; no code in it runs. UserError if there is none."""
+    regular(path)
     try:
         if path.suffix == ".safetensors":
             found = load_file(path)

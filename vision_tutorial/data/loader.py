@@ -5,9 +5,12 @@ change nothing.
 """
 
 import ctypes
+import multiprocessing
+import pickle
 import random
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -28,6 +31,7 @@ from ..core.registry import datasets
 from ..core.sources import ArraySource, Source, check_split
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice
+from ..recipe.loading import IMPORTED, run_file
 from .augmentation.operation import AugmentationPlan, batched_form, in_words, keyed, operation
 from .executors import cpu
 
@@ -109,15 +113,19 @@ def augmented_images(
     if source.dense and copies:
         raise UserError("loss: jsd compares copies of images; there are none with masks.")
     if source.dense or batched_plan(recipe, copies, training):
-        return AugmentedImages(source, joint(choices, seed))
+        return AugmentedImages(source, partial(joint, choices, seed))
+    return AugmentedImages(source, partial(one_by_one, choices, seed, copies))
+
+
+def one_by_one(choices: Sequence[Choice], seed: int, copies: int = 0) -> Callable[..., Tensor]:
+    """The operations' references as a function of (image, item), as `by_references` has it."""
     if not copies:
-        return AugmentedImages(source, partial(by_references, chain(choices)[0], seed))
+        return partial(by_references, chain(choices)[0], seed)
     made = [one for one in map(operation, choices) if one.stage != "tensor"]
     framing, others = (
         [one.reference for one in made if one.framing == which] for which in (True, False)
     )
-    more = {"copies": copies, "of_copies": others}
-    return AugmentedImages(source, partial(by_references, framing, seed, **more))
+    return partial(by_references, framing, seed, copies=copies, of_copies=others)
 
 
 # -- one image -------------------------------------------------------------------------------------
@@ -208,11 +216,20 @@ def erase_per_image(
 class AugmentedImages(Dataset):
     """(epoch, index) -> image tensor, target, item; every draw is addressed, nothing is remembered.
 
-    `augment` takes (image, item), for a dense source (image, item, mask), and returns both then.
+    `make` gives what takes (image, item), for a dense source (image, item, mask), and returns both
+    then. It is made in each process again: the source and `make` are all that is sent to a worker.
     """
 
-    def __init__(self, source: Source, augment: Callable):
-        self.source, self.augment = source, augment
+    def __init__(self, source: Source, make: Callable[[], Callable]):
+        self.source, self.make = source, make
+        self.augment = make()
+
+    def __reduce__(self) -> tuple:
+        # Files run before anything is unpickled that may be of a class of theirs.
+        return _after_imports, (dict(IMPORTED),), (self.source, self.make)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.__init__(*state)
 
     def __getitem__(self, item: Item) -> tuple[Tensor, Any, Item] | UserError:
         _, index = item
@@ -230,6 +247,13 @@ class AugmentedImages(Dataset):
                 f"pixels, but its mask has {width}x{height}; they must be alike."
             )
         return *self.augment(image, item, target), item
+
+
+def _after_imports(imported: dict[Path, bytes]) -> AugmentedImages:
+    """An empty one, in a process where these files have run."""
+    for path, text in imported.items():
+        run_file(path, text)
+    return AugmentedImages.__new__(AugmentedImages)
 
 
 def collate(samples: list[Any]) -> RawBatch | UserError:
@@ -254,6 +278,7 @@ def make_loader(
     images: AugmentedImages, batches: Iterable[np.ndarray], workers: int, pin: bool
 ) -> Iterator[RawBatch]:
     """Batches in the given order. UserError names an image that cannot be read."""
+    multiprocessing.set_forkserver_preload([__name__])  # else each worker imports it: seconds
     loader = DataLoader(
         images,
         batch_sampler=(items.tolist() for items in batches),
@@ -263,7 +288,16 @@ def make_loader(
         worker_init_fn=_worker_started,
         prefetch_factor=4 if workers else None,
     )
-    for batch in loader:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # said better below
+            made = iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{images.source.name}: cannot be sent to loader processes ({error}). Define its "
+            "classes and functions at the top level of their file, or set workers=0."
+        ) from error
+    for batch in made:
         if isinstance(batch, UserError):
             raise batch
         yield batch

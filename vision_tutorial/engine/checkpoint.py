@@ -24,7 +24,15 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from ..core import weights
-from ..core.atomic import free_space, new_folder, read_json, sync_folder, write_bytes, write_json
+from ..core.atomic import (
+    free_space,
+    new_folder,
+    read_json,
+    regular,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
 from ..core.errors import NonFiniteError, StorageError, UserError, short
 from .optimizer_state import pack, unpack
 
@@ -235,7 +243,7 @@ def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file is as it was written; else raises Damaged."""
     name = MANIFEST
     try:
-        text = (folder / MANIFEST).read_bytes()
+        text = regular(folder / MANIFEST).read_bytes()
         content = json.loads(text)
         del content["sha256"]
         if _seal(content) != text:
@@ -245,7 +253,7 @@ def verify(folder: Path) -> dict[str, Any]:
             raise UserError(f"{folder} is {problem}.")
         _Manifest.model_validate(content)
         for name, expected in content["files"].items():
-            with (folder / name).open("rb") as file:
+            with regular(folder / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != expected["sha256"]:
                 raise ValueError(name)

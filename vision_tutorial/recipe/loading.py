@@ -4,13 +4,14 @@ And a recipe's `imports`: a student's own entries, in files that are code and so
 """
 
 import hashlib
-import importlib.util
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os.path import isdir, isfile  # False, where pathlib raises, for a name too long
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,7 +29,7 @@ if not RECIPES.is_dir():
     RECIPES = _HERE.parent / "recipes"  # in a checkout
 MAX_BASES = 16
 OWN = ("name", "expects", "extends")  # not inherited
-IMPORTED: set[str] = set()  # digests of the `imports` that have run in this process
+IMPORTED: dict[Path, bytes] = {}  # the `imports` that have run in this process, as they were then
 
 
 @dataclass(frozen=True)
@@ -122,24 +123,38 @@ def read_back(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def import_files(paths: Sequence[Path], trusted: bool) -> None:
     """Run the recipe's `imports`. UserError where they are not trusted, or fail."""
-    for path in paths:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest in IMPORTED:  # several runs of one recipe, or a second training in a notebook
+    for path in map(Path.absolute, paths):
+        text = path.read_bytes()
+        if _module(text) in sys.modules:  # several runs of one recipe, or again in a notebook
             continue
         if not trusted:
             raise UserError(
                 f"the recipe imports {path}, which is code that would run on this machine. "
                 "Read it, then add --trust-imports."
             )
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except UserError:
+        run_file(path, text)
+
+
+def run_file(path: Path, text: bytes) -> None:
+    """Run one of a recipe's `imports`, if it has not, as a module that pickle finds: the same in
+    this process and in loader workers, even if the file has changed since."""
+    name = _module(text)
+    if name in sys.modules:
+        return
+    module = sys.modules[name] = ModuleType(name)
+    module.__file__ = str(path)
+    try:
+        exec(compile(text, path, "exec"), vars(module))
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, UserError) or not isinstance(error, Exception):
             raise
-        except Exception as error:
-            raise UserError(f"{path}: failed to import: {type(error).__name__}: {error}") from error
-        IMPORTED.add(digest)
+        raise UserError(f"{path}: failed to import: {type(error).__name__}: {error}") from error
+    IMPORTED[path] = text
+
+
+def _module(text: bytes) -> str:
+    return f"imported_{hashlib.sha256(text).hexdigest()[:16]}"
 
 
 def _height(value: Any) -> int:

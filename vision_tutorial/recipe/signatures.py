@@ -19,6 +19,7 @@ from types import NoneType
 from typing import Any, Literal
 
 from ..core import registry
+from ..core.atomic import regular
 from ..core.errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
@@ -129,7 +130,7 @@ def _packaged() -> tuple[Entry, ...]:
 def read(path: Path) -> list[Entry]:
     """The entries that a file declares. UserError if it is not readable Python."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(regular(path).read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: cannot be read as Python ({error}). Correct it.") from error
     return list(_entries(tree, path))

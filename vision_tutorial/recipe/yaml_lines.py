@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ..core.atomic import regular
 from ..core.errors import UserError, shown
 
 MAX_BYTES = 64 * 1024
@@ -45,7 +46,7 @@ def read_document(path: Path, name: str | None = None) -> Document:
     """Parse the file at `path`, which errors call `name`. UserError: it is no YAML of a recipe."""
     name = name or str(path)
     try:
-        size = path.stat().st_size
+        size = regular(path).stat().st_size
         text = path.read_bytes().decode() if size <= MAX_BYTES else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot be read as UTF-8 text ({error}). Check it.") from error

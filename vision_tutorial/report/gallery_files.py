@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from ..core.atomic import replacing, storage, write_bytes, write_text
+from ..core.atomic import make_folder, regular, replacing, write_bytes, write_text
 from ..core.errors import UserError, short
 from ..recipe.fields import Frozen
 
@@ -113,7 +113,7 @@ def image_bytes(run: Path, image: GalleryImage) -> bytes:
 
 def _read(path: Path, most: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             return file.read(most)  # what is larger is none of ours, and damaged without its end
     except OSError as error:
         raise _damaged(path, error.strerror) from error
@@ -131,9 +131,7 @@ class Writer:
     """Keeps images for a run's gallery; `finish` makes the gallery be."""
 
     def __init__(self, run: Path):
-        self.folder = run / FOLDER
-        with storage(self.folder):
-            self.folder.mkdir(exist_ok=True)
+        self.folder = make_folder(run / FOLDER)
         self.names: set[str] = set()
 
     def keep(self, pixels: Any) -> GalleryImage:

@@ -16,7 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ..core.atomic import BINARY, plain, storage, sync_folder, write_all, write_json, write_text
+from ..core.atomic import (
+    BINARY,
+    make_folder,
+    plain,
+    storage,
+    sync_folder,
+    write_all,
+    write_json,
+    write_text,
+)
 from ..core.errors import UserError
 
 _Status = Literal["running", "done", "paused", "preempted", "failed"]
@@ -91,7 +100,7 @@ def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
     while True:
         run = folder / check_name("run", _now().strftime("%Y%m%d-%H%M%S-%f") if id is None else id)
         with storage(run):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             try:
                 run.mkdir()
             except FileExistsError as error:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from ..core.atomic import regular
 from ..core.errors import UserError, short, shown
 from ..core.images import MAX_PIXELS, VOID
 from ..core.registry import datasets
@@ -130,7 +131,7 @@ def coco(
 
 def _read(path: Path) -> _Contents:
     try:
-        return _Contents.model_validate_json(path.read_bytes())
+        return _Contents.model_validate_json(regular(path).read_bytes())
     except OSError as error:
         raise UserError(
             f"coco: cannot read {path} ({error.strerror}); `root` names the folder (itself, or "

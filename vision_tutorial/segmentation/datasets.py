@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core.atomic import read_json
+from ..core.atomic import read_json, regular
 from ..core.errors import UserError, check_range, shown
 from ..core.images import EXTENSIONS, VOID, images_in, read_mask
 from ..core.randomness import generator
@@ -73,7 +73,7 @@ def voc(
     base = data_root(root) / "VOCdevkit" / f"VOC{year}"
     listed = base / "ImageSets" / "Segmentation" / f"{train if split == 'train' else test}.txt"
     try:
-        names = listed.read_text("utf-8").split()
+        names = regular(listed).read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"voc: cannot read {listed} ({error}). It is not downloaded: unpack VOCdevkit below "
@@ -114,7 +114,7 @@ def mask_folder(
     names, listed = classes or [], base / "classes.txt"
     try:
         if not names and listed.exists():
-            names = [line.strip() for line in listed.read_text("utf-8").splitlines()]
+            names = [line.strip() for line in regular(listed).read_text("utf-8").splitlines()]
             names = [name for name in names if name]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {listed} ({error}). Write one class a line.") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.atomic import replacing
+from ..core.atomic import regular, replacing
 from ..core.errors import UserError, short
 
 _HEADER = ("image_id", "PredictionString")
@@ -37,7 +37,7 @@ def read(
     csv.field_size_limit(2**31 - 1)
     found: dict[str, np.ndarray] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with regular(path).open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)
             header = next(rows, [])
             if tuple(word.strip() for word in header) != _HEADER:

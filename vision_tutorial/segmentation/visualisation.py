@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core.atomic import replacing
+from ..core.atomic import make_folder, replacing
 from ..core.task import VOID
 
 # uint8 (256, 3): PASCAL VOC's colours, class 0 black, 255 nearly white. Bits 0, 3, 6 of a class id
@@ -38,6 +38,6 @@ def overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.5) -> Image
 
 def save(image: Image.Image, path: Path) -> None:
     """As PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary:
         image.save(temporary, "PNG")
