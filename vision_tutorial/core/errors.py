@@ -111,6 +111,33 @@ def short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+# Letters that steer a terminal or turn the text around; a line may begin with \r, as bars do.
+_STEERING = re.compile(
+    r"(?!\A\r)[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """`text` in which control letters are seen, and do nothing: \\x1b, \\u202e."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _Visible:
+    """A stream to print on; names from files and recipes cannot steer the terminal behind it.
+
+    rich writes past it, and is given `visible` texts.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream, self.rich_proxied_file = stream, getattr(stream, "rich_proxied_file", stream)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def check_range(who: str, interval: str, **values: float | Sequence[float]) -> None:
     """UserError for the first of `values`, by option, outside an interval such as "[0, 1)"; of a
     list, each number has to be inside."""
@@ -160,6 +187,8 @@ def run_main(main: Callable[[], int | None]) -> int:
     # Read when torch loads. OpenMP's threads spin while they wait, which beside other work (a
     # browser) made a small network 6x slower; giving up soon costs nothing alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and _Visible(stream) for stream in streams)
     try:
         return int(main() or ExitCode.DONE)
     except (UserError, MemoryError, KeyboardInterrupt) as error:
@@ -172,3 +201,5 @@ def run_main(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # `… | head`: the reader has seen enough
         sys.stderr.close()
         return int(ExitCode.DONE)
+    finally:
+        sys.stdout, sys.stderr = streams
