@@ -19,7 +19,7 @@ from .recipe.fields import changes, identity, to_plain, to_yaml
 from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
 from .runs.fingerprint import fingerprint
-from .runs.redaction import redact
+from .runs.redaction import redact, secrets
 from .runs.time_breakdown import in_words, shares
 
 PROFILED = 10  # steps
@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
     run, loaded = find_run(args)
+    if run is None or args.overrides:
+        _refuse_secrets(loaded.recipe)
     from . import build, engine  # after the recipe is known to be good: this takes seconds
 
     recipe = loaded.recipe
@@ -74,6 +76,17 @@ def train(args: argparse.Namespace) -> int:
     if distributed.main:
         print_line(f"run: {run}")
     return code
+
+
+def _refuse_secrets(recipe: Any) -> None:
+    """UserError where a text that recipe.yaml has to keep as it is holds a password or a token."""
+    kept = to_plain(recipe)
+    kept.pop("wandb")  # of which it keeps what is no secret
+    if key := next(secrets(kept), None):
+        raise UserError(
+            f"{key}: it seems to hold a password, key or token, which recipe.yaml would keep. Take "
+            "it out; if it is a path, link to it under another name."
+        )
 
 
 def print_line(line: str) -> None:
@@ -143,7 +156,7 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
             with suppress(UserError):  # that it cannot be written is not what went wrong
                 running = not path.exists() or read_json(path).get("status") == "running"
                 if running and (main or not heard):
-                    facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
+                    facts = {"exit_code": exit_code(error), "error": redact(str(error))[:500]}
                     run_folder.set_status(run, "failed", **facts)
             raise
 
@@ -230,7 +243,7 @@ def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> Non
     if not file.exists():
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
-            different = changes(loaded.recipe, loaded.base)
+            different = redact(changes(loaded.recipe, loaded.base))
             facts["recipe"] |= {"base": loaded.base_path.name, "changes": different}
         write_json(file, facts)
     write_recipe(run, loaded)

@@ -163,13 +163,16 @@ def trying(key: str) -> Iterator[None]:
         own = rf"^(\w+ )?'?{re.escape(name)}'?: "  # what it calls itself
         error.args = (f"{key}: {re.sub(own, '', str(error))}",)
         raise
+    except MemoryError:
+        raise
     except Exception as error:
+        kind = MemoryExhausted if type(error).__name__ == "OutOfMemoryError" else UserError
         place, said = error.__traceback__, " ".join(str(error).split())
         while place.tb_next:
             place = place.tb_next
         file = Path(place.tb_frame.f_code.co_filename).name
-        kind = f"{type(error).__name__} in {file}, line {place.tb_lineno}"
-        raise UserError(f"{key}: {short(said, 200)} ({kind}). Change its options.") from error
+        where = f"{type(error).__name__} in {file}, line {place.tb_lineno}"
+        raise kind(f"{key}: {short(said, 200)} ({where}). Change its options.") from error
 
 
 def exit_code(error: BaseException) -> int:

@@ -196,7 +196,9 @@ def learning_rates(
     for step in sorted({n * (steps - 1) // (tries - 1) for n in range(tries)}):
         try:  # an option out of range, or one that drives the lr there, ends no training later
             value = at(step, [0.0] * (step // steps_per_epoch))
-        except ArithmeticError as error:
+        except (ArithmeticError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             value = f"no number ({error})"
         if not (isinstance(value, float | int) and 0 <= value < math.inf):
             raise UserError(
