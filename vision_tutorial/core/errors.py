@@ -11,6 +11,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from .stopping import Stopped, stoppable
+
 
 class ExitCode(IntEnum):
     """Exit codes of all commands; status.json has them too, since torchrun flattens them to 1."""
@@ -177,7 +179,7 @@ def trying(key: str) -> Iterator[None]:
 
 def exit_code(error: BaseException) -> int:
     """What a process that ends with `error` exits with."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | Stopped):
         return int(error.code)
     known = {KeyboardInterrupt: ExitCode.INTERRUPTED, MemoryError: ExitCode.OUT_OF_MEMORY}
     return int(known.get(type(error), 1))
@@ -193,7 +195,8 @@ def run_main(main: Callable[[], int | None]) -> int:
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream and _Visible(stream) for stream in streams)
     try:
-        return int(main() or ExitCode.DONE)
+        with stoppable():
+            return int(main() or ExitCode.DONE)
     except (UserError, MemoryError, KeyboardInterrupt) as error:
         text = " ".join(str(error).split())
         if isinstance(error, MemoryError):
