@@ -212,6 +212,17 @@ def test_the_global_batch_is_dealt(batch, micro, world, mixed, parts):
 
 
 @pytest.mark.parametrize("images, said", [(64, "Lower the lr"), (32, "error")])
+def test_a_network_that_diverges_exits_3(images, said, capfd, tmp_path):
+    """Seen in a step of the training, or only in the validation after the last one."""
+    words = ["optimizer={sgd: {lr: 1.0e+30}}", "warmup={}", "clip=null", "mix=null", "ema=null"]
+    words += [f"dataset={{shapes: {{train: {images}, test: 30, size: 16}}}}", "epochs=1"]
+    code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, *words, "--runs", tmp_path)
+    (path,) = tmp_path.glob("debug/*/status.json")
+    status = json.loads(path.read_text())
+    assert code == 3 and said in one_line(err)
+    assert status["status"] == "failed" and status["exit_code"] == 3
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -230,17 +241,6 @@ def test_a_secret_in_a_path_is_kept_nowhere(given, capfd, tmp_path):
         raise UserError(f"nothing at https://me:hunter22@host ({value})")
     assert "[redacted]" in (status := (tmp_path / "status.json").read_text())
     assert "hunter22" not in status and "token=x" not in status
-
-
-def test_a_network_that_diverges_exits_3(images, said, capfd, tmp_path):
-    """Seen in a step of the training, or only in the validation after the last one."""
-    words = ["optimizer={sgd: {lr: 1.0e+30}}", "warmup={}", "clip=null", "mix=null", "ema=null"]
-    words += [f"dataset={{shapes: {{train: {images}, test: 30, size: 16}}}}", "epochs=1"]
-    code, _, err = train(capfd, "recipes/debug.yaml", *SMALL, *words, "--runs", tmp_path)
-    (path,) = tmp_path.glob("debug/*/status.json")
-    status = json.loads(path.read_text())
-    assert code == 3 and said in one_line(err)
-    assert status["status"] == "failed" and status["exit_code"] == 3
 
 
 def test_nothing_reported_is_undone(copy: Path, capfd: Any) -> None:
