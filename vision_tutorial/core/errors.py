@@ -113,9 +113,9 @@ def short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-# Letters that steer a terminal or turn the text around; a line may begin with \r, as bars do.
+# letters that steer a terminal, or turn the text around
 _STEERING = re.compile(
-    r"(?!\A\r)[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
@@ -134,7 +134,8 @@ class _Visible:
         self._stream, self.rich_proxied_file = stream, getattr(stream, "rich_proxied_file", stream)
 
     def write(self, text: str) -> int:
-        return self._stream.write(visible(text))
+        bar = text.startswith("\r")  # the library that fetches weights draws one over the other
+        return self._stream.write(text[:bar] + visible(text[bar:]))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
