@@ -26,7 +26,7 @@ from ..core.atomic import regular
 from ..core.errors import StorageError, UserError
 from ..core.images import EXTENSIONS, images_in, stay_inside, visible
 from ..core.registry import datasets
-from ..core.sources import ArraySource, FileSource, check_split, data_root
+from ..core.sources import ArraySource, FileSource, check_split, data_root, expanded
 
 PATIENCE = 30  # seconds without a byte before a download gives up
 _ELSEWHERE = "set `root` or VISION_TUTORIAL_DATA to the folder that has it"
@@ -50,7 +50,7 @@ def cifar100(split: str, *, root: str | None = None, download: bool = False) -> 
 def image_folder(split: str, *, root: str, train: str = "train", test: str = "val") -> FileSource:
     """Your own images: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg (png, webp, … too)."""
     check_split(split)
-    base = Path(root).expanduser()
+    base = expanded(root)
     # The training folder alone says which classes there are, and in which order.
     folders = _class_folders(base, train)
     classes = tuple(folder.name for folder in folders)

@@ -6,19 +6,25 @@ learns what kind it is.
 
 import copyreg
 import hashlib
+import logging
 import mmap
 import os
+import stat
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from .errors import UserError
+from .errors import StorageError, UserError
 from .images import VOID, read_image
 from .randomness import generator
+
+logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -189,14 +195,54 @@ def _stratified(targets: np.ndarray, n: int, seed: int, purpose: str) -> np.ndar
 
 def data_root(root: str | None = None) -> Path:
     """The folder of the data sets: `root`, else $VISION_TUTORIAL_DATA, else a cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vision_tutorial")
-    return Path(root or os.environ.get("VISION_TUTORIAL_DATA") or cache).expanduser()
+    given = root or os.environ.get("VISION_TUTORIAL_DATA")
+    return expanded(given) if given else cache_folder()
 
 
 def data_folder(root: str) -> Path:
     """The folder `root` if there is one, else the folder of that name among the data sets."""
-    path = Path(root).expanduser()
+    path = expanded(root)
     return path if path.is_dir() else data_root() / path  # which is an absolute path itself
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with `~` as the home folder; as it is for an account without one."""
+    return Path(os.path.expanduser(path))
+
+
+def cache_folder() -> Path:
+    """Where data sets lie, and what was made of them: below ~/.cache, or $XDG_CACHE_HOME.
+
+    For an account that cannot write there it is a temporary folder, and a warning says so.
+    """
+    own = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vision_tutorial"
+    if own.is_absolute() and (os.path.isdir(own) or may_write(own)):
+        return own
+    return _spare(own)
+
+
+@cache
+def _spare(own: Path) -> Path:
+    """A temporary folder of this account alone, in place of `own`."""
+    try:
+        user = getattr(os, "getuid", int)()
+        folder = Path(tempfile.gettempdir(), f"vision-tutorial-{user}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+        if facts.st_uid != user or facts.st_mode & 0o170022 != stat.S_IFDIR:  # set by another user
+            folder = Path(tempfile.mkdtemp(prefix="vision-tutorial-"))
+    except OSError as error:
+        raise StorageError(
+            f"neither {own} nor a temporary folder can be written ({error}). Set XDG_CACHE_HOME or "
+            "TMPDIR to a folder that can."
+        ) from error
+    logger.warning("%s cannot be written: what is kept between runs goes to %s", own, folder)
+    return folder
+
+
+def may_write(path: Path) -> bool:
+    """Whether this process may make `path`, or files in it, as far as permissions say."""
+    return os.access(next(filter(os.path.exists, (path, *path.parents))), os.W_OK | os.X_OK)
 
 
 def check_split(split: str) -> None:

@@ -11,7 +11,7 @@ from ..core.errors import UserError, check_range, shown
 from ..core.images import EXTENSIONS, VOID, images_in, read_mask
 from ..core.randomness import generator
 from ..core.registry import datasets
-from ..core.sources import Source, Subset, check_split, data_folder, data_root
+from ..core.sources import Source, Subset, check_split, data_folder, data_root, expanded
 from ..recipe.grammar import parse
 from ..recipe.signatures import static_signatures
 from .mask_files import DenseFiles, Joined, MaskFiles, check_files, decoded
@@ -155,7 +155,7 @@ def with_pseudo_labels(
         raise UserError(f"with_pseudo_labels: {dataset} has no masks; name a set that has.")
     if split == "test":
         return labelled
-    base = Path(folder).expanduser()
+    base = expanded(folder)
     ledger = base / "ledger.json"
     if not ledger.is_file():
         raise UserError(f"with_pseudo_labels: no {ledger}; name a folder of pseudo-labels.")

@@ -6,7 +6,6 @@ with either form.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL import Image
 from ..core import arrays
 from ..core.errors import StorageError, UserError
 from ..core.images import VOID, image_size, read_image, read_mask, stay_inside
-from ..core.sources import ArraySource, Source, base
+from ..core.sources import ArraySource, Source, base, cache_folder
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,7 @@ def _on_disk(source: Source) -> ArraySource:
         files = [*leaf.paths, *leaf.masks.paths] if isinstance(leaf, DenseFiles) else []
         for path in files:  # a file may change and keep its size
             stamp.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = cache / "vision_tutorial" / "decoded" / f"{source.name}-{stamp.hexdigest()[:16]}"
+    folder = cache_folder() / "decoded" / f"{source.name}-{stamp.hexdigest()[:16]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # of several processes one writes, the others wait
