@@ -14,12 +14,12 @@ from torch import nn
 
 from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the registries)
 from .core import registry
-from .core.errors import UserError
+from .core.errors import UserError, all_at_once
 from .core.processes import usable_cores
 from .core.randomness import address
 from .core.sources import Source, hold_out, take
 from .core.task import Batch, Task, sampled
-from .data import loader, mix
+from .data import class_counts, loader, mix
 from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
@@ -72,14 +72,36 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
 
 def data(recipe: Recipe, distributed: Distributed | None = None) -> Splits:
     """Read the data set; split off what is held out."""
-    train = dataset(recipe, "train", distributed)
+    found, problems, said = dict[str, Source](), [], False
+    for name in ("train",) if recipe.holdout else ("train", "test"):
+        try:
+            found[name] = dataset(recipe, name, distributed)
+        except UserError as error:
+            if not error.problems:
+                raise
+            problems, said = [*problems, *error.problems], error.said
+    if problems:  # of both splits
+        error = all_at_once(problems, "images")
+        error.said = said
+        raise error
+    train, val = found["train"], found.get("test")
     if recipe.holdout:
         train, val = hold_out(train, recipe.holdout, recipe.seed)
-    else:
-        val = dataset(recipe, "test", distributed)
     if recipe.subset:
         train = take(train, recipe.subset, recipe.seed)
     return Splits(train, val, "holdout" if recipe.holdout else "test")
+
+
+def look(recipe: Recipe, both: Splits, distributed: Distributed | None = None) -> list[str]:
+    """What is in the data, a line each, on the first process. UserError, on all: what cannot be
+    meant, such as masks of one class."""
+
+    def looked() -> list[str]:
+        return class_counts.look(both.train, both.val, recipe.dataset)
+
+    if not distributed:
+        return looked()
+    return distributed.run_together(looked if distributed.main else list)
 
 
 def dataset(recipe: Recipe, name: str, distributed: Distributed | None) -> Source:

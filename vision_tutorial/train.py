@@ -24,6 +24,7 @@ from .core.errors import (
     exit_code,
     run_main,
 )
+from .core.stopping import Stopped, last_words
 from .recipe.fields import changes, identity, to_plain, to_yaml
 from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
@@ -145,19 +146,33 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
     The process that failed first has the word, not those that only lost it; and a process other
     than rank 0 cannot know whether rank 0 was refused the folder, which is then another's.
     """
+    preempted = partial(_leave_verdict, run, "preempted", exit_code=int(ExitCode.PREEMPTED))
     with run_folder.lock(run) if main else nullcontext():
+        last_words.extend([preempted] * main)
         try:
             yield
+        except KeyboardInterrupt as error:
+            if main:
+                preempted()
+                print_line(f"stopped\ncontinue with: vision-tutorial train {run}")
+            raise Stopped from error
         except BaseException as error:
-            # no longer running: this start failed early and the run is as it was
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
-            path = run / "status.json"  # of several processes, the first to fail has the word
-            with suppress(UserError):  # that it cannot be written is not what went wrong
-                running = not path.exists() or read_json(path).get("status") == "running"
-                if running and (main or not heard):
-                    facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
-                    run_folder.set_status(run, "failed", **facts)
+            if main or not heard:
+                facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
+                _leave_verdict(run, "failed", **facts)
             raise
+        finally:
+            last_words.clear()
+
+
+def _leave_verdict(run: Path, status: Any, **facts: Any) -> None:
+    """How it ended, in status.json, if nothing is said there yet: of several processes, the first
+    to fail has the word, and a run that this start did not get to is as it was."""
+    path = run / "status.json"
+    with suppress(UserError):  # that it cannot be written is not what went wrong
+        if not path.exists() or read_json(path).get("status") == "running":
+            run_folder.set_status(run, status, **facts)
 
 
 def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
@@ -166,6 +181,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     recipe, main = loaded.recipe, distributed.main
     display = engine.make_display(main and not args.quiet)
     both = build.data(recipe, distributed)
+    seen = build.look(recipe, both, distributed)
     digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
     training = build.training_state(recipe, both.train, distributed)
     plan = build.plan(recipe, both, training, distributed)
@@ -183,7 +199,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         recorder = engine.RunRecorder(
             run, training, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in _notices(both, training, plan, recipe):
+    for line in (*_notices(both, training, plan, recipe), *seen):
         display.say(line)
     if progress.step:
         display.say(f"continuing at step {progress.step:,} of {plan.steps:,}")
@@ -205,7 +221,8 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         )
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
-        _finish_records(run, summary, recorder.tracker, progress.table, code)
+        with stop.listening():  # a signal comes too late now
+            _finish_records(run, summary, recorder.tracker, progress.table, code)
         # what limits this training; of an epoch that is under way, its steps so far
         waited = progress.seconds_data
         now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}

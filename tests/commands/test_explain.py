@@ -156,8 +156,9 @@ def test_what_is_known_without_data_is_true(tiny, data_root):
 def test_a_folder_of_images_is_counted_where_it_is(tiny, tmp_path):
     words = [tiny, f"dataset={{image_folder: {{root: {tmp_path}/images}}}}", "batch_size=4"]
     text = run(*words)
-    assert "30 epochs; steps unknown, the data is not here" in text
-    assert "note        dataset: the data is not here." in text
+    assert "30 epochs; steps unknown, since the data cannot be read" in text
+    assert "note        dataset: the data cannot be trained on.\n" in text
+    assert "Why: image_folder: no folder" in text
     assert told(*words)["steps"] is None
     for split, count in (("train", 9), ("val", 2)):
         for label in "ab":

@@ -1,4 +1,4 @@
-"""What a recipe means, before anything runs: no data is read, nothing written."""
+"""What a recipe means, before anything runs; of your own data, what is in it."""
 
 import argparse
 import json
@@ -77,20 +77,15 @@ def _built(
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from .. import build
-    from ..core import registry
     from ..data.loader import describe_path
     from ..engine.profiling import cost
     from ..losses import copies
 
     recipe, items, gpu, macs = loaded.recipe, [], torch.cuda.is_available(), None
+    seen: list[str] = []
     build.import_files(loaded.imports, trusted)
     if info.images is None:
-        try:
-            train = registry.datasets.build(recipe.dataset.name, **recipe.dataset.options)("train")
-            info = recipe_info(recipe, info.reference, info.world, train)
-        except UserError as error:
-            todo = "bring the data, or leave it: the rest is as it would be"
-            items.append(Advice("dataset", "the data is not here", str(error), todo))
+        info, seen, items = _read(recipe, info)
     network = build.check(recipe, info.classes or 10)
     parts = build.batch_parts(recipe, info.world, gpu)
     share = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
@@ -122,6 +117,7 @@ def _built(
         "micro_batch": info.micro_batch,
         "image_size": info.side,
         "parts": parts,
+        "data": seen,
         "data_path": describe_path(recipe, copies(recipe.loss), build.task(recipe, ()).dense),
         "lr": [rate(epoch * steps, ()) for epoch in range(info.epochs)],
         "parameter_groups": groups,
@@ -129,6 +125,19 @@ def _built(
         "macs": macs,
     }
     return facts, info, items
+
+
+def _read(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[str], list[Advice]]:
+    """What the data says: the number of images, its classes; or why it cannot be trained on."""
+    from .. import build
+
+    try:
+        both = build.data(recipe)
+        info = recipe_info(recipe, info.reference, info.world, both.train)
+        return info, build.look(recipe, both), []
+    except UserError as error:
+        why, todo = str(error).rstrip("."), "mend it before training; the rest is as it would be"
+        return info, [], [Advice("dataset", "the data cannot be trained on", why, todo)]
 
 
 def _count(parameters: Iterable[Any]) -> int:
@@ -155,7 +164,7 @@ def _print_facts(recipe: Recipe, info: RecipeInfo, facts: dict[str, Any]) -> Non
     text = " + ".join(f"{count}{what}" for count, what in sums if count)
     text += f" = {info.epochs} epochs" if "+" in text else " epochs"
     if info.steps is None:
-        text += "; steps unknown, the data is not here"
+        text += "; steps unknown, since the data cannot be read"
     else:
         text += f" x {info.steps_per_epoch:,} steps = {info.steps:,} steps"
         text += f" ({info.images:,} images of {recipe.dataset.name})"
@@ -166,6 +175,10 @@ def _print_facts(recipe: Recipe, info: RecipeInfo, facts: dict[str, Any]) -> Non
         text += f"{parts} micro-batch{'es' * (parts > 1)} x {info.micro_batch} images "
         text += f"({batch // info.world} a process, on {'a GPU each' if info.gpu else 'CPU'})"
     _entry("batch", text)
+    title = "data"
+    for line in facts["data"]:
+        _entry(title, line)
+        title = ""
     _entry("data path", facts["data_path"])
     _entry("lr", "  ".join(spans(facts["lr"])))
     if recipe.schedule.name == "plateau":

@@ -11,7 +11,6 @@ folder can execute code: files that hold Python objects are refused.
 import hashlib
 import math
 import os
-from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from errno import ENOSPC
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from .atomic import free_space, new_folder, regular, write_json
-from .errors import UserError, short
+from .errors import UserError, all_at_once, short
 from .images import check_ids
 from .processes import usable_cores
 from .sources import ArraySource, Source
@@ -186,21 +185,27 @@ def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) ->
     """Decode every image into images uint8 (N, H, W, 3), and every mask, on all cores."""
     height, width = images.shape[1:3]
 
-    def decode(index: int) -> None:
-        image, target = source[index]
+    def decode(index: int) -> str | None:
+        try:
+            image, target = source[index]
+        except UserError as error:
+            return str(error)
         if image.size != (width, height):
-            raise UserError(
+            return (
                 f"{source.name}, image {index}: {image.width}x{image.height} pixels, the "
                 f"first has {width}x{height}; an arrays folder needs one size. Resize them first."
             )
         images[index] = np.asarray(image)
         if masks is not None:
             masks[index] = target
+        return None
 
     console, n = Console(stderr=True), len(source)
     bar = {"console": console, "transient": True, "disable": not console.is_terminal}
     with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
-        deque(track(pool.map(decode, range(n)), f"reading {source.name}", n, **bar), maxlen=0)
+        found = list(track(pool.map(decode, range(n)), f"reading {source.name}", n, **bar))
+    if problems := list(filter(None, found)):
+        raise all_at_once(problems, "images")
 
 
 def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

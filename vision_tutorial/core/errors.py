@@ -3,12 +3,14 @@
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Any
 
 from .names import make_streams_readable
+from .stopping import Stopped, stoppable
 
 
 class ExitCode(IntEnum):
@@ -29,6 +31,7 @@ class UserError(ValueError):
 
     code = ExitCode.BAD_INPUT
     said = False  # by another process, which met it first
+    problems: tuple[str, ...] = ()  # of an error for many: what is wrong with each
 
 
 class NonFiniteError(UserError):
@@ -53,6 +56,34 @@ class StorageError(UserError):
     """A file that must be written could not be."""
 
     code = ExitCode.STORAGE
+
+
+LISTED = 5  # of many that are wrong or odd
+
+
+def all_at_once(problems: Sequence[str], what: str) -> UserError:
+    """One error for `problems`, each of its own thing, such as a file: how many, the first five
+    shortened to what is wrong, and the first one's remedy."""
+    text, reasons = problems[0], []
+    for problem in problems[:LISTED]:
+        where, colon, rest = problem.partition(": ")
+        reason = re.split("[;.] ", rest, maxsplit=1)[0].removesuffix(".")
+        reasons.append(where + colon + reason)
+    if problems[1:]:
+        remedy = text[len(reasons[0]) :].lstrip(";. ")
+        remedy = remedy[:1].upper() + remedy[1:]
+        listed = some(reasons, len(problems), "; ")
+        text = f"{len(problems):,} {what} cannot be used: {listed}. {remedy}"
+    error = UserError(text.strip())
+    error.problems = tuple(problems)
+    return error
+
+
+def some(names: Sequence[str], count: int | None = None, apart: str = ", ") -> str:
+    """The first five of `names`, and how many more of `count` there are."""
+    count = len(names) if count is None else count
+    more = [f"{count - LISTED:,} more"] if count > LISTED else []
+    return apart.join([*names[:LISTED], *more])
 
 
 def unknown(kind: str, name: str, known: Iterable[str], most: int = 400) -> str:
@@ -95,7 +126,7 @@ def check_range(who: str, interval: str, **values: float | Sequence[float]) -> N
 
 def exit_code(error: BaseException) -> int:
     """What a process that ends with `error` exits with."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | Stopped):
         return int(error.code)
     known = {KeyboardInterrupt: ExitCode.INTERRUPTED, MemoryError: ExitCode.OUT_OF_MEMORY}
     return int(known.get(type(error), 1))
@@ -108,7 +139,8 @@ def run_main(main: Callable[[], int | None]) -> int:
     # browser) made a small network 6x slower; giving up soon costs nothing alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        return int(main() or ExitCode.DONE)
+        with stoppable():
+            return int(main() or ExitCode.DONE)
     except (UserError, MemoryError, KeyboardInterrupt) as error:
         text = " ".join(str(error).split())
         if isinstance(error, MemoryError):

@@ -134,6 +134,10 @@ class Subset:
         self.name, self.classes, self.dense = source.name, source.classes, source.dense
         self.targets = source.targets[indices]
 
+    def origin(self, index: int) -> tuple[Source, int]:
+        """The source and the index there of what stands at `index`."""
+        return self.source, int(self.indices[index])
+
     def key(self, index: int) -> str:
         return self.source.key(int(self.indices[index]))
 

@@ -4,12 +4,11 @@ What an image becomes is a function of the seed and its (epoch, index), so worke
 change nothing.
 """
 
-import ctypes
 import multiprocessing
+import os
 import pickle
 import random
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from torchvision import transforms as tv
 
 from ..core import arrays as folder
 from ..core.errors import UserError
+from ..core.processes import follow_parent
 from ..core.randomness import address
 from ..core.registry import datasets
 from ..core.sources import ArraySource, Source, check_split, expanded
@@ -308,6 +308,4 @@ def _worker_started(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    if sys.platform == "linux":
-        death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+    follow_parent(os.getppid(), signal.SIGKILL)

@@ -1,20 +1,18 @@
 """The loop. It reads aloud: one call for each thing that happens, and it never asks which track."""
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ExitCode, NonFiniteError
-from ..core.processes import StopSignal
+from ..core.errors import NonFiniteError
+from ..core.stopping import StopSignal
 from ..core.task import Batch, Meter, Task, exact_sum, wide
 from .distributed import Distributed
 from .step import StepResult, TrainingState, async_steps_of, set_lr, take_step
@@ -196,16 +194,11 @@ class Recorder:
 class StopRequest(StopSignal):
     """Polled between steps. A second signal, a second or more after the first, does not wait."""
 
+    twice_is_enough = True
+
     def __init__(self, minutes: float | None = None, steps: int | None = None, start: int = 0):
         self.deadline = time.monotonic() + 60 * minutes if minutes else None
         self.last_step = start + steps if steps else None
-        self.since = 0.0
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.signal is not None and now - self.since > 1:  # schedulers send some twice at once
-            os._exit(int(ExitCode.PREEMPTED))
-        self.signal, self.since = number, now
 
     def asked(self, step: int) -> bool:
         """Whether the step about to be taken (counted from 0) should be the last."""

@@ -43,16 +43,16 @@ def recipe_info(
     world: int | None = None,
     train: Any = None,
 ) -> RecipeInfo:
-    """All that can be said with or without the train split; of some the size is known."""
+    """All that can be said with the images to train on, or without; of some the size is known."""
     name, options = recipe.dataset.name, recipe.dataset.options
     whole, classes, side = None, None, None
     if train is not None:
-        whole, classes = len(train), len(train.classes)
+        classes = len(train.classes)
     elif name in CIFAR:
         whole, classes, side = 50_000, CIFAR[name], 32
     elif name == "shapes":
         whole, classes, side = options["train"], 10 + options["masks"], options["size"]
-    images = None if whole is None else used(recipe, whole)
+    images = len(train) if train is not None else whole and used(recipe, whole)
     return RecipeInfo(
         epochs=recipe.total_epochs,
         world=world or int(os.environ.get("WORLD_SIZE", 1)),

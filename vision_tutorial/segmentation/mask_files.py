@@ -57,13 +57,18 @@ class DenseFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        image, mask = read_image(self.paths[index]), self.masks[index]
-        if mask.shape[::-1] != image.size:
+        image = read_image(self.paths[index])
+        return image, self.target(index, image.size)
+
+    def target(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The mask alone, of an image of `size` (width, height), or of what its file says."""
+        mask, (width, height) = self.masks[index], size or image_size(self.paths[index])
+        if mask.shape != (height, width):
             raise UserError(
-                f"{self.paths[index]}: {image.width}x{image.height} pixels, its mask or "
+                f"{self.paths[index]}: {width}x{height} pixels, its mask or "
                 f"annotation has {mask.shape[1]}x{mask.shape[0]}. Replace one of the two."
             )
-        return image, mask
+        return mask
 
     @property
     def targets(self) -> np.ndarray:
@@ -89,6 +94,10 @@ class Joined:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def origin(self, index: int) -> tuple[Source, int]:
+        """The source and the index there of what stands at `index`."""
+        return self.places[index]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
         source, place = self.places[index]

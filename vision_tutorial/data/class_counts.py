@@ -1,0 +1,207 @@
+"""A look at the data before training: how often each class is there, in both splits.
+
+Masks whose classes are all void, or one, train on nothing and score 100 %. What cannot be meant is
+refused in one line; what is odd is said, beside the shares of the classes.
+"""
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from ..core.atomic import write_bytes
+from ..core.errors import UserError, all_at_once, some
+from ..core.images import VOID, check_ids
+from ..core.processes import usable_cores
+from ..core.sources import Source
+from ..recipe.grammar import Choice
+
+MOMENT = 2.0  # seconds; counting that takes longer is kept
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Of one split: how many images have each class, and how many pixels are of it, int64 (C,);
+    in classification both are images. void: pixels; void_images: those with nothing else."""
+
+    classes: tuple[str, ...]
+    images: np.ndarray
+    pixels: np.ndarray
+    void: int = 0
+    void_images: int = 0
+
+
+def look(train: Source, val: Source, dataset: Choice) -> list[str]:
+    """A line on each split's classes, and a warning for all that is odd with them.
+
+    UserError: what cannot be trained on, or not be scored; all files that are bad, in one.
+    """
+    both, problems = {}, []
+    for name, source in {"train": train, "val": val}.items():
+        both[name], found = count(source)
+        problems += found
+    if problems:
+        raise all_at_once(problems, "images")
+    for name, counts in both.items():
+        _refuse(name, counts, dataset, train.dense)
+    lines = [_shares(name, counts, train.dense) for name, counts in both.items()]
+    return lines + [f"warning: {line}" for line in _odd(*both.values(), dataset, train.dense)]
+
+
+# -- counting --------------------------------------------------------------------------------------
+
+
+def count(source: Source) -> tuple[ClassCounts, list[str]]:
+    """The counts of a source; and what is wrong with its masks, or their sizes."""
+    classes = len(source.classes)
+    if not source.dense:
+        found = np.bincount(source.targets, minlength=classes)
+        return ClassCounts(source.classes, found, found), []
+    table, problems = _of_each_image(source)
+    pixels, void = table[:, :classes], table[:, VOID]
+    counts = ((pixels > 0).sum(0), pixels.sum(0), int(void.sum()), int((pixels.sum(1) == 0).sum()))
+    return ClassCounts(source.classes, *counts), problems
+
+
+def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
+    """Pixels of each id in each image, int32 (N, 256), and problems. Kept in the cache folder, by
+    the digest of the source and the times of its files, where that spares more than a moment."""
+    places, problems = [_origin(source, index) for index in range(len(source))], []
+
+    def ids(index: int) -> np.ndarray:
+        leaf, at = places[index]
+        try:
+            mask = np.asarray(leaf.target(at) if hasattr(leaf, "target") else leaf[at][1])
+            check_ids(mask, len(source.classes), source.key(index))
+        except UserError as error:
+            problems.append((index, str(error)))
+            return np.zeros(256, np.int32)
+        return np.bincount(mask.ravel(), minlength=256).astype(np.int32)
+
+    began = time.perf_counter()
+    first, file = [ids(index) for index in range(min(8, len(places)))], None
+    if (time.perf_counter() - began) / len(first) * len(places) > MOMENT:
+        with suppress(OSError, RuntimeError, ValueError):  # not there, damaged; no home
+            file = _cache_file(source, places)
+            table = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+            if table.shape == (len(places), 256):
+                return table, []
+    with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow and NumPy let go of the lock
+        table = np.stack([*first, *pool.map(ids, range(len(first), len(places)))])
+    if file and not problems:
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(content := io.BytesIO(), table)
+            part = file.with_suffix(f".{os.getpid()}")
+            write_bytes(part, content.getvalue())
+            part.replace(file)
+    return table, [text for _, text in sorted(problems)]
+
+
+def _origin(source: Source, index: int) -> tuple[Source, int]:
+    """What lies under subsets and joints."""
+    while hasattr(source, "origin"):
+        source, index = source.origin(index)
+    return source, index
+
+
+def _cache_file(source: Source, places: Sequence[tuple[Source, int]]) -> Path:
+    stamp = hashlib.sha256(source.digest().encode())
+    for leaf, at in places:
+        if paths := getattr(getattr(leaf, "masks", None), "paths", None):
+            stamp.update(str(paths[at].stat().st_mtime_ns).encode())  # it may keep its size
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    name = f"{source.name}-{stamp.hexdigest()[:16]}.npy"
+    return cache / "vision_tutorial" / "class_counts" / name
+
+
+# -- judging ---------------------------------------------------------------------------------------
+
+
+def _refuse(name: str, counts: ClassCounts, dataset: Choice, dense: bool) -> None:
+    """UserError for a split that teaches, or says, nothing."""
+    there = np.flatnonzero(counts.images)
+    what = "pixel" if dense else "image"
+
+    def refuse(problem: str, todo: str) -> NoReturn:
+        raise UserError(f"{dataset.name}, {name}: {problem}. {todo}")
+
+    if not len(there):
+        todo = "Annotate some, or choose on a part of the training images: holdout=0.1."
+        refuse(f"all {what}s are void (nothing is annotated), so nothing counts", todo)
+    if len(counts.classes) > 1 and (len(there) > 1 or name == "val"):
+        return
+    one = f"'{counts.classes[there[0]]}'"
+    problem = f"every {what} that counts is of one class, {one}, so there is nothing to learn"
+    if not dense:
+        refuse(problem, "Give a folder for each of two classes or more, or a larger subset.")
+    todo = "Two classes are needed; name the background as one, too."
+    if counts.void:
+        share = f"{100 * counts.void / (counts.void + counts.pixels.sum()):.1f} %"
+        problem += f" ({share} are void)"
+        todo = "Masks of 0 and 255 are usual for one object and its background, and 255 is void"
+        if "map" in dataset.options:
+            key = f"dataset.{dataset.name}"
+            todo += f": {key}.map={{255: 1}} makes it class 1"
+            if dataset.options.get("void") is not None:
+                todo += f", {key}.void=null gives id {dataset.options['void']} back"
+        else:
+            todo += ": write another id in the files"
+        todo += "."
+    refuse(problem, todo)
+
+
+def _shares(name: str, counts: ClassCounts, dense: bool) -> str:
+    """One line: the rarest and the most frequent class, and what is void."""
+    total, order = counts.pixels.sum(), np.argsort(counts.pixels, kind="stable")
+    order = order[counts.pixels[order] > 0]
+    few, many = order[0], order[-1]
+
+    def amount(label: int) -> str:
+        if not dense:
+            return f"{counts.pixels[label]:,} images"
+        return f"{100 * counts.pixels[label] / total:.2g} %"
+
+    text = f"{name}: {len(order)} classes"
+    if counts.pixels[few] == counts.pixels[many]:
+        return f"{text}, {amount(few)} each"
+    text += f", from {amount(few)} ('{counts.classes[few]}')"
+    text += f" to {amount(many)} ('{counts.classes[many]}')"
+    if dense:
+        text += f" of the pixels that count; {100 * counts.void / (counts.void + total):.2g} % void"
+    return text
+
+
+def _odd(train: ClassCounts, val: ClassCounts, dataset: Choice, dense: bool) -> list[str]:
+    """What may be a mistake, each in a line."""
+    what = "a pixel" if dense else "an image"
+    in_train, in_val = train.images > 0, val.images > 0
+    dead = dataset.options.get("void")
+    because = f" (void is {dead})" if dead is not None else ""
+    texts = {
+        f"classes without {what} in train or val{because}": ~in_train & ~in_val,
+        f"classes without {what} in train, which cannot be learned": ~in_train & in_val,
+        f"classes without {what} in val, which are not scored": in_train & ~in_val,
+        "classes in one image of train only": train.images == 1,
+    }
+    lines = []
+    for text, where in texts.items():
+        if (labels := np.flatnonzero(where)).size:
+            names = some([f"{train.classes[label]} ({label})" for label in labels])
+            lines.append(f"{text}: {names}")
+    if in_val.sum() == 1 and in_train.sum() > 1:
+        name = val.classes[int(np.flatnonzero(in_val)[0])]
+        lines.append(f"only class {name} is in val: its score says little")
+    void = {"train": train.void_images, "val": val.void_images}
+    if any(void.values()):
+        parts = " and ".join(f"{n:,} of {name}" for name, n in void.items() if n)
+        lines.append(f"images that are void as a whole, from which nothing is learned: {parts}")
+    return lines
