@@ -28,7 +28,7 @@ from ..core.errors import UserError
 from ..core.processes import follow_parent
 from ..core.randomness import address
 from ..core.registry import datasets
-from ..core.sources import ArraySource, Source, check_split, expanded
+from ..core.sources import ArraySource, Source, check_split, data_folder
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice
 from ..recipe.loading import IMPORTED, run_file
@@ -52,7 +52,7 @@ class RawBatch(NamedTuple):
 def arrays(split: str, *, root: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
     """A folder that `vision-tutorial pack` made: mapped, so it may be larger than the memory."""
     check_split(split)
-    return folder.load(expanded(root), split, verify)
+    return folder.load(data_folder(root, "arrays"), split, verify)
 
 
 # -- which way images are augmented ----------------------------------------------------------------
@@ -256,28 +256,27 @@ def _after_imports(imported: dict[Path, bytes]) -> AugmentedImages:
     return AugmentedImages.__new__(AugmentedImages)
 
 
-def collate(samples: list[Any]) -> RawBatch | UserError:
-    """Samples -> one batch; the first unreadable image speaks for all."""
+def collate(samples: list[Any]) -> list[RawBatch] | UserError:
+    """Samples -> a batch of each size of images; the first unreadable image speaks for all."""
+    sizes: dict[tuple[int, ...], list[Any]] = {}
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-    images, targets, items = zip(*samples, strict=True)
-    sizes = {tuple(image.shape[-3:]) for image in images}
-    if len(sizes) > 1:
-        shown = ", ".join(f"{w}x{h}" for _, h, w in sorted(sizes)[:3])
-        return UserError(
-            f"images of different sizes in one batch ({shown}, …); end `augment` and "
-            "`eval_augment` with a crop or resize to one size."
-        )
-    # They lie as (H, W, 3), and stay so: whole blocks are copied then.
-    batch = torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
-    return RawBatch(batch, torch.as_tensor(np.array(targets)), torch.tensor(items))
+        sizes.setdefault(tuple(sample[0].shape), []).append(sample)
+    made = []
+    for some in sizes.values():
+        images, targets, items = zip(*some, strict=True)
+        # They lie as (H, W, 3), and stay so: whole blocks are copied then.
+        batch = torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
+        made.append(RawBatch(batch, torch.as_tensor(np.array(targets)), torch.tensor(items)))
+    return made
 
 
 def make_loader(
     images: AugmentedImages, batches: Iterable[np.ndarray], workers: int, pin: bool
-) -> Iterator[RawBatch]:
-    """Batches in the given order. UserError names an image that cannot be read."""
+) -> Iterator[list[RawBatch]]:
+    """Batches in the given order, each a list of one for each size. UserError names an image that
+    cannot be read."""
     multiprocessing.set_forkserver_preload([__name__])  # else each worker imports it: seconds
     loader = DataLoader(
         images,

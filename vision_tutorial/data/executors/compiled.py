@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numba import config, njit
 
+from ...core.folders import cache_folder, may_write
 from ...core.randomness import address
-from ...core.sources import cache_folder, may_write
 from ..augmentation import operation
 from ..augmentation.operation import Filter, Op
 from . import kernels, kernels_colour
