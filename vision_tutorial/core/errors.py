@@ -6,11 +6,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from .names import make_streams_readable, readable
 from .stopping import Stopped, stoppable
 
 
@@ -114,14 +115,12 @@ def short(text: str, most: int) -> str:
 
 
 # letters that steer a terminal, or turn the text around
-_STEERING = re.compile(
-    r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_STEERING = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
     """`text` in which control letters are seen, and do nothing: \\x1b, \\u202e."""
-    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], readable(text))
 
 
 class _Visible:
@@ -188,8 +187,7 @@ def exit_code(error: BaseException) -> int:
 
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a command; a UserError becomes one line on stderr and its exit code, no traceback."""
-    with suppress(AttributeError, ValueError):  # not every stream has it
-        sys.stdout.reconfigure(errors="replace")  # a letter that a console lacks ends nothing
+    make_streams_readable()
     # Read when torch loads. OpenMP's threads spin while they wait, which beside other work (a
     # browser) made a small network 6x slower; giving up soon costs nothing alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

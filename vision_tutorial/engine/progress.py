@@ -15,6 +15,7 @@ from rich.table import Column
 from rich.text import Text
 
 from ..core.errors import visible
+from ..core.names import READABLE
 from ..recipe.notation import duration
 
 REDRAW_SECONDS = 0.1
@@ -138,7 +139,7 @@ def make_display(enabled: bool, console: Console | None = None) -> Display:
         terminal = bool(sys.stdout and sys.stdout.isatty())
         console = Console(force_terminal=None if terminal else False)
     if hasattr(console.file, "reconfigure"):
-        console.file.reconfigure(errors="replace")
+        console.file.reconfigure(errors=READABLE)
     drawable = console.is_terminal and not console.is_dumb_terminal
     return Display(console, bar=drawable and console.width >= NARROWEST_BAR)
 
