@@ -184,7 +184,8 @@ def _leave_verdict(run: Path, status: Any, **facts: Any) -> None:
     to fail has the word, and a run that this start did not get to is as it was."""
     path = run / "status.json"
     with suppress(UserError):  # that it cannot be written is not what went wrong
-        if not path.exists() or read_json(path).get("status") == "running":
+        found = read_json(path) if path.exists() else None
+        if not isinstance(found, dict) or found.get("status") == "running":
             run_folder.set_status(run, status, **facts)
 
 
