@@ -165,7 +165,8 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        _start_records(run, loaded, digest, progress)
+        left_out = [x for part in (both.train, both.val) for x in getattr(part, "left_out", ())]
+        _start_records(run, loaded, digest, list(dict.fromkeys(left_out)), progress)
         tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
@@ -218,7 +219,9 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
         )
 
 
-def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> None:
+def _start_records(
+    run: Path, loaded: Loaded, digest: str, left_out: list[str], progress: Any
+) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     file = run / "fingerprint.json"
     facts = read_json(file) if file.exists() else fingerprint(digest)
@@ -228,6 +231,8 @@ def _start_records(run: Path, loaded: Loaded, digest: str, progress: Any) -> Non
             "Restore the data, or start a new run."
         )
     if not file.exists():
+        if left_out:
+            facts["left_out"] = left_out
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
             different = changes(loaded.recipe, loaded.base)

@@ -217,7 +217,7 @@ def test_what_a_mask_folder_refuses(pets: Path):
     assert "a.png: 6x4 pixels, its mask or annotation has 6x5" in said(classes=["x", "y", "z"])
     (pets / "empty").mkdir()
     (pets / "empty_masks").mkdir()
-    assert f"no images in {pets}/empty; looked for .bmp" in said(train="empty")
+    assert f"no images in {pets}/empty; looked for .apng" in said(train="empty")
 
 
 @pytest.mark.parametrize("link", ["train/b.png", "train_masks/b.png", "train_masks"])
