@@ -17,7 +17,8 @@ from PIL import Image
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource
-from vision_tutorial.segmentation.coco import BACKGROUND, Drawn, coco, region
+from vision_tutorial.segmentation.coco import BACKGROUND, coco
+from vision_tutorial.segmentation.coco_regions import Drawn, region
 
 WIDTH, HEIGHT = 8, 6
 # pycocotools 2.0.11 has not heard of NumPy's newest wish

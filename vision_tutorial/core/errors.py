@@ -29,7 +29,8 @@ class UserError(ValueError):
 
     code = ExitCode.BAD_INPUT
     said = False  # by another process, which met it first
-    problems: tuple[str, ...] = ()  # of an error for many: what is wrong with each
+    problems: tuple[str, ...] = ()  # of an error for many things: what is wrong with each
+    things = ""  # what these are, such as images
 
 
 class NonFiniteError(UserError):
@@ -73,7 +74,7 @@ def all_at_once(problems: Sequence[str], what: str) -> UserError:
         listed = some(reasons, len(problems), "; ")
         text = f"{len(problems):,} {what} cannot be used: {listed}. {remedy}"
     error = UserError(text.strip())
-    error.problems = tuple(problems)
+    error.problems, error.things = tuple(problems), what
     return error
 
 
