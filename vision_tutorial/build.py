@@ -135,6 +135,12 @@ def criteria(recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Ca
     return {name: criterion.to(device) for name, criterion in found.items()}
 
 
+def weighs_classes(recipe: Recipe) -> bool:
+    """Whether a loss counts some classes more than others."""
+    terms = (*recipe.loss, *(recipe.aux_loss or ()))
+    return any(term.options.get("class_weights") is not None for term in terms)
+
+
 def model(recipe: Recipe, classes: int, weights: bool = True) -> nn.Module:
     """The network. Its first weights are a function of the seed alone."""
     options = recipe.model.options
@@ -200,6 +206,7 @@ def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> 
         seed=recipe.seed,
         accumulation_steps=parts // distributed.world if recipe.shards else parts,
         shards=recipe.shards,
+        uneven=source.dense or weighs_classes(recipe),
     )
 
 
@@ -244,33 +251,38 @@ def evaluation(
     network: nn.Module,
     task: Task,
     distributed: Distributed,
-    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    answer: Callable[[Batch], torch.Tensor] | None = None,
     data: DataPipeline | None = None,
     refine: Callable | None = None,
     size: int | None = None,
+    only_first: bool = False,
     **callbacks: Any,
 ) -> Evaluation:
     """All metrics of `network` on `source`.
 
-    forward: what is called instead of the network (it seen several times, say). data:
+    answer: what is called instead of the network (it seen several times, say). data:
     `eval_pipeline` of before, to use again. refine: `refining`'s, for the probabilities.
-    size: masks are compared at size x size pixels, as those of a submission are.
+    size: masks are compared at size x size pixels, as those of a submission are. only_first: the
+    first batch of each process stands for all.
     """
     data = data or eval_pipeline(recipe, source, distributed)
 
-    def answer(batch: Batch) -> torch.Tensor:
-        output = (forward or network)(batch.images)
+    def forward(batch: Batch) -> torch.Tensor:
+        output = answer(batch) if answer else network(batch.images)
         output = refine(output, batch.pixels) if refine else output
         return sampled(output, size, size) if size else output
 
-    def batches() -> Iterator[Batch]:
-        for batch in data.evaluation(pixels=refine is not None):
-            yield replace(batch, target=sampled(batch.target, size, size)) if size else batch
+    def batches() -> Iterator[list[Batch]]:
+        of_all = data.evaluation(pixels=refine is not None)
+        for some in [data.first_evaluation()] if only_first else of_all:
+            if size:
+                some = [replace(one, target=sampled(one.target, size, size)) for one in some]
+            yield some
 
-    of_all = math.ceil(len(source) / recipe.eval_batch_size)
-    rounds = math.ceil(of_all / distributed.world)  # of the busiest process
+    count = 1 if only_first else math.ceil(len(source) / recipe.eval_batch_size)
+    rounds = math.ceil(count / distributed.world)  # of the busiest process
     criterion = losses.WeightedSum(losses.without_copies(recipe.loss))
-    return evaluate(answer, network, batches(), rounds, task, criterion, distributed, **callbacks)
+    return evaluate(forward, network, batches(), rounds, task, criterion, distributed, **callbacks)
 
 
 def plan(recipe: Recipe, both: Splits, training: TrainingState, distributed: Distributed) -> Plan:
@@ -278,10 +290,11 @@ def plan(recipe: Recipe, both: Splits, training: TrainingState, distributed: Dis
     steps = steps_per_epoch(recipe, len(both.train))
     val = eval_pipeline(recipe, both.val, distributed)
 
-    def evaluated(stop: Callable[[], bool], progress: Callable[[int, int], None]) -> Evaluation:
-        calls = {"stop": stop, "progress": progress, "data": val}
+    def evaluated(*callbacks: Callable, only_first: bool = False) -> Evaluation:
+        calls = dict(zip(("stop", "progress"), callbacks, strict=False))
+        given = (recipe, both.val, training.model, training.task, distributed)
         with training.ema.applied_to(training.model):
-            return evaluation(recipe, both.val, training.model, training.task, distributed, **calls)
+            return evaluation(*given, data=val, only_first=only_first, **calls)
 
     return Plan(
         steps_per_epoch=steps,

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from . import build
 from .core import registry
 from .core.errors import UserError
 from .core.sources import Source
-from .core.task import Task, sampled
+from .core.task import Batch, Task, sampled
 from .engine import (
     Distributed,
     Evaluation,
@@ -113,22 +114,22 @@ class Predictor:
         """All metrics, on all processes. refine: of `refining`, for the probabilities."""
         recipe, source, distributed = self.asked
         given = (recipe, source, self.networks, self.task, distributed)
-        return build.evaluation(*given, forward=self.forward, size=size, refine=refine)
+        answer = lambda batch: self.forward(batch.images)  # noqa: E731
+        return build.evaluation(*given, answer=answer, size=size, refine=refine)
 
     def answers(self, pixels: bool = False) -> Iterator[Answer]:
         """What is said of every image, in order; one process. pixels: the images as seen, too."""
         recipe, source, distributed = self.asked
         data = build.eval_pipeline(recipe, source, distributed)
-        order = data.eval_order()
-        batches = data.evaluation(pixels=pixels or self.refine is not None)
+        rounds = data.evaluation(pixels=pixels or self.refine is not None)
         self.networks.eval()
         with torch.inference_mode():
-            for items, batch in zip(order, batches, strict=True):
+            for batch in chain.from_iterable(rounds):
                 said = self.task.predict(self.forward, batch.images)
                 if self.refine:
                     said = self.refine(said.log(), batch.pixels).exp()
                 seen = batch.pixels if pixels else [None] * len(said)
-                rows = zip(items.tolist(), said, batch.target, seen, strict=True)
+                rows = zip(batch.items.tolist(), said, batch.target, seen, strict=True)
                 for (_, index), probabilities, target, image in rows:
                     yield Answer(index, source.key(index), probabilities, target, image)
 
@@ -158,16 +159,14 @@ def scored(
     task, file = task_of(recipe, source, args), Path(args.submission)
     size, classes = args.size or submission.SIZE, len(source.classes)
     masks = submission.read(file, classes, map(source.key, range(len(source))), size)
-    data = build.eval_pipeline(recipe, source, distributed)
-    order = data.eval_order()
 
-    def answer(_: torch.Tensor) -> torch.Tensor:
-        ids = np.stack([masks[source.key(index)] for _, index in next(order).tolist()])
+    def answer(batch: Batch) -> torch.Tensor:
+        ids = np.stack([masks[source.key(index)] for _, index in batch.items.tolist()])
         one_hot = nn.functional.one_hot(torch.from_numpy(ids).long(), classes)
         return one_hot.permute(0, 3, 1, 2).to(distributed.device)
 
     given = (recipe, source, nn.Identity(), task, distributed)
-    found = build.evaluation(*given, forward=answer, data=data, size=size)
+    found = build.evaluation(*given, answer=answer, size=size)
     for name in ("loss", "cross_entropy"):  # a mask says nothing of how sure it is
         del found.metrics[name]
     return found

@@ -15,6 +15,7 @@ from typing import Any
 from .core.atomic import read_json, write_json
 from .core.cli_types import positive, positive_count
 from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_main
+from .core.stopping import Stopped, last_words
 from .recipe.fields import changes, identity, to_plain, to_yaml
 from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
@@ -133,19 +134,33 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
     The process that failed first has the word, not those that only lost it; and a process other
     than rank 0 cannot know whether rank 0 was refused the folder, which is then another's.
     """
+    preempted = partial(_leave_verdict, run, "preempted", exit_code=int(ExitCode.PREEMPTED))
     with run_folder.lock(run) if main else nullcontext():
+        last_words.extend([preempted] * main)
         try:
             yield
+        except KeyboardInterrupt as error:
+            if main:
+                preempted()
+                print_line(f"stopped\ncontinue with: vision-tutorial train {run}")
+            raise Stopped from error
         except BaseException as error:
-            # no longer running: this start failed early and the run is as it was
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
-            path = run / "status.json"  # of several processes, the first to fail has the word
-            with suppress(UserError):  # that it cannot be written is not what went wrong
-                running = not path.exists() or read_json(path).get("status") == "running"
-                if running and (main or not heard):
-                    facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
-                    run_folder.set_status(run, "failed", **facts)
+            if main or not heard:
+                facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
+                _leave_verdict(run, "failed", **facts)
             raise
+        finally:
+            last_words.clear()
+
+
+def _leave_verdict(run: Path, status: Any, **facts: Any) -> None:
+    """How it ended, in status.json, if nothing is said there yet: of several processes, the first
+    to fail has the word, and a run that this start did not get to is as it was."""
+    path = run / "status.json"
+    with suppress(UserError):  # that it cannot be written is not what went wrong
+        if not path.exists() or read_json(path).get("status") == "running":
+            run_folder.set_status(run, status, **facts)
 
 
 def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
@@ -195,7 +210,8 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         )
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
-        _finish_records(run, summary, recorder.tracker, progress.table, code)
+        with stop.listening():  # a signal comes too late now
+            _finish_records(run, summary, recorder.tracker, progress.table, code)
         # what limits this training; of an epoch that is under way, its steps so far
         waited = progress.seconds_data
         now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}

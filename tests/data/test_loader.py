@@ -74,7 +74,10 @@ def test_evaluation_sees_each_item_once_in_the_same_batches(n: int, size: int, w
 def test_images_depend_on_their_address_and_not_on_workers() -> None:
     images = AugmentedImages(noise(), partial(partial, by_references, [jitter], 5))
     one, two = (
-        [raw.images for raw in make_loader(images, train_order(24, 8, 3, 0, 6), workers, pin=False)]
+        [
+            raw.images
+            for (raw,) in make_loader(images, train_order(24, 8, 3, 0, 6), workers, pin=False)
+        ]
         for workers in (0, 2)
     )
     assert len(one) == 6 and all(map(torch.equal, one, two))
@@ -137,7 +140,10 @@ def test_images_are_the_same_however_workers_are_started(
     try:
         images = augmented_images(loaded.recipe, registry.datasets.build("squares")("train"))
         here, there = (
-            [raw.images for raw in make_loader(images, train_order(8, 4, 3, 0, 4), workers, False)]
+            [
+                raw.images
+                for (raw,) in make_loader(images, train_order(8, 4, 3, 0, 4), workers, False)
+            ]
             for workers in (0, 1)
         )
         assert len(here) == 4 and all(map(torch.equal, here, there))

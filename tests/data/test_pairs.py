@@ -288,7 +288,7 @@ def test_evaluations_see_every_pair_once_and_remember_them(kind, more):
         )
         first, again = list(data.raw_evaluation()), list(data.raw_evaluation())
         assert all(a is b for a, b in zip(first, again, strict=True))
-        for raw in first:
+        for (raw,) in first:
             assert raw.target.shape[1:] == raw.images.shape[2:]
             seen |= dict(zip(raw.items[:, 1].tolist(), raw.target, strict=True))
     assert sorted(seen) == list(range(24))
@@ -352,5 +352,9 @@ def test_pairs_that_do_not_fit_are_one_line():
     pairs = AugmentedImages(Torn(source(4)), partial(joint, [], 0))
     with pytest.raises(UserError, match="files, 1.png: 40x30 pixels, but its mask has 40x29;"):
         list(make_loader(pairs, eval_order(4, 1), 1, pin=False))
-    with pytest.raises(UserError, match=r"different sizes in one batch \(9x30, 40x30"):
-        list(make_loader(pairs, [np.array([[0, 0], [0, 2]])], 0, pin=False))
+    # of two sizes a batch each, which only training refuses
+    (raws,) = make_loader(pairs, [np.array([[0, 0], [0, 2], [0, 3]])], 0, pin=False)
+    assert [tuple(raw.target.shape) for raw in raws] == [(1, 30, 9), (2, 30, 40)]
+    assert [raw.items[:, 1].tolist() for raw in raws] == [[0], [2, 3]]
+    with pytest.raises(UserError, match=r"different sizes in one batch \(9x30, 40x30\)"):
+        pipeline.one_size(raws)

@@ -95,7 +95,7 @@ def test_each_image_draws_its_own_in_each_epoch(chain, path):
 def test_subsets_address_images_by_their_own_index():
     whole, chosen = source(), np.array([40, 3, 3, 17])
     inner = Subset(Subset(whole, np.arange(1, 48)), chosen - 1)
-    (raw,) = made(recipe("eval_augment=[]"), inner, training=False).raw_evaluation()
+    ((raw,),) = made(recipe("eval_augment=[]"), inner, training=False).raw_evaluation()
     assert np.array_equal(raw.images.permute(0, 2, 3, 1), whole.images[chosen])
     assert raw.target.tolist() == whole.targets[chosen].tolist()
 
@@ -108,7 +108,7 @@ def test_evaluations_see_every_image_once_and_remember_what_fits(monkeypatch):
         data = made(wanted, whole, training=False, rank=rank, world=3)
         first, again = list(data.raw_evaluation()), list(data.raw_evaluation())
         assert all(a is b for a, b in zip(first, again, strict=True))
-        for raw in first:
+        for (raw,) in first:
             seen += zip(raw.items[:, 1].tolist(), raw.images, strict=True)
     assert sorted(i for i, _ in seen) == list(range(48))
     monkeypatch.setattr(pipeline, "KEPT_BYTES", 20_000)
@@ -116,7 +116,7 @@ def test_evaluations_see_every_image_once_and_remember_what_fits(monkeypatch):
     first, again = list(data.raw_evaluation()), list(data.raw_evaluation())
     assert not any(a is b for a, b in zip(first, again, strict=True))
     singly = load("recipes/r4.yaml", ["eval_batch_size=10", "data.path=timm"]).recipe
-    for raw in made(singly, whole, training=False).raw_evaluation():
+    for (raw,) in made(singly, whole, training=False).raw_evaluation():
         for (_, i), image in zip(raw.items.tolist(), raw.images, strict=True):
             assert torch.equal(dict(seen)[i], image)
 

@@ -64,7 +64,7 @@ def test_metrics_equal_torchmetrics(alone: list) -> None:
     pictures = source(40)
     worker, ids = build.WorkerContext(torch.device("cpu")), torch.from_numpy(pictures.targets)
     recipe = RECIPE.model_copy(update={"eval_batch_size": 40})
-    (batch,) = build.DataPipeline(recipe, pictures, worker, training=False).evaluation()
+    ((batch,),) = build.DataPipeline(recipe, pictures, worker, training=False).evaluation()
     logits = network()(batch.images)
     metrics, table, _ = alone[-1]
     for k in (1, 5):

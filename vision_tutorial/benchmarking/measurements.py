@@ -139,7 +139,7 @@ def _evaluation(job: Bench) -> _Found:
     """The evaluation of a split beside the bare forward pass over as many images."""
     timed = job.timed()
     recipe, place, val = timed.recipe, timed.place, timed.splits.val
-    first = next(build.eval_pipeline(recipe, val, place).evaluation()).images
+    first = build.eval_pipeline(recipe, val, place).first_evaluation()[0].images
     bare = partial(bare_forward, timed.training.model, place=place)
     for _ in range(2):  # the first warms up
         images, seconds = timed_once(partial(bare, [first]))

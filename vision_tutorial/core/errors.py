@@ -10,6 +10,8 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
+from .stopping import Stopped, stoppable
+
 
 class ExitCode(IntEnum):
     """Exit codes of all commands; status.json has them too, since torchrun flattens them to 1."""
@@ -125,7 +127,7 @@ def check_range(who: str, interval: str, **values: float | Sequence[float]) -> N
 
 def exit_code(error: BaseException) -> int:
     """What a process that ends with `error` exits with."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | Stopped):
         return int(error.code)
     known = {KeyboardInterrupt: ExitCode.INTERRUPTED, MemoryError: ExitCode.OUT_OF_MEMORY}
     return int(known.get(type(error), 1))
@@ -139,7 +141,8 @@ def run_main(main: Callable[[], int | None]) -> int:
     # browser) made a small network 6x slower; giving up soon costs nothing alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        return int(main() or ExitCode.DONE)
+        with stoppable():
+            return int(main() or ExitCode.DONE)
     except (UserError, MemoryError, KeyboardInterrupt) as error:
         text = " ".join(str(error).split())
         if isinstance(error, MemoryError):

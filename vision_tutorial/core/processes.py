@@ -1,17 +1,21 @@
-"""Processes: usable cores, signals to stop, a timed command, the end of one and its children."""
+"""Processes: usable cores, a timed command, the end of one and its children."""
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import psutil
 
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 LOOK = 0.01  # seconds between two looks at what a command has done so far
 
 
@@ -36,7 +40,9 @@ def run_command(
     seen, began = None, time.perf_counter()
     with log.open("wb") as output:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-        child = subprocess.Popen(command, **streams, env=environment(log.parent))
+        prepare = partial(follow_parent, os.getpid()) if os.name == "posix" else None
+        own = environment(log.parent)
+        child = subprocess.Popen(command, **streams, env=own, preexec_fn=prepare)
         try:
             while child.poll() is None and not (seen and then_stop):
                 if seen is None and sign():
@@ -74,6 +80,14 @@ def kill_family(pid: int, patience: float = 0) -> None:
                 member.kill()
 
 
+def follow_parent(parent: int, number: int = signal.SIGTERM) -> None:
+    """In a new child: get this signal when the process `parent` ends (Linux)."""
+    if _PRCTL:
+        _PRCTL(_DEATH_SIGNAL, number)
+        if os.getppid() != parent:  # it ended before we asked
+            os._exit(143)
+
+
 def environment(scratch: Path | None = None) -> dict[str, str]:
     """Ours, with this package importable wherever the command runs; with `scratch`, bytecode kept.
 
@@ -91,30 +105,3 @@ def usable_cores() -> list[int]:
     """The CPU cores that this process may use, by number."""
     known = hasattr(os, "sched_getaffinity")
     return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
-
-
-class StopSignal:
-    """Remembers the first signal that came while it was listening."""
-
-    signal: int | None = None
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
-        self.signal = number
-
-    def signalled(self) -> bool:
-        """Whether a signal came."""
-        return self.signal is not None
-
-    @contextmanager
-    def listening(self) -> Iterator[Self]:
-        """Take TERM, INT, HUP and USR1 (SLURM's early warning) for as long as this lasts."""
-        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # nohup's
-        before = {number: signal.signal(number, self.receive) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

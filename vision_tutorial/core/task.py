@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .images import VOID
 
 Parts = dict[str, Tensor]
-Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Parts]]
+Criterion = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Parts]]
 # Not segmentation's 255, which is a real class id in ImageNet; masks are translated when they load.
 IGNORE = -100
 QUANTUM = 2.0**-24
@@ -29,16 +29,28 @@ class Batch:
     """Ready for the model. images float (B, 3, H, W); target ids (B, *S) or map (B, C, *S).
 
     pixels: the images before they were normalised, uint8 (B, 3, H, W), where they were asked for.
+    items: int64 (B, 2), the (epoch, index) of each image, on the CPU.
     versions: of each image, one after the other; images of the data set count once in `len`.
     """
 
     images: Tensor
     target: Tensor
     pixels: Tensor | None = None
+    items: Tensor | None = None
     versions: int = 1
 
     def __len__(self) -> int:
         return len(self.target) // self.versions
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Two smaller ones, of a batch of one version."""
+        rows = (self.images, self.target, self.pixels, self.items)
+        cut = (len(self) + 1) // 2
+        front, back = (
+            [value if value is None else value[part] for value in rows]
+            for part in (slice(cut), slice(cut, None))
+        )
+        return Batch(*front), Batch(*back)
 
 
 class Meter(Protocol):
@@ -67,17 +79,22 @@ class Task:
     dense: bool
 
     def loss(
-        self, model: nn.Module, batch: Batch, criteria: Mapping[str, Criterion]
+        self,
+        model: nn.Module,
+        batch: Batch,
+        criteria: Mapping[str, Criterion],
+        shares: Mapping[str, Tensor],
     ) -> tuple[Tensor, Parts]:
         """Forward, and a criterion for each head: the total to differentiate, its parts to log.
 
         With an auxiliary head: `main`, `aux`, the terms of each, those of the second as `aux/…`.
+        shares: of each criterion, this batch's part in the means over a whole step.
         """
         output = model(batch.images)
         if "aux_loss" not in criteria:
-            return criteria["loss"](output, batch.target)
-        main, main_parts = criteria["loss"](output[0], batch.target)
-        aux, aux_parts = criteria["aux_loss"](output[1], batch.target)
+            return criteria["loss"](output, batch.target, shares.get("loss"))
+        main, main_parts = criteria["loss"](output[0], batch.target, shares.get("loss"))
+        aux, aux_parts = criteria["aux_loss"](output[1], batch.target, shares.get("aux_loss"))
         heads = {"main": main.detach(), "aux": aux.detach()}
         named = {f"aux/{name}": value for name, value in aux_parts.items()}
         return main + aux, {**heads, **main_parts, **named}
@@ -96,10 +113,14 @@ def wide(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
+def exact(values: Tensor) -> Tensor:
+    """`values` in float64, rounded to the fixed point, so that their sums are exact."""
+    return (wide(values.detach()) / QUANTUM).round() * QUANTUM
+
+
 def exact_sum(values: Tensor) -> Tensor:
     """The sum of `values` (any shape) as a float64 scalar that is the same in any order."""
-    steps = (wide(values.detach()) / QUANTUM).round()
-    return steps.sum() * QUANTUM
+    return exact(values).sum()
 
 
 def tally(values: Tensor, classes: Tensor, count: int) -> Tensor:

@@ -4,12 +4,11 @@ What an image becomes is a function of the seed and its (epoch, index), so worke
 change nothing.
 """
 
-import ctypes
 import multiprocessing
+import os
 import pickle
 import random
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from torchvision import transforms as tv
 
 from ..core import arrays as folder
 from ..core.errors import UserError
+from ..core.processes import follow_parent
 from ..core.randomness import address
 from ..core.registry import datasets
 from ..core.sources import ArraySource, Source, check_split, data_folder
@@ -256,28 +256,27 @@ def _after_imports(imported: dict[Path, bytes]) -> AugmentedImages:
     return AugmentedImages.__new__(AugmentedImages)
 
 
-def collate(samples: list[Any]) -> RawBatch | UserError:
-    """Samples -> one batch; the first unreadable image speaks for all."""
+def collate(samples: list[Any]) -> list[RawBatch] | UserError:
+    """Samples -> a batch of each size of images; the first unreadable image speaks for all."""
+    sizes: dict[tuple[int, ...], list[Any]] = {}
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-    images, targets, items = zip(*samples, strict=True)
-    sizes = {tuple(image.shape[-3:]) for image in images}
-    if len(sizes) > 1:
-        shown = ", ".join(f"{w}x{h}" for _, h, w in sorted(sizes)[:3])
-        return UserError(
-            f"images of different sizes in one batch ({shown}, …); end `augment` and "
-            "`eval_augment` with a crop or resize to one size."
-        )
-    # They lie as (H, W, 3), and stay so: whole blocks are copied then.
-    batch = torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
-    return RawBatch(batch, torch.as_tensor(np.array(targets)), torch.tensor(items))
+        sizes.setdefault(tuple(sample[0].shape), []).append(sample)
+    made = []
+    for some in sizes.values():
+        images, targets, items = zip(*some, strict=True)
+        # They lie as (H, W, 3), and stay so: whole blocks are copied then.
+        batch = torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
+        made.append(RawBatch(batch, torch.as_tensor(np.array(targets)), torch.tensor(items)))
+    return made
 
 
 def make_loader(
     images: AugmentedImages, batches: Iterable[np.ndarray], workers: int, pin: bool
-) -> Iterator[RawBatch]:
-    """Batches in the given order. UserError names an image that cannot be read."""
+) -> Iterator[list[RawBatch]]:
+    """Batches in the given order, each a list of one for each size. UserError names an image that
+    cannot be read."""
     multiprocessing.set_forkserver_preload([__name__])  # else each worker imports it: seconds
     loader = DataLoader(
         images,
@@ -308,6 +307,4 @@ def _worker_started(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    if sys.platform == "linux":
-        death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+    follow_parent(os.getppid(), signal.SIGKILL)

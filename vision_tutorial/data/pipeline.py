@@ -17,13 +17,21 @@ import torch
 from torch import Tensor
 
 from ..core import task as targets
+from ..core.errors import UserError
 from ..core.randomness import order
 from ..core.sources import ArraySource, Source, Subset, base
 from ..core.task import Batch
 from ..recipe.fields import Colours, Recipe
 from .augmentation.operation import AugmentationPlan
 from .executors import cpu, tensors
-from .loader import RawBatch, augmented_images, batched_plan, chain, erase_per_image, make_loader
+from .loader import (
+    RawBatch,
+    augmented_images,
+    batched_plan,
+    chain,
+    erase_per_image,
+    make_loader,
+)
 from .mix import Mix
 
 IMAGES_AT_ONCE = {False: 2048, True: 4096}  # augmented in one call, by whether on a GPU,
@@ -70,7 +78,7 @@ class DataPipeline:
         copies: int = 0,
     ):
         self.recipe, self.source, self.worker = recipe, source, worker
-        self.kept: list[RawBatch] | None = None
+        self.kept: list[list[RawBatch]] | None = None
         self.plan = batched_plan(recipe, copies, training)
         self.store = None
         if self.plan and isinstance(base(source), ArraySource):
@@ -101,42 +109,58 @@ class DataPipeline:
         """The process's batches of the steps from start to stop, before they are mixed."""
         recipe, worker = self.recipe, self.worker
         size, of_process = (len(self.source), recipe.batch_size), (worker.rank, worker.world)
-        return self.raw_batches(train_order(*size, recipe.seed, start, stop, *of_process))
+        order = train_order(*size, recipe.seed, start, stop, *of_process)
+        return map(one_size, self.raw_batches(order))
 
-    def evaluation(self, pixels: bool = False) -> Iterator[Batch]:
-        """The process's share of the source, from the beginning at each call. pixels: see Batch."""
-        for raw in self.raw_evaluation():
-            yield from self.preprocess(raw, pixels=pixels)
+    def evaluation(self, pixels: bool = False) -> Iterator[list[Batch]]:
+        """The process's share of the source, from the beginning at each call: for each
+        `eval_batch_size` of images a batch of each size there is. pixels: see Batch."""
+        return (self.ready(raws, pixels) for raws in self.raw_evaluation())
+
+    def first_evaluation(self) -> list[Batch]:
+        """What `evaluation` begins with, made in this process."""
+        first = self.raw_batches(islice(self.eval_order(), 1), workers=0)
+        return self.ready(next(first, []))
+
+    def ready(self, raws: Iterable[RawBatch], pixels: bool = False) -> list[Batch]:
+        """Batches of an evaluation, ready for the model."""
+        return [batch for raw in raws for batch in self.preprocess(raw, pixels=pixels)]
 
     def eval_order(self) -> Iterator[np.ndarray]:
         """(0, index) of the images that the process sees in an evaluation, batch by batch."""
         size = len(self.source), self.recipe.eval_batch_size
         return eval_order(*size, self.worker.rank, self.worker.world)
 
-    def raw_evaluation(self) -> Iterator[RawBatch]:
+    def raw_evaluation(self) -> Iterator[list[RawBatch]]:
         """The batches of an evaluation before they are normalised; kept in memory if they fit."""
         if self.kept is not None:
             yield from self.kept
             return
         found, size = [], 0
-        for raw in self.raw_batches(self.eval_order()):
-            size += raw.images.nbytes + raw.target.nbytes
+        for raws in self.raw_batches(self.eval_order()):
+            size += sum(raw.images.nbytes + raw.target.nbytes for raw in raws)
             if self.keeps and size <= KEPT_BYTES:
-                found.append(raw)
-            yield raw
+                found.append(raws)
+            yield raws
         if self.keeps and size <= KEPT_BYTES:
             self.kept = found
 
-    def raw_batches(self, order: Iterable[np.ndarray]) -> Iterator[RawBatch]:
-        """The batches of an order, augmented. On a GPU they are made ahead, beside the step."""
+    def raw_batches(
+        self, order: Iterable[np.ndarray], workers: int | None = None
+    ) -> Iterator[list[RawBatch]]:
+        """The batches of an order, augmented, each a list of one for each size of images. On a GPU
+        they are made ahead, beside the step. workers: of this order, where not as planned."""
         device = self.worker.device
         on_gpu = device.type == "cuda"
         if self.store is None:
-            return make_loader(self.images, order, self.worker.workers, on_gpu)
+            workers = self.worker.workers if workers is None else workers
+            return make_loader(self.images, order, workers, on_gpu)
         made = self.augmented_at_once(iter(order), on_gpu)
         return ahead(made, device) if on_gpu else made
 
-    def augmented_at_once(self, order: Iterator[np.ndarray], on_gpu: bool) -> Iterator[RawBatch]:
+    def augmented_at_once(
+        self, order: Iterator[np.ndarray], on_gpu: bool
+    ) -> Iterator[list[RawBatch]]:
         """Many batches in one call: it costs little more than one batch, and keeps a GPU busy."""
         most = BYTES_AT_ONCE // max(self.store.images[0].nbytes, 1)
         count = min(IMAGES_AT_ONCE[on_gpu], most)
@@ -145,7 +169,7 @@ class DataPipeline:
             made = self.store(self.plan, np.concatenate(group))
             lengths = [len(items) for items in group]
             for piece in zip(*(tensor.split(lengths) for tensor in made), strict=True):
-                yield RawBatch(*piece)
+                yield [RawBatch(*piece)]
 
     def preprocess(
         self, raw: RawBatch, step: int = 0, parts: int = 1, pixels: bool = False
@@ -173,6 +197,7 @@ class DataPipeline:
         """The images `rows` (None: all) of a mixed batch, and what belongs to these. V versions
         of them, (B, V, 3, H, W), become (V·B, 3, H, W), all first versions first."""
         target, items = chosen(target, rows), chosen(items, rows)
+        addresses = items
         versions = images.shape[1] if images.dim() == 5 else 1
         if images.dim() == 5:
             images, rows = chosen(images, rows).transpose(0, 1).flatten(0, 1), None
@@ -189,7 +214,19 @@ class DataPipeline:
             made = torch.from_numpy(looked_up)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         made = self.erase(made, items).contiguous(memory_format=layout)
-        return Batch(made, target, chosen(images, rows) if pixels else None, versions)
+        kept = chosen(images, rows) if pixels else None
+        return Batch(made, target, kept, addresses, versions)
+
+
+def one_size(batches: Sequence[RawBatch]) -> RawBatch:
+    """The only one of `collate`'s batches; UserError if there are several."""
+    if len(batches) > 1:
+        shown = ", ".join(f"{b.images.shape[-1]}x{b.images.shape[-2]}" for b in batches[:3])
+        raise UserError(
+            f"training images of different sizes in one batch ({shown}); end `augment` with a "
+            "crop or resize to one size."
+        )
+    return batches[0]
 
 
 def normalize(images: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> Tensor:
@@ -301,20 +338,21 @@ class Store:
         return torch.from_numpy(values[rows]).pin_memory().to(self.device, non_blocking=True)
 
 
-def ahead(batches: Iterator[RawBatch], device: torch.device) -> Iterator[RawBatch]:
+def ahead(batches: Iterator[list[RawBatch]], device: torch.device) -> Iterator[list[RawBatch]]:
     """Queue each batch on a stream of its own, one before it is needed, beside the step."""
     side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     side.wait_stream(main)  # the pixels may still be on their way
 
-    def queued() -> RawBatch | None:
+    def queued() -> list[RawBatch] | None:
         with torch.cuda.stream(side):
             return next(batches, None)
 
     upcoming = queued()
     while upcoming is not None:
         main.wait_stream(side)
-        for tensor in (upcoming.images, upcoming.target):
-            tensor.record_stream(main)
+        for raw in upcoming:
+            raw.images.record_stream(main)
+            raw.target.record_stream(main)
         current, upcoming = upcoming, queued()
         yield current
 

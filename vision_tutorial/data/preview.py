@@ -26,7 +26,7 @@ from ..recipe.grammar import Choice, Term
 from ..recipe.notation import scalar
 from .augmentation.operation import operation
 from .loader import augmented_images, collate, seed_generators
-from .pipeline import DataPipeline, WorkerContext, colours
+from .pipeline import DataPipeline, WorkerContext, colours, one_size
 
 EPOCHS = 8  # of the whole chain
 DRAWS = 4  # of one entry, or one mixer
@@ -88,7 +88,7 @@ def shots(
         raw = collate([images[epoch, index] for index in indices])
         if isinstance(raw, UserError):
             raise raw
-        (batch,) = pipeline.preprocess(raw, epoch)
+        (batch,) = pipeline.preprocess(one_size(raw), epoch)
         visible = ((batch.images[0] * std + mean) * 255).round().clamp(0, 255).byte()
         pixels, target = visible.permute(1, 2, 0).contiguous().numpy(), batch.target[0]
         shot = Shot(f"{label} {epoch + 1}", pixels)

@@ -203,7 +203,7 @@ class Distributed:
             yield
         except RuntimeError as error:
             text = str(error)
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
+            if is_out_of_memory(error):
                 raise MemoryExhausted(
                     f"out of memory on {self.device}: {text.splitlines()[0][:200]} Lower "
                     "micro_batch, eval_batch_size or the size of images, or use precision: bf16."
@@ -221,6 +221,12 @@ class Distributed:
         self.accelerator.state._reset_state(reset_partial_state=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or this machine had no memory left for a tensor."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
 def torchrun_environment() -> tuple[int, int, int]:

@@ -1,26 +1,28 @@
 """The loop. It reads aloud: one call for each thing that happens, and it never asks which track."""
 
+import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ExitCode, NonFiniteError
-from ..core.processes import StopSignal
-from ..core.task import Batch, Meter, Task, exact_sum, wide
-from .distributed import Distributed
+from ..core.errors import NonFiniteError, UserError
+from ..core.stopping import StopSignal
+from ..core.task import Batch, Meter, Task
+from .distributed import Distributed, is_out_of_memory
 from .step import StepResult, TrainingState, async_steps_of, set_lr, take_step
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 3  # non-finite steps in a row that are skipped before giving up
 POLL = 8  # rounds between looking whether somebody wants to stop
+WORTH_SAVING = 10.0  # seconds of training that are saved before they are evaluated
 MIN_SCALE = 1.0  # with no more than this loss scale, an overflow is not fp16's searching
 
 
@@ -41,37 +43,51 @@ class Evaluation:
 def evaluate(
     forward: Callable[[Batch], Tensor],
     model: nn.Module,
-    batches: Iterator[Batch],
+    batches: Iterator[list[Batch]],
     rounds: int,
     task: Task,
-    criterion: Callable,
+    criterion: Any,
     distributed: Distributed,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Metrics of `forward(batch) -> logits` over all processes, and the criterion's mean.
+    """Metrics of `forward(batch) -> logits` over all processes, and the loss of the WeightedSum
+    `criterion`.
 
-    rounds: the largest number of batches of any process, so that all meet equally often.
+    rounds: the largest number of lists of batches of any process, so that all meet equally often.
+    A batch that is too large for the memory is taken in halves.
     """
     began = time.perf_counter()
-    meter = task.meter()
-    loss, items = torch.zeros((), dtype=torch.float64), 0  # stays on the device, as the counts do
+    meter, most = task.meter(), math.inf  # images at once
+    losses = torch.zeros(2, len(criterion.names), dtype=torch.float64)  # stays on the device
     with evaluating(model), torch.inference_mode():
         for done in range(rounds):
-            batch = next(batches, None)
-            if batch is not None:
-                output = forward(batch).float()
-                meter.update(output, batch.target)
-                mean = wide(criterion(output, batch.target)[0])
-                loss = exact_sum(mean * len(batch.target)) + loss
-                items += len(batch.target)
+            waiting = deque(next(batches, ()))
+            while waiting:
+                batch = waiting.popleft()
+                if len(batch) > most:
+                    waiting.extendleft(reversed(batch.halves()))
+                    continue
+                try:
+                    output = forward(batch).float()
+                    found = criterion.sums(output, batch.target)
+                    meter.update(output, batch.target)
+                except (RuntimeError, MemoryError) as error:
+                    if len(batch) == 1 or not is_out_of_memory(error):
+                        raise
+                    most = (len(batch) + 1) // 2
+                    logger.warning("out of memory at %d images; evaluating %d", len(batch), most)
+                    torch.cuda.empty_cache()
+                    waiting.appendleft(batch)
+                    continue
+                losses = losses.to(found.device) + found
             if done % POLL == 0 and distributed.any(stop()):
                 raise Interrupted
             progress(done + 1, rounds)
-    counts = torch.cat([torch.tensor([loss, items], dtype=torch.float64), meter.state.cpu()])
-    counts = distributed.sum(counts)
-    (total, items), state = counts[:2].tolist(), counts[2:]
-    metrics = {"loss": total / max(items, 1), **meter.result(state)}
+    counts = distributed.sum(torch.cat([losses.cpu().flatten(), meter.state.cpu()]))
+    state = counts[losses.numel() :]
+    metrics = {"loss": criterion.total(counts[: losses.numel()].view_as(losses))}
+    metrics |= meter.result(state)
     images = int(metrics.pop("images"))
     return Evaluation(metrics, meter.table(state), images, time.perf_counter() - began)
 
@@ -96,7 +112,7 @@ class Plan:
     lr: Callable[[int, list[float | None]], float]  # (step, headline metric of each epoch so far)
     batches: Callable[[int, int, int], Iterator[list[Batch]]]  # (start, stop, micro-batches a step)
     batch_size: int  # of all processes together
-    evaluate: Callable[[Callable[[], bool], Callable[[int, int], None]], Evaluation]
+    evaluate: Callable[..., Evaluation]  # (stop, progress), as of `evaluate`
     meter: Meter
     eval_every: int = 1
     early_stopping: Any = None  # the recipe's
@@ -196,16 +212,11 @@ class Recorder:
 class StopRequest(StopSignal):
     """Polled between steps. A second signal, a second or more after the first, does not wait."""
 
+    twice_is_enough = True
+
     def __init__(self, minutes: float | None = None, steps: int | None = None, start: int = 0):
         self.deadline = time.monotonic() + 60 * minutes if minutes else None
         self.last_step = start + steps if steps else None
-        self.since = 0.0
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.signal is not None and now - self.since > 1:  # schedulers send some twice at once
-            os._exit(int(ExitCode.PREEMPTED))
-        self.signal, self.since = number, now
 
     def asked(self, step: int) -> bool:
         """Whether the step about to be taken (counted from 0) should be the last."""
@@ -293,15 +304,27 @@ def _pending(plan: Plan, progress: Progress) -> bool:
 
 
 def _end_epoch(plan: Plan, recorder: Recorder, progress: Progress, stop: StopRequest) -> bool:
-    """Evaluate, write the row, save, then report. False if asked to stop before it was done."""
+    """Evaluate, write the row, save, then report. False if asked to stop before it was done.
+
+    Whatever ends the evaluation does not cost the epoch: it is saved before, if it took longer, and
+    whenever there is an error.
+    """
     epoch, best = len(progress.rows) + 1, False
     evaluation = None
     if epoch % plan.eval_every == 0 or epoch == plan.epochs:
+        if progress.seconds > WORTH_SAVING:
+            with progress.overhead():
+                recorder.save(progress)
         try:
             evaluation = plan.evaluate(stop.signalled, recorder.evaluating)
         except Interrupted:
             recorder.save(progress)
             return False
+        except Exception:
+            with suppress(UserError):  # the error at hand is the one to tell
+                recorder.save(progress)
+                recorder.close()
+            raise
         progress.total_seconds += evaluation.seconds
         sign = 1 if plan.meter.higher_is_better else -1
         before = [sign * x for x in progress.values(plan.headline) if x is not None]

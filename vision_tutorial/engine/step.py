@@ -14,6 +14,7 @@ from ..core.randomness import address
 from ..core.task import Batch, Task, wide
 from .distributed import Distributed
 
+Shares = dict[str, Tensor]  # by criterion, float32 (terms,)
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 
@@ -89,6 +90,7 @@ class TrainingState:
     accumulation_steps: int = 1  # micro-batches (or shards) a process takes a step
     shards: int | None = None  # strict: logical parts of the global batch
     async_steps: int = 0  # that are under way before a result is read; see `async_steps_of`
+    uneven: bool = False  # whether images may differ in what of them counts (void, class weights)
     stepped: bool = False  # whether the optimizer has its state
     kept: list[Tensor] = field(default_factory=list)  # running statistics, one vector for each type
 
@@ -174,7 +176,7 @@ def take_step(
         criterion.begin_step()
     training.snapshot()
     gradients = _strict_gradients if training.shards else _plain_gradients
-    terms = gradients(training, batches, step)
+    terms = gradients(training, batches, shares_of(training, batches), step)
     scaler = training.distributed.scaler
     if scaler:
         scaler.unscale_(training.optimizer)
@@ -199,8 +201,27 @@ def take_step(
     return report
 
 
+def shares_of(training: TrainingState, batches: Sequence[Batch]) -> list[Shares]:
+    """What each micro-batch (or shard) has of all that the terms of a step are means over, times
+    their number: with these factors the mean over all of them is the mean over the whole batch.
+
+    Without class weights and void each has the same part, and no factor is needed.
+    """
+    alike = [{} for _ in batches]
+    if len(batches) * training.distributed.world == 1 or not training.uneven:
+        return alike
+    names = list(training.criteria)
+    found = [[training.criteria[name].counts(batch.target) for name in names] for batch in batches]
+    counts = torch.stack([torch.cat(each) for each in found])  # float64 (batches, terms)
+    sums = training.distributed.sum(torch.cat([counts.sum(0), counts.new_full((1,), len(batches))]))
+    factors = (counts * sums[-1] / sums[:-1].where(sums[:-1] > 0, 1)).float()
+    factors = factors.to(batches[0].target.device)  # from a Mac's CPU, which has float64
+    widths = [len(each) for each in found[0]]
+    return [dict(zip(names, row.split(widths), strict=True)) for row in factors]
+
+
 def _plain_gradients(
-    training: TrainingState, batches: Sequence[Batch], step: int
+    training: TrainingState, batches: Sequence[Batch], shares: Sequence[Shares], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient over micro-batches and processes, by DDP. Returns mean losses by name."""
     count, distributed = len(batches), training.distributed
@@ -208,12 +229,12 @@ def _plain_gradients(
     for i, batch in enumerate(batches):
         with distributed.unsynchronised(training.ddp_model, i + 1 < count):
             index = distributed.rank * count + i
-            forward_backward(training, batch, step, index, count, sums, count)
+            forward_backward(training, batch, step, index, count, sums, count, shares[i])
     return sums
 
 
 def _strict_gradients(
-    training: TrainingState, batches: Sequence[Batch], step: int
+    training: TrainingState, batches: Sequence[Batch], shares: Sequence[Shares], step: int
 ) -> dict[str, Tensor]:
     """Mean gradient and mean buffers over logical shards, added in shard order on every process."""
     mine, distributed = len(batches), training.distributed
@@ -222,7 +243,7 @@ def _strict_gradients(
     for i, shard in enumerate(batches):
         training.restore()
         index = distributed.rank * mine + i
-        forward_backward(training, shard, step, index, training.shards, sums, mine)
+        forward_backward(training, shard, step, index, training.shards, sums, mine, shares[i])
         for parameter in training.parameters:
             if parameter.grad is None:  # the loss did not reach it
                 parameter.grad = torch.zeros_like(parameter)
@@ -249,13 +270,15 @@ def forward_backward(
     share: int,
     sums: dict[str, Tensor],
     count: int,
+    shares: Shares | None = None,
 ) -> None:
     """Adds the gradient of loss / share, and the losses by name / count to `sums`.
 
-    Dropout's draws are addressed by (seed, step, index), the part of the global batch.
+    shares: of `shares_of`. Dropout's draws are addressed by (seed, step, index), the part of the
+    global batch.
     """
     training.distributed.seed(address(training.seed, step, index, "model"))
-    total, terms = training.task.loss(training.ddp_model, batch, training.criteria)
+    total, terms = training.task.loss(training.ddp_model, batch, training.criteria, shares or {})
     second = bool(getattr(training.optimizer, "is_second_order", False))
     training.distributed.backward(total / share, create_graph=second)
     for name, value in {"loss": total, **{f"loss/{k}": v for k, v in terms.items()}}.items():

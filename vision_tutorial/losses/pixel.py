@@ -5,7 +5,14 @@ or class map (B, C, *S). Positions that `core.task` calls ignored are dropped be
 even where their logits are not finite; means are over the others. With none left the loss is zero
 and so is its gradient. Half precision is computed in float32, inside autocast or out of it.
 UserError where shapes or options do not fit.
+
+`mean_over` says what a loss is the mean over. The engine takes that mean over all micro-batches and
+processes of a step, and over a whole evaluation, however the images are dealt. A loss without it is
+of its batch as a whole: in training each forward pass in which anything counts weighs the same, and
+an evaluation takes it image by image.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,7 +20,7 @@ from torch.nn import functional as F
 
 from ..core.errors import UserError, check_range
 from ..core.registry import losses
-from ..core.task import is_map, to_map, valid
+from ..core.task import is_map, to_map, valid, wide
 
 
 def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,7 +41,36 @@ def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logits.where(keep.unsqueeze(1), 0), target, keep
 
 
+def mean_over(counts: Callable[..., Tensor | None]) -> Callable[[Callable], Callable]:
+    """Mark a loss: `counts(target, **options)` is what its mean divides by, a scalar; None where,
+    with these options, it is no such mean."""
+
+    def mark(loss: Callable) -> Callable:
+        loss.counts = counts
+        return loss
+
+    return mark
+
+
+def positions(target: Tensor, **options: object) -> Tensor:
+    """How many positions count."""
+    return valid(target).sum()
+
+
+def class_weights_of(
+    target: Tensor, *, class_weights: list[float] | None = None, **options: object
+) -> Tensor:
+    """The sum of the class weights of the positions that count; their number without weights."""
+    if class_weights is None:
+        return positions(target)
+    weights = torch.tensor(class_weights, dtype=torch.float32, device=target.device)
+    if is_map(target):
+        return wide(torch.einsum("bc...,c->bc...", target, weights)).sum()
+    return wide(weights[target.where(valid(target), 0)].where(valid(target), 0)).sum()
+
+
 @losses.register
+@mean_over(class_weights_of)
 def cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -59,6 +95,7 @@ def cross_entropy(
 
 
 @losses.register
+@mean_over(positions)
 def label_smoothing(logits: Tensor, target: Tensor, *, epsilon: float = 0.1) -> Tensor:
     """Cross-entropy against (1−ε)·target + ε/C (Szegedy et al. 2015, arXiv 1512.00567).
 
@@ -69,6 +106,7 @@ def label_smoothing(logits: Tensor, target: Tensor, *, epsilon: float = 0.1) -> 
 
 
 @losses.register
+@mean_over(positions)
 def focal(
     logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: list[float] | None = None
 ) -> Tensor:
@@ -96,7 +134,8 @@ def ohem(
 
     Those of p_y < threshold, and at least the `min_kept` of least p_y: the mean of −log p_y over
     them. Under a class map p_y is exp(−cross-entropy). logits (B, C, *S); target ids (B, *S) or
-    class map (B, C, *S). The hardest are those of this process's batch: per rank under DDP.
+    class map (B, C, *S). The hardest are those of one forward pass (a micro-batch of a
+    process), in an evaluation those of each image.
     """
     check_range("ohem", "[0, 1]", threshold=threshold)
     check_range("ohem", "[1, inf)", min_kept=min_kept)
@@ -110,6 +149,7 @@ def ohem(
 
 
 @losses.register
+@mean_over(positions)
 def focal_ovr(
     logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | None = 0.5
 ) -> Tensor:
@@ -131,6 +171,7 @@ def focal_ovr(
 
 
 @losses.register
+@mean_over(positions)
 def bce(
     logits: Tensor,
     target: Tensor,

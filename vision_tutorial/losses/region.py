@@ -8,8 +8,9 @@ reduce  `batch`: one region of a class over all images; `image`: one in each, th
 classes `present`: the mean over the classes that occur there in the target; `all`: over all, which
         also tells a network of an absent class that it should not be there.
 
-A batch is what one process passes forward at once: under DDP these losses are per rank, and with
-accumulation per micro-batch, as BatchNorm is. The mean of ratios is not the ratio of means.
+A batch is what one process passes forward at once: under DDP the losses of a `batch` are per rank,
+and with accumulation per micro-batch, as BatchNorm is; an evaluation takes them image by image. The
+mean of ratios is not the ratio of means. Those of an `image` are the same however images are dealt.
 
 With soft targets (mixing, smoothing) the definitions hold as they stand, though of them only the
 squared dice is 0 at p = g; lovasz has no meaning there and refuses.
@@ -22,11 +23,17 @@ from torch import Tensor
 
 from ..core.errors import UserError, check_range
 from ..core.registry import losses
-from ..core.task import is_map, to_map
-from .pixel import counted
+from ..core.task import is_map, to_map, valid
+from .pixel import counted, mean_over
+
+
+def images(target: Tensor, *, reduce: str = "batch", **options: object) -> Tensor | None:
+    """In how many images anything counts, where the loss is the mean over images."""
+    return valid(target).view(len(target), -1).any(1).sum() if reduce == "image" else None
 
 
 @losses.register
+@mean_over(images)
 def dice(
     logits: Tensor,
     target: Tensor,
@@ -48,6 +55,7 @@ def dice(
 
 
 @losses.register
+@mean_over(images)
 def jaccard(
     logits: Tensor,
     target: Tensor,
@@ -65,6 +73,7 @@ def jaccard(
 
 
 @losses.register
+@mean_over(images)
 def tversky(
     logits: Tensor,
     target: Tensor,
@@ -90,6 +99,7 @@ def tversky(
 
 
 @losses.register
+@mean_over(images)
 def tanimoto(
     logits: Tensor,
     target: Tensor,
@@ -110,6 +120,7 @@ def tanimoto(
 
 
 @losses.register
+@mean_over(images)
 def lovasz(
     logits: Tensor,
     target: Tensor,

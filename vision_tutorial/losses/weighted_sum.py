@@ -1,12 +1,13 @@
 """Weighted sums of losses that keep their parts, and may balance them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.registry import losses
+from ..core.task import exact, valid, wide
 from ..recipe.fields import Balance
 from ..recipe.grammar import Options, Term
 
@@ -46,9 +47,17 @@ class WeightedSum(nn.Module):
             self.mean = nn.Parameter(torch.zeros(len(terms)), requires_grad=False)
             self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """logits (B, C, *S); target ids (B, *S) or class map (B, C, *S)."""
+    def forward(
+        self, logits: Tensor, target: Tensor, shares: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """logits (B, C, *S); target ids (B, *S) or class map (B, C, *S).
+
+        shares (terms,): each term's value is multiplied by its own, so that the mean over the
+        passes of a step is the mean over all that counts in it.
+        """
         values = [loss(logits, target) for loss in self.losses]
+        if shares is not None:
+            values = [value * share for value, share in zip(values, shares, strict=True)]
         if self.balance:
             sizes = [value.detach().abs() for value in values]
             self.seen += torch.stack([*sizes, torch.ones_like(sizes[0])])
@@ -57,6 +66,32 @@ class WeightedSum(nn.Module):
         for name, value, share in zip(self.names, values, shares, strict=True):
             parts |= {name: value.detach(), f"{name}/weighted": share.detach()}
         return sum(shares), parts if len(values) > 1 else {}
+
+    def counts(self, target: Tensor) -> Tensor:
+        """What each term's mean over a batch divides by, float64 (terms,), exact in sums; of a loss
+        of the batch as a whole 1, or 0 where nothing counts."""
+        found = [_count(loss, target) for loss in self.losses]
+        any_counts = valid(target).any()
+        return exact(torch.stack([wide(any_counts if n is None else n) for n in found]))
+
+    def sums(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The terms' sums and what these are to be divided by, float64 (2, terms): added over the
+        batches of an evaluation they give the means. Arguments as of `forward`."""
+        rows = []
+        for loss in self.losses:
+            count = _count(loss, target)
+            if count is not None:
+                rows.append(torch.stack([wide(loss(logits, target)) * wide(count), wide(count)]))
+                continue
+            singles = zip(logits.split(1), target.split(1), strict=True)
+            values = [(loss(*one), valid(one[1]).any()) for one in singles]
+            rows.append(torch.stack([torch.stack([*map(wide, v)]) for v in values]).sum(0))
+        return exact(torch.stack(rows, 1))
+
+    def total(self, sums: Tensor) -> float:
+        """The weighted sum of the terms' means, of `sums` added up."""
+        means = sums[0] / sums[1].where(sums[1] > 0, 1)
+        return sum(w * x for w, x in zip(self.given, means.tolist(), strict=True))
 
     def weights(self) -> Sequence[float] | Tensor:
         """Of the terms, in this step; float32 (terms,) if they are balanced."""
@@ -83,6 +118,12 @@ class WeightedSum(nn.Module):
         self.mean.lerp_(sizes / passes.clamp(min=1), rate * counts)
         self.steps += counts
         self.seen.zero_()
+
+
+def _count(loss: Callable, target: Tensor) -> Tensor | None:
+    """What a loss of the registry, with its options, is the mean over; see `pixel.mean_over`."""
+    counts = getattr(loss.func, "counts", None)
+    return counts and counts(target, **loss.keywords)
 
 
 def copies(terms: Sequence[Term]) -> int:

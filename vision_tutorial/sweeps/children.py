@@ -3,9 +3,7 @@
 A child is in a session of its own, so that Ctrl-C asks it to stop once, through us.
 """
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,10 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from ..core.errors import ExitCode, UserError
-from ..core.processes import StopSignal, environment, last_line, usable_cores
+from ..core.errors import UserError
+from ..core.processes import environment, follow_parent, last_line, usable_cores
+from ..core.stopping import StopSignal
 
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 Child = subprocess.Popen[bytes]
 
 
@@ -87,13 +85,9 @@ def start(
 def _prepare(slot: DeviceSlot) -> Callable[[], None]:
     """What the child does before the command: take its cores, get a signal when we die."""
     parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
     def prepare() -> None:
-        if prctl:
-            prctl(_DEATH_SIGNAL, signal.SIGTERM)
-            if os.getppid() != parent:  # we died before it asked for that
-                os._exit(int(ExitCode.PREEMPTED))
+        follow_parent(parent)
         if slot.cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, slot.cores)
 

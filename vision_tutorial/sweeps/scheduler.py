@@ -79,7 +79,7 @@ class Scheduler:
                     time.sleep(TICK)
             finally:
                 for one in self.running:  # no training outlives us when we fail
-                    one.child.terminate()
+                    kill_family(one.child.pid, patience=KILLED)
                     one.child.wait()
         self.late = self.late or bool(self.waiting) and self.left() < 0
 
