@@ -207,7 +207,7 @@ def test_names_of_predictions_keep_what_distinguishes_them(capsys, dense, plain,
     capsys.readouterr()
     words = ("--on", base / "a", base / "b", "-o", tmp_path / "masks", "--overlays")
     assert command.main([str(dense), *map(str, words)]) == 0
-    assert "predict: 1 skipped, not read as images: 1 .txt" in capsys.readouterr().err
+    assert "predict: 1 skipped, not read as images: 1 x .txt" in capsys.readouterr().err
     for kind in ("masks", "overlays"):
         made = (tmp_path / "masks" / kind).rglob("*.png")
         assert sorted(path.relative_to(tmp_path / "masks" / kind).as_posix() for path in made) == [
@@ -225,8 +225,9 @@ def test_all_damaged_images_are_named_before_any_is_predicted(capsys, plain, tmp
         (folder / f"{name}.jpg").write_bytes(cut)
     words = (plain, "--on", folder, "-o", tmp_path / "out")
     line = complaint(capsys, command.main, *words)
-    assert "in/a.jpg: not a readable image" in line and "2 of 3 are bad; so are" in line
-    assert line.endswith("in/c.jpg. --skip-unreadable leaves such out.")
+    assert "2 images cannot be used: " in line and "in/a.jpg: not a readable image (" in line
+    assert "in/c.jpg: not a readable image" in line
+    assert line.endswith("or leave such images out: --skip-unreadable.")
     assert not (tmp_path / "out").exists()
     assert said(capsys, command.main, *words, "--skip-unreadable")["images"] == 1
 

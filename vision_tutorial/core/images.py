@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .atomic import regular
 from .errors import UserError, short
 
 FORMATS = (  # that Pillow reads by itself; EPS, say, would start another program
@@ -75,7 +76,7 @@ def images_in(
         for linked in [name for name in folders if os.path.islink(os.path.join(parent, name))]:
             real = os.path.realpath(os.path.join(parent, linked))
             if not follow_links:
-                skipped["linked folders"] += 1
+                skipped["linked folder"] += 1
             elif real in seen:  # a circle, or the same images again
                 folders.remove(linked)
             seen.add(real)
@@ -124,7 +125,7 @@ def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
     if not any(skipped.values()):
         return ()
     kinds = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    listed = ", ".join(f"{count:,} {short(kind, 20)}" for kind, count in kinds[:12])
+    listed = ", ".join(f"{count:,} x {short(kind, 30)}" for kind, count in kinds[:12])
     listed += ", …" if len(kinds) > 12 else ""
     if any(skipped.get(suffix) for suffix in HEIF):
         listed += f"; {_HEIC}"
@@ -138,14 +139,12 @@ def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file whose header was read; whatever is wrong with it is one line."""
     try:
-        if not path.is_file():  # a pipe would make us wait
-            raise ValueError("no regular file" if path.exists() else "no such file")
-        with Image.open(path, formats=formats()) as image:
+        with Image.open(regular(path), formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels"
                 raise ValueError(f"{size}; at most {MAX_PIXELS:,} are read")
             yield image
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
         reason = str(error)

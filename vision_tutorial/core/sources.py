@@ -28,7 +28,6 @@ from .images import VOID, formats, pages, read_image, said_of
 from .processes import usable_cores
 from .randomness import generator
 
-SKIP = "skip_unreadable: true"
 _DECODED = 2 << 30  # bytes of files up to which all are decoded before a training
 _SLOW = 0.5  # seconds from which on the outcome of a check is remembered
 
@@ -133,13 +132,13 @@ class FileSource:
         return image, int(self.targets[index])
 
     def checked(
-        self, who: str, skipped: Mapping[str, int], skip: bool, option: str = SKIP
+        self, who: str, skipped: Mapping[str, int], skip: bool, *option: str
     ) -> "FileSource":
         """Without the files that cannot be read, which are a UserError unless `skip`; see
         `check_readable`. skipped: of `images_in`, to be said."""
         names = [self.key(index) for index in range(len(self))]
         files = [(path,) for path in self.paths]
-        good, lines, left_out = check_readable(who, files, names, skip, option)
+        good, lines, left_out = check_readable(who, files, names, skip, *option)
         return replace(
             self,
             paths=[self.paths[index] for index in good],
@@ -208,9 +207,14 @@ class Checked(NamedTuple):
 
 
 def check_readable(
-    who: str, files: Sequence[Sequence[Path]], names: Sequence[str], skip: bool, option: str = SKIP
+    who: str,
+    files: Sequence[Sequence[Path]],
+    names: Sequence[str],
+    skip: bool | None,
+    option: str = "skip_unreadable: true",
 ) -> Checked:
-    """Look at all files before any is needed; UserError that lists the bad ones, unless `skip`.
+    """Look at all files before any is needed; UserError that lists the bad ones, unless `skip`,
+    which is None where there is no such `option`.
 
     files: of each image, and its mask. They are decoded if skipping or if they are not too large,
     else their heads are read. What takes long is remembered until a file changes.
@@ -240,15 +244,16 @@ def check_readable(
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 write_json(kept, [bad, count])
     left_out = tuple(names[index] for index in bad)
-    lines = [f"{who}: {count:,} files have several pages; the first is taken"] if count else []
+    lines = (
+        [f"{who}: of {count:,} with several pages or frames, the first is taken"] if count else []
+    )
     if bad and (not skip or len(bad) == len(files)):
-        end = "Replace or remove it."
-        todo = f"{end[:-1]}, or leave such images out: {option}."
-        raise all_at_once([text.replace(end, todo) for text in bad.values()], "images")
+        or_skip = f", or leave such images out: {option}." if skip is not None else "."
+        texts = [text.replace("remove it.", f"remove it{or_skip}") for text in bad.values()]
+        raise all_at_once(texts, "images")
     if bad:
-        lines.append(
-            f"{who}: {len(bad):,} of {len(files):,} left out, unreadable: {some(left_out)}"
-        )
+        part = f"{len(bad):,} of {len(files):,}"
+        lines.append(f"{who}: {part} left out, unreadable: {some(left_out)}")
     good = [index for index in range(len(files)) if index not in bad]
     return Checked(good, tuple(lines), left_out)
 

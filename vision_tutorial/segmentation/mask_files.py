@@ -98,7 +98,9 @@ class DenseFiles:
     def key(self, index: int) -> str:
         return self.keys[index]
 
-    def checked(self, part: str, skipped: Mapping[str, int], skip: bool = False) -> "DenseFiles":
+    def checked(
+        self, part: str, skipped: Mapping[str, int], skip: bool | None = None
+    ) -> "DenseFiles":
         """Without the images that cannot be read with their masks: a UserError unless `skip`.
         part: of the set, for what is said, as of the files that were `skipped`."""
         who = f"{self.name}, {part}"
