@@ -78,7 +78,7 @@ def voc(
     base = data_root(root) / "VOCdevkit" / f"VOC{year}"
     listed = base / "ImageSets" / "Segmentation" / f"{train if split == 'train' else test}.txt"
     try:
-        names = regular(listed).read_text("utf-8-sig").split()
+        names = regular(listed).read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"voc: cannot read {listed} ({error}). It is not downloaded: unpack VOCdevkit below "
@@ -139,7 +139,10 @@ def mask_folder(
     names, listed = classes or [], base / "classes.txt"
     try:
         if not names and listed.exists():
-            names = [line.strip() for line in regular(listed).read_text("utf-8-sig").splitlines()]
+            names = [
+                line.strip()
+                for line in regular(listed).read_text(encoding="utf-8-sig").splitlines()
+            ]
             names = [name for name in names if name]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {listed} ({error}). Write one class a line.") from error
