@@ -136,16 +136,7 @@ def mask_folder(
         )
 
     chosen = part("train", train, train_masks)
-    names, listed = classes or [], base / "classes.txt"
-    try:
-        if not names and listed.exists():
-            names = [
-                line.strip()
-                for line in regular(listed).read_text(encoding="utf-8-sig").splitlines()
-            ]
-            names = [name for name in names if name]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {listed} ({error}). Write one class a line.") from error
+    names = classes or _listed(base / "classes.txt")
     if not names:
         names = _numbers(MaskFiles([path for _, path, _ in chosen[1]], VOID, void, ids))
     if len(set(names)) < len(names):
@@ -222,6 +213,15 @@ def _chosen(name: str, options: dict[str, Any], cache: str) -> Callable[[str], S
         except UserError as error:
             raise UserError(f"with_pseudo_labels: {error}") from error
     return datasets.build(name, **options)
+
+
+def _listed(path: Path) -> list[str]:
+    """The classes that a file names, one a line; none where there is no file."""
+    try:
+        text = regular(path).read_text(encoding="utf-8-sig") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({error}). Write one class a line.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _ids(map: dict) -> dict[int, int]:
