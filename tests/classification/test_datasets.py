@@ -353,6 +353,11 @@ def test_the_test_split_counts_classes_as_the_training_split_does(pets: Path):
         ("test", "rm -r val", "no folder {root}/val; there are train. Name one with `test: …`"),
         ("train", "rm -r train/*; touch train/loose.png", "has no sub-folders; it needs one per"),
         ("train", "mkdir train/fox", "no images in {root}/train/fox; looked for .apng"),
+        (
+            "train",
+            "mkdir train/fox; touch train/fox/a.txt",
+            r"fox \(1 skipped, .* 1 x .txt\); look",
+        ),
         ("test", "rm val/*/*", "no images in {root}/val"),
         ("test", "cp -r val/dog val/wolf", r"has the class 'wolf', which .* has not \(1 such\)"),
         ("train", "mv train ../out; ln -s ../out train", "{root}/train leads outside"),

@@ -231,3 +231,14 @@ def test_what_lies_in_a_folder_is_read_or_counted(tmp_path: Path):
     followed = images_in(folder, folder, "test", Counter(), follow_links=True)
     assert {*followed} - {*found} == {folder / "linked" / "z.png"}
     assert images.said_of({}, "test") == ()
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path):
+    path = tmp_path / "a.heic"
+    if "HEIF" not in images.formats():
+        path.touch()
+        with pytest.raises(UserError, match=r"HEIC needs pip install 'vision-tutorial\[heif\]'"):
+            read_image(path)
+        return
+    Image.new("RGB", (64, 48), "red").save(path)
+    assert read_image(path).size == image_size(path) == (64, 48) and not pages(path)

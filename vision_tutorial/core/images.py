@@ -15,7 +15,7 @@ from .atomic import regular
 from .errors import UserError, short
 
 FORMATS = (  # that Pillow reads by itself; EPS, say, would start another program
-    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TGA"),
+    *("JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "QOI", "TGA"),
     *("TIFF", "WEBP"),
 )
 HEIF = (".heic", ".heics", ".heif", ".heifs", ".hif")
@@ -130,6 +130,12 @@ def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
     if any(skipped.get(suffix) for suffix in HEIF):
         listed += f"; {_HEIC}"
     return (f"{who}: {sum(skipped.values()):,} skipped, not read as images: {listed}",)
+
+
+def no_images(folder: Path, who: str, skipped: Mapping[str, int]) -> UserError:
+    """The error where a folder has no image."""
+    also = "".join(f" ({line.partition(': ')[2]})" for line in said_of(skipped, who))
+    return UserError(f"{who}: no images in {folder}{also}; looked for {', '.join(suffixes())}.")
 
 
 # -- what is in one --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.atomic import read_json, regular
 from ..core.errors import UserError, check_range, shown
-from ..core.images import VOID, images_in, read_mask, split_folder, suffixes
+from ..core.images import VOID, images_in, no_images, read_mask, split_folder
 from ..core.randomness import generator
 from ..core.registry import datasets
 from ..core.sources import Source, Subset, check_split, data_folder, data_root, typed_path
@@ -234,7 +234,7 @@ def _pairs(
             )
     images = images_in(folder, base, who, skipped, follow_links)
     if not images:
-        raise UserError(f"{who}: no images in {folder}; looked for {', '.join(suffixes())}.")
+        raise no_images(folder, who, skipped)
     keys = [path.relative_to(folder).as_posix() for path in images]
     found = [(masks / key).with_suffix(".png") for key in keys]
     twice = [mask for mask, count in Counter(found).items() if count > 1]
