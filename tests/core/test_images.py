@@ -183,6 +183,16 @@ def test_what_is_transparent_lies_on_white(tmp_path: Path, mode: str):
     assert np.array_equal(read_image(tmp_path / "a.png"), shown)
 
 
+@pytest.mark.parametrize("suffix", ["avif", "bmp", "gif", "ico", "jp2", "pcx", "ppm", "qoi", "tga"])
+def test_every_format_is_read(tmp_path: Path, suffix: str):
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (48, 32), (250, 10, 20)).save(path)
+    made = read_image(path)
+    assert made.size == image_size(path) and made.mode == "RGB" and not pages(path)
+    middle = np.array(made)[made.height // 2, made.width // 2].astype(int)
+    assert abs(middle - [250, 10, 20]).max() < 8, "AVIF is not exact"
+
+
 def test_the_first_of_several_pages_is_read(tmp_path: Path):
     first, second = (Image.new("RGB", (4, 3), colour) for colour in ("red", "blue"))
     for suffix in ("gif", "tif", "png", "webp"):

@@ -211,8 +211,8 @@ def _has_exif(image: Image.Image) -> bool:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """8 bits a channel, RGB, of an image that is not yet decoded."""
-    stored = image.tile[0][3] if image.tile else ""  # how pixels lie in the file, in Pillow's words
-    stored = stored if isinstance(stored, str) else str(stored[0])
+    stored = image.tile[0][3] if image.tile else None  # how pixels lie in the file, for Pillow
+    stored = stored[0] if isinstance(stored, tuple) else stored
     if image.mode == "F":
         values = np.asarray(image)
         low, high = float(values.min()), float(values.max())
