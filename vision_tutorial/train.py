@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .core.atomic import read_json, write_json
+from .core.atomic import read_json, write_json, write_text
 from .core.cli_types import positive, positive_count
-from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_main
+from .core.errors import (
+    ExitCode,
+    NonFiniteError,
+    PeerLost,
+    StorageError,
+    UserError,
+    exit_code,
+    run_main,
+)
 from .core.stopping import Stopped, last_words
 from .recipe.fields import changes, identity, to_plain, to_yaml
 from .recipe.loading import Loaded, load
@@ -112,7 +121,10 @@ def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
     names = [path.name for path in loaded.imports]
     if len(set(names)) < len(names):
         raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
-    run = run_folder.new_run(args.runs, loaded.recipe.name, args.id)
+    try:
+        run = run_folder.new_run(args.runs, loaded.recipe.name, args.id)
+    except StorageError as error:
+        raise StorageError(f"{error} --runs DIR says where run folders go.") from error
     write_recipe(run, loaded)
     return run
 
@@ -124,7 +136,7 @@ def write_recipe(run: Path, loaded: Loaded) -> None:
             shutil.copy(path, run / path.name)
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
     values["wandb"] = redact(values["wandb"])  # the one place for free text
-    run_folder.write_text(run / "recipe.yaml", to_yaml(values))
+    write_text(run / "recipe.yaml", to_yaml(values))
 
 
 @contextmanager
@@ -280,7 +292,7 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     if claim is not None:
         words += f"; the recipe expects {claim:g}"
     if status != "done":
-        words += f"\ncontinue with: vision-tutorial train {run}"
+        words += f"\ncontinue with: vision-tutorial train {shlex.quote(str(run))}"
     print_line(words)
 
 

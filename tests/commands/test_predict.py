@@ -5,6 +5,7 @@ The runs are real, and tiny.
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -266,3 +267,16 @@ def test_early_stopping_ends_and_stays_ended(plain):
     assert read_json(plain / "summary.json")["status"] == "done"
     assert train.main([str(plain), "--quiet"]) == 0
     assert run_folder.read_rows(plain / "metrics.jsonl") == rows
+
+
+def test_names_of_files_in_any_language_and_encoding(plain, dense, tmp_path):
+    names = ["가방.png", os.fsdecode("가방.png".encode("cp949"))]
+    images = tmp_path / "사진"
+    images.mkdir()
+    for name in names:
+        Image.new("RGB", (32, 32)).save(images / name)
+    for run in (plain, dense):
+        assert command.main([str(run), "--on", str(images), "-o", str(tmp_path / "out")]) == 0
+    rows = list(csv.reader((tmp_path / "out/predictions.csv").open(encoding="utf-8")))
+    assert sorted(row[0] for row in rows[1:]) == ["\\xb0\\xa1\\xb9\\xe6.png", "가방.png"]
+    assert {path.name for path in (tmp_path / "out/masks").iterdir()} == set(names)

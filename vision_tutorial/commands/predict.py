@@ -21,6 +21,7 @@ from ..core.atomic import check_folder, is_stdout, make_folder, read_json, repla
 from ..core.cli_types import add_looks, share
 from ..core.errors import UserError
 from ..core.images import image_size, images_in, no_images, read_image
+from ..core.names import CSV
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
 from . import entry_point
@@ -132,7 +133,7 @@ def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Na
     most = min(_TOP, len(source.classes))
     path = make_folder(Path(args.output)) / "predictions.csv"
     count = 0
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", **CSV) as file:
         rows = csv.writer(file)
         heads = [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
         rows.writerow(["image", *heads])

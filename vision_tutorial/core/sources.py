@@ -24,6 +24,7 @@ from rich.progress import track
 
 from .atomic import write_json
 from .errors import UserError, all_at_once, some
+from .folders import cache_folder
 from .images import VOID, formats, pages, read_image, said_of
 from .processes import usable_cores
 from .randomness import generator
@@ -315,11 +316,6 @@ def _stratified(targets: np.ndarray, n: int, seed: int, purpose: str) -> np.ndar
         for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
-
-
-def cache_folder() -> Path:
-    """Where files may lie that can be made again."""
-    return typed_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vision_tutorial"
 
 
 def typed_path(text: str) -> Path:

@@ -19,9 +19,10 @@ import numpy as np
 
 from ..core.atomic import write_bytes
 from ..core.errors import UserError, all_at_once, some
+from ..core.folders import cache_folder
 from ..core.images import VOID, check_ids
 from ..core.processes import usable_cores
-from ..core.sources import Source, cache_folder
+from ..core.sources import Source
 from ..recipe.grammar import Choice
 
 MOMENT = 2.0  # seconds; counting that takes longer is kept

@@ -18,8 +18,9 @@ from PIL import Image
 
 from ..core import arrays
 from ..core.errors import StorageError, UserError
+from ..core.folders import cache_folder
 from ..core.images import VOID, image_size, read_image, read_mask, said_of, stay_inside
-from ..core.sources import ArraySource, Source, base, cache_folder, check_readable, notices
+from ..core.sources import ArraySource, Source, base, check_readable, notices
 
 
 @dataclass(frozen=True)
