@@ -240,6 +240,27 @@ def test_damaged_images_and_masks_are_listed_or_left_out(pets: Path):
     same(source, mask_folder("train", **options))
 
 
+def test_images_of_16_bits_and_floats_are_those_of_8(pets: Path):
+    before = mask_folder("train", root=str(pets))
+    for path in sorted((pets / "train").rglob("*.png")):
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+    same_grey = mask_folder("train", root=str(pets))
+    for index in range(3):
+        (image, mask), (other, other_mask) = before[index], same_grey[index]
+        np.testing.assert_array_equal(np.asarray(other)[..., 1], image.convert("L"))
+        np.testing.assert_array_equal(mask, other_mask)
+        assert len(np.unique(other)) > 10
+    path = pets / "train" / "deep" / "a.png"
+    path.unlink()
+    grey = np.asarray(before[2][0].convert("L"))
+    Image.fromarray(grey.astype(np.float32) / 255).save(path.with_suffix(".tif"))
+    floats = mask_folder("train", root=str(pets))
+    np.testing.assert_array_equal(np.asarray(floats[2][0])[..., 0], grey)
+    Image.fromarray(grey.astype(np.float32)).save(path.with_suffix(".tif"))
+    assert "a.tif: not a readable image (float values from" in refused(mask_folder, root=str(pets))
+
+
 def test_two_images_of_one_mask_are_refused(pets: Path):
     Image.new("RGB", SIZE).save(pets / "train" / "deep" / "a.jpg")
     said = refused(mask_folder, root=str(pets))

@@ -11,8 +11,7 @@ import numpy as np
 
 from ..core.atomic import read_json, regular
 from ..core.errors import UserError, check_range, shown, some
-from ..core.images import VOID, images_in, split_folder, visible
-from ..core.images import suffixes as image_suffixes
+from ..core.images import VOID, images_in, no_images, split_folder, visible
 from ..core.randomness import generator
 from ..core.registry import datasets
 from ..core.sources import Source, Subset, check_split, data_folder, data_root, typed_path
@@ -298,8 +297,7 @@ def _pairs(
         images = [path for path in images if not path.is_relative_to(masks)]
     images = [path for path in images if _without(suffix, path) is not None]
     if not images:
-        known = suffix or ", ".join(image_suffixes())
-        raise UserError(f"{who}: no images in {folder}; looked for {known}.")
+        raise no_images(folder, who, skipped)
     keys = [path.relative_to(folder).as_posix() for path in images]
     found = [masks / Path(key).with_name(f"{_without(suffix, Path(key))}{ending}") for key in keys]
     twice = [mask for mask, count in Counter(found).items() if count > 1]
