@@ -206,8 +206,9 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        left_out = [x for part in (both.train, both.val) for x in getattr(part, "left_out", ())]
-        _start_records(run, loaded, digest, list(dict.fromkeys(left_out)), progress)
+        parts = {"train": both.train, "val": both.val}
+        left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
+        _start_records(run, loaded, digest, left_out, progress)
         tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
@@ -262,7 +263,7 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
 
 
 def _start_records(
-    run: Path, loaded: Loaded, digest: str, left_out: list[str], progress: Any
+    run: Path, loaded: Loaded, digest: str, left_out: dict[str, Any], progress: Any
 ) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     file = run / "fingerprint.json"
@@ -273,7 +274,7 @@ def _start_records(
             "Restore the data, or start a new run."
         )
     if not file.exists():
-        if left_out:
+        if any(left_out.values()):  # images that cannot be read, as the recipe allows
             facts["left_out"] = left_out
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
