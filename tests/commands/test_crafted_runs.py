@@ -17,7 +17,7 @@ import yaml
 from vision_tutorial import train
 from vision_tutorial.commands import compare, evaluate, gallery, note, predict, report, rerun
 
-COUNT, SLOW = 60, 6  # of the slow commands, each is tried on every so many'th
+COUNT, SLOW = 25, 10  # of the slow commands, each is tried on every so many'th
 FILES = ["recipe.yaml", "status.json", "fingerprint.json", "metrics.jsonl", "classes.json"]
 FILES += ["summary.json", "notes.jsonl", "gallery/gallery.json", "ckpt/best.json"]
 VALUES = [None, True, False, 0, -1, 1e308, 10**400, "x", "", "\x1b[31m", [], {}, [1], ["a", None]]
