@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,15 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .core.atomic import read_json, write_json
+from .core.atomic import read_json, write_json, write_text
 from .core.cli_types import positive, positive_count
-from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_main
+from .core.errors import (
+    ExitCode,
+    NonFiniteError,
+    PeerLost,
+    StorageError,
+    UserError,
+    exit_code,
+    run_main,
+)
 from .core.stopping import Stopped, last_words
 from .recipe.fields import changes, identity, to_plain, to_yaml
 from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
 from .runs.fingerprint import fingerprint
-from .runs.redaction import redact
+from .runs.redaction import redact, secrets
 from .runs.time_breakdown import in_words, shares
 
 PROFILED = 10  # steps
@@ -58,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
     run, loaded = find_run(args)
+    if run is None or args.overrides:
+        _refuse_secrets(loaded.recipe)
     from . import build, engine  # after the recipe is known to be good: this takes seconds
 
     recipe = loaded.recipe
@@ -75,6 +86,17 @@ def train(args: argparse.Namespace) -> int:
     if distributed.main:
         print_line(f"run: {run}")
     return code
+
+
+def _refuse_secrets(recipe: Any) -> None:
+    """UserError where a text that recipe.yaml has to keep as it is holds a password or a token."""
+    kept = to_plain(recipe)
+    kept.pop("wandb")  # of which it keeps what is no secret
+    if key := next(secrets(kept), None):
+        raise UserError(
+            f"{key}: it seems to hold a password, key or token, which recipe.yaml would keep. Take "
+            "it out; if it is a path, link to it under another name."
+        )
 
 
 def print_line(line: str) -> None:
@@ -112,7 +134,10 @@ def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
     names = [path.name for path in loaded.imports]
     if len(set(names)) < len(names):
         raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
-    run = run_folder.new_run(args.runs, loaded.recipe.name, args.id)
+    try:
+        run = run_folder.new_run(args.runs, loaded.recipe.name, args.id)
+    except StorageError as error:
+        raise StorageError(f"{error} --runs DIR says where run folders go.") from error
     write_recipe(run, loaded)
     return run
 
@@ -124,7 +149,7 @@ def write_recipe(run: Path, loaded: Loaded) -> None:
             shutil.copy(path, run / path.name)
     values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
     values["wandb"] = redact(values["wandb"])  # the one place for free text
-    run_folder.write_text(run / "recipe.yaml", to_yaml(values))
+    write_text(run / "recipe.yaml", to_yaml(values))
 
 
 @contextmanager
@@ -147,7 +172,7 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
         except BaseException as error:
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
             if main or not heard:
-                facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
+                facts = {"exit_code": exit_code(error), "error": redact(str(error))[:500]}
                 _leave_verdict(run, "failed", **facts)
             raise
         finally:
@@ -159,7 +184,8 @@ def _leave_verdict(run: Path, status: Any, **facts: Any) -> None:
     to fail has the word, and a run that this start did not get to is as it was."""
     path = run / "status.json"
     with suppress(UserError):  # that it cannot be written is not what went wrong
-        if not path.exists() or read_json(path).get("status") == "running":
+        found = read_json(path) if path.exists() else None
+        if not isinstance(found, dict) or found.get("status") == "running":
             run_folder.set_status(run, status, **facts)
 
 
@@ -180,8 +206,9 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        left_out = [x for part in (both.train, both.val) for x in getattr(part, "left_out", ())]
-        _start_records(run, loaded, digest, list(dict.fromkeys(left_out)), progress)
+        parts = {"train": both.train, "val": both.val}
+        left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
+        _start_records(run, loaded, digest, left_out, progress)
         tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
@@ -192,7 +219,7 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
         display.say(line)
     if progress.step:
         display.say(f"continuing at step {progress.step:,} of {plan.steps:,}")
-    build.try_out(recipe, both.train, training.model)
+    build.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
     if notice := engine.fit_memory(training, plan):
         display.say(notice)
     few = PROFILED if args.profile and not args.steps else args.steps
@@ -236,7 +263,7 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
 
 
 def _start_records(
-    run: Path, loaded: Loaded, digest: str, left_out: list[str], progress: Any
+    run: Path, loaded: Loaded, digest: str, left_out: dict[str, Any], progress: Any
 ) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     file = run / "fingerprint.json"
@@ -247,11 +274,11 @@ def _start_records(
             "Restore the data, or start a new run."
         )
     if not file.exists():
-        if left_out:
+        if any(left_out.values()):  # images that cannot be read, as the recipe allows
             facts["left_out"] = left_out
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
-            different = changes(loaded.recipe, loaded.base)
+            different = redact(changes(loaded.recipe, loaded.base))
             facts["recipe"] |= {"base": loaded.base_path.name, "changes": different}
         write_json(file, facts)
     write_recipe(run, loaded)
@@ -279,7 +306,7 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     if claim is not None:
         words += f"; the recipe expects {claim:g}"
     if status != "done":
-        words += f"\ncontinue with: vision-tutorial train {run}"
+        words += f"\ncontinue with: vision-tutorial train {shlex.quote(str(run))}"
     print_line(words)
 
 
@@ -291,11 +318,16 @@ def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     return wandb_logger.make_tracker(**given, config=config, folder=run, say=say)
 
 
+def _micro_batch(training: Any, recipe: Any) -> int:
+    """How many images go forward at once."""
+    return recipe.batch_size // training.distributed.world // training.accumulation_steps
+
+
 def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
     distributed, steps = training.distributed, training.accumulation_steps
     if distributed.notice:
         yield distributed.notice
-    micro = recipe.batch_size // distributed.world // steps
+    micro = _micro_batch(training, recipe)
     processes = "1 process" if distributed.world == 1 else f"{distributed.world} processes"
     yield (
         f"{recipe.name}: {len(both.train):,} images of {both.train.name}, {plan.epochs} epochs "

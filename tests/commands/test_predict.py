@@ -4,7 +4,10 @@ The runs are real, and tiny.
 """
 
 import csv
+import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +188,23 @@ def test_labels_of_a_classifier(capsys, plain, tmp_path):
     assert all(float(row["p1"]) >= float(row["p5"]) > 0 for row in rows)
 
 
+def test_names_in_its_table_do_nothing(capsys, plain, tmp_path):
+    run = Path(shutil.copytree(plain, tmp_path / "run"))
+    table = read_json(run / "classes.json")
+    table["class"] = ["=1+1", "\x1b[2J", "+a", "-b", "@c", "\td", "\re", "\u202ef", "-1.5", "가"]
+    (run / "classes.json").write_text(json.dumps(table))
+    for name in ("=1.png", "\x1b[31m.png", "-2.png"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "in" / name)
+    told = said(capsys, command.main, run, "--on", tmp_path / "in", "-o", tmp_path / "out")
+    text = Path(told["predictions"]).read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert {row["image"] for row in rows} == {"'-2.png", "'=1.png", "\\x1b[31m.png"}
+    known = ["'=1+1", "\\x1b[2J", "'+a", "'-b", "'@c", "'\td", "\\re", "\\u202ef", "-1.5", "가"]
+    assert {row[f"class{n}"] for row in rows for n in range(1, 6)} <= set(known)
+    assert "\x1b" not in text and "\u202e" not in text
+
+
 def test_names_of_predictions_keep_what_distinguishes_them(capsys, dense, plain, tmp_path):
     """Sub-folders, several inputs, an image named twice, one name with two endings."""
     base = tmp_path / "in"
@@ -266,3 +286,16 @@ def test_early_stopping_ends_and_stays_ended(plain):
     assert read_json(plain / "summary.json")["status"] == "done"
     assert train.main([str(plain), "--quiet"]) == 0
     assert run_folder.read_rows(plain / "metrics.jsonl") == rows
+
+
+def test_names_of_files_in_any_language_and_encoding(plain, dense, tmp_path):
+    names = ["가방.png", os.fsdecode("가방.png".encode("cp949"))]
+    images = tmp_path / "사진"
+    images.mkdir()
+    for name in names:
+        Image.new("RGB", (32, 32)).save(images / name)
+    for run in (plain, dense):
+        assert command.main([str(run), "--on", str(images), "-o", str(tmp_path / "out")]) == 0
+    rows = list(csv.reader((tmp_path / "out/predictions.csv").open(encoding="utf-8")))
+    assert sorted(row[0] for row in rows[1:]) == ["\\xb0\\xa1\\xb9\\xe6.png", "가방.png"]
+    assert {path.name for path in (tmp_path / "out/masks").iterdir()} == set(names)

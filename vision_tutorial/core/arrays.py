@@ -53,7 +53,7 @@ class Manifest(BaseModel, **_strict):
     """What arrays.json says."""
 
     format: Literal["vision_tutorial.arrays/1"] = "vision_tutorial.arrays/1"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     dense: bool = False
     splits: Annotated[dict[Literal["train", "test"], Split], Field(min_length=1)]

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import PIL
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from .atomic import write_json
-from .errors import UserError, all_at_once, some
-from .images import VOID, formats, pages, read_image, said_of
+from .errors import StorageError, UserError, all_at_once, short, some
+from .folders import cache_folder
+from .images import MAX_PIXELS, VOID, formats, pages, read_image, said_of
 from .processes import usable_cores
 from .randomness import generator
 
@@ -229,7 +231,8 @@ def check_readable(
         for path in files[index] if whole else ():
             read_image(path)
 
-    stamp = hashlib.sha256(f"{whole} {formats()}".encode())
+    rules = (PIL.__version__, MAX_PIXELS, formats(), whole)  # by which they are judged
+    stamp = hashlib.sha256(repr(rules).encode())
     for path, stat in zip((path for each in files for path in each), stats, strict=True):
         line = f"{path.absolute()} {stat and (stat.st_size, stat.st_mtime_ns)}\n"
         stamp.update(line.encode(errors="surrogateescape"))
@@ -253,7 +256,8 @@ def check_readable(
         raise all_at_once(texts, "images")
     if bad:
         part = f"{len(bad):,} of {len(files):,}"
-        lines.append(f"{who}: {part} left out, unreadable: {some(left_out)}")
+        listed = some([short(name, 80) for name in left_out])
+        lines.append(f"{who}: {part} left out, unreadable: {listed}")
     good = [index for index in range(len(files)) if index not in bad]
     return Checked(good, tuple(lines), left_out)
 
@@ -262,16 +266,22 @@ def failures(look: Callable[[int], object], count: int, title: str) -> dict[int,
     """What is wrong with which of `count` items: the UserErrors of `look`, asked on all cores."""
     found: dict[int, str] = {}
 
-    def one(index: int) -> None:
-        try:
-            look(index)
-        except UserError as error:
-            found[index] = str(error)
+    size = count // 1000 + 1  # of a thread's task; a million of tasks would fill the memory
+
+    def some_of_them(first: int) -> None:
+        for index in range(first, min(first + size, count)):
+            try:
+                look(index)
+            except StorageError:
+                raise
+            except UserError as error:
+                found[index] = str(error)
 
     console = Console(stderr=True)
     bar = {"console": console, "transient": True, "disable": not console.is_terminal}
     with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
-        for _ in track(pool.map(one, range(count)), title, count, **bar):
+        tasks = range(0, count, size)
+        for _ in track(pool.map(some_of_them, tasks), title, len(tasks), **bar):
             pass
     return dict(sorted(found.items()))
 
@@ -311,11 +321,6 @@ def _stratified(targets: np.ndarray, n: int, seed: int, purpose: str) -> np.ndar
         for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
-
-
-def cache_folder() -> Path:
-    """Where files may lie that can be made again."""
-    return typed_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vision_tutorial"
 
 
 def typed_path(text: str) -> Path:

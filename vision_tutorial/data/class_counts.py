@@ -19,9 +19,10 @@ import numpy as np
 
 from ..core.atomic import write_bytes
 from ..core.errors import UserError, all_at_once, some
+from ..core.folders import cache_folder
 from ..core.images import VOID, check_ids
 from ..core.processes import usable_cores
-from ..core.sources import Source, cache_folder
+from ..core.sources import Source
 from ..recipe.grammar import Choice
 
 MOMENT = 2.0  # seconds; counting that takes longer is kept
@@ -141,7 +142,7 @@ def _refuse(name: str, counts: ClassCounts, dataset: Choice, dense: bool) -> Non
     problem = f"every {what} that counts is of one class, {one}, so there is nothing to learn"
     if not dense:
         refuse(problem, "Give a folder for each of two classes or more, or a larger subset.")
-    todo = "Two classes are needed; name the background as one, too."
+    todo = "Two classes are needed, such as an object and its background."
     if counts.void:
         share = f"{100 * counts.void / (counts.void + counts.pixels.sum()):.1f} %"
         problem += f" ({share} are void)"

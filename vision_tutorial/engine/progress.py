@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from ..core.errors import visible
+from ..core.names import READABLE
 from ..recipe.notation import duration
 
 REDRAW_SECONDS = 0.1
@@ -106,7 +108,7 @@ class Display:
 
     def say(self, message: str, style: str = "") -> None:
         """Print one line, unwrapped, above the bar; safe to call from any thread."""
-        _survive(lambda: self._console.print(Text(message, style), soft_wrap=True))
+        _survive(lambda: self._console.print(Text(visible(message), style), soft_wrap=True))
 
     def close(self) -> None:
         """Take the bar away and leave the terminal as it was; the table stays."""
@@ -137,7 +139,7 @@ def make_display(enabled: bool, console: Console | None = None) -> Display:
         terminal = bool(sys.stdout and sys.stdout.isatty())
         console = Console(force_terminal=None if terminal else False)
     if hasattr(console.file, "reconfigure"):
-        console.file.reconfigure(errors="replace")
+        console.file.reconfigure(errors=READABLE)
     drawable = console.is_terminal and not console.is_dumb_terminal
     return Display(console, bar=drawable and console.width >= NARROWEST_BAR)
 

@@ -10,8 +10,16 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
+from ..core.names import LONGEST, PATTERN, checked_name
 from . import grammar
 from .grammar import Choice, RegistryField, Term
 from .yaml_lines import SCALARS
@@ -25,6 +33,11 @@ Threads = Annotated[int, Field(ge=1, le=1024)]
 Workers = Annotated[int, Field(ge=0, le=256)]
 Augments = Annotated[tuple[Choice, ...], RegistryField("augments", "list")]
 Losses = Annotated[tuple[Term, ...], RegistryField("losses", "weighted_sum")]
+Name = Annotated[
+    str,
+    AfterValidator(checked_name),
+    WithJsonSchema({"type": "string", "maxLength": LONGEST, "pattern": PATTERN}),
+]
 Three = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
@@ -151,9 +164,7 @@ class Recipe(Frozen):
     """All that a run depends on."""
 
     # not of dots alone: it becomes the name of a folder
-    name: Annotated[str, Field(max_length=64, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = _key(
-        "recipe", "Of the run."
-    )
+    name: Name = _key("recipe", "Of the run.")
     expects: Annotated[dict[str, float | None], AfterValidator(grammar.Options)] = Field(
         default_factory=grammar.Options, description="The claim; null where unknown."
     )
@@ -278,6 +289,11 @@ def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
     return {k: (before[k], after[k]) for k in after if k not in skip and before[k] != after[k]}
 
 
+# Options of data sets that came when there were runs already, and what those did without them.
+LATER = {"invalid": "refuse", "map": None, "image_suffix": "", "mask_suffix": ".png"}
+LATER |= {"skip_unreadable": False, "follow_links": False}
+
+
 def identity(recipe: Recipe) -> str:
     """A hash of all that must be equal for a checkpoint to be continued."""
     return digest(to_plain(recipe))
@@ -291,4 +307,11 @@ def digest(values: Mapping[str, Any], ignored: Collection[str] = RESUMABLE) -> s
     kept = {key: value for key, value in values.items() if key not in ignored}
     if isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
+    if isinstance(kept.get("dataset"), dict):
+        kept["dataset"] = {
+            name: {
+                key: value for key, value in (options or {}).items() if LATER.get(key, ...) != value
+            }
+            for name, options in kept["dataset"].items()
+        }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,7 +8,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +25,8 @@ from ..core.atomic import (
     write_json,
     write_text,
 )
-from ..core.errors import UserError
+from ..core.errors import UserError, short
+from ..core.names import checked_name
 
 _Status = Literal["running", "done", "paused", "preempted", "failed"]
 TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the same twice
@@ -83,11 +83,15 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def check_name(kind: str, name: str) -> str:
-    """`name` if it is safe as the name of a folder, else a UserError."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not name.strip("."):
+    """`name`, composed (NFC), if it is safe as the name of a folder; else a UserError."""
+    try:
+        os.fsencode(name := checked_name(name))
+    except UnicodeEncodeError as error:
         raise UserError(
-            f"'{name}' cannot be the name of a {kind}: 1 to 64 letters, digits, '.', '_' or '-'."
-        )
+            f"the {kind} '{name}' cannot be the name of a folder in this locale; set PYTHONUTF8=1."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"'{short(name, 80)}' cannot be the name of a {kind}: {error}.") from error
     return name
 
 

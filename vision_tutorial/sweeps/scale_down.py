@@ -209,7 +209,7 @@ def measure(
         took = time.monotonic() - began
         if runner.stop.signalled():
             raise _Stopped("stopped while it measured; the same command measures again")
-        if not any("compiling" in trial.log.read_text(errors="replace") for trial in trials):
+        if not any("compiling" in trial.log.read_text("utf-8", "replace") for trial in trials):
             break
     if error := next((trial.error for trial in trials if trial.error), None):
         raise UserError(f"the short training failed: {error}")
