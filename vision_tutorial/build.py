@@ -23,6 +23,7 @@ from .data import class_counts, loader, mix
 from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
+from .engine.distributed import is_out_of_memory, machine_error
 from .recipe.fields import Recipe
 from .recipe.loading import import_files as import_files
 from .recipe.recipe_info import batch_parts, steps_per_epoch
@@ -220,6 +221,8 @@ def try_out(recipe: Recipe, source: Source, network: nn.Module) -> None:
         with evaluating(network), torch.inference_mode():
             said = f"{tuple(network(blank).shape)}"
     except Exception as error:  # networks say "does not fit" in every way there is
+        if is_out_of_memory(error) or machine_error(error) or "CUDA error" in str(error):
+            raise
         said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if said != f"{(1, len(source.classes), *((height, width) if source.dense else ()))}":
         raise UserError(

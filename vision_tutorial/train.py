@@ -72,7 +72,8 @@ def train(args: argparse.Namespace) -> int:
     recipe = loaded.recipe
     build.import_files(loaded.imports, args.trust_imports)
     build.check(recipe)
-    distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
+    machine = recipe.precision, recipe.threads, recipe.deterministic, recipe.shards
+    distributed = engine.Distributed(*machine)
     try:
         with distributed.peers():
             run = run or (new_run(args, loaded) if distributed.main else None)
@@ -288,7 +289,7 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
         words += f": {metric} {best['value']:.2f} best (epoch {best['epoch']})"
         words += f", {last['value']:.2f} last"
     claim = summary["expects"].get(metric.removeprefix("val/"))
-    if claim is not None:
+    if best and claim is not None:
         words += f"; the recipe expects {claim:g}"
     if status != "done":
         words += f"\ncontinue with: vision-tutorial train {shlex.quote(str(run))}"

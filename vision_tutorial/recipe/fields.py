@@ -212,7 +212,9 @@ class Recipe(Frozen):
     )
     sync_bn: bool = False
     shards: Positive | None = _key(None, "Bit-equal on any number of processes that divides it.")
-    threads: Threads | None = _key(None, "CPU threads a process; null: cores/processes.")
+    threads: Threads | None = _key(
+        None, "CPU threads a process; null: cores/processes, or cores/shards."
+    )
     eval_every: Positive = _key(1, "Epochs between evaluations.")
     eval_batch_size: Positive = 250
     refine: Annotated[tuple[Choice, ...], RegistryField("refiners", "list")] = _key(
