@@ -29,7 +29,7 @@ from .recipe.fields import changes, identity, to_plain, to_yaml
 from .recipe.loading import Loaded, load
 from .runs import run_folder, wandb_logger
 from .runs.fingerprint import fingerprint
-from .runs.redaction import redact
+from .runs.redaction import redact, secrets
 from .runs.time_breakdown import in_words, shares
 
 PROFILED = 10  # steps
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
     run, loaded = find_run(args)
+    if run is None or args.overrides:
+        _refuse_secrets(loaded.recipe)
     from . import build, engine  # after the recipe is known to be good: this takes seconds
 
     recipe = loaded.recipe
@@ -85,6 +87,17 @@ def train(args: argparse.Namespace) -> int:
     if distributed.main:
         print_line(f"run: {run}")
     return code
+
+
+def _refuse_secrets(recipe: Any) -> None:
+    """UserError where a text that recipe.yaml has to keep as it is holds a password or a token."""
+    kept = to_plain(recipe)
+    kept.pop("wandb")  # of which it keeps what is no secret
+    if key := next(secrets(kept), None):
+        raise UserError(
+            f"{key}: it seems to hold a password, key or token, which recipe.yaml would keep. Take "
+            "it out; if it is a path, link to it under another name."
+        )
 
 
 def print_line(line: str) -> None:
@@ -160,7 +173,7 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
         except BaseException as error:
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
             if main or not heard:
-                facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
+                facts = {"exit_code": exit_code(error), "error": redact(str(error))[:500]}
                 _leave_verdict(run, "failed", **facts)
             raise
         finally:
@@ -193,8 +206,9 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        left_out = [x for part in (both.train, both.val) for x in getattr(part, "left_out", ())]
-        _start_records(run, loaded, digest, list(dict.fromkeys(left_out)), progress)
+        parts = {"train": both.train, "val": both.val}
+        left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
+        _start_records(run, loaded, digest, left_out, progress)
         tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
@@ -249,7 +263,7 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
 
 
 def _start_records(
-    run: Path, loaded: Loaded, digest: str, left_out: list[str], progress: Any
+    run: Path, loaded: Loaded, digest: str, left_out: dict[str, Any], progress: Any
 ) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
     file = run / "fingerprint.json"
@@ -260,11 +274,11 @@ def _start_records(
             "Restore the data, or start a new run."
         )
     if not file.exists():
-        if left_out:
+        if any(left_out.values()):  # images that cannot be read, as the recipe allows
             facts["left_out"] = left_out
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
-            different = changes(loaded.recipe, loaded.base)
+            different = redact(changes(loaded.recipe, loaded.base))
             facts["recipe"] |= {"base": loaded.base_path.name, "changes": different}
         write_json(file, facts)
     write_recipe(run, loaded)
