@@ -313,7 +313,8 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
 def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     """wandb, as the recipe wants it; its id is the run's, so that a resume continues it."""
     given = recipe.wandb.model_dump() | {"group": recipe.wandb.group or recipe.name}
-    given |= dict.fromkeys(("name", "id"), f"{recipe.name}-{run.name}")
+    name = f"{recipe.name}-{run.name}"
+    given |= {"name": wandb_logger.fitted(name), "id": wandb_logger.fitted(name, ascii=True)}
     config = redact(to_plain(recipe))
     return wandb_logger.make_tracker(**given, config=config, folder=run, say=say)
 

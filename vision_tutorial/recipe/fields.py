@@ -150,13 +150,22 @@ class CheckpointPolicy(Frozen):
     keep: Positive = 2
 
 
+def _project(name: str) -> str:
+    """What wandb takes."""
+    if not 1 <= len(name) <= 128 or set(name) & set("/\\#?%:"):
+        raise ValueError("1 to 128 letters, none of them / \\ # ? % :")
+    return name
+
+
 class Wandb(Frozen):
     """Where metrics are mirrored; the run folder is the truth."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "vision-tutorial"
-    group: str | None = None
-    tags: Words = ()
+    project: Annotated[str, AfterValidator(_project)] = "vision-tutorial"
+    group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    tags: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(strict=False)
+    ] = ()
     notes: str | None = None
 
 
