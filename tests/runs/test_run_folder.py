@@ -152,7 +152,7 @@ def test_names_stay_inside_the_root_and_a_taken_id_is_refused(tmp_path):
     with pytest.raises(UserError, match="already"):
         run_folder.new_run(tmp_path, "r4", id="seed-1")
     (tmp_path / "runs").write_text("")
-    with pytest.raises(StorageError):
+    with pytest.raises(UserError, match="is a file; a folder is expected"):
         run_folder.new_run(tmp_path / "runs", "r4")
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ..core.atomic import (
     BINARY,
+    check_folder,
     make_folder,
     plain,
     storage,
@@ -100,7 +101,7 @@ def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
 
     Two processes that ask at the same moment get two folders.
     """
-    folder = Path(root) / check_name("recipe", recipe_name)
+    folder = check_folder(Path(root)) / check_name("recipe", recipe_name)
     while True:
         run = folder / check_name("run", _now().strftime("%Y%m%d-%H%M%S-%f") if id is None else id)
         with storage(run):
