@@ -180,6 +180,7 @@ def test_what_only_building_can_tell(capfd: Any, tmp_path: Path) -> None:
         "loss.cross_entropy.class_weights=[1, 2]": "loss.cross_entropy: weights (1.0, 2.0) for 10",
         "augment=[{gaussian_blur: {kernel: 41}}]": "augment.gaussian_blur: kernel 41 is too large",
         "model=resnet18 & micro_batch=1 & mix=null": "one value a channel",
+        "model={test_resnet: {drop_block_rate: x}}": "model.test_resnet: could not convert string",
         "optimizer={adamw: {lr: 1, differentiable: true}}": "optimizer.adamw: `fused` does not",
         "schedule={step: {every: 1, gamma: 1e300}} & epochs=4": "schedule.step: the schedule's lr",
         "optimizer={sgdp: {lr: 1, nesterov: 1}}": "optimizer.sgdp.nesterov: given 1; expected",
