@@ -323,6 +323,17 @@ def test_identity_ignores_what_a_resumed_run_may_change(write):
     assert identity(load(path, ["data.memory=host"]).recipe) == first
 
 
+OLDER = {
+    "coco": "70d6679d8efa1d7d",
+    "mask_folder": "6253b44c28f80888",
+    "image_folder": "f3ddcb626a760409",
+}
+
+
 def test_the_identity_of_a_recipe_is_that_of_older_runs():
     assert identity(load("r4").recipe) == "5c2ac9001e577ce1"
     assert identity(load("segmentation/camvid").recipe) == "d2aad326700c3dfa"
+    for kind, known in OLDER.items():  # options that came later change it where they are used
+        for links in (False, True):
+            words = f"dataset={{{kind}: {{root: x, follow_links: {links}}}}}"
+            assert (identity(load("segmentation/camvid", [words]).recipe) == known) != links

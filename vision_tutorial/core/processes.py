@@ -1,13 +1,14 @@
 """Processes: usable cores, a timed command, the end of one and its children."""
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +89,23 @@ def follow_parent(parent: int, number: int = signal.SIGTERM) -> None:
             os._exit(143)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file that processes take in turn; say what we wait for, if it takes long."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        print(f"waiting for another process, which holds {path}", file=sys.stderr, flush=True)
+        lock.acquire()  # the system frees it when that process ends
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def environment(scratch: Path | None = None) -> dict[str, str]:
     """Ours, with this package importable wherever the command runs; with `scratch`, bytecode kept.
 
@@ -102,6 +120,28 @@ def environment(scratch: Path | None = None) -> dict[str, str]:
 
 
 def usable_cores() -> list[int]:
-    """The CPU cores that this process may use, by number."""
+    """The CPU cores that this process may use, by number; as many as a container's quota allows."""
     known = hasattr(os, "sched_getaffinity")
-    return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+    cores = sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+    return cores[: max(1, math.ceil(cpu_quota()))] if cpu_quota() else cores
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """The CPUs that control groups allow this process, of it and all above it; 0 for no limit."""
+    found = []
+    with suppress(OSError):
+        for line in own.read_text("utf-8", "replace").splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "cpu" not in kinds.split(","):
+                continue
+            base = root / "cpu" if kinds else root
+            below = Path(path.lstrip("/"))  # not visible where a container sees its own group alone
+            for folder in {base / part for part in (below, *below.parents)}:
+                with suppress(OSError, ValueError):
+                    if kinds:  # version 1
+                        names = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+                        quota, period = ((folder / name).read_text("utf-8") for name in names)
+                    else:
+                        quota, period = (folder / "cpu.max").read_text("utf-8").split()
+                    found.append(int(quota) / int(period))  # "max" is no number, -1 no limit
+    return min((quota for quota in found if quota > 0), default=0)

@@ -150,13 +150,22 @@ class CheckpointPolicy(Frozen):
     keep: Positive = 2
 
 
+def _project(name: str) -> str:
+    """What wandb takes."""
+    if not 1 <= len(name) <= 128 or set(name) & set("/\\#?%:"):
+        raise ValueError("1 to 128 letters, none of them / \\ # ? % :")
+    return name
+
+
 class Wandb(Frozen):
     """Where metrics are mirrored; the run folder is the truth."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "vision-tutorial"
-    group: str | None = None
-    tags: Words = ()
+    project: Annotated[str, AfterValidator(_project)] = "vision-tutorial"
+    group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    tags: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(strict=False)
+    ] = ()
     notes: str | None = None
 
 
@@ -212,7 +221,9 @@ class Recipe(Frozen):
     )
     sync_bn: bool = False
     shards: Positive | None = _key(None, "Bit-equal on any number of processes that divides it.")
-    threads: Threads | None = _key(None, "CPU threads a process; null: cores/processes.")
+    threads: Threads | None = _key(
+        None, "CPU threads a process; null: cores/processes, or cores/shards."
+    )
     eval_every: Positive = _key(1, "Epochs between evaluations.")
     eval_batch_size: Positive = 250
     refine: Annotated[tuple[Choice, ...], RegistryField("refiners", "list")] = _key(
@@ -289,6 +300,11 @@ def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
     return {k: (before[k], after[k]) for k in after if k not in skip and before[k] != after[k]}
 
 
+# Options of data sets that came when there were runs already, and what those did without them.
+LATER = {"invalid": "refuse", "map": None, "image_suffix": "", "mask_suffix": ".png"}
+LATER |= {"skip_unreadable": False, "follow_links": False}
+
+
 def identity(recipe: Recipe) -> str:
     """A hash of all that must be equal for a checkpoint to be continued."""
     return digest(to_plain(recipe))
@@ -302,4 +318,11 @@ def digest(values: Mapping[str, Any], ignored: Collection[str] = RESUMABLE) -> s
     kept = {key: value for key, value in values.items() if key not in ignored}
     if isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
+    if isinstance(kept.get("dataset"), dict):
+        kept["dataset"] = {
+            name: {
+                key: value for key, value in (options or {}).items() if LATER.get(key, ...) != value
+            }
+            for name, options in kept["dataset"].items()
+        }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
