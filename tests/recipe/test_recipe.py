@@ -8,7 +8,15 @@ import pytest
 import yaml
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.recipe.fields import RESUMABLE, Recipe, changes, identity, to_plain, to_yaml
+from vision_tutorial.recipe.fields import (
+    RESUMABLE,
+    Recipe,
+    changes,
+    identities,
+    identity,
+    to_plain,
+    to_yaml,
+)
 from vision_tutorial.recipe.grammar import Choice, Term
 from vision_tutorial.recipe.loading import MAX_BASES, load
 
@@ -324,5 +332,5 @@ def test_identity_ignores_what_a_resumed_run_may_change(write):
 
 
 def test_the_identity_of_a_recipe_is_that_of_older_runs():
-    assert identity(load("r4").recipe) == "5c2ac9001e577ce1"
-    assert identity(load("segmentation/camvid").recipe) == "d2aad326700c3dfa"
+    for name, old in (("r4", "5c2ac9001e577ce1"), ("segmentation/camvid", "d2aad326700c3dfa")):
+        assert old in identities(to_plain(load(name).recipe))

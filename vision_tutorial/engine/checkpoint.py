@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
@@ -33,6 +33,8 @@ from ..core.atomic import (
     write_json,
 )
 from ..core.errors import NonFiniteError, StorageError, UserError
+from ..recipe.fields import differing, other_recipe
+from ..recipe.loading import refreshed
 from .optimizer_state import pack, unpack
 
 Groups = Mapping[str, Mapping[str, Tensor]]  # by file (model, ema, optim) and name
@@ -64,12 +66,17 @@ class Checkpoints:
         run: Path,
         recipe_hash: str,
         *,
+        recipe: Mapping[str, Any] | None = None,
+        also: Collection[str] = (),
         keep: int = 2,
         say: Callable[[str], None] = print,
         write: bool = True,
     ):
+        """recipe: plain, kept to say what another one differs in. also: hashes of the same recipe
+        that earlier versions wrote."""
         self.folder = Path(run) / "ckpt"
         self.recipe_hash, self.keep, self.write = recipe_hash, keep, write
+        self.recipe, self.also = recipe, {recipe_hash, *also}
         self.say = say if write else lambda line: None
         self.source: str | None = None  # what was resumed from, kept for as long as we run
         self.best: str | None = None
@@ -122,13 +129,7 @@ class Checkpoints:
             except Damaged as error:
                 self.say(f"checkpoint {folder} is damaged ({error}); looking at the one before it")
                 continue
-            theirs = manifest["recipe_hash"]
-            if theirs != self.recipe_hash:
-                raise UserError(
-                    f"{folder} was made by another recipe ({theirs}, now {self.recipe_hash}). On "
-                    "resume only epochs, workers, logging and the number of processes may change; "
-                    "start a new run."
-                )
+            self._check_recipe(folder, manifest)
             paths = [folder / name for name in manifest["files"] if name != STATE]
             tensors = {path.stem: safetensors.load(path.read_bytes()) for path in paths}
             self.source, self.best = folder.name, manifest["best"]
@@ -142,6 +143,18 @@ class Checkpoints:
                 "copy, or start a new run."
             )
         return None
+
+    def _check_recipe(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """UserError for a checkpoint of another recipe: what differs."""
+        theirs, stored = manifest["recipe_hash"], manifest.get("recipe")
+        if theirs in self.also:
+            return
+        found = [f"{theirs}, now {self.recipe_hash}"]
+        if stored and self.recipe:  # a later version may have more keys, and so another hash
+            with suppress(UserError):
+                found = differing(refreshed(stored, folder.parents[1] / "recipe.yaml"), self.recipe)
+        if found:
+            raise other_recipe(folder, found)
 
     def _write(self, step: int, tensors: Groups, state: bytes, is_best: bool) -> None:
         for group, named in tensors.items():
@@ -163,7 +176,7 @@ class Checkpoints:
         while (self.folder / name).exists():  # a save never has to replace a folder
             attempt += 1
             name = f"step-{step:08d}.{attempt}"
-        facts = {"step": step, "recipe_hash": self.recipe_hash}
+        facts = {"step": step, "recipe_hash": self.recipe_hash, "recipe": self.recipe}
         facts["best"] = best = name if is_best else self.best
         with new_folder(self.folder / name) as work:
             files = {}

@@ -208,7 +208,7 @@ class Distributed:
                     f"out of memory on {self.device}: {text.splitlines()[0][:200]} Lower "
                     "micro_batch, eval_batch_size or the size of images, or use precision: bf16."
                 ) from error
-            if self.world > 1 and any(word in text for word in ("gloo", "NCCL", "process group")):
+            if self.world > 1 and is_lost_peer(error):
                 raise PeerLost(
                     f"process {self.rank} lost the others: one of the {self.world} ended or hung; "
                     f"look for its own message. ({text.splitlines()[0][:160]})"
@@ -221,6 +221,11 @@ class Distributed:
         self.accelerator.state._reset_state(reset_partial_state=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a backend's call of several processes failed."""
+    return any(word in str(error) for word in ("gloo", "NCCL", "process group"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

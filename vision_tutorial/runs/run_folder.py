@@ -103,12 +103,18 @@ def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
             make_folder(folder)
             try:
                 run.mkdir()
-            except FileExistsError as error:
+            except FileExistsError:
                 if id:
-                    raise UserError(f"there is a run {run} already. Name another id.") from error
+                    check_free(run)
                 continue
             sync_folder(folder)
         return run
+
+
+def check_free(run: Path) -> None:
+    """UserError if there is such a run."""
+    if run.exists():
+        raise UserError(f"there is a run {run} already. Name another id.")
 
 
 def recipe_file(run: Path) -> Path:
