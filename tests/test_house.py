@@ -154,6 +154,18 @@ def test_no_drawers_no_stars_and_test_files_with_names_of_their_own():
         assert "import *" not in path.read_text("utf-8"), relative(path)
 
 
+def test_text_is_utf_8_whatever_the_locale():
+    for path in FILES:
+        for node in (n for n in ast.walk(tree_of(path)) if isinstance(n, ast.Call)):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            named = {key.arg: ast.unparse(key.value) for key in node.keywords}
+            words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+            as_text = name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)
+            as_text |= name == "open" and bool({*words} & set("rwax")) and None not in named
+            as_text |= "text" in named and name in ("run", "Popen", "check_output")
+            assert not as_text or "encoding" in named or "utf-8" in words, (path, node.lineno)
+
+
 def test_public_things_have_docstrings_and_type_hints():
     for path in FILES:
         tree = tree_of(path)

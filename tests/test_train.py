@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +331,23 @@ def test_a_holdout_is_chosen_on_and_never_trained_on() -> None:
     assert both.chosen_on == "holdout" and len(both.train) == 20
     held, kept = set(both.val.indices), set(both.train.source.indices[both.train.indices])
     assert not held & kept and len(held) == 16
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_what_all_processes_fail_at_is_said_once(tmp_path: Path, capfd: Any, number: int) -> None:
+    words = ["recipes/debug.yaml", *SMALL, "batch_size=31", "--runs", str(tmp_path), "--id", "run"]
+    assert Ranks(2, lambda rank: command.main(words)).join() == [2, 2]
+    assert "31 is global and does not divide" in one_line(capfd.readouterr().err)
+    for status in tmp_path.glob("debug/run/status.json"):  # none, where no folder was made yet
+        assert json.loads(status.read_text())["exit_code"] == 2
+
+
+@pytest.mark.parametrize("here", [0, 1])
+def test_a_process_that_never_comes_is_not_waited_for_long(
+    tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch, here: int
+) -> None:
+    monkeypatch.setattr("vision_tutorial.engine.distributed.MEETING", timedelta(seconds=2))
+    words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path)]
+    codes = Ranks(2, lambda rank: command.main(words) if rank == here else 0).join(60)
+    err = capfd.readouterr().err
+    assert codes[here] == 1 and "never came" in err and "Traceback" not in err

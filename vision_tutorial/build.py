@@ -17,7 +17,7 @@ from .core import registry
 from .core.errors import UserError, all_at_once
 from .core.processes import usable_cores
 from .core.randomness import address
-from .core.sources import Source, hold_out, take
+from .core.sources import Source, hold_out, notices, take
 from .core.task import Batch, Task, sampled
 from .data import class_counts, loader, mix
 from .data.augmentation.operation import operation
@@ -98,7 +98,8 @@ def look(recipe: Recipe, both: Splits, distributed: Distributed | None = None) -
     meant, such as masks of one class."""
 
     def looked() -> list[str]:
-        return class_counts.look(both.train, both.val, recipe.dataset)
+        seen = class_counts.look(both.train, both.val, recipe.dataset)
+        return [*notices(both.train, both.val), *seen]
 
     if not distributed:
         return looked()

@@ -3,8 +3,7 @@
 import argparse
 import json
 import math
-import os
-import shutil
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -14,22 +13,25 @@ from typing import Any, NamedTuple
 
 from .core.atomic import read_json, write_json
 from .core.cli_types import positive, positive_count
-from .core.errors import ExitCode, NonFiniteError, PeerLost, UserError, exit_code, run_main
+from .core.errors import (
+    ExitCode,
+    NonFiniteError,
+    PeerLost,
+    UserError,
+    exit_code,
+    run_main,
+)
 from .core.stopping import Stopped, last_words
 from .recipe.fields import (
-    UNESSENTIAL,
     Recipe,
-    changes,
     differing,
     identities,
     identity,
     other_recipe,
     to_plain,
-    to_yaml,
 )
 from .recipe.loading import Loaded, load
-from .runs import run_folder, wandb_logger
-from .runs.fingerprint import fingerprint
+from .runs import records, run_folder, wandb_logger
 from .runs.redaction import redact
 from .runs.time_breakdown import in_words, shares
 
@@ -78,7 +80,9 @@ def train(args: argparse.Namespace) -> int:
         with distributed.peers():
             # before there is a run folder: what fails here leaves none behind
             ready = _prepare(start, args, distributed)
-            run = start.run or (new_run(args, loaded) if distributed.main else None)
+            run = start.run or (
+                records.new_run(args.runs, args.id, loaded) if distributed.main else None
+            )
             run = distributed.broadcast_object(run)
             with _recorded(run, distributed.main), distributed.peers():
                 code = _train_in(run, start, args, ready)
@@ -108,7 +112,9 @@ def find_run(args: argparse.Namespace) -> Start:
     """What the command line names. UserError if it is no run of this recipe."""
     target = Path(args.recipe)
     if target.is_dir():
-        return _continued(target, load(target / "recipe.yaml", args.overrides))
+        return _continued(target, load(run_folder.recipe_file(target), args.overrides))
+    if target.name == "recipe.yaml":  # of a run folder, maybe
+        run_folder.recipe_file(target.parent)
     loaded = load(target, args.overrides)
     model = loaded.recipe.model
     if args.no_pretrained and model.options.get("pretrained"):
@@ -134,30 +140,10 @@ def find_run(args: argparse.Namespace) -> Start:
 
 
 def _continued(run: Path, loaded: Loaded) -> Start:
-    recorded = load(run / "recipe.yaml").recipe
+    recorded = load(run_folder.recipe_file(run)).recipe
     if found := differing(to_plain(recorded), to_plain(loaded.recipe)):
         raise other_recipe(run, found)
     return Start(run, loaded, recorded)
-
-
-def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
-    """A fresh run folder that holds the resolved recipe and the files it imports."""
-    names = [path.name for path in loaded.imports]
-    if len(set(names)) < len(names):
-        raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
-    run = run_folder.new_run(args.runs, loaded.recipe.name, args.id)
-    write_recipe(run, loaded)
-    return run
-
-
-def write_recipe(run: Path, loaded: Loaded) -> None:
-    """The resolved recipe, beside the files it imports."""
-    for path in loaded.imports:
-        if path.parent.absolute() != run.absolute():
-            shutil.copy(path, run / path.name)
-    values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
-    values["wandb"] = redact(values["wandb"])  # the one place for free text
-    run_folder.write_text(run / "recipe.yaml", to_yaml(values))
 
 
 @contextmanager
@@ -232,13 +218,13 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
     from . import engine
 
     display, both, digests, training, plan = ready
-    recipe, main = start.loaded.recipe, training.distributed.main
+    loaded, recipe, main = start.loaded, start.loaded.recipe, training.distributed.main
     kept = {key: value for key, value in to_plain(recipe).items() if key != "wandb"}
     checkpoints = engine.Checkpoints(
         run,
         identity(recipe),
         recipe=kept,
-        also=[*identities(to_plain(recipe)), *_recorded_identity(run)],
+        also=[*identities(to_plain(recipe)), *records.first_identity(run)],
         keep=recipe.checkpoint.keep,
         say=display.say,
         write=main,
@@ -247,7 +233,9 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        _start_records(run, start, digests, progress)
+        left_out = [x for part in (both.train, both.val) for x in getattr(part, "left_out", ())]
+        facts = digests | {"left_out": list(dict.fromkeys(left_out))}
+        records.start(run, loaded, start.recorded, facts, progress)
         tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
@@ -282,15 +270,6 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
     return code
 
 
-def _recorded_identity(run: Path) -> list[str]:
-    """The hash under which the run began, as the version that began it defined it."""
-    file = run / "fingerprint.json"
-    facts = read_json(file) if file.exists() else {}
-    origin = facts.get("recipe") if isinstance(facts, dict) else None
-    found = origin.get("identity") if isinstance(origin, dict) else None
-    return [found] if isinstance(found, str) else []
-
-
 def _continuing(start: Start, plan: Any, progress: Any) -> Iterator[str]:
     """What a run that goes on says first."""
     yield f"continuing at step {progress.step:,} of {plan.steps:,}"
@@ -319,35 +298,6 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
         )
 
 
-def _start_records(run: Path, start: Start, digests: dict[str, str], progress: Any) -> None:
-    """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
-    file, loaded = run / "fingerprint.json", start.loaded
-    facts = read_json(file) if file.exists() else fingerprint() | digests
-    for key, digest in digests.items():  # earlier versions did not know the validation data's
-        if not isinstance(facts, dict) or facts.get(key, digest) != digest:
-            which = {"data": "training", "val_data": "validation"}[key]
-            raise UserError(
-                f"{run}: the {which} data is not what this run began with (its hash differs). "
-                "Restore the data, or start a new run."
-            )
-    different = changes(loaded.recipe, start.recorded) if start.recorded else {}
-    different = {key: pair for key, pair in different.items() if key not in UNESSENTIAL}
-    if progress.step and different:
-        facts.setdefault("resumed", []).append({"step": progress.step, "changes": different})
-        write_json(file, facts)
-    if not file.exists():
-        facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
-        if loaded.base:
-            different = changes(loaded.recipe, loaded.base)
-            facts["recipe"] |= {"base": loaded.base_path.name, "changes": different}
-        write_json(file, facts)
-    write_recipe(run, loaded)
-    run_folder.write_rows(run / "metrics.jsonl", progress.rows)
-    if progress.table:
-        write_json(run / "classes.json", progress.table)
-    run_folder.set_status(run, "running", pid=os.getpid())
-
-
 def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int) -> None:
     """summary.json and status.json, wandb's summary, and the line of the result."""
     status, metric, best, last = (summary[k] for k in ("status", "metric", "best", "last"))
@@ -366,7 +316,7 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     if claim is not None:
         words += f"; the recipe expects {claim:g}"
     if status != "done":
-        words += f"\ncontinue with: vision-tutorial train {run}"
+        words += f"\ncontinue with: vision-tutorial train {shlex.quote(str(run))}"
     print_line(words)
 
 

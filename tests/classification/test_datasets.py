@@ -19,6 +19,7 @@ from PIL import Image
 
 from vision_tutorial.classification import datasets as module
 from vision_tutorial.classification.datasets import cifar10, cifar100, image_folder
+from vision_tutorial.core import sources
 from vision_tutorial.core.errors import StorageError, UserError
 
 KINDS = {"cifar10": (module.CIFAR10, cifar10), "cifar100": (module.CIFAR100, cifar100)}
@@ -253,6 +254,93 @@ def test_image_folder_reads_what_torchvision_reads_but_nothing_hidden(pets: Path
     assert source[1][0].getpixel((0, 0)) == (10, 20, 30)
 
 
+def test_other_usual_names_of_the_splits_are_found_and_others_are_named(pets: Path):
+    for train, test in (("training", "validation"), ("train", "valid")):
+        next(pets.glob("train*")).rename(pets / train)
+        next(pets.glob("val*")).rename(pets / test)
+        sources = [image_folder(split, root=f" {pets} ") for split in ("train", "test")]
+        assert [len(source) for source in sources] == [4, 2]
+        assert sources[0].key(1) == "dog/a.png"
+    (pets / "valid").rename(pets / "test")  # to choose on the test images is for a person to say
+    with pytest.raises(UserError, match=r"no folder .*/val; there are test, train. Name one with"):
+        image_folder("test", root=str(pets))
+    for entry in (image_folder, lambda *a, **k: cifar100("train", root="~nobody-here/x")):
+        with pytest.raises(UserError, match="pest|~nobody-here/x"):
+            entry("train", root="pest")
+
+
+def test_cifar_is_found_in_its_own_folder_and_at_home(tiny, monkeypatch):
+    put(tiny)
+    monkeypatch.setenv("HOME", str(tiny.root.parent))
+    entry = KINDS[tiny.name][1]
+    for root in (
+        tiny.folder,
+        f"{tiny.folder}/",
+        f"{tiny.root} ",
+        "~/root",
+        f"~/root/{tiny.folder.name}",
+    ):
+        assert len(entry("test", root=str(root))) == 4
+
+
+def test_links_lead_out_of_the_root_on_request_only(pets: Path):
+    shutil.move(pets / "train/dog", pets.parent / "dog")
+    (pets / "train/dog").symlink_to(pets.parent / "dog")
+    (pets / "train/eel/more").symlink_to(pets / "val/eel")
+    with pytest.raises(UserError, match="dog leads outside .*, or set follow_links: true"):
+        image_folder("train", root=str(pets))
+    source = image_folder("train", root=str(pets), follow_links=True)
+    names = ["cat/deep/er/c.webp", "dog/a.png", "dog/b.JPG", "eel/d.bmp", "eel/more/y.ppm"]
+    assert [source.key(i) for i in range(len(source))] == names and source.notices == ()
+    shutil.copytree(pets / "train", pets.parent / "outside")
+    with pytest.raises(UserError, match="outside leads outside"):  # by `..` never
+        image_folder("train", root=str(pets), train="../outside", follow_links=True)
+    (pets / "train/dog").unlink()
+    (pets / "in").mkdir()
+    shutil.move(pets.parent / "dog", pets / "in/dog")
+    (pets / "train/dog").symlink_to("../in/dog")  # a linked class inside the root is one
+    source = image_folder("train", root=str(pets))
+    assert len(source) == 4
+    line = "image_folder, train: 1 skipped, not read as images: 1 x linked folder"
+    assert source.notices == (line,)
+
+
+def test_all_damaged_images_are_listed_or_left_out(pets: Path, tmp_path: Path, monkeypatch):
+    for name in "cdefg":
+        Image.effect_noise((64, 64), 90).save(pets / f"train/eel/{name}.jpg")
+        cut = pets / f"train/eel/{name}.jpg"
+        cut.write_bytes(cut.read_bytes()[:1000])
+    (pets / "train/dog/a.png").write_bytes(b"")
+    (pets / "train/notes.md").touch()
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(pets / "train/cat/moving.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(
+        UserError, match="6 images cannot be used: .*dog/a.png: .*; 1 more"
+    ) as caught:
+        image_folder("train", root=str(pets))
+    assert str(caught.value).endswith("or leave such images out: skip_unreadable: true.")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "_SLOW", 0)
+    source = image_folder("train", root=str(pets), skip_unreadable=True)
+    assert [source.key(i) for i in range(len(source))] == [
+        *("cat/deep/er/c.webp", "cat/moving.gif", "dog/b.JPG", "eel/d.bmp")
+    ]
+    assert source.targets.tolist() == [0, 0, 1, 2]
+    assert source.left_out == ("dog/a.png", *(f"eel/{name}.jpg" for name in "cdefg"))
+    assert source.notices == (
+        "image_folder, train: 1 skipped, not read as images: 1 x beside the class folders",
+        "image_folder, train: of 1 with several pages or frames, the first is taken",
+        "image_folder, train: 6 of 10 left out, unreadable: dog/a.png, eel/c.jpg, eel/d.jpg, "
+        "eel/e.jpg, eel/f.jpg, 1 more",
+    )
+    monkeypatch.setattr(sources, "failures", lambda *_: pytest.fail("decoded again"))
+    again = image_folder("train", root=str(pets), skip_unreadable=True)
+    assert (again.notices, again.left_out) == (source.notices, source.left_out)
+    monkeypatch.undo()
+    Image.new("RGB", (5, 4)).save(pets / "train/dog/a.png")
+    assert len(image_folder("train", root=str(pets), skip_unreadable=True)) == 5
+
+
 def test_the_test_split_counts_classes_as_the_training_split_does(pets: Path):
     (pets / "val").rename(pets / "held")
     source = image_folder("test", root=str(pets), test="held")
@@ -262,9 +350,9 @@ def test_the_test_split_counts_classes_as_the_training_split_does(pets: Path):
 @pytest.mark.parametrize(
     ("split", "edit", "words"),
     [
-        ("test", "rm -r val", "no folder {root}/val; it has a sub-folder"),
+        ("test", "rm -r val", "no folder {root}/val; there are train. Name one with `test: …`"),
         ("train", "rm -r train/*; touch train/loose.png", "has no sub-folders; it needs one per"),
-        ("train", "mkdir train/fox", "no images in {root}/train/fox; looked for .bmp"),
+        ("train", "mkdir train/fox", "no images in {root}/train/fox; looked for .apng"),
         ("test", "rm val/*/*", "no images in {root}/val"),
         ("test", "cp -r val/dog val/wolf", r"has the class 'wolf', which .* has not \(1 such\)"),
         ("train", "mv train ../out; ln -s ../out train", "{root}/train leads outside"),

@@ -5,6 +5,7 @@ The runs are real, and tiny.
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,53 @@ def test_labels_of_a_classifier(capsys, plain, tmp_path):
     assert all(float(row["p1"]) >= float(row["p5"]) > 0 for row in rows)
 
 
+def test_names_of_predictions_keep_what_distinguishes_them(capsys, dense, plain, tmp_path):
+    """Sub-folders, several inputs, an image named twice, one name with two endings."""
+    base = tmp_path / "in"
+    colour = Image.new("RGB", (32, 32), "red")
+    names = ("a/000.jpg", "a/sub/000.jpg", "a/000.png", "b/000.jpg", "b/한글 이름.JPG")
+    for name in names:
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        colour.save(base / name, "PNG" if name.endswith("png") else "JPEG")
+    (base / "b" / "notes.txt").touch()
+    for given, called in (
+        (["a"], ["000.jpg", "000.png", "sub/000.jpg"]),
+        (["a", "b", "a/000.jpg"], sorted(names)),
+        (["a/000.jpg"], ["000.jpg"]),
+        (["a/000.jpg", "b/000.jpg"], ["a/000.jpg", "b/000.jpg"]),
+    ):
+        paths = [base / path for path in given]
+        told = said(capsys, command.main, plain, "--on", *paths, "-o", tmp_path / "out")
+        with open(told["predictions"], newline="", encoding="utf-8") as file:
+            assert sorted(row["image"] for row in csv.DictReader(file)) == called
+    capsys.readouterr()
+    words = ("--on", base / "a", base / "b", "-o", tmp_path / "masks", "--overlays")
+    assert command.main([str(dense), *map(str, words)]) == 0
+    assert "predict: 1 skipped, not read as images: 1 x .txt" in capsys.readouterr().err
+    for kind in ("masks", "overlays"):
+        made = (tmp_path / "masks" / kind).rglob("*.png")
+        assert sorted(path.relative_to(tmp_path / "masks" / kind).as_posix() for path in made) == [
+            *("a/000.jpg.png", "a/000.png.png", "a/sub/000.png", "b/000.png", "b/한글 이름.png")
+        ]
+
+
+def test_all_damaged_images_are_named_before_any_is_predicted(capsys, plain, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abc":
+        Image.effect_noise((64, 64), 90).save(folder / f"{name}.jpg")
+    for name in "ac":
+        cut = (folder / f"{name}.jpg").read_bytes()[:1000]
+        (folder / f"{name}.jpg").write_bytes(cut)
+    words = (plain, "--on", folder, "-o", tmp_path / "out")
+    line = complaint(capsys, command.main, *words)
+    assert "2 images cannot be used: " in line and "in/a.jpg: not a readable image (" in line
+    assert "in/c.jpg: not a readable image" in line
+    assert line.endswith("or leave such images out: --skip-unreadable.")
+    assert not (tmp_path / "out").exists()
+    assert said(capsys, command.main, *words, "--skip-unreadable")["images"] == 1
+
+
 def test_what_does_not_go_together_is_said(capsys, dense, plain, other, tmp_path):
     out = tmp_path / "o"
     split = ("--split", "val", "-o", out)
@@ -219,3 +267,16 @@ def test_early_stopping_ends_and_stays_ended(plain):
     assert read_json(plain / "summary.json")["status"] == "done"
     assert train.main([str(plain), "--quiet"]) == 0
     assert run_folder.read_rows(plain / "metrics.jsonl") == rows
+
+
+def test_names_of_files_in_any_language_and_encoding(plain, dense, tmp_path):
+    names = ["가방.png", os.fsdecode("가방.png".encode("cp949"))]
+    images = tmp_path / "사진"
+    images.mkdir()
+    for name in names:
+        Image.new("RGB", (32, 32)).save(images / name)
+    for run in (plain, dense):
+        assert command.main([str(run), "--on", str(images), "-o", str(tmp_path / "out")]) == 0
+    rows = list(csv.reader((tmp_path / "out/predictions.csv").open(encoding="utf-8")))
+    assert sorted(row[0] for row in rows[1:]) == ["\\xb0\\xa1\\xb9\\xe6.png", "가방.png"]
+    assert {path.name for path in (tmp_path / "out/masks").iterdir()} == set(names)

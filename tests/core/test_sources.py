@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vision_tutorial.core import sources
-from vision_tutorial.core.errors import UserError
+from vision_tutorial.core import folders, sources
+from vision_tutorial.core.errors import StorageError, UserError
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset, hold_out, take
 
 
@@ -102,6 +102,29 @@ def test_parts_out_of_range():
         cut = hold_out if isinstance(part, float) else take
         with pytest.raises(UserError, match=f"cannot (hold out|take) {part} of 10 items; give"):
             cut(source_of(range(10)), part, seed=0)
+
+
+@pytest.mark.parametrize("home", ["a file", None])
+def test_who_has_no_home_keeps_things_in_a_temporary_folder(tmp_path, monkeypatch, caplog, home):
+    (tmp_path / "a file").write_text("")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    # what an account that the system does not know gets
+    monkeypatch.setenv("HOME", str(tmp_path / home) if home else "~")
+    monkeypatch.setattr(folders.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folders._spare.cache_clear()
+    kept = folders.cache_folder()
+    assert kept.parent == tmp_path and kept.stat().st_mode & 0o777 == 0o700
+    assert f"cannot be written: what is kept between runs goes to {kept}" in caplog.text
+    folders._spare.cache_clear()
+    assert folders.cache_folder() == kept and not (tmp_path / "~").exists()
+    folders._spare.cache_clear()
+    kept.chmod(0o777)  # not ours alone: another account could put code there
+    assert folders.cache_folder() not in (kept, kept.parent)
+    folders._spare.cache_clear()
+    monkeypatch.setattr(folders.tempfile, "tempdir", str(tmp_path / "a file"))
+    with pytest.raises(StorageError, match="Set XDG_CACHE_HOME or TMPDIR"):
+        folders.cache_folder()
 
 
 def test_data_root_asks_recipe_then_environment_then_cache(tmp_path: Path, monkeypatch):

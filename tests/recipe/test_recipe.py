@@ -148,7 +148,7 @@ COMPLAINTS = {
     "loss: {focal: -1}": "loss.focal.weight: given -1; expected: greater than or equal to 0.",
     "optimizer: sgd": "optimizer.sgd: 'sgd' needs a value for 'lr'.",
     "epochs: 1e3": "epochs: given 1000.0; expected: a valid integer.",
-    "name: ..": "name: given \"..\"; expected: letters, digits, '.', '_' and '-'.",
+    "name: ..": "name: given \"..\"; expected: 1 to 64 letters, digits, '.', '_' and '-'.",
     "warmup: 5": "warmup: given 5; expected: {epochs, lr, mode}.",
     "clip: {norm: 1, value: 1}": 'clip: given {"norm": 1, "value": 1}; expected: exactly one of no',
     "normalize: {mean: [1, 2, 3]}": "normalize: 'normalize' needs a value for 'std'.",

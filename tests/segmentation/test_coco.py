@@ -161,7 +161,7 @@ def categories(*more: dict):
     [
         (lambda v: v["images"][1].pop("file_name"), "train.json: images.1.file_name: Field requ"),
         (lambda v: v["categories"].clear(), "train.json: no categories, which say what there is"),
-        (changed("images", width=10**4, height=10**4), "is over 64,000,000 pixels"),
+        (changed("images", width=10**4, height=10**4 + 1), "is over 100,000,000 pixels"),
         (changed("images", id=1), "train.json: two images have the id 1; correct one"),
         (changed("images", file_name="batch_01/9.jpg"), "batch_01/9.jpg (1 of 2 are missing)"),
         (changed("images", file_name="../9.jpg"), "leads outside"),
@@ -185,9 +185,10 @@ def test_categories_that_were_not_learned(root: Path):
 
 
 def test_files_that_are_not_there_no_json_or_lead_outside(root: Path):
-    for name in ("none.json", "."):
-        with pytest.raises(UserError, match="coco: cannot read .*; `root` names the folder"):
-            coco("train", root=str(root), train=name)
+    with pytest.raises(UserError, match="coco: cannot read .*; `root` names the folder"):
+        coco("train", root=str(root), train="none.json")
+    with pytest.raises(UserError, match="trash is a folder; a file is expected"):
+        coco("train", root=str(root), train=".")
     for content in (b"", b"[1, 2]", b"\xff\xfe", b"[" * 100_000):
         (root / "val.json").write_bytes(content)
         with pytest.raises(UserError, match="val.json: .*A COCO file has images"):

@@ -217,7 +217,46 @@ def test_what_a_mask_folder_refuses(pets: Path):
     assert "a.png: 6x4 pixels, its mask or annotation has 6x5" in said(classes=["x", "y", "z"])
     (pets / "empty").mkdir()
     (pets / "empty_masks").mkdir()
-    assert f"no images in {pets}/empty; looked for .bmp" in said(train="empty")
+    assert f"no images in {pets}/empty; looked for .apng" in said(train="empty")
+
+
+def test_damaged_images_and_masks_are_listed_or_left_out(pets: Path):
+    """With their masks; the cache, the key and the digest are those of a set without them."""
+    (pets / "train" / "b.png").write_bytes(b"")
+    (pets / "train_masks" / "a.png").write_bytes((pets / "train_masks" / "a.png").read_bytes()[:50])
+    said = refused(mask_folder, root=str(pets), classes=["x", "y", "z"])
+    assert (
+        said.startswith("2 images cannot be used: ") and "train_masks/a.png: not a readable" in said
+    )
+    assert said.endswith("or leave such images out: skip_unreadable: true.")
+    options = {"root": str(pets), "classes": ["x", "y", "z"], "skip_unreadable": True}
+    source = mask_folder("train", **options)
+    assert [source.key(i) for i in range(len(source))] == ["deep/a.png"]
+    assert source.left_out == ("a.png", "b.png")
+    assert source.notices == ("mask_folder, train: 2 of 3 left out, unreadable: a.png, b.png",)
+    same(source, mask_folder("train", **options, cache="none"))
+    for name in ("train/a.png", "train/b.png", "train_masks/a.png", "train_masks/b.png"):
+        (pets / name).unlink()
+    same(source, mask_folder("train", **options))
+
+
+def test_two_images_of_one_mask_are_refused(pets: Path):
+    Image.new("RGB", SIZE).save(pets / "train" / "deep" / "a.jpg")
+    said = refused(mask_folder, root=str(pets))
+    assert "deep/a.jpg and deep/a.png in" in said and "would share the mask" in said
+
+
+def test_images_and_masks_upright_and_in_other_usual_folders(pets: Path):
+    """A mask fits the image as a viewer shows it; validation/ is found without being named."""
+    (pets / "val").rename(pets / "validation")
+    (pets / "val_masks").rename(pets / "validation_masks")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in sorted((pets / "validation").rglob("*.png")):
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    source = mask_folder("test", root=str(pets))
+    assert [source.key(i) for i in range(3)] == ["a.png", "b.png", "deep/a.png"]
+    assert source[0][0].size == SIZE and source[0][1].shape == SIZE[::-1]
 
 
 @pytest.mark.parametrize("link", ["train/b.png", "train_masks/b.png", "train_masks"])
@@ -227,6 +266,7 @@ def test_links_lead_no_further_than_the_root(pets: Path, link: str):
     path.rename(secret)
     path.symlink_to(secret)
     assert f"{path} leads outside {pets}" in refused(mask_folder, root=str(pets))
+    assert len(mask_folder("train", root=str(pets), follow_links=True)) == 3
 
 
 # -- decoded once ----------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _work(
 def peak_memory() -> int | None:
     """Bytes of main memory that this process held at most, where the system says."""
     with suppress(OSError):  # Linux; getrusage would go on with the peak of a forked one's parent
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     try:
         import resource

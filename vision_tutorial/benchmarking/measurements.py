@@ -168,7 +168,7 @@ def measure_timm(job: Bench) -> _Found:
     log = job.folder / "timm.log"
 
     def so_far() -> Measurement:
-        return timm_baseline.rate_of_log(log.read_text(errors="replace"), batch)
+        return timm_baseline.rate_of_log(log.read_text("utf-8", "replace"), batch)
 
     def theirs() -> Measurement:
         ended = run_command(words, log, lambda: so_far().seconds >= job.seconds, then_stop=True)

@@ -11,6 +11,7 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
+from collections import Counter
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -24,9 +25,9 @@ from torchvision.datasets.utils import check_integrity
 
 from ..core.atomic import regular
 from ..core.errors import StorageError, UserError
-from ..core.images import EXTENSIONS, images_in, stay_inside, visible
+from ..core.images import images_in, split_folder, stay_inside, suffixes, visible
 from ..core.registry import datasets
-from ..core.sources import ArraySource, FileSource, check_split, data_root
+from ..core.sources import ArraySource, FileSource, check_split, data_folder, data_root
 
 PATIENCE = 30  # seconds without a byte before a download gives up
 _ELSEWHERE = "set `root` or VISION_TUTORIAL_DATA to the folder that has it"
@@ -47,45 +48,66 @@ def cifar100(split: str, *, root: str | None = None, download: bool = False) -> 
 
 
 @datasets.register
-def image_folder(split: str, *, root: str, train: str = "train", test: str = "val") -> FileSource:
-    """Your own images: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg (png, webp, … too)."""
+def image_folder(
+    split: str,
+    *,
+    root: str,
+    train: str = "train",
+    test: str = "val",
+    skip_unreadable: bool = False,
+    follow_links: bool = False,
+) -> FileSource:
+    """Your own images: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg (png, webp, … too).
+
+    root: a folder, or the name of one below VISION_TUTORIAL_DATA. `training`, `valid` and
+    `validation` do as well. skip_unreadable: leave damaged files out instead of stopping.
+    follow_links: links may lead out of `root`, and to folders of images.
+    """
     check_split(split)
-    base = Path(root).expanduser()
+    who, base = "image_folder", data_folder(root, "image_folder")
+    skipped: Counter[str] = Counter()
     # The training folder alone says which classes there are, and in which order.
-    folders = _class_folders(base, train)
+    top = split_folder(who, base, "train", train)
+    folders = _class_folders(top, base, follow_links, skipped if split == "train" else Counter())
     classes = tuple(folder.name for folder in folders)
     if split == "test":
-        folders = _class_folders(base, test)
+        known, top = top, split_folder(who, base, "test", test)
+        folders = _class_folders(top, base, follow_links, skipped)
         strange = [folder.name for folder in folders if folder.name not in classes]
         if strange:
             raise UserError(
-                f"image_folder: {base / test} has the class '{strange[0]}', which {base / train} "
+                f"image_folder: {top} has the class '{strange[0]}', which {known} "
                 f"has not ({len(strange)} such). Rename or remove it, or add it to both."
             )
-    images = [sorted(images_in(folder, base, "image_folder")) for folder in folders]
+    images = [images_in(folder, base, who, skipped, follow_links) for folder in folders]
     empty = [folder for folder, paths in zip(folders, images, strict=True) if not paths]
     if empty and (split == "train" or len(empty) == len(folders)):
-        extensions = ", ".join(EXTENSIONS)
+        extensions = ", ".join(suffixes())
         raise UserError(f"image_folder: no images in {empty[0]}; looked for {extensions}.")
     labels = [classes.index(folder.name) for folder in folders]
     targets = np.repeat(np.array(labels, np.int64), [len(paths) for paths in images])
-    return FileSource("image_folder", [p for each in images for p in each], targets, classes)
+    source = FileSource(who, [p for each in images for p in each], targets, classes, root=top)
+    return source.checked(f"{who}, {top.name}", skipped, skip_unreadable)
 
 
-def _class_folders(base: Path, name: str) -> list[Path]:
-    folder = base / name
-    if not folder.is_dir():
-        raise UserError(f"image_folder: no folder {folder}; it has a sub-folder for each class.")
-    stay_inside(folder, base, "image_folder")
-    folders = sorted(entry for entry in folder.iterdir() if visible(entry.name) and entry.is_dir())
+def _class_folders(
+    folder: Path, base: Path, follow_links: bool, skipped: Counter[str]
+) -> list[Path]:
+    stay_inside(folder, base, "image_folder", follow_links)
+    entries = [entry for entry in folder.iterdir() if visible(entry.name)]
+    folders = sorted(entry for entry in entries if entry.is_dir())
     if not folders:
         raise UserError(f"image_folder: {folder} has no sub-folders; it needs one per class.")
+    if len(folders) < len(entries):
+        skipped["beside the class folders"] += len(entries) - len(folders)
     return folders
 
 
 def _cifar(name: str, kind: _Archive, split: str, root: str | None, download: bool) -> ArraySource:
     check_split(split)
-    folder = data_root(root) / kind.base_folder
+    folder = data_root(root)
+    if folder.name != kind.base_folder:
+        folder = folder / kind.base_folder
     if download and not _intact(kind, folder):
         _fetch(name, kind, folder)
     parts = kind.train_list if split == "train" else kind.test_list

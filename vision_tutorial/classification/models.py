@@ -7,7 +7,6 @@ nothing else. Without options a model is exactly what `timm.create_model` builds
 import inspect
 import logging
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -18,6 +17,7 @@ from torch import nn
 from ..core import weights
 from ..core.errors import UserError, check_range, unknown
 from ..core.registry import models
+from ..core.sources import typed_path
 
 # timm's class -> (what holds the convolutions before the first stage, where the last stage is).
 # ResNet covers ResNeXt, Wide, SE-, ECA- and SK-ResNet, Res2Net, ResNeSt, and the -c -d -s -t stems.
@@ -86,7 +86,7 @@ def timm_model(
     if init == "pytorch" and pretrained is not True:
         _initialise(model, bool(zero_init))
     if isinstance(pretrained, str):
-        found = weights.fitting(model, Path(pretrained).expanduser(), num_classes)
+        found = weights.fitting(model, typed_path(pretrained), num_classes)
         model.load_state_dict(found, strict=False)
     return model
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..core import arrays, registry
 from ..core.errors import UserError
+from ..core.sources import typed_path
 from ..recipe.loading import load
 from . import entry_point
 
@@ -26,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _pack(args: argparse.Namespace) -> int:
     loaded = load(args.recipe, args.overrides)
-    folder = Path(os.path.abspath(Path(args.folder).expanduser()))
+    folder = Path(os.path.abspath(typed_path(args.folder)))
     if not folder.name:
         raise UserError(f"{folder} cannot be made; name a folder in it.")
     from .. import build  # after the recipe is known to be good: this takes seconds

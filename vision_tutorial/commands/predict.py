@@ -5,10 +5,12 @@ submission, pseudo labels). Several runs predict as one (--ensemble).
 import argparse
 import csv
 import json
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from ..core.atomic import check_folder, is_stdout, make_folder, read_json, repla
 from ..core.cli_types import add_looks, share
 from ..core.errors import UserError
 from ..core.images import image_size, images_in, read_image
+from ..core.names import CSV
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
 from . import entry_point
@@ -36,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--split", choices=("val", "test", "train"), help="of the run's data set")
     add("-o", "--output", required=True, metavar="DIR", help="the folder to write to")
     add_looks(made)
+    flag("--skip-unreadable", help="with --on: leave damaged files out")
     flag("--overlays", help="masks: write them laid over the images, too")
     add("--submission", metavar="FILE", help="masks: write the contest's CSV (--size is 256 there)")
     flag("--smooth", help="masks: resize probabilities, then decide")
@@ -49,19 +53,23 @@ def _predict(args: argparse.Namespace) -> int:
     if len(args.runs) > 1 and not args.ensemble:
         raise UserError("several runs predict as one: add --ensemble soft or hard.")
     found = [(Path(run), load(recipe_file(Path(run)), args.set)) for run in args.runs]
-    paths = _image_files(args.on or ())
+    if args.on:
+        _image_files(args.on)  # before the seconds that torch takes
     check_folder(Path(args.output))
     from .. import build, inference  # after the recipes are known to be good
+    from ..core.sources import notices
 
     with inference.opened(found, args, alone="predict") as distributed:
         recipe = found[0][1].recipe
         if args.split:
             source = build.split(recipe, args.split)
         else:
-            source = _source(found[0][0], recipe, paths)
+            source = _source(found[0][0], recipe, args.on, args.skip_unreadable)
             if source.dense:  # masks keep their size, so each is its own batch
                 recipe = recipe.model_copy(update={"eval_batch_size": 1})
         predictor = inference.Predictor(found, recipe, source, args, distributed)
+        for line in notices(source):
+            print(line, file=sys.stderr)
         console = {"console": Console(stderr=True), "disable": args.json}
         answers = track(predictor.answers(), "predicting", len(source), **console)
         write = _write_labels
@@ -73,36 +81,51 @@ def _predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def _image_files(given: Iterable[str]) -> list[Path]:
+def _image_files(given: Sequence[str]) -> tuple[Path, list[Path], Counter[str]]:
+    """The folder from which the images are called, they, each once, and what is skipped."""
     paths: list[Path] = []
+    skipped: Counter[str] = Counter()
     for path in map(Path, given):
         if path.is_dir():
-            inside = sorted(images_in(path, path, "predict"))
+            inside = images_in(path, path, "predict", skipped, follow_links=True)
             if not inside:
                 raise UserError(f"no images in {path}; name another folder, or files.")
             paths += inside
-        elif path.is_file():
+        elif path.exists():
             paths.append(path)
         else:
             raise UserError(f"no {path}; name an image, or a folder of images.")
-    return paths
+    alone = len(given) == 1 and os.path.isdir(given[0])
+    homes = given if alone else [os.path.dirname(os.path.abspath(path)) for path in given]
+    root = os.path.commonpath(map(os.path.abspath, homes))
+    unique = {os.path.abspath(path): path for path in paths}
+    return Path(root), list(unique.values()), skipped
 
 
-def _source(run: Path, recipe: Any, paths: Sequence[Path]) -> Any:
+def _source(run: Path, recipe: Any, on: Sequence[str], skip: bool) -> Any:
     """Images without targets; their classes are those of the run's table, or of its data set."""
     from .. import build
     from ..core.sources import FileSource
 
+    root, paths, skipped = _image_files(on)
     file = run / "classes.json"
     table = read_json(file) if file.is_file() else None
     names = table.get("class") if isinstance(table, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         names = build.split(recipe, "val").classes
     dense = build.task(recipe, names).dense
-    if dense and len({path.stem for path in paths}) < len(paths):
-        raise UserError("two images of one name; predict their folders one after the other.")
     nothing = np.zeros(len(paths), np.int64)  # nothing counts in the masks of a dense one
-    return FileSource("images", paths, nothing, tuple(names), dense=dense)
+    source = FileSource("images", paths, nothing, tuple(names), dense=dense, root=root)
+    return source.checked("predict", skipped, skip, "--skip-unreadable")
+
+
+def _mask_names(source: Any) -> list[str]:
+    """The file of each image's mask: its name as .png; the whole name and .png where two would
+    share one."""
+    keys = [source.key(index) for index in range(len(source))]
+    plain = [str(PurePath(key).with_suffix(".png")) for key in keys]
+    counts = Counter(plain)
+    return [f"{k}.png" if counts[name] > 1 else name for k, name in zip(keys, plain, strict=True)]
 
 
 def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Namespace) -> dict:
@@ -110,7 +133,7 @@ def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Na
     most = min(_TOP, len(source.classes))
     path = make_folder(Path(args.output)) / "predictions.csv"
     count = 0
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", **CSV) as file:
         rows = csv.writer(file)
         heads = [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
         rows.writerow(["image", *heads])
@@ -129,7 +152,7 @@ def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Nam
     from .. import inference
     from ..segmentation import submission, visualisation
 
-    folder = make_folder(Path(args.output))
+    folder, names = make_folder(Path(args.output)), _mask_names(source)
     places = {"masks": str(folder / "masks")}
     if args.overlays:
         places["overlays"] = str(folder / "overlays")
@@ -139,7 +162,7 @@ def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Nam
             image = source[answer.index][0]
             size = (args.size, args.size) if args.size else image.size[::-1]
             mask = inference.mask_of(answer.probabilities, size, args.smooth or not args.size)
-            name = f"{Path(answer.key).with_suffix('')}.png"
+            name = names[answer.index]
             visualisation.save(visualisation.image_of(mask), folder / "masks" / name)
             if args.overlays:
                 shown = image.resize(mask.shape[::-1])

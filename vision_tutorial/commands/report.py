@@ -60,7 +60,7 @@ def _make_galleries(runs: Sequence[Run]) -> list[str]:
         if gallery_files.exists(run.folder):
             continue
         command = [sys.executable, "-m", "vision_tutorial", "gallery", str(run.folder)]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+        done = subprocess.run(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
         if done.returncode:
             *_, last = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()]
             complaints.append(f"no gallery of {run.folder}: {short(last, 300)}")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..core.cli_types import positive, positive_count
@@ -60,8 +61,9 @@ def rerun(args: argparse.Namespace) -> int:
     second = _read(folder) if (folder / "recipe.yaml").is_file() else None
     if stop.signalled() or (second and second.status == "preempted"):
         if second:
-            _print(f"stopped. Go on with: vision-tutorial train {folder}")
-            _print(f"Then: vision-tutorial rerun {args.run} --against {folder}")
+            made = quote(str(folder))
+            _print(f"stopped. Go on with: vision-tutorial train {made}")
+            _print(f"Then: vision-tutorial rerun {quote(str(args.run))} --against {made}")
         return ExitCode.PREEMPTED
     return _print_verdict(judge(first, second, epochs, args.spread)) if second else code
 

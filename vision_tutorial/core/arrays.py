@@ -12,21 +12,17 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from errno import ENOSPC
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from rich.console import Console
-from rich.progress import track
 
 from .atomic import free_space, new_folder, regular, write_json
 from .errors import UserError, all_at_once, short
 from .images import check_ids
-from .processes import usable_cores
-from .sources import ArraySource, Source
+from .sources import ArraySource, Source, failures
 
 MANIFEST = "arrays.json"
 SMALL = 512 << 20  # bytes that are hashed in about a second
@@ -57,7 +53,7 @@ class Manifest(BaseModel, **_strict):
     """What arrays.json says."""
 
     format: Literal["vision_tutorial.arrays/1"] = "vision_tutorial.arrays/1"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     dense: bool = False
     splits: Annotated[dict[Literal["train", "test"], Split], Field(min_length=1)]
@@ -185,27 +181,19 @@ def fill(source: Source, images: np.ndarray, masks: np.ndarray | None = None) ->
     """Decode every image into images uint8 (N, H, W, 3), and every mask, on all cores."""
     height, width = images.shape[1:3]
 
-    def decode(index: int) -> str | None:
-        try:
-            image, target = source[index]
-        except UserError as error:
-            return str(error)
+    def decode(index: int) -> None:
+        image, target = source[index]
         if image.size != (width, height):
-            return (
+            raise UserError(
                 f"{source.name}, image {index}: {image.width}x{image.height} pixels, the "
                 f"first has {width}x{height}; an arrays folder needs one size. Resize them first."
             )
         images[index] = np.asarray(image)
         if masks is not None:
             masks[index] = target
-        return None
 
-    console, n = Console(stderr=True), len(source)
-    bar = {"console": console, "transient": True, "disable": not console.is_terminal}
-    with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
-        found = list(track(pool.map(decode, range(n)), f"reading {source.name}", n, **bar))
-    if problems := list(filter(None, found)):
-        raise all_at_once(problems, "images")
+    if bad := failures(decode, len(source), f"reading {source.name}"):
+        raise all_at_once(list(bad.values()), "images")
 
 
 def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StorageError, UserError
+from .names import READABLE
 
 BINARY = getattr(os, "O_BINARY", 0)  # Windows would write \r\n
 _KINDS = {
@@ -89,7 +90,7 @@ def write_all(handle: int, data: bytes) -> None:
 def write_text(path: Path | str, text: str) -> None:
     """Replace a file as a whole: readers see the old text or the new, also after a crash."""
     with replacing(path) as temporary:
-        write_bytes(temporary, text.encode())
+        write_bytes(temporary, text.encode("utf-8", READABLE))
 
 
 def kind(path: Path | str) -> str:

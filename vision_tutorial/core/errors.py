@@ -6,10 +6,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
+from .names import make_streams_readable
 from .stopping import Stopped, stoppable
 
 
@@ -134,8 +134,7 @@ def exit_code(error: BaseException) -> int:
 
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a command; a UserError becomes one line on stderr and its exit code, no traceback."""
-    with suppress(AttributeError, ValueError):  # not every stream has it
-        sys.stdout.reconfigure(errors="replace")  # a letter that a console lacks ends nothing
+    make_streams_readable()
     # Read when torch loads. OpenMP's threads spin while they wait, which beside other work (a
     # browser) made a small network 6x slower; giving up soon costs nothing alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

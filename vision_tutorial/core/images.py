@@ -1,69 +1,227 @@
 """Image files: which there are in a folder, and what is in one."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .errors import UserError
+from .atomic import regular
+from .errors import UserError, short
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack
+FORMATS = (  # that Pillow reads by itself; EPS, say, would start another program
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TGA"),
+    *("TIFF", "WEBP"),
+)
+HEIF = (".heic", ".heics", ".heif", ".heifs", ".hif")
+MAX_PIXELS = 100_000_000  # a larger image is a mistake or an attack
+Image.MAX_IMAGE_PIXELS = None  # Pillow would warn from 89,478,485 on; every reader here asks first
 SPREAD = ("L;2", "L;4")  # Pillow spreads the grey levels of these over 0 … 255
 VOID = 255  # where nothing counts in a mask uint8, as it lies in files
 
+_HEIC = "HEIC needs pip install 'vision-tutorial[heif]'"
+_UNSEEN = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave behind
+_TURNS = {  # EXIF's orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
-def images_in(folder: Path, base: Path, who: str) -> Iterator[Path]:
-    """The image files at or below `folder`; links may lead to files inside `base`. `who` asks."""
-    stay_inside(folder, base, who)
-    for parent, folders, files in os.walk(folder):  # links to folders are not followed
+warnings.filterwarnings("ignore", module=r"PIL\.")  # such as damaged EXIF, a line for each file
+
+
+# -- which there are -------------------------------------------------------------------------------
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read; HEIF where pillow-heif is installed."""
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        return (*FORMATS, "HEIF")
+    return FORMATS
+
+
+@cache
+def suffixes() -> tuple[str, ...]:
+    """The endings of the files that count as images, in small letters."""
+    known = Image.registered_extensions()
+    read = formats()  # which may register more
+    return tuple(sorted(ending for ending, kind in known.items() if kind in read))
+
+
+def images_in(
+    folder: Path, base: Path, who: str, skipped: Counter[str], follow_links: bool | None = None
+) -> list[Path]:
+    """The image files at or below `folder` by name. `skipped` counts the others by their kind.
+
+    Links must lead to what is inside `base`, unless `follow_links`; None where `who`, who asks, has
+    no such option. Links to folders are followed with it only.
+    """
+    stay_inside(folder, base, who, follow_links)
+    found, seen = [], {os.path.realpath(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=bool(follow_links)):
         folders[:] = filter(visible, folders)
-        for name in files:
-            path = Path(parent, name)
-            if visible(name) and path.suffix.lower() in EXTENSIONS:
-                if path.is_symlink():
-                    stay_inside(path, base, who)
-                if path.is_file():  # no pipes, no links to nowhere
-                    yield path
+        for linked in [name for name in folders if os.path.islink(os.path.join(parent, name))]:
+            real = os.path.realpath(os.path.join(parent, linked))
+            if not follow_links:
+                skipped["linked folder"] += 1
+            elif real in seen:  # a circle, or the same images again
+                folders.remove(linked)
+            seen.add(real)
+        for path in (Path(parent, name) for name in filter(visible, files)):
+            if path.suffix.lower() not in suffixes():
+                skipped[path.suffix.lower() or "no suffix"] += 1
+                continue
+            if path.is_symlink():
+                stay_inside(path, base, who, follow_links)
+            if path.is_file():
+                found.append(path)
+            else:  # a pipe, a link to nowhere
+                skipped["no regular file"] += 1
+    return sorted(found)
+
+
+def split_folder(who: str, base: Path, split: str, name: str) -> Path:
+    """The folder `name` of a split below `base`, or one of another usual name of it."""
+    usual = {"train": ("train", "training"), "test": ("val", "valid", "validation")}[split]
+    names = usual if name == usual[0] else (name,)
+    for each in names:
+        if (base / each).is_dir():
+            return base / each
+    there = sorted(path.name for path in base.iterdir() if visible(path.name) and path.is_dir())
+    listed = f"there are {', '.join(there[:8])}" if there else "it has no folders"
+    raise UserError(f"{who}: no folder {base / name}; {listed}. Name one with `{split}: …`.")
 
 
 def visible(name: str) -> bool:
     """Whether a file or folder is meant to be seen."""
-    return not name.startswith(".")  # such as .ipynb_checkpoints, or macOS's ._image.jpg
+    # not .ipynb_checkpoints, .DS_Store, or macOS's ._image.jpg
+    return not name.startswith(".") and name.lower() not in _UNSEEN
 
 
-def stay_inside(path: Path, base: Path, who: str) -> None:
-    """Refuse a path that leads out of the folder `base`, by `..` or by a link."""
-    if not path.resolve().is_relative_to(base.resolve()):
-        raise UserError(f"{who}: {path} leads outside {base}, to {path.resolve()}; put it inside.")
+def stay_inside(path: Path, base: Path, who: str, follow_links: bool | None = None) -> None:
+    """Refuse a path that leads out of the folder `base`, by `..` or, unless `follow_links`, by a
+    link."""
+    inside = os.path.abspath if follow_links else os.path.realpath
+    if not Path(inside(path)).is_relative_to(inside(base)):
+        todo = "put it inside" + (", or set follow_links: true" if follow_links is False else "")
+        raise UserError(f"{who}: {path} leads outside {base}, to {inside(path)}; {todo}.")
+
+
+def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
+    """A line on what was skipped, if anything was."""
+    if not any(skipped.values()):
+        return ()
+    kinds = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{count:,} x {short(kind, 30)}" for kind, count in kinds[:12])
+    listed += ", …" if len(kinds) > 12 else ""
+    if any(skipped.get(suffix) for suffix in HEIF):
+        listed += f"; {_HEIC}"
+    return (f"{who}: {sum(skipped.values()):,} skipped, not read as images: {listed}",)
+
+
+# -- what is in one --------------------------------------------------------------------------------
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file whose header was read; whatever is wrong with it is one line."""
     try:
-        with Image.open(path) as image:
+        with Image.open(regular(path), formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels"
                 raise ValueError(f"{size}; at most {MAX_PIXELS:,} are read")
             yield image
+    except (MemoryError, UserError):
+        raise
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
-        raise UserError(f"{path}: not a readable image ({error}). Replace or remove it.") from error
+        reason = str(error)
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = f"none of {', '.join(formats())}"
+            if path.suffix.lower() in HEIF and "HEIF" not in formats():
+                reason = _HEIC
+        problem = f"not a readable image ({reason})"
+        raise UserError(f"{path}: {problem}. Replace or remove it.") from error
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels, as the file's head says; nothing is decoded."""
+    """(width, height) in pixels of the upright image, by the file's head; nothing is decoded."""
     with _opened(path) as image:
-        return image.size
+        return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode the whole file to RGB (Pillow's `verify()` would pass half a JPEG)."""
+    """Decode the whole file to upright RGB (Pillow's `verify()` would pass half a JPEG).
+
+    16 bits become 8, the high ones; float values 0 … 1 become 0 … 255; what is transparent lies on
+    white. UserError for other integers and floats, whose range nobody knows.
+    """
     with _opened(path) as image:
-        return image.convert("RGB")
+        turn = _TURNS.get(_orientation(image))
+        made = _rgb(image)
+        return made if turn is None else made.transpose(turn)
+
+
+def pages(path: Path) -> bool:
+    """Whether a file has more images than the first, which is the one that is read."""
+    with _opened(path) as image:  # a phone's JPEG (MPO) has previews behind it, which say no more
+        return image.format != "MPO" and getattr(image, "is_animated", False)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 … 8; 1 where there is none, or Pillow turns the image by itself (TIFF)."""
+    if image.format == "TIFF" or (image.format == "PNG" and not _has_exif(image)):
+        return 1
+    with suppress(Exception):  # damaged EXIF is common, and no reason to refuse the pixels
+        return int(image.getexif().get(0x0112, 1))
+    return 1
+
+
+def _has_exif(image: Image.Image) -> bool:
+    """Whether a PNG, freshly opened, may have EXIF. Pillow would decode it to know."""
+    if {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & {*image.info}:
+        return True
+    file, start = image.fp, image.fp.tell()
+    file.seek(8)
+    kinds = set()
+    while len(head := file.read(8)) == 8:
+        kinds.add(head[4:])
+        file.seek(int.from_bytes(head[:4]) + 4, os.SEEK_CUR)
+    file.seek(start)
+    return b"eXIf" in kinds
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8 bits a channel, RGB, of an image that is not yet decoded."""
+    stored = image.tile[0][3] if image.tile else ""  # how pixels lie in the file, in Pillow's words
+    stored = stored if isinstance(stored, str) else str(stored[0])
+    if image.mode == "F":
+        values = np.asarray(image)
+        low, high = float(values.min()), float(values.max())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"float values from {low:g} to {high:g}; 0 to 1 are expected")
+        image = Image.fromarray((values * 255).round().astype(np.uint8))
+    elif image.mode[0] == "I":
+        if image.mode == "I" and image.format != "PPM" and stored not in ("I;16", "I;16B"):
+            raise ValueError("integers of 32 bits, or signed; 8 or 16 bits unsigned are expected")
+        values = np.asarray(image) >> (4 if stored == "I;12" else 8)
+        image = Image.fromarray(values.astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def read_mask(path: Path, classes: int, void: int | None = None) -> np.ndarray:

@@ -58,7 +58,7 @@ def run_command(
 
 def last_line(log: Path) -> str:
     """The last line of a log that says anything."""
-    lines = log.read_text(errors="replace").split("\n")
+    lines = log.read_text("utf-8", "replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 

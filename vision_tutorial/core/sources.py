@@ -6,19 +6,31 @@ learns what kind it is.
 
 import copyreg
 import hashlib
+import json
 import mmap
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
-from .errors import UserError
-from .images import VOID, read_image
+from .atomic import write_json
+from .errors import UserError, all_at_once, some
+from .folders import STARTED_IN, cache_folder
+from .images import VOID, formats, pages, read_image, said_of
+from .processes import usable_cores
 from .randomness import generator
+
+_DECODED = 2 << 30  # bytes of files up to which all are decoded before a training
+_SLOW = 0.5  # seconds from which on the outcome of a check is remembered
 
 
 class Source(Protocol):
@@ -28,6 +40,8 @@ class Source(Protocol):
     classes: tuple[str, ...]
     targets: np.ndarray  # int64 (N,): the classes that a hold-out keeps in their shares
     dense: bool  # whether the target of an image is a mask
+    notices: tuple[str, ...]  # what is to be said of the data before it is used
+    left_out: tuple[str, ...]  # files that could not be read and were left out, as was asked for
 
     def __len__(self) -> int: ...
 
@@ -55,6 +69,8 @@ class ArraySource:
     known_digest: str | None = field(default=None, repr=False)
     dense: bool = False
     keys: Sequence[str] | None = field(default=None, repr=False)
+    notices: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -92,25 +108,45 @@ copyreg.pickle(np.memmap, _by_name)  # a loader process that is not forked is se
 @dataclass(frozen=True)
 class FileSource:
     """Images in files, decoded when asked for. targets int64 (N,); dense: masks in which nothing
-    counts instead, since there are none."""
+    counts instead, since there are none. root: images are called by their paths from there."""
 
     name: str
     paths: Sequence[Path]
     targets: np.ndarray
     classes: tuple[str, ...]
     dense: bool = False
+    root: Path | None = None
+    notices: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def key(self, index: int) -> str:
-        return self.paths[index].name
+        path = self.paths[index]
+        return Path(os.path.relpath(path, self.root)).as_posix() if self.root else path.name
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         image = read_image(self.paths[index])
         if self.dense:
             return image, np.full((image.height, image.width), VOID, np.uint8)
         return image, int(self.targets[index])
+
+    def checked(
+        self, who: str, skipped: Mapping[str, int], skip: bool, *option: str
+    ) -> "FileSource":
+        """Without the files that cannot be read, which are a UserError unless `skip`; see
+        `check_readable`. skipped: of `images_in`, to be said."""
+        names = [self.key(index) for index in range(len(self))]
+        files = [(path,) for path in self.paths]
+        good, lines, left_out = check_readable(who, files, names, skip, *option)
+        return replace(
+            self,
+            paths=[self.paths[index] for index in good],
+            targets=self.targets[good],
+            notices=(*said_of(skipped, who), *lines),
+            left_out=left_out,
+        )
 
     def digest(self) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(self.targets))
@@ -127,6 +163,7 @@ class Subset:
         self.source, self.indices = source, indices
         self.name, self.classes, self.dense = source.name, source.classes, source.dense
         self.targets = source.targets[indices]
+        self.notices, self.left_out = notices(source), getattr(source, "left_out", ())
 
     def origin(self, index: int) -> tuple[Source, int]:
         """The source and the index there of what stands at `index`."""
@@ -152,6 +189,92 @@ def base(source: Source) -> Source:
     while isinstance(source, Subset):
         source = source.source
     return source
+
+
+def notices(*sources: Source) -> tuple[str, ...]:
+    """What is to be said of the data, each line once; a student's own may have nothing to say."""
+    return tuple(dict.fromkeys(line for one in sources for line in getattr(one, "notices", ())))
+
+
+# -- which files cannot be read --------------------------------------------------------------------
+
+
+class Checked(NamedTuple):
+    """Which files can be read, by number; what is to be said; the names of those left out."""
+
+    good: list[int]
+    notices: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def check_readable(
+    who: str,
+    files: Sequence[Sequence[Path]],
+    names: Sequence[str],
+    skip: bool | None,
+    option: str = "skip_unreadable: true",
+) -> Checked:
+    """Look at all files before any is needed; UserError that lists the bad ones, unless `skip`,
+    which is None where there is no such `option`.
+
+    files: of each image, and its mask. They are decoded if skipping or if they are not too large,
+    else their heads are read. What takes long is remembered until a file changes.
+    """
+    stats = [path.stat() if path.is_file() else None for each in files for path in each]
+    whole = skip or sum(stat.st_size for stat in stats if stat) <= _DECODED
+    paged: list[int] = []
+
+    def look(index: int) -> None:
+        if pages(files[index][0]):
+            paged.append(index)
+        for path in files[index] if whole else ():
+            read_image(path)
+
+    stamp = hashlib.sha256(f"{whole} {formats()}".encode())
+    for path, stat in zip((path for each in files for path in each), stats, strict=True):
+        line = f"{path.absolute()} {stat and (stat.st_size, stat.st_mtime_ns)}\n"
+        stamp.update(line.encode(errors="surrogateescape"))
+    kept, began = cache_folder() / "checked" / f"{stamp.hexdigest()[:32]}.json", time.monotonic()
+    try:
+        found, count = json.loads(kept.read_text("utf-8"))
+        bad = {int(index): text for index, text in found.items()}
+    except (OSError, ValueError):
+        bad, count = failures(look, len(files), f"checking {who}"), len(paged)
+        if time.monotonic() - began > _SLOW:
+            with suppress(OSError, UserError):  # a later start would only be slower
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_json(kept, [bad, count])
+    left_out = tuple(names[index] for index in bad)
+    lines = (
+        [f"{who}: of {count:,} with several pages or frames, the first is taken"] if count else []
+    )
+    if bad and (not skip or len(bad) == len(files)):
+        or_skip = f", or leave such images out: {option}." if skip is not None else "."
+        texts = [text.replace("remove it.", f"remove it{or_skip}") for text in bad.values()]
+        raise all_at_once(texts, "images")
+    if bad:
+        part = f"{len(bad):,} of {len(files):,}"
+        lines.append(f"{who}: {part} left out, unreadable: {some(left_out)}")
+    good = [index for index in range(len(files)) if index not in bad]
+    return Checked(good, tuple(lines), left_out)
+
+
+def failures(look: Callable[[int], object], count: int, title: str) -> dict[int, str]:
+    """What is wrong with which of `count` items: the UserErrors of `look`, asked on all cores."""
+    found: dict[int, str] = {}
+
+    def one(index: int) -> None:
+        try:
+            look(index)
+        except UserError as error:
+            found[index] = str(error)
+
+    console = Console(stderr=True)
+    bar = {"console": console, "transient": True, "disable": not console.is_terminal}
+    with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
+        for _ in track(pool.map(one, range(count)), title, count, **bar):
+            pass
+    return dict(sorted(found.items()))
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
@@ -191,16 +314,34 @@ def _stratified(targets: np.ndarray, n: int, seed: int, purpose: str) -> np.ndar
     return np.sort(np.concatenate(chosen))
 
 
+def typed_path(text: str) -> Path:
+    """A path as a person types it, here or where a run was started: `~` is a home, and blanks
+    around it are none of it."""
+    try:
+        paths = [Path(each).expanduser() for each in (text, text.strip())]
+        places = (Path(), *STARTED_IN)
+        found = (place / path for place in places for path in paths if (place / path).exists())
+        return next(found, paths[1])
+    except RuntimeError as error:  # `~` of nobody
+        raise UserError(f"'{text}': {error}. Give the folder's whole path.") from error
+
+
 def data_root(root: str | None = None) -> Path:
     """The folder of the data sets: `root`, else $VISION_TUTORIAL_DATA, else a cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vision_tutorial")
-    return Path(root or os.environ.get("VISION_TUTORIAL_DATA") or cache).expanduser()
+    given = root or os.environ.get("VISION_TUTORIAL_DATA")
+    return typed_path(given) if given else cache_folder()
 
 
-def data_folder(root: str) -> Path:
-    """The folder `root` if there is one, else the folder of that name among the data sets."""
-    path = Path(root).expanduser()
-    return path if path.is_dir() else data_root() / path  # which is an absolute path itself
+def data_folder(root: str, who: str) -> Path:
+    """The folder `root` if there is one, else the folder of that name among the data sets. `who`
+    asks; UserError where there is neither."""
+    path = typed_path(root)
+    places = dict.fromkeys([path, data_root() / path])  # one, where `root` is absolute
+    for place in places:
+        if place.is_dir():
+            return place
+    looked = " nor ".join(map(str, places))
+    raise UserError(f"{who}: no folder {looked}. Correct `root`, or copy the data there.")
 
 
 def check_split(split: str) -> None:

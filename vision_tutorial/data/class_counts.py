@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core.atomic import write_bytes
 from ..core.errors import UserError, all_at_once, some
+from ..core.folders import cache_folder
 from ..core.images import VOID, check_ids
 from ..core.processes import usable_cores
 from ..core.sources import Source
@@ -118,9 +119,7 @@ def _cache_file(source: Source, places: Sequence[tuple[Source, int]]) -> Path:
     for leaf, at in places:
         if paths := getattr(getattr(leaf, "masks", None), "paths", None):
             stamp.update(str(paths[at].stat().st_mtime_ns).encode())  # it may keep its size
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    name = f"{source.name}-{stamp.hexdigest()[:16]}.npy"
-    return cache / "vision_tutorial" / "class_counts" / name
+    return cache_folder() / "class_counts" / f"{source.name}-{stamp.hexdigest()[:16]}.npy"
 
 
 # -- judging ---------------------------------------------------------------------------------------

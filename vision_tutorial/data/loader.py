@@ -28,7 +28,7 @@ from ..core.errors import UserError
 from ..core.processes import follow_parent
 from ..core.randomness import address
 from ..core.registry import datasets
-from ..core.sources import ArraySource, Source, check_split
+from ..core.sources import ArraySource, Source, check_split, data_folder
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice
 from ..recipe.loading import IMPORTED, run_file
@@ -52,7 +52,7 @@ class RawBatch(NamedTuple):
 def arrays(split: str, *, root: str, verify: bool | Literal["auto"] = "auto") -> ArraySource:
     """A folder that `vision-tutorial pack` made: mapped, so it may be larger than the memory."""
     check_split(split)
-    return folder.load(Path(root).expanduser(), split, verify)
+    return folder.load(data_folder(root, "arrays"), split, verify)
 
 
 # -- which way images are augmented ----------------------------------------------------------------

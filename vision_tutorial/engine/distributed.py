@@ -8,12 +8,14 @@ import os
 import pickle
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +40,8 @@ T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
 PATIENCE = 20  # seconds between signs of life of a process that others wait for
 CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 images takes minutes on a laptop
+MEETING = timedelta(seconds=45)  # processes of one machine start together, or one of them is gone
+SPEAKING = 2  # seconds that the first process stays for those that fail as it did
 
 
 class Distributed:
@@ -66,19 +70,27 @@ class Distributed:
             torch.backends.cudnn.benchmark = not deterministic
             torch.use_deterministic_algorithms(deterministic, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads it
-        self.accelerator = Accelerator(
-            # without it, N processes on CPU silently train N separate models
-            cpu=not gpus and self.world > 1,
-            mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
-            # whatever ACCELERATE_… in the environment says
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=TIMEOUT if gpus else CPU_TIMEOUT),
-                DistributedDataParallelKwargs(
-                    gradient_as_bucket_view=True, broadcast_buffers=False
-                ),
-            ],
-        )
+        meeting = MEETING if self.local_world == self.world else CPU_TIMEOUT
+        with self.peers():
+            self.accelerator = Accelerator(
+                # without it, N processes on CPU silently train N separate models
+                cpu=not gpus and self.world > 1,
+                mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
+                # whatever ACCELERATE_… in the environment says
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[
+                    InitProcessGroupKwargs(timeout=meeting),
+                    DistributedDataParallelKwargs(
+                        gradient_as_bucket_view=True, broadcast_buffers=False
+                    ),
+                ],
+            )
+        if self.world > 1:  # all are there; what they do may take longer
+            group, limit = torch.distributed, TIMEOUT if gpus else CPU_TIMEOUT
+            if hasattr(group, "set_timeout"):
+                group.set_timeout(limit)
+            else:  # before torch 2.15
+                group.distributed_c10d._set_pg_timeout(limit)
         assert self.accelerator.num_processes == self.world, "accelerate did not join the others"
         torch.set_num_threads(self.threads)  # accelerate may have set its own
         self.device = self.accelerator.device
@@ -198,9 +210,15 @@ class Distributed:
 
     @contextmanager
     def peers(self) -> Iterator[None]:
-        """Turn the backends' pages of text about a process that is gone into one line."""
+        """Turn the backends' pages of text about a process that is gone into one line.
+
+        An error that several processes meet is printed by the first of them.
+        """
         try:
             yield
+        except UserError as error:
+            error.said = error.said or not self._first_to_fail
+            raise
         except RuntimeError as error:
             text = str(error)
             if is_out_of_memory(error):
@@ -209,11 +227,29 @@ class Distributed:
                     "micro_batch, eval_batch_size or the size of images, or use precision: bf16."
                 ) from error
             if self.world > 1 and is_lost_peer(error):
-                raise PeerLost(
-                    f"process {self.rank} lost the others: one of the {self.world} ended or hung; "
-                    f"look for its own message. ({text.splitlines()[0][:160]})"
-                ) from error
+                made = PeerLost(
+                    f"process {self.rank} lost the others: one of the {self.world} ended, hung or "
+                    f"never came; look for its own message. ({text.splitlines()[0][:160]})"
+                )
+                made.said = not self._first_to_fail
+                raise made from error
             raise
+
+    @cached_property
+    def _first_to_fail(self) -> bool:
+        """Whether no other process failed before this one, which asks when it does."""
+        if self.world == 1 or not torch.distributed.is_initialized():
+            return True
+        with suppress(RuntimeError):  # who keeps the count is gone
+            store = torch.distributed.distributed_c10d._get_default_store()
+            store.set_timeout(timedelta(seconds=SPEAKING))
+            first = store.add("failed", 1) == 1
+            end = time.monotonic() + SPEAKING
+            # the first process may be the one that keeps it
+            while self.main and time.monotonic() < end and store.add("failed", 0) < self.world:
+                time.sleep(0.05)
+            return first
+        return True
 
     def close(self) -> None:
         """Leave the group, so that nobody waits for us; a notebook may then train again."""
@@ -225,7 +261,8 @@ class Distributed:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether a backend's call of several processes failed."""
-    return any(word in str(error) for word in ("gloo", "NCCL", "process group"))
+    words = any(word in str(error) for word in ("gloo", "NCCL", "process group"))
+    return words or isinstance(error, torch.distributed.DistError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from ..core.names import READABLE
 from ..recipe.notation import duration
 
 REDRAW_SECONDS = 0.1
@@ -137,7 +138,7 @@ def make_display(enabled: bool, console: Console | None = None) -> Display:
         terminal = bool(sys.stdout and sys.stdout.isatty())
         console = Console(force_terminal=None if terminal else False)
     if hasattr(console.file, "reconfigure"):
-        console.file.reconfigure(errors="replace")
+        console.file.reconfigure(errors=READABLE)
     drawable = console.is_terminal and not console.is_dumb_terminal
     return Display(console, bar=drawable and console.width >= NARROWEST_BAR)
 

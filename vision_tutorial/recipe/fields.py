@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from ..core.errors import UserError, short
+from ..core.names import LONGEST, PATTERN, checked_name
 from . import grammar
 from .grammar import Choice, RegistryField, Term
 from .yaml_lines import SCALARS
@@ -27,6 +35,11 @@ Threads = Annotated[int, Field(ge=1, le=1024)]
 Workers = Annotated[int, Field(ge=0, le=256)]
 Augments = Annotated[tuple[Choice, ...], RegistryField("augments", "list")]
 Losses = Annotated[tuple[Term, ...], RegistryField("losses", "weighted_sum")]
+Name = Annotated[
+    str,
+    AfterValidator(checked_name),
+    WithJsonSchema({"type": "string", "maxLength": LONGEST, "pattern": PATTERN}),
+]
 Three = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
@@ -153,9 +166,7 @@ class Recipe(Frozen):
     """All that a run depends on."""
 
     # not of dots alone: it becomes the name of a folder
-    name: Annotated[str, Field(max_length=64, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = _key(
-        "recipe", "Of the run."
-    )
+    name: Name = _key("recipe", "Of the run.")
     expects: Annotated[dict[str, float | None], AfterValidator(grammar.Options)] = Field(
         default_factory=grammar.Options, description="The claim; null where unknown."
     )

@@ -85,7 +85,6 @@ PLAINLY = {
     "tuple_type": "a list",
     "dict_type": "{name: value, …}",
     "missing": "more items",
-    "string_pattern_mismatch": "letters, digits, '.', '_' and '-'",
 }
 
 

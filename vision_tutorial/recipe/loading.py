@@ -4,7 +4,6 @@ And a recipe's `imports`: a student's own entries, in files that are code and so
 """
 
 import hashlib
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..core.errors import UserError, short, shown, unknown
+from ..core.names import folder_name
 from . import grammar
 from .fields import REGISTRY_FIELDS, Recipe, to_plain
 from .signatures import static_signatures
@@ -93,8 +93,7 @@ def typed(document: Document, path: Path) -> tuple[Recipe, tuple[Path, ...]]:
         if _height(value) >= MAX_DEPTH:  # an override can lift it above what a file may have
             raise UserError(f"{_at(document, (key,))}nested deeper than {MAX_DEPTH} levels.")
     file, variant = split_variant(path)
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", f"{file.stem}-{variant}" if variant else file.stem)[:64]
-    values.setdefault("name", name if name.strip(".") else "recipe")
+    values.setdefault("name", folder_name(f"{file.stem}-{variant}" if variant else file.stem))
     imports = _imports(values.get("imports") or [], document)
     registries = static_signatures(imports)
     try:

@@ -58,7 +58,9 @@ def _version(package: str) -> str | None:
 
 def _cpu_model() -> str:
     with suppress(OSError):
-        if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
+        if found := re.search(
+            r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        ):
             return found[1]
     if sys.platform == "darwin":
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
@@ -90,6 +92,13 @@ def _output(*command: str) -> str | None:
     # GIT_OPTIONAL_LOCKS: looking must not disturb a person who commits at this moment.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            env=environment,
+        )
         return done.stdout.strip() if done.returncode == 0 else None
     return None

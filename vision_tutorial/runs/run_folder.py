@@ -8,11 +8,10 @@ import datetime
 import json
 import os
 import platform
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +19,16 @@ from ..core.atomic import (
     BINARY,
     make_folder,
     plain,
+    read_json,
     storage,
     sync_folder,
     write_all,
     write_json,
     write_text,
 )
-from ..core.errors import UserError
+from ..core.errors import UserError, short
+from ..core.folders import look_from
+from ..core.names import checked_name
 
 _Status = Literal["running", "done", "paused", "preempted", "failed"]
 TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the same twice
@@ -83,11 +85,15 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def check_name(kind: str, name: str) -> str:
-    """`name` if it is safe as the name of a folder, else a UserError."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not name.strip("."):
+    """`name`, composed (NFC), if it is safe as the name of a folder; else a UserError."""
+    try:
+        os.fsencode(name := checked_name(name))
+    except UnicodeEncodeError as error:
         raise UserError(
-            f"'{name}' cannot be the name of a {kind}: 1 to 64 letters, digits, '.', '_' or '-'."
-        )
+            f"the {kind} '{name}' cannot be the name of a folder in this locale; set PYTHONUTF8=1."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"'{short(name, 80)}' cannot be the name of a {kind}: {error}.") from error
     return name
 
 
@@ -121,6 +127,10 @@ def recipe_file(run: Path) -> Path:
     """The recipe of a run folder."""
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run}: no run folder; give one that `train` made (it prints `run: …`).")
+    with suppress(UserError):
+        facts = read_json(run / "fingerprint.json")
+        if isinstance(facts, dict) and isinstance(facts.get("folder"), str):
+            look_from(facts["folder"])  # relative paths in the recipe were typed there
     return run / "recipe.yaml"
 
 

@@ -56,9 +56,9 @@ def has_key(url: str, *names: str) -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     own = os.environ.get("NETRC")
-    paths = [Path(name).expanduser() for name in ([own] if own else ("~/.netrc", "~/_netrc"))]
+    paths = map(os.path.expanduser, [own] if own else ("~/.netrc", "~/_netrc"))
     with suppress(StopIteration, netrc.NetrcParseError, OSError, UnicodeDecodeError):
-        kept = netrc.netrc(next(path for path in paths if path.exists()))
+        kept = netrc.netrc(next(filter(os.path.exists, paths)))
         entries = map(kept.authenticators, (urlsplit(url).netloc, *names))
         return any(entry and entry[2] for entry in entries)
     return False
@@ -120,7 +120,7 @@ class Tracker:
         # The last row sent, by its step and its place among the rows of that step.
         self._sent, self._row = (-1, 0), (-1, 0)
         with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads((self._folder / _BOOKMARK).read_text())
+            kept = json.loads((self._folder / _BOOKMARK).read_text("utf-8"))
             if kept["run"] == run["id"]:
                 self._sent = (int(kept["step"]), int(kept["row"]))
         self._known = {"step", "epoch"}  # the metrics that wandb has been given an axis for
@@ -177,7 +177,9 @@ class Tracker:
             return False
         self._sent = self._row
         fresh = self._folder / f"{_BOOKMARK}.new"
-        fresh.write_text(json.dumps({"run": self._run["id"], "step": step, "row": self._row[1]}))
+        fresh.write_text(
+            json.dumps({"run": self._run["id"], "step": step, "row": self._row[1]}), "utf-8"
+        )
         os.replace(fresh, self._folder / _BOOKMARK)
         return True
 
@@ -220,7 +222,7 @@ class Tracker:
         if mode == "online":
             self._upload = f"wandb sync --include-online {shlex.quote(str(Path(run.dir).parent))}"
             self._say(f"wandb: {run.url}")
-            (self._folder / "url").write_text(f"{run.url}\n")  # for tables of runs
+            (self._folder / "url").write_text(f"{run.url}\n", "utf-8")  # for tables of runs
         else:
             self._upload = f"wandb sync {shlex.quote(str(self._folder))}/offline-run-*"
             self._say(f"wandb: offline ({why}); `{self._upload}` uploads it")

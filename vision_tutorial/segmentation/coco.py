@@ -9,6 +9,7 @@ the process down on damaged text (2.0.11), and a data set is a stranger's.
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -87,6 +88,8 @@ def coco(
     train_images: str = ".",
     test_images: str = ".",
     overlap: Literal["max_label", "area", "order"] = "max_label",
+    skip_unreadable: bool = False,
+    follow_links: bool = False,
     cache: Literal["auto", "memory", "disk", "none"] = "auto",
 ) -> Source:
     """Images with COCO annotations; what none covers is Background, class 0.
@@ -95,10 +98,11 @@ def coco(
     train_images, test_images: the folder below `root` that the files' `file_name`s start from.
     overlap: which annotation is on top, the one of the highest class, the smallest, or the last of
     the file. A test file without annotations gives masks of nothing but VOID: to predict, not to
-    score. Crowd regions count as their class.
+    score. Crowd regions count as their class. skip_unreadable: leave damaged files out instead of
+    stopping. follow_links: links may lead out of `root`.
     """
     check_split(split)
-    base = data_folder(root)
+    base = data_folder(root, "coco")
     learned = _read(base / train)
     file = base / (train if split == "train" else test)
     contents = learned if split == "train" else _read(file)
@@ -117,7 +121,8 @@ def coco(
         )
     folder = base / (train_images if split == "train" else test_images)
     paths = tuple(folder / image.file_name for image in contents.images)
-    check_files("coco", base, paths, f"{file} names; `{split}_images` says where they are")
+    hint = f"{file} names; `{split}_images` says where they are"
+    check_files("coco", base, paths, hint, follow_links)
     regions = _regions(file, contents, list(names), overlap) if contents.annotations else None
     source = DenseFiles(
         "coco",
@@ -126,7 +131,7 @@ def coco(
         (BACKGROUND, *names.values()),
         Drawn(tuple((image.height, image.width) for image in contents.images), regions),
     )
-    return decoded(source, cache)
+    return decoded(source.checked(file.name, {}, skip_unreadable), cache)
 
 
 def _read(path: Path) -> _Contents:
@@ -198,6 +203,11 @@ class Drawn:
         for region in self.regions[index]:
             np.copyto(pixels, region.label, where=_covered(np.frombuffer(region.counts, "<u4")))
         return np.ascontiguousarray(pixels.reshape(width, height).T)
+
+    def some(self, rows: Sequence[int]) -> "Drawn":
+        """Those of some images."""
+        regions = None if self.regions is None else tuple(self.regions[row] for row in rows)
+        return Drawn(tuple(self.sizes[row] for row in rows), regions)
 
     def digest(self) -> str:
         return hashlib.sha256(repr((self.sizes, self.regions)).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Data sets whose masks are files: CamVid, VOC, your own; and pseudo-labels beside any of them."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,10 +9,10 @@ import numpy as np
 
 from ..core.atomic import read_json, regular
 from ..core.errors import UserError, check_range, shown
-from ..core.images import EXTENSIONS, VOID, images_in, read_mask
+from ..core.images import VOID, images_in, read_mask, split_folder, suffixes
 from ..core.randomness import generator
 from ..core.registry import datasets
-from ..core.sources import Source, Subset, check_split, data_folder, data_root
+from ..core.sources import Source, Subset, check_split, data_folder, data_root, typed_path
 from ..recipe.grammar import parse
 from ..recipe.signatures import static_signatures
 from .mask_files import DenseFiles, Joined, MaskFiles, check_files, decoded
@@ -44,13 +45,14 @@ def camvid(
     of class ids, 11 where nothing counts. test: what stands for the test split, `val` to choose on.
     """
     check_split(split)
-    base, pairs = data_root(root) / "camvid", []
+    base, pairs, skipped = data_root(root) / "camvid", [], Counter()
     chosen = train if split == "train" else test
     for part in ("train", "val") if chosen == "trainval" else (chosen,):
         ours, segnets = base / f"{part}_masks", base / f"{part}annot"
         masks = segnets if segnets.is_dir() and not ours.is_dir() else ours
-        pairs += _pairs("camvid", base, base / part, masks)
-    return decoded(_source("camvid", pairs, CAMVID, void=11), cache)
+        pairs += _pairs("camvid", base, base / part, masks, skipped)
+    source = _source("camvid", pairs, CAMVID, void=11)
+    return decoded(source.checked(chosen, skipped), cache)
 
 
 @datasets.register
@@ -85,7 +87,7 @@ def voc(
     pairs = [(folder / f"{n}.jpg", base / masks / f"{n}.png", Path(f"{n}.jpg").name) for n in names]
     paths = [path for *both, _ in pairs for path in both]
     check_files("voc", base, paths, f"{listed} names; unpack the set again")
-    return decoded(_source("voc", pairs, VOC), cache)
+    return decoded(_source("voc", pairs, VOC).checked(listed.stem, {}), cache)
 
 
 @datasets.register
@@ -99,6 +101,8 @@ def mask_folder(
     test_masks: str | None = None,
     classes: list[str] | None = None,
     void: int | None = None,
+    skip_unreadable: bool = False,
+    follow_links: bool = False,
     cache: Literal["auto", "memory", "disk", "none"] = "auto",
 ) -> Source:
     """Your own images and masks: root/train/*.jpg, root/train_masks/*.png, val, val_masks.
@@ -106,11 +110,15 @@ def mask_folder(
     root: a folder, or the name of one below VISION_TUTORIAL_DATA. A mask has its image's name,
     and class ids as pixels; `void` and 255 do not count. classes: their names in the order of the
     ids; else the lines of root/classes.txt; else numbers up to the highest in the training masks.
+    skip_unreadable: leave damaged files out instead of stopping. follow_links: links may lead out
+    of `root`, and to folders of images.
     """
     check_split(split)
-    base = data_folder(root)
-    folder, masks = base / train, base / (train_masks or f"{train}_masks")
-    pairs = _pairs("mask_folder", base, folder, masks)
+    base, who = data_folder(root, "mask_folder"), "mask_folder"
+    skipped: Counter[str] = Counter()
+    folder = split_folder(who, base, "train", train)
+    masks = base / (train_masks or f"{folder.name}_masks")
+    pairs = _pairs(who, base, folder, masks, skipped, follow_links)
     names, listed = classes or [], base / "classes.txt"
     try:
         if not names and listed.exists():
@@ -126,9 +134,12 @@ def mask_folder(
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"mask_folder: two classes called '{twice}'; rename one.")
     if split == "test":
-        folder, masks = base / test, base / (test_masks or f"{test}_masks")
-        pairs = _pairs("mask_folder", base, folder, masks)
-    return decoded(_source("mask_folder", pairs, tuple(names), void), cache)
+        skipped = Counter()
+        folder = split_folder(who, base, "test", test)
+        masks = base / (test_masks or f"{folder.name}_masks")
+        pairs = _pairs(who, base, folder, masks, skipped, follow_links)
+    source = _source(who, pairs, tuple(names), void)
+    return decoded(source.checked(folder.name, skipped, skip_unreadable), cache)
 
 
 @datasets.register
@@ -155,7 +166,7 @@ def with_pseudo_labels(
         raise UserError(f"with_pseudo_labels: {dataset} has no masks; name a set that has.")
     if split == "test":
         return labelled
-    base = Path(folder).expanduser()
+    base = typed_path(folder)
     ledger = base / "ledger.json"
     if not ledger.is_file():
         raise UserError(f"with_pseudo_labels: no {ledger}; name a folder of pseudo-labels.")
@@ -166,8 +177,9 @@ def with_pseudo_labels(
             f"with_pseudo_labels: the labels in {base} are for the classes {shown(known)}, the "
             f"data set has {shown(labelled.classes)}. Make them with a model of this data set."
         )
-    pairs = _pairs("with_pseudo_labels", base, base / "images", base / "masks")
-    extra = _source("with_pseudo_labels", pairs, labelled.classes)
+    skipped: Counter[str] = Counter()
+    pairs = _pairs("with_pseudo_labels", base, base / "images", base / "masks", skipped)
+    extra = _source("with_pseudo_labels", pairs, labelled.classes).checked("images", skipped)
     rows = shared_rows(len(labelled), len(extra), ratio, seed)
     return decoded(Subset(Joined("with_pseudo_labels", labelled, extra), rows), cache)
 
@@ -203,8 +215,16 @@ def _source(
     return DenseFiles(name, images, keys, classes, MaskFiles(masks, len(classes), void))
 
 
-def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[_Pair]:
-    """Every image at or below `folder`, in the order of their names, with its mask and its key."""
+def _pairs(
+    who: str,
+    base: Path,
+    folder: Path,
+    masks: Path,
+    skipped: Counter[str],
+    follow_links: bool | None = None,
+) -> list[_Pair]:
+    """Every image at or below `folder`, in the order of their names, with its mask and its key.
+    The rest as of `images_in`."""
     for needed in (folder, masks):
         if not needed.is_dir():
             raise UserError(
@@ -212,10 +232,18 @@ def _pairs(who: str, base: Path, folder: Path, masks: Path) -> list[_Pair]:
                 "names as .png in another. Nothing is downloaded: copy the set there, or say with "
                 "options (`root`, …) or VISION_TUTORIAL_DATA where it is."
             )
-    images = sorted(images_in(folder, base, who))
+    images = images_in(folder, base, who, skipped, follow_links)
     if not images:
-        raise UserError(f"{who}: no images in {folder}; looked for {', '.join(EXTENSIONS)}.")
+        raise UserError(f"{who}: no images in {folder}; looked for {', '.join(suffixes())}.")
     keys = [path.relative_to(folder).as_posix() for path in images]
     found = [(masks / key).with_suffix(".png") for key in keys]
-    check_files(who, base, found, "an image needs; add it, or move the image away")
+    twice = [mask for mask, count in Counter(found).items() if count > 1]
+    if twice:
+        one, other = [key for key, mask in zip(keys, found, strict=True) if mask == twice[0]][:2]
+        raise UserError(
+            f"{who}: {one} and {other} in {folder} would share the mask {twice[0]} ({len(twice):,} "
+            "such); move one of the two away."
+        )
+    hint = "an image needs; add it, or move the image away"
+    check_files(who, base, found, hint, follow_links)
     return list(zip(images, found, keys, strict=True))

@@ -6,8 +6,7 @@ with either form.
 """
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,8 +18,9 @@ from PIL import Image
 
 from ..core import arrays
 from ..core.errors import StorageError, UserError
-from ..core.images import VOID, image_size, read_image, read_mask, stay_inside
-from ..core.sources import ArraySource, Source, base
+from ..core.folders import cache_folder
+from ..core.images import VOID, image_size, read_image, read_mask, said_of, stay_inside
+from ..core.sources import ArraySource, Source, base, check_readable, notices
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class MaskFiles:
     def __getitem__(self, index: int) -> np.ndarray:
         return read_mask(self.paths[index], self.classes, self.void)
 
+    def some(self, rows: Sequence[int]) -> "MaskFiles":
+        """Those of some images."""
+        return replace(self, paths=[self.paths[row] for row in rows])
+
     def digest(self) -> str:
         return _digest(f"{self.classes} {self.void}", [p.name for p in self.paths], self.paths)
 
@@ -46,7 +50,9 @@ class DenseFiles:
     paths: Sequence[Path]
     keys: Sequence[str]
     classes: tuple[str, ...]
-    masks: Any  # MaskFiles, or what gives uint8 (H, W) and has `paths` and a digest as they do
+    masks: Any  # MaskFiles, or what gives uint8 (H, W) and has `paths`, `some`, a digest as they do
+    notices: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     dense: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -79,6 +85,23 @@ class DenseFiles:
     def key(self, index: int) -> str:
         return self.keys[index]
 
+    def checked(
+        self, part: str, skipped: Mapping[str, int], skip: bool | None = None
+    ) -> "DenseFiles":
+        """Without the images that cannot be read with their masks: a UserError unless `skip`.
+        part: of the set, for what is said, as of the files that were `skipped`."""
+        who = f"{self.name}, {part}"
+        files = [(path, *self.masks.paths[i : i + 1]) for i, path in enumerate(self.paths)]
+        good, lines, left_out = check_readable(who, files, self.keys, skip)
+        return replace(
+            self,
+            paths=[self.paths[index] for index in good],
+            keys=[self.keys[index] for index in good],
+            masks=self.masks.some(good),
+            notices=(*said_of(skipped, who), *lines),
+            left_out=left_out,
+        )
+
     def digest(self) -> str:
         return _digest(self.masks.digest(), self.keys, self.paths)
 
@@ -91,6 +114,8 @@ class Joined:
     def __init__(self, name: str, first: Source, second: Source):
         self.name, self.first, self.second, self.classes = name, first, second, first.classes
         self.targets = np.concatenate([first.targets, second.targets])
+        self.notices = notices(first, second)
+        self.left_out = (*first.left_out, *second.left_out)
         self.places = [(each, i) for each in (first, second) for i in range(len(each))]
 
     def __len__(self) -> int:
@@ -112,11 +137,13 @@ class Joined:
         return hashlib.sha256(f"{self.first.digest()} {self.second.digest()}".encode()).hexdigest()
 
 
-def check_files(who: str, base: Path, paths: Sequence[Path], hint: str) -> None:
+def check_files(
+    who: str, base: Path, paths: Sequence[Path], hint: str, follow_links: bool | None = None
+) -> None:
     """UserError unless all files are there, and below `base`; `hint` says who needs them."""
     links = {path for path in paths if path.is_symlink()}
     for path in sorted({path.parent for path in paths} | links):
-        stay_inside(path, base, who)
+        stay_inside(path, base, who, follow_links)
     if missing := [path for path in paths if not path.is_file()]:
         counts = f"{len(missing):,} of {len(paths):,} are missing"
         raise UserError(f"{who}: no {missing[0]} ({counts}), which {hint}.")
@@ -160,6 +187,8 @@ def decoded(source: Source, cache: Literal["auto", "memory", "disk", "none"]) ->
         known_digest=source.digest(),
         dense=True,
         keys=arrays.names_of(source),
+        notices=source.notices,
+        left_out=source.left_out,
     )
 
 
@@ -171,8 +200,7 @@ def _on_disk(source: Source) -> ArraySource:
         files = [*leaf.paths, *leaf.masks.paths] if isinstance(leaf, DenseFiles) else []
         for path in files:  # a file may change and keep its size
             stamp.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = cache / "vision_tutorial" / "decoded" / f"{source.name}-{stamp.hexdigest()[:16]}"
+    folder = cache_folder() / "decoded" / f"{source.name}-{stamp.hexdigest()[:16]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # of several processes one writes, the others wait
@@ -183,7 +211,8 @@ def _on_disk(source: Source) -> ArraySource:
             f"{source.name}: decoded images cannot be kept ({error}). Set XDG_CACHE_HOME to a "
             "folder that has room, or cache: none."
         ) from error
-    return replace(arrays.load(folder, "train"), known_digest=digest)
+    said = {"notices": source.notices, "left_out": source.left_out}
+    return replace(arrays.load(folder, "train"), known_digest=digest, **said)
 
 
 def _leaves(source: Source) -> list[Source]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core.atomic import regular, replacing
 from ..core.errors import UserError, short
+from ..core.names import CSV
 
 _HEADER = ("image_id", "PredictionString")
 SIZE = 256  # pixels; 65,536 ids
@@ -20,7 +21,7 @@ def write(path: Path, masks: Iterable[tuple[str, np.ndarray]]) -> int:
     """Write (name, mask uint8 (S, S)) as they come, the file whole or not at all. How many."""
     words = np.array([str(i) for i in range(256)])
     count = 0
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", **CSV) as file:
         rows = csv.writer(file)
         rows.writerow(_HEADER)
         for name, mask in masks:

@@ -50,7 +50,13 @@ def visible_gpus() -> list[str]:
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+        )
     except (OSError, subprocess.SubprocessError):
         return []
     lines = done.stdout.splitlines() if done.returncode == 0 else []
@@ -96,7 +102,7 @@ def _prepare(slot: DeviceSlot) -> Callable[[], None]:
 
 def failure_reason(log: Path) -> str:
     """The last error in the log of a training, or its last line (torchrun's is a border)."""
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text("utf-8", "replace").splitlines()
     return next((line for line in reversed(lines) if line.startswith("error: ")), last_line(log))
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from ..core import arrays
 from ..core.atomic import storage, write_text
 from ..core.errors import ExitCode, UserError
+from ..core.sources import data_folder
 from ..recipe.fields import Recipe, to_yaml, written
 from ..recipe.grammar import Choice
 from ..recipe.loading import RECIPES, load
@@ -78,7 +79,7 @@ def count_images(recipe: Recipe) -> tuple[int, int]:
     name, options = recipe.dataset.name, recipe.dataset.options
     counted = {"train": recipe_info(recipe).whole, "test": options.get("test", 10_000)}
     if name == "arrays":
-        counted = arrays.counts(Path(options["root"]).expanduser())
+        counted = arrays.counts(data_folder(options["root"], "arrays"))
     if counted.get("train") is None or "test" not in counted:
         raise UserError(
             f"dataset {name}: it is not known how many images it trains and tests on. Leave out "
@@ -208,7 +209,7 @@ def measure(
         took = time.monotonic() - began
         if runner.stop.signalled():
             raise _Stopped("stopped while it measured; the same command measures again")
-        if not any("compiling" in trial.log.read_text(errors="replace") for trial in trials):
+        if not any("compiling" in trial.log.read_text("utf-8", "replace") for trial in trials):
             break
     if error := next((trial.error for trial in trials if trial.error), None):
         raise UserError(f"the short training failed: {error}")

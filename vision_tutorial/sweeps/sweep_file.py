@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, ValidationError
 
 from ..core.errors import UserError, short, shown
+from ..core.names import folder_name
 from ..recipe.fields import Frozen, Recipe, to_plain, written
 from ..recipe.grammar import mistake
 from ..recipe.loading import COMMAND_LINE, Loaded, load, recipe_path, split_variant
 from ..recipe.yaml_lines import Document, Key, read_document
-from ..runs import run_folder
 from ..runs.reader import recipe_key
 
 _MOST_POINTS = 1000
@@ -67,7 +67,7 @@ class Sweep:
     @property
     def name(self) -> str:
         """Also of the folder that holds the sweep's runs."""
-        return self.path.stem
+        return folder_name(self.path.stem)
 
 
 class SweepPoint(NamedTuple):
@@ -131,7 +131,6 @@ def read_sweep(path: Path | str, overrides: Iterable[str] = ()) -> Sweep:
             f"{short(str(path), 200)}: no such sweep; give the path of a .yaml file, such as "
             "recipes/sweeps/quickstart-sweep.yaml."
         )
-    run_folder.check_name("sweep", path.stem)
     document = read_document(path)
     document.places.setdefault((), str(path))  # of an empty file
     try:

@@ -7,14 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 
+from ...core.folders import cache_folder, may_write
 from ...core.randomness import address
 from ..augmentation import operation
 from ..augmentation.operation import Filter, Op
 from . import kernels, kernels_colour
 from .kernels import affine, copy, mirror, remembering, resample, window
 from .kernels_colour import color, look_up_values, sharpness
+
+# Where numba would keep what it compiled: beside the source, unless it is told another place.
+PLACES = filter(None, (config.CACHE_DIR, Path(__file__).parent / "__pycache__"))
+if not any(may_write(Path(place).absolute()) for place in PLACES):
+    config.CACHE_DIR = str(cache_folder() / "numba")
 
 kept = njit(nogil=True, cache=True, error_model="numpy")
 # numba looks at a function's own file only to tell whether what it kept is stale.

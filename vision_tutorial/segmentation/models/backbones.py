@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from ...core import weights
 from ...core.errors import UserError, check_range, short
+from ...core.sources import typed_path
 
 
 class Encoder(nn.Module):
@@ -98,7 +98,7 @@ def _create(name: str, options: dict[str, Any], pretrained: bool | str) -> nn.Mo
     elif pretrained:
         with torch.random.fork_rng(devices=[]):  # weightless, and only to check the file's names
             whole = timm.create_model(name, device="meta")
-        found = weights.fitting(whole, Path(pretrained).expanduser(), None)
+        found = weights.fitting(whole, typed_path(pretrained), None)
         given["pretrained_cfg_overlay"] = {"state_dict": found}
     try:
         return timm.create_model(name, bool(pretrained), features_only=True, **given)
