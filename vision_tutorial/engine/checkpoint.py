@@ -73,10 +73,10 @@ class Checkpoints:
         write: bool = True,
     ):
         """recipe: plain, kept to say what another one differs in. also: hashes of the same recipe
-        that earlier versions wrote."""
+        by earlier versions, which kept none."""
         self.folder = Path(run) / "ckpt"
         self.recipe_hash, self.keep, self.write = recipe_hash, keep, write
-        self.recipe, self.also = recipe, {recipe_hash, *also}
+        self.recipe, self.also = recipe, set(also)
         self.say = say if write else lambda line: None
         self.source: str | None = None  # what was resumed from, kept for as long as we run
         self.best: str | None = None
@@ -147,9 +147,9 @@ class Checkpoints:
     def _check_recipe(self, folder: Path, manifest: dict[str, Any]) -> None:
         """UserError for a checkpoint of another recipe: what differs."""
         theirs, stored = manifest["recipe_hash"], manifest.get("recipe")
-        if theirs in self.also:
-            return
         found = [f"{theirs}, now {self.recipe_hash}"]
+        if theirs == self.recipe_hash or not stored and theirs in self.also:
+            return
         if stored and self.recipe:  # a later version may have more keys, and so another hash
             with suppress(UserError):
                 found = differing(refreshed(stored, folder.parents[1] / "recipe.yaml"), self.recipe)
