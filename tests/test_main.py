@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from vision_tutorial import __main__ as program
 from vision_tutorial import __version__
+from vision_tutorial.core.errors import UserError, run_main
+from vision_tutorial.engine.progress import make_display
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
@@ -36,3 +39,18 @@ def test_consoles_that_lack_letters() -> None:
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-m", "vision_tutorial"], env=env, capture_output=True)
     assert done.returncode == 0 and b"cross_entropy" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[2J", "a\x1b]0;x\x07", "\x9b2J", "a\rb", "\u202exe.gnp", "\x00"]
+)
+def test_a_name_cannot_steer_the_terminal(name, capsys):
+    def command() -> int:
+        print("found", name)
+        make_display(True, Console()).say(f"say {name}")
+        raise UserError(f"{name}: no such image")
+
+    assert run_main(command) == 2
+    said = "".join(capsys.readouterr())
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert said.count(ascii(name)[1:-1]) >= 2 and "error: " in said

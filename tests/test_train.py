@@ -224,6 +224,26 @@ def test_a_network_that_diverges_exits_3(images, said, capfd, tmp_path):
     assert status["status"] == "failed" and status["exit_code"] == 3
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "dataset.image_folder.root=https://me:hunter22@host/data",
+        "model.resnet18.pretrained=/a?token=x",
+    ],
+)
+def test_a_secret_in_a_path_is_kept_nowhere(given, capfd, tmp_path):
+    key, _, value = given.partition("=")
+    first, entry, option = key.split(".")
+    words = [f"{first}={{{entry}: {{{option}: '{value}'}}}}", "--runs", tmp_path]
+    code, _, err = train(capfd, "recipes/debug.yaml", *words)
+    assert code == 2 and f"{key}: it seems to hold a password" in one_line(err)
+    assert not list(tmp_path.iterdir()) and value not in err
+    with pytest.raises(UserError), command._recorded(tmp_path, main=True):
+        raise UserError(f"nothing at https://me:hunter22@host ({value})")
+    assert "[redacted]" in (status := (tmp_path / "status.json").read_text())
+    assert "hunter22" not in status and "token=x" not in status
+
+
 def test_nothing_reported_is_undone(copy: Path, capfd: Any) -> None:
     """Refused, and the run stays as it was."""
     names = ("recipe.yaml", "metrics.jsonl", "status.json", "summary.json")

@@ -3,6 +3,7 @@
 Importing the pillars' faces here is what fills the registries.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import nn
 
 from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the registries)
 from .core import registry
-from .core.errors import UserError, all_at_once
+from .core.errors import UserError, all_at_once, trying
 from .core.processes import usable_cores
 from .core.randomness import address
 from .core.sources import Source, hold_out, notices, take
@@ -24,7 +25,9 @@ from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
 from .engine.distributed import is_lost_peer, is_out_of_memory
+from .engine.optimizer_state import pack
 from .recipe.fields import Recipe
+from .recipe.grammar import Term
 from .recipe.loading import import_files as import_files
 from .recipe.recipe_info import batch_parts, steps_per_epoch
 
@@ -39,14 +42,18 @@ class Splits:
 
 
 def check(recipe: Recipe, classes: int = 10) -> nn.Module:
-    """Build every part that needs no data, weightless; a wrong option is an error here.
+    """Build every part that needs no data, weightless, and try each on tiny tensors; what an entry
+    refuses is an error here, in one line that begins with the recipe's key.
 
     Returns the network on the meta device.
     """
+    for key in ("augment", "eval_augment"):
+        for choice in getattr(recipe, key):
+            with trying(f"{key}.{choice.name}"):
+                operation(choice)
     loader.chain(recipe.augment)
     random = ", ".join(sorted({c.name for c in recipe.eval_augment if operation(c).random}))
     mix.Mix(recipe.mix)
-    criteria(recipe)
     copies, name = losses.copies(recipe.loss), recipe.model.name
     loader.batched_plan(recipe, copies)
     if random:
@@ -64,11 +71,53 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         )
     if copies and recipe.mix:
         raise UserError("loss: jsd compares copies of one image; take `mix` out of the recipe.")
-    with torch.device("meta"):
+    criteria(recipe)
+    _try_losses(recipe)
+    with trying(f"model.{name}"), torch.device("meta"):
         network = model(recipe, classes, weights=False)
-    optimizer(recipe, network)
-    learning_rates(recipe, 1)
+    with trying(f"optimizer.{recipe.optimizer.name}"):
+        optimizer(recipe, network)
+        _try_optimizer(recipe)
+    with trying(f"schedule.{recipe.schedule.name}"):
+        learning_rates(recipe, 1)
     return network
+
+
+def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
+    """Each loss, mixer and refiner once; of `classes`, or of as many as their options name."""
+    dense = task(recipe, ()).dense
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    target = torch.zeros(2, *[4, 4] * dense, dtype=torch.long)
+    items = torch.zeros(2, 2, dtype=torch.long)
+    for term in recipe.mix or ():
+        with trying(f"mix.{term.name}"):
+            _, mixed = mix.Mix([term])(pixels, target, 2, recipe.seed, 0, items)
+    for key, terms in (("loss", recipe.loss), ("aux_loss", recipe.aux_loss or ())):
+        for term in terms:
+            listed = [len(value) for value in term.options.values() if isinstance(value, tuple)]
+            given = target.repeat(1 + losses.copies([term]), *[1, 1] * dense)
+            shape = (len(given), classes or max(listed, default=2), *target.shape[1:])
+            logits = torch.zeros(shape, requires_grad=True)
+            if recipe.mix and not dense:
+                given = torch.full(shape, 1 / shape[1])
+            with trying(f"{key}.{term.name}"):
+                total, _ = losses.WeightedSum([Term(term.name, 1.0, term.options)])(logits, given)
+                total.backward()
+                if not (total.isfinite() and logits.grad.isfinite().all()):
+                    raise UserError(f"its options {dict(term.options)} give no finite loss.")
+    for choice in recipe.refine:
+        with trying(f"refine.{choice.name}"):
+            refiner = registry.refiners.build(choice.name, **choice.options)
+            refiner(pixels[0].permute(1, 2, 0).numpy(), torch.full((2, 4, 4), 0.5))
+
+
+def _try_optimizer(recipe: Recipe) -> None:
+    """Two steps, and the state that a checkpoint will hold."""
+    options = dict(recipe.optimizer.options)
+    if torch.cuda.is_available():  # what only a GPU can do is not for tensors of the CPU
+        options.pop("capturable", None)
+    tried = optim.try_out(registry.optimizers.build(recipe.optimizer.name, **options))
+    json.dumps(pack(tried.state_dict(), {}), allow_nan=False)
 
 
 def data(recipe: Recipe, distributed: Distributed | None = None) -> Splits:

@@ -32,7 +32,7 @@ from .recipe.fields import (
 )
 from .recipe.loading import Loaded, load
 from .runs import records, run_folder, wandb_logger
-from .runs.redaction import redact
+from .runs.redaction import redact, secrets
 from .runs.time_breakdown import in_words, shares
 
 PROFILED = 10  # steps
@@ -71,6 +71,8 @@ def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
     start = find_run(args)
     loaded, recipe = start.loaded, start.loaded.recipe
+    if start.run is None or args.overrides:
+        _refuse_secrets(recipe)
     from . import build, engine  # after the recipe is known to be good: this takes seconds
 
     build.import_files(loaded.imports, args.trust_imports)
@@ -91,6 +93,17 @@ def train(args: argparse.Namespace) -> int:
     if distributed.main:
         print_line(f"run: {run}")
     return code
+
+
+def _refuse_secrets(recipe: Any) -> None:
+    """UserError where a text that recipe.yaml has to keep as it is holds a password or a token."""
+    kept = to_plain(recipe)
+    kept.pop("wandb")  # of which it keeps what is no secret
+    if key := next(secrets(kept), None):
+        raise UserError(
+            f"{key}: it seems to hold a password, key or token, which recipe.yaml would keep. Take "
+            "it out; if it is a path, link to it under another name."
+        )
 
 
 def print_line(line: str) -> None:
@@ -166,7 +179,7 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
         except BaseException as error:
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)
             if main or not heard:
-                facts = {"exit_code": exit_code(error), "error": str(error)[:500]}
+                facts = {"exit_code": exit_code(error), "error": redact(str(error))[:500]}
                 _leave_verdict(run, "failed", **facts)
             raise
         finally:

@@ -4,8 +4,10 @@ The runs are real, and tiny.
 """
 
 import csv
+import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,23 @@ def test_labels_of_a_classifier(capsys, plain, tmp_path):
     hits = sum(row["class1"] == source.classes[source.targets[i]] for i, row in enumerate(rows))
     assert hits == pytest.approx(metrics(capsys, plain)["top1"])
     assert all(float(row["p1"]) >= float(row["p5"]) > 0 for row in rows)
+
+
+def test_names_in_its_table_do_nothing(capsys, plain, tmp_path):
+    run = Path(shutil.copytree(plain, tmp_path / "run"))
+    table = read_json(run / "classes.json")
+    table["class"] = ["=1+1", "\x1b[2J", "+a", "-b", "@c", "\td", "\re", "\u202ef", "-1.5", "가"]
+    (run / "classes.json").write_text(json.dumps(table))
+    for name in ("=1.png", "\x1b[31m.png", "-2.png"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "in" / name)
+    told = said(capsys, command.main, run, "--on", tmp_path / "in", "-o", tmp_path / "out")
+    text = Path(told["predictions"]).read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert {row["image"] for row in rows} == {"'-2.png", "'=1.png", "\\x1b[31m.png"}
+    known = ["'=1+1", "\\x1b[2J", "'+a", "'-b", "'@c", "'\td", "\\re", "\\u202ef", "-1.5", "가"]
+    assert {row[f"class{n}"] for row in rows for n in range(1, 6)} <= set(known)
+    assert "\x1b" not in text and "\u202e" not in text
 
 
 def test_names_of_predictions_keep_what_distinguishes_them(capsys, dense, plain, tmp_path):

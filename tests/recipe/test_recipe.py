@@ -194,7 +194,7 @@ OVERRIDES = {
     "augment.1.hflip.p=0.7": lambda r: r.augment[1].options["p"] == 0.7,  # by place
     "augment.0=vflip": lambda r: [c.name for c in r.augment] == ["vflip", "hflip"],
     "clip.norm=1": lambda r: r.clip.norm == 1,  # null on the way
-    "optimizer.sgd.x=" + "[" * 13 + "1" + "]" * 13: lambda r: "x" in r.optimizer.options,
+    "model.test_resnet.x=" + "[" * 13 + "1" + "]" * 13: lambda r: "x" in r.model.options,
 }
 
 

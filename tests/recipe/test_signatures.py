@@ -1,14 +1,21 @@
 """Entries read from source text, without running it."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.recipe.signatures import REGISTRIES, REQUIRED, read, static_signatures
+from vision_tutorial.recipe.signatures import (
+    REGISTRIES,
+    REQUIRED,
+    read,
+    static_signatures,
+    timm_options,
+)
 
 
 @pytest.fixture
@@ -129,3 +136,19 @@ def test_a_typo_is_answered_in_one_line_before_anything_heavy_is_imported(reposi
     assert found.stdout.strip() == "2 []"
     assert found.stderr.startswith("error: command line (loss=focl): loss.focl: no loss called")
     assert found.stderr.count("\n") == 1
+
+
+def test_options_of_timms_optimizers_are_those_of_their_classes():
+    from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
+
+    for name in list_optimizers():
+        found = timm_options(name)
+        if isinstance(get_optimizer_info(name).opt_class, str):  # of a package that is not here
+            assert not found
+            continue
+        real = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+        assert list(found) == [option for option in real if option != "params"], name
+    assert timm_options("nesterov") == timm_options("sgd")
+    assert timm_options("adamp")["nesterov"] is bool  # by its default
+    assert timm_options("adafactor")["betas"] == list[float] | None
+    assert timm_options("kron")["mu_dtype"] is Any

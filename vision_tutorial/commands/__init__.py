@@ -12,7 +12,6 @@ def entry_point(
     """A command's `main`: its exit code. Options may stand between the other words."""
 
     def main(argv: Sequence[str] | None = None) -> int:
-        args = parser().parse_intermixed_args(argv)
-        return run_main(lambda: work(args))
+        return run_main(lambda: work(parser().parse_intermixed_args(argv)))
 
     return main

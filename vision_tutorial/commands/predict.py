@@ -19,11 +19,12 @@ from rich.progress import track
 
 from ..core.atomic import check_folder, is_stdout, make_folder, read_json, replacing, write_text
 from ..core.cli_types import add_looks, share
-from ..core.errors import UserError
+from ..core.errors import UserError, visible
 from ..core.images import image_size, images_in, read_image
 from ..core.names import CSV
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
+from ..tables.table import inert
 from . import entry_point
 
 _TOP = 5  # classes that are written of each image
@@ -138,10 +139,10 @@ def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Na
         heads = [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
         rows.writerow(["image", *heads])
         for answer in answers:
-            row = [answer.key]
+            row = [inert(visible(answer.key))]
             values, ids = answer.probabilities.topk(most)
             for value, id in zip(values.tolist(), ids.tolist(), strict=True):
-                row += [source.classes[id], f"{value:.6f}"]
+                row += [inert(visible(source.classes[id])), f"{value:.6f}"]
             rows.writerow(row)
             count += 1
     return {"images": count, "predictions": str(path), "said": f"{count} images: {path}"}

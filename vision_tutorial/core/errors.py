@@ -5,11 +5,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
-from .names import make_streams_readable
+from .names import make_streams_readable, readable
 from .stopping import Stopped, stoppable
 
 
@@ -112,6 +114,32 @@ def short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+# letters that steer a terminal, or turn the text around
+_STEERING = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """`text` in which control letters are seen, and do nothing: \\x1b, \\u202e."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], readable(text))
+
+
+class _Visible:
+    """A stream to print on; names from files and recipes cannot steer the terminal behind it.
+
+    rich writes past it, and is given `visible` texts.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream, self.rich_proxied_file = stream, getattr(stream, "rich_proxied_file", stream)
+
+    def write(self, text: str) -> int:
+        bar = text.startswith("\r")  # the library that fetches weights draws one over the other
+        return self._stream.write(text[:bar] + visible(text[bar:]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def check_range(who: str, interval: str, **values: float | Sequence[float]) -> None:
     """UserError for the first of `values`, by option, outside an interval such as "[0, 1)"; of a
     list, each number has to be inside."""
@@ -122,6 +150,31 @@ def check_range(who: str, interval: str, **values: float | Sequence[float]) -> N
             below = number <= high if interval[-1] == "]" else number < high
             if not (above and below):
                 raise UserError(f"{who}: {option} is {value}; a number in {interval} is expected.")
+
+
+@contextmanager
+def trying(key: str) -> Iterator[None]:
+    """Whatever fails within it is a UserError that begins with `key`, such as `loss.focal`.
+
+    For a first try of code that is not ours, which raises whatever it likes: where it did is said.
+    """
+    name = key.rpartition(".")[2]
+    try:
+        yield
+    except UserError as error:
+        own = rf"^(\w+ )?'?{re.escape(name)}'?: "  # what it calls itself
+        error.args = (f"{key}: {re.sub(own, '', str(error))}",)
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        kind = MemoryExhausted if type(error).__name__ == "OutOfMemoryError" else UserError
+        place, said = error.__traceback__, " ".join(str(error).split())
+        while place.tb_next:
+            place = place.tb_next
+        file = Path(place.tb_frame.f_code.co_filename).name
+        where = f"{type(error).__name__} in {file}, line {place.tb_lineno}"
+        raise kind(f"{key}: {short(said, 200)} ({where}). Change its options.") from error
 
 
 def exit_code(error: BaseException) -> int:
@@ -138,6 +191,8 @@ def run_main(main: Callable[[], int | None]) -> int:
     # Read when torch loads. OpenMP's threads spin while they wait, which beside other work (a
     # browser) made a small network 6x slower; giving up soon costs nothing alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and _Visible(stream) for stream in streams)
     try:
         with stoppable():
             return int(main() or ExitCode.DONE)
@@ -151,3 +206,5 @@ def run_main(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # `… | head`: the reader has seen enough
         sys.stderr.close()
         return int(ExitCode.DONE)
+    finally:
+        sys.stdout, sys.stderr = streams

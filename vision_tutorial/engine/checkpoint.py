@@ -15,9 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from ..core.atomic import (
     write_bytes,
     write_json,
 )
-from ..core.errors import NonFiniteError, StorageError, UserError
+from ..core.errors import NonFiniteError, StorageError, UserError, short
 from ..recipe.fields import differing, other_recipe
 from ..recipe.loading import refreshed
 from .optimizer_state import pack, unpack
@@ -50,6 +51,23 @@ PATIENCE = 3  # failed saves in a row that end the training
 
 class Damaged(Exception):
     """A checkpoint, or a file of it, that is not what was written."""
+
+
+class _Manifest(BaseModel):
+    """What a manifest must have; names lead out of the folder in none."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: Annotated[int, Field(ge=0, lt=2**53)]
+    recipe_hash: str
+    best: Annotated[str, Field(pattern=rf"^{FOLDER.pattern}$")] | None
+    files: dict[Annotated[str, Field(pattern=r"^(\w+\.safetensors|state\.json)$")], dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if STATE not in self.files or "model.safetensors" not in self.files:
+            raise ValueError("the model or the state is missing")
+        return self
 
 
 class Checkpoints:
@@ -115,28 +133,28 @@ class Checkpoints:
         """Whether a save is under way; `wait` returns at once if not."""
         return self.saving is not None and not self.saving.done()
 
-    def load(self) -> Loaded | None:
+    def load(self, accept: Callable[..., Any] = lambda *given: given[-1]) -> Loaded | None:
         """The newest whole checkpoint, which we will not delete; None if there never was one.
 
-        A damaged one is reported and passed over. UserError if all are damaged, or if the newest
-        whole one belongs to another recipe.
+        A damaged one is reported and passed over; so is one of which `accept`, given folder,
+        tensors and state, raises ValueError or the like; what it returns is the state. UserError if
+        all are damaged, or if the newest whole one belongs to another recipe.
         """
         self.wait()
         found = candidates(self.folder)
         for folder in found:
             try:
                 manifest = verify(folder)
+                self._check_recipe(folder, manifest)
+                tensors, state = _contents(folder, manifest, accept)
             except Damaged as error:
                 self.say(f"checkpoint {folder} is damaged ({error}); looking at the one before it")
                 continue
-            self._check_recipe(folder, manifest)
-            paths = [folder / name for name in manifest["files"] if name != STATE]
-            tensors = {path.stem: safetensors.load(path.read_bytes()) for path in paths}
             self.source, self.best = folder.name, manifest["best"]
             # A crash between the rename and best.json leaves best.json one behind.
             if self.write and self.best and (self.folder / self.best).is_dir():
                 write_json(self.folder / "best.json", {"folder": self.best})
-            return folder, tensors, unpack(json.loads((folder / STATE).read_bytes()))
+            return folder, tensors, state
         if found:
             raise UserError(
                 f"{self.folder}: all {len(found)} checkpoints are damaged. Put one back from a "
@@ -150,7 +168,9 @@ class Checkpoints:
         found = [f"{theirs}, now {self.recipe_hash}"]
         if theirs == self.recipe_hash or not stored and theirs in self.also:
             return
-        if stored and self.recipe:  # a later version may have more keys, and so another hash
+        if (
+            isinstance(stored, dict) and self.recipe
+        ):  # a later version may have more keys, and so another hash
             with suppress(UserError):
                 found = differing(refreshed(stored, folder.parents[1] / "recipe.yaml"), self.recipe)
         if found:
@@ -199,8 +219,8 @@ class Checkpoints:
         found = candidates(self.folder)
         newest: dict[int, str] = {}  # of several saves of a step
         for path in found:
-            newest.setdefault(_order(path)[0], path.name)
-        now = _order(self.folder / current)[0]
+            newest.setdefault(step_of(path), path.name)
+        now = step_of(self.folder / current)
         before = [name for step, name in newest.items() if step < now][: self.keep - 1]
         for path in found:
             if path.name not in {current, *before, self.best, self.source}:
@@ -241,6 +261,10 @@ def verify(folder: Path) -> dict[str, Any]:
         del content["sha256"]
         if _seal(content) != text:
             raise ValueError(name)
+        if content["format"] != FORMAT:
+            problem = f"not of format {FORMAT}. Read it with the version it is of"
+            raise UserError(f"{folder} is {problem}.")
+        _Manifest.model_validate(content)
         for name, expected in content["files"].items():
             with regular(folder / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -248,17 +272,46 @@ def verify(folder: Path) -> dict[str, Any]:
                 raise ValueError(name)
     except OSError as error:
         raise Damaged(f"{name}: {error.strerror}") from error
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{name} is not as it was written") from error
-    if content["format"] != FORMAT:
-        raise UserError(f"{folder} is not of format {FORMAT}. Read it with the version it is of.")
     return content
+
+
+def _contents(folder: Path, manifest: Mapping[str, Any], accept: Callable[..., Any]) -> tuple:
+    """The tensors by file and name, and what `accept` makes of them and the state; else Damaged.
+
+    The digests vouch for what was written, not for who wrote it.
+    """
+    paths = [folder / name for name in manifest["files"] if name != STATE]
+    try:
+        tensors = {path.stem: safetensors.load(path.read_bytes()) for path in paths}
+        state = unpack(json.loads((folder / STATE).read_bytes()))
+        return tensors, accept(folder, tensors, state)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
+        said = short(" ".join(str(error).split()), 200)
+        raise Damaged(f"it holds what no training saves: {said}") from error
 
 
 def candidates(folder: Path) -> list[Path]:
     """The checkpoints in a `ckpt` folder, newest first, damaged ones included."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((p for p in found if FOLDER.fullmatch(p.name)), key=_order, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint folder."""
+    return _order(path)[0]
 
 
 def _order(path: Path) -> tuple[int, int]:

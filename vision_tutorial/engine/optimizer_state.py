@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..core.errors import UserError
+from ..core.errors import UserError, shown
 
 
 def pack(value: Any, tensors: dict[str, Tensor] | None = None, path: str = "") -> Any:
@@ -45,7 +45,10 @@ def pack(value: Any, tensors: dict[str, Tensor] | None = None, path: str = "") -
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
-    """The inverse of `pack`; tensors come back with the strides that they had."""
+    """The inverse of `pack`; tensors come back with the strides that they had.
+
+    What `pack` did not make raises KeyError, TypeError, ValueError or AttributeError.
+    """
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):
@@ -58,7 +61,10 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
         case "$dict":
             return {unpack(key): unpack(item, tensors) for key, item in packed["$dict"]}
         case "$dtype":
-            return getattr(torch, packed["$dtype"])
+            found = getattr(torch, packed["$dtype"])
+            if not isinstance(found, torch.dtype):
+                raise TypeError(f"{packed} is no dtype")
+            return found
         case "$tensor":
             return _copy(tensors[packed["$tensor"]], packed["stride"])
     return {key: unpack(item, tensors) for key, item in packed.items()}
@@ -81,6 +87,31 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], packe
     for index, entry in optimizer.state_dict()["state"].items():
         for key, value in entry.items():
             entry[key] = _exact(saved["state"][index][key], value)
+    _check(optimizer)
+
+
+def _check(optimizer: Optimizer) -> None:
+    """UserError where state cannot be of its parameter: other sizes than the parameter has (or
+    products of them, as factored and preconditioned optimizers keep), or none of what its like has.
+    """
+    kinds: dict[Any, Any] = {}
+    torchs = type(optimizer).__module__.startswith("torch.")  # all parameters have the same there
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            entry = optimizer.state.get(parameter, {})
+            sides = {1, parameter.numel(), *parameter.shape}
+            sides |= {parameter.numel() // side for side in sides if side}
+            for name, value in entry.items():
+                if value is None:
+                    continue
+                sizes = set(value.shape) if isinstance(value, Tensor) else set()
+                kind = kinds.setdefault(name, type(value))
+                if not sizes <= sides or (kind is Tensor) != isinstance(value, Tensor):
+                    shape = tuple(parameter.shape)
+                    raise UserError(f"{name} {shown(value)} is no state of a parameter {shape}")
+            like = (id(group), None if torchs else parameter.shape)
+            if entry and kinds.setdefault(like, set(entry)) != set(entry):
+                raise UserError(f"a parameter has {sorted(entry)}, another {sorted(kinds[like])}")
 
 
 def _exact(saved: Any, loaded: Any) -> Any:
@@ -93,4 +124,7 @@ def _exact(saved: Any, loaded: Any) -> Any:
 
 def _copy(tensor: Tensor, stride: Any, device: torch.device | None = None) -> Tensor:
     place = device or tensor.device
+    extent = 1 + sum((n - 1) * by for n, by in zip(tensor.shape, stride, strict=True))
+    if tensor.numel() and extent != tensor.numel():  # a stride of millions would take the memory
+        raise ValueError(f"strides {stride} for a tensor of {tuple(tensor.shape)}")
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=place).copy_(tensor)

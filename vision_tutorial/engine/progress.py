@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from ..core.errors import visible
 from ..core.names import READABLE
 from ..recipe.notation import duration
 
@@ -107,7 +108,7 @@ class Display:
 
     def say(self, message: str, style: str = "") -> None:
         """Print one line, unwrapped, above the bar; safe to call from any thread."""
-        _survive(lambda: self._console.print(Text(message, style), soft_wrap=True))
+        _survive(lambda: self._console.print(Text(visible(message), style), soft_wrap=True))
 
     def close(self) -> None:
         """Take the bar away and leave the terminal as it was; the table stays."""

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ..core.atomic import write_json
@@ -14,11 +16,52 @@ from ..recipe.fields import CheckpointPolicy
 from ..runs import run_folder
 from ..runs.time_breakdown import shares
 from ..runs.wandb_logger import Tracker
-from .checkpoint import Checkpoints, put_weights
+from .checkpoint import Checkpoints, Damaged, Groups, put_weights, step_of
 from .loop import Plan, Progress, Recorder
 from .optimizer_state import pack, restore_optimizer
 from .progress import Display
 from .step import TrainingState
+
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_Seconds = Annotated[float, Field(ge=0, lt=2**53)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Progress(_Checked):
+    """`Progress` in a file: counts from 0 up, a row for each epoch, a table of even columns."""
+
+    step: _Count
+    rows: list[dict[str, float | None]]
+    sums: dict[str, float]
+    items: _Count = 0
+    skipped: _Count = 0
+    skipped_in_row: _Count = 0
+    seconds: _Seconds = 0
+    seconds_data: _Seconds = 0
+    seconds_overhead: _Seconds = 0
+    table: dict[str, list[Any]] = {}
+    total_seconds: _Seconds = 0
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if [row.get("epoch") for row in self.rows] != [n + 1 for n in range(len(self.rows))]:
+            raise ValueError("its rows are not one for each epoch")
+        if len({len(column) for column in self.table.values()}) > 1:
+            raise ValueError("its table's columns differ in length")
+        return self
+
+
+class _Saved(_Checked):
+    """The state of a checkpoint."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    progress: _Progress
+    optimizer: dict[str, Any]
+    scaler: dict[str, float]
 
 
 @dataclass
@@ -92,23 +135,31 @@ class RunRecorder(Recorder):
 
 def restore(training: TrainingState, checkpoints: Checkpoints) -> Progress | None:
     """Put the newest whole checkpoint into `training`; None where there never was one."""
-    loaded, distributed = checkpoints.load(), training.distributed
+    loaded, distributed = checkpoints.load(partial(_put, training)), training.distributed
     name = loaded and loaded[0].name
     if distributed.any(name != distributed.broadcast_object(name)):
         raise UserError(
             f"{checkpoints.folder}: the processes found different checkpoints; all must see the "
             "same run folder. Use a shared disk, or one machine."
         )
-    if loaded is None:
-        return None
-    folder, tensors, state = loaded
+    return loaded and loaded[2]
+
+
+def _put(training: TrainingState, folder: Path, tensors: Groups, state: Any) -> Progress:
+    """Load a checkpoint; raises whatever torch and pydantic do where it is none of a training."""
+    saved = _Saved.model_validate(state)
+    if saved.progress.step != step_of(folder):
+        raise ValueError(f"it is of step {saved.progress.step}")
     put_weights(training.model, tensors["model"], folder)
     for name, average in training.ema.tensors.items():
         average.copy_(tensors["ema"][name])
     put_weights(training.blends, tensors.get("criteria", {}), folder)
-    restore_optimizer(training.optimizer, tensors.get("optim", {}), state["optimizer"])
-    if distributed.scaler and state["scaler"]:
-        distributed.scaler.load_state_dict(state["scaler"])
+    try:
+        restore_optimizer(training.optimizer, tensors.get("optim", {}), saved.optimizer)
+    except UserError as error:  # of this recipe, and yet of another optimizer
+        raise Damaged(str(error)) from error
+    if training.distributed.scaler and saved.scaler:
+        training.distributed.scaler.load_state_dict(saved.scaler)
     return Progress(**state["progress"])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import UserError
+from ..core.errors import UserError, check_range
 from ..core.registry import losses
 from ..core.task import exact, valid, wide
 from ..recipe.fields import Balance
@@ -129,6 +129,8 @@ def _count(loss: Callable, target: Tensor) -> Tensor | None:
 def copies(terms: Sequence[Term]) -> int:
     """How many augmented copies of each image the losses need: jsd's num_splits less one."""
     wanted = {term.options["num_splits"] - 1 for term in terms if term.name == "jsd"}
+    for count in wanted:
+        check_range("jsd", "[2, 64]", num_splits=count + 1)
     if wanted and len(terms) > 1:
         raise UserError("loss: jsd reads a batch of copies, as no other loss does; use it alone.")
     return max(wanted, default=0)

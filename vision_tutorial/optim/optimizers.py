@@ -1,6 +1,7 @@
 """Optimizers (torch's ASGD, and timm's factory), their parameter groups, and gradient clipping."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from fnmatch import fnmatch
 from typing import Any
@@ -76,6 +77,25 @@ def _made(name: str, make: Callable[..., Optimizer], groups: Any, **options: Any
         reason = " ".join(str(error).split())
         hint = ". timm's is Nesterov; nesterov: false is not" if "Nesterov" in reason else ""
         raise UserError(f"optimizer '{name}': {reason}{hint}") from error
+
+
+def try_out(make: Callable[[Any], Optimizer]) -> Optimizer:
+    """The optimizer that `make` makes of tiny parameters, after two steps; raises what they raise.
+
+    Nothing random is drawn from the global generators.
+    """
+    shapes = [(2,), (4, 3), (4, 3, 2, 2)]
+    parameters = [nn.Parameter(torch.full(shape, 0.5, device="cpu")) for shape in shapes]
+    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        optimizer = make([{"params": parameters}])
+        second_order = getattr(optimizer, "is_second_order", False)
+        for _ in range(2):
+            optimizer.zero_grad()
+            total = sum((parameter**3).sum() for parameter in parameters)
+            with warnings.catch_warnings(action="ignore"):  # of a graph that keeps itself
+                total.backward(create_graph=second_order)
+            optimizer.step()
+    return optimizer
 
 
 def parameter_groups(

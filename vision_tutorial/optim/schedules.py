@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from ..core.errors import check_range
+from ..core.errors import UserError, check_range
 from ..core.registry import schedules
 
 
@@ -180,7 +180,6 @@ def learning_rates(
     total, rise = epochs * epoch, warmup_epochs * epoch
     slope = (lr - warmup_lr) / rise if rise else 0.0
     ahead = warmup_epochs if warmup == "front" else 0
-    schedule(Now(0, total, (), epoch), lr)  # an option out of range is told before training starts
 
     def at(step: int, history: Sequence[float | None] = ()) -> float:
         t = step // (steps_per_epoch // epoch)
@@ -192,4 +191,18 @@ def learning_rates(
         seen = history[warmup_epochs : ahead + epochs]
         return schedule(Now(min(t, total), total, seen, epoch), lr)
 
+    steps = (ahead + epochs + cooldown_epochs) * steps_per_epoch
+    tries = max(2, min(64, 2**16 // (steps // steps_per_epoch)))  # a history costs its length
+    for step in sorted({n * (steps - 1) // (tries - 1) for n in range(tries)}):
+        try:  # an option out of range, or one that drives the lr there, ends no training later
+            value = at(step, [0.0] * (step // steps_per_epoch))
+        except (ArithmeticError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            value = f"no number ({error})"
+        if not (isinstance(value, float | int) and 0 <= value < math.inf):
+            raise UserError(
+                f"the schedule's lr at step {step:,} of {steps:,} is {value}; it has to be a "
+                "number from 0 up. Change its options."
+            )
     return at

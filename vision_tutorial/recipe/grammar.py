@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import core_schema
 
 from ..core.errors import UserError, shown, unknown
-from .signatures import Entry, Signatures
+from .signatures import UNSET, Entry, Signatures
 from .yaml_lines import Key
 
 
@@ -135,6 +135,10 @@ def _entry(name: str, given: Any, known: Signatures, at: Key, kind: type) -> Cho
     except ValidationError as error:
         raise mistake(error, given, at, lambda _: entry.options) from error
     options = checked.model_dump(by_alias=True, warnings=False)
+    # as they were given, so that recipes from before they had types keep their hash
+    for option in (name for name, (_, default) in entry.options.items() if default is UNSET):
+        options.pop(option)
+        options |= {option: given[option]} if option in given else {}
     weight = [options.pop("weight")] if kind is Term else []
     return kind(name, *weight, options=Options(options))
 
@@ -154,7 +158,7 @@ def plain(value: Any) -> Any:
 def model(entry: Entry, weighted: bool) -> type[BaseModel]:
     """What checks an entry's options, which are the aliases of its fields."""
     fields: dict[str, Any] = {
-        f"option_{name}": (kind, Field(default, alias=name))
+        f"option_{name}": (kind, Field(None if default is UNSET else default, alias=name))
         for name, (kind, default) in entry.options.items()
     }
     if weighted:

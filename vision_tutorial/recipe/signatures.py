@@ -9,10 +9,11 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, reduce
 from importlib.util import find_spec
 from itertools import repeat
+from operator import or_
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
@@ -26,6 +27,7 @@ FOLDERS = ("losses", "optim", "data", "classification", "segmentation")
 HEAD = re.compile(r'(?ms)^@\w+\.register.*?""".*?"""')  # to the end of the docstring
 REGISTRIES = [name for name, known in vars(registry).items() if type(known) is registry.Registry]
 REQUIRED = ...
+UNSET = object()  # where a recipe does not give it, it keeps the default of a library
 ANNOTATIONS: dict[str, Any] = {
     "__builtins__": {},
     **{kind.__name__: kind for kind in (int, float, bool, str, list, tuple, dict)},
@@ -44,7 +46,8 @@ TIMM_NAMES = {
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One function of a registry. options: a recipe's keys, name -> (type, default or REQUIRED).
+    """One function of a registry. options: a recipe's keys, name -> (type, default); the default
+    may be REQUIRED, or UNSET.
 
     forwards: it takes any option. prefix: of a fallback, the names it answers for, such as `smp/`,
     or "" for all; else None.
@@ -87,7 +90,9 @@ class Signatures:
         # timm's names may carry a tag (resnet50.a1_in1k) and a wrapper (lookahead_sgd)
         base = name.partition(".")[0].removeprefix("lookahead_")
         known = self.outside is None or base in self.outside
-        return self.fallbacks.get("") if known else None
+        entry = self.fallbacks.get("") if known else None
+        foreign = timm_options(base) if entry and entry.registry == "optimizers" else {}
+        return _with(entry, tuple(foreign.items())) if foreign else entry
 
     def names(self) -> list[str]:
         """Every name known without importing anything."""
@@ -177,6 +182,13 @@ def _option(argument: ast.arg, default: ast.expr | None, where: str) -> tuple[st
 
 
 @cache
+def _with(entry: Entry, options: tuple[tuple[str, Any], ...]) -> Entry:
+    """The entry with all that it forwards: options of these types, and no others."""
+    more = {name: (kind, UNSET) for name, kind in options}
+    return replace(entry, options=more | entry.options, forwards=False)
+
+
+@cache
 def timm_names(registry: str) -> frozenset[str] | None:
     """The models or optimizers of the installed timm, from its text; None where it has changed."""
     found = find_spec("timm")
@@ -185,3 +197,49 @@ def timm_names(registry: str) -> frozenset[str] | None:
     files, pattern = TIMM_NAMES[registry]
     texts = [file.read_text("utf-8") for file in Path(found.origin).parent.glob(files)]
     return frozenset(name for text in texts for name in re.findall(pattern, text)) or None
+
+
+@cache
+def timm_options(optimizer: str) -> dict[str, Any]:
+    """The options of one of timm's optimizers with their types, from the text of its class in timm
+    or torch; {} where that is not to be found. The default tells a type that is not written."""
+    found = find_spec("timm")
+    folder = Path(found.origin).parent if found and found.origin else Path()
+    factory = folder / TIMM_NAMES["optimizers"][0]
+    text = factory.read_text("utf-8") if factory.is_file() else ""
+    kind = re.search(rf"\bname='{optimizer}',\s+opt_class=([\w.]+)\.?\b", text)
+    if not kind:  # an alias, or a class of a package that may not be here
+        alias = re.search(rf"register_alias\('{optimizer}', '(\w+)'\)", text)
+        return timm_options(alias[1]) if alias else {}
+    name = kind[1].rpartition(".")[2]
+    files = folder.glob("optim/*.py")
+    if kind[1].startswith("torch."):
+        files = [Path(find_spec("torch").origin).parent / f"optim/{name.lower()}.py"]
+    head = re.compile(rf"(?ms)^class {name}\b.*?^    def __init__(\(.*?\))(?: -> None)?:\n")
+    heads = (head.search(file.read_text("utf-8")) for file in files if file.is_file())
+    written = next((match[1] for match in heads if match), "()")
+    given = ast.parse(f"def made{written}: ...").body[0].args
+    defaults = dict(
+        zip((a.arg for a in reversed(given.args)), reversed(given.defaults), strict=False)
+    )
+    defaults |= {a.arg: value for a, value in zip(given.kwonlyargs, given.kw_defaults, strict=True)}
+    arguments = [*given.args[2:], *given.kwonlyargs]  # without self and the parameters
+    return {a.arg: _foreign_type(a.annotation, defaults.get(a.arg)) for a in arguments}
+
+
+def _foreign_type(annotation: ast.expr | None, default: ast.expr | None) -> Any:
+    """float | None for `Optional[Union[float, Tensor]]`, list[float] for `Tuple[float, float]`."""
+    value = getattr(default, "value", ...)
+    if annotation:
+        words = set(re.findall(r"\w+", ast.unparse(annotation).lower()))
+    elif isinstance(default, ast.Tuple):
+        words = {"tuple", "float"}
+    else:  # 0 stands for 0.0
+        words = {"float" if type(value) is int else type(value).__name__}
+    kinds = [kind for kind in (bool, int, float, str) if kind.__name__ in words]
+    if not kinds:
+        return Any
+    made = reduce(or_, kinds)
+    if "tuple" in words:
+        made = list[made] | made if "union" in words else list[made]
+    return made | None if value is None or words & {"optional", "none"} else made

@@ -74,7 +74,7 @@ def start(
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:
             facts["recipe"] |= {"base": loaded.base_path.name}
-            facts["recipe"] |= {"changes": changes(loaded.recipe, loaded.base)}
+            facts["recipe"] |= {"changes": redact(changes(loaded.recipe, loaded.base))}
     if different or not file.exists():
         write_json(file, facts)
     write_recipe(run, loaded)

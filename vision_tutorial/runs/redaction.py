@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 REDACTED = "[redacted]"
@@ -34,6 +34,16 @@ def redact(value: Any) -> Any:
         flags = ["", *(v if isinstance(v, str) and v.startswith("-") else "" for v in value)]
         return [_redact_item(flag, v) for flag, v in zip(flags, value, strict=False)]
     return _redact_text(value) if isinstance(value, str) else value
+
+
+def secrets(value: Any, at: str = "") -> Iterator[str]:
+    """The dotted keys of the texts in `value` (as for `redact`) that hold what it takes out."""
+    if isinstance(value, Mapping | list | tuple):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in pairs:
+            yield from secrets(item, f"{at}.{key}" if at else str(key))
+    elif redact(value) != value:
+        yield at
 
 
 def _redact_item(name: str, item: Any) -> Any:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..core.atomic import storage
+from ..core.errors import visible
 from ..core.processes import kill_family
 from ..recipe.notation import duration
 from . import children
@@ -136,7 +137,7 @@ class Scheduler:
         return f"{states.count('done')} of {len(states)} done{failed}; left: {left}"
 
     def _print(self, line: str) -> None:
-        self.console.print(Text(line))
+        self.console.print(Text(visible(line)))
 
     def _draw(self, live: Live) -> None:
         if not self.console.is_terminal or time.monotonic() < self._drawn + _REDRAW:

@@ -156,19 +156,21 @@ def _plain_columns(table: Table) -> Iterator[tuple[str, list[_Value]]]:
 
 
 def _csv_text(table: Table) -> str:
-    """Comma-separated values. A text that a spreadsheet would run as a formula gets a ' before."""
+    """Comma-separated values, each `inert`."""
     out = io.StringIO()
     titles, columns = zip(*_plain_columns(table), strict=True)
     rows = [titles, *zip(*columns, strict=True)]
-    csv.writer(out, lineterminator="\n").writerows(map(_inert, row) for row in rows)
+    cells = ((inert(clean(x)) if isinstance(x, str) else x for x in row) for row in rows)
+    csv.writer(out, lineterminator="\n").writerows(cells)
     return out.getvalue()
 
 
-def _inert(value: _Value) -> _Value:
-    if not isinstance(value, str):
-        return value
-    value = clean(value)
-    return f"'{value}" if value.startswith(tuple("=+-@−＝＋－＠")) else value
+_FORMULA = re.compile(r"(?![-+]?\d+(\.\d*)?(e[-+]?\d+)?\Z)[=+\-@−＝＋－＠\t\r]", re.IGNORECASE)
+
+
+def inert(value: _Value) -> _Value:
+    """A cell of a CSV; a text that a spreadsheet would run gets a ' before, a number stays one."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _latex(table: Table) -> str:
