@@ -122,18 +122,19 @@ def _try_optimizer(recipe: Recipe) -> None:
 
 def data(recipe: Recipe, distributed: Distributed | None = None) -> Splits:
     """Read the data set; split off what is held out."""
-    found, problems, said = dict[str, Source](), [], False
+    found, errors = dict[str, Source](), []
     for name in ("train",) if recipe.holdout else ("train", "test"):
         try:
             found[name] = dataset(recipe, name, distributed)
         except UserError as error:
             if not error.problems:
                 raise
-            problems, said = [*problems, *error.problems], error.said
-    if problems:  # of both splits
-        error = all_at_once(problems, "images")
-        error.said = said
-        raise error
+            errors.append(error)
+    if errors:  # of both splits
+        problems = [text for error in errors for text in error.problems]
+        both = all_at_once(problems, errors[0].things)
+        both.said = errors[0].said
+        raise both
     train, val = found["train"], found.get("test")
     if recipe.holdout:
         train, val = hold_out(train, recipe.holdout, recipe.seed)

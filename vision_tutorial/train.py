@@ -246,9 +246,9 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        left_out = [x for part in (both.train, both.val) for x in getattr(part, "left_out", ())]
-        facts = digests | {"left_out": list(dict.fromkeys(left_out))}
-        records.start(run, loaded, start.recorded, facts, progress)
+        parts = {"train": both.train, "val": both.val}
+        left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
+        records.start(run, loaded, start.recorded, digests, left_out, progress)
         tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)

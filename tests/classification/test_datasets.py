@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import multiprocessing
 import pickle
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import torchvision
 from PIL import Image
 
+from vision_tutorial import train as training
 from vision_tutorial.classification import datasets as module
 from vision_tutorial.classification.datasets import cifar10, cifar100, image_folder
 from vision_tutorial.core import sources
@@ -353,6 +355,11 @@ def test_the_test_split_counts_classes_as_the_training_split_does(pets: Path):
         ("test", "rm -r val", "no folder {root}/val; there are train. Name one with `test: …`"),
         ("train", "rm -r train/*; touch train/loose.png", "has no sub-folders; it needs one per"),
         ("train", "mkdir train/fox", "no images in {root}/train/fox; looked for .apng"),
+        (
+            "train",
+            "mkdir train/fox; touch train/fox/a.txt",
+            r"fox \(1 skipped, .* 1 x .txt\); look",
+        ),
         ("test", "rm val/*/*", "no images in {root}/val"),
         ("test", "cp -r val/dog val/wolf", r"has the class 'wolf', which .* has not \(1 such\)"),
         ("train", "mv train ../out; ln -s ../out train", "{root}/train leads outside"),
@@ -364,3 +371,31 @@ def test_folders_that_are_not_complete_or_leave_root_are_refused(pets: Path, spl
     subprocess.run(edit, shell=True, check=True, cwd=pets)
     with pytest.raises(UserError, match=words.format(root=pets)):
         image_folder(split, root=str(pets))
+
+
+def test_a_training_says_and_records_what_it_leaves_out(tmp_path: Path, capsys):
+    """A broken image in each split, a file of another kind."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in ("bee", "cat"):
+            folder = tmp_path / "in" / split / label
+            folder.mkdir(parents=True)
+            for number in range(8):
+                pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:200])
+        (folder / "notes.xyz").touch()
+    words = ["recipes/debug.yaml", "--runs", str(tmp_path / "runs"), "--id", "a", "epochs=1"]
+    words += ["warmup={}", "batch_size=8", "workers=0", "wandb={mode: disabled}"]
+    options = f"root: {tmp_path / 'in'}"
+    assert training.main([*words, f"dataset={{image_folder: {{{options}}}}}"]) == 2
+    assert "2 images cannot be used: " in capsys.readouterr().err  # of both splits
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    options += ", skip_unreadable: true"
+    assert training.main([*words, f"dataset={{image_folder: {{{options}}}}}"]) == 0
+    printed = "".join(capsys.readouterr())
+    for split in ("train", "val"):
+        assert f"image_folder, {split}: 1 skipped, not read as images: 1 x .xyz" in printed
+        assert f"{split}: 1 of 17 left out, unreadable: cat/broken.png" in printed
+    facts = json.loads((tmp_path / "runs/debug/a/fingerprint.json").read_text())
+    assert facts["left_out"] == {"train": ["cat/broken.png"], "val": ["cat/broken.png"]}

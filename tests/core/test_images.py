@@ -183,6 +183,16 @@ def test_what_is_transparent_lies_on_white(tmp_path: Path, mode: str):
     assert np.array_equal(read_image(tmp_path / "a.png"), shown)
 
 
+@pytest.mark.parametrize("suffix", ["avif", "bmp", "gif", "ico", "jp2", "pcx", "ppm", "qoi", "tga"])
+def test_every_format_is_read(tmp_path: Path, suffix: str):
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (48, 32), (250, 10, 20)).save(path)
+    made = read_image(path)
+    assert made.size == image_size(path) and made.mode == "RGB" and not pages(path)
+    middle = np.array(made)[made.height // 2, made.width // 2].astype(int)
+    assert abs(middle - [250, 10, 20]).max() < 8, "AVIF is not exact"
+
+
 def test_the_first_of_several_pages_is_read(tmp_path: Path):
     first, second = (Image.new("RGB", (4, 3), colour) for colour in ("red", "blue"))
     for suffix in ("gif", "tif", "png", "webp"):
@@ -231,3 +241,14 @@ def test_what_lies_in_a_folder_is_read_or_counted(tmp_path: Path):
     followed = images_in(folder, folder, "test", Counter(), follow_links=True)
     assert {*followed} - {*found} == {folder / "linked" / "z.png"}
     assert images.said_of({}, "test") == ()
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path):
+    path = tmp_path / "a.heic"
+    if "HEIF" not in images.formats():
+        path.touch()
+        with pytest.raises(UserError, match=r"HEIC needs pip install 'vision-tutorial\[heif\]'"):
+            read_image(path)
+        return
+    Image.new("RGB", (64, 48), "red").save(path)
+    assert read_image(path).size == image_size(path) == (64, 48) and not pages(path)

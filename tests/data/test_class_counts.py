@@ -157,7 +157,7 @@ def words(root: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("ids", "sizes", "more", "message"),
     [
-        ((0, 255), ((16, 16),), [], "every pixel that counts is of one class"),
+        ((0, 255), ((16, 16),), [], "dataset.mask_folder.map={255: 1} makes"),
         (
             (0, 255),
             ((16, 16), (24, 16)),

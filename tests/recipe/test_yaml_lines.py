@@ -96,3 +96,9 @@ def test_files(tmp_path):
             read_document(path)
     with pytest.raises(UserError, match="none.yaml: cannot be read .*No such file.*Check it"):
         read_document(tmp_path / "none.yaml")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "windows.yaml"
+    path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
+    assert read_document(path).values == {"a": 1, "b": 2}

@@ -17,7 +17,8 @@ from PIL import Image
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.sources import ArraySource
-from vision_tutorial.segmentation.coco import BACKGROUND, Drawn, coco, region
+from vision_tutorial.segmentation.coco import BACKGROUND, coco
+from vision_tutorial.segmentation.coco_regions import Drawn, region
 
 WIDTH, HEIGHT = 8, 6
 # pycocotools 2.0.11 has not heard of NumPy's newest wish
@@ -168,7 +169,7 @@ def categories(*more: dict):
         (changed("annotations", image_id="0"), 'annotation 1: no image has the id "0". Correct'),
         (changed("annotations", category_id=1), "annotation 1: no category has the id 1. Correct"),
         (changed("annotations", id=None, segmentation=[]), "annotation 0: its segmentation is []"),
-        (categories({"id": 1, "name": "glass"}), 'two categories have the name "glass"'),
+        (lambda v: v["categories"][2].update(name="glass"), 'two categories have the name "glass"'),
         (categories({"id": 1, "name": "backGround"}), "is called 'Background', as what none"),
         (categories(*({"id": -i, "name": f"{i}"} for i in range(252))), "coco: 256 classes; masks"),
     ],
@@ -180,8 +181,40 @@ def test_a_faulty_file(root: Path, edit, said: str):
 def test_categories_that_were_not_learned(root: Path):
     said = said_of(root, lambda v: v["categories"][1].update(name="Glass"), "test")
     assert f'{root}/val.json: category 3 is "Glass", in {root}/train.json it is "glass"' in said
-    said = said_of(root, lambda v: v.update(categories=CATEGORIES[:2], annotations=[]), "test")
-    assert "val.json: category 12 is null, in" in said and 'it is "metal"' in said
+    assert "(another case)" in said
+    said = said_of(root, renumbered, "test")
+    assert 'val.json: category 1, "metal", is not in' in said and "where 12 has that name" in said
+    said = said_of(root, lambda v: v.pop("categories"), "test")
+    assert "val.json: no categories; those of" in said
+    few = [each for each in contents()["annotations"] if each["category_id"] != 12]
+    for fewer in ({"categories": CATEGORIES[:2], "annotations": few}, {"annotations": few}):
+        assert built(root, lambda v, fewer=fewer: v.update(fewer), "test").classes[3] == "metal"
+
+
+def renumbered(values: dict) -> None:
+    values["categories"][2]["id"] = values["annotations"][0]["category_id"] = 1
+
+
+def roots(values: dict) -> None:
+    """Categories as Roboflow writes them: a root of the first one's name, or a name of its own."""
+    for number, name in enumerate(("paper", "all")):
+        values["categories"].insert(number, {"id": 100 + number, "name": name})
+    for each in values["categories"][2:]:
+        each["supercategory"] = "all"
+
+
+def test_categories_that_only_hold_others_are_left_out(root: Path):
+    before = built(root).digest()
+    for split in ("train", "test"):
+        source = built(root, roots, split)
+        assert source.classes == (BACKGROUND, "paper", "glass", "metal")
+        assert source.digest() == before
+        assert "left out, which no annotation has" in source.notices[0]
+        assert source.notices[0].endswith(": paper (100), all (101)")
+    own = built(
+        root, lambda v: [each.update(supercategory=each["name"]) for each in v["categories"]]
+    )
+    assert own.digest() == before and len(own.notices) == 1, "as COCO's own, each in itself"
 
 
 def test_files_that_are_not_there_no_json_or_lead_outside(root: Path):
@@ -197,6 +230,79 @@ def test_files_that_are_not_there_no_json_or_lead_outside(root: Path):
     (root / "batch_01" / "2.jpg").rename(secret)
     (root / "batch_01" / "2.jpg").symlink_to(secret)
     assert "batch_01/2.jpg leads outside" in said_of(root, lambda values: None)
+
+
+def bad(values: dict) -> None:
+    """Six annotations that cannot be drawn beside the three; one of them in part."""
+    good = box(0, 0, 2, 2)
+    for id, change in enumerate(
+        (
+            {"segmentation": []},
+            {"segmentation": None},
+            {"segmentation": [[1, 1, 2, 2]]},
+            {"segmentation": [good, [1, 1, 2, 2], []]},
+            {"category_id": 99},
+            {"image_id": [1]},
+        ),
+        start=10,
+    ):
+        given = {"id": id, "image_id": 1, "category_id": 3, "segmentation": [good], **change}
+        values["annotations"].append(given)
+    del values["annotations"][4]["segmentation"]
+
+
+def test_bad_annotations_are_all_listed_or_left_out(root: Path):
+    said = said_of(root, bad)
+    assert (
+        f"{root}/train.json: 6 annotations cannot be used: annotation 10: " in said
+        and "; 1 more. " in said
+    )
+    assert all(f"annotation {id}: " in said for id in range(10, 15)) and "annotation 15" not in said
+    assert said.endswith("Correct or remove it, or leave out all such: invalid: skip.")
+    source = built(root, bad, invalid="skip", cache="none")
+    line = (
+        "coco, train.json: 6 bad annotations are left out, or parts of them: 10, 11, 12, 13, 14, 1"
+    )
+    assert source.notices == (f"{line} more",)
+    np.testing.assert_array_equal(source[0][1], coco("test", root=str(root))[0][1])
+    np.testing.assert_array_equal(source[1][1], 2 * filled(0, 0, 2, 2)), "the good part"
+
+
+def test_what_is_odd_is_said(root: Path):
+    def outside(values: dict) -> None:
+        values["annotations"][1]["segmentation"] = [box(-8, 0, -4, 4)]
+
+    assert built(root, outside).notices == (
+        "coco, train.json: 1 annotations cover no pixel",
+        "coco, train.json: 1 images have no annotation",
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_shares_in_the_place_of_pixels(root: Path, split: str):
+    def shares(values: dict) -> None:
+        for each in values["annotations"]:
+            polygon = each["segmentation"][0]
+            each["segmentation"] = [
+                [x / (HEIGHT, WIDTH)[n % 2 == 0] for n, x in enumerate(polygon)]
+            ]
+
+    assert "all polygons lie within 0 … 1, as in YOLO's" in said_of(root, shares, split)
+    built(root, changed("annotations", segmentation=[[0, 0, 1, 0, 1, 1, 0, 1]]))
+
+
+def test_files_as_other_systems_write_them(root: Path):
+    before = built(root)
+    values = contents()
+    for image in values["images"]:
+        image["file_name"] = image["file_name"].replace("/", "\\")
+        image.update(id=float(image["id"]), width=float(WIDTH))
+    for each in values["annotations"]:
+        each.update(image_id=float(each["image_id"]), category_id=float(each["category_id"]))
+    (root / "train.json").write_text(json.dumps(values), encoding="utf-8-sig")
+    source = coco("train", root=str(root))
+    for index in range(2):
+        assert (source[index][1] == before[index][1]).all()
 
 
 # -- drawing ---------------------------------------------------------------------------------------

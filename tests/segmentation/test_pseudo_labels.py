@@ -128,6 +128,19 @@ def test_a_folder_of_pseudo_labels(tmp_path, unlabelled):
     assert report.plain()["shift"]["labelled"] is None
 
 
+def test_images_keep_their_folders(tmp_path, unlabelled):
+    path, probabilities = unlabelled[0]
+    (path.parent / "sub").mkdir()
+    same_name = path.parent / "sub" / path.name
+    same_name.write_bytes(path.read_bytes())
+    both = [(path, probabilities), (same_name, probabilities)]
+    write_folder(tmp_path / "pseudo", both, report_of(), root=path.parent)
+    names = [f"{kind}/{name}" for kind in ("images", "masks") for name in ("a.png", "sub/a.png")]
+    assert listed(tmp_path / "pseudo") == sorted([*names, "ledger.json"])
+    ledger = json.loads((tmp_path / "pseudo" / "ledger.json").read_text())
+    assert [image["name"] for image in ledger["images"]] == ["a.png", "sub/a.png"]
+
+
 def refused(target, predictions, *rule):
     """What is said; nothing may be left behind."""
     before = listed(target.parent)

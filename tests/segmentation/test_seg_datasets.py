@@ -240,6 +240,27 @@ def test_damaged_images_and_masks_are_listed_or_left_out(pets: Path):
     same(source, mask_folder("train", **options))
 
 
+def test_images_of_16_bits_and_floats_are_those_of_8(pets: Path):
+    before = mask_folder("train", root=str(pets))
+    for path in sorted((pets / "train").rglob("*.png")):
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+    same_grey = mask_folder("train", root=str(pets))
+    for index in range(3):
+        (image, mask), (other, other_mask) = before[index], same_grey[index]
+        np.testing.assert_array_equal(np.asarray(other)[..., 1], image.convert("L"))
+        np.testing.assert_array_equal(mask, other_mask)
+        assert len(np.unique(other)) > 10
+    path = pets / "train" / "deep" / "a.png"
+    path.unlink()
+    grey = np.asarray(before[2][0].convert("L"))
+    Image.fromarray(grey.astype(np.float32) / 255).save(path.with_suffix(".tif"))
+    floats = mask_folder("train", root=str(pets))
+    np.testing.assert_array_equal(np.asarray(floats[2][0])[..., 0], grey)
+    Image.fromarray(grey.astype(np.float32)).save(path.with_suffix(".tif"))
+    assert "a.tif: not a readable image (float values from" in refused(mask_folder, root=str(pets))
+
+
 def test_two_images_of_one_mask_are_refused(pets: Path):
     Image.new("RGB", SIZE).save(pets / "train" / "deep" / "a.jpg")
     said = refused(mask_folder, root=str(pets))
@@ -257,6 +278,126 @@ def test_images_and_masks_upright_and_in_other_usual_folders(pets: Path):
     source = mask_folder("test", root=str(pets))
     assert [source.key(i) for i in range(3)] == ["a.png", "b.png", "deep/a.png"]
     assert source[0][0].size == SIZE and source[0][1].shape == SIZE[::-1]
+
+
+def test_ids_of_files_are_mapped_to_classes(pets: Path):
+    plain = mask_folder("train", root=str(pets), classes=["x", "y", "z"])
+    options = {"classes": ["x", "y"], "map": {"255": 1, "1": 0, "2": 255}, "void": 0}
+    mapped = mask_folder("train", root=str(pets), **options)
+    table = np.arange(256)
+    table[[255, 1, 2, 0]] = [1, 0, 255, 255]
+    for index in range(3):
+        np.testing.assert_array_equal(mapped[index][1], table[plain[index][1]])
+    same(mask_folder("train", root=str(pets), cache="none", **options), mapped)
+    others = [mask_folder("train", root=str(pets), **{**options, "map": {"2": x}}) for x in (0, 1)]
+    assert len({mapped.digest(), plain.digest(), *(other.digest() for other in others)}) == 4
+    for wrong in ({"x": 1}, {"256": 1}, {"-1": 1}, {"1": 256}, {"1": "0"}, {"1": True}):
+        assert "map is {" in refused(mask_folder, root=str(pets), map=wrong)
+    said = refused(mask_folder, root=str(pets), classes=["x", "y"])
+    assert "`map` makes classes of other ids" in said
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([0, 128], 'have the ids 0, 128, so 127 of 129 classes .*map={"128": 1}. If not, name all'),
+        ([0, 85, 170, 254], 'map={"85": 1, "170": 2, "254": 3}'),
+        ([0, 2, 5, 255], None),
+    ],
+)
+def test_grey_levels_are_no_classes(tmp_path: Path, ids: list[int], said: str | None):
+    for part in ("train", "val"):
+        drawn(tmp_path / part, tmp_path / f"{part}_masks", "a.png", ids)
+    if said:
+        text = refused(mask_folder, root=str(tmp_path))
+        assert all(part in text for part in said.split(".*"))
+        named = mask_folder("train", root=str(tmp_path), classes=[str(i) for i in range(255)])
+        assert set(np.unique(named[0][1])) == set(ids)
+    else:
+        assert len(mask_folder("train", root=str(tmp_path)).classes) == 6
+
+
+def test_names_that_differ_by_what_they_end_with(tmp_path: Path):
+    base = tmp_path / "cities"
+    for split in ("train", "val"):
+        for city in ("aachen", "bonn"):
+            image, mask = (base / kind / split / city for kind in ("leftImg8bit", "gtFine"))
+            drawn(image, mask, f"{city}_0.png", [0, 1, 2])
+            for kind in ("_labelIds", "_labelTrainIds"):
+                shutil.copy(mask / f"{city}_0.png", mask / f"{city}_0_gtFine{kind}.png")
+            (mask / f"{city}_0.png").unlink()
+            (image / f"{city}_0.png").rename(image / f"{city}_0_leftImg8bit.png")
+            shutil.copy(image / f"{city}_0_leftImg8bit.png", image / f"{city}_0_depth.png")
+    places = {"train": "leftImg8bit/train", "train_masks": "gtFine/train"}
+    places |= {"test": "leftImg8bit/val", "test_masks": "gtFine/val", "root": str(base)}
+    said = refused(mask_folder, **places)
+    assert "or say what names end with: image_suffix, mask_suffix" in said
+    for ending in ("", ".png"):
+        suffixes = {"image_suffix": "_leftImg8bit", "mask_suffix": "_gtFine_labelTrainIds"}
+        suffixes = {name: suffix + ending for name, suffix in suffixes.items()}
+        source = mask_folder("test", **places, **suffixes)
+        assert source.keys == ("aachen/aachen_0_leftImg8bit.png", "bonn/bonn_0_leftImg8bit.png")
+        stored = Image.open(base / "gtFine/val/bonn/bonn_0_gtFine_labelTrainIds.png")
+        np.testing.assert_array_equal(source[1][1], np.asarray(stored))
+
+
+def test_masks_beside_or_below_the_images(tmp_path: Path):
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            drawn(tmp_path / part, tmp_path / part / "masks", f"{name}.png", [0, 1])
+            path = tmp_path / part / f"{name}.png"
+            Image.open(path).save(path.with_suffix(".jpg"))
+            path.unlink()
+    below = {"train_masks": "train/masks", "test_masks": "val/masks", "root": str(tmp_path)}
+    source = mask_folder("train", **below)
+    assert source.keys == ("a.jpg", "b.jpg"), "masks are no images"
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / part / "masks" / f"{name}.png").rename(tmp_path / part / f"{name}.png")
+    beside = {"train_masks": "train", "test_masks": "val", "root": str(tmp_path)}
+    assert "lie in one folder" in refused(mask_folder, **beside)
+    assert "lie in one folder" in refused(mask_folder, **beside, image_suffix=".png")
+    same(mask_folder("train", **beside, image_suffix=".jpg"), source)
+    drawn(tmp_path / "train", tmp_path / "train", "b.png", [0, 1])
+    apart = refused(mask_folder, root=str(tmp_path), train_masks="val")
+    assert "a.jpg and a.png in" in apart and "would share the mask" in apart
+
+
+def test_masks_without_an_image_are_counted(pets: Path):
+    shutil.copy(pets / "train_masks" / "a.png", pets / "train_masks" / "more.png")
+    (line,) = mask_folder("train", root=str(pets)).notices
+    assert line == "mask_folder, train: 1 skipped, not read as images: 1 x masks without an image"
+
+
+def test_palettes_that_are_each_files_own(tmp_path: Path):
+    colours = [(0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200)]
+
+    def painted(name: str, ids: list[int], palette: list[tuple]) -> None:
+        for part in ("train", "val"):
+            drawn(tmp_path / part, tmp_path / f"{part}_masks", name, ids)
+            path = tmp_path / f"{part}_masks" / name
+            mask = Image.fromarray(np.asarray(Image.open(path)))
+            mask.putpalette([x for colour in palette for x in colour])
+            mask.save(path)
+
+    painted("a.png", [0, 1, 2, 3], colours)
+    painted("b.png", [0, 3], colours)
+    painted("c.png", [0, 1], colours[:2])
+    mask_folder("train", root=str(tmp_path), classes=list("wxyz"))
+    painted("b.png", [0, 1], [colours[0], colours[3]])  # only those in use, as a tool leaves it
+    said = refused(mask_folder, root=str(tmp_path), classes=list("wxyz"))
+    assert (
+        "the order of the palettes is not that of the classes: the colour (0, 0, 200) is 3" in said
+    )
+    painted("b.png", [0, 1], [colours[0], (9, 9, 9)])  # another colour may be the same class
+    mask_folder("train", root=str(tmp_path), classes=list("wxyz"))
+
+
+def test_lists_with_a_byte_order_mark(pets: Path, devkit: Path):
+    (pets / "classes.txt").write_text("ground\ncat\ndog\n", encoding="utf-8-sig")
+    assert mask_folder("train", root=str(pets)).classes == ("ground", "cat", "dog")
+    (devkit / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xef\xbb\xbf2007_03\r\n")
+    assert len(voc("test", root=str(devkit.parent.parent))) == 1
 
 
 @pytest.mark.parametrize("link", ["train/b.png", "train_masks/b.png", "train_masks"])

@@ -25,7 +25,7 @@ from torchvision.datasets.utils import check_integrity
 
 from ..core.atomic import regular
 from ..core.errors import StorageError, UserError
-from ..core.images import images_in, split_folder, stay_inside, suffixes, visible
+from ..core.images import images_in, no_images, split_folder, stay_inside, visible
 from ..core.registry import datasets
 from ..core.sources import ArraySource, FileSource, check_split, data_folder, data_root
 
@@ -82,8 +82,7 @@ def image_folder(
     images = [images_in(folder, base, who, skipped, follow_links) for folder in folders]
     empty = [folder for folder, paths in zip(folders, images, strict=True) if not paths]
     if empty and (split == "train" or len(empty) == len(folders)):
-        extensions = ", ".join(suffixes())
-        raise UserError(f"image_folder: no images in {empty[0]}; looked for {extensions}.")
+        raise no_images(empty[0], who, skipped)
     labels = [classes.index(folder.name) for folder in folders]
     targets = np.repeat(np.array(labels, np.int64), [len(paths) for paths in images])
     source = FileSource(who, [p for each in images for p in each], targets, classes, root=top)

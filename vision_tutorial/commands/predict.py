@@ -20,7 +20,7 @@ from rich.progress import track
 from ..core.atomic import check_folder, is_stdout, make_folder, read_json, replacing, write_text
 from ..core.cli_types import add_looks, share
 from ..core.errors import UserError, visible
-from ..core.images import image_size, images_in, read_image
+from ..core.images import image_size, images_in, no_images, read_image
 from ..core.names import CSV
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
@@ -90,7 +90,7 @@ def _image_files(given: Sequence[str]) -> tuple[Path, list[Path], Counter[str]]:
         if path.is_dir():
             inside = images_in(path, path, "predict", skipped, follow_links=True)
             if not inside:
-                raise UserError(f"no images in {path}; name another folder, or files.")
+                raise no_images(path, "predict", skipped)
             paths += inside
         elif path.exists():
             paths.append(path)
@@ -198,14 +198,14 @@ def _write_pseudo_labels(answers: Iterable, source: Any, recipe: Any, args: Any)
     both, paths = build.data(recipe), source.paths
     masks = (both.train[i][1] for i in range(len(both.train)))
     report.labelled = pseudo_labels.class_pixels(masks, len(source.classes))
-    shown = ((path.name, np.asarray(read_image(path))) for path in paths)
+    shown = ((source.key(i), np.asarray(read_image(path))) for i, path in enumerate(paths))
     known = ((both.val.key(i), np.asarray(both.val[i][0])) for i in range(len(both.val)))
     report.leaks = pseudo_labels.leaked_images(shown, known)
     said = (
         (paths[x.index], inference.at_size(x.probabilities, image_size(paths[x.index])[::-1]))
         for x in answers
     )
-    pseudo_labels.write_folder(Path(args.output), said, report)
+    pseudo_labels.write_folder(Path(args.output), said, report, source.root)
     facts = {name: value for name, value in report.plain().items() if name != "images"}
     text = [*report.messages(), f"pseudo labels: {args.output}"]
     return {"folder": args.output, **facts, "said": "\n".join(text)}

@@ -33,7 +33,8 @@ class UserError(ValueError):
 
     code = ExitCode.BAD_INPUT
     said = False  # by another process, which met it first
-    problems: tuple[str, ...] = ()  # of an error for many: what is wrong with each
+    problems: tuple[str, ...] = ()  # of an error for many things: what is wrong with each
+    things = ""  # what these are, such as images
 
 
 class NonFiniteError(UserError):
@@ -66,18 +67,18 @@ LISTED = 5  # of many that are wrong or odd
 def all_at_once(problems: Sequence[str], what: str) -> UserError:
     """One error for `problems`, each of its own thing, such as a file: how many, the first five
     shortened to what is wrong, and the first one's remedy."""
-    text, reasons = problems[0], []
-    for problem in problems[:LISTED]:
-        where, colon, rest = problem.partition(": ")
-        reason = re.split("[;.] ", rest, maxsplit=1)[0].removesuffix(".")
-        reasons.append(where + colon + reason)
+    text, parts = problems[0], [problem.partition(": ") for problem in problems[:LISTED]]
     if problems[1:]:
-        remedy = text[len(reasons[0]) :].lstrip(";. ")
+        reasons = [re.split("[;.] ", rest, maxsplit=1)[0].removesuffix(".") for *_, rest in parts]
+        remedy = parts[0][2][len(reasons[0]) :].lstrip(";. ")
         remedy = remedy[:1].upper() + remedy[1:]
+        file = f"{parts[0][0]}: " * (len({where for where, *_ in parts}) == 1)  # one for all
+        if not file:
+            reasons = [f"{where}: {why}" for (where, *_), why in zip(parts, reasons, strict=True)]
         listed = some(reasons, len(problems), "; ")
-        text = f"{len(problems):,} {what} cannot be used: {listed}. {remedy}"
+        text = f"{file}{len(problems):,} {what} cannot be used: {listed}. {remedy}"
     error = UserError(text.strip())
-    error.problems = tuple(problems)
+    error.problems, error.things = tuple(problems), what
     return error
 
 

@@ -15,7 +15,7 @@ from .atomic import regular
 from .errors import UserError, short
 
 FORMATS = (  # that Pillow reads by itself; EPS, say, would start another program
-    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TGA"),
+    *("JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "QOI", "TGA"),
     *("TIFF", "WEBP"),
 )
 HEIF = (".heic", ".heics", ".heif", ".heifs", ".hif")
@@ -132,6 +132,12 @@ def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
     return (f"{who}: {sum(skipped.values()):,} skipped, not read as images: {listed}",)
 
 
+def no_images(folder: Path, who: str, skipped: Mapping[str, int]) -> UserError:
+    """The error where a folder has no image."""
+    also = "".join(f" ({line.partition(': ')[2]})" for line in said_of(skipped, who))
+    return UserError(f"{who}: no images in {folder}{also}; looked for {', '.join(suffixes())}.")
+
+
 # -- what is in one --------------------------------------------------------------------------------
 
 
@@ -205,8 +211,8 @@ def _has_exif(image: Image.Image) -> bool:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """8 bits a channel, RGB, of an image that is not yet decoded."""
-    stored = image.tile[0][3] if image.tile else ""  # how pixels lie in the file, in Pillow's words
-    stored = stored if isinstance(stored, str) else str(stored[0])
+    stored = image.tile[0][3] if image.tile else None  # how pixels lie in the file, for Pillow
+    stored = stored[0] if isinstance(stored, tuple) else stored
     if image.mode == "F":
         values = np.asarray(image)
         low, high = float(values.min()), float(values.max())

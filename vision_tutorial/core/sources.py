@@ -263,16 +263,20 @@ def failures(look: Callable[[int], object], count: int, title: str) -> dict[int,
     """What is wrong with which of `count` items: the UserErrors of `look`, asked on all cores."""
     found: dict[int, str] = {}
 
-    def one(index: int) -> None:
-        try:
-            look(index)
-        except UserError as error:
-            found[index] = str(error)
+    size = count // 1000 + 1  # of a thread's task; a million of tasks would fill the memory
+
+    def some_of_them(first: int) -> None:
+        for index in range(first, min(first + size, count)):
+            try:
+                look(index)
+            except UserError as error:
+                found[index] = str(error)
 
     console = Console(stderr=True)
     bar = {"console": console, "transient": True, "disable": not console.is_terminal}
     with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow lets go of Python's lock
-        for _ in track(pool.map(one, range(count)), title, count, **bar):
+        tasks = range(0, count, size)
+        for _ in track(pool.map(some_of_them, tasks), title, len(tasks), **bar):
             pass
     return dict(sorted(found.items()))
 

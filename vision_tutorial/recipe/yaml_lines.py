@@ -47,7 +47,7 @@ def read_document(path: Path, name: str | None = None) -> Document:
     name = name or str(path)
     try:
         size = regular(path).stat().st_size
-        text = path.read_bytes().decode() if size <= MAX_BYTES else ""
+        text = path.read_bytes().decode("utf-8-sig") if size <= MAX_BYTES else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot be read as UTF-8 text ({error}). Check it.") from error
     if size > MAX_BYTES:

@@ -50,17 +50,22 @@ def first_identity(run: Path) -> list[str]:
 
 
 def start(
-    run: Path, loaded: Loaded, recorded: Recipe | None, data: Mapping[str, Any], progress: Any
+    run: Path,
+    loaded: Loaded,
+    recorded: Recipe | None,
+    digests: Mapping[str, str],
+    left_out: Mapping[str, Any],
+    progress: Any,
 ) -> None:
     """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it.
 
-    recorded: the recipe so far, of a run that goes on. data: hashes of the splits, and `left_out`,
-    the files that were not read. UserError if it is other data than the run began with.
+    recorded: the recipe so far, of a run that goes on. digests: of the splits. left_out: images of
+    each split that cannot be read. UserError if it is other data than the run began with.
     """
     file = run / "fingerprint.json"
-    facts = read_json(file) if file.exists() else fingerprint() | data
+    facts = read_json(file) if file.exists() else fingerprint() | digests
     for key, which in _DATA.items():  # earlier versions did not know the validation data's
-        if not isinstance(facts, dict) or facts.get(key, data[key]) != data[key]:
+        if not isinstance(facts, dict) or facts.get(key, digests[key]) != digests[key]:
             raise UserError(
                 f"{run}: the {which} data is not what this run began with (its hash differs). "
                 "Restore the data, or start a new run."
@@ -70,6 +75,8 @@ def start(
     if different:
         facts.setdefault("resumed", []).append({"step": progress.step, "changes": different})
     if not file.exists():
+        if any(left_out.values()):
+            facts["left_out"] = left_out
         facts["folder"] = os.getcwd()
         facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
         if loaded.base:

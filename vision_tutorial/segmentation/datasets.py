@@ -1,21 +1,23 @@
 """Data sets whose masks are files: CamVid, VOC, your own; and pseudo-labels beside any of them."""
 
+import glob
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..core.atomic import read_json, regular
-from ..core.errors import UserError, check_range, shown
-from ..core.images import VOID, images_in, read_mask, split_folder, suffixes
+from ..core.errors import UserError, check_range, shown, some
+from ..core.images import VOID, images_in, no_images, split_folder, visible
 from ..core.randomness import generator
 from ..core.registry import datasets
 from ..core.sources import Source, Subset, check_split, data_folder, data_root, typed_path
 from ..recipe.grammar import parse
 from ..recipe.signatures import static_signatures
-from .mask_files import DenseFiles, Joined, MaskFiles, check_files, decoded
+from .mask_files import DenseFiles, Joined, MaskFiles, check_files, check_palettes, decoded
 
 CAMVID = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
@@ -75,7 +77,7 @@ def voc(
     base = data_root(root) / "VOCdevkit" / f"VOC{year}"
     listed = base / "ImageSets" / "Segmentation" / f"{train if split == 'train' else test}.txt"
     try:
-        names = regular(listed).read_text("utf-8").split()
+        names = regular(listed).read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"voc: cannot read {listed} ({error}). It is not downloaded: unpack VOCdevkit below "
@@ -99,7 +101,10 @@ def mask_folder(
     test: str = "val",
     train_masks: str | None = None,
     test_masks: str | None = None,
+    image_suffix: str = "",
+    mask_suffix: str = ".png",
     classes: list[str] | None = None,
+    map: dict | None = None,
     void: int | None = None,
     skip_unreadable: bool = False,
     follow_links: bool = False,
@@ -108,38 +113,39 @@ def mask_folder(
     """Your own images and masks: root/train/*.jpg, root/train_masks/*.png, val, val_masks.
 
     root: a folder, or the name of one below VISION_TUTORIAL_DATA. A mask has its image's name,
-    and class ids as pixels; `void` and 255 do not count. classes: their names in the order of the
-    ids; else the lines of root/classes.txt; else numbers up to the highest in the training masks.
+    and class ids as pixels; `void` and 255 do not count. map: {255: 1} makes 255 class 1, and
+    {7: 255} what does not count. classes: their names in the order of the ids; else the lines of
+    root/classes.txt; else numbers up to the highest in the training masks. image_suffix,
+    mask_suffix: what an image's name ends with where its mask's ends otherwise, such as
+    _leftImg8bit and _gtFine_labelTrainIds; other images are not taken.
     skip_unreadable: leave damaged files out instead of stopping. follow_links: links may lead out
     of `root`, and to folders of images.
     """
     check_split(split)
-    base, who = data_folder(root, "mask_folder"), "mask_folder"
-    skipped: Counter[str] = Counter()
-    folder = split_folder(who, base, "train", train)
-    masks = base / (train_masks or f"{folder.name}_masks")
-    pairs = _pairs(who, base, folder, masks, skipped, follow_links)
-    names, listed = classes or [], base / "classes.txt"
-    try:
-        if not names and listed.exists():
-            names = [line.strip() for line in regular(listed).read_text("utf-8").splitlines()]
-            names = [name for name in names if name]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {listed} ({error}). Write one class a line.") from error
+    base, who, ids = data_folder(root, "mask_folder"), "mask_folder", _ids(map or {})
+
+    def part(split: str, name: str, masks: str | None) -> tuple[str, list[_Pair], Counter[str]]:
+        folder, skipped = split_folder(who, base, split, name), Counter()
+        place = base / masks if masks else folder.with_name(f"{folder.name}_masks")
+        suffixes = (image_suffix, mask_suffix)
+        return (
+            folder.name,
+            _pairs(who, base, folder, place, skipped, follow_links, suffixes),
+            skipped,
+        )
+
+    chosen = part("train", train, train_masks)
+    names = classes or _listed(base / "classes.txt")
     if not names:
-        found = (read_mask(path, VOID, void) for _, path, _ in pairs)
-        most = max(int(np.where(mask == VOID, 0, mask).max()) for mask in found)
-        names = [str(label) for label in range(most + 1)]
+        names = _numbers(MaskFiles([path for _, path, _ in chosen[1]], VOID, void, ids))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"mask_folder: two classes called '{twice}'; rename one.")
     if split == "test":
-        skipped = Counter()
-        folder = split_folder(who, base, "test", test)
-        masks = base / (test_masks or f"{folder.name}_masks")
-        pairs = _pairs(who, base, folder, masks, skipped, follow_links)
-    source = _source(who, pairs, tuple(names), void)
-    return decoded(source.checked(folder.name, skipped, skip_unreadable), cache)
+        chosen = part("test", test, test_masks)
+    folder, pairs, skipped = chosen
+    source = _source(who, pairs, tuple(names), void, ids)
+    return decoded(source.checked(folder, skipped, skip_unreadable), cache)
 
 
 @datasets.register
@@ -208,11 +214,56 @@ def _chosen(name: str, options: dict[str, Any], cache: str) -> Callable[[str], S
     return datasets.build(name, **options)
 
 
+def _listed(path: Path) -> list[str]:
+    """The classes that a file names, one a line; none where there is no file."""
+    try:
+        text = regular(path).read_text(encoding="utf-8-sig") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({error}). Write one class a line.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _ids(map: dict) -> dict[int, int]:
+    """The option `map`, whose keys YAML has as text."""
+    found = {}
+    for id, label in map.items():
+        id = int(id) if str(id).isdecimal() else -1
+        if not (0 <= id <= VOID and type(label) is int and 0 <= label <= VOID):
+            raise UserError(
+                f"mask_folder: map is {shown(map)}; class ids 0 to 255 are expected, such as "
+                "{255: 1}, which makes what is 255 in the files class 1."
+            )
+        found[id] = label
+    return found
+
+
+def _numbers(masks: MaskFiles) -> list[str]:
+    """Names of classes for masks that come without: their numbers, up to the highest."""
+    there = {0}
+    for index in range(len(masks.paths)):
+        with suppress(UserError):  # said with all others that cannot be read, or left out
+            there.update(np.unique(masks[index]).tolist())
+    ids = sorted(there - {VOID})
+    if ids[-1] + 1 > 2 * len(ids):
+        options = {id: label for label, id in enumerate(ids) if id != label}
+        raise UserError(
+            f"mask_folder: the training masks have the ids {some([str(id) for id in ids])}, so "
+            f"{ids[-1] + 1 - len(ids)} of {ids[-1] + 1} classes would have no pixel. If they are "
+            f"grey levels, map them: map={shown(options)}. If not, name all `classes`."
+        )
+    return [str(label) for label in range(ids[-1] + 1)]
+
+
 def _source(
-    name: str, pairs: Sequence[_Pair], classes: tuple[str, ...], void: int | None = None
+    name: str,
+    pairs: Sequence[_Pair],
+    classes: tuple[str, ...],
+    void: int | None = None,
+    ids: dict[int, int] | None = None,
 ) -> DenseFiles:
     images, masks, keys = zip(*pairs, strict=True)
-    return DenseFiles(name, images, keys, classes, MaskFiles(masks, len(classes), void))
+    check_palettes(name, masks)
+    return DenseFiles(name, images, keys, classes, MaskFiles(masks, len(classes), void, ids))
 
 
 def _pairs(
@@ -222,6 +273,7 @@ def _pairs(
     masks: Path,
     skipped: Counter[str],
     follow_links: bool | None = None,
+    suffixes: tuple[str, str] = ("", ".png"),
 ) -> list[_Pair]:
     """Every image at or below `folder`, in the order of their names, with its mask and its key.
     The rest as of `images_in`."""
@@ -232,11 +284,22 @@ def _pairs(
                 "names as .png in another. Nothing is downloaded: copy the set there, or say with "
                 "options (`root`, …) or VISION_TUTORIAL_DATA where it is."
             )
+    suffix, ending = suffixes
+    ending += "" if Path(f"x{ending}").suffix else ".png"
+    together = folder.resolve() == masks.resolve()
+    if together and suffix in ("", ending):
+        raise UserError(
+            f"{who}: images and masks lie in one folder, {folder}, where masks would be taken for "
+            "images; say which are images: image_suffix=.jpg (and mask_suffix, if not .png)."
+        )
     images = images_in(folder, base, who, skipped, follow_links)
+    if not together:  # masks may lie below the images
+        images = [path for path in images if not path.is_relative_to(masks)]
+    images = [path for path in images if _without(suffix, path) is not None]
     if not images:
-        raise UserError(f"{who}: no images in {folder}; looked for {', '.join(suffixes())}.")
+        raise no_images(folder, who, skipped)
     keys = [path.relative_to(folder).as_posix() for path in images]
-    found = [(masks / key).with_suffix(".png") for key in keys]
+    found = [masks / Path(key).with_name(f"{_without(suffix, Path(key))}{ending}") for key in keys]
     twice = [mask for mask, count in Counter(found).items() if count > 1]
     if twice:
         one, other = [key for key, mask in zip(keys, found, strict=True) if mask == twice[0]][:2]
@@ -245,5 +308,18 @@ def _pairs(
             "such); move one of the two away."
         )
     hint = "an image needs; add it, or move the image away"
+    if who == "mask_folder":
+        hint += ", or say what names end with: image_suffix, mask_suffix"
     check_files(who, base, found, hint, follow_links)
+    if not folder.is_relative_to(masks):
+        there = {path for path in masks.rglob(f"*{glob.escape(ending)}") if visible(path.name)}
+        skipped["masks without an image"] += len(there - set(found))
     return list(zip(images, found, keys, strict=True))
+
+
+def _without(suffix: str, path: Path) -> str | None:
+    """The name before `suffix`, which may have the file's ending or not; None if it is another."""
+    for name in (path.stem, path.name):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return None

@@ -19,27 +19,41 @@ from PIL import Image
 from ..core import arrays
 from ..core.errors import StorageError, UserError
 from ..core.folders import cache_folder
-from ..core.images import VOID, image_size, read_image, read_mask, said_of, stay_inside
+from ..core.images import VOID, check_ids, image_size, read_image, read_mask, said_of, stay_inside
 from ..core.sources import ArraySource, Source, base, check_readable, notices
 
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """Masks in PNG files, of `classes` classes; `void` is an id of theirs that does not count."""
+    """Masks in PNG files, of `classes` classes; `void` is an id of theirs that does not count, and
+    `ids` has the class of those that mean another (VOID is one), such as {255: 1}."""
 
     paths: Sequence[Path]
     classes: int
     void: int | None = None
+    ids: Mapping[int, int] | None = None
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return read_mask(self.paths[index], self.classes, self.void)
+        mask = read_mask(self.paths[index], VOID)
+        table = np.arange(256, dtype=np.uint8)
+        for id, label in ({self.void: VOID} | (self.ids or {})).items():
+            table[VOID if id is None else id] = label
+        mask = table[mask]
+        try:
+            check_ids(mask, self.classes, str(self.paths[index]))
+        except UserError as error:
+            if self.ids is None:
+                raise
+            raise UserError(f"{error} `map` makes classes of other ids: map={{3: 1}}.") from error
+        return mask
 
     def some(self, rows: Sequence[int]) -> "MaskFiles":
         """Those of some images."""
         return replace(self, paths=[self.paths[row] for row in rows])
 
     def digest(self) -> str:
-        return _digest(f"{self.classes} {self.void}", [p.name for p in self.paths], self.paths)
+        head = f"{self.classes} {self.void}{f' {sorted(self.ids.items())}' if self.ids else ''}"
+        return _digest(head, [p.name for p in self.paths], self.paths)
 
 
 @dataclass(frozen=True)
@@ -147,6 +161,35 @@ def check_files(
     if missing := [path for path in paths if not path.is_file()]:
         counts = f"{len(missing):,} of {len(paths):,} are missing"
         raise UserError(f"{who}: no {missing[0]} ({counts}), which {hint}.")
+
+
+def check_palettes(who: str, paths: Sequence[Path]) -> None:
+    """UserError where palettes show that ids are each file's own: a colour that has one id here and
+    another there, as tools leave it that keep only the colours of a file."""
+    try:
+        found = {path: colours for path in paths if (colours := _palette(path)) is not None}
+    except (OSError, SyntaxError, ValueError):
+        return  # who reads the file says what is wrong with it
+    if len(set(found.values())) < 2:
+        return
+    known: dict[bytes, tuple[int, Path]] = {}
+    for path, palette in found.items():
+        colours = [palette[at : at + 3] for at in range(0, len(palette), 3)]
+        for id in np.unique(read_mask(path, VOID)).tolist():
+            colour = colours[id] if id < len(colours) else b""
+            first, where = known.setdefault(colour, (id, path))
+            if colour and id != first and colour not in colours[first : first + 1]:
+                raise UserError(
+                    f"{who}: the order of the palettes is not that of the classes: the colour "
+                    f"{tuple(colour)} is {first} in {where} and {id} in {path}. Save all masks "
+                    "with one palette, or as grey PNGs of class ids."
+                )
+
+
+def _palette(path: Path) -> bytes | None:
+    """The colours of a palette PNG, by its head; None of another file."""
+    with Image.open(path, formats=("PNG",)) as image:
+        return bytes(image.getpalette("RGB") or ()) if image.mode == "P" else None
 
 
 def _digest(head: str, names: Iterable[str], paths: Sequence[Path]) -> str:

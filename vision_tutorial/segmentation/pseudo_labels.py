@@ -7,6 +7,7 @@ repeat what the network believes already, so rare classes tend to get rarer.
 
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -156,11 +157,15 @@ def _mean(rows: Sequence[dict[str, Any]], name: str) -> float | None:
 
 
 def write_folder(
-    target: Path, predictions: Iterable[tuple[Path, Tensor]], report: PseudoLabelReport
+    target: Path,
+    predictions: Iterable[tuple[Path, Tensor]],
+    report: PseudoLabelReport,
+    root: Path | None = None,
 ) -> None:
     """Make the folder `target`: images/, masks/*.png and the report; whole or not at all.
 
-    predictions: each unlabelled image and its probabilities (C, H, W), at the image's size.
+    predictions: each unlabelled image and its probabilities (C, H, W), at the image's size. Images
+    keep the sub-folders that they have below `root`.
     UserError if a size differs, if two images would share a mask, or if nothing is kept.
     """
     names = set()
@@ -168,21 +173,26 @@ def write_folder(
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
         for path, probabilities in predictions:
-            mask = report.enter(path.name, probabilities)
+            name = PurePath(os.path.relpath(path, root) if root else path.name)
+            mask = report.enter(name.as_posix(), probabilities)
             width, height = read_image(path).size
             if mask.shape != (height, width):
                 raise UserError(
                     f"{path} is {width}x{height}, its prediction {mask.shape[1]}x{mask.shape[0]}; "
                     "resize the probabilities to the image."
                 )
-            if path.stem in names:
-                raise UserError(f"{path}: a second image called {path.stem}; rename one.")
-            names.add(path.stem)
+            called = name.with_suffix("")
+            if called in names:
+                raise UserError(f"{path}: a second image called {called}; rename one.")
+            names.add(called)
             if not report.images[-1]["dropped"]:
-                write_bytes(folder / "images" / path.name, path.read_bytes())
                 png = io.BytesIO()
                 Image.fromarray(mask).save(png, "PNG")
-                write_bytes(folder / "masks" / f"{path.stem}.png", png.getvalue())
+                file, mask_file = folder / "images" / name, folder / "masks" / name
+                for made in (file, mask_file):
+                    made.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(file, path.read_bytes())
+                write_bytes(mask_file.with_suffix(".png"), png.getvalue())
         if not report.after.any():
             most = max((image["confidence"] for image in report.images), default=0)
             raise UserError(
