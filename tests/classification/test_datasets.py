@@ -1,5 +1,6 @@
 """CIFAR and image folders: what they read, what they refuse, and what they download."""
 
+import errno
 import hashlib
 import io
 import json
@@ -249,6 +250,7 @@ def test_image_folder_reads_what_torchvision_reads_but_nothing_hidden(pets: Path
     (pets / "train/dog/._a.png").write_text("a resource fork")
     (pets / "train/.ipynb_checkpoints").mkdir()
     shutil.copytree(pets / "train/dog", pets / "train/cat/.hidden")
+    shutil.copytree(pets / "train/dog", pets / "train/__MACOSX")
     source = image_folder("train", root=str(pets))
     samples = [(str(p), t) for p, t in zip(source.paths, source.targets, strict=True)]
     assert samples == reference.samples and source.targets.dtype == np.int64
@@ -341,6 +343,17 @@ def test_all_damaged_images_are_listed_or_left_out(pets: Path, tmp_path: Path, m
     monkeypatch.undo()
     Image.new("RGB", (5, 4)).save(pets / "train/dog/a.png")
     assert len(image_folder("train", root=str(pets), skip_unreadable=True)) == 5
+
+
+def test_what_the_disk_lacks_at_the_moment_is_no_damage(pets: Path, monkeypatch):
+    """Nothing is left out, or remembered as damaged, because too many files were open."""
+
+    def full(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(StorageError, match="cannot read .*: Too many open files"):
+        image_folder("train", root=str(pets), skip_unreadable=True)
 
 
 def test_the_test_split_counts_classes_as_the_training_split_does(pets: Path):

@@ -1,5 +1,6 @@
 """Image files: which there are in a folder, and what is in one."""
 
+import errno
 import os
 import warnings
 from collections import Counter
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .atomic import regular
-from .errors import UserError, short
+from .errors import StorageError, UserError, short
 
 FORMATS = (  # that Pillow reads by itself; EPS, say, would start another program
     *("JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "QOI", "TGA"),
@@ -25,6 +26,8 @@ SPREAD = ("L;2", "L;4")  # Pillow spreads the grey levels of these over 0 … 25
 VOID = 255  # where nothing counts in a mask uint8, as it lies in files
 
 _HEIC = "HEIC needs pip install 'vision-tutorial[heif]'"
+# what the disk, the network or this process lacks at the moment: no reason to leave a file out
+_NOT_THE_FILE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 _UNSEEN = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave behind
 _TURNS = {  # EXIF's orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -154,6 +157,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
         reason = str(error)
+        if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
+            raise StorageError(f"cannot read {path}: {error.strerror}. Try again.") from error
         if isinstance(error, Image.UnidentifiedImageError):
             reason = f"none of {', '.join(formats())}"
             if path.suffix.lower() in HEIF and "HEIF" not in formats():

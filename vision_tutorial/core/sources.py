@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from .atomic import write_json
-from .errors import UserError, all_at_once, some
+from .errors import StorageError, UserError, all_at_once, short, some
 from .folders import STARTED_IN, cache_folder
 from .images import VOID, formats, pages, read_image, said_of
 from .processes import usable_cores
@@ -254,7 +254,8 @@ def check_readable(
         raise all_at_once(texts, "images")
     if bad:
         part = f"{len(bad):,} of {len(files):,}"
-        lines.append(f"{who}: {part} left out, unreadable: {some(left_out)}")
+        listed = some([short(name, 80) for name in left_out])
+        lines.append(f"{who}: {part} left out, unreadable: {listed}")
     good = [index for index in range(len(files)) if index not in bad]
     return Checked(good, tuple(lines), left_out)
 
@@ -269,6 +270,8 @@ def failures(look: Callable[[int], object], count: int, title: str) -> dict[int,
         for index in range(first, min(first + size, count)):
             try:
                 look(index)
+            except StorageError:
+                raise
             except UserError as error:
                 found[index] = str(error)
 
