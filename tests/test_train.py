@@ -176,6 +176,13 @@ def test_what_only_building_can_tell(capfd: Any, tmp_path: Path) -> None:
         "shards=3": "choose a multiple of 3",
         "shards=4 & sync_bn=true": "exclude each other",
         "loss=jsd": "take `mix` out",
+        "loss=lovasz": "loss.lovasz: targets are mixed",
+        "loss.cross_entropy.class_weights=[1, 2]": "loss.cross_entropy: weights (1.0, 2.0) for 10",
+        "augment=[{gaussian_blur: {kernel: 41}}]": "augment.gaussian_blur: kernel 41 is too large",
+        "model=resnet18 & micro_batch=1 & mix=null": "one value a channel",
+        "optimizer={adamw: {lr: 1, differentiable: true}}": "optimizer.adamw: `fused` does not",
+        "schedule={step: {every: 1, gamma: 1e300}} & epochs=4": "schedule.step: the schedule's lr",
+        "optimizer={sgdp: {lr: 1, nesterov: 1}}": "optimizer.sgdp.nesterov: given 1; expected",
         "dataset={cifar100: {root: nowhere}}": "VISION_TUTORIAL_DATA",
     }
 

@@ -244,6 +244,7 @@ def training_state(
 ) -> TrainingState:
     """The network with all that teaches it. weights: pretrained ones, if the recipe has them."""
     parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
+    _try_losses(recipe, len(source.classes))
     network = place_model(recipe, model(recipe, len(source.classes), weights), distributed)
     ema = recipe.ema
     return TrainingState(
@@ -262,18 +263,38 @@ def training_state(
     )
 
 
-def try_out(recipe: Recipe, source: Source, network: nn.Module) -> None:
-    """One blank image of the recipe's size through the network: do they fit each other?"""
+def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) -> None:
+    """One blank image of the recipe's size through the network: do they fit each other?
+
+    count: how many a training step passes forward at once; BatchNorm needs two values a channel.
+    """
     sample = loader.augmented_images(recipe, source, copies=losses.copies(recipe.loss))[0, 0]
     if isinstance(sample, UserError):
         raise sample
     height, width = sample[0].shape[-2:]
     blank = torch.zeros(1, 3, height, width, device=next(network.parameters()).device)
+    lone: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, given, name=name: lone.append(name) if given[0][0, 0].numel() == 1 else None
+        )
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and count == 1
+    ]
     try:
         with evaluating(network), torch.inference_mode():
             said = f"{tuple(network(blank).shape)}"
     except Exception as error:  # networks say "does not fit" in every way there is
         said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if lone:
+        raise UserError(
+            f"micro_batch: one image of {width}x{height} at a time gives {lone[0]} of model "
+            f"{recipe.model.name} one value a channel, of which BatchNorm has no variance. Take 2 "
+            "or more, or larger images (stem: cifar keeps small ones large)."
+        )
     if said != f"{(1, len(source.classes), *((height, width) if source.dense else ()))}":
         raise UserError(
             f"model {recipe.model.name} does not fit images of {width}x{height} and "

@@ -191,7 +191,8 @@ def _leave_verdict(run: Path, status: Any, **facts: Any) -> None:
     to fail has the word, and a run that this start did not get to is as it was."""
     path = run / "status.json"
     with suppress(UserError):  # that it cannot be written is not what went wrong
-        if not path.exists() or read_json(path).get("status") == "running":
+        found = read_json(path) if path.exists() else None
+        if not isinstance(found, dict) or found.get("status") == "running":
             run_folder.set_status(run, status, **facts)
 
 
@@ -219,7 +220,7 @@ def _prepare(start: Start, args: argparse.Namespace, distributed: Any) -> Ready:
     fresh = start.run is None or not engine.candidates(start.run / "ckpt")
     training = build.training_state(recipe, both.train, distributed, weights=fresh)
     plan = build.plan(recipe, both, training, distributed)
-    build.try_out(recipe, both.train, training.model)
+    build.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
     notice = engine.fit_memory(training, plan)
     build.try_evaluation(plan)
     for line in (*_notices(both, training, plan, recipe), *seen, *[notice] * bool(notice)):
@@ -341,11 +342,16 @@ def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     return wandb_logger.make_tracker(**given, config=config, folder=run, say=say)
 
 
+def _micro_batch(training: Any, recipe: Any) -> int:
+    """How many images go forward at once."""
+    return recipe.batch_size // training.distributed.world // training.accumulation_steps
+
+
 def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
     distributed, steps = training.distributed, training.accumulation_steps
     if distributed.notice:
         yield distributed.notice
-    micro = recipe.batch_size // distributed.world // steps
+    micro = _micro_batch(training, recipe)
     processes = "1 process" if distributed.world == 1 else f"{distributed.world} processes"
     yield (
         f"{recipe.name}: {len(both.train):,} images of {both.train.name}, {plan.epochs} epochs "

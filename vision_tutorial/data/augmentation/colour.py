@@ -97,8 +97,17 @@ def gaussian_blur(
     check_pairs("gaussian_blur", "(0, 100]", sigma=sigma)
     if kernel % 2 == 0:
         raise UserError(f"gaussian_blur: kernel is {kernel}; use an odd number of pixels.")
-    blur = tv.GaussianBlur(kernel, sigma)
-    return Operation(tv.RandomApply([blur], p), "colour")
+    blur = tv.RandomApply([tv.GaussianBlur(kernel, sigma)], p)
+
+    def reference(image: Image.Image) -> Image.Image:
+        if min(image.size) <= kernel // 2:  # what is outside is mirrored, once
+            raise UserError(
+                f"augment.gaussian_blur: kernel {kernel} is too large for an image of "
+                f"{image.width}x{image.height}; use at most {2 * min(image.size) - 1}."
+            )
+        return blur(image)
+
+    return Operation(reference, "colour")
 
 
 @augments.register
