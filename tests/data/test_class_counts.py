@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Ranks
 from PIL import Image
 
 from vision_tutorial import train
@@ -53,7 +54,11 @@ def said(train_: Source, val: Source, **options) -> list[str]:
             "one class, 'ground', so .* (50.0 % are void). Mask",
         ),
         (masks("1vv1"), masks("012v"), "void: write another id in the files."),
-        (masks("1111"), masks("012v"), "of one class, 'cat', .*; name the background as one, too"),
+        (
+            masks("1111"),
+            masks("012v"),
+            "of one class, 'cat', .*, such as an object and its background.",
+        ),
         (masks("0v", names=NAMES[:1]), masks("0v", names=NAMES[:1]), "one class, 'ground'"),
         (masks("vvvv", "vvvv"), masks("012v"), "mine, train: all pixels are void"),
         (masks("012v"), masks("vvvv"), "mine, val: all pixels are void .*: holdout=0.1"),
@@ -176,6 +181,15 @@ def test_train_stops_before_the_first_step(tmp_path, capsys, ids, sizes, more, m
     assert all(part in captured.err for part in message.split(".*"))
     assert captured.err.count("\n") == 1 + captured.err.count("compiling")
     assert not list(tmp_path.glob("runs/*/r/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(("ids", "said"), [((0, 255), "of one class"), ((0, 1, 3), "8 images")])
+def test_of_two_processes_one_says_it(tmp_path, capfd, ids, said):
+    root, classes = folder(tmp_path / "data", ids), "dataset.mask_folder.classes=[a, b]"
+    given = [*words(root), classes, "--runs", str(tmp_path / "runs"), "--id", "r"]
+    assert Ranks(2, lambda rank: train.main(given)).join() == [2, 2]
+    found = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
+    assert len(found) == 1 and said in found[0]
 
 
 def test_explain_shows_what_is_in_the_data(tmp_path, capsys):

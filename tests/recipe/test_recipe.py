@@ -331,6 +331,18 @@ def test_identity_ignores_what_a_resumed_run_may_change(write):
     assert identity(load(path, ["data.memory=host"]).recipe) == first
 
 
+OLDER = {
+    "coco": "70d6679d8efa1d7d",
+    "mask_folder": "6253b44c28f80888",
+    "image_folder": "f3ddcb626a760409",
+}
+
+
 def test_the_identity_of_a_recipe_is_that_of_older_runs():
     for name, old in (("r4", "5c2ac9001e577ce1"), ("segmentation/camvid", "d2aad326700c3dfa")):
         assert old in identities(to_plain(load(name).recipe))
+    for kind, known in OLDER.items():  # options that came later change it where they are used
+        for links in (False, True):
+            words = f"dataset={{{kind}: {{root: x, follow_links: {links}}}}}"
+            found = identities(to_plain(load("segmentation/camvid", [words]).recipe))
+            assert (known in found) != links

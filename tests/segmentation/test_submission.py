@@ -32,6 +32,14 @@ def test_the_file_is_what_the_contest_wants(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             submission.read(path, 5, wanted, 4)
+    content = path.read_bytes()
+    for other in (
+        content.replace(b"\r\n", b"\n"),
+        b"\xef\xbb\xbf" + content,
+        content + b"\r\n\r\n",
+    ):
+        path.write_bytes(other)  # as other programs save it
+        assert (submission.read(path, 5, MASKS, 4)["가.jpg"] == 0).all()
     submission.write(path, [("a", BIG)])
     assert (submission.read(path, 11, ["a"])["a"] == BIG).all()
 

@@ -142,7 +142,7 @@ def _refuse(name: str, counts: ClassCounts, dataset: Choice, dense: bool) -> Non
     problem = f"every {what} that counts is of one class, {one}, so there is nothing to learn"
     if not dense:
         refuse(problem, "Give a folder for each of two classes or more, or a larger subset.")
-    todo = "Two classes are needed; name the background as one, too."
+    todo = "Two classes are needed, such as an object and its background."
     if counts.void:
         share = f"{100 * counts.void / (counts.void + counts.pixels.sum()):.1f} %"
         problem += f" ({share} are void)"

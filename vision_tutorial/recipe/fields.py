@@ -292,6 +292,11 @@ def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
     return {k: (before[k], after[k]) for k in after if k not in skip and before[k] != after[k]}
 
 
+# Options of data sets that came when there were runs already, and what those did without them.
+LATER = {"invalid": "refuse", "map": None, "image_suffix": "", "mask_suffix": ".png"}
+LATER |= {"skip_unreadable": False, "follow_links": False}
+
+
 def differing(before: Any, after: Any, key: str = "") -> list[str]:
     """Where two plain recipes differ and may not on a resume: `key before -> after`, by the
     deepest key that both have."""
@@ -334,4 +339,11 @@ def digest(values: Mapping[str, Any], ignored: Collection[str] = RESUMABLE) -> s
     kept = {key: value for key, value in values.items() if key not in ignored}
     if isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
+    if isinstance(kept.get("dataset"), dict):
+        kept["dataset"] = {
+            name: {
+                key: value for key, value in (options or {}).items() if LATER.get(key, ...) != value
+            }
+            for name, options in kept["dataset"].items()
+        }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
