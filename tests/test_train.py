@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from forked import Ranks, run_ranks
 from wandb_file import history, read
 
@@ -75,7 +77,7 @@ def test_the_run_folder_is_complete(finished: tuple[Path, str]) -> None:
     assert summary["status"] == "done" and summary["metric"] == "val/top1"
     assert summary["best"] == {"epoch": tops.index(max(tops)) + 1, "value": max(tops)}
     assert summary["last"] == {"epoch": 2, "value": tops[-1]}
-    assert summary["epochs"] == 2 and summary["expects"] == {"top1": None, "minutes": 0.2}
+    assert summary["epochs"] == 2 and summary["expects"] == {}  # overridden
     assert json.loads((run / "status.json").read_text())["status"] == "done"
     facts = json.loads((run / "fingerprint.json").read_text())
     assert facts["versions"]["torch"] and facts["data"] and facts["recipe"]["file"] == "debug.yaml"
@@ -282,6 +284,109 @@ def test_an_environment_that_no_launcher_sets(facts, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="start with torchrun --nproc N"):
         torchrun_environment()
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "refused"),
+    [
+        (SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS=2"),
+        (SLURM | {"SLURM_PROCID": "1"}, "SLURM_NTASKS=2"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, "SLURM_NTASKS=2"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE=2"),
+        ({"PMI_SIZE": "4", "PMI_RANK": "0"}, "PMI_SIZE=4"),
+        (SLURM, None),  # a batch script, or a shell inside a job
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, None),  # salloc
+        (SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        (SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, None),
+        ({"PMI_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "1"}, None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "2", "RANK": "0", "WORLD_SIZE": "1"}, None),  # torchrun
+    ],
+)
+def test_processes_of_another_launcher_do_not_train_alone(facts, refused, monkeypatch):
+    from vision_tutorial.engine.distributed import torchrun_environment
+
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "PMI_", "OMPI_", "LOCAL_")) or name in ("RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    for name, value in facts.items():
+        monkeypatch.setenv(name, value)
+    if refused:
+        with pytest.raises(UserError, match=f"^{refused}: .*torchrun --nproc N"):
+            torchrun_environment()
+    else:
+        assert torchrun_environment() == (0, 1, 1)
+
+
+def test_what_accelerate_left_in_the_environment_changes_nothing(monkeypatch) -> None:
+    from vision_tutorial.engine import Distributed
+
+    left = {"USE_DEEPSPEED": "true", "USE_FSDP": "true", "MIXED_PRECISION": "bf16"}
+    left |= {"DYNAMO_BACKEND": "INDUCTOR", "GRADIENT_ACCUMULATION_STEPS": "4", "USE_CPU": "no"}
+    for name, value in left.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    distributed = Distributed(threads=1)
+    try:
+        state = distributed.accelerator.state
+        assert (state.mixed_precision, state.deepspeed_plugin) == ("no", None)
+        assert state.distributed_type.value == "NO" and state.dynamo_plugin.backend.value == "NO"
+        assert distributed.accelerator.gradient_accumulation_steps == 1
+        names = [name for name in sorted(left) if left[name] != "no"]
+        assert distributed.notice == (
+            ", ".join(f"ACCELERATE_{n}" for n in names)
+            + ": ignored; the recipe says how it is trained."
+        )
+    finally:
+        distributed.close()
+
+
+def test_threads_with_shards_do_not_depend_on_the_number_of_processes(monkeypatch) -> None:
+    from vision_tutorial.engine import distributed
+
+    monkeypatch.setattr(distributed, "usable_cores", lambda: list(range(8)))
+    for shards, threads in ((4, 2), (None, 8), (16, 1)):
+        made = distributed.Distributed(shards=shards)
+        assert made.threads == torch.get_num_threads() == threads
+        made.close()
+    torch.set_num_threads(1)
+
+
+def test_what_fails_before_training_keeps_its_own_name(capfd, tmp_path, monkeypatch) -> None:
+    """Not everything that fails at the first image is a matter of its size."""
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    from vision_tutorial import build
+
+    raised: list[Exception] = []
+
+    def broken(recipe, classes, weights=True):
+        class Broken(torch.nn.Linear):
+            def forward(self, images):
+                raise raised[0]
+
+        return Broken(3, classes)
+
+    monkeypatch.setattr(build, "model", broken)
+    for error, code, text in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), 4, "out of memory on cpu"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "out of memory on cpu"),
+        (RuntimeError("CUDA error: no kernel image is available"), 2, "cannot compute on this GPU"),
+        (InvalidCxxCompiler(), 2, "compile=false"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2, "does not fit images of"),
+    ):
+        raised[:] = [error]
+        found, _, err = train(capfd, "recipes/debug.yaml", *SMALL, "--runs", tmp_path)
+        assert found == code and text in one_line(err)
+        assert ("does not fit images" in err) == ("mat1" in str(error))
+
+
+def test_the_claim_is_of_the_recipe_without_overrides() -> None:
+    for words, kept in (([], True), (["seed=3", "threads=1"], True), (["epochs=1"], False)):
+        assert bool(load("quickstart", words).recipe.expects) is kept
+    own = load("quickstart", ["epochs=1", "expects={top1: 5}"]).recipe
+    assert own.expects == {"top1": 5}
 
 
 def test_wandb_offline_holds_metrics_jsonl_row_by_row(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from .data import class_counts, loader, mix
 from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
-from .engine.distributed import is_lost_peer, is_out_of_memory
+from .engine.distributed import is_lost_peer, is_out_of_memory, machine_error
 from .engine.optimizer_state import pack
 from .recipe.fields import Recipe
 from .recipe.grammar import Term
@@ -285,6 +285,8 @@ def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) 
         with evaluating(network), torch.inference_mode():
             said = f"{tuple(network(blank).shape)}"
     except Exception as error:  # networks say "does not fit" in every way there is
+        if is_out_of_memory(error) or machine_error(error) or "CUDA error" in str(error):
+            raise
         said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     finally:
         for hook in hooks:
@@ -308,7 +310,8 @@ def try_evaluation(plan: Plan) -> None:
     try:
         plan.evaluate(only_first=True)
     except Exception as error:
-        if isinstance(error, UserError) or is_out_of_memory(error) or is_lost_peer(error):
+        known = (is_out_of_memory, is_lost_peer, machine_error)
+        if isinstance(error, UserError) or any(is_known(error) for is_known in known):
             raise
         said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise UserError(

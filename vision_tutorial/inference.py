@@ -51,7 +51,7 @@ def opened(
                 )
         build.import_files(loaded.imports, args.trust_imports)
         build.check(loaded.recipe)
-    distributed = Distributed(first.precision, first.threads, first.deterministic)
+    distributed = Distributed(first.precision, first.threads, first.deterministic, first.shards)
     try:
         if alone and distributed.world > 1:
             raise UserError(f"{alone} runs on one process; start it without torchrun.")

@@ -77,7 +77,8 @@ def train(args: argparse.Namespace) -> int:
 
     build.import_files(loaded.imports, args.trust_imports)
     build.check(recipe)
-    distributed = engine.Distributed(recipe.precision, recipe.threads, recipe.deterministic)
+    machine = recipe.precision, recipe.threads, recipe.deterministic, recipe.shards
+    distributed = engine.Distributed(*machine)
     try:
         with distributed.peers():
             # before there is a run folder: what fails here leaves none behind
@@ -327,7 +328,7 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
         words += f": {metric} {best['value']:.2f} best (epoch {best['epoch']})"
         words += f", {last['value']:.2f} last"
     claim = summary["expects"].get(metric.removeprefix("val/"))
-    if claim is not None:
+    if best and claim is not None:
         words += f"; the recipe expects {claim:g}"
     if status != "done":
         words += f"\ncontinue with: vision-tutorial train {shlex.quote(str(run))}"
@@ -337,7 +338,8 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
 def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
     """wandb, as the recipe wants it; its id is the run's, so that a resume continues it."""
     given = recipe.wandb.model_dump() | {"group": recipe.wandb.group or recipe.name}
-    given |= dict.fromkeys(("name", "id"), f"{recipe.name}-{run.name}")
+    name = f"{recipe.name}-{run.name}"
+    given |= {"name": wandb_logger.fitted(name), "id": wandb_logger.fitted(name, ascii=True)}
     config = redact(to_plain(recipe))
     return wandb_logger.make_tracker(**given, config=config, folder=run, say=say)
 

@@ -1,5 +1,6 @@
 """Every option of timm_model against timm itself, torchvision, or known numbers."""
 
+import argparse
 import logging
 from contextlib import nullcontext
 from functools import partial
@@ -265,3 +266,48 @@ def test_cost_counts_by_hand_and_leaves_the_model_alone():
     products = 3 * 8 * 9 * (8 * 6) + 2 * 8 * 9 * (8 * 6)
     assert cost(model, (16, 12)) == (3 * 8 * 9 + 8 + 2 * 8 * 9 + 8 + 16, products)
     assert model.training and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+# -- what others' training scripts leave -----------------------------------------------------------
+
+
+def test_weights_of_timm_lightning_and_ourselves(tmp_path, caplog):
+    model = seeded(tiny, 10)
+    state, path = model.state_dict(), tmp_path / "w.pth.tar"
+    args = argparse.Namespace(model="tiny", lr=0.1, kind=Foreign())
+    torch.save({"arch": "tiny", "state_dict": state, "args": args, "optimizer": {}}, path)
+    assert same_state(tiny(10, pretrained=str(path)), model)
+    named = {f"model.{k}": v for k, v in state.items()} | {"criterion.weight": torch.ones(10)}
+    more = {"hyper_parameters": Foreign(a=1), "pytorch-lightning_version": "2.5"}
+    torch.save({"state_dict": named, **more}, path)
+    assert same_state(tiny(10, pretrained=str(path)), model)
+    headless = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    torch.save(headless, path)
+    loaded = seeded(tiny, 10, pretrained=str(path))
+    assert "has no classifier: it is learned from the beginning" in caplog.text
+    assert torch.equal(loaded.fc.weight, seeded(tiny, 10).fc.weight)
+    assert torch.equal(loaded.conv1.weight, model.conv1.weight)
+    run = tmp_path / "runs" / "a"
+    for name, group in (("step-00000001", "ema"), ("step-00000002", "model")):
+        (run / "ckpt" / name).mkdir(parents=True)
+        other = state if group == "model" else {k: v + 1 for k, v in state.items()}
+        save_file(other, run / "ckpt" / name / f"{group}.safetensors")
+    assert same_state(tiny(10, pretrained=str(run)), model)  # the newest
+    (run / "ckpt" / "best.json").write_text('{"folder": "step-00000001"}')
+    assert not same_state(tiny(10, pretrained=str(run)), model)
+    assert same_state(tiny(10, pretrained=str(run / "ckpt" / "step-00000002")), model)
+    assert "pretrained: no weights in the folder" in refused(tmp_path)
+
+
+class Foreign(dict):
+    """A class that a checkpoint names and that reading it must not need."""
+
+
+def test_a_position_embedding_of_another_size_is_resampled_as_timm_does(tmp_path):
+    small, large = (partial(timm_model, "test_vit", 10, img_size=size) for size in (160, 96))
+    given = small().state_dict()
+    torch.save(given, tmp_path / "w.pt")
+    loaded = large(pretrained=str(tmp_path / "w.pt"))
+    expected = timm.models.vision_transformer.checkpoint_filter_fn(given, large())
+    assert loaded.pos_embed.shape != given["pos_embed"].shape
+    assert torch.equal(loaded.pos_embed, expected["pos_embed"])

@@ -6,7 +6,9 @@ import sys
 import time
 
 import psutil
+import pytest
 
+from vision_tutorial.core import processes
 from vision_tutorial.core.processes import kill_family, run_command
 
 
@@ -62,3 +64,31 @@ def test_a_family_is_killed_whole():
     psutil.wait_procs([psutil.Process(child)] if not is_over(child) else [], timeout=10)
     assert is_over(child)
     kill_family(root.pid)  # there is nobody
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "allowed"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000"}, 1.5),  # a container with cgroup 2
+        ("0::/\n", {"cpu.max": "max 100000"}, 0),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/gone\n", {"cpu.max": "50000 100000"}, 0.5),
+        (
+            "4:memory:/x\n3:cpu,cpuacct:/docker/x\n",
+            {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 0),
+        ("", {}, 0),
+    ],
+)
+def test_the_cpu_quota_of_a_container(tmp_path, own, files, allowed, monkeypatch):
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert processes.cpu_quota(tmp_path / "cgroup", tmp_path / "own") == allowed
+    monkeypatch.setattr(processes, "cpu_quota", lambda: allowed)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: set(range(9)), raising=False)
+    assert len(processes.usable_cores()) == (9 if not allowed else -int(-allowed // 1))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -17,6 +18,7 @@ import pytest
 from wandb_file import history, items, read
 
 from vision_tutorial.core.errors import UserError
+from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import wandb_logger
 from vision_tutorial.runs.wandb_logger import make_tracker
 
@@ -103,6 +105,7 @@ def test_an_offline_run_holds_what_was_logged_and_no_secret(tmp_path, monkeypatc
 TRAINING = """
 import sys, time
 import psutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from vision_tutorial.runs import wandb_logger as tracking
 tracking.START_SECONDS = 60.0  # a busy machine is no failure
@@ -158,18 +161,50 @@ def test_a_training_that_breaks_off_closes_its_run_and_never_hangs(tmp_path, bef
 
 @pytest.fixture
 def hosts():
-    """Addresses on this machine: one that answers, and one that refuses."""
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as refusing:
+    """Addresses on this machine, by what who asks there gets."""
+    with ExitStack() as opened:
+        found = {}
+        for name, reply in REPLIES.items():
+            server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+            threading.Thread(target=serve, args=(server, reply), daemon=True).start()
+            found[name] = f"http://127.0.0.1:{server.getsockname()[1]}"
+        refusing = opened.enter_context(socket.socket())
         refusing.bind(("127.0.0.1", 0))
-        pairs = (("answers", server), ("refuses", refusing))
-        yield {name: f"http://127.0.0.1:{host.getsockname()[1]}" for name, host in pairs}
+        yield found | {"refuses": f"http://127.0.0.1:{refusing.getsockname()[1]}"}
+
+
+REPLIES = {
+    "answers": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+    "500": b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    "401": b"HTTP/1.1 401 Who\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    "garbage": b"SSH-2.0-OpenSSH_9\r\n",
+    "hangs": b"",
+    "drips": b"H T T P",
+}
+
+
+def serve(server, reply):
+    """Reply to all who come, until the server is closed; to hang, and to drip, as named."""
+    while True:
+        try:
+            client, _ = server.accept()
+        except OSError:
+            return
+        with suppress(OSError):
+            client.recv(65536)
+            if not reply:
+                time.sleep(5)
+            for byte in reply if reply == REPLIES["drips"] else [reply]:
+                client.sendall(bytes([byte]) if isinstance(byte, int) else byte)
+                time.sleep(0.7 if isinstance(byte, int) else 0)
+            client.close()
 
 
 @pytest.mark.parametrize(
     "mode, key, host, settled",
     [
         ("auto", True, "answers", "online"),
-        ("auto", True, "refuses", "offline"),
+        *(("auto", True, host, "offline") for host in (*list(REPLIES)[1:], "refuses")),
         ("online", True, "refuses", "online"),
         ("online", False, "answers", "offline"),
         ("offline", True, "answers", "offline"),
@@ -181,7 +216,9 @@ def test_the_mode_that_is_settled_on(monkeypatch, hosts, mode, key, host, settle
     monkeypatch.setenv("WANDB_BASE_URL", hosts[host])
     if key:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
+    began = time.monotonic()
     found, why = wandb_logger.decide_mode(mode, wandb)
+    assert time.monotonic() - began < 4
     assert found == settled and bool(why) == (settled == "offline")
 
 
@@ -197,7 +234,7 @@ def test_behind_a_proxy_the_proxy_must_answer(monkeypatch, hosts):
 def test_the_key_is_looked_for_under_the_server_that_wandb_would_take(monkeypatch, tmp_path):
     import wandb
 
-    monkeypatch.setattr(wandb_logger, "answers", lambda url: True)
+    monkeypatch.setattr(wandb_logger, "serves", lambda url: True)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
 
@@ -287,13 +324,78 @@ def test_the_bookmark_counts_the_rows_of_a_step(tmp_path, fake):
 
 @pytest.mark.parametrize("chosen", ["offline", "disabled", "nonsense"])
 def test_auto_follows_wandbs_own_variable(tmp_path, monkeypatch, fake, chosen):
-    monkeypatch.setattr(wandb_logger, "answers", lambda url: False)
+    monkeypatch.setattr(wandb_logger, "serves", lambda url: False)
     monkeypatch.setenv("WANDB_MODE", chosen)
     track(tmp_path, "auto", said=[]).finish({})
     modes = [call.kwargs["mode"] for call in fake.init.call_args_list]
     assert modes == ([] if chosen == "disabled" else ["offline"])
     with pytest.raises(UserError, match="'onlin'; did you mean 'online'?.*disabled"):
         track(tmp_path, "onlin")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("WANDB_DISABLED", "true", None),
+        ("WANDB_MODE", "dryrun", "offline"),
+        ("settings", "offline", "offline"),
+        ("settings", "disabled", None),
+        ("settings", "online", "online"),
+    ],
+)
+def test_auto_follows_wandbs_own_switches(tmp_path, monkeypatch, fake, name, value, expected):
+    monkeypatch.setattr(wandb_logger, "serves", lambda url: name == "settings")
+    if name == "settings":
+        fake.setup.return_value.settings.mode = value
+    else:
+        monkeypatch.setenv(name, value)
+    track(tmp_path, "auto", said=[]).finish({})
+    modes = [call.kwargs["mode"] for call in fake.init.call_args_list]
+    assert modes == [expected] * bool(expected)
+
+
+def test_a_server_that_fails_at_the_start_makes_the_run_an_offline_one(tmp_path, fake):
+    def init(mode, **_):
+        if mode == "online":
+            raise RuntimeError("500 Internal Server Error")
+        return fake.run
+
+    fake.init.side_effect, said = init, []
+    train(track(tmp_path, "online", said))
+    assert len(rows_sent(fake)) == 501 and "offline (500 Internal Server Error)" in said[0]
+
+
+def test_the_end_does_not_wait_for_a_server_that_is_gone(tmp_path, monkeypatch, fake):
+    over = threading.Event()
+    fake.run.finish.side_effect = lambda **_: over.wait(60)
+    monkeypatch.setattr(wandb_logger, "serves", lambda url: False)
+    said = []
+    tracker = track(tmp_path, "online", said)
+    began = time.monotonic()
+    tracker.finish({})
+    over.set()
+    assert time.monotonic() - began < 5 and "uploads the rest" in said[-1]
+
+
+def test_names_that_wandb_refuses(tiny):
+    assert wandb_logger.fitted("r4-1") == "r4-1" == wandb_logger.fitted("r4-1", ascii=True)
+    long = wandb_logger.fitted("x" * 129)
+    assert len(long) == 128 and long != wandb_logger.fitted("x" * 130)
+    assert wandb_logger.fitted("나-1") == "나-1"
+    assert wandb_logger.fitted("나-1", ascii=True) != wandb_logger.fitted("너-1", ascii=True)
+    for bad in ("{project: team/x}", "{project: ''}", f"{{tags: [{'x' * 65}]}}", "{tags: ['']}"):
+        with pytest.raises(UserError, match=r"wandb\.(project|tags)"):
+            load(tiny, [f"wandb={bad}"])
+
+
+def test_a_temporary_folder_that_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    monkeypatch.setattr(wandb_logger.tempfile, "tempdir", None)
+    tracker = track(tmp_path, said=[])
+    tracker.log(ROWS[0])
+    tracker.finish({})
+    assert wandb_logger.tempfile.gettempdir() == str(tmp_path / "wandb")
+    assert len(history(tmp_path)) == 1
 
 
 def test_a_wandb_that_is_missing(tmp_path, monkeypatch):

@@ -32,7 +32,9 @@ class TimedTraining:
     def __init__(self, recipe: Recipe, run: Path, say: Callable[[str], None]):
         """recipe: with ENDLESS set. run: a folder for checkpoints and metrics."""
         self.recipe = recipe
-        self.place = Distributed(recipe.precision, recipe.threads, recipe.deterministic)
+        self.place = Distributed(
+            recipe.precision, recipe.threads, recipe.deterministic, recipe.shards
+        )
         self.splits = build.data(recipe)
         self.training = build.training_state(recipe, self.splits.train, self.place)
         self.plan = build.plan(recipe, self.splits, self.training, self.place)

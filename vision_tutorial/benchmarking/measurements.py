@@ -94,7 +94,7 @@ def _data_rates(job: Bench, cores: int) -> tuple[list[dict[str, Any]], str]:
     workers = cores if cores > 1 else 0
     recipe = job.recipe(f"threads={cores}", *["workers=0"] * (cores == 1))
     single = job.recipe(f"threads={cores}", f"workers={workers}", "data.path=timm")
-    place = Distributed(recipe.precision, recipe.threads, recipe.deterministic)
+    place = Distributed(recipe.precision, recipe.threads, recipe.deterministic, recipe.shards)
     source, device = build.data(recipe).train, place.device
     parts = batch_parts(recipe, 1, device.type == "cuda")
 
@@ -268,7 +268,7 @@ def _trainer_peaks(job: Bench, batches: Path) -> tuple[dict[str, int | None], in
 
 def _bare_peaks(job: Bench, batches: Path, classes: int) -> dict[str, int | None]:
     recipe = job.recipe()
-    place = Distributed(recipe.precision, recipe.threads, recipe.deterministic)
+    place = Distributed(recipe.precision, recipe.threads, recipe.deterministic, recipe.shards)
     ready = [Batch(*tensors) for tensors in torch.load(batches, place.device, weights_only=True)]
     drawn(bare_steps(recipe, classes, ready, place), job.seconds)
     return _peaks()

@@ -1,6 +1,7 @@
 """Processes: usable cores, a timed command, the end of one and its children."""
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -102,6 +103,28 @@ def environment(scratch: Path | None = None) -> dict[str, str]:
 
 
 def usable_cores() -> list[int]:
-    """The CPU cores that this process may use, by number."""
+    """The CPU cores that this process may use, by number; as many as a container's quota allows."""
     known = hasattr(os, "sched_getaffinity")
-    return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+    cores = sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+    return cores[: max(1, math.ceil(cpu_quota()))] if cpu_quota() else cores
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """The CPUs that control groups allow this process, of it and all above it; 0 for no limit."""
+    found = []
+    with suppress(OSError):
+        for line in own.read_text("utf-8", "replace").splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "cpu" not in kinds.split(","):
+                continue
+            base = root / "cpu" if kinds else root
+            below = Path(path.lstrip("/"))  # not visible where a container sees its own group alone
+            for folder in {base / part for part in (below, *below.parents)}:
+                with suppress(OSError, ValueError):
+                    if kinds:  # version 1
+                        names = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+                        quota, period = ((folder / name).read_text("utf-8") for name in names)
+                    else:
+                        quota, period = (folder / "cpu.max").read_text("utf-8").split()
+                    found.append(int(quota) / int(period))  # "max" is no number, -1 no limit
+    return min((quota for quota in found if quota > 0), default=0)

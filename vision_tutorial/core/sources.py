@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import PIL
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -25,7 +26,7 @@ from rich.progress import track
 from .atomic import write_json
 from .errors import StorageError, UserError, all_at_once, short, some
 from .folders import STARTED_IN, cache_folder
-from .images import VOID, formats, pages, read_image, said_of
+from .images import MAX_PIXELS, VOID, formats, pages, read_image, said_of
 from .processes import usable_cores
 from .randomness import generator
 
@@ -230,7 +231,8 @@ def check_readable(
         for path in files[index] if whole else ():
             read_image(path)
 
-    stamp = hashlib.sha256(f"{whole} {formats()}".encode())
+    rules = (PIL.__version__, MAX_PIXELS, formats(), whole)  # by which they are judged
+    stamp = hashlib.sha256(repr(rules).encode())
     for path, stat in zip((path for each in files for path in each), stats, strict=True):
         line = f"{path.absolute()} {stat and (stat.st_size, stat.st_mtime_ns)}\n"
         stamp.update(line.encode(errors="surrogateescape"))

@@ -4,7 +4,12 @@ Here and not in a track: classifiers and the backbones of segmentation start fro
 """
 
 import logging
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -13,7 +18,7 @@ from huggingface_hub.utils import get_session
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .atomic import regular
+from .atomic import read_json, regular
 from .errors import UserError, unknown
 
 MEND = "Set pretrained to a local .safetensors or .pt file"
@@ -57,19 +62,29 @@ def unavailable(name: str, error: Exception) -> UserError:
 def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, Tensor]:
     """The weights in `path` that fit `model`, which may be on the meta device, by name.
 
-    None may be missing or differ in shape, except the classifier's: one for another number of
-    classes is left out, with a note, and any where `num_classes` is None. UserError: what is wrong.
+    path: a file, or a run folder or checkpoint of ours. None may be missing or differ in shape,
+    except the classifier's: one for another number of classes, or none, is left out, with a note,
+    and any where `num_classes` is None. Position embeddings are resampled to the model's size, as
+    timm does it. UserError: what is wrong.
     """
-    if not path.is_file():
-        raise UserError(f"pretrained: no file {path}. {MEND}, to true (timm's), or to false.")
-    own, found = model.state_dict(), read(path)
+    own, file = model.state_dict(), _file_of(path)
+    found = without_prefix(read(file), own)
     head = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{h}." for h in ([head] if isinstance(head, str) else head))
     other = {k for k in own.keys() & found.keys() if own[k].shape != found[k].shape}
-    if num_classes is not None and other and all(k.startswith(heads) for k in other):
-        text = "%s has %d classes, not %d: its classifier is left out."
-        logger.warning(text, path, len(found[min(other)]), num_classes)
-        num_classes = None
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt and not all(k.startswith(heads) for k in other):
+        with suppress(Exception):  # what does not fit is said below
+            found = adapt(found, model)
+            other = {k for k in own.keys() & found.keys() if own[k].shape != found[k].shape}
+    if num_classes is not None and heads:
+        if other and all(k.startswith(heads) for k in other):
+            text = "%s has %d classes, not %d: its classifier is left out."
+            logger.warning(text, path, len(found[min(other)]), num_classes)
+            num_classes = None
+        elif not any(k.startswith(heads) for k in found):
+            logger.warning("%s has no classifier: it is learned from the beginning.", path)
+            num_classes = None
     if num_classes is None:
         own, found = (
             {k: v for k, v in weights.items() if not k.startswith(heads)}
@@ -86,6 +101,54 @@ def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, 
     return found
 
 
+def _file_of(path: Path) -> Path:
+    """The file itself, or that of a checkpoint or of a run's best one: averaged weights, if any."""
+    folder = path
+    if (path / "ckpt").is_dir():
+        known = sorted((path / "ckpt").glob("step-*"))
+        with suppress(UserError, TypeError, KeyError):
+            known.append(
+                path / "ckpt" / Path(read_json(path / "ckpt" / "best.json")["folder"]).name
+            )
+        folder = next(filter(Path.is_dir, reversed(known)), path)
+    files = (path, *(folder / f"{group}.safetensors" for group in ("ema", "model")))
+    file = next(filter(Path.is_file, files), None)
+    if file is None:
+        where = f"no file {path}" if not path.is_dir() else f"no weights in the folder {path}"
+        raise UserError(
+            f"pretrained: {where}. {MEND}, a run folder, to true (timm's), or to false."
+        )
+    return file
+
+
+def without_prefix(found: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """`found` by the names in `own`: out of the module that holds the model (`model.`, as
+    Lightning has it), without what stands beside it."""
+    own = set(own)
+    if len(own & found.keys()) * 2 > len(own):
+        return found
+    ends = {name.rpartition(".")[2] for name in own}
+    prefixes = Counter(
+        name[:dot]
+        for name in found
+        if name.rpartition(".")[2] in ends
+        for dot in (n + 1 for n, letter in enumerate(name) if letter == ".")
+        if name[dot:] in own
+    )
+    prefix, count = prefixes.most_common(1)[0] if prefixes else ("", 0)
+    if count <= len(own & found.keys()):
+        return found
+    return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+
+
+class _Inert:
+    """Stands for any class of a checkpoint that is not torch's: a dictionary, which does nothing
+    and is one of the few types that torch fills without running code."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
+        return OrderedDict()
+
+
 def read(path: Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors or .pt file, out of the dictionaries and names that trainers
     put around it; no code in it runs. UserError if there is none."""
@@ -93,8 +156,14 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             found = load_file(path)
-        else:  # written out, since an environment variable can turn the default off
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            unknown_classes = []
+            with suppress(Exception):  # an old format; then only what torch knows is read
+                unknown_classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            # such as the `args` of timm's training script
+            with torch.serialization.safe_globals([(_Inert, name) for name in unknown_classes]):
+                # written out, since an environment variable can turn the default off
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise whatever they like on damaged files
         raise UserError(
             f"{path}: not a weights file that can be read without running its code "

@@ -361,7 +361,7 @@ def load_weights(path: Path | str, group: str = "model") -> dict[str, Tensor]:
 def put_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load weights whose names and shapes must be the network's."""
     try:
-        network.load_state_dict(tensors)
+        network.load_state_dict(weights.without_prefix(tensors, network.state_dict()))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: not the weights of this recipe's model: {reason}") from error

@@ -24,7 +24,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
@@ -48,15 +47,21 @@ class Distributed:
     """The processes of one training: who am I, where do I compute, what do the others say."""
 
     def __init__(
-        self, precision: str = "fp32", threads: int | None = None, deterministic: bool = True
+        self,
+        precision: str = "fp32",
+        threads: int | None = None,
+        deterministic: bool = True,
+        shards: int | None = None,
     ):
         self.rank, self.world, self.local_world = torchrun_environment()
-        self.threads = threads or max(1, len(usable_cores()) // self.local_world)
+        # with shards as many for any number of processes: their number decides last bits, too
+        self.threads = threads or max(1, len(usable_cores()) // (shards or self.local_world))
         torch.set_num_threads(self.threads)
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         # AMX multiplies bf16 matrices in hardware; without, bf16 is slower
         amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-        self.precision, self.notice = usable_precision(precision, gpus > 0, amx)
+        self.precision, notice = usable_precision(precision, gpus > 0, amx)
+        self.notice = " ".join(filter(None, (notice, ignore_accelerate()))) or None
         if gpus and self.local_world > gpus:
             raise UserError(
                 f"{self.local_world} processes for {gpus} GPUs; start with --nproc {gpus}."
@@ -76,8 +81,6 @@ class Distributed:
                 # without it, N processes on CPU silently train N separate models
                 cpu=not gpus and self.world > 1,
                 mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
-                # whatever ACCELERATE_… in the environment says
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 kwargs_handlers=[
                     InitProcessGroupKwargs(timeout=meeting),
                     DistributedDataParallelKwargs(
@@ -226,6 +229,8 @@ class Distributed:
                     f"out of memory on {self.device}: {text.splitlines()[0][:200]} Lower "
                     "micro_batch, eval_batch_size or the size of images, or use precision: bf16."
                 ) from error
+            if lacking := machine_error(error):
+                raise lacking from error
             if self.world > 1 and is_lost_peer(error):
                 made = PeerLost(
                     f"process {self.rank} lost the others: one of the {self.world} ended, hung or "
@@ -271,12 +276,39 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
+def machine_error(error: BaseException) -> UserError | None:
+    """What this machine lacks to compute anything at all; None for other errors."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    if "no kernel image" in str(error):
+        return UserError(
+            f"this build of PyTorch cannot compute on this GPU ({text}). Install a build for it, "
+            "or set CUDA_VISIBLE_DEVICES= to compute on the CPU."
+        )
+    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+    if compiler and type(error).__name__ != "TorchRuntimeError":  # which the network itself raised
+        return UserError(
+            f"compile: torch.compile does not work here ({text}). Install a C++ compiler (g++), "
+            "or set compile=false."
+        )
+    return None
+
+
 def torchrun_environment() -> tuple[int, int, int]:
-    """(rank, processes, processes on this machine) as torchrun set them; (0, 1, 1) without it."""
+    """(rank, processes, processes on this machine) as torchrun set them; (0, 1, 1) without it.
+
+    UserError where another launcher started several, each of which would train alone.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     given = {name: os.environ[name] for name in names if name in os.environ}
     if all(value.isdecimal() for value in given.values()):
         rank, world = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
+        if "RANK" not in given and (name := other_launcher()):
+            raise UserError(
+                f"{name}={os.environ[name]}: a launcher that is not torchrun started several "
+                "processes, each of which would train alone. Start one on each machine, and these "
+                "with torchrun: srun --ntasks-per-node=1 torchrun --nproc N "
+                "-m vision_tutorial.train RECIPE."
+            )
         if rank < world and (world == 1 or {"RANK", "MASTER_PORT"} <= given.keys()):
             return rank, world, int(given.get("LOCAL_WORLD_SIZE", world))
     shown = " ".join(f"{name}={value}" for name, value in given.items())
@@ -284,6 +316,34 @@ def torchrun_environment() -> tuple[int, int, int]:
         f"the environment says {shown}, which no launcher would set; unset these, or start with "
         "torchrun --nproc N."
     )
+
+
+def other_launcher() -> str | None:
+    """The variable by which srun or mpirun says that they started several processes, if one does.
+
+    A batch script, and the shell of salloc, are one process of a job that may have many tasks.
+    """
+    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"]
+    step = {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID"} & os.environ.keys()
+    if "SLURM_STEP_NUM_TASKS" in step:
+        names = ["SLURM_STEP_NUM_TASKS", *names]
+    elif os.environ.get("SLURM_PROCID", "0") != "0" or step or "SLURM_JOB_ID" not in os.environ:
+        names = ["SLURM_NTASKS", *names] if "SLURM_PROCID" in os.environ else names
+    counts = ((name, os.environ.get(name, "")) for name in names)
+    return next((name for name, count in counts if count.isdecimal() and int(count) > 1), None)
+
+
+def ignore_accelerate() -> str | None:
+    """Drop ACCELERATE_…, which another project or `accelerate launch` may have left in the
+    environment; what to say if any of it would have changed the training."""
+    found = {name for name in os.environ if name.startswith("ACCELERATE_")}
+    values = {name: os.environ.pop(name) for name in sorted(found - {"ACCELERATE_LOG_LEVEL"})}
+    idle = {"", "0", "no", "false", "default"}  # as `accelerate launch` sets them
+    names = [name for name, value in values.items() if value.lower() not in idle]
+    names = [name for name in names if (name[-5:], values[name]) != ("STEPS", "1")]
+    if not names:
+        return None
+    return f"{', '.join(names)}: ignored; the recipe says how it is trained."
 
 
 def usable_precision(requested: str, cuda: bool, amx: bool) -> tuple[str, str | None]:

@@ -152,13 +152,22 @@ class CheckpointPolicy(Frozen):
     keep: Positive = 2
 
 
+def _project(name: str) -> str:
+    """What wandb takes."""
+    if not 1 <= len(name) <= 128 or set(name) & set("/\\#?%:"):
+        raise ValueError("1 to 128 letters, none of them / \\ # ? % :")
+    return name
+
+
 class Wandb(Frozen):
     """Where metrics are mirrored; the run folder is the truth."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "vision-tutorial"
-    group: str | None = None
-    tags: Words = ()
+    project: Annotated[str, AfterValidator(_project)] = "vision-tutorial"
+    group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    tags: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(strict=False)
+    ] = ()
     notes: str | None = None
 
 
@@ -214,7 +223,9 @@ class Recipe(Frozen):
     )
     sync_bn: bool = False
     shards: Positive | None = _key(None, "Bit-equal on any number of processes that divides it.")
-    threads: Threads | None = _key(None, "CPU threads a process; null: cores/processes.")
+    threads: Threads | None = _key(
+        None, "CPU threads a process; null: cores/processes, or cores/shards."
+    )
     eval_every: Positive = _key(1, "Epochs between evaluations.")
     eval_batch_size: Positive = 250
     refine: Annotated[tuple[Choice, ...], RegistryField("refiners", "list")] = _key(

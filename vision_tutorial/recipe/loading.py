@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from ..core.errors import UserError, short, shown, unknown
 from ..core.names import folder_name
 from . import grammar
-from .fields import REGISTRY_FIELDS, Recipe, to_plain
+from .fields import REGISTRY_FIELDS, UNESSENTIAL, Recipe, to_plain
 from .signatures import static_signatures
 from .yaml_lines import MAX_DEPTH, Document, Key, parse_value, read_document
 
@@ -28,6 +28,7 @@ RECIPES = _HERE / "recipes"  # in an installed package
 if not RECIPES.is_dir():
     RECIPES = _HERE.parent / "recipes"  # in a checkout
 MAX_BASES = 16
+SAME_CLAIM = UNESSENTIAL | {"seed", "micro_batch", "shards", "eval_every", "eval_batch_size"}
 OWN = ("name", "expects", "extends")  # not inherited
 IMPORTED: dict[Path, bytes] = {}  # the `imports` that have run in this process, as they were then
 
@@ -63,7 +64,7 @@ def _name(path: Path) -> str:
 
 def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
     """Read and check a recipe, a file or a name. UserError: file, line, what is wrong, allowed."""
-    path = recipe_path(given)
+    path, overrides = recipe_path(given), list(overrides)
     files = _with_bases(path)
     document = _merged(files)
     for text in overrides:
@@ -72,6 +73,9 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
         if not equals or not all(part.strip() for part in path_of_key.split(".")):
             raise UserError(f"{name}: no override; write key=value or key.sub=value.")
         _assign(document, path_of_key, parse_value(value, name), name)
+    set_here = {text.partition("=")[0].split(".")[0].strip() for text in overrides}
+    if set_here - SAME_CLAIM and "expects" not in set_here:
+        document.values["expects"] = {}  # the claim is of the recipe as it is written
     recipe, imports = typed(document, path)
     base = None
     if files[1:]:

@@ -20,7 +20,12 @@ def shares(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def in_words(found: Mapping[str, float]) -> str:
-    """One line on `shares`: data loading in a training step, and what is no step."""
+    """One line on `shares`: data loading in a training step, what is no step, and what is most."""
     loading = 100 * found["data"] / ((found["data"] + found["device"]) or 1.0)
     rest = " and ".join(f"{part} {100 * found[part]:.0f} %" for part in ("evaluation", "saving"))
-    return f"data loading: {loading:.0f} % of step time; {rest} of all time"
+    most = max(found, key=lambda part: found[part])
+    names = {"data": "data loading", "device": "the network's steps"}
+    return (
+        f"data loading: {loading:.0f} % of step time; {rest} of all time, which goes most to "
+        f"{names.get(most, most)}"
+    )

@@ -5,20 +5,26 @@ training. A bookmark names the last row sent: all of metrics.jsonl may be replay
 """
 
 import atexit
+import hashlib
 import json
 import netrc
 import os
 import queue
 import shlex
 import socket
+import ssl
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import Request, getproxies, proxy_bypass, urlopen
 
 import psutil
 
@@ -26,6 +32,8 @@ from ..core.errors import UserError, unknown
 
 _BOOKMARK = "sent.json"
 _MODES = ("auto", "online", "offline", "disabled")
+_OWN_MODES = {name: name for name in _MODES[1:]} | {"dryrun": "offline", "run": "online"}
+_TRUE = ("1", "true", "yes", "on", "t", "y")
 QUEUE_ROWS = 10_000
 PROBE_SECONDS = 2.0
 START_SECONDS = 3.0
@@ -81,17 +89,45 @@ def answers(url: str) -> bool:
     return True
 
 
+def serves(url: str) -> bool:
+    """Whether the server answers within two seconds in all, and as one that works: not with
+    something else than HTTP, byte by byte, that it does not know us, or that it is broken."""
+    found: list[bool] = []
+    work = threading.Thread(target=lambda: found.append(answers(url) and _works(url)), daemon=True)
+    work.start()
+    work.join(PROBE_SECONDS)
+    return bool(found and found[0])
+
+
+def _works(url: str) -> bool:
+    query = b'{"query": "query { serverInfo { cliVersionInfo } }"}'
+    request = Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
+    try:
+        urlopen(request, timeout=PROBE_SECONDS).read(1)
+    except HTTPError as error:
+        return error.code < 500 and error.code not in (401, 403)
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # wandb has certificates of its own
+    except (OSError, HTTPException, ValueError):
+        return False
+    return True
+
+
 def decide_mode(mode: str, wandb: ModuleType) -> tuple[str, str]:
-    """'online' or 'offline', and why: online never without a key, since wandb would ask for it."""
+    """'online', 'offline' or 'disabled', and why: online never without a key, since wandb would
+    ask for it; with `auto` what `wandb offline` or `wandb disabled` have set holds."""
     if mode == "offline":
         return "offline", "as asked"
-    url = wandb.setup().settings.base_url
+    settings = wandb.setup().settings
+    url, kept = settings.base_url, _OWN_MODES.get(settings.mode)
+    if mode == "auto" and kept in ("offline", "disabled"):
+        return kept, f"as `wandb {kept}` has set it"
     # Keys for the public server are stored under its old name too.
     public = url == wandb.Settings.model_fields["base_url"].default
     if not has_key(url, *["api.wandb.ai"] * public):
         return "offline", "no key: `wandb login` stores one"
-    if mode == "auto" and not answers(url):
-        return "offline", f"{urlsplit(url).hostname} does not answer"
+    if mode == "auto" and not serves(url):
+        return "offline", f"{urlsplit(url).hostname} does not answer, or not as it should"
     return "online", ""
 
 
@@ -125,6 +161,7 @@ class Tracker:
                 self._sent = (int(kept["step"]), int(kept["row"]))
         self._known = {"step", "epoch"}  # the metrics that wandb has been given an axis for
         self._jobs: queue.Queue[Callable[[Any], object] | None] = queue.Queue(QUEUE_ROWS)
+        self._server = ""  # where rows go, if they do
         self._upload = ""  # the command that uploads what is in the folder, once there is one
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(mode,), name="wandb", daemon=True)
@@ -156,17 +193,22 @@ class Tracker:
         self._put(lambda run: self._say(f"wandb: {_report(run, title, markdown)}"))
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """Send the summary and wait, half a minute at most, until everything has arrived."""
+        """Send the summary and wait until everything has arrived: half a minute at most, and not
+        for a server that no longer answers."""
         if self._thread is None:
             return
         atexit.unregister(self.finish)
         self._put(lambda run: run.summary.update(summary))
         self._put(lambda run: run.finish(exit_code=exit_code))
         self._put(None)  # the end of the queue
-        self._thread.join(0 if self.off else FINISH_SECONDS)
+        began, first = time.monotonic(), min(1.0, FINISH_SECONDS)
+        self._thread.join(0 if self.off else first)
+        more = FINISH_SECONDS - first
+        if self._thread.is_alive() and more and (not self._server or serves(self._server)):
+            self._thread.join(0 if self.off else more)
         if self._thread.is_alive():
             rest = f"; `{self._upload}` uploads the rest" if self._upload else ""
-            self._turn_off(f"not done after {FINISH_SECONDS:.0f} s{rest}")
+            self._turn_off(f"not done after {time.monotonic() - began:.0f} s{rest}")
             self._thread.join(FREED_SECONDS)
         self.off = True
 
@@ -211,10 +253,21 @@ class Tracker:
         settings = self._wandb.Settings(**{k: v for k, v in SETTINGS.items() if k in fields})
         self._wandb.setup(settings=settings)  # silent before there is a run, and after it
         mode, why = decide_mode(mode, self._wandb)
-        if self.off:  # the training was over before the server answered
+        if mode == "disabled":
+            self._turn_off(why)
+        if self.off:  # or the training was over before the server answered
             return None
-        how = {"mode": mode, "resume": "allow", "reinit": "create_new", "settings": settings}
-        run = self._wandb.init(**self._run, **how)
+        how = {"resume": "allow", "reinit": "create_new", "settings": settings}
+        if mode == "online":
+            self._server = self._wandb.setup().settings.base_url
+            try:
+                run = self._wandb.init(**self._run, mode=mode, **how)
+            except Exception as error:
+                mode, why, self._server = "offline", _line(str(error)), ""
+        if self.off:
+            return None
+        if mode == "offline":
+            run = self._wandb.init(**self._run, mode=mode, **how)
         # A training that ends with an exception: before wandb's own hook, which may wait for ever.
         atexit.register(self.finish, {}, 1)
         for axis in self._known:
@@ -262,19 +315,35 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
+def fitted(name: str, ascii: bool = False) -> str:
+    """A name that wandb takes: of 128 letters at most, and in ASCII; what is cut becomes a hash."""
+    kept = name.encode("ascii", "replace").decode().replace("?", "-") if ascii else name
+    if len(kept) <= 128 and kept == name:
+        return name
+    return f"{kept[:119]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def make_tracker(mode: str, *, folder: Path, say: Callable[[str], None], **run: Any) -> Tracker:
     """The tracker for a run; call it on rank 0 only, and again with the same `id` at a resume.
 
     `run`: `project`, `name`, `id`, `config`, `tags`, `group`, `notes`, of `wandb.init`. `mode` auto
-    follows WANDB_MODE if set, else it is online if there is a key and the server answers, else
-    offline. `config` must be free of secrets. Raises UserError for an unknown mode.
+    follows WANDB_DISABLED, WANDB_MODE and wandb's settings, else it is online if there is a key and
+    the server answers, else offline. `config` must be free of secrets. Raises UserError for an
+    unknown mode.
     """
     if mode not in _MODES:
         raise UserError(unknown("wandb mode", mode, _MODES))
-    if mode == "auto" and os.environ.get("WANDB_MODE") in _MODES:
-        mode = os.environ["WANDB_MODE"]
+    if mode == "auto":
+        mode = _OWN_MODES.get(os.environ.get("WANDB_MODE", "").lower(), mode)
+        if os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+            mode = "disabled"
     if mode == "disabled":
         return Tracker()
+    temporary = Path(os.environ.get("TMPDIR") or "/tmp")
+    if os.name == "posix" and not os.access(temporary, os.W_OK | os.X_OK):  # for wandb's tables
+        with suppress(OSError):
+            (folder / "wandb").mkdir(parents=True, exist_ok=True)
+            os.environ["TMPDIR"] = tempfile.tempdir = str((folder / "wandb").absolute())
     try:
         import wandb  # here and not on the thread: a fork amid an import can hang the child
     except Exception as error:
