@@ -1,11 +1,15 @@
 """The train command: what it prints, what it leaves, how it ends."""
 
 import contextlib
+import errno
 import json
+import multiprocessing.reduction
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from vision_tutorial import build  # noqa: F401  (imported before the fork)
 from vision_tutorial import train as command
 from vision_tutorial.commands import evaluate as evaluating
 from vision_tutorial.core.errors import UserError
+from vision_tutorial.data import loader
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import run_folder
 
@@ -483,3 +488,25 @@ def test_a_process_that_never_comes_is_not_waited_for_long(
     codes = Ranks(2, lambda rank: command.main(words) if rank == here else 0).join(60)
     err = capfd.readouterr().err
     assert codes[here] == 1 and "never came" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("how", ["killed", "no files left"])
+def test_a_loader_process_that_ends_is_one_line_with_the_cure(
+    tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def killed(_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def no_files_left(_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    if how == "killed":
+        monkeypatch.setattr(loader, "_worker_started", killed)
+    else:
+        monkeypatch.setattr(multiprocessing.reduction, "DupFd", no_files_left)
+    words = ["recipes/debug.yaml", *SMALL, "data.path=timm", "workers=1", "--quiet"]
+    began = time.monotonic()
+    code, _, err = train(capfd, *words, "--runs", tmp_path)
+    assert code == 2 and "workers=0" in one_line(err) and time.monotonic() - began < 40
+    (status,) = tmp_path.glob("debug/*/status.json")
+    assert json.loads(status.read_text())["status"] == "failed"

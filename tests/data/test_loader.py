@@ -1,6 +1,8 @@
 """Who sees which image when: order, shares, mirror pairs, readable errors."""
 
+import errno
 import multiprocessing
+import os
 import random
 from functools import partial
 from pathlib import Path
@@ -83,6 +85,29 @@ def test_images_depend_on_their_address_and_not_on_workers() -> None:
     assert len(one) == 6 and all(map(torch.equal, one, two))
     once, again = images[2, 7][0], images[2, 7][0]
     assert torch.equal(once, again) and not torch.equal(once, images[3, 7][0])
+
+
+@pytest.mark.parametrize("lacking", ["locks", "room"])
+def test_without_shared_memory_the_same_batches_come(lacking, monkeypatch, capfd) -> None:
+    """Workers need it for their locks (without: no workers) and batches (without: a pipe)."""
+
+    def full(*_):
+        raise (
+            RuntimeError("unable to allocate shared memory")
+            if lacking == "room"
+            else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        )
+
+    images = AugmentedImages(noise(), partial(partial, by_references, [jitter], 5))
+    order = list(train_order(24, 8, 3, 0, 6))
+    expected = [raw.images for (raw,) in make_loader(images, order, 0, pin=False)]
+    if lacking == "room":
+        monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    else:
+        monkeypatch.setattr(multiprocessing, "Queue", full)
+    found = [raw.images for (raw,) in make_loader(images, order, 2, pin=False)]
+    assert len(found) == 6 and all(map(torch.equal, expected, found))
+    assert ("--shm-size" in capfd.readouterr().err) == (lacking == "locks")
 
 
 PLUGIN = """

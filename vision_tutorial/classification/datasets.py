@@ -17,7 +17,6 @@ from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import wrap_file
 from torchvision.datasets import CIFAR10, CIFAR100
@@ -26,6 +25,7 @@ from torchvision.datasets.utils import check_integrity
 from ..core.atomic import regular
 from ..core.errors import StorageError, UserError
 from ..core.images import images_in, no_images, split_folder, stay_inside, visible
+from ..core.processes import locked
 from ..core.registry import datasets
 from ..core.sources import ArraySource, FileSource, check_split, data_folder, data_root
 
@@ -152,7 +152,7 @@ def _fetch(name: str, kind: _Archive, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
-            FileLock(folder.with_suffix(".lock")),
+            locked(folder.with_suffix(".lock")),
             tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as temporary,
         ):
             if _intact(kind, folder):  # another process was first

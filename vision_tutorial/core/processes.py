@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -87,6 +87,23 @@ def follow_parent(parent: int, number: int = signal.SIGTERM) -> None:
         _PRCTL(_DEATH_SIGNAL, number)
         if os.getppid() != parent:  # it ended before we asked
             os._exit(143)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file that processes take in turn; say what we wait for, if it takes long."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        print(f"waiting for another process, which holds {path}", file=sys.stderr, flush=True)
+        lock.acquire()  # the system frees it when that process ends
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def environment(scratch: Path | None = None) -> dict[str, str]:

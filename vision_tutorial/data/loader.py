@@ -5,10 +5,12 @@ change nothing.
 """
 
 import multiprocessing
+import multiprocessing.queues
 import os
 import pickle
 import random
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision import transforms as tv
 
 from ..core import arrays as folder
@@ -29,6 +31,7 @@ from ..core.processes import follow_parent
 from ..core.randomness import address
 from ..core.registry import datasets
 from ..core.sources import ArraySource, Source, check_split, data_folder
+from ..core.stopping import SIGNALS
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice
 from ..recipe.loading import IMPORTED, run_file
@@ -36,6 +39,7 @@ from .augmentation.operation import AugmentationPlan, batched_form, in_words, ke
 from .executors import cpu
 
 Item = Sequence[int]  # epoch, index
+PATIENCE = 600  # seconds without a batch that end a training: a disk that does not answer
 ALONE = np.zeros(1, np.int64)  # the rows of a batch of one
 
 
@@ -268,8 +272,20 @@ def collate(samples: list[Any]) -> list[RawBatch] | UserError:
         images, targets, items = zip(*some, strict=True)
         # They lie as (H, W, 3), and stay so: whole blocks are copied then.
         batch = torch.stack([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
-        made.append(RawBatch(batch, torch.as_tensor(np.array(targets)), torch.tensor(items)))
+        parts = batch, torch.as_tensor(np.array(targets)), torch.tensor(items)
+        made.append(RawBatch(*(map(_passed_on, parts) if get_worker_info() else parts)))
     return made
+
+
+def _passed_on(part: Tensor) -> Tensor | np.ndarray:
+    """In shared memory, or, where that is full, an array, which goes through a pipe.
+
+    Left to the loader, a thread of the worker would fail at it, and the training wait for ever.
+    """
+    try:
+        return part.share_memory_()
+    except RuntimeError:
+        return part.numpy()
 
 
 def make_loader(
@@ -286,8 +302,12 @@ def make_loader(
         pin_memory=pin,
         worker_init_fn=_worker_started,
         prefetch_factor=4 if workers else None,
+        timeout=PATIENCE if workers else 0,
     )
     try:
+        # The locks that workers need; a loader that lacks one ends in pages of traceback.
+        locks = [multiprocessing.Queue() for _ in range(workers and 2 * workers + 1)]
+        del locks
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Got pickle error")  # said better below
             made = iter(loader)
@@ -296,15 +316,30 @@ def make_loader(
             f"{images.source.name}: cannot be sent to loader processes ({error}). Define its "
             "classes and functions at the top level of their file, or set workers=0."
         ) from error
+    except OSError as error:  # no room for a queue's locks, no rights, no more processes
+        print(
+            f"data loading: no loader processes here ({error.strerror or error}); images are read "
+            "in the training process. In a container, start it with --shm-size=8g.",
+            file=sys.stderr,
+        )
+        yield from make_loader(images, batches, 0, pin)
+        return
     for batch in made:
         if isinstance(batch, UserError):
             raise batch
-        yield batch
+        yield [RawBatch(*map(torch.as_tensor, part)) for part in batch]
 
 
 def _worker_started(_: int) -> None:
-    """A worker leaves signals to its parent, dies with it, and computes on one thread."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker leaves signals to its parent, dies with it or if it cannot answer, and computes on
+    one thread."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_answer)
     torch.set_num_threads(1)
     follow_parent(os.getppid(), signal.SIGKILL)
+
+
+def _cannot_answer(error: Exception, answer: Any) -> None:
+    """End this worker, since its parent would wait for ever. The exit code says why."""
+    os._exit(getattr(error, "errno", None) or 1)

@@ -4,8 +4,11 @@ accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not 
 `prepare(dataloader)` pads and counts samples twice, so who takes what is decided in data/loader.py.
 """
 
+import errno
 import os
 import pickle
+import re
+import signal
 import tempfile
 import threading
 import time
@@ -222,6 +225,10 @@ class Distributed:
         except UserError as error:
             error.said = error.said or not self._first_to_fail
             raise
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                raise UserError(loader_failure(str(error.strerror))) from error
+            raise
         except RuntimeError as error:
             text = str(error)
             if is_out_of_memory(error):
@@ -229,6 +236,8 @@ class Distributed:
                     f"out of memory on {self.device}: {text.splitlines()[0][:200]} Lower "
                     "micro_batch, eval_batch_size or the size of images, or use precision: bf16."
                 ) from error
+            if any(word in text for word in ("DataLoader ", "ancdata", "with the workers")):
+                raise UserError(loader_failure(text)) from error
             if lacking := machine_error(error):
                 raise lacking from error
             if self.world > 1 and is_lost_peer(error):
@@ -274,6 +283,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU or this machine had no memory left for a tensor."""
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+def loader_failure(text: str) -> str:
+    """One line with the cure, of torch's page about a data loader whose process died or hung."""
+    if hasattr(signal, "SIGCHLD"):  # torch's handler raises anew for each worker that ends
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    code = re.search(r"with exit code (\d+)", text)
+    reason = re.sub(r".*\) (is )?", "", text.splitlines()[0].partition(". ")[0])
+    if code and int(code[1]) > 1:
+        reason = os.strerror(int(code[1]))
+    return (
+        f"data loading: a loader process could not go on ({reason}). Set fewer workers, or "
+        "workers=0; if files ran out: ulimit -n 4096; if shared memory did, in a container: "
+        "--shm-size=8g; a process that was killed may have had too little memory."
+    )
 
 
 def machine_error(error: BaseException) -> UserError | None:

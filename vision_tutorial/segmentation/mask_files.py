@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import psutil
-from filelock import FileLock
 from PIL import Image
 
 from ..core import arrays
 from ..core.errors import StorageError, UserError
 from ..core.folders import cache_folder
 from ..core.images import VOID, check_ids, image_size, read_image, read_mask, said_of, stay_inside
+from ..core.processes import locked
 from ..core.sources import ArraySource, Source, base, check_readable, notices
 
 
@@ -246,7 +246,7 @@ def _on_disk(source: Source) -> ArraySource:
     folder = cache_folder() / "decoded" / f"{source.name}-{stamp.hexdigest()[:16]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # of several processes one writes, the others wait
+        with locked(Path(f"{folder}.lock")):  # of several processes one writes, the others wait
             if not (folder / arrays.MANIFEST).exists():
                 arrays.write(folder, source.name, {"train": source})
     except (OSError, StorageError) as error:
