@@ -24,7 +24,7 @@ from .data import class_counts, loader, mix
 from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
-from .engine.distributed import is_lost_peer, is_out_of_memory, machine_error
+from .engine.device_errors import is_lost_peer, is_out_of_memory, machine_error
 from .engine.optimizer_state import pack
 from .recipe.fields import Recipe
 from .recipe.grammar import Term

@@ -291,7 +291,7 @@ def test_a_recipe_cannot_be_changed(write):
 STRANGE = [
     *("mix={cutmix: 1, mixup: {alpha: 0.2}}", "clip.agc=1e-9", "seed=9007199254740992"),
     *("normalize={mean: [1, 2, 3e-7], std: [1e16, 1, 1]}", "expects={top1: 1e-300, x: }"),
-    "wandb={notes: '1e-3', tags: [on, '1', 'null', '', ' x ', '1:30', '0o7', '#', 'é\n']}",
+    "wandb={notes: '1e-3', tags: [on, '1', 'null', ' x ', '1:30', '0o7', '#', 'é\n']}",
     "model={resnet18: {pretrained: '1e5', block_args: {a: {b: []}, c: {}}}}",
 ]
 
