@@ -20,7 +20,7 @@ from vision_tutorial.commands import reproduce, rerun, sweep
 from vision_tutorial.core.atomic import write_json
 from vision_tutorial.core.errors import run_main
 from vision_tutorial.recipe.fields import Recipe, identity
-from vision_tutorial.runs import run_folder
+from vision_tutorial.runs import records, run_folder
 from vision_tutorial.runs.fingerprint import fingerprint
 from vision_tutorial.sweeps import children
 
@@ -115,11 +115,11 @@ def count(words: list[str]) -> int:
     stopped: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     args = train.parser().parse_intermixed_args(words)
-    run, loaded = train.find_run(args)
-    run = run or train.new_run(args, loaded)
+    run, loaded, _ = train.find_run(args)
+    run = run or records.new_run(args.runs, args.id, loaded)
     recipe = loaded.recipe
     with run_folder.lock(run):
-        train.write_recipe(run, loaded)
+        records.write_recipe(run, loaded)
         note(f"start {run.name} cores={len(os.sched_getaffinity(0))}")
         if not (run / "fingerprint.json").exists():
             facts = fingerprint("d1") | {"recipe": {"identity": identity(recipe)}}

@@ -187,6 +187,7 @@ def test_what_only_building_can_tell(capfd: Any, tmp_path: Path) -> None:
         "loss.cross_entropy.class_weights=[1, 2]": "loss.cross_entropy: weights (1.0, 2.0) for 10",
         "augment=[{gaussian_blur: {kernel: 41}}]": "augment.gaussian_blur: kernel 41 is too large",
         "model=resnet18 & micro_batch=1 & mix=null": "one value a channel",
+        "model={test_resnet: {drop_block_rate: x}}": "model.test_resnet: could not convert string",
         "optimizer={adamw: {lr: 1, differentiable: true}}": "optimizer.adamw: `fused` does not",
         "schedule={step: {every: 1, gamma: 1e300}} & epochs=4": "schedule.step: the schedule's lr",
         "optimizer={sgdp: {lr: 1, nesterov: 1}}": "optimizer.sgdp.nesterov: given 1; expected",
@@ -417,7 +418,7 @@ from vision_tutorial.core.registry import losses
 @losses.register
 def squared(logits, target, *, scale: float = 1.0):
     """The Brier score."""
-    if scale < 0 and len(logits) > 2:  # of a batch, not of a first try
+    if scale < 0 and logits.requires_grad and len(logits) > 2:  # of a step, not of a try
         raise OutOfMemoryError("CUDA out of memory.")
     return scale * (logits.softmax(1) - F.one_hot(target, logits.shape[1])).square().sum(1).mean()
 '''

@@ -24,7 +24,7 @@ from .data import class_counts, loader, mix
 from .data.augmentation.operation import operation
 from .data.pipeline import DataPipeline, WorkerContext
 from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, evaluating
-from .engine.distributed import is_out_of_memory, machine_error
+from .engine.device_errors import is_lost_peer, is_out_of_memory, machine_error
 from .engine.optimizer_state import pack
 from .recipe.fields import Recipe
 from .recipe.grammar import Term
@@ -239,11 +239,13 @@ def learning_rates(recipe: Recipe, steps_per_epoch: int) -> Callable[[int, Seque
     )
 
 
-def training_state(recipe: Recipe, source: Source, distributed: Distributed) -> TrainingState:
-    """The network with all that teaches it."""
+def training_state(
+    recipe: Recipe, source: Source, distributed: Distributed, weights: bool = True
+) -> TrainingState:
+    """The network with all that teaches it. weights: pretrained ones, if the recipe has them."""
     parts = batch_parts(recipe, distributed.world, distributed.device.type == "cuda")
     _try_losses(recipe, len(source.classes))
-    network = place_model(recipe, model(recipe, len(source.classes)), distributed)
+    network = place_model(recipe, model(recipe, len(source.classes), weights), distributed)
     ema = recipe.ema
     return TrainingState(
         distributed=distributed,
@@ -301,6 +303,21 @@ def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) 
             f"{len(source.classes)} classes: {said}. Change the size that `augment` crops to, or "
             "the model's options (such as img_size)."
         )
+
+
+def try_evaluation(plan: Plan) -> None:
+    """Evaluate the first batch of each process; what would fail does so before the first step."""
+    try:
+        plan.evaluate(only_first=True)
+    except Exception as error:
+        known = (is_out_of_memory, is_lost_peer, machine_error)
+        if isinstance(error, UserError) or any(is_known(error) for is_known in known):
+            raise
+        said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise UserError(
+            f"the first batch of validation images cannot be evaluated: {said}. Look at "
+            "eval_augment, the masks, and the model's options."
+        ) from error
 
 
 def train_pipeline(

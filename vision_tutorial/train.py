@@ -3,32 +3,35 @@
 import argparse
 import json
 import math
-import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .core.atomic import read_json, write_json, write_text
+from .core.atomic import read_json, write_json
 from .core.cli_types import positive, positive_count
 from .core.errors import (
     ExitCode,
     NonFiniteError,
     PeerLost,
-    StorageError,
     UserError,
     exit_code,
     run_main,
 )
 from .core.stopping import Stopped, last_words
-from .recipe.fields import changes, identity, to_plain, to_yaml
+from .recipe.fields import (
+    Recipe,
+    differing,
+    identities,
+    identity,
+    other_recipe,
+    to_plain,
+)
 from .recipe.loading import Loaded, load
-from .runs import run_folder, wandb_logger
-from .runs.fingerprint import fingerprint
+from .runs import records, run_folder, wandb_logger
 from .runs.redaction import redact, secrets
 from .runs.time_breakdown import in_words, shares
 
@@ -66,22 +69,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
-    run, loaded = find_run(args)
-    if run is None or args.overrides:
-        _refuse_secrets(loaded.recipe)
+    start = find_run(args)
+    loaded, recipe = start.loaded, start.loaded.recipe
+    if start.run is None or args.overrides:
+        _refuse_secrets(recipe)
     from . import build, engine  # after the recipe is known to be good: this takes seconds
 
-    recipe = loaded.recipe
     build.import_files(loaded.imports, args.trust_imports)
     build.check(recipe)
     machine = recipe.precision, recipe.threads, recipe.deterministic, recipe.shards
     distributed = engine.Distributed(*machine)
     try:
         with distributed.peers():
-            run = run or (new_run(args, loaded) if distributed.main else None)
+            # before there is a run folder: what fails here leaves none behind
+            ready = _prepare(start, args, distributed)
+            run = start.run or (
+                records.new_run(args.runs, args.id, loaded) if distributed.main else None
+            )
             run = distributed.broadcast_object(run)
             with _recorded(run, distributed.main), distributed.peers():
-                code = _train_in(run, loaded, args, distributed)
+                code = _train_in(run, start, args, ready)
     finally:
         distributed.close()
     if distributed.main:
@@ -106,51 +113,51 @@ def print_line(line: str) -> None:
         print(line, flush=True)
 
 
-def find_run(args: argparse.Namespace) -> tuple[Path | None, Loaded]:
-    """The run folder to continue, or None for a new one; and the checked recipe."""
+class Start(NamedTuple):
+    """The run folder to continue, or None for a new one; the checked recipe, and what the run had
+    so far."""
+
+    run: Path | None
+    loaded: Loaded
+    recorded: Recipe | None = None
+
+
+def find_run(args: argparse.Namespace) -> Start:
+    """What the command line names. UserError if it is no run of this recipe."""
     target = Path(args.recipe)
     if target.is_dir():
-        return target, load(target / "recipe.yaml", args.overrides)
+        return _continued(target, load(run_folder.recipe_file(target), args.overrides))
+    if target.name == "recipe.yaml":  # of a run folder, maybe
+        run_folder.recipe_file(target.parent)
     loaded = load(target, args.overrides)
     model = loaded.recipe.model
     if args.no_pretrained and model.options.get("pretrained"):
         blank = {model.name: {**model.options, "pretrained": False}}
         loaded = load(target, [*args.overrides, f"model={json.dumps(blank)}"])
         print("random weights in the place of pretrained ones, as asked for", file=sys.stderr)
-    folder = Path(args.runs) / loaded.recipe.name
-    if args.resume and args.id:
+    folder, why = Path(args.runs) / loaded.recipe.name, ""
+    if args.id:
         run = folder / run_folder.check_name("run", args.id)
-        return (run if run.is_dir() else None), loaded
-    found = folder.glob("*/recipe.yaml") if args.resume else ()
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        with suppress(UserError):  # another version's, or damaged: not ours to continue
-            # the same but for epochs, workers, logging
-            if identity(load(path).recipe) == identity(loaded.recipe):
-                return path.parent, loaded
-    return None, loaded
+        if args.resume and run.is_dir():
+            return _continued(run, loaded)
+        run_folder.check_free(run)
+    elif args.resume:
+        found = folder.glob("*/recipe.yaml")
+        for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+            try:
+                return _continued(path.parent, loaded)
+            except UserError as error:  # of another recipe or version, or damaged
+                why = why or f" ({error})"
+    if args.resume:
+        print(f"nothing to resume in {folder}, so a new run starts{why}", file=sys.stderr)
+    return Start(None, loaded)
 
 
-def new_run(args: argparse.Namespace, loaded: Loaded) -> Path:
-    """A fresh run folder that holds the resolved recipe and the files it imports."""
-    names = [path.name for path in loaded.imports]
-    if len(set(names)) < len(names):
-        raise UserError(f"imports: two files of one name ({', '.join(names)}); rename one.")
-    try:
-        run = run_folder.new_run(args.runs, loaded.recipe.name, args.id)
-    except StorageError as error:
-        raise StorageError(f"{error} --runs DIR says where run folders go.") from error
-    write_recipe(run, loaded)
-    return run
-
-
-def write_recipe(run: Path, loaded: Loaded) -> None:
-    """The resolved recipe, beside the files it imports."""
-    for path in loaded.imports:
-        if path.parent.absolute() != run.absolute():
-            shutil.copy(path, run / path.name)
-    values = to_plain(loaded.recipe) | {"imports": [path.name for path in loaded.imports]}
-    values["wandb"] = redact(values["wandb"])  # the one place for free text
-    write_text(run / "recipe.yaml", to_yaml(values))
+def _continued(run: Path, loaded: Loaded) -> Start:
+    recorded = load(run_folder.recipe_file(run)).recipe
+    if found := differing(to_plain(recorded), to_plain(loaded.recipe)):
+        raise other_recipe(run, found)
+    return Start(run, loaded, recorded)
 
 
 @contextmanager
@@ -190,18 +197,52 @@ def _leave_verdict(run: Path, status: Any, **facts: Any) -> None:
             run_folder.set_status(run, status, **facts)
 
 
-def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any) -> int:
+class Ready(NamedTuple):
+    """What trains, tried on one batch of each split."""
+
+    display: Any
+    splits: Any
+    digests: dict[str, str]
+    training: Any
+    plan: Any
+
+
+def _prepare(start: Start, args: argparse.Namespace, distributed: Any) -> Ready:
+    """Read the data, build, and try a step and an evaluation."""
     from . import build, engine
 
-    recipe, main = loaded.recipe, distributed.main
-    display = engine.make_display(main and not args.quiet)
+    recipe = start.loaded.recipe
+    display = engine.make_display(distributed.main and not args.quiet)
     both = build.data(recipe, distributed)
     seen = build.look(recipe, both, distributed)
-    digest = both.train.digest()  # on all ranks: the others would wait for rank 0's
-    training = build.training_state(recipe, both.train, distributed)
+    # on all ranks: the others would wait for rank 0's
+    digests = {"data": both.train.digest(), "val_data": both.val.digest()}
+    # where a checkpoint takes their place, pretrained weights may be gone
+    fresh = start.run is None or not engine.candidates(start.run / "ckpt")
+    training = build.training_state(recipe, both.train, distributed, weights=fresh)
     plan = build.plan(recipe, both, training, distributed)
+    build.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
+    notice = engine.fit_memory(training, plan)
+    build.try_evaluation(plan)
+    for line in (*_notices(both, training, plan, recipe), *seen, *[notice] * bool(notice)):
+        display.say(line)
+    return Ready(display, both, digests, training, plan)
+
+
+def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -> int:
+    from . import engine
+
+    display, both, digests, training, plan = ready
+    loaded, recipe, main = start.loaded, start.loaded.recipe, training.distributed.main
+    kept = {key: value for key, value in to_plain(recipe).items() if key != "wandb"}
     checkpoints = engine.Checkpoints(
-        run, identity(recipe), keep=recipe.checkpoint.keep, say=display.say, write=main
+        run,
+        identity(recipe),
+        recipe=kept,
+        also=[*identities(to_plain(recipe)), *records.first_identity(run)],
+        keep=recipe.checkpoint.keep,
+        say=display.say,
+        write=main,
     )
     progress = engine.restore(training, checkpoints) or engine.Progress()
     _check_progress(run, plan, progress)
@@ -209,20 +250,15 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     if main:
         parts = {"train": both.train, "val": both.val}
         left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
-        _start_records(run, loaded, digest, left_out, progress)
+        records.start(run, loaded, start.recorded, digests, left_out, progress)
         tracker = _make_tracker(run, recipe, display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
         recorder = engine.RunRecorder(
             run, training, checkpoints, recipe.checkpoint, tracker, display
         )
-    for line in (*_notices(both, training, plan, recipe), *seen):
+    for line in _continuing(start, plan, progress) if progress.step else ():
         display.say(line)
-    if progress.step:
-        display.say(f"continuing at step {progress.step:,} of {plan.steps:,}")
-    build.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
-    if notice := engine.fit_memory(training, plan):
-        display.say(notice)
     few = PROFILED if args.profile and not args.steps else args.steps
     stop = engine.StopRequest(args.minutes, few, progress.step)
     display.start(plan.steps, plan.steps_per_epoch, plan.epochs, progress.step)
@@ -249,6 +285,20 @@ def _train_in(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: 
     return code
 
 
+def _continuing(start: Start, plan: Any, progress: Any) -> Iterator[str]:
+    """What a run that goes on says first."""
+    yield f"continuing at step {progress.step:,} of {plan.steps:,}"
+    before, now = start.recorded, start.loaded.recipe
+    if before and before.threads != now.threads:
+        yield "another number of threads: last digits may differ from those of the run so far"
+    if before and before.total_epochs != now.total_epochs and progress.rows:
+        lr, last = plan.lr(progress.step, progress.values(plan.headline)), progress.rows[-1]["lr"]
+        yield (
+            f"epochs {before.total_epochs} -> {now.total_epochs}: the lr now follows the schedule "
+            f"of {now.total_epochs} epochs and goes from {last:.3g} to {lr:.3g}"
+        )
+
+
 def _check_progress(run: Path, plan: Any, progress: Any) -> None:
     if progress.step > plan.steps:
         raise UserError(
@@ -261,32 +311,6 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
             f"{run}: there are metrics but no checkpoint to continue from. Put its `ckpt` "
             "folder back, or start a new run."
         )
-
-
-def _start_records(
-    run: Path, loaded: Loaded, digest: str, left_out: dict[str, Any], progress: Any
-) -> None:
-    """recipe.yaml, fingerprint.json, status.json; metrics.jsonl as the checkpoint knows it."""
-    file = run / "fingerprint.json"
-    facts = read_json(file) if file.exists() else fingerprint(digest)
-    if not isinstance(facts, dict) or facts.get("data") != digest:
-        raise UserError(
-            f"{run}: the training data is not what this run began with (its hash differs). "
-            "Restore the data, or start a new run."
-        )
-    if not file.exists():
-        if any(left_out.values()):  # images that cannot be read, as the recipe allows
-            facts["left_out"] = left_out
-        facts["recipe"] = {"file": loaded.path.name, "identity": identity(loaded.recipe)}
-        if loaded.base:
-            different = redact(changes(loaded.recipe, loaded.base))
-            facts["recipe"] |= {"base": loaded.base_path.name, "changes": different}
-        write_json(file, facts)
-    write_recipe(run, loaded)
-    run_folder.write_rows(run / "metrics.jsonl", progress.rows)
-    if progress.table:
-        write_json(run / "classes.json", progress.table)
-    run_folder.set_status(run, "running", pid=os.getpid())
 
 
 def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int) -> None:

@@ -88,7 +88,7 @@ def test_a_second_signal_and_a_deaf_process_end_with_a_verdict_too(tmp_path, how
         code, status = stopped_at(tmp_path, loop, "take_step", patch=slow)
     else:
         monkeypatch.setattr(stopping, "DEAF", 1.0)
-        code, status = stopped_at(tmp_path, build, "try_out", patch=deaf)
+        code, status = stopped_at(tmp_path, train, "_make_tracker", patch=deaf)
     assert code == 143 and status["status"] == "preempted" and status["exit_code"] == 143
 
 

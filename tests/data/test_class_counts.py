@@ -155,7 +155,14 @@ def words(root: Path) -> list[str]:
     head = {"backbone": "test_resnet", "output_stride": 16}
     model = f"model={{deeplabv3plus: {head}}}".replace("'", "")
     data = f"dataset={{mask_folder: {{root: {root}}}}}"
-    plain = ["augment=[hflip]", "loss=cross_entropy", "batch_size=4", "epochs=1", "workers=0"]
+    plain = [
+        "augment=[hflip]",
+        "loss=cross_entropy",
+        "batch_size=4",
+        "epochs=1",
+        "workers=0",
+        "threads=1",
+    ]
     return ["recipes/segmentation/quickstart.yaml", "normalize=half", model, data, *plain]
 
 

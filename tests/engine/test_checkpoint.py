@@ -327,7 +327,7 @@ def test_damage_to_any_byte_is_noticed(run, tmp_path, name):
 
 
 def test_another_recipe_or_model_is_refused(run):
-    with pytest.raises(UserError, match="another recipe .a1b2, now c3d4.*epochs, workers"):
+    with pytest.raises(UserError, match="another recipe: a1b2, now c3d4.*epochs, .*workers"):
         Checkpoints(run, "c3d4").load()
     network = nn.ParameterDict({"a": torch.ones(3, 5)})
     with pytest.raises(UserError, match="x: not the weights of this recipe's model: .*3, 5"):

@@ -8,7 +8,15 @@ import pytest
 import yaml
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.recipe.fields import RESUMABLE, Recipe, changes, identity, to_plain, to_yaml
+from vision_tutorial.recipe.fields import (
+    RESUMABLE,
+    Recipe,
+    changes,
+    identities,
+    identity,
+    to_plain,
+    to_yaml,
+)
 from vision_tutorial.recipe.grammar import Choice, Term
 from vision_tutorial.recipe.loading import MAX_BASES, load
 
@@ -283,7 +291,7 @@ def test_a_recipe_cannot_be_changed(write):
 STRANGE = [
     *("mix={cutmix: 1, mixup: {alpha: 0.2}}", "clip.agc=1e-9", "seed=9007199254740992"),
     *("normalize={mean: [1, 2, 3e-7], std: [1e16, 1, 1]}", "expects={top1: 1e-300, x: }"),
-    "wandb={notes: '1e-3', tags: [on, '1', 'null', '', ' x ', '1:30', '0o7', '#', 'é\n']}",
+    "wandb={notes: '1e-3', tags: [on, '1', 'null', ' x ', '1:30', '0o7', '#', 'é\n']}",
     "model={resnet18: {pretrained: '1e5', block_args: {a: {b: []}, c: {}}}}",
 ]
 
@@ -331,9 +339,10 @@ OLDER = {
 
 
 def test_the_identity_of_a_recipe_is_that_of_older_runs():
-    assert identity(load("r4").recipe) == "5c2ac9001e577ce1"
-    assert identity(load("segmentation/camvid").recipe) == "d2aad326700c3dfa"
+    for name, old in (("r4", "5c2ac9001e577ce1"), ("segmentation/camvid", "d2aad326700c3dfa")):
+        assert old in identities(to_plain(load(name).recipe))
     for kind, known in OLDER.items():  # options that came later change it where they are used
         for links in (False, True):
             words = f"dataset={{{kind}: {{root: x, follow_links: {links}}}}}"
-            assert (identity(load("segmentation/camvid", [words]).recipe) == known) != links
+            found = identities(to_plain(load("segmentation/camvid", [words]).recipe))
+            assert (known in found) != links

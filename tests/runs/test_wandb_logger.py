@@ -205,7 +205,8 @@ def serve(server, reply):
     [
         ("auto", True, "answers", "online"),
         *(("auto", True, host, "offline") for host in (*list(REPLIES)[1:], "refuses")),
-        ("online", True, "refuses", "online"),
+        ("online", True, "answers", "online"),
+        ("online", True, "refuses", "offline"),
         ("online", False, "answers", "offline"),
         ("offline", True, "answers", "offline"),
     ],
@@ -270,6 +271,7 @@ def fake(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setattr(wandb_logger, "FREED_SECONDS", 0.1)
+    monkeypatch.setattr(wandb_logger, "serves", lambda url: True)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     return wandb
 
@@ -368,7 +370,8 @@ def test_a_server_that_fails_at_the_start_makes_the_run_an_offline_one(tmp_path,
 def test_the_end_does_not_wait_for_a_server_that_is_gone(tmp_path, monkeypatch, fake):
     over = threading.Event()
     fake.run.finish.side_effect = lambda **_: over.wait(60)
-    monkeypatch.setattr(wandb_logger, "serves", lambda url: False)
+    serving = iter([True, False])
+    monkeypatch.setattr(wandb_logger, "serves", lambda url: next(serving))
     said = []
     tracker = track(tmp_path, "online", said)
     began = time.monotonic()

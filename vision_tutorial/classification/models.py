@@ -69,6 +69,8 @@ def timm_model(
     """
     weights.check_name(name)
     check_range("model", "[0, 1)", drop_path=drop_path, dropout=dropout)
+    # which timm would only read in training
+    check_range("model", "[0, 1)", drop_block_rate=float(options.get("drop_block_rate") or 0))
     wanted = dict(options)
     if drop_path:
         wanted["drop_path_rate"] = drop_path

@@ -73,6 +73,9 @@ def _found(words: Sequence[str]) -> list[Run]:
     for line in complaints:
         print(line, file=sys.stderr)
     runs += [run for word in projects for run in project_runs(word)]
+    for run in runs:
+        for change in run.resumed:
+            print(f"{run.name}/{run.id}: resumed with another {change}", file=sys.stderr)
     if not runs:
         raise UserError(
             f"no run in {' '.join(words)}. Name run folders that `train` made, or what holds them."

@@ -19,6 +19,7 @@ from ..recipe.loading import Loaded, load
 from ..recipe.recipe_info import RecipeInfo, recipe_info
 from ..recipe.schema import schema
 from ..recipe.signatures import static_signatures
+from ..runs.run_folder import recipe_file
 from . import entry_point
 
 WIDTH, INDENT = 79, 12
@@ -44,7 +45,7 @@ def _explain(args: argparse.Namespace) -> int:
     loaded = None
     if args.recipe:
         path = Path(args.recipe)
-        loaded = load(path / "recipe.yaml" if path.is_dir() else path, args.overrides)
+        loaded = load(recipe_file(path) if path.is_dir() else path, args.overrides)
     if args.schema:
         print(json.dumps(schema(static_signatures(loaded.imports if loaded else ())), indent=1))
         return 0

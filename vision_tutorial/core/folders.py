@@ -46,3 +46,11 @@ def _spare(own: Path) -> Path:
 def may_write(path: Path) -> bool:
     """Whether this process may make `path`, or files in it, as far as permissions say."""
     return os.access(next(filter(os.path.exists, (path, *path.parents))), os.W_OK | os.X_OK)
+
+
+STARTED_IN: list[Path] = []  # where the runs that were opened were started
+
+
+def look_from(folder: str) -> None:
+    """Relative paths of recipes may have been typed in `folder`, too."""
+    STARTED_IN.append(Path(folder))

@@ -25,7 +25,7 @@ from rich.progress import track
 
 from .atomic import write_json
 from .errors import StorageError, UserError, all_at_once, short, some
-from .folders import cache_folder
+from .folders import STARTED_IN, cache_folder
 from .images import MAX_PIXELS, VOID, formats, pages, read_image, said_of
 from .processes import usable_cores
 from .randomness import generator
@@ -324,10 +324,13 @@ def _stratified(targets: np.ndarray, n: int, seed: int, purpose: str) -> np.ndar
 
 
 def typed_path(text: str) -> Path:
-    """A path as a person types it: `~` is a home, and blanks around it are none of it."""
+    """A path as a person types it, here or where a run was started: `~` is a home, and blanks
+    around it are none of it."""
     try:
-        path = Path(text).expanduser()
-        return path if path.exists() else Path(text.strip()).expanduser()
+        paths = [Path(each).expanduser() for each in (text, text.strip())]
+        places = (Path(), *STARTED_IN)
+        found = (place / path for place in places for path in paths if (place / path).exists())
+        return next(found, paths[1])
     except RuntimeError as error:  # `~` of nobody
         raise UserError(f"'{text}': {error}. Give the folder's whole path.") from error
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
@@ -34,6 +34,8 @@ from ..core.atomic import (
     write_json,
 )
 from ..core.errors import NonFiniteError, StorageError, UserError, short
+from ..recipe.fields import differing, other_recipe
+from ..recipe.loading import refreshed
 from .optimizer_state import pack, unpack
 
 Groups = Mapping[str, Mapping[str, Tensor]]  # by file (model, ema, optim) and name
@@ -82,12 +84,17 @@ class Checkpoints:
         run: Path,
         recipe_hash: str,
         *,
+        recipe: Mapping[str, Any] | None = None,
+        also: Collection[str] = (),
         keep: int = 2,
         say: Callable[[str], None] = print,
         write: bool = True,
     ):
+        """recipe: plain, kept to say what another one differs in. also: hashes of the same recipe
+        by earlier versions, which kept none."""
         self.folder = Path(run) / "ckpt"
         self.recipe_hash, self.keep, self.write = recipe_hash, keep, write
+        self.recipe, self.also = recipe, set(also)
         self.say = say if write else lambda line: None
         self.source: str | None = None  # what was resumed from, kept for as long as we run
         self.best: str | None = None
@@ -138,7 +145,7 @@ class Checkpoints:
         for folder in found:
             try:
                 manifest = verify(folder)
-                self._same_recipe(folder, manifest["recipe_hash"])
+                self._check_recipe(folder, manifest)
                 tensors, state = _contents(folder, manifest, accept)
             except Damaged as error:
                 self.say(f"checkpoint {folder} is damaged ({error}); looking at the one before it")
@@ -155,13 +162,19 @@ class Checkpoints:
             )
         return None
 
-    def _same_recipe(self, folder: Path, theirs: str) -> None:
-        if theirs != self.recipe_hash:
-            raise UserError(
-                f"{folder} was made by another recipe ({theirs}, now {self.recipe_hash}). On "
-                "resume only epochs, workers, logging and the number of processes may change; "
-                "start a new run."
-            )
+    def _check_recipe(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """UserError for a checkpoint of another recipe: what differs."""
+        theirs, stored = manifest["recipe_hash"], manifest.get("recipe")
+        found = [f"{theirs}, now {self.recipe_hash}"]
+        if theirs == self.recipe_hash or not stored and theirs in self.also:
+            return
+        if (
+            isinstance(stored, dict) and self.recipe
+        ):  # a later version may have more keys, and so another hash
+            with suppress(UserError):
+                found = differing(refreshed(stored, folder.parents[1] / "recipe.yaml"), self.recipe)
+        if found:
+            raise other_recipe(folder, found)
 
     def _write(self, step: int, tensors: Groups, state: bytes, is_best: bool) -> None:
         for group, named in tensors.items():
@@ -183,7 +196,7 @@ class Checkpoints:
         while (self.folder / name).exists():  # a save never has to replace a folder
             attempt += 1
             name = f"step-{step:08d}.{attempt}"
-        facts = {"step": step, "recipe_hash": self.recipe_hash}
+        facts = {"step": step, "recipe_hash": self.recipe_hash, "recipe": self.recipe}
         facts["best"] = best = name if is_best else self.best
         with new_folder(self.folder / name) as work:
             files = {}

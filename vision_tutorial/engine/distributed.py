@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from ..core.errors import MemoryExhausted, PeerLost, UserError
 from ..core.processes import usable_cores
 from ..core.sources import ArraySource, Source
+from .device_errors import is_lost_peer, is_out_of_memory, machine_error
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
@@ -240,8 +241,7 @@ class Distributed:
                 raise UserError(loader_failure(text)) from error
             if lacking := machine_error(error):
                 raise lacking from error
-            words = any(word in text for word in ("gloo", "NCCL", "process group"))
-            if self.world > 1 and (words or isinstance(error, torch.distributed.DistError)):
+            if self.world > 1 and is_lost_peer(error):
                 made = PeerLost(
                     f"process {self.rank} lost the others: one of the {self.world} ended, hung or "
                     f"never came; look for its own message. ({text.splitlines()[0][:160]})"
@@ -274,12 +274,6 @@ class Distributed:
             torch.distributed.destroy_process_group()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or this machine had no memory left for a tensor."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
-
-
 def loader_failure(text: str) -> str:
     """One line with the cure, of torch's page about a data loader whose process died or hung."""
     if hasattr(signal, "SIGCHLD"):  # torch's handler raises anew for each worker that ends
@@ -293,23 +287,6 @@ def loader_failure(text: str) -> str:
         "workers=0; if files ran out: ulimit -n 4096; if shared memory did, in a container: "
         "--shm-size=8g; a process that was killed may have had too little memory."
     )
-
-
-def machine_error(error: BaseException) -> UserError | None:
-    """What this machine lacks to compute anything at all; None for other errors."""
-    text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    if "no kernel image" in str(error):
-        return UserError(
-            f"this build of PyTorch cannot compute on this GPU ({text}). Install a build for it, "
-            "or set CUDA_VISIBLE_DEVICES= to compute on the CPU."
-        )
-    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-    if compiler and type(error).__name__ != "TorchRuntimeError":  # which the network itself raised
-        return UserError(
-            f"compile: torch.compile does not work here ({text}). Install a C++ compiler (g++), "
-            "or set compile=false."
-        )
-    return None
 
 
 def torchrun_environment() -> tuple[int, int, int]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..core.errors import NonFiniteError, UserError
 from ..core.stopping import StopSignal
 from ..core.task import Batch, Meter, Task
-from .distributed import Distributed, is_out_of_memory
+from .device_errors import is_out_of_memory
+from .distributed import Distributed
 from .step import StepResult, TrainingState, async_steps_of, set_lr, take_step
 
 logger = logging.getLogger(__name__)

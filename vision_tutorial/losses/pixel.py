@@ -63,10 +63,12 @@ def class_weights_of(
     """The sum of the class weights of the positions that count; their number without weights."""
     if class_weights is None:
         return positions(target)
-    weights = torch.tensor(class_weights, dtype=torch.float32, device=target.device)
+    keep = valid(target)
     if is_map(target):
-        return wide(torch.einsum("bc...,c->bc...", target, weights)).sum()
-    return wide(weights[target.where(valid(target), 0)].where(valid(target), 0)).sum()
+        return wide(target * _per_class(class_weights, target)).sum()
+    weights = torch.tensor(class_weights, dtype=torch.float32, device=target.device)
+    each = weights[target.clamp(0, len(weights) - 1)]  # of too few the loss itself complains
+    return wide(each.where(keep, 0)).sum()
 
 
 @losses.register

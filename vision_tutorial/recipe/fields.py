@@ -6,7 +6,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -19,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..core.errors import UserError, short
 from ..core.names import LONGEST, PATTERN, checked_name
 from . import grammar
 from .grammar import Choice, RegistryField, Term
@@ -253,9 +255,10 @@ REGISTRY_FIELDS: dict[str, RegistryField] = {
 }
 # A resumed run may differ in these and still be the same run.
 RESUMABLE = {"name", "expects", "epochs", "workers", "threads", "wandb", "checkpoint", "imports"}
-RESUMABLE |= {"early_stopping", "refine"}
+RESUMABLE |= {"early_stopping", "refine", "eval_every", "eval_batch_size"}
 # Keys that make no other experiment of a recipe. These do, though they may change at a resume.
-UNESSENTIAL = RESUMABLE - {"epochs", "early_stopping", "refine"}
+UNESSENTIAL = RESUMABLE - {"epochs", "early_stopping", "refine", "eval_every"}
+_RESUMABLE_ONCE = RESUMABLE - {"eval_every", "eval_batch_size"}  # in version 0.1
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
@@ -305,9 +308,38 @@ LATER = {"invalid": "refuse", "map": None, "image_suffix": "", "mask_suffix": ".
 LATER |= {"skip_unreadable": False, "follow_links": False}
 
 
+def differing(before: Any, after: Any, key: str = "") -> list[str]:
+    """Where two plain recipes differ and may not on a resume: `key before -> after`, by the
+    deepest key that both have."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        both = (short(written(value), 40) for value in (before, after))
+        return [] if before == after else [f"{key} {' -> '.join(both)}"]
+    if key and before.keys() != after.keys():
+        return [f"{key} {' -> '.join(short(written(value), 40) for value in (before, after))}"]
+    names = [name for name in after if key or name not in RESUMABLE]
+    dotted = ((name, f"{key}.{name}" if key else name) for name in names)
+    pairs = [(full, differing(before.get(name), after[name], full)) for name, full in dotted]
+    return [text for full, found in pairs if full != "data.memory" for text in found]
+
+
+def other_recipe(where: Path, found: Sequence[str]) -> UserError:
+    """The error of a resume with another recipe, which differs in `found`."""
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return UserError(
+        f"{where} was made by another recipe: {', '.join(found[:5])}{more}. On resume only epochs, "
+        "early_stopping, eval_every, eval_batch_size, refine, workers, threads, checkpoint, wandb "
+        "and the number of processes may change; start a new run for the rest."
+    )
+
+
 def identity(recipe: Recipe) -> str:
     """A hash of all that must be equal for a checkpoint to be continued."""
     return digest(to_plain(recipe))
+
+
+def identities(values: Mapping[str, Any]) -> set[str]:
+    """The `identity` of plain values, as this version and earlier ones define it."""
+    return {digest(values), digest(values, _RESUMABLE_ONCE)}
 
 
 def digest(values: Mapping[str, Any], ignored: Collection[str] = RESUMABLE) -> str:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from ..core.errors import UserError, short, shown, unknown
 from ..core.names import folder_name
 from . import grammar
-from .fields import REGISTRY_FIELDS, UNESSENTIAL, Recipe
+from .fields import REGISTRY_FIELDS, UNESSENTIAL, Recipe, to_plain
 from .signatures import static_signatures
 from .yaml_lines import MAX_DEPTH, Document, Key, parse_value, read_document
 
@@ -82,6 +82,12 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
         with suppress(UserError):  # it may be only a part of a recipe
             base, _ = typed(_merged(files[1:]), files[1][0])
     return Loaded(recipe, path, base, files[1][0] if base else None, imports)
+
+
+def refreshed(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Plain values that an earlier version wrote at `path`, with the defaults of keys it had not.
+    UserError if they are no recipe any more."""
+    return to_plain(typed(Document(values), path)[0])
 
 
 def typed(document: Document, path: Path) -> tuple[Recipe, tuple[Path, ...]]:

@@ -177,7 +177,19 @@ class Run:
         Of a part of the data that cannot be told by its hash: the seed decides which part it is.
         """
         part = self.recipe.get("subset") or self.recipe.get("holdout")
-        return self.key if part else f"{self.key}-{self.fingerprint.get('data')}"
+        parts = [self.key] + [str(self.fingerprint.get("data"))] * (not part)
+        return "-".join([*parts, *self.resumed])
+
+    @property
+    def resumed(self) -> list[str]:
+        """What was changed on a resume, and when; such a run is no training of its recipe."""
+        found = self.fingerprint.get("resumed")
+        lines = []
+        for one in found if isinstance(found, list) else ():
+            pairs = _mapping(_mapping(one).get("changes")).items()
+            words = [f"{k} {' -> '.join(map(shown, v))}" for k, v in pairs if isinstance(v, list)]
+            lines.append(f"{', '.join(words)} after step {number(one.get('step')) or 0:g}")
+        return lines
 
 
 def recipe_key(recipe: dict[str, Any]) -> str:

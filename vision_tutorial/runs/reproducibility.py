@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from ..core.errors import UserError
-from ..recipe.fields import digest
+from ..recipe.fields import digest, identities
 from ..recipe.yaml_lines import read_document
 from . import reader
 from .reader import Run, json_object
@@ -16,7 +16,7 @@ from .seed_statistics import Sample, Spread, confidence_interval, pooled
 
 # Facts of a fingerprint that change no number, or that others say better (threads, GPUs, data).
 _HARMLESS = re.compile(
-    r"created|command|host|memory_bytes|recipe\b|versions\.wandb"
+    r"created|command|host|memory_bytes|recipe\b|resumed|versions\.wandb"
     r"|environment\.(SLURM_|VISION_TUTORIAL_DATA|WANDB_|OMP_|MKL_|CUDA_VISIBLE)"
 )
 _UNSET = "unset"
@@ -34,7 +34,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
 
     A part that one of them does not know (what torch says, before it is imported) is left out.
     """
-    unknown = {part for part in ("torch", "data") if None in (there.get(part), here.get(part))}
+    parts = ("torch", "data", "val_data")
+    unknown = {part for part in parts if None in (there.get(part), here.get(part))}
     one, other = facts(there), facts(here)
     found = {}
     for fact in sorted(one.keys() | other.keys()):
@@ -72,10 +73,10 @@ def edited(run: Run) -> str | None:
     recorded = [run.origin.get("identity")]
     recorded += [manifest.get("recipe_hash") for manifest in _manifests(run).values()]
     recorded = [text for text in recorded if isinstance(text, str)]
-    now = digest(values) if isinstance(values.get("data"), dict) else "damaged"
-    if not recorded or now in recorded:
+    now = identities(values) if isinstance(values.get("data"), dict) else {"damaged"}
+    if not recorded or now & {*recorded}:
         return None
-    return f"recipe.yaml was edited: it is {now}, and the run was trained with {recorded[-1]}"
+    return f"recipe.yaml was edited: it is {min(now)}, and the run was trained with {recorded[-1]}"
 
 
 def first_difference(there: Run, here: Run, epochs: int) -> str | None:

@@ -11,7 +11,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from ..core.atomic import (
     check_folder,
     make_folder,
     plain,
+    read_json,
     storage,
     sync_folder,
     write_all,
@@ -27,6 +28,7 @@ from ..core.atomic import (
     write_text,
 )
 from ..core.errors import UserError, short
+from ..core.folders import look_from
 from ..core.names import checked_name
 
 _Status = Literal["running", "done", "paused", "preempted", "failed"]
@@ -108,18 +110,28 @@ def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
             make_folder(folder)
             try:
                 run.mkdir()
-            except FileExistsError as error:
+            except FileExistsError:
                 if id:
-                    raise UserError(f"there is a run {run} already. Name another id.") from error
+                    check_free(run)
                 continue
             sync_folder(folder)
         return run
+
+
+def check_free(run: Path) -> None:
+    """UserError if there is such a run."""
+    if run.exists():
+        raise UserError(f"there is a run {run} already. Name another id.")
 
 
 def recipe_file(run: Path) -> Path:
     """The recipe of a run folder."""
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run}: no run folder; give one that `train` made (it prints `run: …`).")
+    with suppress(UserError):
+        facts = read_json(run / "fingerprint.json")
+        if isinstance(facts, dict) and isinstance(facts.get("folder"), str):
+            look_from(facts["folder"])  # relative paths in the recipe were typed there
     return run / "recipe.yaml"
 
 

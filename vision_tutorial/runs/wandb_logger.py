@@ -126,7 +126,7 @@ def decide_mode(mode: str, wandb: ModuleType) -> tuple[str, str]:
     public = url == wandb.Settings.model_fields["base_url"].default
     if not has_key(url, *["api.wandb.ai"] * public):
         return "offline", "no key: `wandb login` stores one"
-    if mode == "auto" and not serves(url):
+    if not serves(url):
         return "offline", f"{urlsplit(url).hostname} does not answer, or not as it should"
     return "online", ""
 
@@ -264,6 +264,8 @@ class Tracker:
                 run = self._wandb.init(**self._run, mode=mode, **how)
             except Exception as error:
                 mode, why, self._server = "offline", _line(str(error)), ""
+                self._wandb.teardown()  # else the run's id is taken
+                self._wandb.setup(settings=settings)
         if self.off:
             return None
         if mode == "offline":
