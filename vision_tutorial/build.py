@@ -30,6 +30,7 @@ from .recipe.fields import Recipe
 from .recipe.grammar import Term
 from .recipe.loading import import_files as import_files
 from .recipe.recipe_info import batch_parts, steps_per_epoch
+from .segmentation.models.backbones import BatchNorm
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,9 @@ def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) 
             lambda _, given, name=name: lone.append(name) if given[0][0, 0].numel() == 1 else None
         )
         for name, module in network.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and count == 1
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and not isinstance(module, BatchNorm)  # ours takes its running statistics then
+        and count == 1
     ]
     try:
         with evaluating(network), torch.inference_mode():

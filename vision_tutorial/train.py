@@ -138,7 +138,7 @@ def find_run(args: argparse.Namespace) -> Start:
     folder, why = Path(args.runs) / loaded.recipe.name, ""
     if args.id:
         run = folder / run_folder.check_name("run", args.id)
-        if args.resume and run.is_dir():
+        if args.resume and (run / "recipe.yaml").is_file():
             return _continued(run, loaded)
         run_folder.check_free(run)
     elif args.resume:
