@@ -43,6 +43,8 @@ def start(
             prepare_first()
             os.closerange(3, 1024)  # Popen waits until this pipe is closed
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            if "torch" in sys.modules:  # the parent's threads are not here
+                sys.modules["torch"].set_num_threads(1)
             code = run_main(lambda: (command_main or count)(words))
             sys.stderr.flush()
             os._exit(code)

@@ -89,6 +89,7 @@ def _run(
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
+    torch.set_num_threads(1)  # whatever the parent has; its threads are not here
     code = 1
     try:
         value = function(rank)

@@ -153,5 +153,4 @@ def test_a_missing_data_set_is_one_line_in_all(tmp_path: Path, capfd: Any) -> No
     _, err = capfd.readouterr()
     lines = [line for line in err.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith("error: cifar10: no "), err
-    (status,) = tmp_path.glob("runs/debug/*/status.json")
-    assert '"exit_code": 2' in status.read_text() and "cifar10: no" in status.read_text()
+    assert not (tmp_path / "runs").exists()

@@ -257,7 +257,6 @@ def test_ohem_is_its_definition(threshold, min_kept, form):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("cross_entropy", {"label_smoothing": 1.5}, "label_smoothing is 1.5; a number in"),
         ("cross_entropy", {"class_weights": [1.0, 1.0, 1.0, 1.0, -1.0]}, "from 0 up"),
         ("focal", {"alpha": [0.5]}, "for 5 classes"),
         ("focal_ovr", {"gamma": math.nan}, "focal_ovr: gamma is nan"),

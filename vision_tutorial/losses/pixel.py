@@ -85,7 +85,6 @@ def cross_entropy(
     Σ_V w_y (−log p_y) / Σ_V w_y; a class map weighs every class by its share. logits (B, C, *S);
     target ids (B, *S) or class map (B, C, *S); one weight per class.
     """
-    check_range("cross_entropy", "[0, 1]", label_smoothing=label_smoothing)
     logits, target, keep = counted(logits, target)
     given = class_weights is not None
     weights = _per_class(class_weights, logits).flatten() if given else None
