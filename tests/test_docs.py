@@ -19,7 +19,7 @@ import yaml
 from forked import Ranks, run_ranks
 from PIL import Image
 
-from vision_tutorial import build, train
+from vision_tutorial import build, checks, train
 from vision_tutorial.__main__ import COMMANDS
 from vision_tutorial.recipe.fields import changes
 from vision_tutorial.recipe.loading import Loaded, load
@@ -114,7 +114,7 @@ def test_recipes_load_and_change_something(text: str, tmp_path: Path) -> None:
     if found.imports:
         return  # trained below
     if "model:" in text:
-        build.check(found.recipe)
+        checks.check(found.recipe)
     build.learning_rates(found.recipe, 3)(0, [])
     spatial = (8, 8) if found.recipe.task.name == "segmentation" else ()
     logits = torch.zeros(6, 5, *spatial, requires_grad=True)

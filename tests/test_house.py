@@ -30,8 +30,9 @@ ALLOWED = {
     "report": {"core", "recipe", "runs", "tables"},
     "sweeps": {"core", "recipe", "runs", "tables"},
     "build": PILLARS | {"core", "recipe"},
-    "inference": PILLARS | {"core", "recipe", "runs", "build"},
-    "train": {"core", "recipe", "runs", "engine", "build"},
+    "checks": PILLARS | {"core", "recipe", "build"},
+    "inference": PILLARS | {"core", "recipe", "runs", "build", "checks"},
+    "train": {"core", "recipe", "runs", "engine", "build", "checks"},
     "torchrun_nproc": set(),
     "__init__": set(),
     "__main__": {"core", "recipe"},
@@ -260,11 +261,11 @@ def test_every_verb_is_a_file_with_a_main():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_dry_builds(path):
-    from vision_tutorial import build
+    from vision_tutorial import build, checks
     from vision_tutorial.recipe.loading import load
 
     recipe = load(path).recipe
-    network = build.check(recipe)
+    network = checks.check(recipe)
     assert all(parameter.is_meta for parameter in network.parameters())
     for world in (1, 2, 4):
         assert build.batch_parts(recipe, world, on_gpu=True) >= 1

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import build
+from . import build, checks
 from .core import registry
 from .core.errors import UserError
 from .core.sources import Source
@@ -50,7 +50,7 @@ def opened(
                     "or name this run alone."
                 )
         build.import_files(loaded.imports, args.trust_imports)
-        build.check(loaded.recipe)
+        checks.check(loaded.recipe)
     distributed = Distributed(first.precision, first.threads, first.deterministic, first.shards)
     try:
         if alone and distributed.world > 1:

@@ -73,10 +73,10 @@ def train(args: argparse.Namespace) -> int:
     loaded, recipe = start.loaded, start.loaded.recipe
     if start.run is None or args.overrides:
         _refuse_secrets(recipe)
-    from . import build, engine  # after the recipe is known to be good: this takes seconds
+    from . import build, checks, engine  # after the recipe is known to be good: this takes seconds
 
     build.import_files(loaded.imports, args.trust_imports)
-    build.check(recipe)
+    checks.check(recipe)
     machine = recipe.precision, recipe.threads, recipe.deterministic, recipe.shards
     distributed = engine.Distributed(*machine)
     try:
@@ -138,7 +138,7 @@ def find_run(args: argparse.Namespace) -> Start:
     folder, why = Path(args.runs) / loaded.recipe.name, ""
     if args.id:
         run = folder / run_folder.check_name("run", args.id)
-        if args.resume and run.is_dir():
+        if args.resume and (run / "recipe.yaml").is_file():
             return _continued(run, loaded)
         run_folder.check_free(run)
     elif args.resume:
@@ -209,7 +209,7 @@ class Ready(NamedTuple):
 
 def _prepare(start: Start, args: argparse.Namespace, distributed: Any) -> Ready:
     """Read the data, build, and try a step and an evaluation."""
-    from . import build, engine
+    from . import build, checks, engine
 
     recipe = start.loaded.recipe
     display = engine.make_display(distributed.main and not args.quiet)
@@ -221,9 +221,9 @@ def _prepare(start: Start, args: argparse.Namespace, distributed: Any) -> Ready:
     fresh = start.run is None or not engine.candidates(start.run / "ckpt")
     training = build.training_state(recipe, both.train, distributed, weights=fresh)
     plan = build.plan(recipe, both, training, distributed)
-    build.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
+    checks.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
     notice = engine.fit_memory(training, plan)
-    build.try_evaluation(plan)
+    checks.try_evaluation(plan)
     for line in (*_notices(both, training, plan, recipe), *seen, *[notice] * bool(notice)):
         display.say(line)
     return Ready(display, both, digests, training, plan)

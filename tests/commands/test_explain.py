@@ -221,7 +221,7 @@ loss={} | mix={cutmix: {beta: 1}} | epochs=0 | epochs=1.5 | holdout=1 | precisio
 warmup={epoch: 3} | warmup=3 | expects={top1: high} | normalize={mean: [0, 0], std: [1, 1, 1]}
 """
 RIGHT = """
-model=resnet50.a1_in1k | optimizer={lookahead_sgd: {lr: 0.1, anything: 1}} | mix=null | mix=cutmix
+model=resnet50.a1_in1k | optimizer={lookahead_sgd: {lr: 0.1, momentum: 0.5}} | mix=null | mix=cutmix
 mix={cutmix: 1, mixup: {alpha: 0.2, weight: 2}} | loss={focal: {gamma: 2}, bce: null}
 balance=calibrate | augment=[] | expects={top1: null} | normalize={mean: [0, 0, 0], std: [1, 1, 1]}
 schedule={multistep: {milestones: [1, 2]}} | dataset={shapes: null} | model=smp/FPN

@@ -147,7 +147,7 @@ BYTES16 = [0, 1, 128, 255]
         ("a.tif", of_12_bits, [1, 255]),
         ("a.tif", np.array([[0, 0.2, 0.5, 1]], np.float32), [0, 51, 128, 255]),
         ("a.png", np.array([[False, True]]), [0, 255]),
-        ("a.tif", np.array([[0, 2]], np.float32), "float values from 0 to 2; 0 to 1 are expected"),
+        ("a.tif", np.array([[0, 2]], np.float32), "float values from 0 to 2, not within 0 to 1"),
         ("a.tif", np.array([[0, np.nan]], np.float32), "float values from nan to nan"),
         ("a.tif", np.array([[0, 70_000]], np.int32), "integers of 32 bits, or signed; 8 or 16"),
         ("a.tif", np.array([[-5, 700]], np.int32), "integers of 32 bits, or signed; 8 or 16"),

@@ -13,7 +13,7 @@ import pytest
 from forked import Ranks
 from small_runs import DEBUG, shapes
 
-from vision_tutorial import build, train
+from vision_tutorial import build, checks, train
 from vision_tutorial.core import stopping
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.errors import ExitCode, run_main
@@ -58,7 +58,7 @@ def stopped_at(tmp_path, owner, name, *numbers, patch=None):
     [
         (build, "data", signal.SIGTERM, "preempted"),
         (train, "_make_tracker", signal.SIGINT, "preempted"),
-        (build, "try_out", signal.SIGHUP, "preempted"),
+        (checks, "try_out", signal.SIGHUP, "preempted"),
         (train, "_finish_records", signal.SIGTERM, "done"),
     ],
 )

@@ -90,6 +90,7 @@ def test_binary_masks_are_told_how_to_be_mapped():
     ("split", "val", "warnings"),
     [
         (labels("0011"), labels("01"), []),
+        (labels("0011", ("a", "A")), labels("01", ("a", "A")), ["but for its case: a (0), A (1)"]),
         (
             labels("0001"),
             labels("00"),

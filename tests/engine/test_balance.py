@@ -7,7 +7,7 @@ import torch
 from forked import run_ranks
 from small_runs import DEBUG, Spoilt, left, shapes, train
 
-from vision_tutorial import build
+from vision_tutorial import build, checks
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.engine import Distributed, TrainingState
 from vision_tutorial.engine.step import take_step
@@ -110,4 +110,4 @@ def test_an_auxiliary_head_and_its_loss_need_each_other() -> None:
     jsd = load("recipes/debug.yaml", ["aux_loss=jsd"]).recipe
     for wrong in (recipe, recipe.model_copy(update={"aux_loss": None, **headed}), jsd):
         with pytest.raises(UserError, match="aux_loss: (it and an auxiliary head|jsd is a loss)"):
-            build.check(wrong)
+            checks.check(wrong)

@@ -145,6 +145,14 @@ def test_a_run_that_became_longer_is_recorded_as_that(tmp_path: Path, capsys) ->
     assert "debug/run: resumed with another epochs 2 -> 4 after step 4" in capsys.readouterr().err
 
 
+def test_one_image_at_a_time_is_enough_for_deeplab(tmp_path: Path) -> None:
+    """Its BatchNorm takes running statistics where a channel has one value only."""
+    model = "{deeplabv3plus: {backbone: test_resnet, aspp_channels: 8, decoder_channels: 8}}"
+    data = "dataset={shapes: {masks: true, size: 32, train: 4, test: 2}}"
+    words = [*DEBUG[:1], "task=segmentation", data, f"model={model}", "batch_size=1", "mix=null"]
+    train(tmp_path, *words, "augment=[]", "epochs=1", "threads=1", "--steps", "2")
+
+
 def image_folder(root: Path) -> Path:
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):

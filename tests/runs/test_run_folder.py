@@ -149,6 +149,8 @@ def test_names_stay_inside_the_root_and_a_taken_id_is_refused(tmp_path):
             run_folder.new_run(tmp_path / "r", "r4", name)
     assert not os.listdir(tmp_path)
     assert run_folder.new_run(tmp_path, "r4", id="seed-1") == tmp_path / "r4" / "seed-1"
+    assert run_folder.new_run(tmp_path, "r4", id="seed-1")  # nothing was written there
+    (tmp_path / "r4" / "seed-1" / "recipe.yaml").write_text("")
     with pytest.raises(UserError, match="already"):
         run_folder.new_run(tmp_path, "r4", id="seed-1")
     (tmp_path / "runs").write_text("")

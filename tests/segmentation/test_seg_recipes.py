@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vision_tutorial import build
+from vision_tutorial import build, checks
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.data.executors import cpu
 from vision_tutorial.engine import Distributed
@@ -65,7 +65,7 @@ def test_a_row_is_the_recipe_it_always_was_and_takes_a_step(row, monkeypatch):
     text = json.dumps(to_plain(recipe))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == ROWS[row]
     if str(recipe.model) not in SEEN:
-        network = build.check(recipe, 11)  # in its full size, without memory
+        network = checks.check(recipe, 11)  # in its full size, without memory
         assert all(parameter.is_meta for parameter in network.parameters())
         SEEN.add(str(recipe.model))
     monkeypatch.setattr(fcn, "Encoder", lambda name, **o: Encoder("vgg11_bn", **o))

@@ -83,7 +83,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     # asking whether there is a GPU must not start CUDA here: children could not share it
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     print("bench: importing torch and timm", file=sys.stderr, flush=True)
-    from .. import build
+    from .. import checks
     from ..benchmarking import measurements
 
     began = time.perf_counter()
@@ -91,7 +91,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vision-tutorial-bench-") as folder:
         job = measurements.Bench(args, Path(folder))
-        build.check(job.recipe())
+        checks.check(job.recipe())
         for stage in stages:
             measured, more = getattr(measurements, f"measure_{stage}")(job)
             pairs += measured

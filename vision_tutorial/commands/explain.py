@@ -77,7 +77,7 @@ def _built(
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from .. import build
+    from .. import build, checks
     from ..data.loader import describe_path
     from ..engine.profiling import cost
     from ..losses import copies
@@ -87,7 +87,7 @@ def _built(
     build.import_files(loaded.imports, trusted)
     if info.images is None:
         info, seen, items = _read(recipe, info)
-    network = build.check(recipe, info.classes or 10)
+    network = checks.check(recipe, info.classes or 10)
     parts = build.batch_parts(recipe, info.world, gpu)
     share = recipe.batch_size if recipe.shards else recipe.batch_size // info.world
     norm = any(isinstance(module, _BatchNorm) for module in network.modules())

@@ -161,7 +161,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(regular(path), formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels"
-                raise ValueError(f"{size}; at most {MAX_PIXELS:,} are read")
+                raise ValueError(f"{size}, over the {MAX_PIXELS:,} that are read")
             yield image
     except (MemoryError, UserError):
         raise
@@ -233,11 +233,11 @@ def _rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         low, high = float(values.min()), float(values.max())
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"float values from {low:g} to {high:g}; 0 to 1 are expected")
+            raise ValueError(f"float values from {low:g} to {high:g}, not within 0 to 1")
         image = Image.fromarray((values * 255).round().astype(np.uint8))
     elif image.mode[0] == "I":
         if image.mode == "I" and image.format != "PPM" and stored not in ("I;16", "I;16B"):
-            raise ValueError("integers of 32 bits, or signed; 8 or 16 bits unsigned are expected")
+            raise ValueError("integers of 32 bits, or signed, not of 8 or 16 bits unsigned")
         values = np.asarray(image) >> (4 if stored == "I;12" else 8)
         image = Image.fromarray(values.astype(np.uint8))
     elif image.has_transparency_data:

@@ -192,6 +192,8 @@ def _odd(train: ClassCounts, val: ClassCounts, dataset: Choice, dense: bool) -> 
         f"classes without {what} in val, which are not scored": in_train & ~in_val,
         "classes in one image of train only": train.images == 1,
     }
+    lower = [name.casefold() for name in train.classes]
+    texts["classes of one name but for its case"] = np.array([lower.count(x) > 1 for x in lower])
     lines = []
     for text, where in texts.items():
         if (labels := np.flatnonzero(where)).size:

@@ -111,16 +111,17 @@ def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
             try:
                 run.mkdir()
             except FileExistsError:
-                if id:
-                    check_free(run)
-                continue
+                if not id:
+                    continue
+                check_free(run)
             sync_folder(folder)
         return run
 
 
 def check_free(run: Path) -> None:
-    """UserError if there is such a run."""
-    if run.exists():
+    """UserError if there is such a run; none is a folder of one killed before it wrote a recipe."""
+    found = run.iterdir() if run.is_dir() else [run] * run.exists()
+    if any(path.name != "LOCK" and path.suffix != ".py" for path in found):
         raise UserError(f"there is a run {run} already. Name another id.")
 
 

@@ -20,12 +20,10 @@ def shares(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def in_words(found: Mapping[str, float]) -> str:
-    """One line on `shares`: data loading in a training step, what is no step, and what is most."""
-    loading = 100 * found["data"] / ((found["data"] + found["device"]) or 1.0)
-    rest = " and ".join(f"{part} {100 * found[part]:.0f} %" for part in ("evaluation", "saving"))
-    most = max(found, key=lambda part: found[part])
-    names = {"data": "data loading", "device": "the network's steps"}
+    """One line on `shares`."""
+    steps = found["data"] + found["device"]
+    loading = found["data"] / (steps or 1.0)
     return (
-        f"data loading: {loading:.0f} % of step time; {rest} of all time, which goes most to "
-        f"{names.get(most, most)}"
+        f"time: training steps {steps:.0%} (of them data loading {loading:.0%}), "
+        f"evaluation {found['evaluation']:.0%}, saving {found['saving']:.0%}"
     )
