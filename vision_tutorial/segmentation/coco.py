@@ -190,7 +190,7 @@ def _names(
 
 def _read(path: Path) -> _Contents:
     try:
-        return _Contents.model_validate_json(regular(path).read_text("utf-8-sig"))
+        return _Contents.model_validate_json(regular(path).read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8, as JSON is; save it with that encoding.") from error
     except OSError as error:
