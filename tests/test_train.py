@@ -23,6 +23,7 @@ from vision_tutorial import build  # noqa: F401  (imported before the fork)
 from vision_tutorial import train as command
 from vision_tutorial.commands import evaluate as evaluating
 from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.stopping import Stopped
 from vision_tutorial.data import loader
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import run_folder
@@ -478,6 +479,17 @@ def test_what_all_processes_fail_at_is_said_once(tmp_path: Path, capfd: Any, num
     assert "31 is global and does not divide" in one_line(capfd.readouterr().err)
     for status in tmp_path.glob("debug/run/status.json"):  # none, where no folder was made yet
         assert json.loads(status.read_text())["exit_code"] == 2
+
+
+def test_what_a_recipe_lacks_is_said_by_the_first_process(capfd: Any, monkeypatch: Any) -> None:
+    def ended_by_torchrun(seconds: float) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(command.time, "sleep", ended_by_torchrun)
+    for rank, code in (("0", 2), ("1", 143)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert command.main(["recipes/debug.yaml", "seed=x"]) == code
+        assert ("seed: given" in capfd.readouterr().err) == (rank == "0")
 
 
 @pytest.mark.parametrize("here", [0, 1])

@@ -12,6 +12,7 @@ from .core.errors import UserError, trying
 from .core.sources import Source
 from .data import loader, mix
 from .data.augmentation.operation import operation
+from .data.pipeline import first_size
 from .engine import Plan, evaluating
 from .engine.device_errors import is_lost_peer, is_out_of_memory, machine_error
 from .engine.optimizer_state import pack
@@ -105,10 +106,7 @@ def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) 
     count: how many a training step passes forward at once; BatchNorm needs two values a channel.
     """
     _try_losses(recipe, len(source.classes))
-    sample = loader.augmented_images(recipe, source, copies=losses.copies(recipe.loss))[0, 0]
-    if isinstance(sample, UserError):
-        raise sample
-    height, width = sample[0].shape[-2:]
+    height, width = first_size(recipe, source, losses.copies(recipe.loss))
     blank = torch.zeros(1, 3, height, width, device=next(network.parameters()).device)
     lone: list[str] = []
     hooks = [

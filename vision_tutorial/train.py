@@ -3,8 +3,10 @@
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
@@ -36,6 +38,7 @@ from .runs.redaction import redact, secrets
 from .runs.time_breakdown import in_words, shares
 
 PROFILED = 10  # steps
+SPEAKING = 5  # seconds that the first process has to say what it fails at
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,16 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
-    start = find_run(args)
-    loaded, recipe = start.loaded, start.loaded.recipe
-    if start.run is None or args.overrides:
-        _refuse_secrets(recipe)
-    from . import build, checks, engine  # after the recipe is known to be good: this takes seconds
+    with _said_once():
+        start = find_run(args)
+        loaded, recipe = start.loaded, start.loaded.recipe
+        if start.run is None or args.overrides:
+            _refuse_secrets(recipe)
+        # after the recipe is known to be good: this takes seconds
+        from . import build, checks, engine
 
-    build.import_files(loaded.imports, args.trust_imports)
-    checks.check(recipe)
-    machine = recipe.precision, recipe.threads, recipe.deterministic, recipe.shards
-    distributed = engine.Distributed(*machine)
+        build.import_files(loaded.imports, args.trust_imports)
+        checks.check(recipe)
+        machine = recipe.precision, recipe.threads, recipe.deterministic, recipe.shards
+        distributed = engine.Distributed(*machine)
     try:
         with distributed.peers():
             # before there is a run folder: what fails here leaves none behind
@@ -94,6 +99,18 @@ def train(args: argparse.Namespace) -> int:
     if distributed.main:
         print_line(f"run: {run}")
     return code
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """What fails before the processes know of each other is said by the first: torchrun ends the
+    others, which wait for that. What only another one met, it says after the wait."""
+    try:
+        yield
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(SPEAKING)
+        raise
 
 
 def _refuse_secrets(recipe: Any) -> None:
@@ -175,7 +192,7 @@ def _recorded(run: Path, main: bool) -> Iterator[None]:
         except KeyboardInterrupt as error:
             if main:
                 preempted()
-                print_line(f"stopped\ncontinue with: vision-tutorial train {run}")
+                print_line(f"stopped\ncontinue with: vision-tutorial train {shlex.quote(str(run))}")
             raise Stopped from error
         except BaseException as error:
             heard = isinstance(error, PeerLost) or getattr(error, "said", False)

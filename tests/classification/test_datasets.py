@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tarfile
 import threading
+import unicodedata
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -362,6 +363,17 @@ def test_the_test_split_counts_classes_as_the_training_split_does(pets: Path):
     assert source.classes == ("cat", "dog", "eel") and source.targets.tolist() == [1, 2]
 
 
+def test_class_folders_with_composed_and_decomposed_letters_are_one_class(pets: Path):
+    forms = [unicodedata.normalize(form, "고양이") for form in ("NFC", "NFD")]
+    (pets / "train/dog").rename(pets / "train" / forms[1])
+    (pets / "val/dog").rename(pets / "val" / forms[0])
+    source = image_folder("test", root=str(pets))
+    assert source.classes == ("cat", "eel", forms[0]) and source.targets.tolist() == [1, 2]
+    shutil.copytree(pets / "val", pets / "train", dirs_exist_ok=True)
+    with pytest.raises(UserError, match="has two folders '고양이', with composed and decomposed"):
+        image_folder("train", root=str(pets))
+
+
 @pytest.mark.parametrize(
     ("split", "edit", "words"),
     [
@@ -375,6 +387,7 @@ def test_the_test_split_counts_classes_as_the_training_split_does(pets: Path):
         ),
         ("test", "rm val/*/*", "no images in {root}/val"),
         ("test", "cp -r val/dog val/wolf", r"has the class 'wolf', which .* has not \(1 such\)"),
+        ("test", "mv val/dog val/Dog", r"the class 'Dog', which .* has not, it has 'dog' \(1 such"),
         ("train", "mv train ../out; ln -s ../out train", "{root}/train leads outside"),
         ("train", "cp -r train/dog ..; ln -s ../../dog train/bee", "train/bee leads outside"),
         ("train", "cp train/dog/a.png ..; ln -s ../../../a.png train/dog/l.png", "l.png leads out"),

@@ -225,13 +225,15 @@ def test_names_of_predictions_keep_what_distinguishes_them(capsys, dense, plain,
         with open(told["predictions"], newline="", encoding="utf-8") as file:
             assert sorted(row["image"] for row in csv.DictReader(file)) == called
     capsys.readouterr()
+    colour.save(base / "a" / "000.jpg.jpg")  # its mask would be called as 000.jpg's
     words = ("--on", base / "a", base / "b", "-o", tmp_path / "masks", "--overlays")
     assert command.main([str(dense), *map(str, words)]) == 0
     assert "predict: 1 skipped, not read as images: 1 x .txt" in capsys.readouterr().err
     for kind in ("masks", "overlays"):
         made = (tmp_path / "masks" / kind).rglob("*.png")
         assert sorted(path.relative_to(tmp_path / "masks" / kind).as_posix() for path in made) == [
-            *("a/000.jpg.png", "a/000.png.png", "a/sub/000.png", "b/000.png", "b/한글 이름.png")
+            *("a/000.jpg.jpg.png", "a/000.jpg.png", "a/000.png.png", "a/sub/000.png"),
+            *("b/000.png", "b/한글 이름.png"),
         ]
 
 

@@ -13,7 +13,14 @@ from PIL import Image, ImageOps
 
 from vision_tutorial.core import images
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.core.images import image_size, images_in, pages, read_image, read_mask
+from vision_tutorial.core.images import (
+    check_ids,
+    image_size,
+    images_in,
+    pages,
+    read_image,
+    read_mask,
+)
 
 IDS = np.array([[0, 1, 2], [2, 11, 255]], np.uint8)
 
@@ -30,12 +37,13 @@ def palette(ids: np.ndarray) -> Image.Image:
 def test_ids_are_what_the_file_says(tmp_path: Path, kind):
     path = tmp_path / "mask.png"
     kind(IDS).save(path)
-    mask = read_mask(path, 12)
+    mask = read_mask(path)
     assert mask.dtype == np.uint8 and mask.flags.writeable
     assert mask.tolist() == IDS.tolist()
-    assert read_mask(path, 11, void=11).tolist() == [[0, 1, 2], [2, 255, 255]]
+    Image.fromarray(IDS > 1).save(path)  # one bit
+    assert read_mask(path).dtype == np.uint8 and read_mask(path).tolist() == (IDS > 1).tolist()
     with pytest.raises(UserError, match=r"mask.png: class id 11 in 1 places; there are 11 classes"):
-        read_mask(path, 11)
+        check_ids(IDS, 11, "mask.png")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -49,8 +57,8 @@ def test_grey_of_few_bits_would_be_other_numbers(tmp_path: Path, bits: int):
     body = zlib.compress(bytes([0, 1 << (8 - bits)]))
     chunks = chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
     (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
-    with pytest.raises(UserError, match="a palette, or grey with 8 bits"):
-        read_mask(tmp_path / "mask.png", 255)
+    with pytest.raises(UserError, match="a palette, or grey with 1 or 8 bits"):
+        read_mask(tmp_path / "mask.png")
 
 
 def test_what_is_no_mask(tmp_path: Path):
@@ -61,7 +69,7 @@ def test_what_is_no_mask(tmp_path: Path):
     ):
         image.save(tmp_path / name)
         with pytest.raises(UserError, match=f"{name}: {said}; a mask is a PNG whose pixels are"):
-            read_mask(tmp_path / name, 255)
+            read_mask(tmp_path / name)
 
 
 def test_damaged_and_huge_images_are_refused_by_name(tmp_path: Path, monkeypatch):
@@ -77,7 +85,7 @@ def test_damaged_and_huge_images_are_refused_by_name(tmp_path: Path, monkeypatch
     monkeypatch.setattr(images, "MAX_PIXELS", 1050)
     assert read_image(huge).size == (50, 21)
     monkeypatch.setattr(images, "MAX_PIXELS", 1049)
-    with pytest.raises(UserError, match=r"huge\.png: .*50x21 pixels; at most 1,049 are read"):
+    with pytest.raises(UserError, match=r"huge\.png: .*50x21 pixels, over the 1,049 that"):
         read_image(huge)
 
 
@@ -104,7 +112,7 @@ def test_images_are_upright_and_masks_as_stored(tmp_path: Path, suffix: str, ori
     assert np.array_equal(made, upright)
     if path.suffix == ".png":
         Image.fromarray(pixels[..., 0] % 3).save(path, exif=exif)
-        assert np.array_equal(read_mask(path, 3), pixels[..., 0] % 3)
+        assert np.array_equal(read_mask(path), pixels[..., 0] % 3)
 
 
 def test_damaged_exif_is_no_reason_to_refuse_an_image(tmp_path: Path):
@@ -139,10 +147,18 @@ BYTES16 = [0, 1, 128, 255]
         ("a.tif", of_12_bits, [1, 255]),
         ("a.tif", np.array([[0, 0.2, 0.5, 1]], np.float32), [0, 51, 128, 255]),
         ("a.png", np.array([[False, True]]), [0, 255]),
-        ("a.tif", np.array([[0, 2]], np.float32), "float values from 0 to 2; 0 to 1 are expected"),
+        ("a.tif", np.array([[0, 2]], np.float32), "float values from 0 to 2, not within 0 to 1"),
         ("a.tif", np.array([[0, np.nan]], np.float32), "float values from nan to nan"),
-        ("a.tif", np.array([[0, 70_000]], np.int32), "integers of 32 bits, or signed; 8 or 16"),
-        ("a.tif", np.array([[-5, 700]], np.int32), "integers of 32 bits, or signed; 8 or 16"),
+        (
+            "a.tif",
+            np.array([[0, 70_000]], np.int32),
+            "integers of 32 bits, or signed, not of 8 or 16",
+        ),
+        (
+            "a.tif",
+            np.array([[-5, 700]], np.int32),
+            "integers of 32 bits, or signed, not of 8 or 16",
+        ),
     ],
 )
 def test_values_are_scaled_by_their_range_or_refused(tmp_path: Path, name: str, image, grey):
@@ -207,7 +223,7 @@ def test_the_first_of_several_pages_is_read(tmp_path: Path):
 def test_only_regular_files_are_read(tmp_path: Path):
     path = tmp_path / "pipe.png"
     os.mkfifo(path)
-    for read in (read_image, image_size, lambda path: read_mask(path, 2)):
+    for read in (read_image, image_size, read_mask):
         with pytest.raises(UserError, match=r"pipe\.png is a FIFO; a file is expected"):
             read(path)
     skipped = Counter()

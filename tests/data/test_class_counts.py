@@ -80,7 +80,9 @@ def test_what_cannot_be_meant_is_refused(split: Source, val: Source, message: st
 def test_binary_masks_are_told_how_to_be_mapped():
     with pytest.raises(UserError, match=r"dataset.mine.map=\{255: 1\} makes it class 1\.$"):
         said(masks("0v00"), masks("0v00"), map=None, void=None)
-    with pytest.raises(UserError, match="class 1, dataset.mine.void=null gives id 0 back"):
+    with pytest.raises(UserError, match=r"map=\{255: 0\} makes it class 0\.$"):
+        said(masks("1v11"), masks("1v11"), map=None, void=None)
+    with pytest.raises(UserError, match="class 0, dataset.mine.void=null gives id 0 back"):
         said(masks("1v11"), masks("1v11"), map=None, void=0)
 
 
@@ -88,6 +90,7 @@ def test_binary_masks_are_told_how_to_be_mapped():
     ("split", "val", "warnings"),
     [
         (labels("0011"), labels("01"), []),
+        (labels("0011", ("a", "A")), labels("01", ("a", "A")), ["but for its case: a (0), A (1)"]),
         (
             labels("0001"),
             labels("00"),
@@ -117,8 +120,10 @@ def test_what_is_odd_is_said(split: Source, val: Source, warnings: list[str]):
 
 def test_shares():
     lines = said(masks("0012", "001v"), masks("0122"))
-    share = "train: 3 classes, from 14 % ('dog') to 57 % ('ground') of the pixels that count; 12 %"
-    assert lines[0] == f"{share} void"
+    assert lines[0] == (
+        "train: 3 classes, from 14.3 % ('dog') to 57.1 % ('ground') of the pixels that count; "
+        "12.5 % void"
+    )
     assert said(labels("00011"), labels("01"))[:2] == [
         "train: 2 classes, from 2 images ('cat') to 3 images ('ground')",
         "val: 2 classes, 1 images each",
@@ -178,6 +183,7 @@ def words(root: Path) -> list[str]:
         ),
         ((0, 1, 2), ((16, 16),), ["classes=[a, b]"], "8 images cannot be used: .*; 3 more. There "),
         ((0, 1, 2), ((16, 16), (24, 16)), ["classes=[a, b]"], "8 images cannot be used: "),
+        ((0, 1, 2), ((16, 16), (24, 16)), [], "different sizes in one batch (16x16, 16x24); end"),
     ],
 )
 def test_train_stops_before_the_first_step(tmp_path, capsys, ids, sizes, more, message):

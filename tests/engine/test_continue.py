@@ -17,7 +17,7 @@ from small_runs import DEBUG, left, shapes, train
 from vision_tutorial import build
 from vision_tutorial import train as command
 from vision_tutorial.commands import compare, evaluate
-from vision_tutorial.engine import load_weights, loop
+from vision_tutorial.engine import checkpoint, load_weights, loop
 from vision_tutorial.runs import reader, run_folder
 
 SMALL = [*DEBUG, shapes(32, 10), "epochs=2", "ema=null"]  # two steps an epoch
@@ -107,11 +107,23 @@ def test_what_is_another_training_is_named(tmp_path: Path, capsys) -> None:
     assert command.main([str(run), "seed=7", "augment=[]"]) == 2
     line = said(capsys)
     assert "was made by another recipe: augment [" in line and "seed 42 -> 7" in line
+    assert command.main([str(run), "loss=cross_entropy"]) == 2
+    line = said(capsys)
+    assert "cross_entropy.label_smoothing 0.1 -> 0.0, loss.focal" in line
     assert "eval_batch_size" in line and "start a new run" in line
     (run / "recipe.yaml").write_text(before.replace("seed: 42", "seed: 8"))  # edited by hand
     assert command.main([str(run)]) == 2
     assert "step-00000001 was made by another recipe: seed 42 -> 8." in said(capsys)
     assert record(run, "status")["status"] == "paused"
+    manifest, deep = run / "ckpt" / "step-00000001" / checkpoint.MANIFEST, {"x": 1}
+    sealed = manifest.read_bytes()
+    for _ in range(300):
+        deep = {"x": deep}
+    for odd in (deep, [deep], 5, None, {"model": 5}):  # of somebody who can compute digests
+        facts = {k: v for k, v in json.loads(sealed).items() if k != "sha256"}
+        manifest.write_bytes(checkpoint._seal(facts | {"recipe_hash": "0", "recipe": odd}))
+        assert command.main([str(run)]) == 2 and "was made by another" in said(capsys)
+    manifest.write_bytes(sealed)
     (run / "recipe.yaml").write_text(before)
     assert command.main([str(run), "--quiet"]) == 0
 
@@ -131,6 +143,7 @@ def test_a_resume_that_finds_nothing_says_so(tmp_path: Path, capsys) -> None:
 def test_a_run_that_became_longer_is_recorded_as_that(tmp_path: Path, capsys) -> None:
     run = train(tmp_path, *SMALL)
     straight = train(tmp_path / "straight", *SMALL, "epochs=4")
+    (run / "fingerprint.json").write_text(json.dumps(record(run, "fingerprint") | {"resumed": 5}))
     assert reader.read(run).resumed == []
     assert command.main([str(run), "epochs=4"]) == 0
     out = capsys.readouterr().out

@@ -127,6 +127,8 @@ def test_a_recipe_of_the_package_is_known_by_name(write, tmp_path, monkeypatch, 
     assert (load("r4.yaml").recipe.seed, load("r4").recipe.seed) == (7, 42)  # a file comes first
     said = complaint(tmp_path / "r44.yaml")
     assert "no recipe called 'r44.yaml'; did you mean 'r4.yaml'? Known: r4.yaml" in said
+    base = load(write("own.yaml", "extends: segmentation/camvid\n")).base
+    assert base.task.name == "segmentation"
     for name, near in (("../r4", "r4"), ("segmentation/camvit", "segmentation/camvid")):
         with pytest.raises(UserError, match=f"no such recipe; give .*did you mean '{near}'"):
             load(name)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from vision_tutorial.core.atomic import read_json, write_json
 from vision_tutorial.core.errors import ExitCode, StorageError, UserError
 from vision_tutorial.runs import fingerprint, run_folder
-from vision_tutorial.runs.redaction import REDACTED, redact
+from vision_tutorial.runs.redaction import REDACTED, redact, secrets
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -249,6 +249,22 @@ def test_secrets_in_text():
         "author: the secretary; passwords; key=3 monkey=4 basic recipe",
     ):
         assert redact(text) == text
+
+
+def test_what_is_surely_a_secret():
+    for text in (
+        *("s3://key:hunter2@host/x", "https://host/x?token=hunter2", "/data/api_key=hunter2/x"),
+        *("/data/hf_" + "aB" * 17, "/x/ghp_" + "a1" * 18, "sk-proj-" + "aB1" * 16),
+    ):
+        assert list(secrets({"dataset": {"x": [text]}})) == ["dataset.x.0"], text
+    for text in (
+        "/data/hf_datasets_cache_0123456789abcdef",
+        "/data/hf_d41d8cd98f00b204e9800998ecf8427e",
+        "/data/sk-learn-images-of-2024-large-and-small",
+        "/data/my_token images/train",
+        "/home/student/a-rather-long-name-of-a-folder/0123456789abcdef0123456789abcdef/x.pt",
+    ):
+        assert not list(secrets({"root": text})), text
 
 
 def test_secrets_in_mappings_and_lists():

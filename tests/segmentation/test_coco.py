@@ -6,6 +6,8 @@ import copy
 import io
 import json
 import pickle
+import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +168,17 @@ def categories(*more: dict):
         (changed("images", id=1), "train.json: two images have the id 1; correct one"),
         (changed("images", file_name="batch_01/9.jpg"), "batch_01/9.jpg (1 of 2 are missing)"),
         (changed("images", file_name="../9.jpg"), "leads outside"),
-        (changed("annotations", image_id="0"), 'annotation 1: no image has the id "0". Correct'),
-        (changed("annotations", category_id=1), "annotation 1: no category has the id 1. Correct"),
+        (changed("annotations", image_id="0"), 'annotation 1: no image has the id "0" (there are '),
+        (
+            changed("annotations", category_id=1),
+            "annotation 1: no category has the id 1 (there are ",
+        ),
         (changed("annotations", id=None, segmentation=[]), "annotation 0: its segmentation is []"),
         (lambda v: v["categories"][2].update(name="glass"), 'two categories have the name "glass"'),
-        (categories({"id": 1, "name": "backGround"}), "is called 'Background', as what none"),
+        (
+            lambda v: v["categories"][0].update(name="backGround"),
+            "is called 'Background', as what none",
+        ),
         (categories(*({"id": -i, "name": f"{i}"} for i in range(252))), "coco: 256 classes; masks"),
     ],
 )
@@ -197,9 +205,9 @@ def renumbered(values: dict) -> None:
 
 def roots(values: dict) -> None:
     """Categories as Roboflow writes them: a root of the first one's name, or a name of its own."""
-    for number, name in enumerate(("paper", "all")):
+    for number, name in enumerate(("paper", "all", "background")):
         values["categories"].insert(number, {"id": 100 + number, "name": name})
-    for each in values["categories"][2:]:
+    for each in values["categories"][3:]:
         each["supercategory"] = "all"
 
 
@@ -210,7 +218,7 @@ def test_categories_that_only_hold_others_are_left_out(root: Path):
         assert source.classes == (BACKGROUND, "paper", "glass", "metal")
         assert source.digest() == before
         assert "left out, which no annotation has" in source.notices[0]
-        assert source.notices[0].endswith(": paper (100), all (101)")
+        assert source.notices[0].endswith(": paper (100), all (101), background (102)")
     own = built(
         root, lambda v: [each.update(supercategory=each["name"]) for each in v["categories"]]
     )
@@ -222,9 +230,9 @@ def test_files_that_are_not_there_no_json_or_lead_outside(root: Path):
         coco("train", root=str(root), train="none.json")
     with pytest.raises(UserError, match="trash is a folder; a file is expected"):
         coco("train", root=str(root), train=".")
-    for content in (b"", b"[1, 2]", b"\xff\xfe", b"[" * 100_000):
+    for content in (b"", b"[1, 2]", "{}".encode("utf-16"), b"[" * 100_000):
         (root / "val.json").write_bytes(content)
-        with pytest.raises(UserError, match="val.json: .*A COCO file has images"):
+        with pytest.raises(UserError, match="val.json: (.*A COCO file has images|not UTF-8)"):
             coco("test", root=str(root))
     secret = root.parent / "secret.jpg"
     (root / "batch_01" / "2.jpg").rename(secret)
@@ -299,6 +307,10 @@ def test_files_as_other_systems_write_them(root: Path):
         image.update(id=float(image["id"]), width=float(WIDTH))
     for each in values["annotations"]:
         each.update(image_id=float(each["image_id"]), category_id=float(each["category_id"]))
+    values["images"][0]["file_name"] = unicodedata.normalize("NFC", "각.png")
+    shutil.copy(
+        root / contents()["images"][0]["file_name"], root / unicodedata.normalize("NFD", "각.png")
+    )
     (root / "train.json").write_text(json.dumps(values), encoding="utf-8-sig")
     source = coco("train", root=str(root))
     for index in range(2):

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -278,6 +279,25 @@ def test_images_and_masks_upright_and_in_other_usual_folders(pets: Path):
     source = mask_folder("test", root=str(pets))
     assert [source.key(i) for i in range(3)] == ["a.png", "b.png", "deep/a.png"]
     assert source[0][0].size == SIZE and source[0][1].shape == SIZE[::-1]
+    mask = Image.open(pets / "validation_masks/b.png").transpose(Image.Transpose.ROTATE_90)
+    mask.save(pets / "validation_masks/b.png")  # drawn on the image as it is stored
+    with pytest.raises(UserError, match="6x4 pixels as EXIF turns it, its mask .* has 4x6. Turn"):
+        mask_folder("test", root=str(pets))[1]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_with_composed_and_decomposed_letters(tmp_path: Path, form: str):
+    for split, other in (("train", "NFC"), ("val", form)):
+        image, mask = (unicodedata.normalize(each, "강/각") for each in ("NFD", other))
+        drawn(tmp_path / split, tmp_path / f"{split}_masks", f"{image}.png", [0, 1])
+        drawn(tmp_path / "x", tmp_path / f"{split}_found", f"{mask}.png", [0, 1])
+        source = mask_folder(
+            "train" if split == "train" else "test",
+            root=str(tmp_path),
+            train_masks="train_found",
+            test_masks="val_found" if split == "val" else None,
+        )
+        assert len(source) == 1
 
 
 def test_ids_of_files_are_mapped_to_classes(pets: Path):
@@ -301,7 +321,8 @@ def test_ids_of_files_are_mapped_to_classes(pets: Path):
     ("ids", "said"),
     [
         ([0, 128], 'have the ids 0, 128, so 127 of 129 classes .*map={"128": 1}. If not, name all'),
-        ([0, 85, 170, 254], 'map={"85": 1, "170": 2, "254": 3}'),
+        ([0, 85, 170, 254], 'map={"85": 1, "170": 2, "254": 3}. If'),
+        ([0, 128, 255], 'map={"128": 1} (255 is void; to have it as a class, add 255: 2). If'),
         ([0, 2, 5, 255], None),
     ],
 )
@@ -388,6 +409,14 @@ def test_palettes_that_are_each_files_own(tmp_path: Path):
     said = refused(mask_folder, root=str(tmp_path), classes=list("wxyz"))
     assert (
         "the order of the palettes is not that of the classes: the colour (0, 0, 200) is 3" in said
+    )
+    for name in ("b", "c"):
+        shutil.copy(tmp_path / "train_masks/a.png", tmp_path / f"train_masks/{name}.png")
+    for name in ("a", "c"):
+        shutil.copy(tmp_path / "val_masks/b.png", tmp_path / f"val_masks/{name}.png")
+    mask_folder("train", root=str(tmp_path), classes=list("wxyz"))  # each split agrees with itself
+    assert "the colour (0, 0, 200) is 3" in refused(
+        mask_folder, "test", root=str(tmp_path), classes=list("wxyz")
     )
     painted("b.png", [0, 1], [colours[0], (9, 9, 9)])  # another colour may be the same class
     mask_folder("train", root=str(tmp_path), classes=list("wxyz"))

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import tarfile
 import tempfile
+import unicodedata
 import urllib.request
 from collections import Counter
 from http.client import HTTPException
@@ -69,24 +70,36 @@ def image_folder(
     # The training folder alone says which classes there are, and in which order.
     top = split_folder(who, base, "train", train)
     folders = _class_folders(top, base, follow_links, skipped if split == "train" else Counter())
-    classes = tuple(folder.name for folder in folders)
+    classes = tuple(map(_class_name, folders))
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise UserError(
+            f"image_folder: {top} has two folders '{twice}', with composed and decomposed letters "
+            "(macOS writes these); put their images into one."
+        )
     if split == "test":
         known, top = top, split_folder(who, base, "test", test)
         folders = _class_folders(top, base, follow_links, skipped)
-        strange = [folder.name for folder in folders if folder.name not in classes]
+        strange = [name for name in map(_class_name, folders) if name not in classes]
         if strange:
+            near = [name for name in classes if name.casefold() == strange[0].casefold()]
+            also = f", it has '{near[0]}'" if near else ""
             raise UserError(
                 f"image_folder: {top} has the class '{strange[0]}', which {known} "
-                f"has not ({len(strange)} such). Rename or remove it, or add it to both."
+                f"has not{also} ({len(strange)} such). Rename or remove it, or add it to both."
             )
     images = [images_in(folder, base, who, skipped, follow_links) for folder in folders]
     empty = [folder for folder, paths in zip(folders, images, strict=True) if not paths]
     if empty and (split == "train" or len(empty) == len(folders)):
         raise no_images(empty[0], who, skipped)
-    labels = [classes.index(folder.name) for folder in folders]
+    labels = [classes.index(_class_name(folder)) for folder in folders]
     targets = np.repeat(np.array(labels, np.int64), [len(paths) for paths in images])
     source = FileSource(who, [p for each in images for p in each], targets, classes, root=top)
     return source.checked(f"{who}, {top.name}", skipped, skip_unreadable)
+
+
+def _class_name(folder: Path) -> str:
+    return unicodedata.normalize("NFC", folder.name)  # macOS decomposes what it writes
 
 
 def _class_folders(

@@ -124,9 +124,9 @@ def _mask_names(source: Any) -> list[str]:
     """The file of each image's mask: its name as .png; the whole name and .png where two would
     share one."""
     keys = [source.key(index) for index in range(len(source))]
-    plain = [str(PurePath(key).with_suffix(".png")) for key in keys]
-    counts = Counter(plain)
-    return [f"{k}.png" if counts[name] > 1 else name for k, name in zip(keys, plain, strict=True)]
+    both = [(str(PurePath(key).with_suffix(".png")), f"{key}.png") for key in keys]
+    counts = Counter(name for names in both for name in set(names))
+    return [whole if counts[plain] > 1 else plain for plain, whole in both]
 
 
 def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Namespace) -> dict:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -114,6 +115,15 @@ def visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _UNSEEN
 
 
+def stored(folder: Path, name: str) -> Path:
+    """The file `name` in `folder`, which may be written there as other systems do: with `/` for
+    Windows' backslashes, letters such as ü and 각 composed or, on macOS, decomposed."""
+    plain = name.replace("\\", "/")
+    names = (name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
+    paths = (folder / each for each in names)
+    return next((path for path in paths if path.exists()), folder / plain)
+
+
 def stay_inside(path: Path, base: Path, who: str, follow_links: bool | None = None) -> None:
     """Refuse a path that leads out of the folder `base`, by `..` or, unless `follow_links`, by a
     link."""
@@ -151,7 +161,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(regular(path), formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels"
-                raise ValueError(f"{size}; at most {MAX_PIXELS:,} are read")
+                raise ValueError(f"{size}, over the {MAX_PIXELS:,} that are read")
             yield image
     except (MemoryError, UserError):
         raise
@@ -160,17 +170,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
             raise StorageError(f"cannot read {path}: {error.strerror}. Try again.") from error
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = f"none of {', '.join(formats())}"
+            reason = f"none of {', '.join(formats())}" if path.stat().st_size else "an empty file"
             if path.suffix.lower() in HEIF and "HEIF" not in formats():
                 reason = _HEIC
         problem = f"not a readable image ({reason})"
         raise UserError(f"{path}: {problem}. Replace or remove it.") from error
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels of the upright image, by the file's head; nothing is decoded."""
+def image_size(path: Path, upright: bool = True) -> tuple[int, int]:
+    """(width, height) in pixels of the upright image, or of what is stored, by the file's head;
+    nothing is decoded."""
     with _opened(path) as image:
-        return image.size[::-1] if _orientation(image) >= 5 else image.size
+        return image.size[::-1] if upright and _orientation(image) >= 5 else image.size
 
 
 def read_image(path: Path) -> Image.Image:
@@ -222,11 +233,11 @@ def _rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         low, high = float(values.min()), float(values.max())
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"float values from {low:g} to {high:g}; 0 to 1 are expected")
+            raise ValueError(f"float values from {low:g} to {high:g}, not within 0 to 1")
         image = Image.fromarray((values * 255).round().astype(np.uint8))
     elif image.mode[0] == "I":
         if image.mode == "I" and image.format != "PPM" and stored not in ("I;16", "I;16B"):
-            raise ValueError("integers of 32 bits, or signed; 8 or 16 bits unsigned are expected")
+            raise ValueError("integers of 32 bits, or signed, not of 8 or 16 bits unsigned")
         values = np.asarray(image) >> (4 if stored == "I;12" else 8)
         image = Image.fromarray(values.astype(np.uint8))
     elif image.has_transparency_data:
@@ -235,20 +246,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_mask(path: Path, classes: int, void: int | None = None) -> np.ndarray:
-    """The class ids in a PNG, uint8 (H, W), below `classes` or VOID; `void` becomes VOID, too."""
+def read_mask(path: Path) -> np.ndarray:
+    """The class ids in a PNG, uint8 (H, W), as they lie there."""
     with _opened(path) as image:
         spread = any(tile[3] in SPREAD for tile in image.tile)
         mask, kind, mode = np.array(image), image.format, image.mode
-    if kind != "PNG" or mode not in ("L", "P") or spread:
+    if kind != "PNG" or mode not in ("L", "P", "1") or spread:
         raise UserError(
             f"{path}: {kind}, {mode}; a mask is a PNG whose pixels are class ids: a palette, or "
-            "grey with 8 bits. Convert it, without resampling."
+            "grey with 1 or 8 bits. Convert it, without resampling."
         )
-    if void is not None:
-        mask[mask == void] = VOID
-    check_ids(mask, classes, str(path))
-    return mask
+    return mask.astype(np.uint8, copy=False)
 
 
 def check_ids(ids: np.ndarray, classes: int, where: str, void: int | None = VOID) -> None:

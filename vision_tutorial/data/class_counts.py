@@ -138,7 +138,8 @@ def _refuse(name: str, counts: ClassCounts, dataset: Choice, dense: bool) -> Non
         refuse(f"all {what}s are void (nothing is annotated), so nothing counts", todo)
     if len(counts.classes) > 1 and (len(there) > 1 or name == "val"):
         return
-    one = f"'{counts.classes[there[0]]}'"
+    label = there[0]
+    one = f"'{counts.classes[label]}'"
     problem = f"every {what} that counts is of one class, {one}, so there is nothing to learn"
     if not dense:
         refuse(problem, "Give a folder for each of two classes or more, or a larger subset.")
@@ -146,10 +147,10 @@ def _refuse(name: str, counts: ClassCounts, dataset: Choice, dense: bool) -> Non
     if counts.void:
         share = f"{100 * counts.void / (counts.void + counts.pixels.sum()):.1f} %"
         problem += f" ({share} are void)"
-        todo = "Masks of 0 and 255 are usual for one object and its background, and 255 is void"
+        todo = "Masks with 255 are usual for one object and its background, and 255 is void"
         if "map" in dataset.options:
-            key = f"dataset.{dataset.name}"
-            todo += f": {key}.map={{255: 1}} makes it class 1"
+            key, other = f"dataset.{dataset.name}", 0 if label else 1
+            todo += f": {key}.map={{255: {other}}} makes it class {other}"
             if dataset.options.get("void") is not None:
                 todo += f", {key}.void=null gives id {dataset.options['void']} back"
         else:
@@ -167,7 +168,7 @@ def _shares(name: str, counts: ClassCounts, dense: bool) -> str:
     def amount(label: int) -> str:
         if not dense:
             return f"{counts.pixels[label]:,} images"
-        return f"{100 * counts.pixels[label] / total:.2g} %"
+        return f"{100 * counts.pixels[label] / total:.3g} %"
 
     text = f"{name}: {len(order)} classes"
     if counts.pixels[few] == counts.pixels[many]:
@@ -175,7 +176,7 @@ def _shares(name: str, counts: ClassCounts, dense: bool) -> str:
     text += f", from {amount(few)} ('{counts.classes[few]}')"
     text += f" to {amount(many)} ('{counts.classes[many]}')"
     if dense:
-        text += f" of the pixels that count; {100 * counts.void / (counts.void + total):.2g} % void"
+        text += f" of the pixels that count; {100 * counts.void / (counts.void + total):.3g} % void"
     return text
 
 
@@ -191,6 +192,8 @@ def _odd(train: ClassCounts, val: ClassCounts, dataset: Choice, dense: bool) -> 
         f"classes without {what} in val, which are not scored": in_train & ~in_val,
         "classes in one image of train only": train.images == 1,
     }
+    lower = [name.casefold() for name in train.classes]
+    texts["classes of one name but for its case"] = np.array([lower.count(x) > 1 for x in lower])
     lines = []
     for text, where in texts.items():
         if (labels := np.flatnonzero(where)).size:

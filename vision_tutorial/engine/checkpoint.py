@@ -171,7 +171,7 @@ class Checkpoints:
         if (
             isinstance(stored, dict) and self.recipe
         ):  # a later version may have more keys, and so another hash
-            with suppress(UserError):
+            with suppress(UserError, RecursionError):
                 found = differing(refreshed(stored, folder.parents[1] / "recipe.yaml"), self.recipe)
         if found:
             raise other_recipe(folder, found)

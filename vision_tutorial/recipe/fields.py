@@ -311,14 +311,14 @@ LATER |= {"skip_unreadable": False, "follow_links": False}
 def differing(before: Any, after: Any, key: str = "") -> list[str]:
     """Where two plain recipes differ and may not on a resume: `key before -> after`, by the
     deepest key that both have."""
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        both = (short(written(value), 40) for value in (before, after))
-        return [] if before == after else [f"{key} {' -> '.join(both)}"]
-    if key and before.keys() != after.keys():
+    if before == after:
+        return []
+    deeper = isinstance(before, dict) and isinstance(after, dict)
+    if not deeper or not before.keys() & after.keys():  # or other entries of a registry
         return [f"{key} {' -> '.join(short(written(value), 40) for value in (before, after))}"]
-    names = [name for name in after if key or name not in RESUMABLE]
+    names = [name for name in before | after if key or name not in RESUMABLE]
     dotted = ((name, f"{key}.{name}" if key else name) for name in names)
-    pairs = [(full, differing(before.get(name), after[name], full)) for name, full in dotted]
+    pairs = [(full, differing(before.get(name), after.get(name), full)) for name, full in dotted]
     return [text for full, found in pairs if full != "data.memory" for text in found]
 
 

@@ -191,6 +191,9 @@ def _with_bases(path: Path) -> list[tuple[Path, Document]]:
         if not isinstance(base, str) or Path(base).is_absolute():
             raise UserError(f"{place}given {shown(base)}; name a file, as seen from this one.")
         path = path.parent / base
+        ours = RECIPES / f"{_name(Path(base))}.yaml"
+        if ".." not in ours.parts and not isfile(split_variant(path)[0]) and isfile(ours):
+            path = ours
 
 
 def split_variant(path: Path) -> tuple[Path, str | None]:

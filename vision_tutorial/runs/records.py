@@ -73,7 +73,9 @@ def start(
     different = changes(loaded.recipe, recorded) if recorded and progress.step else {}
     different = {key: pair for key, pair in different.items() if key not in UNESSENTIAL}
     if different:
-        facts.setdefault("resumed", []).append({"step": progress.step, "changes": different})
+        past = facts.get("resumed")
+        past = past if isinstance(past, list) else []
+        facts["resumed"] = [*past, {"step": progress.step, "changes": different}]
     if not file.exists():
         if any(left_out.values()):
             facts["left_out"] = left_out

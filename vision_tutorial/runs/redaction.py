@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 REDACTED = "[redacted]"
@@ -12,13 +12,22 @@ _SECRET = (
 )
 _SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)
 _VALUE = r"""(?!(?:true|false|null|none)\b)(?:"[^"]*"|'[^']*'|[^\s&]+)"""
-_PATTERNS = (
+_NAMED = (
     (re.compile(r"://[^/\s]*@"), f"://{REDACTED}@"),
-    (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
     (re.compile(rf"({_SECRET}[\w.-]*[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE), rf"\1{REDACTED}"),
+)
+_PATTERNS = (
+    *_NAMED,
+    (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
     (re.compile(rf"([_-]{_SECRET}[\w-]*\s+){_VALUE}", re.IGNORECASE), rf"\1{REDACTED}"),
     (re.compile(r"\b(?:gh[opsur]|github_pat|hf|sk|wandb_v1)[_-][\w-]{16,}"), REDACTED),
     (re.compile(r"\bAKIA[0-9A-Z]{16}\b"), REDACTED),
+)
+# What no name of a folder is by chance, as `hf_datasets_cache_2024` and `sk-learn-images` are.
+_SURE = re.compile(
+    r"\b(?:gh[opsur]_[A-Za-z0-9]{36}|github_pat_\w{82}|hf_[A-Za-z0-9]{34}|AKIA[0-9A-Z]{16}"
+    r"|sk-(?:\w+-)?(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{40,}|wandb_v1_\w{40,})(?!\w)"
+    rf"|{re.escape(REDACTED)}"
 )
 
 
@@ -37,12 +46,12 @@ def redact(value: Any) -> Any:
 
 
 def secrets(value: Any, at: str = "") -> Iterator[str]:
-    """The dotted keys of the texts in `value` (as for `redact`) that hold what it takes out."""
+    """The dotted keys of the texts in `value` (as for `redact`) that surely hold a secret."""
     if isinstance(value, Mapping | list | tuple):
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in pairs:
             yield from secrets(item, f"{at}.{key}" if at else str(key))
-    elif redact(value) != value:
+    elif isinstance(value, str) and _SURE.search(_redact_text(value, _NAMED)):
         yield at
 
 
@@ -51,10 +60,10 @@ def _redact_item(name: str, item: Any) -> Any:
     return REDACTED if _SECRET_NAME.search(name) and not harmless else redact(item)
 
 
-def _redact_text(text: str) -> str:
+def _redact_text(text: str, patterns: Sequence[tuple[re.Pattern, str]] = _PATTERNS) -> str:
     for name, secret in os.environ.items():
         if len(secret) >= 8 and _SECRET_NAME.search(name):
             text = text.replace(secret, REDACTED)
-    for pattern, replacement in _PATTERNS:
+    for pattern, replacement in patterns:
         text = pattern.sub(replacement, text)
     return text

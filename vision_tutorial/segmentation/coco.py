@@ -3,7 +3,6 @@
 Every annotation is drawn when the data set is built, so that a bad one is met at once.
 """
 
-import codecs
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..core.atomic import regular
 from ..core.errors import UserError, all_at_once, short, shown, some
-from ..core.images import MAX_PIXELS
+from ..core.images import MAX_PIXELS, stored
 from ..core.registry import datasets
 from ..core.sources import Source, check_split, data_folder
 from .coco_regions import Drawn, Region, polygon_runs, region
@@ -81,17 +80,21 @@ class _Contents(BaseModel):
 
     def names(self) -> tuple[dict[Id, str], list[str]]:
         """Categories by id; and those that are left out, since no annotation has them and they are
-        the parent of others, or a second one of their name, as Roboflow writes its root."""
+        the parent of others or a second one of their name (Roboflow's root), or Background."""
         kept, left_out, used = list(self.categories), [], self.used()
         for each in self.categories:
             others = [other for other in kept if other is not each]
             known = {x for other in others for x in (other.name, str(other.supercategory))}
-            if each.id not in used and each.name in known:
+            if each.id not in used and (each.name in known or _is_background(each.name)):
                 kept, left_out = others, [*left_out, f"{each.name} ({each.id})"]
         _refuse_twins("categories", "name", kept)
-        if BACKGROUND.casefold() in (each.name.casefold() for each in kept):
+        if any(_is_background(each.name) for each in kept):
             raise UserError(f"a category is called '{BACKGROUND}', as what none covers; rename it")
         return {each.id: each.name for each in kept}, left_out
+
+
+def _is_background(name: str) -> bool:
+    return name.casefold() == BACKGROUND.casefold()
 
 
 def _refuse_twins(kind: str, key: str, entries: Sequence[BaseModel]) -> None:
@@ -134,7 +137,7 @@ def coco(
     if split == "train" and not contents.annotations:
         raise UserError(f"{file}: no annotations to learn from. Name another file with `train`.")
     folder = base / (train_images if split == "train" else test_images)
-    paths = tuple(folder / _here(folder, image.file_name) for image in contents.images)
+    paths = tuple(stored(folder, image.file_name) for image in contents.images)
     hint = f"{file} names; `{split}_images` says where they are"
     check_files("coco", base, paths, hint, follow_links)
     regions = None
@@ -150,11 +153,6 @@ def coco(
     ).checked(file.name, {}, skip_unreadable)
     notices = [f"coco, {file.name}: {line}" for line in notices]
     return decoded(replace(source, notices=(*source.notices, *notices)), cache)
-
-
-def _here(folder: Path, name: str) -> str:
-    """A file name as this system writes it; Windows has backslashes."""
-    return name if (folder / name).exists() else name.replace("\\", "/")
 
 
 def _names(
@@ -192,8 +190,9 @@ def _names(
 
 def _read(path: Path) -> _Contents:
     try:
-        text = regular(path).read_bytes().removeprefix(codecs.BOM_UTF8)
-        return _Contents.model_validate_json(text)
+        return _Contents.model_validate_json(regular(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8, as JSON is; save it with that encoding.") from error
     except OSError as error:
         raise UserError(
             f"coco: cannot read {path} ({error.strerror}); `root` names the folder (itself, or "
@@ -223,7 +222,8 @@ def _regions(
                 ("category", one.category_id, labels),
             ):
                 if not isinstance(key, Hashable) or key not in known:
-                    raise UserError(f"no {kind} has the id {shown(key)}.")
+                    ids = f"there are {shown(next(iter(known)))}, …"
+                    raise UserError(f"no {kind} has the id {shown(key)} ({ids}).")
             image, drawn = images[one.image_id]
             label = labels[one.category_id]
             parts = one.segmentation

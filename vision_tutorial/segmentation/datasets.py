@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.atomic import read_json, regular
 from ..core.errors import UserError, check_range, shown, some
-from ..core.images import VOID, images_in, no_images, split_folder, visible
+from ..core.images import VOID, images_in, no_images, split_folder, stored, visible
 from ..core.randomness import generator
 from ..core.registry import datasets
 from ..core.sources import Source, Subset, check_split, data_folder, data_root, typed_path
@@ -134,7 +134,7 @@ def mask_folder(
             skipped,
         )
 
-    chosen = part("train", train, train_masks)
+    chosen, learned = part("train", train, train_masks), []
     names = classes or _listed(base / "classes.txt")
     if not names:
         names = _numbers(MaskFiles([path for _, path, _ in chosen[1]], VOID, void, ids))
@@ -142,9 +142,9 @@ def mask_folder(
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"mask_folder: two classes called '{twice}'; rename one.")
     if split == "test":
-        chosen = part("test", test, test_masks)
+        learned, chosen = [path for _, path, _ in chosen[1]], part("test", test, test_masks)
     folder, pairs, skipped = chosen
-    source = _source(who, pairs, tuple(names), void, ids)
+    source = _source(who, pairs, tuple(names), void, ids, learned)
     return decoded(source.checked(folder, skipped, skip_unreadable), cache)
 
 
@@ -244,12 +244,13 @@ def _numbers(masks: MaskFiles) -> list[str]:
         with suppress(UserError):  # said with all others that cannot be read, or left out
             there.update(np.unique(masks[index]).tolist())
     ids = sorted(there - {VOID})
+    also = f" (255 is void; to have it as a class, add 255: {len(ids)})" * (VOID in there)
     if ids[-1] + 1 > 2 * len(ids):
         options = {id: label for label, id in enumerate(ids) if id != label}
         raise UserError(
             f"mask_folder: the training masks have the ids {some([str(id) for id in ids])}, so "
             f"{ids[-1] + 1 - len(ids)} of {ids[-1] + 1} classes would have no pixel. If they are "
-            f"grey levels, map them: map={shown(options)}. If not, name all `classes`."
+            f"grey levels, map them: map={shown(options)}{also}. If not, name all `classes`."
         )
     return [str(label) for label in range(ids[-1] + 1)]
 
@@ -260,9 +261,10 @@ def _source(
     classes: tuple[str, ...],
     void: int | None = None,
     ids: dict[int, int] | None = None,
+    learned: Sequence[Path] = (),
 ) -> DenseFiles:
     images, masks, keys = zip(*pairs, strict=True)
-    check_palettes(name, masks)
+    check_palettes(name, [*learned, *masks])  # of both splits: each may agree with itself alone
     return DenseFiles(name, images, keys, classes, MaskFiles(masks, len(classes), void, ids))
 
 
@@ -299,7 +301,8 @@ def _pairs(
     if not images:
         raise no_images(folder, who, skipped)
     keys = [path.relative_to(folder).as_posix() for path in images]
-    found = [masks / Path(key).with_name(f"{_without(suffix, Path(key))}{ending}") for key in keys]
+    names = [Path(key).with_name(f"{_without(suffix, Path(key))}{ending}") for key in keys]
+    found = [stored(masks, str(name)) for name in names]
     twice = [mask for mask, count in Counter(found).items() if count > 1]
     if twice:
         one, other = [key for key, mask in zip(keys, found, strict=True) if mask == twice[0]][:2]

@@ -34,7 +34,7 @@ class MaskFiles:
     ids: Mapping[int, int] | None = None
 
     def __getitem__(self, index: int) -> np.ndarray:
-        mask = read_mask(self.paths[index], VOID)
+        mask = read_mask(self.paths[index])
         table = np.arange(256, dtype=np.uint8)
         for id, label in ({self.void: VOID} | (self.ids or {})).items():
             table[VOID if id is None else id] = label
@@ -85,9 +85,13 @@ class DenseFiles:
         """The mask alone, of an image of `size` (width, height), or of what its file says."""
         mask, (width, height) = self.masks[index], size or image_size(self.paths[index])
         if mask.shape != (height, width):
+            turned, todo = "", "Replace one of the two."
+            if mask.shape[::-1] == image_size(self.paths[index], upright=False) != (width, height):
+                turned = " as EXIF turns it"
+                todo = "Turn what was drawn on it, too, or store the image upright, without EXIF."
             raise UserError(
-                f"{self.paths[index]}: {width}x{height} pixels, its mask or "
-                f"annotation has {mask.shape[1]}x{mask.shape[0]}. Replace one of the two."
+                f"{self.paths[index]}: {width}x{height} pixels{turned}, its mask or "
+                f"annotation has {mask.shape[1]}x{mask.shape[0]}. {todo}"
             )
         return mask
 
@@ -175,7 +179,7 @@ def check_palettes(who: str, paths: Sequence[Path]) -> None:
     known: dict[bytes, tuple[int, Path]] = {}
     for path, palette in found.items():
         colours = [palette[at : at + 3] for at in range(0, len(palette), 3)]
-        for id in np.unique(read_mask(path, VOID)).tolist():
+        for id in np.unique(read_mask(path)).tolist():
             colour = colours[id] if id < len(colours) else b""
             first, where = known.setdefault(colour, (id, path))
             if colour and id != first and colour not in colours[first : first + 1]:
