@@ -238,11 +238,12 @@ def _prepare(start: Start, args: argparse.Namespace, distributed: Any) -> Ready:
     fresh = start.run is None or not engine.candidates(start.run / "ckpt")
     training = build.training_state(recipe, both.train, distributed, weights=fresh)
     plan = build.plan(recipe, both, training, distributed)
-    checks.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
-    notice = engine.fit_memory(training, plan)
-    checks.try_evaluation(plan)
-    for line in (*_notices(both, training, plan, recipe), *seen, *[notice] * bool(notice)):
+    for line in (*_notices(both, training, plan, recipe), *seen):
         display.say(line)
+    checks.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
+    if notice := engine.fit_memory(training, plan):
+        display.say(notice)
+    checks.try_evaluation(plan)
     return Ready(display, both, digests, training, plan)
 
 
