@@ -7,10 +7,10 @@ import pytest
 import torch
 from timm.data import Mixup, create_transform
 
-from vision_tutorial import build
 from vision_tutorial.benchmarking import timm_baseline
 from vision_tutorial.benchmarking.timm_baseline import mixers, rate_of_log, translated
 from vision_tutorial.core.sources import ArraySource, hold_out
+from vision_tutorial.data import loader
 from vision_tutorial.recipe.loading import load
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -23,7 +23,7 @@ def recipe(*words, name="r4"):
 
 @pytest.mark.parametrize("name", ["r0", "r4"])
 def test_the_recipes_of_the_report_become_the_same_transforms(name):
-    ours = build.loader.chain(recipe(name=name).augment)[0]
+    ours = loader.chain(recipe(name=name).augment)[0]
     theirs = create_transform(**translated(recipe(name=name)), is_training=True).transforms
     names = [type(one).__name__ for one in theirs]
     assert names == [*(type(one).__name__ for one in ours), "MaybeToTensor", "Normalize"]

@@ -186,7 +186,7 @@ def test_a_real_network_on_all_slots_at_once(
     found = speed("thin", 8, slots=2)
     assert found.rate > 1 and found.start > 0
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="short training failed: exit code 2: .*than the 300"):
+    with pytest.raises(UserError, match="short training failed: ended with code 2: .*than the 300"):
         speed("thin", 512)
     stop = Stop()
     stop.signal = 15
