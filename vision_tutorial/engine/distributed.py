@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -81,6 +82,8 @@ class Distributed:
             torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads it
         meeting = MEETING if self.local_world == self.world else CPU_TIMEOUT
         with self.peers():
+            if self.rank:
+                _await_first(meeting.total_seconds())
             self.accelerator = Accelerator(
                 # without it, N processes on CPU silently train N separate models
                 cpu=not gpus and self.world > 1,
@@ -287,6 +290,24 @@ def loader_failure(text: str) -> str:
         "workers=0; if files ran out: ulimit -n 4096; if shared memory did, in a container: "
         "--shm-size=8g; a process that was killed may have had too little memory."
     )
+
+
+def _await_first(seconds: float) -> None:
+    """Return when somebody listens where the processes meet. PyTorch's own client would wait as
+    long, and then begin again."""
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(address, timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise PeerLost(
+                    f"nobody listens at {address[0]}:{address[1]} for {seconds:.0f} s ({error}): "
+                    "the first process ended or never came; look for its own message."
+                ) from error
+        time.sleep(0.1)
 
 
 def torchrun_environment() -> tuple[int, int, int]:
