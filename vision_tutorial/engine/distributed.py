@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import signal
-import socket
+import sys
 import tempfile
 import threading
 import time
@@ -35,7 +35,7 @@ from accelerate.utils import (
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from ..core.errors import MemoryExhausted, PeerLost, UserError
+from ..core.errors import ExitCode, MemoryExhausted, PeerLost, UserError
 from ..core.processes import usable_cores
 from ..core.sources import ArraySource, Source
 from .device_errors import is_lost_peer, is_out_of_memory, machine_error
@@ -81,9 +81,7 @@ class Distributed:
             torch.use_deterministic_algorithms(deterministic, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads it
         meeting = MEETING if self.local_world == self.world else CPU_TIMEOUT
-        with self.peers():
-            if self.rank:
-                _await_first(meeting.total_seconds())
+        with self.peers(), _meeting(self.rank, meeting) if self.world > 1 else nullcontext():
             self.accelerator = Accelerator(
                 # without it, N processes on CPU silently train N separate models
                 cpu=not gpus and self.world > 1,
@@ -292,22 +290,23 @@ def loader_failure(text: str) -> str:
     )
 
 
-def _await_first(seconds: float) -> None:
-    """Return when somebody listens where the processes meet. PyTorch's own client would wait as
-    long, and then begin again."""
-    address = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection(address, timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise PeerLost(
-                    f"nobody listens at {address[0]}:{address[1]} for {seconds:.0f} s ({error}): "
-                    "the first process ended or never came; look for its own message."
-                ) from error
-        time.sleep(0.1)
+@contextmanager
+def _meeting(rank: int, limit: timedelta) -> Iterator[None]:
+    """End this process if the others are not met in time. PyTorch's client of a store whose process
+    was killed begins again after its limit, and cannot be interrupted."""
+
+    def end() -> None:
+        text = f"process {rank} waited {limit.seconds} s for the others: one ended or never came"
+        print(f"error: {text}; look for its own message.", file=sys.stderr, flush=True)
+        os._exit(ExitCode.PEER_LOST)
+
+    timer = threading.Timer(limit.total_seconds() + SPEAKING, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def torchrun_environment() -> tuple[int, int, int]:
