@@ -6,7 +6,6 @@ refused in one line; what is odd is said, beside the shares of the classes.
 
 import hashlib
 import io
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..core.atomic import write_bytes
-from ..core.errors import UserError, all_at_once, some
+from ..core.atomic import replacing, write_bytes
+from ..core.errors import StorageError, UserError, all_at_once, some
 from ..core.folders import cache_folder
 from ..core.images import VOID, check_ids
 from ..core.processes import usable_cores
@@ -98,12 +97,11 @@ def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
     with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow and NumPy let go of the lock
         table = np.stack([*first, *pool.map(ids, range(len(first), len(places)))])
     if file and not problems:
-        with suppress(OSError):
+        with suppress(OSError, StorageError):
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(content := io.BytesIO(), table)
-            part = file.with_suffix(f".{os.getpid()}")
-            write_bytes(part, content.getvalue())
-            part.replace(file)
+            with replacing(file) as part:
+                write_bytes(part, content.getvalue())
     return table, [text for _, text in sorted(problems)]
 
 

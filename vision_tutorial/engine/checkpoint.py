@@ -168,9 +168,8 @@ class Checkpoints:
         found = [f"{theirs}, now {self.recipe_hash}"]
         if theirs == self.recipe_hash or not stored and theirs in self.also:
             return
-        if (
-            isinstance(stored, dict) and self.recipe
-        ):  # a later version may have more keys, and so another hash
+        # a later version may have more keys, and so another hash
+        if isinstance(stored, dict) and self.recipe:
             with suppress(UserError, RecursionError):
                 found = differing(refreshed(stored, folder.parents[1] / "recipe.yaml"), self.recipe)
         if found:
