@@ -34,7 +34,7 @@ def test_equals_timm_v3(warmup):
     ours, theirs = ModelEma(model, 0.9, warmup), ModelEmaV3(model, decay=0.9, use_warmup=warmup)
     for step in range(1, 30):
         wander(model, step)
-        ours.update(model, step)
+        ours.update(step)
         theirs.update(model, step=step)
         assert same(ours.tensors, dict(theirs.module.state_dict())), step
     for step in [*range(200), 10**4, 10**6, 10**9]:
@@ -49,7 +49,7 @@ def test_applied_and_taken_back_bit_for_bit():
         for parameter in model.parameters():
             parameter.add_(1.0)
     for each in (ema, nothing):
-        each.update(model, 2)
+        each.update(2)
     own, places = copy.deepcopy(model.state_dict()), [p.data_ptr() for p in model.parameters()]
     average = copy.deepcopy(ema.tensors)
     with pytest.raises(KeyError), ema.applied_to(model):

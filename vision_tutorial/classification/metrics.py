@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.registry import tasks
-from ..core.task import Task, exact_sum, tally, wide
+from ..core.task import Task, exact_sum, tally, to_device, wide
 
 _NEVER = 2**62  # a rank
 
@@ -45,7 +45,7 @@ class Accuracy:
         entropy = exact_sum(F.cross_entropy(output, target, reduction="none"))
         head = torch.stack([wide(first.sum()), wide(fifth.sum()), entropy])
         table = [tally(n, target, len(self.classes)) for n in (first, torch.ones_like(first))]
-        self.state = self.state.to(head.device) + torch.cat([head, *table])
+        self.state = to_device(self.state, head.device) + torch.cat([head, *table])
 
     def result(self, state: Tensor) -> dict[str, float]:
         """top1, top5 in per cent; cross_entropy in nats; `images` counted."""

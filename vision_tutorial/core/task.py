@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,6 +109,16 @@ class Task:
         return model(images).float().softmax(1)
 
 
+def to_device(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """`values` on `device`. The host does not wait for the copy to a GPU: only pinned memory is
+    copied so, and torch keeps it until the copy is through."""
+    values = torch.as_tensor(values)
+    on_gpu = device.type == "cuda"
+    if on_gpu and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=on_gpu)
+
+
 def wide(values: Tensor) -> Tensor:
     """float64, on the device where it has it (a Mac's GPU has not)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
@@ -142,9 +153,8 @@ def to_map(target: Tensor, classes: int) -> Tensor:
     """Class ids (B, *S) -> one-hot class map float32 (B, classes, *S); a map passes through."""
     if is_map(target):
         return target
-    counts = (target != IGNORE).unsqueeze(1)
-    empty = torch.zeros(len(target), classes, *target.shape[1:], device=target.device)
-    return empty.scatter_(1, target.unsqueeze(1).where(counts, 0), counts.float())
+    ids = torch.arange(classes, device=target.device).view(-1, *[1] * (target.ndim - 1))
+    return (target.unsqueeze(1) == ids).float()
 
 
 def from_masks(masks: Tensor) -> Tensor:

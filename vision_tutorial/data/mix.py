@@ -146,7 +146,8 @@ class Mix:
                 return images, target.where(share[:, 0], target.flip(0))
         elif isinstance(share, Tensor):
             share = share.float().mean((-2, -1))  # one label for the image: by area
-        share = torch.as_tensor(share, dtype=torch.float32, device=target.device)
+        if not isinstance(share, Tensor):
+            share = float(np.float32(share))  # a number of the host's, but float32's
         own = targets.to_map(target, classes)
         return images, share * own + (1 - share) * own.flip(0)
 
@@ -171,12 +172,12 @@ class Mix:
             first, last = box_ends(length, np.where(cuts, share, 1.0), centre)
             lines.append((place >= first[:, None]) & (place < last[:, None]))
         box = lines[0][:, None, :, None] & lines[1][:, None, None, :]
-        inside = torch.from_numpy(box).to(device)
+        inside = targets.to_device(box, device)
         mixed = torch.where(inside, images.flip(0), images)
         if all(term.name == "cutmix" for term in self.terms):
             return mixed, ~inside
-        blended = torch.from_numpy(np.flatnonzero(~cuts & (share < 1))).to(device)
-        part = torch.from_numpy(share.astype(np.float32)).to(device)[blended, None, None, None]
+        blended = targets.to_device(np.flatnonzero(~cuts & (share < 1)), device)
+        part = targets.to_device(share.astype(np.float32), device)[blended, None, None, None]
         one, other = images[blended].float(), images.flip(0)[blended].float()
         mixed[blended] = (one * part + other * (1 - part)).round_().to(images.dtype)
         kept = 1 - inside.float()

@@ -20,7 +20,7 @@ from ..core import task as targets
 from ..core.errors import UserError
 from ..core.randomness import order
 from ..core.sources import ArraySource, Source, Subset, base
-from ..core.task import Batch
+from ..core.task import Batch, to_device
 from ..recipe.fields import Colours, Recipe
 from .augmentation.operation import AugmentationPlan
 from .executors import cpu, tensors
@@ -95,11 +95,12 @@ class DataPipeline:
             self.erase = self.plan.erase
         elif training:
             self.erase = partial(erase_per_image, chain(recipe.augment)[1], recipe.seed)
-        self.colours = colours(recipe)
+        device = torch.device(worker.device)
+        self.mean_std = [to_device(values, device) for values in mean_std(recipe)]
         self.table = None  # what normalising makes of each value of each channel, float32 (3, 256)
         if worker.device.type == "cpu" and cpu.has_numba() and recipe.data.path != "timm":
             values = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
-            self.table = normalize(values, self.colours).reshape(3, 256).numpy()
+            self.table = normalize(values, *self.mean_std).reshape(3, 256).numpy()
 
     def train(self, start: int, stop: int, parts: int = 1) -> Iterator[list[Batch]]:
         """The micro-batches, `parts` of them, of each step from start to stop."""
@@ -181,8 +182,7 @@ class DataPipeline:
         pixels: whether a batch keeps its images as they were, too.
         """
         device = self.worker.device
-        images = raw.images.to(device, non_blocking=True)
-        target = raw.target.to(device, non_blocking=True)
+        images, target = to_device(raw.images, device), to_device(raw.target, device)
         if target.dtype == torch.uint8:
             target = targets.from_masks(target)
         classes, seed = len(self.source.classes), self.recipe.seed
@@ -206,7 +206,7 @@ class DataPipeline:
             items = torch.cat([items + items.new_tensor([0, v << 40]) for v in range(versions)])
         channels_last = self.recipe.channels_last
         if self.table is None:
-            made = normalize(chosen(images, rows), self.colours)
+            made = normalize(chosen(images, rows), *self.mean_std)
         else:  # the same bits, in one pass
             some = np.arange(len(images)) if rows is None else rows.numpy()
             pixels_last = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -250,13 +250,17 @@ def _sizes_differ(sizes: Sequence[Sequence[int]]) -> UserError:
     )
 
 
-def normalize(images: Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32, (x/255 - mean) / std per channel, as timm's loader does it."""
-    mean, std = (
-        torch.tensor([255 * x for x in values], device=images.device).view(3, 1, 1)
-        for values in colours
-    )
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32, (x/255 - mean) / std per channel, as timm's loader does it.
+
+    mean, std: of `mean_std`, on the images' device.
+    """
     return images.float().sub_(mean).div_(std)
+
+
+def mean_std(recipe: Recipe) -> list[Tensor]:
+    """Mean and standard deviation of each channel, of pixels in 0 … 255: float32 (3, 1, 1)."""
+    return [torch.tensor([255 * x for x in values]).view(3, 1, 1) for values in colours(recipe)]
 
 
 def colours(recipe: Recipe) -> tuple[Sequence[float], Sequence[float]]:
@@ -355,8 +359,8 @@ class Store:
     def taken(self, values: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
         """Some rows of the images, masks or targets, on the device."""
         if isinstance(values, Tensor):
-            return values[torch.from_numpy(rows).to(values.device)]
-        return torch.from_numpy(values[rows]).pin_memory().to(self.device, non_blocking=True)
+            return values[to_device(rows, values.device)]
+        return to_device(values[rows], self.device)
 
 
 def ahead(batches: Iterator[list[RawBatch]], device: torch.device) -> Iterator[list[RawBatch]]:
@@ -383,7 +387,7 @@ def chosen(tensor: Tensor, rows: Tensor | None) -> Tensor:
     whole blocks, twenty times faster than by index."""
     if rows is None:
         return tensor
-    rows = rows.to(tensor.device)
+    rows = to_device(rows, tensor.device)
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return tensor.index_select(0, rows)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core.errors import NonFiniteError, UserError
 from ..core.stopping import StopSignal
-from ..core.task import Batch, Meter, Task
+from ..core.task import Batch, Meter, Task, to_device
 from .device_errors import is_out_of_memory
 from .distributed import Distributed
 from .step import StepResult, TrainingState, async_steps_of, set_lr, take_step
@@ -81,7 +81,7 @@ def evaluate(
                     torch.cuda.empty_cache()
                     waiting.appendleft(batch)
                     continue
-                losses = losses.to(found.device) + found
+                losses = to_device(losses, found.device) + found
             if done % POLL == 0 and distributed.any(stop()):
                 raise Interrupted
             progress(done + 1, rounds)

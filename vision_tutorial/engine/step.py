@@ -1,7 +1,7 @@
 """One optimizer step, plain (DDP) or strict (bit-equal for every number of processes)."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,8 @@ from ..core.task import Batch, Task, wide
 from .distributed import Distributed
 
 Shares = dict[str, Tensor]  # by criterion, float32 (terms,)
+Place = tuple[dict, str]  # where a tensor is kept: a dictionary and a key
+ASYNC_STEPS = 2  # enough for the host to draw the augmentations of many batches at once
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 
@@ -29,6 +31,9 @@ class ModelEma:
     def __init__(self, model: nn.Module | None = None, decay: float = 0.0, warmup: bool = False):
         state = model.state_dict() if model else {}
         self.tensors = {name: t.detach().clone() for name, t in state.items()}
+        self.floats = [name for name, t in state.items() if t.is_floating_point()]
+        self.others = [name for name in state if name not in set(self.floats)]
+        self.places = places_of(model) if model else {}
         self.decay, self.warmup = decay, warmup
 
     def decay_at(self, step: int) -> float:
@@ -38,17 +43,15 @@ class ModelEma:
         return min(1 - step ** -(2 / 3), self.decay) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """average <- decay * average + (1 - decay) * model; whole numbers are copied."""
-        if not self.tensors:
-            return
-        now = model.state_dict()
-        floats = [name for name, t in self.tensors.items() if t.is_floating_point()]
-        average, current = ([tensors[n] for n in floats] for tensors in (self.tensors, now))
-        torch._foreach_lerp_(average, current, 1 - self.decay_at(step))
-        for name, tensor in self.tensors.items():
-            if not tensor.is_floating_point():
-                tensor.copy_(now[name])
+        if self.floats:
+            now = read(self.places[name] for name in self.floats)
+            average = [self.tensors[name] for name in self.floats]
+            torch._foreach_lerp_(average, now, 1 - self.decay_at(step))
+        if self.others:
+            now = read(self.places[name] for name in self.others)
+            torch._foreach_copy_([self.tensors[name] for name in self.others], now)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
@@ -61,9 +64,26 @@ class ModelEma:
             model.load_state_dict(own)
 
 
+def places_of(model: nn.Module) -> dict[str, Place]:
+    """Where the parameters and buffers are kept, by their names in `state_dict`. To read these
+    takes a hundredth of its time, and finds a tensor that has been put in another's place."""
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for tensors in (module._parameters, module._buffers):
+            for name in (name for name, tensor in tensors.items() if tensor is not None):
+                found[f"{path}.{name}".removeprefix(".")] = tensors, name
+    return found
+
+
+def read(places: Iterable[Place]) -> list[Tensor]:
+    """The tensors that are kept there now."""
+    return [tensors[name] for tensors, name in places]
+
+
+@torch.no_grad()
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     """A copy of all, one behind the other."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
@@ -91,7 +111,6 @@ class TrainingState:
     shards: int | None = None  # strict: logical parts of the global batch
     async_steps: int = 0  # that are under way before a result is read; see `async_steps_of`
     uneven: bool = False  # whether images may differ in what of them counts (void, class weights)
-    stepped: bool = False  # whether the optimizer has its state
     kept: list[Tensor] = field(default_factory=list)  # running statistics, one vector for each type
 
     @property
@@ -108,12 +127,41 @@ class TrainingState:
         """Of those that the loss reached."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
+    @cached_property
+    def _statistics(self) -> list[list[Place]]:
+        """Where the running statistics are kept, by their type."""
+        found, seen = defaultdict(list), set()
+        for module in (*self.model.modules(), *self.blends.modules()):
+            for name, tensor in module._buffers.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[tensor.dtype, tensor.device].append((module._buffers, name))
+        return list(found.values())
+
     def statistics(self) -> list[list[Tensor]]:
-        """The running statistics by type, as they are now: a network may put a new tensor in the
-        place of an old one."""
-        found = defaultdict(list)
-        for buffer in (*self.model.buffers(), *self.blends.buffers()):
-            found[buffer.dtype, buffer.device].append(buffer)
+        """The running statistics by type, as they are now."""
+        return [read(group) for group in self._statistics]
+
+    @property
+    def fused(self) -> bool:
+        """Whether the optimizer leaves out a step by itself where its `found_inf` says so."""
+        groups = self.optimizer.param_groups
+        return isinstance(self.optimizer, FUSED) and all(group["fused"] for group in groups)
+
+    @property
+    def can_take_back(self) -> bool:
+        """Whether the optimizer's step can be undone: by putting tensors back that it had."""
+        second_order = getattr(self.optimizer, "is_second_order", False)
+        return self.fused or not (second_order or hasattr(self.optimizer, "sync_lookahead"))
+
+    def learned(self) -> list[list[Place]]:
+        """Where weights, and what the optimizer keeps of them, are on the device; by type."""
+        found, device = defaultdict(list), self.distributed.device.type
+        states = self.optimizer.state.values()
+        for table in (dict(enumerate(self.parameters)), *states):
+            for key, value in table.items():
+                if isinstance(value, Tensor) and value.device.type == device:
+                    found[value.dtype].append((table, key))
         return list(found.values())
 
     def floats(self) -> list[Tensor]:
@@ -182,23 +230,38 @@ def take_step(
         scaler.unscale_(training.optimizer)
     norm = nn.utils.get_total_norm(training.gradients)
     report = _report_step(training, terms, norm, step, sum(map(len, batches)), stop)
-    ahead = training.async_steps and training.stepped
-    bad = report.bad if ahead else None
-    if ahead or report.read().skipped:
+    started = bool(training.optimizer.state)  # a step before was good
+    ahead = started and training.async_steps
+    bad = report.bad if ahead or report.read().skipped else None
+    if bad is not None:
         training.restore(bad)
-    if ahead or not report.skipped:
+    if bad is None or (started and training.can_take_back):
         if training.clip:
             training.clip(training.model, norm)
         # some optimizers draw (kron): the same on all processes, whatever their dropout drew
         training.distributed.seed(address(training.seed, step, "optimizer"))
-        # ahead, the device itself leaves out a bad step, as GradScaler tells fused optimizers
-        training.optimizer.found_inf = bad.float() if ahead else None
-        training.optimizer.step()  # not the scaler's: it would wait for what `report` says already
-        training.stepped = True
-    training.ema.update(training.model, step + 1)
+        _step_unless(training, bad)
+    training.ema.update(step + 1)
     if scaler:
         scaler.update()
     return report
+
+
+def _step_unless(training: TrainingState, bad: Tensor | None) -> None:
+    """The optimizer's step. bad (): where it is given and true, which is read on its device, the
+    step is left out, or taken back; an optimizer that counts its steps on the host counts it."""
+    if bad is None or training.fused:
+        training.optimizer.found_inf = None if bad is None else bad.float()
+        training.optimizer.step()  # not the scaler's: it would wait for what `bad` says
+        return
+    known, groups = set(training.optimizer.state), training.learned()
+    before = [flat(read(group)) for group in groups]
+    training.optimizer.step()
+    for kept, group in zip(before, groups, strict=True):
+        put(torch.where(bad, kept, flat(read(group))), read(group))
+    if len(training.optimizer.state) > len(known) and bad.item():
+        for parameter in set(training.optimizer.state) - known:  # first reached by a bad loss
+            del training.optimizer.state[parameter]
 
 
 def shares_of(training: TrainingState, batches: Sequence[Batch]) -> list[Shares]:
@@ -307,9 +370,7 @@ def _report_step(
 
 
 def async_steps_of(training: TrainingState) -> int:
-    """How many steps may be under way before the result of one is read: one, where the device
+    """How many steps may be under way before the result of one is read: some, where the device
     itself can leave out a bad step, and so need not wait for the host."""
-    fused = isinstance(training.optimizer, FUSED) and all(
-        group["fused"] for group in training.optimizer.param_groups
-    )
-    return int(training.distributed.device.type == "cuda" and fused and not training.shards)
+    on_gpu = training.distributed.device.type == "cuda"
+    return ASYNC_STEPS if on_gpu and training.can_take_back and not training.shards else 0

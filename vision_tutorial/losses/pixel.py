@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..core.errors import UserError, check_range
 from ..core.registry import losses
-from ..core.task import is_map, to_map, valid, wide
+from ..core.task import is_map, to_device, to_map, valid, wide
 
 
 def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +66,7 @@ def class_weights_of(
     keep = valid(target)
     if is_map(target):
         return wide(target * _per_class(class_weights, target)).sum()
-    weights = torch.tensor(class_weights, dtype=torch.float32, device=target.device)
+    weights = to_device(torch.tensor(class_weights, dtype=torch.float32), target.device)
     each = weights[target.clamp(0, len(weights) - 1)]  # of too few the loss itself complains
     return wide(each.where(keep, 0)).sum()
 
@@ -199,7 +199,7 @@ def bce(
         logits,
         share,
         None if class_weights is None else _per_class(class_weights, logits),
-        pos_weight=None if pos_weight is None else logits.new_tensor(pos_weight),
+        pos_weight=None if pos_weight is None else logits.new_full((), pos_weight),
         reduction="none",
     )
     return _mean(values.sum(1) if sum_classes else values.mean(1), keep)
@@ -253,4 +253,5 @@ def _per_class(values: list[float], logits: Tensor) -> Tensor:
         raise UserError(
             f"weights {values} for {logits.shape[1]} classes; give each a number from 0 up."
         )
-    return logits.new_tensor(values).view(-1, *[1] * (logits.ndim - 2))
+    weights = to_device(torch.tensor(values, dtype=logits.dtype), logits.device)
+    return weights.view(-1, *[1] * (logits.ndim - 2))

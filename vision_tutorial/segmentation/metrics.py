@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.registry import tasks
-from ..core.task import IGNORE, Task, exact_sum, tally, wide
+from ..core.task import IGNORE, Task, exact_sum, tally, to_device, wide
 
 BAND = 0.02  # width of a boundary, in diagonals of the image (Cheng et al. 2021)
 _SUMS = ("images", "counted", "batches", "iou_of_images", "iou_of_batches", "entropy")
@@ -57,7 +57,7 @@ class Overlap:
         ]
         pair = boundaries(predicted, target, classes)
         mine = torch.cat([torch.stack(sums), matrices.sum(0).flatten(), *pair])
-        self.state = self.state.to(mine.device) + mine
+        self.state = to_device(self.state, mine.device) + mine
 
     def result(self, state: Tensor) -> dict[str, float]:
         """In per cent: miou (over the data set), miou_images, miou_batches, boundary_iou,

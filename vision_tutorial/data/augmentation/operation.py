@@ -12,12 +12,12 @@ from enum import IntEnum
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...core.errors import UserError, check_range
 from ...core.randomness import address
 from ...core.registry import augments
+from ...core.task import to_device
 from ...recipe.grammar import Choice
 
 Size = tuple[int, int]  # height, width
@@ -211,8 +211,7 @@ class AugmentationPlan:
         """Overwrite boxes of normalised images float (B, C, H, W), in place. items (B, 2)."""
         for key, sample in self.erasers:
             for patch in sample(RandomStream(items.numpy(), key), tuple(images.shape[-2:])):
-                parts = (torch.from_numpy(part) for part in patch)
-                *where, values = (part.to(images.device, non_blocking=True) for part in parts)
+                *where, values = (to_device(part, images.device) for part in patch)
                 images.permute(0, 2, 3, 1)[tuple(where)] = values.to(images.dtype)
         return images
 

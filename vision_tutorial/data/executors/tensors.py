@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.task import to_device
 from ..augmentation.operation import BatchedOp, Filter, Op
 
 WEIGHT_ONE = 2.0**22  # a weight of 1, in the units that Pillow's resize rounds weights to
@@ -45,42 +46,49 @@ def apply(images: Tensor, slots: Sequence[BatchedOp]) -> Tensor:
             rows = np.flatnonzero(np.isin(slot.codes, ops))
             if rows.size:
                 jobs += planner(slot, rows)
-    arrays = [array for jobs in plans for job in jobs for array in (job.rows, *job.cargo)]
-    cargo = iter(_sent(arrays, images.device) if arrays else ())
-    for slot, jobs in zip(slots, plans, strict=True):
-        images = _carried_out(images, slot.size, jobs, cargo)
+        touched = np.concatenate([np.empty(0, np.int64), *(job.rows for job in jobs)])
+        if jobs and len(touched) < len(images):
+            jobs.append(Job(_same, np.setdiff1d(np.arange(len(images)), touched)))
+    plans = [jobs for jobs in plans if jobs]
+    arrays = []
+    for jobs in plans:
+        arrays.append(np.argsort(np.concatenate([job.rows for job in jobs])))
+        arrays += [array for job in jobs for array in (job.rows, *job.cargo)]
+    sent = iter(_sent(arrays, images.device) if arrays else ())
+    for jobs in plans:
+        images = _carried_out(images, jobs, sent)
+    return images
+
+
+def _same(images: Tensor) -> Tensor:
     return images
 
 
 def _sent(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """The arrays as tensors on `device`, after one copy that the host does not wait for."""
     sizes = [array.nbytes for array in arrays]
-    # Only pinned memory is copied without waiting; torch keeps it until the copy is through.
-    buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     parts = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
-    np.concatenate(parts, out=buffer.numpy())
-    pieces = buffer.to(device, non_blocking=True).split(sizes)
+    pieces = to_device(np.concatenate(parts), device).split(sizes)
     return [
         piece.view(getattr(torch, array.dtype.name)).view(array.shape)
         for piece, array in zip(pieces, arrays, strict=True)
     ]
 
 
-def _carried_out(
-    images: Tensor, size: tuple[int, int], jobs: Sequence[Job], cargo: Iterator[Tensor]
-) -> Tensor:
-    """One slot's jobs on images (B, 3, H, W), no image in two of them: (B, 3, *size)."""
-    same = images.shape[-2:] == tuple(size)
-    if same and not jobs:
-        return images
-    if len(jobs) == 1 and np.array_equal(jobs[0].rows, np.arange(len(images))):
-        _, *numbers = islice(cargo, 1 + len(jobs[0].cargo))
-        return jobs[0].run(images, *numbers)
-    result = images.clone() if same else images.new_empty(*images.shape[:2], *size)
+def _carried_out(images: Tensor, jobs: Sequence[Job], sent: Iterator[Tensor]) -> Tensor:
+    """One slot's jobs on images (B, 3, H, W), each image in one of them: (B, 3, h, w).
+
+    sent: the place (B,) of each image in the jobs' results, one behind the other, then what each
+    job has. (To write the results to their rows would be a sort, where algorithms have to be
+    deterministic.)
+    """
+    places = next(sent)
+    made = []
     for job in jobs:
-        rows, *numbers = islice(cargo, 1 + len(job.cargo))
-        result.index_copy_(0, rows, job.run(images.index_select(0, rows), *numbers))
-    return result
+        rows, *numbers = islice(sent, 1 + len(job.cargo))
+        some = images if len(jobs) == 1 else images.index_select(0, rows)
+        made.append(job.run(some, *numbers))
+    return made[0] if len(jobs) == 1 else torch.cat(made).index_select(0, places)
 
 
 # -- crop and resize -------------------------------------------------------------------------------
