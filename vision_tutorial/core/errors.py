@@ -127,11 +127,16 @@ def visible(text: str) -> str:
 class _Visible:
     """A stream to print on; names from files and recipes cannot steer the terminal behind it.
 
-    rich writes past it, and is given `visible` texts.
+    rich writes past it, and is given `visible` texts. For rich it is a proxy of rich's own: else
+    rich would put one around it for as long as it draws a bar, and draw that through `write`.
     """
 
     def __init__(self, stream: Any):
         self._stream, self.rich_proxied_file = stream, getattr(stream, "rich_proxied_file", stream)
+
+    @property
+    def __class__(self) -> type:
+        return getattr(sys.modules.get("rich.file_proxy"), "FileProxy", _Visible)
 
     def write(self, text: str) -> int:
         bar = text.startswith("\r")  # the library that fetches weights draws one over the other
