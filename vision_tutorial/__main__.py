@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from . import __version__
-from .core.errors import UserError, run_main, unknown
+from .core.errors import UserError, run_main, run_process, unknown
 
 COMMANDS = {
     "train": "train what a recipe says",
@@ -31,6 +31,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial` and `python -m vision_tutorial`."""
     return run_main(lambda: dispatch(argv))
+
+
+def script() -> None:
+    """What `vision-tutorial` runs."""
+    run_process(main)
 
 
 def dispatch(argv: Sequence[str] | None) -> int:
@@ -74,4 +79,4 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()
