@@ -21,6 +21,7 @@ from ..core.atomic import (
     make_folder,
     plain,
     read_json,
+    regular,
     storage,
     sync_folder,
     write_all,
@@ -44,7 +45,7 @@ TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the sa
 
 def append_row(path: Path | str, row: Mapping[str, Any]) -> None:
     """Add one line to metrics.jsonl, on the disk when this returns; all of it or nothing."""
-    path = Path(path)
+    path = regular(Path(path))
     with storage(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         before = os.fstat(handle).st_size
@@ -88,14 +89,9 @@ def _line(row: Mapping[str, Any]) -> str:
 def check_name(kind: str, name: str) -> str:
     """`name`, composed (NFC), if it is safe as the name of a folder; else a UserError."""
     try:
-        os.fsencode(name := checked_name(name))
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the {kind} '{name}' cannot be the name of a folder in this locale; set PYTHONUTF8=1."
-        ) from error
+        return checked_name(name)
     except ValueError as error:
         raise UserError(f"'{short(name, 80)}' cannot be the name of a {kind}: {error}.") from error
-    return name
 
 
 def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
