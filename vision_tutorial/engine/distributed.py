@@ -220,7 +220,7 @@ class Distributed:
 
     @contextmanager
     def peers(self) -> Iterator[None]:
-        """Turn the backends' pages of text about a process that is gone into one line. An error that
+        """Turn a backend's page of text about a process that is gone into one line. An error that
         several processes meet is printed by the first of them."""
         try:
             yield
@@ -243,8 +243,7 @@ class Distributed:
                 "the size of images, or use precision: bf16."
             )
         if isinstance(error, OSError):
-            full = error.errno == errno.EMFILE
-            return UserError(loader_failure(str(error.strerror))) if full else None
+            return UserError(loader_failure(text)) if error.errno == errno.EMFILE else None
         if any(word in text for word in ("DataLoader ", "ancdata", "with the workers")):
             return UserError(loader_failure(text))
         if self.world > 1 and is_lost_peer(error):
