@@ -52,6 +52,7 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     if copies and recipe.mix:
         raise UserError("loss: jsd compares copies of one image; take `mix` out of the recipe.")
     build.criteria(recipe)
+    _try_on_pixels(recipe)
     _try_losses(recipe)
     with trying(f"model.{name}"), torch.device("meta"):
         network = build.model(recipe, classes, weights=False)
@@ -63,15 +64,23 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     return network
 
 
-def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
-    """Each loss, mixer and refiner once; of `classes`, or of as many as their options name."""
-    dense = build.task(recipe, ()).dense
-    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    target = torch.zeros(2, *[4, 4] * dense, dtype=torch.long)
-    items = torch.zeros(2, 2, dtype=torch.long)
+def _try_on_pixels(recipe: Recipe) -> None:
+    """Each mixer and refiner once."""
+    pixels, items = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.long)
+    target = torch.zeros(2, *[4, 4] * build.task(recipe, ()).dense, dtype=torch.long)
     for term in recipe.mix or ():
         with trying(f"mix.{term.name}"):
-            _, mixed = mix.Mix([term])(pixels, target, 2, recipe.seed, 0, items)
+            mix.Mix([term])(pixels, target, 2, recipe.seed, 0, items)
+    for choice in recipe.refine:
+        with trying(f"refine.{choice.name}"):
+            refiner = registry.refiners.build(choice.name, **choice.options)
+            refiner(pixels[0].permute(1, 2, 0).numpy(), torch.full((2, 4, 4), 0.5))
+
+
+def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
+    """Each loss once; of `classes`, or of as many as its options name."""
+    dense = build.task(recipe, ()).dense
+    target = torch.zeros(2, *[4, 4] * dense, dtype=torch.long)
     for key, terms in (("loss", recipe.loss), ("aux_loss", recipe.aux_loss or ())):
         for term in terms:
             listed = [len(value) for value in term.options.values() if isinstance(value, tuple)]
@@ -85,10 +94,6 @@ def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
                 total.backward()
                 if not (total.isfinite() and logits.grad.isfinite().all()):
                     raise UserError(f"its options {dict(term.options)} give no finite loss.")
-    for choice in recipe.refine:
-        with trying(f"refine.{choice.name}"):
-            refiner = registry.refiners.build(choice.name, **choice.options)
-            refiner(pixels[0].permute(1, 2, 0).numpy(), torch.full((2, 4, 4), 0.5))
 
 
 def _try_optimizer(recipe: Recipe) -> None:

@@ -153,7 +153,7 @@ def _machine(nproc: int) -> Iterator[Check]:
 
 
 def _data(nproc: int) -> Iterator[Check]:
-    from ..core.sources import data_root
+    from ..core.folders import data_root
 
     root = data_root()
     for name, (folder, download) in _DATA.items():

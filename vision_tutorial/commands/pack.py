@@ -9,7 +9,7 @@ from pathlib import Path
 from ..core import arrays, registry
 from ..core.atomic import check_folder
 from ..core.errors import UserError
-from ..core.sources import typed_path
+from ..core.folders import typed_path
 from ..recipe.loading import load
 from . import entry_point
 

@@ -18,7 +18,7 @@ from ..core import processes
 from ..core.atomic import make_folder, read_json, write_json, write_text
 from ..core.cli_types import UNITS, positive_count, seconds, share
 from ..core.errors import ExitCode, UserError
-from ..core.sources import data_root
+from ..core.folders import data_root
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
 from ..recipe.notation import duration

@@ -4,10 +4,8 @@ Masks whose classes are all void, or one, train on nothing and score 100 %. What
 refused in one line; what is odd is said, beside the shares of the classes.
 """
 
-import hashlib
 import io
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +16,9 @@ import numpy as np
 
 from ..core.atomic import replacing, write_bytes
 from ..core.errors import StorageError, UserError, all_at_once, some
-from ..core.folders import cache_folder
 from ..core.images import VOID, check_ids
 from ..core.processes import usable_cores
-from ..core.sources import Source
+from ..core.sources import Source, kept_at, origins
 from ..recipe.grammar import Choice
 
 MOMENT = 2.0  # seconds; counting that takes longer is kept
@@ -74,7 +71,7 @@ def count(source: Source) -> tuple[ClassCounts, list[str]]:
 def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
     """Pixels of each id in each image, int32 (N, 256), and problems. Kept in the cache folder, by
     the digest of the source and the times of its files, where that spares more than a moment."""
-    places, problems = [_origin(source, index) for index in range(len(source))], []
+    places, problems = origins(source), []
 
     def ids(index: int) -> np.ndarray:
         leaf, at = places[index]
@@ -90,7 +87,7 @@ def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
     first, file = [ids(index) for index in range(min(8, len(places)))], None
     if (time.perf_counter() - began) / len(first) * len(places) > MOMENT:
         with suppress(OSError, RuntimeError, ValueError):  # not there, damaged; no home
-            file = _cache_file(source, places)
+            file = Path(f"{kept_at(source, 'class_counts')}.npy")
             table = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
             if table.shape == (len(places), 256):
                 return table, []
@@ -103,21 +100,6 @@ def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
             with replacing(file) as part:
                 write_bytes(part, content.getvalue())
     return table, [text for _, text in sorted(problems)]
-
-
-def _origin(source: Source, index: int) -> tuple[Source, int]:
-    """What lies under subsets and joints."""
-    while hasattr(source, "origin"):
-        source, index = source.origin(index)
-    return source, index
-
-
-def _cache_file(source: Source, places: Sequence[tuple[Source, int]]) -> Path:
-    stamp = hashlib.sha256(source.digest().encode())
-    for leaf, at in places:
-        if paths := getattr(getattr(leaf, "masks", None), "paths", None):
-            stamp.update(str(paths[at].stat().st_mtime_ns).encode())  # it may keep its size
-    return cache_folder() / "class_counts" / f"{source.name}-{stamp.hexdigest()[:16]}.npy"
 
 
 # -- judging ---------------------------------------------------------------------------------------

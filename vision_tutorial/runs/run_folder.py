@@ -28,7 +28,7 @@ from ..core.atomic import (
     write_text,
 )
 from ..core.errors import UserError, short
-from ..core.folders import look_from
+from ..core.folders import STARTED_IN
 from ..core.names import checked_name
 
 _Status = Literal["running", "done", "paused", "preempted", "failed"]
@@ -132,7 +132,7 @@ def recipe_file(run: Path) -> Path:
     with suppress(UserError):
         facts = read_json(run / "fingerprint.json")
         if isinstance(facts, dict) and isinstance(facts.get("folder"), str):
-            look_from(facts["folder"])  # relative paths in the recipe were typed there
+            STARTED_IN.append(Path(facts["folder"]))  # where the recipe's paths were typed
     return run / "recipe.yaml"
 
 

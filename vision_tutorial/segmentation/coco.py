@@ -14,9 +14,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..core.atomic import regular
 from ..core.errors import UserError, all_at_once, short, shown, some
+from ..core.folders import data_folder
 from ..core.images import MAX_PIXELS, stored
 from ..core.registry import datasets
-from ..core.sources import Source, check_split, data_folder
+from ..core.sources import Source, check_split
 from .coco_regions import Drawn, Region, polygon_runs, region
 from .mask_files import DenseFiles, check_files, decoded
 
