@@ -58,7 +58,11 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         network = build.model(recipe, classes, weights=False)
     with trying(f"optimizer.{recipe.optimizer.name}"):
         build.optimizer(recipe, network)
-        _try_optimizer(recipe)
+        options = dict(recipe.optimizer.options)
+        if torch.cuda.is_available():  # what only a GPU can do is not for tensors of the CPU
+            options.pop("capturable", None)
+        tried = optim.try_out(registry.optimizers.build(recipe.optimizer.name, **options))
+        json.dumps(pack(tried.state_dict(), {}), allow_nan=False)  # as a checkpoint will hold it
     with trying(f"schedule.{recipe.schedule.name}"):
         build.learning_rates(recipe, 1)
     return network
@@ -94,15 +98,6 @@ def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
                 total.backward()
                 if not (total.isfinite() and logits.grad.isfinite().all()):
                     raise UserError(f"its options {dict(term.options)} give no finite loss.")
-
-
-def _try_optimizer(recipe: Recipe) -> None:
-    """Two steps, and the state that a checkpoint will hold."""
-    options = dict(recipe.optimizer.options)
-    if torch.cuda.is_available():  # what only a GPU can do is not for tensors of the CPU
-        options.pop("capturable", None)
-    tried = optim.try_out(registry.optimizers.build(recipe.optimizer.name, **options))
-    json.dumps(pack(tried.state_dict(), {}), allow_nan=False)
 
 
 def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) -> None:

@@ -231,9 +231,9 @@ def _regions(
             try:
                 drawn.append(region(label, parts, image.height, image.width))
             except UserError:
-                parts = [part for part in parts if _good(part, image)] if _several(parts) else ()
-                if parts:  # the rest of it stays
-                    drawn.append(region(label, parts, image.height, image.width))
+                each = parts if isinstance(parts, list) else ()
+                if good := [part for part in each if _good(part, image)]:  # the rest of it stays
+                    drawn.append(region(label, good, image.height, image.width))
                 raise
         except UserError as error:
             bad.append((name, f"{file}: annotation {name}: {error}"))
@@ -242,19 +242,14 @@ def _regions(
         raise all_at_once([f"{text} {todo}" for _, text in bad], "annotations")
     found = [each for _, drawn in images.values() for each in drawn]
     _refuse_shares(file, contents, found)
+    left_out = some([name for name, _ in bad])
     counts = {
-        f"bad annotations are left out, or parts of them: {some([name for name, _ in bad])}": len(
-            bad
-        ),
+        f"bad annotations are left out, or parts of them: {left_out}": len(bad),
         "annotations cover no pixel": sum(not each.area for each in found),
         "images have no annotation": sum(not drawn for _, drawn in images.values()),
     }
     lines = [f"{count:,} {what}" for what, count in counts.items() if count]
     return tuple(tuple(sorted(drawn, key=_ORDERS[overlap])) for _, drawn in images.values()), lines
-
-
-def _several(parts: Any) -> bool:
-    return isinstance(parts, list) and len(parts) > 1
 
 
 def _good(polygon: Any, image: _Image) -> bool:

@@ -168,8 +168,12 @@ def check_files(
 def check_palettes(who: str, paths: Sequence[Path]) -> None:
     """UserError where palettes show that ids are each file's own: a colour that has one id here and
     another there, as tools leave it that keep only the colours of a file."""
+    found: dict[Path, bytes] = {}
     try:
-        found = {path: colours for path in paths if (colours := _palette(path)) is not None}
+        for path in paths:
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.mode == "P":
+                    found[path] = bytes(image.getpalette("RGB") or ())
     except (OSError, SyntaxError, ValueError):
         return  # who reads the file says what is wrong with it
     if len(set(found.values())) < 2:
@@ -186,12 +190,6 @@ def check_palettes(who: str, paths: Sequence[Path]) -> None:
                     f"{tuple(colour)} is {first} in {where} and {id} in {path}. Save all masks "
                     "with one palette, or as grey PNGs of class ids."
                 )
-
-
-def _palette(path: Path) -> bytes | None:
-    """The colours of a palette PNG, by its head; None of another file."""
-    with Image.open(path, formats=("PNG",)) as image:
-        return bytes(image.getpalette("RGB") or ()) if image.mode == "P" else None
 
 
 def _digest(head: str, names: Iterable[str], paths: Sequence[Path]) -> str:
