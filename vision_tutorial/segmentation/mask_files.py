@@ -131,8 +131,9 @@ class Joined:
         self.name, self.first, self.second, self.classes = name, first, second, first.classes
         self.targets = np.concatenate([first.targets, second.targets])
         self.notices = notices(first, second)
-        self.left_out = (*first.left_out, *second.left_out)
-        self.places = [(each, i) for each in (first, second) for i in range(len(each))]
+        both = first, second
+        self.left_out = tuple(n for each in both for n in getattr(each, "left_out", ()))
+        self.places = [(each, i) for each in both for i in range(len(each))]
 
     def __len__(self) -> int:
         return len(self.places)
