@@ -41,5 +41,5 @@ def refused(entry, split: str = "train", **options) -> str:
     with pytest.raises(UserError) as caught:
         entry(split, **options)
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 600
+    assert "\n" not in message and len(message) < 700
     return message

@@ -4,7 +4,6 @@ Masks whose classes are all void, or one, train on nothing and score 100 %. What
 refused in one line; what is odd is said, beside the shares of the classes.
 """
 
-import io
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..core.atomic import replacing, write_bytes
+from ..core.atomic import replacing
 from ..core.errors import StorageError, UserError, all_at_once, some
 from ..core.images import VOID, check_ids
 from ..core.sources import Source, base, failures, kept_at, origins
@@ -71,9 +70,9 @@ def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
     counting takes more than a moment."""
     places, table, file = origins(source), np.zeros((len(source), 256), np.int32), None
     if getattr(base(source), "known_digest", True):  # else made here: hashed as slowly as counted
-        with suppress(OSError, RuntimeError, ValueError):  # not there, damaged; no home
+        with suppress(OSError, EOFError, ValueError):  # not there, damaged; no home
             file = Path(f"{kept_at(source, 'class_counts')}.npy")
-            found = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+            found = np.load(file, allow_pickle=False)
             if found.shape == table.shape:
                 return found, []
 
@@ -88,9 +87,8 @@ def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
     if file and not bad and time.perf_counter() - began > MOMENT:
         with suppress(OSError, StorageError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(content := io.BytesIO(), table)
-            with replacing(file) as part:
-                write_bytes(part, content.getvalue())
+            with replacing(file) as part, part.open("wb") as content:
+                np.save(content, table)
     return table, list(bad.values())
 
 
