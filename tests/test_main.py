@@ -1,8 +1,11 @@
 """`vision-tutorial` itself: the commands, the registries, consoles of all kinds."""
 
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
@@ -39,6 +42,20 @@ def test_consoles_that_lack_letters() -> None:
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-m", "vision_tutorial"], env=env, capture_output=True)
     assert done.returncode == 0 and b"cross_entropy" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "explain", "note", "compare"])
+def test_a_name_that_the_system_refuses(command, tmp_path, capsys, monkeypatch) -> None:
+    """Too long, or in a folder that this account may not look into."""
+    for name in ("x" * 300, str(tmp_path / "closed" / "run")):
+        if name[0] != "x":
+            refused = PermissionError(errno.EACCES, "Permission denied", name)
+            monkeypatch.setattr(Path, "stat", Mock(side_effect=refused))
+        assert program.main([command, name]) == 2
+        *others, last = capsys.readouterr().err.splitlines()
+        assert last.startswith("error: ") and name in last
+        assert all(line.startswith("left out ") for line in others)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from .core.errors import (
     exit_code,
     run_main,
 )
+from .core.names import restart_in_utf8
 from .core.stopping import Stopped, last_words
 from .recipe.fields import (
     Recipe,
@@ -66,8 +67,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial train` and `python -m vision_tutorial.train`."""
-    args = parser().parse_intermixed_args(argv)  # flags may stand between overrides
-    return run_main(lambda: train(args))
+    if argv is None:
+        restart_in_utf8()
+    # flags may stand between overrides
+    return run_main(lambda: train(parser().parse_intermixed_args(argv)))
 
 
 def train(args: argparse.Namespace) -> int:

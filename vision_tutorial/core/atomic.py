@@ -52,7 +52,7 @@ def storage(path: Path) -> Iterator[None]:
 
 def free_space(path: Path) -> float:
     """Bytes free on the disk of `path` or of its nearest existing parent; NaN if nobody knows."""
-    path = next((p for p in (path, *path.absolute().parents) if p.is_dir()), Path.cwd())
+    path = next((p for p in (path, *path.absolute().parents) if os.path.isdir(p)), Path.cwd())
     try:
         return shutil.disk_usage(path).free
     except OSError:

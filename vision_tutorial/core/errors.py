@@ -182,6 +182,8 @@ def exit_code(error: BaseException) -> int:
     """What a process that ends with `error` exits with."""
     if isinstance(error, UserError | Stopped):
         return int(error.code)
+    if isinstance(error, OSError) and error.filename is not None:
+        return int(ExitCode.BAD_INPUT)  # a file that may not be read, a name that is too long …
     known = {KeyboardInterrupt: ExitCode.INTERRUPTED, MemoryError: ExitCode.OUT_OF_MEMORY}
     return int(known.get(type(error), 1))
 
@@ -197,15 +199,19 @@ def run_main(main: Callable[[], int | None]) -> int:
     try:
         with stoppable():
             return int(main() or ExitCode.DONE)
-    except (UserError, MemoryError, KeyboardInterrupt) as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, MemoryError):
-            text = f"out of memory: {text}. Make the data or the batch smaller."
-        if text and not getattr(error, "said", False):
-            print(f"error: {text}", file=sys.stderr)
-        return exit_code(error)
     except BrokenPipeError:  # `… | head`: the reader has seen enough
         sys.stderr.close()
         return int(ExitCode.DONE)
+    except (UserError, MemoryError, KeyboardInterrupt, OSError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError):
+            text = f"out of memory: {text}. Make the data or the batch smaller."
+        if isinstance(error, OSError):
+            if error.filename is None:  # nothing that a person named
+                raise
+            text = f"{error.filename}: {error.strerror}. Name another, or mend its permissions."
+        if text and not getattr(error, "said", False):
+            print(f"error: {text}", file=sys.stderr)
+        return exit_code(error)
     finally:
         sys.stdout, sys.stderr = streams
