@@ -8,7 +8,6 @@ import torch
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.engine.distributed import Distributed, torchrun_environment
 
-
 TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "MASTER_ADDR": "localhost"}
 
 
