@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
+from rich.progress import track
 
 from vision_tutorial import __main__ as program
 from vision_tutorial import __version__
@@ -58,6 +59,11 @@ def test_a_name_that_the_system_refuses(command, tmp_path, capsys, monkeypatch) 
         monkeypatch.undo()
 
 
+def bar(name: str) -> None:
+    for _ in track([1], "bar", console=Console(stderr=True, force_terminal=True)):
+        print(name, file=sys.stderr)
+
+
 @pytest.mark.parametrize(
     "name", ["\x1b[2J", "a\x1b]0;x\x07", "\x9b2J", "a\rb", "\u202exe.gnp", "\x00"]
 )
@@ -69,5 +75,8 @@ def test_a_name_cannot_steer_the_terminal(name, capsys):
 
     assert run_main(command) == 2
     said = "".join(capsys.readouterr())
+    assert run_main(lambda: bar(name)) == 0
+    drawn = capsys.readouterr().err
+    assert drawn.count(ascii(name)[1:-1]) == 1 and "\x1b[2K" in drawn and "\\x1b[2K" not in drawn
     assert all(line.isprintable() for line in said.split("\n"))
     assert said.count(ascii(name)[1:-1]) >= 2 and "error: " in said

@@ -66,6 +66,6 @@ def make_streams_readable() -> None:
     containers, terminals and files are in UTF-8 all the same."""
     asked = os.environ.get("PYTHONIOENCODING")
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError, TypeError):  # a stream may lack it
+        with suppress(AttributeError, ValueError, TypeError, OSError):  # a stream may lack it
             ascii = codecs.lookup(stream.encoding).name == "ascii" and not asked
             stream.reconfigure(encoding="utf-8" if ascii else None, errors=READABLE)
