@@ -93,6 +93,7 @@ class _Guard:
             ready = select.select([pipe], [], [], 0.5 if parent or self.asked else None)[0]
             came = pipe.recv(64) if ready else b"\0"
             if not came:
+                pipe.close()
                 return
             now = time.monotonic()
             self.asked += [now for number in came if number in SIGNALS]
@@ -137,7 +138,8 @@ def stoppable() -> Iterator[None]:
     before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
     _guard.__init__()
     _guard.active = True
-    threading.Thread(target=_guard.watch, args=(theirs,), name="signals", daemon=True).start()
+    watcher = threading.Thread(target=_guard.watch, args=(theirs,), name="signals", daemon=True)
+    watcher.start()
     try:
         with _handled_by(_guard.raise_once):
             yield
@@ -145,6 +147,7 @@ def stoppable() -> Iterator[None]:
         _guard.active = False
         signal.set_wakeup_fd(before)
         ours.close()
+        watcher.join(AGAIN)  # it sees that at once, and leaves nothing open
 
 
 def _forked() -> None:

@@ -80,6 +80,8 @@ class Distributed:
             torch.backends.cudnn.benchmark = not deterministic
             torch.use_deterministic_algorithms(deterministic, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads it
+        if not os.environ.get("OMP_NUM_THREADS", "1").isdecimal():  # 4,2; accelerate wants a number
+            os.environ["OMP_NUM_THREADS"] = str(self.threads)
         if self.world == 1:
             os.environ.pop("LOCAL_RANK", None)  # by which accelerate would look for others
         meeting = MEETING if self.local_world == self.world else CPU_TIMEOUT
@@ -208,10 +210,8 @@ class Distributed:
         return values
 
     def seed(self, number: int) -> None:
-        """Seed the generators that a network draws from, here and on the device.
-
-        torch.manual_seed does so for every kind of device there is, and notes a traceback for each.
-        """
+        """Seed the generators that a network draws from, here and on the device. (torch.manual_seed
+        does so for every kind of device there is, and notes a traceback for each.)"""
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
