@@ -280,11 +280,26 @@ def test_nothing_reported_is_undone(copy: Path, capfd: Any) -> None:
     assert {name: (copy / name).read_bytes() for name in names} == before
 
 
-@pytest.mark.parametrize("facts", [{"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "2"}, {"RANK": "-1"}])
+TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "MASTER_ADDR": "localhost"}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"WORLD_SIZE": "abc"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "-1"},
+        {"LOCAL_RANK": "1"},
+        {"LOCAL_WORLD_SIZE": "0"},
+        {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "2"},
+        {name: TWO[name] for name in TWO if name != "MASTER_ADDR"},
+        TWO | {"MASTER_PORT": "99999"},
+    ],
+)
 def test_an_environment_that_no_launcher_sets(facts, monkeypatch):
     from vision_tutorial.engine.distributed import torchrun_environment
 
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+    for name in (*TWO, "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert torchrun_environment() == (0, 1, 1)
     for name, value in facts.items():
@@ -304,6 +319,8 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, "SLURM_NTASKS=2"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE=2"),
         ({"PMI_SIZE": "4", "PMI_RANK": "0"}, "PMI_SIZE=4"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2"),
+        ({"PMI_SIZE": "2", "RANK": "0"}, "PMI_SIZE=2"),
         (SLURM, None),  # a batch script, or a shell inside a job
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, None),  # salloc
         (SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
@@ -334,6 +351,9 @@ def test_what_accelerate_left_in_the_environment_changes_nothing(monkeypatch) ->
     left |= {"DYNAMO_BACKEND": "INDUCTOR", "GRADIENT_ACCUMULATION_STEPS": "4", "USE_CPU": "no"}
     for name, value in left.items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere.invalid"}
+    for name, value in (alone | {"MASTER_PORT": "1"}).items():  # one process looks for nobody
+        monkeypatch.setenv(name, value)
     distributed = Distributed(threads=1)
     try:
         state = distributed.accelerator.state

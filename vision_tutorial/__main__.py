@@ -9,6 +9,7 @@ from functools import partial
 
 from . import __version__
 from .core.errors import UserError, run_main, unknown
+from .core.names import restart_in_utf8
 
 COMMANDS = {
     "train": "train what a recipe says",
@@ -30,6 +31,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial` and `python -m vision_tutorial`."""
+    if argv is None:
+        restart_in_utf8()
     return run_main(lambda: dispatch(argv))
 
 

@@ -23,6 +23,7 @@ from .core.errors import (
     exit_code,
     run_main,
 )
+from .core.names import restart_in_utf8
 from .core.stopping import Stopped, last_words
 from .recipe.fields import (
     Recipe,
@@ -34,7 +35,7 @@ from .recipe.fields import (
 )
 from .recipe.loading import Loaded, load
 from .runs import records, run_folder, wandb_logger
-from .runs.redaction import redact, secrets
+from .runs.redaction import redact, refuse_secrets
 from .runs.time_breakdown import in_words, shares
 
 PROFILED = 10  # steps
@@ -66,8 +67,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial train` and `python -m vision_tutorial.train`."""
-    args = parser().parse_intermixed_args(argv)  # flags may stand between overrides
-    return run_main(lambda: train(args))
+    if argv is None:
+        restart_in_utf8()
+    # flags may stand between overrides
+    return run_main(lambda: train(parser().parse_intermixed_args(argv)))
 
 
 def train(args: argparse.Namespace) -> int:
@@ -76,7 +79,7 @@ def train(args: argparse.Namespace) -> int:
         start = find_run(args)
         loaded, recipe = start.loaded, start.loaded.recipe
         if start.run is None or args.overrides:
-            _refuse_secrets(recipe)
+            refuse_secrets(to_plain(recipe))
         # after the recipe is known to be good: this takes seconds
         from . import build, checks, engine
 
@@ -111,17 +114,6 @@ def _said_once() -> Iterator[None]:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(SPEAKING)
         raise
-
-
-def _refuse_secrets(recipe: Any) -> None:
-    """UserError where a text that recipe.yaml has to keep as it is holds a password or a token."""
-    kept = to_plain(recipe)
-    kept.pop("wandb")  # of which it keeps what is no secret
-    if key := next(secrets(kept), None):
-        raise UserError(
-            f"{key}: it seems to hold a password, key or token, which recipe.yaml would keep. Take "
-            "it out; if it is a path, link to it under another name."
-        )
 
 
 def print_line(line: str) -> None:

@@ -84,6 +84,20 @@ def test_links_lead_out_of_the_root_on_request_only(pets: Path):
     assert source.notices == (line,)
 
 
+def test_links_to_folders_above_are_not_followed(pets: Path):
+    options = {"root": str(pets), "follow_links": True}
+    plain = image_folder("train", **options)
+    (pets / "train/cat/all").symlink_to(pets)
+    (pets / "train/cat/deep/here").symlink_to("..")
+    source = image_folder("train", **options)
+    assert source.digest() == plain.digest()
+    (line,) = source.notices
+    assert line.endswith(" 2 skipped, not read as images: 2 x link to a folder above or known")
+    (pets / "train/up").symlink_to("..")
+    with pytest.raises(UserError, match="up is a link to a folder above it; remove it."):
+        image_folder("train", **options)
+
+
 def test_all_damaged_images_are_listed_or_left_out(pets: Path, tmp_path: Path, monkeypatch):
     for name in "cdefg":
         Image.effect_noise((64, 64), 90).save(pets / f"train/eel/{name}.jpg")

@@ -102,7 +102,8 @@ def test_cores_and_threads(monkeypatch):
         assert check.state == state
 
 
-def test_disk_and_shared_memory(monkeypatch):
+def test_disk_and_shared_memory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the checkout may be read-only
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(Path, "is_dir", lambda path: True)
     for gigabytes, disk, shared in ((0.1, "fail", "warn"), (2, "warn", "ok"), (50, "ok", "ok")):

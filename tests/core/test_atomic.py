@@ -80,7 +80,7 @@ def test_folders_sockets_and_circles_of_links_are_refused_in_one_line(write, tmp
     (tmp_path / "circle").symlink_to("circle")
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(os.path.relpath(tmp_path / "socket"))
-        for name in ("folder", "socket", "circle"):
+        for name in ("folder", "socket", "circle", "x" * 300):
             assert write(tmp_path / name) in (2, 5)
             err = capsys.readouterr().err
             assert err.count("\n") == 1 and str(tmp_path / name) in err

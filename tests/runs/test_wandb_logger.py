@@ -286,6 +286,26 @@ def test_a_temporary_folder_that_is_missing(tmp_path, monkeypatch):
     assert len(history(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(
+    "odd",
+    ["HOME=~", "WANDB_MODE=Nonsense", "WANDB_PROJECT=a/b", "WANDB_BASE_URL=x", "WANDB_RUN_ID=:"],
+)
+def test_no_variable_turns_it_off(odd, tmp_path, monkeypatch):
+    """Of an account without a home, too, where wandb would look for its settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in wandb_logger._places(tmp_path):
+        monkeypatch.setenv(name, "set, to be put back")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(*odd.split("="))
+    said: list[str] = []
+    tracker = track(tmp_path, "auto", said)
+    tracker.log(ROWS[0])
+    tracker.finish({})
+    assert len(history(tmp_path)) == 1 and said[0].startswith("wandb: offline (")
+    name, value = odd.split("=")
+    assert len(said) == 1 and os.environ[name] == value and not Path("~").exists()
+
+
 def test_a_wandb_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     said = []
@@ -303,7 +323,8 @@ def test_a_failure_is_one_line(tmp_path, fake, place, error):
     said = []
     train(track(tmp_path, said=said))
     assert said.pop().startswith("wandb: off from here (the server is on fire)")
-    assert len(said) == place.startswith("run") and fake.teardown.call_count == 1
+    assert len(said) == place.startswith("run")
+    assert fake.teardown.call_count == 1 + (place == "Settings")  # it is tried again, offline
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,9 @@ def test_shares_in_the_place_of_pixels(root: Path, split: str):
             ]
 
     assert "all polygons lie within 0 … 1, as in YOLO's" in said_of(root, shares, split)
-    built(root, changed("annotations", segmentation=[[0, 0, 1, 0, 1, 1, 0, 1]]))
+    some = built(root, changed("annotations", segmentation=[[0, 0, 1, 0, 1, 1, 0, 1]]))
+    line = "coco, train.json: 1 annotations lie within 0 … 1, as in YOLO's files"
+    assert some.notices[0] == line
 
 
 def test_files_as_other_systems_write_them(root: Path):

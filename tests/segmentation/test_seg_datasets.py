@@ -285,12 +285,12 @@ def test_images_and_masks_upright_and_in_other_usual_folders(pets: Path):
         mask_folder("test", root=str(pets))[1]
 
 
-@pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_names_with_composed_and_decomposed_letters(tmp_path: Path, form: str):
+@pytest.mark.parametrize(("form", "suffix"), [("NFC", "png"), ("NFD", "png"), ("NFD", "PNG")])
+def test_names_as_other_systems_write_them(tmp_path: Path, form: str, suffix: str):
     for split, other in (("train", "NFC"), ("val", form)):
         image, mask = (unicodedata.normalize(each, "강/각") for each in ("NFD", other))
         drawn(tmp_path / split, tmp_path / f"{split}_masks", f"{image}.png", [0, 1])
-        drawn(tmp_path / "x", tmp_path / f"{split}_found", f"{mask}.png", [0, 1])
+        drawn(tmp_path / "x", tmp_path / f"{split}_found", f"{mask}.{suffix}", [0, 1])
         source = mask_folder(
             "train" if split == "train" else "test",
             root=str(tmp_path),

@@ -74,6 +74,8 @@ def images_in(
     no such option. Links to folders are followed with it only.
     """
     stay_inside(folder, base, who, follow_links)
+    if _leads_up(folder):
+        raise UserError(f"{who}: {folder} is a link to a folder above it; remove it.")
     found, seen = [], {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, followlinks=bool(follow_links)):
         folders[:] = filter(visible, folders)
@@ -81,7 +83,8 @@ def images_in(
             real = os.path.realpath(os.path.join(parent, linked))
             if not follow_links:
                 skipped["linked folder"] += 1
-            elif real in seen:  # a circle, or the same images again
+            elif real in seen or _leads_up(Path(parent, linked)):  # the same images again
+                skipped["link to a folder above or known"] += 1
                 folders.remove(linked)
             seen.add(real)
         for path in (Path(parent, name) for name in filter(visible, files)):
@@ -95,6 +98,11 @@ def images_in(
             else:  # a pipe, a link to nowhere
                 skipped["no regular file"] += 1
     return sorted(found)
+
+
+def _leads_up(path: Path) -> bool:
+    """Whether a link leads to a folder that it lies in."""
+    return Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(path))
 
 
 def split_folder(who: str, base: Path, split: str, name: str) -> Path:
@@ -117,11 +125,15 @@ def visible(name: str) -> bool:
 
 def stored(folder: Path, name: str) -> Path:
     """The file `name` in `folder`, which may be written there as other systems do: with `/` for
-    Windows' backslashes, letters such as ü and 각 composed or, on macOS, decomposed."""
+    Windows' backslashes, letters such as ü and 각 composed or, on macOS, decomposed, the suffix in
+    capitals or not."""
     plain = name.replace("\\", "/")
     names = (name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
-    paths = (folder / each for each in names)
-    return next((path for path in paths if path.exists()), folder / plain)
+    found = next((path for each in names if (path := folder / each).exists()), None)
+    path = folder / plain
+    endings = (path.suffix.lower(), path.suffix.upper()) if found is None else ()
+    cased = (path.parent / f"{path.stem}{ending}" for ending in endings)
+    return found or next((each for each in cased if each.exists()), path)
 
 
 def stay_inside(path: Path, base: Path, who: str, follow_links: bool | None = None) -> None:
@@ -138,7 +150,7 @@ def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
     if not any(skipped.values()):
         return ()
     kinds = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    listed = ", ".join(f"{count:,} x {short(kind, 30)}" for kind, count in kinds[:12])
+    listed = ", ".join(f"{count:,} x {short(kind, 40)}" for kind, count in kinds[:12])
     listed += ", …" if len(kinds) > 12 else ""
     if any(skipped.get(suffix) for suffix in HEIF):
         listed += f"; {_HEIC}"

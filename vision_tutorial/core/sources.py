@@ -192,6 +192,17 @@ def base(source: Source) -> Source:
     return source
 
 
+def origins(source: Source) -> list[tuple[Source, int]]:
+    """Of each image the source and the index under any subsets and joints."""
+    found = []
+    for index in range(len(source)):
+        leaf = source
+        while hasattr(leaf, "origin"):
+            leaf, index = leaf.origin(index)
+        found.append((leaf, index))
+    return found
+
+
 def notices(*sources: Source) -> tuple[str, ...]:
     """What is to be said of the data, each line once; a student's own may have nothing to say."""
     return tuple(dict.fromkeys(line for one in sources for line in getattr(one, "notices", ())))

@@ -7,6 +7,7 @@ refused in one line; what is odd is said, beside the shares of the classes.
 import hashlib
 import io
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,9 +22,10 @@ from ..core.errors import StorageError, UserError, all_at_once, some
 from ..core.folders import cache_folder
 from ..core.images import VOID, check_ids
 from ..core.processes import usable_cores
-from ..core.sources import Source
+from ..core.sources import Source, origins
 from ..recipe.grammar import Choice
 
+COMPARED = 20_000  # images, up to which those of val are looked for in train
 MOMENT = 2.0  # seconds; counting that takes longer is kept
 
 
@@ -53,7 +55,11 @@ def look(train: Source, val: Source, dataset: Choice) -> list[str]:
     for name, counts in both.items():
         _refuse(name, counts, dataset, train.dense)
     lines = [_shares(name, counts, train.dense) for name, counts in both.items()]
-    return lines + [f"warning: {line}" for line in _odd(*both.values(), dataset, train.dense)]
+    odd = _odd(*both.values(), dataset, train.dense)
+    if twice := _in_both(train, val):
+        where = f"{len(twice):,} of {len(val):,} images of val are in train, too"
+        odd.append(f"{where}, where they can be learned by heart: {some(twice)}")
+    return lines + [f"warning: {line}" for line in odd]
 
 
 # -- counting --------------------------------------------------------------------------------------
@@ -74,7 +80,7 @@ def count(source: Source) -> tuple[ClassCounts, list[str]]:
 def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
     """Pixels of each id in each image, int32 (N, 256), and problems. Kept in the cache folder, by
     the digest of the source and the times of its files, where that spares more than a moment."""
-    places, problems = [_origin(source, index) for index in range(len(source))], []
+    places, problems = origins(source), []
 
     def ids(index: int) -> np.ndarray:
         leaf, at = places[index]
@@ -105,19 +111,44 @@ def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
     return table, [text for _, text in sorted(problems)]
 
 
-def _origin(source: Source, index: int) -> tuple[Source, int]:
-    """What lies under subsets and joints."""
-    while hasattr(source, "origin"):
-        source, index = source.origin(index)
-    return source, index
-
-
 def _cache_file(source: Source, places: Sequence[tuple[Source, int]]) -> Path:
     stamp = hashlib.sha256(source.digest().encode())
     for leaf, at in places:
         if paths := getattr(getattr(leaf, "masks", None), "paths", None):
             stamp.update(str(paths[at].stat().st_mtime_ns).encode())  # it may keep its size
     return cache_folder() / "class_counts" / f"{source.name}-{stamp.hexdigest()[:16]}.npy"
+
+
+def _in_both(train: Source, val: Source) -> list[str]:
+    """Images of val, in files once, that are byte for byte in train; of COMPARED at most."""
+    files = [(leaf, at, None) for leaf, at in origins(train)]
+    files += [(leaf, at, val.key(index)) for index, (leaf, at) in enumerate(origins(val))]
+    named = all(getattr(leaf, "paths", None) or getattr(leaf, "keys", None) for leaf, *_ in files)
+    alike = [files] if named and len(files) <= COMPARED else []
+    for mark in (_length, _middle, _digest):  # each closer than the one before, and dearer
+        parts = defaultdict(list)
+        for number, group in enumerate(alike):
+            for leaf, at, key in group:
+                parts[number, mark(leaf, at)].append((leaf, at, key))
+        alike = [group for group in parts.values() if len({key is None for *_, key in group}) == 2]
+    return [key for group in alike for *_, key in group if key is not None]
+
+
+def _length(leaf: Source, at: int) -> int:
+    return leaf.images[at].size if hasattr(leaf, "images") else leaf.paths[at].stat().st_size
+
+
+def _middle(leaf: Source, at: int) -> bytes:
+    if hasattr(leaf, "images"):
+        return leaf.images[at][len(leaf.images[at]) // 2].tobytes()
+    with leaf.paths[at].open("rb") as file:
+        file.seek(_length(leaf, at) // 2)
+        return file.read(1024)
+
+
+def _digest(leaf: Source, at: int) -> bytes:
+    content = leaf.images[at].tobytes() if hasattr(leaf, "images") else leaf.paths[at].read_bytes()
+    return hashlib.sha256(content).digest()
 
 
 # -- judging ---------------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ class Distributed:
             torch.backends.cudnn.benchmark = not deterministic
             torch.use_deterministic_algorithms(deterministic, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads it
+        if self.world == 1:
+            os.environ.pop("LOCAL_RANK", None)  # by which accelerate would look for others
         meeting = MEETING if self.local_world == self.world else CPU_TIMEOUT
         with self.peers(), _meeting(self.rank, meeting) if self.world > 1 else nullcontext():
             self.accelerator = Accelerator(
@@ -314,19 +316,22 @@ def torchrun_environment() -> tuple[int, int, int]:
 
     UserError where another launcher started several, each of which would train alone.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
     given = {name: os.environ[name] for name in names if name in os.environ}
-    if all(value.isdecimal() for value in given.values()):
+    if all(value.isdecimal() for name, value in given.items() if name != "MASTER_ADDR"):
         rank, world = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
-        if "RANK" not in given and (name := other_launcher()):
+        local_world = int(given.get("LOCAL_WORLD_SIZE", world))
+        if not {"RANK", "WORLD_SIZE"} <= given.keys() and (name := other_launcher()):
             raise UserError(
                 f"{name}={os.environ[name]}: a launcher that is not torchrun started several "
                 "processes, each of which would train alone. Start one on each machine, and these "
                 "with torchrun: srun --ntasks-per-node=1 torchrun --nproc N "
                 "-m vision_tutorial.train RECIPE."
             )
-        if rank < world and (world == 1 or {"RANK", "MASTER_PORT"} <= given.keys()):
-            return rank, world, int(given.get("LOCAL_WORLD_SIZE", world))
+        possible = rank < world and int(given.get("LOCAL_RANK", 0)) < local_world <= world
+        meets = {"RANK", "MASTER_PORT", "MASTER_ADDR"} <= given.keys()
+        if possible and (world == 1 or meets and int(given["MASTER_PORT"]) < 2**16):
+            return rank, world, local_world
     shown = " ".join(f"{name}={value}" for name, value in given.items())
     raise UserError(
         f"the environment says {shown}, which no launcher would set; unset these, or start with "
@@ -339,7 +344,7 @@ def other_launcher() -> str | None:
 
     A batch script, and the shell of salloc, are one process of a job that may have many tasks.
     """
-    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"]
+    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE"]
     step = {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID"} & os.environ.keys()
     if "SLURM_STEP_NUM_TASKS" in step:
         names = ["SLURM_STEP_NUM_TASKS", *names]

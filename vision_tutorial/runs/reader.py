@@ -185,7 +185,8 @@ class Run:
         lines = []
         for one in found if isinstance(found, list) else ():
             pairs = _mapping(_mapping(one).get("changes")).items()
-            words = [f"{k} {' -> '.join(map(shown, v))}" for k, v in pairs if isinstance(v, list)]
+            pairs = ((short(k, 60), v) for k, v in pairs if isinstance(v, list))
+            words = [f"{k} {' -> '.join(map(shown, v))}" for k, v in pairs]
             lines.append(f"{', '.join(words)} after step {number(one.get('step')) or 0:g}")
         return lines
 

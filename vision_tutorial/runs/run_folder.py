@@ -96,14 +96,9 @@ def _line(row: Mapping[str, Any]) -> str:
 def check_name(kind: str, name: str) -> str:
     """`name`, composed (NFC), if it is safe as the name of a folder; else a UserError."""
     try:
-        os.fsencode(name := checked_name(name))
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the {kind} '{name}' cannot be the name of a folder in this locale; set PYTHONUTF8=1."
-        ) from error
+        return checked_name(name)
     except ValueError as error:
         raise UserError(f"'{short(name, 80)}' cannot be the name of a {kind}: {error}.") from error
-    return name
 
 
 def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:

@@ -231,27 +231,32 @@ class Tracker:
 
     def _start(self, mode: str) -> Any:
         self._folder.mkdir(parents=True, exist_ok=True)  # else wandb would write to /tmp
+        try:
+            return self._open(mode)
+        except Exception as error:  # the server's, or about a variable that wandb does not take
+            own = {name: os.environ.pop(name) for name in [*os.environ] if name[:6] == "WANDB_"}
+            os.environ.update(_places(self._folder))  # its settings file may be as bad
+            try:
+                self._wandb.teardown()  # else the run's id is taken
+                return self._open("offline", _line(str(error)))
+            finally:
+                for name in _places(self._folder):
+                    del os.environ[name]
+                os.environ.update(own)
+
+    def _open(self, mode: str, why: str = "") -> Any:
         fields = self._wandb.Settings.model_fields
         settings = self._wandb.Settings(**{k: v for k, v in SETTINGS.items() if k in fields})
         self._wandb.setup(settings=settings)  # silent before there is a run, and after it
-        mode, why = decide_mode(mode, self._wandb)
+        if not why:
+            mode, why = decide_mode(mode, self._wandb)
         if mode == "disabled":
             self._turn_off(why)
         if self.off:  # or the training was over before the server answered
             return None
         how = {"resume": "allow", "reinit": "create_new", "settings": settings}
-        if mode == "online":
-            self._server = self._wandb.setup().settings.base_url
-            try:
-                run = self._wandb.init(**self._run, mode=mode, **how)
-            except Exception as error:
-                mode, why, self._server = "offline", _line(str(error)), ""
-                self._wandb.teardown()  # else the run's id is taken
-                self._wandb.setup(settings=settings)
-        if self.off:
-            return None
-        if mode == "offline":
-            run = self._wandb.init(**self._run, mode=mode, **how)
+        self._server = self._wandb.setup().settings.base_url if mode == "online" else ""
+        run = self._wandb.init(**self._run, mode=mode, **how)
         # A training that ends with an exception: before wandb's own hook, which may wait for ever.
         atexit.register(self.finish, {}, 1)
         for axis in self._known:
@@ -295,6 +300,12 @@ def _report(run: Any, title: str, markdown: str) -> str:
     return f"report {page.url}"
 
 
+def _places(folder: Path) -> dict[str, str]:
+    """The variables by which wandb looks for nothing at home, and leaves nothing there."""
+    names = ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "NETRC")
+    return {name: str(folder.absolute() / name.lower()) for name in names}
+
+
 def _line(text: str) -> str:
     return " ".join(text.split())[:300]
 
@@ -328,6 +339,9 @@ def make_tracker(mode: str, *, folder: Path, say: Callable[[str], None], **run: 
         with suppress(OSError):
             (folder / "wandb").mkdir(parents=True, exist_ok=True)
             os.environ["TMPDIR"] = tempfile.tempdir = str((folder / "wandb").absolute())
+    if os.path.expanduser("~") == "~":  # where it would look for its settings, and then be off
+        for name, place in _places(folder / "wandb").items():
+            os.environ.setdefault(name, place)
     try:
         import wandb  # here and not on the thread: a fork amid an import can hang the child
     except Exception as error:

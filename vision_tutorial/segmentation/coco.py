@@ -240,11 +240,11 @@ def _regions(
         todo = "Correct or remove it, or leave out all such: invalid: skip."
         raise all_at_once([f"{text} {todo}" for _, text in bad], "annotations")
     found = [each for _, drawn in images.values() for each in drawn]
-    _refuse_shares(file, contents, found)
     counts = {
         f"bad annotations are left out, or parts of them: {some([name for name, _ in bad])}": len(
             bad
         ),
+        "annotations lie within 0 … 1, as in YOLO's files": _shares(file, contents, found),
         "annotations cover no pixel": sum(not each.area for each in found),
         "images have no annotation": sum(not drawn for _, drawn in images.values()),
     }
@@ -262,14 +262,18 @@ def _good(polygon: Any, image: _Image) -> bool:
     return False
 
 
-def _refuse_shares(file: Path, contents: _Contents, found: Sequence[Region]) -> None:
-    """UserError where polygons have shares of the sides, as YOLO has, in the place of pixels."""
-    if any(region.area > 4 for region in found):
-        return
+def _shares(file: Path, contents: _Contents, found: Sequence[Region]) -> int:
+    """How many annotations have shares of the sides, as YOLO has, in the place of pixels.
+    UserError if all polygons do."""
     each = [one.segmentation for one in contents.annotations if isinstance(one.segmentation, list)]
-    numbers = [x for parts in each for part in parts if isinstance(part, list) for x in part]
-    if numbers and all(isinstance(x, int | float) and 0 <= x <= 1 for x in numbers):
+    drawn = [parts for parts in each if parts and all(isinstance(part, list) for part in parts)]
+    count = sum(
+        all(isinstance(x, int | float) and 0 <= x <= 1 for part in parts for x in part)
+        for parts in drawn
+    )
+    if count and count == len(drawn) and all(region.area <= 4 for region in found):
         raise UserError(
             f"{file}: all polygons lie within 0 … 1, as in YOLO's files, and fill no pixels. "
             "Multiply x by the image's width and y by its height."
         )
+    return count
