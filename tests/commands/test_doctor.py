@@ -165,8 +165,10 @@ def test_gpus(monkeypatch):
 
 
 def test_wandb_with_and_without_key_and_server(monkeypatch, tmp_path):
-    check = examined()["wandb"]
-    assert check.state == "warn" and "does not answer" in check.found
+    for url in ("http://127.0.0.1:9", "no address"):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        check = examined()["wandb"]
+        assert check.state == "warn" and f"{url} does not answer" in check.found
     with monkeypatch.context() as patch:
         patch.setattr(wandb_logger, "serves", lambda url: True)
         assert examined()["wandb"].state == "ok"

@@ -1,6 +1,7 @@
 """Rows to wandb: complete, once, without secrets, and never in the way of a training."""
 
 import json
+import os
 import signal
 import subprocess
 import sys

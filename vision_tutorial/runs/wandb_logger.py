@@ -83,8 +83,8 @@ def serves(url: str) -> bool:
 
 def _works(url: str) -> bool:
     query = b'{"query": "query { serverInfo { cliVersionInfo } }"}'
-    request = Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
     try:
+        request = Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
         urlopen(request, timeout=PROBE_SECONDS).read(1)
     except HTTPError as error:
         return error.code < 500 and error.code not in (401, 403)
