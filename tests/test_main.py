@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -27,6 +28,13 @@ def test_alone_it_lists_commands_and_every_entry(words, capsys, monkeypatch):
         "focal(gamma=2.0, alpha=None)" in shown and "cutmix(alpha=1.0, p=1.0, mode=batch)" in shown
     )
     assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_command_leaves_nothing_open() -> None:
+    """Under `python -W error` or `-X dev` it would say so."""
+    assert run_main(lambda: None) == 0
+    assert "signals" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_command_that_is_none(capsys: pytest.CaptureFixture) -> None:

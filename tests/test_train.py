@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import json
+import logging
+import multiprocessing.connection
 import multiprocessing.reduction
 import os
 import shutil
@@ -19,14 +21,14 @@ import torch
 from forked import Ranks, run_ranks
 from wandb_file import history, read
 
-from vision_tutorial import build  # noqa: F401  (imported before the fork)
+from vision_tutorial import build, engine  # noqa: F401  (imported before the fork)
 from vision_tutorial import train as command
 from vision_tutorial.commands import evaluate as evaluating
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.core.stopping import Stopped
 from vision_tutorial.data import loader
 from vision_tutorial.recipe.loading import load
-from vision_tutorial.runs import run_folder
+from vision_tutorial.runs import records, run_folder
 
 SMALL = [
     "dataset={shapes: {train: 64, test: 30, size: 16}}",
@@ -492,13 +494,68 @@ def test_a_holdout_is_chosen_on_and_never_trained_on() -> None:
     assert not held & kept and len(held) == 16
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_what_all_processes_fail_at_is_said_once(tmp_path: Path, capfd: Any, number: int) -> None:
-    words = ["recipes/debug.yaml", *SMALL, "batch_size=31", "--runs", str(tmp_path), "--id", "run"]
-    assert Ranks(2, lambda rank: command.main(words)).join() == [2, 2]
-    assert "31 is global and does not divide" in one_line(capfd.readouterr().err)
-    for status in tmp_path.glob("debug/run/status.json"):  # none, where no folder was made yet
-        assert json.loads(status.read_text())["exit_code"] == 2
+def ended_as_by_torchrun(ranks: Ranks) -> list[int | None]:
+    """Exit codes of processes that are ended as soon as one of them has ended."""
+    multiprocessing.connection.wait([process.sentinel for process in ranks.processes])
+    ranks.kill(signal.SIGTERM)
+    return ranks.join()
+
+
+@pytest.mark.parametrize("what", ["all fail", "all fail", "the first reads"])
+def test_what_several_processes_fail_at_is_said_once(tmp_path: Path, capfd: Any, what: str) -> None:
+    words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path / "runs"), "--id", "run"]
+    words += ["batch_size=31"]
+    if what == "the first reads":
+        for name in ("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg"):
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).write_bytes(b"no image")
+        words += [f"dataset={{image_folder: {{root: {tmp_path}}}}}", "batch_size=16"]
+    codes = ended_as_by_torchrun(Ranks(2, lambda rank: command.main(words)))
+    assert set(codes) <= {2, 143} and 2 in codes
+    expected = (
+        "4 images cannot be used"
+        if what == "the first reads"
+        else "31 is global and does not divide"
+    )
+    assert expected in one_line(capfd.readouterr().err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_notice_is_given_by_one_process(tmp_path: Path, capfd: Any) -> None:
+    def resumed(rank: int) -> int:
+        with pytest.MonkeyPatch.context() as patch:  # pytest's own handlers take the place of this
+            patch.setattr(logging.getLogger(), "handlers", [logging.lastResort])
+            words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path)]
+            return command.main([*words, "--resume", "--quiet", "--steps", "1"])
+
+    assert Ranks(2, resumed).join() == [0, 0]
+    assert capfd.readouterr().err.count("nothing to resume") == 1
+
+
+def test_the_first_error_has_the_word_while_the_run_folder_is_still_written(
+    tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, fit = records.start, engine.fit
+
+    def slowly(*given: Any) -> None:
+        time.sleep(1)
+        start(*given)
+
+    def trained(rank: int) -> int:
+        def mistaken(*given: Any) -> bool:
+            if rank == 1:
+                raise UserError("a mistake of process 1")
+            return fit(*given)
+
+        monkeypatch.setattr(records, "start", slowly)
+        monkeypatch.setattr(engine, "fit", mistaken)
+        words = ["recipes/debug.yaml", *SMALL, "--runs", str(tmp_path), "--id", "run", "--quiet"]
+        return command.main(words)
+
+    assert Ranks(2, trained).join() == [1, 2]
+    assert one_line(capfd.readouterr().err) == "error: a mistake of process 1"
+    status = json.loads((tmp_path / "debug" / "run" / "status.json").read_text())
+    assert (status["status"], status["error"]) == ("failed", "a mistake of process 1")
 
 
 def test_what_a_recipe_lacks_is_said_by_the_first_process(capfd: Any, monkeypatch: Any) -> None:

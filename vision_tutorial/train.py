@@ -2,10 +2,10 @@
 
 import argparse
 import json
+import logging
 import math
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -22,6 +22,7 @@ from .core.errors import (
     UserError,
     exit_code,
     run_main,
+    run_process,
 )
 from .core.names import restart_in_utf8
 from .core.stopping import Stopped, last_words
@@ -37,6 +38,8 @@ from .recipe.loading import Loaded, load
 from .runs import records, run_folder, wandb_logger
 from .runs.redaction import redact, refuse_secrets
 from .runs.time_breakdown import in_words, shares
+
+logger = logging.getLogger(f"{__package__}.train")
 
 PROFILED = 10  # steps
 SPEAKING = 5  # seconds that the first process has to say what it fails at
@@ -75,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
+    first = os.environ.get("RANK", "0") == "0"  # one of several processes gives notice of things
+    logging.getLogger(__package__).setLevel(logging.NOTSET if first else logging.ERROR)
     with _said_once():
         start = find_run(args)
         loaded, recipe = start.loaded, start.loaded.recipe
@@ -143,7 +148,7 @@ def find_run(args: argparse.Namespace) -> Start:
     if args.no_pretrained and model.options.get("pretrained"):
         blank = {model.name: {**model.options, "pretrained": False}}
         loaded = load(target, [*args.overrides, f"model={json.dumps(blank)}"])
-        print("random weights in the place of pretrained ones, as asked for", file=sys.stderr)
+        logger.warning("random weights in the place of pretrained ones, as asked for")
     folder, why = Path(args.runs) / loaded.recipe.name, ""
     if args.id:
         run = folder / run_folder.check_name("run", args.id)
@@ -158,7 +163,7 @@ def find_run(args: argparse.Namespace) -> Start:
             except UserError as error:  # of another recipe or version, or damaged
                 why = why or f" ({error})"
     if args.resume:
-        print(f"nothing to resume in {folder}, so a new run starts{why}", file=sys.stderr)
+        logger.warning("nothing to resume in %s, so a new run starts%s", folder, why)
     return Start(None, loaded)
 
 
@@ -267,6 +272,7 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
         recorder = engine.RunRecorder(
             run, training, checkpoints, recipe.checkpoint, tracker, display
         )
+    training.distributed.any(False)  # who fails now finds a folder that says that it runs
     for line in _continuing(start, plan, progress) if progress.step else ():
         display.say(line)
     few = PROFILED if args.profile and not args.steps else args.steps
@@ -376,4 +382,4 @@ def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

@@ -48,15 +48,19 @@ def test_image_folder_reads_what_torchvision_reads_but_nothing_hidden(pets: Path
 
 
 def test_other_usual_names_of_the_splits_are_found_and_others_are_named(pets: Path):
-    for train, test in (("training", "validation"), ("train", "valid")):
-        next(pets.glob("train*")).rename(pets / train)
-        next(pets.glob("val*")).rename(pets / test)
+    for train, test in (("training", "validation"), ("Train", "VAL"), ("train", "valid")):
+        next(pets.glob("[Tt]rain*")).rename(pets / train)
+        next(pets.glob("[Vv][Aa][Ll]*")).rename(pets / test)
         sources = [image_folder(split, root=f" {pets} ") for split in ("train", "test")]
         assert [len(source) for source in sources] == [4, 2]
         assert sources[0].key(1) == "dog/a.png"
     (pets / "valid").rename(pets / "test")  # to choose on the test images is for a person to say
     with pytest.raises(UserError, match=r"no folder .*/val; there are test, train. Name one with"):
         image_folder("test", root=str(pets))
+    with pytest.raises(UserError, match=f"/train, but {pets}/train. Set `root: {pets}`.$"):
+        image_folder("train", root=str(pets.parent))  # unpacked a folder deeper
+    with pytest.raises(UserError, match="cat, dog, eel. Name one .* the classes: `train: .`, and"):
+        image_folder("train", root=str(pets / "train"))
     for entry in (image_folder, lambda *a, **k: cifar100("train", root="~nobody-here/x")):
         with pytest.raises(UserError, match="pest|~nobody-here/x"):
             entry("train", root="pest")

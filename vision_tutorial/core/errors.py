@@ -1,5 +1,6 @@
 """What can go wrong in a way a person can mend, and the exit code that says which."""
 
+import atexit
 import difflib
 import json
 import os
@@ -8,10 +9,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .names import make_streams_readable, readable
 from .stopping import Stopped, stoppable
@@ -225,6 +226,22 @@ def exit_code(error: BaseException) -> int:
         return int(ExitCode.BAD_INPUT)  # a file that may not be read, a name that is too long …
     known = {KeyboardInterrupt: ExitCode.INTERRUPTED, MemoryError: ExitCode.OUT_OF_MEMORY}
     return int(known.get(type(error), 1))
+
+
+def run_process(main: Callable[[], int]) -> NoReturn:
+    """Run `main` as all that this process does; its exit code is the process's.
+
+    Python's own end would first take every module apart: with torch that takes two seconds, in
+    which a signal is not heard, and torchrun waits for what went wrong.
+    """
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading._shutdown()  # waits for threads; as the end of a child of multiprocessing
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def run_main(main: Callable[[], int | None]) -> int:

@@ -106,15 +106,23 @@ def _leads_up(path: Path) -> bool:
 
 
 def split_folder(who: str, base: Path, split: str, name: str) -> Path:
-    """The folder `name` of a split below `base`, or one of another usual name of it."""
+    """The folder `name` of a split below `base`, or one of another usual name of it, in capitals or
+    not."""
     usual = {"train": ("train", "training"), "test": ("val", "valid", "validation")}[split]
     names = usual if name == usual[0] else (name,)
+    there = sorted(path for path in base.iterdir() if visible(path.name) and path.is_dir())
     for each in names:
-        if (base / each).is_dir():
-            return base / each
-    there = sorted(path.name for path in base.iterdir() if visible(path.name) and path.is_dir())
-    listed = f"there are {', '.join(there[:8])}" if there else "it has no folders"
-    raise UserError(f"{who}: no folder {base / name}; {listed}. Name one with `{split}: …`.")
+        alike = [path for path in there if path.name.lower() == each] if len(names) > 1 else []
+        if found := next(filter(Path.is_dir, (base / each, *alike)), None):
+            return found
+    listed = ", ".join(path.name for path in there[:8])
+    listed = f"there are {listed}" if there else "it has no folders"
+    deeper = (path for above in ("*", "*/*") for path in base.glob(f"{above}/{names[0]}"))
+    if below := next(filter(Path.is_dir, deeper), None):
+        raise UserError(f"{who}: no folder {base / name}, but {below}. Set `root: {below.parent}`.")
+    flat = " If these are the classes: `train: .`, and a part held out, `holdout: 0.1`."
+    flat *= who == "image_folder" and split == "train" and len(there) > 1
+    raise UserError(f"{who}: no folder {base / name}; {listed}. Name one with `{split}: …`.{flat}")
 
 
 def visible(name: str) -> bool:
@@ -147,9 +155,10 @@ def stay_inside(path: Path, base: Path, who: str, follow_links: bool | None = No
 
 def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
     """A line on what was skipped, if anything was."""
-    if not any(skipped.values()):
+    there = [item for item in skipped.items() if item[1]]
+    if not there:
         return ()
-    kinds = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    kinds = sorted(there, key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{count:,} x {short(kind, 40)}" for kind, count in kinds[:12])
     listed += ", …" if len(kinds) > 12 else ""
     if any(skipped.get(suffix) for suffix in HEIF):
@@ -182,7 +191,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
             raise StorageError(f"cannot read {path}: {error.strerror}. Try again.") from error
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = f"none of {', '.join(formats())}" if path.stat().st_size else "an empty file"
+            with path.open("rb") as file:
+                start = " ".join(file.read(40).decode("ascii", "replace").split())
+            reason = f"none of {', '.join(formats())}" if start else "an empty file"
+            if start and start.isascii() and start.isprintable():  # of Git LFS, of a server
+                reason = f"text that begins '{start}'"
             if path.suffix.lower() in HEIF and "HEIF" not in formats():
                 reason = _HEIC
         problem = f"not a readable image ({reason})"

@@ -319,7 +319,9 @@ def differing(before: Any, after: Any, key: str = "") -> list[str]:
     names = [name for name in before | after if key or name not in RESUMABLE]
     dotted = ((name, f"{key}.{name}" if key else name) for name in names)
     pairs = [(full, differing(before.get(name), after.get(name), full)) for name, full in dotted]
-    return [text for full, found in pairs if full != "data.memory" for text in found]
+    # where the data lies is no part of what it is, which is compared by its hash
+    same = re.compile(r"data\.memory|dataset\.\w+\.root")
+    return [text for full, found in pairs if not same.fullmatch(full) for text in found]
 
 
 def other_recipe(where: Path, found: Sequence[str]) -> UserError:
@@ -327,8 +329,8 @@ def other_recipe(where: Path, found: Sequence[str]) -> UserError:
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
     return UserError(
         f"{where} was made by another recipe: {', '.join(found[:5])}{more}. On resume only epochs, "
-        "early_stopping, eval_every, eval_batch_size, refine, workers, threads, checkpoint, wandb "
-        "and the number of processes may change; start a new run for the rest."
+        "early_stopping, eval_every, eval_batch_size, refine, workers, threads, checkpoint, wandb, "
+        "the data's root and the number of processes may change; start a new run for the rest."
     )
 
 

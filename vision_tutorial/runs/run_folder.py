@@ -21,6 +21,7 @@ from ..core.atomic import (
     make_folder,
     plain,
     read_json,
+    regular,
     storage,
     sync_folder,
     write_all,
@@ -44,7 +45,7 @@ TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the sa
 
 def append_row(path: Path | str, row: Mapping[str, Any]) -> None:
     """Add one line to metrics.jsonl, on the disk when this returns; all of it or nothing."""
-    path = Path(path)
+    path = regular(Path(path))
     with storage(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         before = os.fstat(handle).st_size
