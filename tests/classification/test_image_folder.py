@@ -59,6 +59,8 @@ def test_other_usual_names_of_the_splits_are_found_and_others_are_named(pets: Pa
         image_folder("test", root=str(pets))
     with pytest.raises(UserError, match=f"/train, but {pets}/train. Set `root: {pets}`.$"):
         image_folder("train", root=str(pets.parent))  # unpacked a folder deeper
+    with pytest.raises(UserError, match="cat, dog, eel. Name one .* the classes: `train: .`, and"):
+        image_folder("train", root=str(pets / "train"))
     for entry in (image_folder, lambda *a, **k: cifar100("train", root="~nobody-here/x")):
         with pytest.raises(UserError, match="pest|~nobody-here/x"):
             entry("train", root="pest")

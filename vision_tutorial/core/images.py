@@ -120,7 +120,9 @@ def split_folder(who: str, base: Path, split: str, name: str) -> Path:
     deeper = (path for above in ("*", "*/*") for path in base.glob(f"{above}/{names[0]}"))
     if below := next(filter(Path.is_dir, deeper), None):
         raise UserError(f"{who}: no folder {base / name}, but {below}. Set `root: {below.parent}`.")
-    raise UserError(f"{who}: no folder {base / name}; {listed}. Name one with `{split}: …`.")
+    flat = " If these are the classes: `train: .`, and a part held out, `holdout: 0.1`."
+    flat *= who == "image_folder" and split == "train" and len(there) > 1
+    raise UserError(f"{who}: no folder {base / name}; {listed}. Name one with `{split}: …`.{flat}")
 
 
 def visible(name: str) -> bool:
@@ -153,9 +155,10 @@ def stay_inside(path: Path, base: Path, who: str, follow_links: bool | None = No
 
 def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
     """A line on what was skipped, if anything was."""
-    if not any(skipped.values()):
+    there = [item for item in skipped.items() if item[1]]
+    if not there:
         return ()
-    kinds = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    kinds = sorted(there, key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{count:,} x {short(kind, 40)}" for kind, count in kinds[:12])
     listed += ", …" if len(kinds) > 12 else ""
     if any(skipped.get(suffix) for suffix in HEIF):
