@@ -234,13 +234,15 @@ class Tracker:
         try:
             return self._open(mode)
         except Exception as error:  # the server's, or about a variable that wandb does not take
-            own = {name: os.environ.pop(name) for name in [*os.environ] if name[:6] == "WANDB_"}
-            os.environ.update(_places(self._folder))  # its settings file may be as bad
+            places = _places(self._folder)
+            names = [name for name in os.environ if name[:6] == "WANDB_" or name in places]
+            own = {name: os.environ.pop(name) for name in names}
+            os.environ.update(places)  # its settings file may be as bad
             try:
                 self._wandb.teardown()  # else the run's id is taken
                 return self._open("offline", _line(str(error)))
             finally:
-                for name in _places(self._folder):
+                for name in places:
                     del os.environ[name]
                 os.environ.update(own)
 
@@ -302,7 +304,7 @@ def _report(run: Any, title: str, markdown: str) -> str:
 
 def _places(folder: Path) -> dict[str, str]:
     """The variables by which wandb looks for nothing at home, and leaves nothing there."""
-    names = ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "NETRC")
+    names = ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "XDG_DATA_HOME", "NETRC")
     return {name: str(folder.absolute() / name.lower()) for name in names}
 
 
