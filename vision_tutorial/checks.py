@@ -60,26 +60,39 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     if copies and recipe.mix:
         raise UserError("loss: jsd compares copies of one image; take `mix` out of the recipe.")
     build.criteria(recipe)
+    _try_on_pixels(recipe)
     _try_losses(recipe)
     with trying(f"model.{name}"), torch.device("meta"):
         network = build.model(recipe, classes, weights=False)
     with trying(f"optimizer.{recipe.optimizer.name}"):
         build.optimizer(recipe, network)
-        _try_optimizer(recipe)
+        options = dict(recipe.optimizer.options)
+        if torch.cuda.is_available():  # what only a GPU can do is not for tensors of the CPU
+            options.pop("capturable", None)
+        tried = optim.try_out(registry.optimizers.build(recipe.optimizer.name, **options))
+        json.dumps(pack(tried.state_dict(), {}), allow_nan=False)  # as a checkpoint will hold it
     with trying(f"schedule.{recipe.schedule.name}"):
         build.learning_rates(recipe, 1)
     return network
 
 
-def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
-    """Each loss, mixer and refiner once; of `classes`, or of as many as their options name."""
-    dense = build.task(recipe, ()).dense
-    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    target = torch.zeros(2, *[4, 4] * dense, dtype=torch.long)
-    items = torch.zeros(2, 2, dtype=torch.long)
+def _try_on_pixels(recipe: Recipe) -> None:
+    """Each mixer and refiner once."""
+    pixels, items = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.long)
+    target = torch.zeros(2, *[4, 4] * build.task(recipe, ()).dense, dtype=torch.long)
     for term in recipe.mix or ():
         with trying(f"mix.{term.name}"):
-            _, mixed = mix.Mix([term])(pixels, target, 2, recipe.seed, 0, items)
+            mix.Mix([term])(pixels, target, 2, recipe.seed, 0, items)
+    for choice in recipe.refine:
+        with trying(f"refine.{choice.name}"):
+            refiner = registry.refiners.build(choice.name, **choice.options)
+            refiner(pixels[0].permute(1, 2, 0).numpy(), torch.full((2, 4, 4), 0.5))
+
+
+def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
+    """Each loss once; of `classes`, or of as many as its options name."""
+    dense = build.task(recipe, ()).dense
+    target = torch.zeros(2, *[4, 4] * dense, dtype=torch.long)
     for key, terms in (("loss", recipe.loss), ("aux_loss", recipe.aux_loss or ())):
         for term in terms:
             listed = [len(value) for value in term.options.values() if isinstance(value, tuple)]
@@ -93,19 +106,6 @@ def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
                 total.backward()
                 if not (total.isfinite() and logits.grad.isfinite().all()):
                     raise UserError(f"its options {dict(term.options)} give no finite loss.")
-    for choice in recipe.refine:
-        with trying(f"refine.{choice.name}"):
-            refiner = registry.refiners.build(choice.name, **choice.options)
-            refiner(pixels[0].permute(1, 2, 0).numpy(), torch.full((2, 4, 4), 0.5))
-
-
-def _try_optimizer(recipe: Recipe) -> None:
-    """Two steps, and the state that a checkpoint will hold."""
-    options = dict(recipe.optimizer.options)
-    if torch.cuda.is_available():  # what only a GPU can do is not for tensors of the CPU
-        options.pop("capturable", None)
-    tried = optim.try_out(registry.optimizers.build(recipe.optimizer.name, **options))
-    json.dumps(pack(tried.state_dict(), {}), allow_nan=False)
 
 
 def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) -> None:

@@ -29,8 +29,8 @@ from .core.stopping import Stopped, last_words
 from .recipe.fields import (
     Recipe,
     differing,
+    digest,
     identities,
-    identity,
     other_recipe,
     to_plain,
 )
@@ -249,12 +249,12 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
 
     display, both, digests, training, plan = ready
     loaded, recipe, main = start.loaded, start.loaded.recipe, training.distributed.main
-    kept = {key: value for key, value in to_plain(recipe).items() if key != "wandb"}
+    values = to_plain(recipe)
     checkpoints = engine.Checkpoints(
         run,
-        identity(recipe),
-        recipe=kept,
-        also=[*identities(to_plain(recipe)), *records.first_identity(run)],
+        digest(values),
+        recipe={key: value for key, value in values.items() if key != "wandb"},
+        also=[*identities(values), *records.first_identity(run)],
         keep=recipe.checkpoint.keep,
         say=display.say,
         write=main,
@@ -266,7 +266,7 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
         parts = {"train": both.train, "val": both.val}
         left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
         records.start(run, loaded, start.recorded, digests, left_out, progress)
-        tracker = _make_tracker(run, recipe, display.say)
+        tracker = _make_tracker(run, recipe, redact(values), display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
         recorder = engine.RunRecorder(
@@ -351,12 +351,11 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     print_line(words)
 
 
-def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
+def _make_tracker(run: Path, recipe: Any, config: Any, say: Any) -> Any:
     """wandb, as the recipe wants it; its id is the run's, so that a resume continues it."""
     given = recipe.wandb.model_dump() | {"group": recipe.wandb.group or recipe.name}
     name = f"{recipe.name}-{run.name}"
     given |= {"name": wandb_logger.fitted(name), "id": wandb_logger.fitted(name, ascii=True)}
-    config = redact(to_plain(recipe))
     return wandb_logger.make_tracker(**given, config=config, folder=run, say=say)
 
 

@@ -112,13 +112,11 @@ def _like(found: Tensor, own: Tensor) -> bool:
 
 def _file_of(path: Path) -> Path:
     """The file itself, or that of a checkpoint or of a run's best one: averaged weights, if any."""
-    folder = path
-    if (path / "ckpt").is_dir():
-        known = sorted((path / "ckpt").glob("step-*"))
+    folder, saved = path, path / "ckpt"
+    if saved.is_dir():
+        known = sorted(saved.glob("step-*"))
         with suppress(UserError, TypeError, KeyError):
-            known.append(
-                path / "ckpt" / Path(read_json(path / "ckpt" / "best.json")["folder"]).name
-            )
+            known.append(saved / Path(read_json(saved / "best.json")["folder"]).name)
         folder = next(filter(Path.is_dir, reversed(known)), path)
     files = (path, *(folder / f"{group}.safetensors" for group in ("ema", "model")))
     file = next(filter(Path.is_file, files), None)

@@ -5,11 +5,8 @@ refused in one line; what is odd is said, beside the shares of the classes.
 """
 
 import hashlib
-import io
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +14,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..core.atomic import replacing, write_bytes
+from ..core.atomic import replacing
 from ..core.errors import StorageError, UserError, all_at_once, some
-from ..core.folders import cache_folder
 from ..core.images import VOID, check_ids
-from ..core.processes import usable_cores
-from ..core.sources import Source, origins
+from ..core.sources import Source, base, failures, kept_at, origins
 from ..recipe.grammar import Choice
 
 COMPARED = 20_000  # images, up to which those of val are looked for in train
@@ -78,45 +73,30 @@ def count(source: Source) -> tuple[ClassCounts, list[str]]:
 
 
 def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
-    """Pixels of each id in each image, int32 (N, 256), and problems. Kept in the cache folder, by
-    the digest of the source and the times of its files, where that spares more than a moment."""
-    places, problems = origins(source), []
+    """Pixels of each id in each image, int32 (N, 256), and problems. Kept in the cache folder where
+    counting takes more than a moment."""
+    places, table, file = origins(source), np.zeros((len(source), 256), np.int32), None
+    if getattr(base(source), "known_digest", True):  # else made here: hashed as slowly as counted
+        with suppress(OSError, EOFError, ValueError):  # not there, damaged; no home
+            file = Path(f"{kept_at(source, 'class_counts')}.npy")
+            found = np.load(file, allow_pickle=False)
+            if found.shape == table.shape:
+                return found, []
 
-    def ids(index: int) -> np.ndarray:
+    def look(index: int) -> None:
         leaf, at = places[index]
-        try:
-            mask = np.asarray(leaf.target(at) if hasattr(leaf, "target") else leaf[at][1])
-            check_ids(mask, len(source.classes), source.key(index))
-        except UserError as error:
-            problems.append((index, str(error)))
-            return np.zeros(256, np.int32)
-        return np.bincount(mask.ravel(), minlength=256).astype(np.int32)
+        mask = np.asarray(leaf.target(at) if hasattr(leaf, "target") else leaf[at][1])
+        check_ids(mask, len(source.classes), source.key(index))
+        table[index] = np.bincount(mask.ravel(), minlength=256)
 
     began = time.perf_counter()
-    first, file = [ids(index) for index in range(min(8, len(places)))], None
-    if (time.perf_counter() - began) / len(first) * len(places) > MOMENT:
-        with suppress(OSError, RuntimeError, ValueError):  # not there, damaged; no home
-            file = _cache_file(source, places)
-            table = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-            if table.shape == (len(places), 256):
-                return table, []
-    with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow and NumPy let go of the lock
-        table = np.stack([*first, *pool.map(ids, range(len(first), len(places)))])
-    if file and not problems:
+    bad = failures(look, len(places), f"counting the classes of {source.name}")
+    if file and not bad and time.perf_counter() - began > MOMENT:
         with suppress(OSError, StorageError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(content := io.BytesIO(), table)
-            with replacing(file) as part:
-                write_bytes(part, content.getvalue())
-    return table, [text for _, text in sorted(problems)]
-
-
-def _cache_file(source: Source, places: Sequence[tuple[Source, int]]) -> Path:
-    stamp = hashlib.sha256(source.digest().encode())
-    for leaf, at in places:
-        if paths := getattr(getattr(leaf, "masks", None), "paths", None):
-            stamp.update(str(paths[at].stat().st_mtime_ns).encode())  # it may keep its size
-    return cache_folder() / "class_counts" / f"{source.name}-{stamp.hexdigest()[:16]}.npy"
+            with replacing(file) as part, part.open("wb") as content:
+                np.save(content, table)
+    return table, list(bad.values())
 
 
 def _in_both(train: Source, val: Source) -> list[str]:

@@ -27,10 +27,11 @@ from torchvision import transforms as tv
 
 from ..core import arrays as folder
 from ..core.errors import UserError
+from ..core.folders import data_folder
 from ..core.processes import follow_parent
 from ..core.randomness import address
 from ..core.registry import datasets
-from ..core.sources import ArraySource, Source, check_split, data_folder
+from ..core.sources import ArraySource, Source, check_split
 from ..core.stopping import SIGNALS
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice

@@ -282,7 +282,7 @@ def loader_failure(text: str) -> str:
     if hasattr(signal, "SIGCHLD"):  # torch's handler raises anew for each worker that ends
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     code = re.search(r"with exit code (\d+)", text)
-    reason = re.sub(r".*\) (is )?", "", text.splitlines()[0].partition(". ")[0])
+    reason = re.sub(r".*\) (is )?|\[.*\] ", "", text.splitlines()[0].partition(". ")[0])
     if code and int(code[1]) > 1:
         reason = os.strerror(int(code[1]))
     return (

@@ -28,8 +28,8 @@ from ..core.atomic import (
     write_json,
     write_text,
 )
-from ..core.errors import UserError, short
-from ..core.folders import look_from
+from ..core.errors import UserError, short, shown
+from ..core.folders import STARTED_IN
 from ..core.names import checked_name
 
 _Status = Literal["running", "done", "paused", "preempted", "failed"]
@@ -82,6 +82,14 @@ def read_rows(path: Path | str, strict: bool = True) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; {} if there is none, UserError if it is damaged."""
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path.name} holds {shown(value)}, no object")
+    return value
+
+
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(row), allow_nan=False) + "\n"
 
@@ -126,9 +134,9 @@ def recipe_file(run: Path) -> Path:
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run}: no run folder; give one that `train` made (it prints `run: …`).")
     with suppress(UserError):
-        facts = read_json(run / "fingerprint.json")
-        if isinstance(facts, dict) and isinstance(facts.get("folder"), str):
-            look_from(facts["folder"])  # relative paths in the recipe were typed there
+        where = json_object(run / "fingerprint.json").get("folder")
+        if isinstance(where, str):
+            STARTED_IN.append(Path(where))  # relative paths in the recipe were typed there
     return run / "recipe.yaml"
 
 

@@ -11,7 +11,6 @@ import netrc
 import os
 import queue
 import shlex
-import socket
 import ssl
 import tempfile
 import threading
@@ -24,7 +23,7 @@ from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, getproxies, proxy_bypass, urlopen
+from urllib.request import Request, urlopen
 
 import psutil
 
@@ -72,37 +71,20 @@ def has_key(url: str, *names: str) -> bool:
     return False
 
 
-def answers(url: str) -> bool:
-    """Whether the server, or the proxy in front of it, takes a TCP connection within two seconds.
-
-    Resolving a name may take longer than that; hence this runs on the tracker's own thread.
-    """
-    try:
-        server = urlsplit(url)
-        proxy = getproxies().get(server.scheme)
-        if proxy and not proxy_bypass(server.hostname or ""):
-            server = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-        port = server.port or (443 if server.scheme == "https" else 80)
-        socket.create_connection((server.hostname or "", port), PROBE_SECONDS).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def serves(url: str) -> bool:
     """Whether the server answers within two seconds in all, and as one that works: not with
     something else than HTTP, byte by byte, that it does not know us, or that it is broken."""
-    found: list[bool] = []
-    work = threading.Thread(target=lambda: found.append(answers(url) and _works(url)), daemon=True)
+    found: list[bool] = []  # on a thread: resolving a name has no time limit
+    work = threading.Thread(target=lambda: found.append(_works(url)), daemon=True)
     work.start()
     work.join(PROBE_SECONDS)
-    return bool(found and found[0])
+    return found == [True]
 
 
 def _works(url: str) -> bool:
     query = b'{"query": "query { serverInfo { cliVersionInfo } }"}'
-    request = Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
     try:
+        request = Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
         urlopen(request, timeout=PROBE_SECONDS).read(1)
     except HTTPError as error:
         return error.code < 500 and error.code not in (401, 403)

@@ -14,9 +14,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..core.atomic import regular
 from ..core.errors import UserError, all_at_once, short, shown, some
+from ..core.folders import data_folder
 from ..core.images import MAX_PIXELS, stored
 from ..core.registry import datasets
-from ..core.sources import Source, check_split, data_folder
+from ..core.sources import Source, check_split
 from .coco_regions import Drawn, Region, polygon_runs, region
 from .mask_files import DenseFiles, check_files, decoded
 
@@ -230,9 +231,9 @@ def _regions(
             try:
                 drawn.append(region(label, parts, image.height, image.width))
             except UserError:
-                parts = [part for part in parts if _good(part, image)] if _several(parts) else ()
-                if parts:  # the rest of it stays
-                    drawn.append(region(label, parts, image.height, image.width))
+                each = parts if isinstance(parts, list) else ()
+                if good := [part for part in each if _good(part, image)]:  # the rest of it stays
+                    drawn.append(region(label, good, image.height, image.width))
                 raise
         except UserError as error:
             bad.append((name, f"{file}: annotation {name}: {error}"))
@@ -240,20 +241,15 @@ def _regions(
         todo = "Correct or remove it, or leave out all such: invalid: skip."
         raise all_at_once([f"{text} {todo}" for _, text in bad], "annotations")
     found = [each for _, drawn in images.values() for each in drawn]
+    left_out = some([name for name, _ in bad])
     counts = {
-        f"bad annotations are left out, or parts of them: {some([name for name, _ in bad])}": len(
-            bad
-        ),
+        f"bad annotations are left out, or parts of them: {left_out}": len(bad),
         "annotations lie within 0 … 1, as in YOLO's files": _shares(file, contents, found),
         "annotations cover no pixel": sum(not each.area for each in found),
         "images have no annotation": sum(not drawn for _, drawn in images.values()),
     }
     lines = [f"{count:,} {what}" for what, count in counts.items() if count]
     return tuple(tuple(sorted(drawn, key=_ORDERS[overlap])) for _, drawn in images.values()), lines
-
-
-def _several(parts: Any) -> bool:
-    return isinstance(parts, list) and len(parts) > 1
 
 
 def _good(polygon: Any, image: _Image) -> bool:
