@@ -124,7 +124,7 @@ def count(words: list[str]) -> int:
         records.write_recipe(run, loaded)
         note(f"start {run.name} cores={len(os.sched_getaffinity(0))}")
         if not (run / "fingerprint.json").exists():
-            facts = fingerprint("d1") | {"recipe": {"identity": identity(recipe)}}
+            facts = fingerprint() | {"data": "d1", "recipe": {"identity": identity(recipe)}}
             write_json(run / "fingerprint.json", facts | {"torch": {"threads": 1}})
         run_folder.set_status(run, "running", pid=os.getpid())
         rows = run_folder.read_rows(run / "metrics.jsonl")

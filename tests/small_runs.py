@@ -4,13 +4,21 @@ import itertools
 import math
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 import torch
+from forked import Ranks
 from torch import nn
 
 from vision_tutorial import train as command
 from vision_tutorial.runs import run_folder
 
+SMALL = [
+    "dataset={shapes: {train: 64, test: 30, size: 16}}",
+    "batch_size=16",
+    "epochs=2",
+    "threads=1",
+]
 DEBUG = ["recipes/debug.yaml", "batch_size=16", "eval_batch_size=10", "threads=1"]
 
 
@@ -27,6 +35,21 @@ def train(folder: Path, *words: str, code: int = 0) -> Path:
     assert command.main([*started, *more, "--quiet"]) == code
     (run,) = folder.glob("*/run")
     return run
+
+
+def answered(capfd: Any, *words: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `train`, in a process of its own."""
+    ranks = Ranks(1, lambda rank: command.main([str(word) for word in words]))
+    (code,) = ranks.join()
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+def one_line(err: str) -> str:
+    """The single line that a person sees of an error."""
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
 
 
 def left(run: Path) -> tuple[dict[str, bytes], list[dict], str]:

@@ -1,11 +1,16 @@
 """`vision-tutorial` itself: the commands, the registries, consoles of all kinds."""
 
+import errno
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
+from rich.progress import track
 
 from vision_tutorial import __main__ as program
 from vision_tutorial import __version__
@@ -25,6 +30,13 @@ def test_alone_it_lists_commands_and_every_entry(words, capsys, monkeypatch):
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_command_leaves_nothing_open() -> None:
+    """Under `python -W error` or `-X dev` it would say so."""
+    assert run_main(lambda: None) == 0
+    assert "signals" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_a_command_that_is_none(capsys: pytest.CaptureFixture) -> None:
     assert program.main(["trian"]) == 2
     assert "no command called 'trian'; did you mean 'train'?" in capsys.readouterr().err
@@ -41,6 +53,25 @@ def test_consoles_that_lack_letters() -> None:
     assert done.returncode == 0 and b"cross_entropy" in done.stdout and not done.stderr
 
 
+@pytest.mark.parametrize("command", ["train", "explain", "note", "compare"])
+def test_a_name_that_the_system_refuses(command, tmp_path, capsys, monkeypatch) -> None:
+    """Too long, or in a folder that this account may not look into."""
+    for name in ("x" * 300, str(tmp_path / "closed" / "run")):
+        if name[0] != "x":
+            refused = PermissionError(errno.EACCES, "Permission denied", name)
+            monkeypatch.setattr(Path, "stat", Mock(side_effect=refused))
+        assert program.main([command, name]) == 2
+        *others, last = capsys.readouterr().err.splitlines()
+        assert last.startswith("error: ") and name in last
+        assert all(line.startswith("left out ") for line in others)
+        monkeypatch.undo()
+
+
+def bar(name: str) -> None:
+    for _ in track([1], "bar", console=Console(stderr=True, force_terminal=True)):
+        print(name, file=sys.stderr)
+
+
 @pytest.mark.parametrize(
     "name", ["\x1b[2J", "a\x1b]0;x\x07", "\x9b2J", "a\rb", "\u202exe.gnp", "\x00"]
 )
@@ -52,5 +83,8 @@ def test_a_name_cannot_steer_the_terminal(name, capsys):
 
     assert run_main(command) == 2
     said = "".join(capsys.readouterr())
+    assert run_main(lambda: bar(name)) == 0
+    drawn = capsys.readouterr().err
+    assert drawn.count(ascii(name)[1:-1]) == 1 and "\x1b[2K" in drawn and "\\x1b[2K" not in drawn
     assert all(line.isprintable() for line in said.split("\n"))
     assert said.count(ascii(name)[1:-1]) >= 2 and "error: " in said

@@ -24,7 +24,10 @@ FINAL_LOSS = 1.589117705821991
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A copy of the run, stopped after 10 of 16 steps."""
-    return Path(shutil.copytree(FIXTURE, tmp_path / "runs" / "quickstart" / "old"))
+    made = Path(shutil.copytree(FIXTURE, tmp_path / "runs" / "quickstart" / "old"))
+    for path in (made, *made.rglob("*")):  # the checkout may be read-only
+        path.chmod(path.stat().st_mode | 0o200)
+    return made
 
 
 def weights(run: Path, step: int) -> str:

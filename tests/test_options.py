@@ -27,6 +27,7 @@ from small_runs import DEBUG
 from timm.optim import get_optimizer_info, list_optimizers
 
 from vision_tutorial import train
+from vision_tutorial.core import errors
 from vision_tutorial.recipe.fields import plain_defaults
 from vision_tutorial.recipe.signatures import REQUIRED, Entry, static_signatures
 
@@ -43,7 +44,6 @@ GIVEN = {  # what an entry needs
 SHAPES = {"train": 8, "test": 4, "size": 16}
 MASKS = {"dataset": {"shapes": {**SHAPES, "masks": True}}, "task": "segmentation"}
 MASKS |= {"model": {"fcn": {"backbone": "test_resnet"}}, "batch_size": 2}
-MEMORY = ("train", "test")  # of `shapes`: as many images as were asked for are drawn
 
 
 class Slow(BaseException):
@@ -91,8 +91,6 @@ def tries(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             more |= MASKS
             needed |= {"backbone": "test_resnet"} if "backbone" in entry.options else {}
         for option, value in itertools.product(entry.options, VALUES):
-            if name == "shapes" and option in MEMORY and isinstance(value, int) and value > 10**6:
-                continue
             changed = {**needed, option: value}
             if registry == "datasets" and name != "shapes" and option == "root":
                 changed |= {"root": value}
@@ -104,8 +102,9 @@ def tries(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{key}.{option}={value!r}", base("") | {key: changed}
 
 
-def outcome(changes: dict[str, Any], runs: Path) -> str:
-    """`exit N`, `slow`, or a traceback's last lines; of what is refused, one printable line."""
+def outcome(changes: dict[str, Any], runs: Path, heard: list[str] | None = None) -> str:
+    """`exit N`, `slow`, or a traceback's last lines; of what is refused, one printable line, which
+    `heard` gets."""
 
     def late(*_: Any) -> None:
         raise Slow
@@ -123,7 +122,8 @@ def outcome(changes: dict[str, Any], runs: Path) -> str:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         shutil.rmtree(runs, ignore_errors=True)
-    said = [line for line in err.getvalue().splitlines() if line.startswith("error: ")]
+    said = [] if heard is None else heard
+    said += [line for line in err.getvalue().splitlines() if line.startswith("error: ")]
     if code and (len(said) != 1 or not said[0].isprintable() or len(said[0]) > 1500):
         return f"UNCLEAR {err.getvalue()!r}"
     return f"exit {code}"
@@ -163,3 +163,19 @@ def test_every_option_trains_or_is_refused(folder, tmp_path, monkeypatch, reposi
     print(len(found), dict(counts))
     gc.unfreeze()
     assert not bad, f"{len(bad)} of {len(found)}:\n" + "\n".join(bad[:20])
+
+
+@pytest.mark.parametrize(
+    "key, given, message",
+    [
+        ("optimizer", {"adahessian": {"lr": 0.1, "n_samples": 10**6}}, "not done after 0.3 s of"),
+        ("optimizer", {"muon": {"lr": 0.1, "ns_steps": 10**9}}, "ns_steps is 1000000000; a number"),
+        ("model", {"test_vit": {"depth": 10**5}}, "not done after 0.3 s of computing"),
+        ("model", {"test_vit": {"depth": 10**9}}, "depth is 1000000000; a number in [-1000000,"),
+    ],
+)
+def test_what_would_never_end_is_refused(key, given, message, tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(errors, "LONGEST_TRY", 0.3)
+    said = outcome(base("") | {key: given}, tmp_path / "runs", heard := [])
+    assert said == "exit 2" and f"error: {key}.{next(iter(given))}: {message}" in heard[0]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from . import __version__
-from .core.errors import UserError, run_main, unknown
+from .core.errors import UserError, run_main, run_process, unknown
+from .core.names import restart_in_utf8
 
 COMMANDS = {
     "train": "train what a recipe says",
@@ -30,7 +31,14 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial` and `python -m vision_tutorial`."""
+    if argv is None:
+        restart_in_utf8()
     return run_main(lambda: dispatch(argv))
+
+
+def script() -> None:
+    """What `vision-tutorial` runs."""
+    run_process(main)
 
 
 def dispatch(argv: Sequence[str] | None) -> int:
@@ -74,4 +82,4 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

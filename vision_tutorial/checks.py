@@ -2,23 +2,31 @@
 and an evaluation on images of the data."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from . import build, losses, optim
 from .core import registry
 from .core.errors import UserError, trying
-from .core.sources import Source
+from .core.images import image_size
+from .core.processes import usable_cores
+from .core.sources import Source, origins
 from .data import loader, mix
 from .data.augmentation.operation import operation
-from .data.pipeline import first_size
+from .data.loader import augmented_images
+from .data.pipeline import sizes_differ
 from .engine import Plan, evaluating
 from .engine.device_errors import is_lost_peer, is_out_of_memory, machine_error
 from .engine.optimizer_state import pack
 from .recipe.fields import Recipe
 from .recipe.grammar import Term
 from .segmentation.models.backbones import BatchNorm
+
+TRIED = 16  # images in files, of which the sizes are compared before a training
 
 
 def check(recipe: Recipe, classes: int = 10) -> nn.Module:
@@ -52,26 +60,39 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
     if copies and recipe.mix:
         raise UserError("loss: jsd compares copies of one image; take `mix` out of the recipe.")
     build.criteria(recipe)
+    _try_on_pixels(recipe)
     _try_losses(recipe)
     with trying(f"model.{name}"), torch.device("meta"):
         network = build.model(recipe, classes, weights=False)
     with trying(f"optimizer.{recipe.optimizer.name}"):
         build.optimizer(recipe, network)
-        _try_optimizer(recipe)
+        options = dict(recipe.optimizer.options)
+        if torch.cuda.is_available():  # what only a GPU can do is not for tensors of the CPU
+            options.pop("capturable", None)
+        tried = optim.try_out(registry.optimizers.build(recipe.optimizer.name, **options))
+        json.dumps(pack(tried.state_dict(), {}), allow_nan=False)  # as a checkpoint will hold it
     with trying(f"schedule.{recipe.schedule.name}"):
         build.learning_rates(recipe, 1)
     return network
 
 
-def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
-    """Each loss, mixer and refiner once; of `classes`, or of as many as their options name."""
-    dense = build.task(recipe, ()).dense
-    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    target = torch.zeros(2, *[4, 4] * dense, dtype=torch.long)
-    items = torch.zeros(2, 2, dtype=torch.long)
+def _try_on_pixels(recipe: Recipe) -> None:
+    """Each mixer and refiner once."""
+    pixels, items = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.long)
+    target = torch.zeros(2, *[4, 4] * build.task(recipe, ()).dense, dtype=torch.long)
     for term in recipe.mix or ():
         with trying(f"mix.{term.name}"):
-            _, mixed = mix.Mix([term])(pixels, target, 2, recipe.seed, 0, items)
+            mix.Mix([term])(pixels, target, 2, recipe.seed, 0, items)
+    for choice in recipe.refine:
+        with trying(f"refine.{choice.name}"):
+            refiner = registry.refiners.build(choice.name, **choice.options)
+            refiner(pixels[0].permute(1, 2, 0).numpy(), torch.full((2, 4, 4), 0.5))
+
+
+def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
+    """Each loss once; of `classes`, or of as many as its options name."""
+    dense = build.task(recipe, ()).dense
+    target = torch.zeros(2, *[4, 4] * dense, dtype=torch.long)
     for key, terms in (("loss", recipe.loss), ("aux_loss", recipe.aux_loss or ())):
         for term in terms:
             listed = [len(value) for value in term.options.values() if isinstance(value, tuple)]
@@ -85,19 +106,6 @@ def _try_losses(recipe: Recipe, classes: int | None = None) -> None:
                 total.backward()
                 if not (total.isfinite() and logits.grad.isfinite().all()):
                     raise UserError(f"its options {dict(term.options)} give no finite loss.")
-    for choice in recipe.refine:
-        with trying(f"refine.{choice.name}"):
-            refiner = registry.refiners.build(choice.name, **choice.options)
-            refiner(pixels[0].permute(1, 2, 0).numpy(), torch.full((2, 4, 4), 0.5))
-
-
-def _try_optimizer(recipe: Recipe) -> None:
-    """Two steps, and the state that a checkpoint will hold."""
-    options = dict(recipe.optimizer.options)
-    if torch.cuda.is_available():  # what only a GPU can do is not for tensors of the CPU
-        options.pop("capturable", None)
-    tried = optim.try_out(registry.optimizers.build(recipe.optimizer.name, **options))
-    json.dumps(pack(tried.state_dict(), {}), allow_nan=False)
 
 
 def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) -> None:
@@ -106,7 +114,7 @@ def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) 
     count: how many a training step passes forward at once; BatchNorm needs two values a channel.
     """
     _try_losses(recipe, len(source.classes))
-    height, width = first_size(recipe, source, losses.copies(recipe.loss))
+    height, width = _size(recipe, source)
     blank = torch.zeros(1, 3, height, width, device=next(network.parameters()).device)
     lone: list[str] = []
     hooks = [
@@ -140,6 +148,35 @@ def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) 
             f"{len(source.classes)} classes: {said}. Change the size that `augment` crops to, or "
             "the model's options (such as img_size)."
         )
+
+
+def _size(recipe: Recipe, source: Source) -> tuple[int, int]:
+    """(height, width) of the augmented training images. UserError if some from all over the source
+    have another or, where `augment` does not make one size of two, one of each size in files."""
+    images = augmented_images(recipe, source, copies=losses.copies(recipe.loss))
+
+    def size(index: int) -> tuple[int, int]:
+        sample = images[0, index]
+        if isinstance(sample, UserError):
+            raise sample
+        return tuple(sample[0].shape[-2:])
+
+    def blank(height: int, width: int) -> tuple[int, int]:
+        mask = [np.zeros((height, width), np.uint8)] * source.dense
+        made = images.augment(Image.new("RGB", (width, height)), (0, 0), *mask)
+        return tuple((made[0] if source.dense else made).shape[-2:])
+
+    files = [getattr(leaf, "paths", ())[at : at + 1] for leaf, at in origins(source)]
+    count = min(len(source), TRIED) if any(files) else 1
+    tried = np.linspace(0, len(source) - 1, count).astype(int).tolist()
+    if any(files) and blank(61, 83) != blank(83, 61):
+        with ThreadPoolExecutor(len(usable_cores())) as pool:
+            heads = list(pool.map(lambda file: file and image_size(*file), files))
+        tried += [heads.index(head) for head in list(dict.fromkeys(heads))[: 4 * TRIED]]
+    found = list(dict.fromkeys(map(size, tried)))
+    if len(found) > 1:
+        raise sizes_differ(found)
+    return found[0]
 
 
 def try_evaluation(plan: Plan) -> None:

@@ -2,10 +2,10 @@
 
 import argparse
 import json
+import logging
 import math
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -22,20 +22,24 @@ from .core.errors import (
     UserError,
     exit_code,
     run_main,
+    run_process,
 )
+from .core.names import restart_in_utf8
 from .core.stopping import Stopped, last_words
 from .recipe.fields import (
     Recipe,
     differing,
+    digest,
     identities,
-    identity,
     other_recipe,
     to_plain,
 )
 from .recipe.loading import Loaded, load
 from .runs import records, run_folder, wandb_logger
-from .runs.redaction import redact, secrets
+from .runs.redaction import redact, refuse_secrets
 from .runs.time_breakdown import in_words, shares
+
+logger = logging.getLogger(f"{__package__}.train")
 
 PROFILED = 10  # steps
 SPEAKING = 5  # seconds that the first process has to say what it fails at
@@ -66,17 +70,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vision-tutorial train` and `python -m vision_tutorial.train`."""
-    args = parser().parse_intermixed_args(argv)  # flags may stand between overrides
-    return run_main(lambda: train(args))
+    if argv is None:
+        restart_in_utf8()
+    # flags may stand between overrides
+    return run_main(lambda: train(parser().parse_intermixed_args(argv)))
 
 
 def train(args: argparse.Namespace) -> int:
     """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
+    first = os.environ.get("RANK", "0") == "0"  # one of several processes gives notice of things
+    logging.getLogger(__package__).setLevel(logging.NOTSET if first else logging.ERROR)
     with _said_once():
         start = find_run(args)
         loaded, recipe = start.loaded, start.loaded.recipe
         if start.run is None or args.overrides:
-            _refuse_secrets(recipe)
+            refuse_secrets(to_plain(recipe))
         # after the recipe is known to be good: this takes seconds
         from . import build, checks, engine
 
@@ -113,17 +121,6 @@ def _said_once() -> Iterator[None]:
         raise
 
 
-def _refuse_secrets(recipe: Any) -> None:
-    """UserError where a text that recipe.yaml has to keep as it is holds a password or a token."""
-    kept = to_plain(recipe)
-    kept.pop("wandb")  # of which it keeps what is no secret
-    if key := next(secrets(kept), None):
-        raise UserError(
-            f"{key}: it seems to hold a password, key or token, which recipe.yaml would keep. Take "
-            "it out; if it is a path, link to it under another name."
-        )
-
-
 def print_line(line: str) -> None:
     """Print; a full disk or a closed pipe behind standard output does not undo a training."""
     with suppress(OSError, ValueError, AttributeError):
@@ -151,7 +148,7 @@ def find_run(args: argparse.Namespace) -> Start:
     if args.no_pretrained and model.options.get("pretrained"):
         blank = {model.name: {**model.options, "pretrained": False}}
         loaded = load(target, [*args.overrides, f"model={json.dumps(blank)}"])
-        print("random weights in the place of pretrained ones, as asked for", file=sys.stderr)
+        logger.warning("random weights in the place of pretrained ones, as asked for")
     folder, why = Path(args.runs) / loaded.recipe.name, ""
     if args.id:
         run = folder / run_folder.check_name("run", args.id)
@@ -166,7 +163,7 @@ def find_run(args: argparse.Namespace) -> Start:
             except UserError as error:  # of another recipe or version, or damaged
                 why = why or f" ({error})"
     if args.resume:
-        print(f"nothing to resume in {folder}, so a new run starts{why}", file=sys.stderr)
+        logger.warning("nothing to resume in %s, so a new run starts%s", folder, why)
     return Start(None, loaded)
 
 
@@ -252,12 +249,12 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
 
     display, both, digests, training, plan = ready
     loaded, recipe, main = start.loaded, start.loaded.recipe, training.distributed.main
-    kept = {key: value for key, value in to_plain(recipe).items() if key != "wandb"}
+    values = to_plain(recipe)
     checkpoints = engine.Checkpoints(
         run,
-        identity(recipe),
-        recipe=kept,
-        also=[*identities(to_plain(recipe)), *records.first_identity(run)],
+        digest(values),
+        recipe={key: value for key, value in values.items() if key != "wandb"},
+        also=[*identities(values), *records.first_identity(run)],
         keep=recipe.checkpoint.keep,
         say=display.say,
         write=main,
@@ -269,12 +266,13 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
         parts = {"train": both.train, "val": both.val}
         left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
         records.start(run, loaded, start.recorded, digests, left_out, progress)
-        tracker = _make_tracker(run, recipe, display.say)
+        tracker = _make_tracker(run, recipe, redact(values), display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
         recorder = engine.RunRecorder(
             run, training, checkpoints, recipe.checkpoint, tracker, display
         )
+    training.distributed.any(False)  # who fails now finds a folder that says that it runs
     for line in _continuing(start, plan, progress) if progress.step else ():
         display.say(line)
     few = PROFILED if args.profile and not args.steps else args.steps
@@ -353,12 +351,11 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     print_line(words)
 
 
-def _make_tracker(run: Path, recipe: Any, say: Any) -> Any:
+def _make_tracker(run: Path, recipe: Any, config: Any, say: Any) -> Any:
     """wandb, as the recipe wants it; its id is the run's, so that a resume continues it."""
     given = recipe.wandb.model_dump() | {"group": recipe.wandb.group or recipe.name}
     name = f"{recipe.name}-{run.name}"
     given |= {"name": wandb_logger.fitted(name), "id": wandb_logger.fitted(name, ascii=True)}
-    config = redact(to_plain(recipe))
     return wandb_logger.make_tracker(**given, config=config, folder=run, say=say)
 
 
@@ -384,4 +381,4 @@ def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

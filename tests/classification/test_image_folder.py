@@ -48,15 +48,19 @@ def test_image_folder_reads_what_torchvision_reads_but_nothing_hidden(pets: Path
 
 
 def test_other_usual_names_of_the_splits_are_found_and_others_are_named(pets: Path):
-    for train, test in (("training", "validation"), ("train", "valid")):
-        next(pets.glob("train*")).rename(pets / train)
-        next(pets.glob("val*")).rename(pets / test)
+    for train, test in (("training", "validation"), ("Train", "VAL"), ("train", "valid")):
+        next(pets.glob("[Tt]rain*")).rename(pets / train)
+        next(pets.glob("[Vv][Aa][Ll]*")).rename(pets / test)
         sources = [image_folder(split, root=f" {pets} ") for split in ("train", "test")]
         assert [len(source) for source in sources] == [4, 2]
         assert sources[0].key(1) == "dog/a.png"
     (pets / "valid").rename(pets / "test")  # to choose on the test images is for a person to say
     with pytest.raises(UserError, match=r"no folder .*/val; there are test, train. Name one with"):
         image_folder("test", root=str(pets))
+    with pytest.raises(UserError, match=f"/train, but {pets}/train. Set `root: {pets}`.$"):
+        image_folder("train", root=str(pets.parent))  # unpacked a folder deeper
+    with pytest.raises(UserError, match="cat, dog, eel. Name one .* the classes: `train: .`, and"):
+        image_folder("train", root=str(pets / "train"))
     for entry in (image_folder, lambda *a, **k: cifar100("train", root="~nobody-here/x")):
         with pytest.raises(UserError, match="pest|~nobody-here/x"):
             entry("train", root="pest")
@@ -82,6 +86,20 @@ def test_links_lead_out_of_the_root_on_request_only(pets: Path):
     assert len(source) == 4
     line = "image_folder, train: 1 skipped, not read as images: 1 x linked folder"
     assert source.notices == (line,)
+
+
+def test_links_to_folders_above_are_not_followed(pets: Path):
+    options = {"root": str(pets), "follow_links": True}
+    plain = image_folder("train", **options)
+    (pets / "train/cat/all").symlink_to(pets)
+    (pets / "train/cat/deep/here").symlink_to("..")
+    source = image_folder("train", **options)
+    assert source.digest() == plain.digest()
+    (line,) = source.notices
+    assert line.endswith(" 2 skipped, not read as images: 2 x link to a folder above or known")
+    (pets / "train/up").symlink_to("..")
+    with pytest.raises(UserError, match="up is a link to a folder above it; remove it."):
+        image_folder("train", **options)
 
 
 def test_all_damaged_images_are_listed_or_left_out(pets: Path, tmp_path: Path, monkeypatch):

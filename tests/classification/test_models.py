@@ -2,9 +2,12 @@
 
 import argparse
 import logging
+import math
 from contextlib import nullcontext
+from datetime import datetime
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -179,10 +182,18 @@ def test_weights_of_another_model_and_damaged_files_are_refused(tmp_path):
     save_file({**state, "bn1.bias": torch.zeros(3), "fc.weight": torch.zeros(2, 8)}, path)
     assert "has in another shape bn1.bias, fc.weight (2 in all)" in refused(path)
     assert "pretrained: no file" in refused(tmp_path / "none.pt")
+    state = seeded(tiny, 10).state_dict()
+    for no_numbers in ("meta", torch.complex64, torch.int8, math.nan):
+        one = state["conv1.weight"]
+        one = one * no_numbers if no_numbers is math.nan else one.to(no_numbers)
+        torch.save(state | {"conv1.weight": one}, tmp_path / "odd.pt")
+        assert "has no finite numbers in conv1.weight (1 in all)" in refused(tmp_path / "odd.pt")
     path.write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
     assert "not a weights file" in refused(path)
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     assert "holds no state_dict" in refused(tmp_path / "empty.pt")
+    torch.save(tiny(10), tmp_path / "model.pt")  # the whole model, which only its code can read
+    assert "holds no state_dict" in refused(tmp_path / "model.pt")
 
 
 class Bomb:
@@ -281,6 +292,10 @@ def test_weights_of_timm_lightning_and_ourselves(tmp_path, caplog):
     more = {"hyper_parameters": Foreign(a=1), "pytorch-lightning_version": "2.5"}
     torch.save({"state_dict": named, **more}, path)
     assert same_state(tiny(10, pretrained=str(path)), model)
+    facts = {"loss": np.float64(1), "rng": np.random.get_state(), "at": datetime.now(), "p": path}
+    for inner in ({"net": state}, {"model": {"state_dict": {"model_state_dict": state}}}):
+        torch.save(inner | {"seen": facts}, path)
+        assert same_state(tiny(10, pretrained=str(path)), model)
     headless = {k: v for k, v in state.items() if not k.startswith("fc.")}
     torch.save(headless, path)
     loaded = seeded(tiny, 10, pretrained=str(path))

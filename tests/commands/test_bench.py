@@ -56,9 +56,8 @@ def one_core():
 def forked(command, log, sign=lambda: False, then_stop=False):
     """In place of `run_command`: the same program, forked, so that nothing is imported again."""
     words, world = command[1:], 1
-    if words[:2] == ["-m", "torch.distributed.run"]:
-        at = words.index("--nproc-per-node")
-        words, world = words[at + 2 :], int(words[at + 1])
+    if words[1] == "--nproc":
+        words, world = words[3:], int(words[2])
     if words[:2] != ["-m", "vision_tutorial.train"]:
         return Ended(0, 1.0, None)
     began, seen = time.perf_counter(), None

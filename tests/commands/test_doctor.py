@@ -4,10 +4,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-import socket
 import sys
-import threading
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -21,12 +18,11 @@ from vision_tutorial.runs import wandb_logger
 
 Usage = namedtuple("Usage", "total used free")
 SECRET = "0123456789abcdef" * 2
-LOCAL = "http://127.0.0.1"
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    monkeypatch.setenv("WANDB_BASE_URL", f"{LOCAL}:9")  # discard: refuses at once
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # discard: refuses at once
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -106,7 +102,8 @@ def test_cores_and_threads(monkeypatch):
         assert check.state == state
 
 
-def test_disk_and_shared_memory(monkeypatch):
+def test_disk_and_shared_memory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the checkout may be read-only
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(Path, "is_dir", lambda path: True)
     for gigabytes, disk, shared in ((0.1, "fail", "warn"), (2, "warn", "ok"), (50, "ok", "ok")):
@@ -168,17 +165,13 @@ def test_gpus(monkeypatch):
 
 
 def test_wandb_with_and_without_key_and_server(monkeypatch, tmp_path):
-    check = examined()["wandb"]
-    assert check.state == "warn" and "does not answer" in check.found
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("WANDB_BASE_URL", f"{LOCAL}:{server.getsockname()[1]}")
+    for url in ("http://127.0.0.1:9", "no address"):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        check = examined()["wandb"]
+        assert check.state == "warn" and f"{url} does not answer" in check.found
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb_logger, "serves", lambda url: True)
         assert examined()["wandb"].state == "ok"
-    never = threading.Event()  # a name that does not resolve
-    monkeypatch.setattr(wandb_logger, "answers", lambda url: never.wait())
-    monkeypatch.setattr(doctor, "_PATIENCE", 0.05)
-    began = time.monotonic()
-    assert "does not answer" in examined()["wandb"].found and time.monotonic() - began < 30
-    never.set()
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     check = examined()["wandb"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from run_folders import make_run
 
-from vision_tutorial.commands import compare, explain, report
+from vision_tutorial.commands import compare, explain, note, report
 from vision_tutorial.core import atomic
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.runs import run_folder
@@ -80,7 +80,7 @@ def test_folders_sockets_and_circles_of_links_are_refused_in_one_line(write, tmp
     (tmp_path / "circle").symlink_to("circle")
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(os.path.relpath(tmp_path / "socket"))
-        for name in ("folder", "socket", "circle"):
+        for name in ("folder", "socket", "circle", "x" * 300):
             assert write(tmp_path / name) in (2, 5)
             err = capsys.readouterr().err
             assert err.count("\n") == 1 and str(tmp_path / name) in err
@@ -116,6 +116,8 @@ def test_only_files_are_read(tmp_path, capsys):
         assert code == (2 if name == "recipe.yaml" else 0) or f"{name} is a FIFO" in err
         (run / name).unlink()
         (run / "kept").rename(run / name)
+    os.mkfifo(run / "notes.jsonl")  # which is added to
+    assert note.main([str(run), "seen"]) == 2 and "is a FIFO" in capsys.readouterr().err
     os.mkfifo(tmp_path / "x.yaml")
     assert explain.main([str(tmp_path / "x.yaml")]) == 2
     with pytest.raises(UserError, match="is a FIFO; a file is expected"):

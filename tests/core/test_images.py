@@ -81,6 +81,14 @@ def test_damaged_and_huge_images_are_refused_by_name(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match=r"half\.jpg: not a readable image .*Replace or remove"):
         read_image(half)
     assert image_size(half) == (64, 64), "its head is whole"
+    for start, said in (
+        (b"version https://git-lfs.github.com/spec/v1\noid x", "text that begins 'version https:"),
+        (b"\x00\x01", "none of JPEG, PNG"),
+        (b"", "an empty file"),
+    ):
+        huge.write_bytes(start)
+        with pytest.raises(UserError, match=f"not a readable image .{said}"):
+            read_image(huge)
     Image.new("RGB", (50, 21)).save(huge)
     monkeypatch.setattr(images, "MAX_PIXELS", 1050)
     assert read_image(huge).size == (50, 21)

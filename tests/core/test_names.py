@@ -3,6 +3,7 @@
 import io
 import os
 import shlex
+import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from vision_tutorial import train
 from vision_tutorial.core.errors import run_main
 from vision_tutorial.core.names import checked_name, folder_name, readable
+from vision_tutorial.core.processes import environment
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.sweeps.sweep_file import Sweep
 
@@ -40,6 +42,17 @@ def test_runs_of_a_korean_recipe_and_the_command_that_goes_on(tiny: Path, capsys
     assert train.main(words) == 0
     command = shlex.split(capsys.readouterr().out.partition("continue with: ")[2].splitlines()[0])
     assert command == ["vision-tutorial", "train", str(runs / "나의-레시피" / "a")]
+
+
+@pytest.mark.parametrize("module", ["vision_tutorial", "vision_tutorial.train"])
+def test_files_have_names_where_python_takes_them_for_ascii(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{KOREAN}.yaml").write_text("epoch: 1", "utf-8")
+    (tmp_path / "x.yaml").write_text(f"extends: {KOREAN}.yaml", "utf-8")
+    words = [sys.executable, "-m", module, *["explain"] * (module[-5:] != "train"), "x.yaml"]
+    ascii = environment() | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run(words, env=ascii, cwd=tmp_path, capture_output=True)
+    said = done.stderr.decode()
+    assert done.returncode == 2 and f"{KOREAN}.yaml" in said and "did you mean 'epochs'" in said
 
 
 @pytest.mark.parametrize("asked", [None, "ascii"])

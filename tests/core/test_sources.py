@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vision_tutorial.core import folders, sources
+from vision_tutorial.core import folders
 from vision_tutorial.core.errors import StorageError, UserError
 from vision_tutorial.core.sources import ArraySource, FileSource, Subset, hold_out, take
 
@@ -131,9 +131,9 @@ def test_data_root_asks_recipe_then_environment_then_cache(tmp_path: Path, monke
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("VISION_TUTORIAL_DATA", "~/env")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert sources.data_root("~/option") == tmp_path / "option"
-    assert sources.data_root() == tmp_path / "env"
+    assert folders.data_root("~/option") == tmp_path / "option"
+    assert folders.data_root() == tmp_path / "env"
     monkeypatch.delenv("VISION_TUTORIAL_DATA")
-    assert sources.data_root() == tmp_path / ".cache" / "vision_tutorial"
+    assert folders.data_root() == tmp_path / ".cache" / "vision_tutorial"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert sources.data_root() == tmp_path / "xdg" / "vision_tutorial"
+    assert folders.data_root() == tmp_path / "xdg" / "vision_tutorial"

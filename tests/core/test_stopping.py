@@ -14,6 +14,7 @@ from forked import Ranks
 from small_runs import DEBUG, shapes
 
 from vision_tutorial import build, checks, train
+from vision_tutorial.benchmarking.child import in_child
 from vision_tutorial.core import stopping
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.errors import ExitCode, run_main
@@ -106,6 +107,71 @@ def test_a_stopped_command_tidies_up_and_a_second_one_is_none_the_wiser(capfd):
     assert run_main(work) == ExitCode.PREEMPTED and tidied == [True]
     assert run_main(lambda: 0) == 0
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and signal.set_wakeup_fd(-1) == -1
+
+
+IMPORTED = """
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.3)
+except BaseException:  # as torch and numpy do around what may be missing
+    pass
+"""
+DELETED = """
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+made = Deleted()
+del made
+"""
+
+
+@pytest.mark.parametrize("text", [IMPORTED, DELETED])
+def test_a_signal_where_nothing_can_be_raised_is_raised_after_it(tmp_path, monkeypatch, text):
+    (tmp_path / "slow_module.py").write_text(f"import os, signal, time\n{text}\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = []
+
+    def work():
+        import slow_module
+
+        whole.append(slow_module.whole)
+        time.sleep(20)
+
+    began = time.monotonic()
+    assert run_main(work) == ExitCode.PREEMPTED and whole == [True]
+    assert time.monotonic() - began < 5
+    sys.modules.pop("slow_module")
+
+
+def test_a_forked_process_ends_at_a_signal_as_any_other():
+    """In its parent's hands it would raise what its parent raises, wherever it is."""
+
+    def state():
+        handlers = [signal.getsignal(number) for number in stopping.SIGNALS]
+        return handlers, signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    found = []
+    assert run_main(lambda: found.append(in_child(state)) or found.append(state())) == 0
+    (handlers, blocked), (_, ours) = found
+    assert set(handlers) == {signal.SIG_DFL} and blocked == ours == set()
+
+
+def test_a_process_ends_with_its_threads_and_exit_functions_and_no_more():
+    program = (
+        "import atexit, threading, time\n"
+        "from vision_tutorial.core.errors import run_process\n"
+        "class Module:\n    def __del__(self): print('taken apart')\n"
+        "module = Module()\n"
+        "atexit.register(print, 'exit function')\n"
+        "threading.Timer(0.2, print, ['thread']).start()\n"
+        "run_process(lambda: print('work') or 3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (
+        3,
+        ["work", "thread", "exit function"],
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])

@@ -12,7 +12,7 @@ from PIL import Image
 from vision_tutorial import train
 from vision_tutorial.commands import explain
 from vision_tutorial.core.errors import UserError, all_at_once
-from vision_tutorial.core.sources import ArraySource, Source, Subset
+from vision_tutorial.core.sources import ArraySource, FileSource, Source, Subset
 from vision_tutorial.data import class_counts
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.segmentation import datasets
@@ -118,6 +118,28 @@ def test_what_is_odd_is_said(split: Source, val: Source, warnings: list[str]):
         assert line.startswith("warning: ") and warning in line
 
 
+@pytest.mark.parametrize("decoded", [False, True])
+def test_images_of_val_that_are_in_train_are_named(tmp_path: Path, decoded: bool):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), np.uint8)
+    pixels[5] = pixels[1]
+    pixels[4, 4:] = pixels[1, 4:]  # the upper half alone is another
+    paths = [tmp_path / f"{n}.ppm" for n in range(6)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+
+    def made(rows: slice) -> Source:
+        ids, names = np.arange(6)[rows] % 2, [path.name for path in paths[rows]]
+        if decoded:
+            return ArraySource("mine", pixels[rows], ids, NAMES[:2], keys=names)
+        return FileSource("mine", paths[rows], ids, NAMES[:2])
+
+    joined = Subset(made(slice(0, 4)), np.array([3, 2, 1, 0]))
+    *_, line = said(joined, made(slice(4, 6)))
+    assert line == (
+        "warning: 1 of 2 images of val are in train, too, where they can be learned by heart: 5.ppm"
+    )
+
+
 def test_shares():
     lines = said(masks("0012", "001v"), masks("0122"))
     assert lines[0] == (
@@ -142,6 +164,7 @@ def test_subsets_and_joints_are_counted_by_their_items():
 
 def folder(root: Path, ids=(0, 1, 2), sizes=((16, 16),), count: int = 4) -> Path:
     """root/train, root/val with a mask each, of squares of the ids."""
+    count = max(count, len(sizes))
     for part in ("train", "val"):
         for kind in (part, f"{part}_masks"):
             (root / kind).mkdir(parents=True)
@@ -184,6 +207,13 @@ def words(root: Path) -> list[str]:
         ((0, 1, 2), ((16, 16),), ["classes=[a, b]"], "8 images cannot be used: .*; 3 more. There "),
         ((0, 1, 2), ((16, 16), (24, 16)), ["classes=[a, b]"], "8 images cannot be used: "),
         ((0, 1, 2), ((16, 16), (24, 16)), [], "different sizes in one batch (16x16, 16x24); end"),
+        # one that is not among the 16 from all over the set
+        (
+            (0, 1, 2),
+            (*[(16, 16)] * 22, (24, 16)),
+            [],
+            "different sizes in one batch (16x16, 16x24); end",
+        ),
     ],
 )
 def test_train_stops_before_the_first_step(tmp_path, capsys, ids, sizes, more, message):

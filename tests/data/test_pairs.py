@@ -1,6 +1,5 @@
 """Image and mask stay together: what shows where, whoever makes them, and what is refused."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from data.oracle import SIZES, by_pillow, entry, happens, random_slot
+from data.test_pipeline import batches, by_item
 from PIL import Image
 from torch.nn import functional as F
 from torchvision import tv_tensors
@@ -29,7 +29,6 @@ from vision_tutorial.data.loader import (
     joint,
     make_loader,
 )
-from vision_tutorial.data.mix import Mix
 from vision_tutorial.data.pipeline import Store, eval_order
 from vision_tutorial.recipe.grammar import Choice
 from vision_tutorial.recipe.loading import load
@@ -216,25 +215,6 @@ def recipe(*more):
 
 
 EVALUATED = "eval_augment=[{resize: {size: [16, 18]}}]"
-
-
-def batches(wanted, pairs, start=0, stop=6, **more):
-    """Raw and finished batches."""
-    data = pipeline.DataPipeline(wanted, pairs, pipeline.WorkerContext(CPU, **more), training=True)
-    data.mixing = Mix(None)
-    raws = data.raw_training(start, stop)
-    return [(raw, data.preprocess(raw, start + i)[0]) for i, raw in enumerate(raws)]
-
-
-def by_item(found):
-    """(epoch, index) -> a checksum of what the network sees and is asked for."""
-    return {
-        tuple(item): hashlib.sha256(
-            image.contiguous().numpy().tobytes() + ids.numpy().tobytes()
-        ).hexdigest()
-        for raw, batch in found
-        for item, image, ids in zip(raw.items.tolist(), batch.images, batch.target, strict=True)
-    }
 
 
 def test_arrays_and_files_and_workers_make_the_same_pairs(monkeypatch):

@@ -38,7 +38,7 @@ def made(wanted, images=None, training=True, device=CPU, **more):
     )
 
 
-def batches(wanted, start=0, stop=6, images=None, **more):
+def batches(wanted, images=None, start=0, stop=6, **more):
     """Raw batches and what the network sees of them."""
     data = made(wanted.model_copy(update={"mix": None}), images, **more)
     raws = data.raw_training(start, stop)
@@ -46,11 +46,13 @@ def batches(wanted, start=0, stop=6, images=None, **more):
 
 
 def by_item(found):
-    """(epoch, index) -> a checksum of the image that the network sees."""
+    """(epoch, index) -> a checksum of what the network sees and is asked for."""
     return {
-        tuple(item): hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
+        tuple(item): hashlib.sha256(
+            image.contiguous().numpy().tobytes() + target.numpy().tobytes()
+        ).hexdigest()
         for raw, batch in found
-        for item, image in zip(raw.items.tolist(), batch.images, strict=True)
+        for item, image, target in zip(raw.items.tolist(), batch.images, batch.target, strict=True)
     }
 
 

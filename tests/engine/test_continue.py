@@ -128,15 +128,15 @@ def test_what_is_another_training_is_named(tmp_path: Path, capsys) -> None:
     assert command.main([str(run), "--quiet"]) == 0
 
 
-def test_a_resume_that_finds_nothing_says_so(tmp_path: Path, capsys) -> None:
+def test_a_resume_that_finds_nothing_says_so(tmp_path: Path, caplog) -> None:
     place = ["--resume", "--runs", str(tmp_path), "--quiet", "--steps", "1"]
     assert command.main([*SMALL, *place, "--id", "run"]) == 0
-    assert f"nothing to resume in {tmp_path}/debug, so a new run starts" in capsys.readouterr().err
+    assert f"nothing to resume in {tmp_path}/debug, so a new run starts" in caplog.text
     assert command.main([*SMALL, *place, "seed=7"]) == 0
-    err = capsys.readouterr().err
-    assert "so a new run starts (" in err and "seed 42 -> 7" in err
+    assert "so a new run starts (" in caplog.text and "seed 42 -> 7" in caplog.text
+    caplog.clear()
     assert command.main([*SMALL, *place, "seed=7"]) == 0
-    assert "nothing" not in capsys.readouterr().err
+    assert "nothing" not in caplog.text
     assert len(list((tmp_path / "debug").iterdir())) == 2
 
 
@@ -202,6 +202,20 @@ def test_a_run_with_a_relative_root_goes_on_from_another_folder(tmp_path, monkey
     assert command.main([os.path.relpath(run), "--quiet"]) == 0
     assert record(run, "status")["status"] == "done"
     assert evaluate.main([os.path.relpath(run)]) == 0
+
+
+def test_a_run_whose_data_was_moved_goes_on_where_it_is_now(tmp_path, capsys) -> None:
+    roots = image_folder(tmp_path / "data"), tmp_path / "moved", image_folder(tmp_path / "other")
+    (roots[2] / "train" / "a" / "0.png").rename(roots[2] / "train" / "a" / "other.png")
+    words = [f"dataset={{image_folder: {{root: {root}}}}}" for root in roots]
+    whole = left(train(tmp_path / "whole", *FOLDER, words[0]))
+    run = train(tmp_path / "parts", *FOLDER, words[0], "--steps", "1")
+    roots[0].rename(roots[1])
+    assert command.main([str(run)]) == 2 and "Correct `root`" in said(capsys)
+    assert command.main([str(run), words[2]]) == 2 and "training data is not" in said(capsys)
+    assert command.main([str(run), words[1], "--quiet"]) == 0
+    assert left(run)[:2] == whole[:2]
+    assert command.main([str(run), "--quiet"]) == 0  # it is known from now on
 
 
 def test_pretrained_weights_may_be_gone_once_there_is_a_checkpoint(tmp_path, capsys) -> None:

@@ -19,6 +19,7 @@ from vision_tutorial.recipe.fields import (
 )
 from vision_tutorial.recipe.grammar import Choice, Term
 from vision_tutorial.recipe.loading import MAX_BASES, load
+from vision_tutorial.recipe.recipe_info import batch_parts
 
 BASE = """
 dataset: shapes
@@ -348,3 +349,33 @@ def test_the_identity_of_a_recipe_is_that_of_older_runs():
             words = f"dataset={{{kind}: {{root: x, follow_links: {links}}}}}"
             found = identities(to_plain(load("segmentation/camvid", [words]).recipe))
             assert (known in found) != links
+
+
+@pytest.mark.parametrize(
+    "batch, micro, world, mixed, parts",
+    [
+        (512, None, 1, True, 4),  # 128 at a time on a CPU
+        (512, 100, 4, True, 2),
+        (36, 5, 2, True, 9),  # two by two: the largest even size up to 5 that divides 18
+        (15, 4, 1, True, 1),  # odd, alone: whole
+        (15, 4, 1, False, 5),
+        (30, 4, 2, True, "choose a multiple of 4"),
+    ],
+)
+def test_the_global_batch_is_dealt(batch, micro, world, mixed, parts):
+    size = "null" if micro is None else micro
+    words = [f"batch_size={batch}", f"micro_batch={size}", *([] if mixed else ["mix=null"])]
+    recipe = load("recipes/debug.yaml", words).recipe
+    if isinstance(parts, str):
+        with pytest.raises(UserError, match=parts):
+            batch_parts(recipe, world, on_gpu=False)
+    else:
+        assert batch_parts(recipe, world, on_gpu=False) == parts
+        assert batch_parts(recipe, world, on_gpu=True) in (1, parts)
+
+
+def test_the_claim_is_of_the_recipe_without_overrides() -> None:
+    for words, kept in (([], True), (["seed=3", "threads=1"], True), (["epochs=1"], False)):
+        assert bool(load("quickstart", words).recipe.expects) is kept
+    own = load("quickstart", ["epochs=1", "expects={top1: 5}"]).recipe
+    assert own.expects == {"top1": 5}

@@ -50,6 +50,10 @@ def test_equal_but_for_the_clock_is_bit_identical(tmp_path: Path) -> None:
     assert said.why.endswith("nothing around it differs")
 
 
+def test_what_only_a_run_knows_is_no_difference() -> None:
+    assert not differences({"folder": "/a", "left_out": {"train": ["x.jpg"]}}, {})
+
+
 def test_rows_that_are_missing_or_lack_a_column_differ(tmp_path: Path) -> None:
     one, short = made(tmp_path, "1"), made(tmp_path, "2", values=[50.0, 60.0])
     assert first_difference(one, short, 3) == "epoch 3 is missing"

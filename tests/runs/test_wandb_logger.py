@@ -3,51 +3,40 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import psutil
 import pytest
-from wandb_file import history, items, read
+from wandb_file import KEY, forget, history, items, read
 
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import wandb_logger
 from vision_tutorial.runs.wandb_logger import make_tracker
 
-KEY = "fakekey0" * 5
 ROWS = [
     {"epoch": n // 10, "step": n, "lr": 0.1 / n, "train/loss": 4.0, "val/top1": n / 3, "best": None}
     for n in range(10, 60, 10)
 ]
-PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path_factory):
-    """No key, no settings, no proxy and no home of the machine's; no process of wandb's after."""
-    for name in list(os.environ):
-        if name.startswith("WANDB_") or name.lower() in PROXIES or name == "NETRC":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    """Nothing of the machine's; no process of wandb's after."""
+    forget(monkeypatch, tmp_path_factory.mktemp("home"))
     for name in ("START", "FINISH"):  # a busy machine is no failure
         monkeypatch.setattr(wandb_logger, f"{name}_SECONDS", 60.0)
     yield
     if hasattr(sys.modules.get("wandb"), "teardown"):
         sys.modules["wandb"].teardown()
-    assert not services()
-
-
-def services():
-    return [c for c in psutil.Process().children() if c.name().startswith("wandb-core")]
+    services = [c.name() for c in psutil.Process().children()]
+    assert not any(name.startswith("wandb-core") for name in services)
 
 
 def track(folder, mode="offline", said=None, **options):
@@ -159,103 +148,6 @@ def test_a_training_that_breaks_off_closes_its_run_and_never_hangs(tmp_path, bef
         assert [r.exit.exit_code for r in read(tmp_path) if r.HasField("exit")] == [1]
 
 
-@pytest.fixture
-def hosts():
-    """Addresses on this machine, by what who asks there gets."""
-    with ExitStack() as opened:
-        found = {}
-        for name, reply in REPLIES.items():
-            server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
-            threading.Thread(target=serve, args=(server, reply), daemon=True).start()
-            found[name] = f"http://127.0.0.1:{server.getsockname()[1]}"
-        refusing = opened.enter_context(socket.socket())
-        refusing.bind(("127.0.0.1", 0))
-        yield found | {"refuses": f"http://127.0.0.1:{refusing.getsockname()[1]}"}
-
-
-REPLIES = {
-    "answers": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
-    "500": b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-    "401": b"HTTP/1.1 401 Who\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-    "garbage": b"SSH-2.0-OpenSSH_9\r\n",
-    "hangs": b"",
-    "drips": b"H T T P",
-}
-
-
-def serve(server, reply):
-    """Reply to all who come, until the server is closed; to hang, and to drip, as named."""
-    while True:
-        try:
-            client, _ = server.accept()
-        except OSError:
-            return
-        with suppress(OSError):
-            client.recv(65536)
-            if not reply:
-                time.sleep(5)
-            for byte in reply if reply == REPLIES["drips"] else [reply]:
-                client.sendall(bytes([byte]) if isinstance(byte, int) else byte)
-                time.sleep(0.7 if isinstance(byte, int) else 0)
-            client.close()
-
-
-@pytest.mark.parametrize(
-    "mode, key, host, settled",
-    [
-        ("auto", True, "answers", "online"),
-        *(("auto", True, host, "offline") for host in (*list(REPLIES)[1:], "refuses")),
-        ("online", True, "answers", "online"),
-        ("online", True, "refuses", "offline"),
-        ("online", False, "answers", "offline"),
-        ("offline", True, "answers", "offline"),
-    ],
-)
-def test_the_mode_that_is_settled_on(monkeypatch, hosts, mode, key, host, settled):
-    import wandb
-
-    monkeypatch.setenv("WANDB_BASE_URL", hosts[host])
-    if key:
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-    began = time.monotonic()
-    found, why = wandb_logger.decide_mode(mode, wandb)
-    assert time.monotonic() - began < 4
-    assert found == settled and bool(why) == (settled == "offline")
-
-
-def test_behind_a_proxy_the_proxy_must_answer(monkeypatch, hosts):
-    for proxy in (hosts["answers"], hosts["answers"].removeprefix("http://"), hosts["refuses"]):
-        monkeypatch.setenv("https_proxy", proxy)
-        found = wandb_logger.answers("https://no-such-host.invalid")
-        assert found == (proxy != hosts["refuses"])
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert wandb_logger.answers(hosts["answers"].replace("http:", "https:"))
-
-
-def test_the_key_is_looked_for_under_the_server_that_wandb_would_take(monkeypatch, tmp_path):
-    import wandb
-
-    monkeypatch.setattr(wandb_logger, "serves", lambda url: True)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-
-    def settled(machine, file="netrc"):
-        wandb.teardown()  # it reads its settings once
-        (tmp_path / file).write_text(f"machine {machine} login user password {KEY}")
-        (tmp_path / file).chmod(0o600)
-        return wandb_logger.decide_mode("auto", wandb)[0]
-
-    assert settled("api.wandb.ai", "_netrc") == "online"
-    assert settled("other.host", ".netrc") == "offline", "the first file counts"
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert settled("api.wandb.ai") == "online"
-    assert settled("machine machine") == "offline", "a damaged file"
-    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.school.kr\n")
-    assert settled("api.wandb.ai") == "offline" and settled("wandb.school.kr") == "online"
-    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", "/a/file")
-    assert settled("other.host") == "online"
-
-
 FIRE = RuntimeError("the server\nis on fire")
 
 
@@ -324,22 +216,14 @@ def test_the_bookmark_counts_the_rows_of_a_step(tmp_path, fake):
         assert sent(0) == [0]
 
 
-@pytest.mark.parametrize("chosen", ["offline", "disabled", "nonsense"])
-def test_auto_follows_wandbs_own_variable(tmp_path, monkeypatch, fake, chosen):
-    monkeypatch.setattr(wandb_logger, "serves", lambda url: False)
-    monkeypatch.setenv("WANDB_MODE", chosen)
-    track(tmp_path, "auto", said=[]).finish({})
-    modes = [call.kwargs["mode"] for call in fake.init.call_args_list]
-    assert modes == ([] if chosen == "disabled" else ["offline"])
-    with pytest.raises(UserError, match="'onlin'; did you mean 'online'?.*disabled"):
-        track(tmp_path, "onlin")
-
-
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("WANDB_DISABLED", "true", None),
+        ("WANDB_MODE", "offline", "offline"),
+        ("WANDB_MODE", "disabled", None),
+        ("WANDB_MODE", "nonsense", "offline"),
         ("WANDB_MODE", "dryrun", "offline"),
+        ("WANDB_DISABLED", "true", None),
         ("settings", "offline", "offline"),
         ("settings", "disabled", None),
         ("settings", "online", "online"),
@@ -380,7 +264,9 @@ def test_the_end_does_not_wait_for_a_server_that_is_gone(tmp_path, monkeypatch, 
     assert time.monotonic() - began < 5 and "uploads the rest" in said[-1]
 
 
-def test_names_that_wandb_refuses(tiny):
+def test_names_that_wandb_refuses(tiny, tmp_path):
+    with pytest.raises(UserError, match="'onlin'; did you mean 'online'?.*disabled"):
+        track(tmp_path, "onlin")
     assert wandb_logger.fitted("r4-1") == "r4-1" == wandb_logger.fitted("r4-1", ascii=True)
     long = wandb_logger.fitted("x" * 129)
     assert len(long) == 128 and long != wandb_logger.fitted("x" * 130)
@@ -401,6 +287,27 @@ def test_a_temporary_folder_that_is_missing(tmp_path, monkeypatch):
     assert len(history(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(
+    "odd",
+    ["HOME=~", "WANDB_MODE=Nonsense", "WANDB_PROJECT=a/b", "WANDB_BASE_URL=x", "WANDB_RUN_ID=:"],
+)
+def test_no_variable_turns_it_off(odd, tmp_path, monkeypatch):
+    """Of an account without a home, too, where wandb would look for its settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in wandb_logger._places(tmp_path):
+        monkeypatch.setenv(name, "set, to be put back")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(*odd.split("="))
+    said: list[str] = []
+    tracker = track(tmp_path, "auto", said)
+    tracker.log(ROWS[0])
+    tracker.table("classes", ["class"], [["a"]])  # for whose file it has a folder of its own
+    tracker.finish({})
+    assert len(history(tmp_path)) == 2 and said[0].startswith("wandb: offline (")
+    name, value = odd.split("=")
+    assert len(said) == 1 and os.environ[name] == value and not Path("~").exists()
+
+
 def test_a_wandb_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     said = []
@@ -418,7 +325,8 @@ def test_a_failure_is_one_line(tmp_path, fake, place, error):
     said = []
     train(track(tmp_path, said=said))
     assert said.pop().startswith("wandb: off from here (the server is on fire)")
-    assert len(said) == place.startswith("run") and fake.teardown.call_count == 1
+    assert len(said) == place.startswith("run")
+    assert fake.teardown.call_count == 1 + (place == "Settings")  # it is tried again, offline
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def as_text(counts: list[int]) -> str:
 def test_run_lengths_in_both_forms(seed: int, height: int, width: int, share: float):
     mask = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
     counts = run_lengths(mask)
-    for form in (counts, as_text(counts)):
+    for form in (counts, as_text(counts), [float(count) for count in counts]):
         found = pixels({"size": [height, width], "counts": form}, height, width)
         np.testing.assert_array_equal(found, mask)
 
@@ -107,7 +107,7 @@ def test_run_lengths_in_both_forms(seed: int, height: int, width: int, share: fl
         ([[0, 0, 10**400, 0, 3, 3]], "a polygon from 0 to 1000"),
         ({"size": [8, 6], "counts": [48]}, "are of [8, 6], 48 pixels, not [6, 8]"),
         ({"size": [6, 8], "counts": [50, -2]}, "run lengths are [50, -2]; numbers from 0 up"),
-        ({"size": [6, 8], "counts": [47.0, 1]}, "run lengths are [47.0, 1]"),
+        ({"size": [6, 8], "counts": [47.5, 0.5]}, "run lengths are [47.5, 0.5]"),
         ({"size": [6, 8], "counts": as_text([40, 7])}, "are of [6, 8], 47 pixels"),
         ({"size": [6, 8], "counts": as_text([48]) + "o"}, "run lengths are"),
         ({"size": [6, 8], "counts": "oooooooooo0"}, 'run lengths are "oooooooooo0"'),

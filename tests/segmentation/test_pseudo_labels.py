@@ -1,13 +1,21 @@
 """Pseudo labels: what is kept, what the report says of it, what lands on the disk."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mask_sets import drawn, refused, same
 from PIL import Image
 
 from vision_tutorial.core.errors import UserError
+from vision_tutorial.core.registry import datasets
+from vision_tutorial.core.sources import ArraySource, Source
+from vision_tutorial.data import shapes  # noqa: F401  (fills the registry)
+from vision_tutorial.segmentation.datasets import mask_folder, shared_rows, with_pseudo_labels
 from vision_tutorial.segmentation.pseudo_labels import (
     PseudoLabelReport,
     class_pixels,
@@ -141,7 +149,7 @@ def test_images_keep_their_folders(tmp_path, unlabelled):
     assert [image["name"] for image in ledger["images"]] == ["a.png", "sub/a.png"]
 
 
-def refused(target, predictions, *rule):
+def refused_folder(target, predictions, *rule):
     """What is said; nothing may be left behind."""
     before = listed(target.parent)
     with pytest.raises(UserError) as error:
@@ -152,20 +160,22 @@ def refused(target, predictions, *rule):
 
 def test_what_makes_no_folder_is_refused_and_nothing_is_left(tmp_path, unlabelled):
     target = tmp_path / "pseudo"
-    said = refused(target, unlabelled, 0.95)
+    said = refused_folder(target, unlabelled, 0.95)
     assert "0 of 3 images kept" in said and "highest mean confidence is 0.9;" in said
-    assert "0 of 0 images" in refused(target, [])
+    assert "0 of 0 images" in refused_folder(target, [])
     path, probabilities = unlabelled[0]
-    said = refused(target, [unlabelled[1], (path, probabilities[:, :1])])
+    said = refused_folder(target, [unlabelled[1], (path, probabilities[:, :1])])
     assert "a.png is 2x2, its prediction 2x1; resize" in said
     again = path.with_suffix(".bmp")
     Image.open(path).save(again)
-    assert "a second image called a" in refused(target, [unlabelled[0], (again, probabilities)])
+    assert "a second image called a" in refused_folder(
+        target, [unlabelled[0], (again, probabilities)]
+    )
     path.write_bytes(b"no image")
-    assert "a.png: not a readable image" in refused(target, unlabelled)
+    assert "a.png: not a readable image" in refused_folder(target, unlabelled)
     target.mkdir()
     (target / "mine").touch()
-    assert "already" in refused(target, unlabelled[1:])
+    assert "already" in refused_folder(target, unlabelled[1:])
 
 
 def image(seed, size=(4, 5)):
@@ -191,3 +201,77 @@ def test_twins_are_found_by_pixels_and_by_name():
     ]
     said = report.messages()[1]
     assert "4 of the unlabelled images" in said and "3 by their pixels, 1 by name only" in said
+
+
+# -- learned from, beside a labelled set -----------------------------------------------------------
+
+
+@pytest.fixture
+def guessed(pets: Path, cache: Path) -> Path:
+    """A folder of two pseudo-labelled images."""
+    folder = pets / "guessed"
+    for name in ("p.png", "q.png"):
+        drawn(folder / "images", folder / "masks", name, [0, 2, 255], seed=1)
+    (folder / "ledger.json").write_text(json.dumps({"classes": ["0", "1", "2"], "kept": 2}))
+    return folder
+
+
+def mixed(split: str, pets: Path, **options) -> Source:
+    given = {"dataset": "mask_folder", "options": {"root": str(pets)}}
+    return with_pseudo_labels(split, **{**given, "folder": str(pets / "guessed"), **options})
+
+
+def test_pseudo_labels_beside_a_labelled_set(pets: Path, guessed: Path):
+    source = mixed("train", pets)
+    assert isinstance(source, ArraySource) and source.classes == ("0", "1", "2") and source.dense
+    names = ["a.png", "b.png", "deep/a.png", "p.png", "q.png"]
+    assert [source.key(i) for i in range(len(source))] == names
+    labelled = mask_folder("train", root=str(pets))
+    for index in range(3):
+        np.testing.assert_array_equal(source[index][1], labelled[index][1])
+    stored = Image.open(guessed / "masks" / "q.png")
+    np.testing.assert_array_equal(source[4][1], np.asarray(stored))
+    same(mixed("train", pets, cache="disk"), source)
+    same(mixed("test", pets), mask_folder("test", root=str(pets)))
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.none() | st.floats(0, 0.95), st.integers(0, 5))
+@settings(max_examples=100, deadline=None)
+def test_the_share_of_pseudo_labels(labelled: int, extra: int, ratio: float | None, seed: int):
+    rows = shared_rows(labelled, extra, ratio, seed)
+    assert rows.dtype == np.int64
+    assert (rows == shared_rows(labelled, extra, ratio, seed)).all()
+    assert (shared_rows(10, 40, 0.5, 0) != shared_rows(10, 40, 0.5, 1)).any(), "the seed chooses"
+    assert rows[:labelled].tolist() == list(range(labelled)), "each labelled image, once"
+    counts = np.bincount(rows[labelled:] - labelled, minlength=extra)
+    assert len(counts) == extra and np.ptp(counts) <= 1
+    if ratio is None:
+        assert (counts == 1).all()
+    else:  # no other whole number of images comes nearer
+        wanted = ratio / (1 - ratio) * labelled
+        assert abs(counts.sum() - wanted) <= 0.5 + 1e-9
+
+
+def test_what_pseudo_labels_refuse(pets: Path, guessed: Path):
+    def said(**options) -> str:
+        return refused(mixed, pets=pets, **options)
+
+    typo = said(dataset="mask_foldr")
+    assert "no dataset called 'mask_foldr'; did you mean 'mask_folder'?" in typo
+    assert "'mask_folder' needs a value for 'root'" in said(options=None)
+    assert "shapes has no masks" in said(dataset="shapes", options={"train": 20})
+    assert "ratio is 1.0; a number in [0, 1)" in said(ratio=1.0)
+    (guessed / "ledger.json").write_text('{"classes": ["0", "1", "cat"]}')
+    assert 'are for the classes ["0", "1", "cat"]' in said()
+    (guessed / "ledger.json").unlink()
+    assert "ledger.json; name a folder of pseudo-labels" in said()
+
+
+def test_pseudo_labels_beside_a_students_own_set(guessed: Path, monkeypatch: pytest.MonkeyPatch):
+    def mine(split: str) -> Source:
+        return shapes.shapes(split, size=16, train=20, test=10, masks=True)
+
+    monkeypatch.setitem(datasets.entries, "mine", mine)
+    (guessed / "ledger.json").write_text("{}")
+    made = with_pseudo_labels("train", dataset="mine", folder=str(guessed))
+    assert len(made) == 22 and made[0][1].shape == (16, 16) and made[21][1].shape == (4, 6)

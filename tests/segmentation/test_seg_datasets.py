@@ -1,78 +1,25 @@
 """CamVid, VOC, folders of masks, pseudo-labels: what they read, keep and refuse."""
 
-import json
-import os
-import pickle
 import shutil
 import unicodedata
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from mask_sets import SIZE, drawn, refused, same
 from PIL import Image
 
-from vision_tutorial.core import arrays
-from vision_tutorial.core.errors import StorageError, UserError
-from vision_tutorial.core.registry import datasets
-from vision_tutorial.core.sources import ArraySource, Source
+from vision_tutorial.core.errors import UserError
 from vision_tutorial.data import shapes  # noqa: F401  (fills the registry)
-from vision_tutorial.segmentation import mask_files
 from vision_tutorial.segmentation.datasets import (
     CAMVID,
     VOC,
     camvid,
     mask_folder,
-    shared_rows,
     voc,
-    with_pseudo_labels,
 )
-from vision_tutorial.segmentation.mask_files import DenseFiles
 
-SIZE = (6, 4)  # width, height
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "vision_tutorial" / "decoded"
-
-
-def drawn(folder: Path, masks: Path, name: str, ids: list[int], size=SIZE, seed: int = 0) -> None:
-    """An image of noise, losslessly, and its mask of these ids."""
-    rng = np.random.default_rng([seed, *name.encode()])
-    for parent in ((folder / name).parent, (masks / name).parent):
-        parent.mkdir(parents=True, exist_ok=True)
-    pixels = rng.integers(0, 256, (*size[::-1], 3), np.uint8)
-    Image.fromarray(pixels).save(folder / name)
-    mask = rng.choice(np.array(ids, np.uint8), size[::-1])
-    mask.flat[: len(ids)] = ids
-    Image.fromarray(mask).save((masks / name).with_suffix(".png"))
-
-
-def same(one: Source, other: Source) -> None:
-    """Equal images, masks, names, digest."""
-    assert len(one) == len(other) and one.digest() == other.digest()
-    assert (one.name, one.classes, one.dense) == (other.name, other.classes, other.dense)
-    assert one.targets.tolist() == other.targets.tolist()
-    for index in range(len(one)):
-        (image, mask), (image_, mask_) = one[index], other[index]
-        assert image.mode == image_.mode == "RGB" and mask.dtype == mask_.dtype == np.uint8
-        assert image.tobytes() == image_.tobytes() and one.key(index) == other.key(index)
-        np.testing.assert_array_equal(mask, mask_)
-
-
-def refused(entry, split: str = "train", **options) -> str:
-    """The one line that the entry answers with."""
-    with pytest.raises(UserError) as caught:
-        entry(split, **options)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 600
-    return message
-
+pytestmark = pytest.mark.usefixtures("cache")
 
 # -- CamVid ----------------------------------------------------------------------------------------
 
@@ -166,16 +113,6 @@ def test_voc(devkit: Path):
 # -- folders of masks ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pets(tmp_path: Path) -> Path:
-    """root/train and root/val with masks of the ids 0 … 2, 255; one image deeper than others."""
-    root = tmp_path / "pets"
-    for part in ("train", "val"):
-        for name in ("b.png", "a.png", "deep/a.png"):
-            drawn(root / part, root / f"{part}_masks", name, [0, 1, 2, 255])
-    return root
-
-
 def test_mask_folder(pets: Path, monkeypatch: pytest.MonkeyPatch):
     train, val = (mask_folder(split, root=str(pets)) for split in ("train", "test"))
     assert train.classes == val.classes == ("0", "1", "2"), "255 is no class"
@@ -241,27 +178,6 @@ def test_damaged_images_and_masks_are_listed_or_left_out(pets: Path):
     same(source, mask_folder("train", **options))
 
 
-def test_images_of_16_bits_and_floats_are_those_of_8(pets: Path):
-    before = mask_folder("train", root=str(pets))
-    for path in sorted((pets / "train").rglob("*.png")):
-        grey = np.asarray(Image.open(path).convert("L"))
-        Image.fromarray(grey.astype(np.uint16) * 257).save(path)
-    same_grey = mask_folder("train", root=str(pets))
-    for index in range(3):
-        (image, mask), (other, other_mask) = before[index], same_grey[index]
-        np.testing.assert_array_equal(np.asarray(other)[..., 1], image.convert("L"))
-        np.testing.assert_array_equal(mask, other_mask)
-        assert len(np.unique(other)) > 10
-    path = pets / "train" / "deep" / "a.png"
-    path.unlink()
-    grey = np.asarray(before[2][0].convert("L"))
-    Image.fromarray(grey.astype(np.float32) / 255).save(path.with_suffix(".tif"))
-    floats = mask_folder("train", root=str(pets))
-    np.testing.assert_array_equal(np.asarray(floats[2][0])[..., 0], grey)
-    Image.fromarray(grey.astype(np.float32)).save(path.with_suffix(".tif"))
-    assert "a.tif: not a readable image (float values from" in refused(mask_folder, root=str(pets))
-
-
 def test_two_images_of_one_mask_are_refused(pets: Path):
     Image.new("RGB", SIZE).save(pets / "train" / "deep" / "a.jpg")
     said = refused(mask_folder, root=str(pets))
@@ -285,12 +201,12 @@ def test_images_and_masks_upright_and_in_other_usual_folders(pets: Path):
         mask_folder("test", root=str(pets))[1]
 
 
-@pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_names_with_composed_and_decomposed_letters(tmp_path: Path, form: str):
+@pytest.mark.parametrize(("form", "suffix"), [("NFC", "png"), ("NFD", "png"), ("NFD", "PNG")])
+def test_names_as_other_systems_write_them(tmp_path: Path, form: str, suffix: str):
     for split, other in (("train", "NFC"), ("val", form)):
         image, mask = (unicodedata.normalize(each, "강/각") for each in ("NFD", other))
         drawn(tmp_path / split, tmp_path / f"{split}_masks", f"{image}.png", [0, 1])
-        drawn(tmp_path / "x", tmp_path / f"{split}_found", f"{mask}.png", [0, 1])
+        drawn(tmp_path / "x", tmp_path / f"{split}_found", f"{mask}.{suffix}", [0, 1])
         source = mask_folder(
             "train" if split == "train" else "test",
             root=str(tmp_path),
@@ -390,38 +306,6 @@ def test_masks_without_an_image_are_counted(pets: Path):
     assert line == "mask_folder, train: 1 skipped, not read as images: 1 x masks without an image"
 
 
-def test_palettes_that_are_each_files_own(tmp_path: Path):
-    colours = [(0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200)]
-
-    def painted(name: str, ids: list[int], palette: list[tuple]) -> None:
-        for part in ("train", "val"):
-            drawn(tmp_path / part, tmp_path / f"{part}_masks", name, ids)
-            path = tmp_path / f"{part}_masks" / name
-            mask = Image.fromarray(np.asarray(Image.open(path)))
-            mask.putpalette([x for colour in palette for x in colour])
-            mask.save(path)
-
-    painted("a.png", [0, 1, 2, 3], colours)
-    painted("b.png", [0, 3], colours)
-    painted("c.png", [0, 1], colours[:2])
-    mask_folder("train", root=str(tmp_path), classes=list("wxyz"))
-    painted("b.png", [0, 1], [colours[0], colours[3]])  # only those in use, as a tool leaves it
-    said = refused(mask_folder, root=str(tmp_path), classes=list("wxyz"))
-    assert (
-        "the order of the palettes is not that of the classes: the colour (0, 0, 200) is 3" in said
-    )
-    for name in ("b", "c"):
-        shutil.copy(tmp_path / "train_masks/a.png", tmp_path / f"train_masks/{name}.png")
-    for name in ("a", "c"):
-        shutil.copy(tmp_path / "val_masks/b.png", tmp_path / f"val_masks/{name}.png")
-    mask_folder("train", root=str(tmp_path), classes=list("wxyz"))  # each split agrees with itself
-    assert "the colour (0, 0, 200) is 3" in refused(
-        mask_folder, "test", root=str(tmp_path), classes=list("wxyz")
-    )
-    painted("b.png", [0, 1], [colours[0], (9, 9, 9)])  # another colour may be the same class
-    mask_folder("train", root=str(tmp_path), classes=list("wxyz"))
-
-
 def test_lists_with_a_byte_order_mark(pets: Path, devkit: Path):
     (pets / "classes.txt").write_text("ground\ncat\ndog\n", encoding="utf-8-sig")
     assert mask_folder("train", root=str(pets)).classes == ("ground", "cat", "dog")
@@ -437,125 +321,3 @@ def test_links_lead_no_further_than_the_root(pets: Path, link: str):
     path.symlink_to(secret)
     assert f"{path} leads outside {pets}" in refused(mask_folder, root=str(pets))
     assert len(mask_folder("train", root=str(pets), follow_links=True)) == 3
-
-
-# -- decoded once ----------------------------------------------------------------------------------
-
-
-def test_every_cache_gives_the_same(pets: Path, monkeypatch: pytest.MonkeyPatch):
-    plain = mask_folder("train", root=str(pets), cache="none")
-    assert isinstance(plain, DenseFiles)
-    for kind, stored in (("memory", np.ndarray), ("disk", np.memmap)):
-        found = mask_folder("train", root=str(pets), cache=kind)
-        assert isinstance(found, ArraySource) and type(found.images) is stored
-        same(found, plain)
-        same(pickle.loads(pickle.dumps(found)), plain)
-    assert len(pickle.dumps(found)) < 2000
-    needed = 3 * 6 * 4 * 4
-    for free, stored in ((4 * needed, np.ndarray), (4 * needed - 1, np.memmap)):  # what fits
-        memory = SimpleNamespace(available=free)
-        monkeypatch.setattr(mask_files.psutil, "virtual_memory", lambda memory=memory: memory)
-        assert type(mask_folder("train", root=str(pets)).images) is stored
-
-
-def test_the_disk_is_used_again_until_a_file_changes(pets: Path, monkeypatch, cache: Path):
-    first = mask_folder("train", root=str(pets), cache="disk")
-    monkeypatch.setattr(arrays, "fill", lambda *_: pytest.fail("decoded again"))
-    same(mask_folder("train", root=str(pets), cache="disk"), first)
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent.parent))
-    changed = pets / "train_masks" / "b.png"
-    size = changed.stat().st_size
-    Image.fromarray(np.full((4, 6), 1, np.uint8)).save(changed)
-    with changed.open("ab") as file:  # as many bytes as before
-        file.write(bytes(size - changed.stat().st_size))
-    os.utime(changed, ns=(1, 1))
-    assert changed.stat().st_size == size
-    again = mask_folder("train", root=str(pets), cache="disk")
-    assert again.digest() == first.digest() and (again[1][1] == 1).all()
-    shutil.rmtree(cache)
-    cache.write_text("in the way")
-    with pytest.raises(StorageError, match="XDG_CACHE_HOME to a folder that has room, or cache:"):
-        mask_folder("train", root=str(pets), cache="disk")
-
-
-def test_images_of_several_sizes_stay_files(pets: Path):
-    drawn(pets / "train", pets / "train_masks", "c.png", [0, 1], size=(9, 3))
-    source = mask_folder("train", root=str(pets))
-    assert isinstance(source, DenseFiles) and source[2][1].shape == (3, 9)
-    said = refused(mask_folder, root=str(pets), cache="memory")
-    assert "cache is memory, which needs images of one size; there are 6x4 and 9x3" in said
-
-
-# -- pseudo-labels ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def guessed(pets: Path) -> Path:
-    """A folder of two pseudo-labelled images."""
-    folder = pets / "guessed"
-    for name in ("p.png", "q.png"):
-        drawn(folder / "images", folder / "masks", name, [0, 2, 255], seed=1)
-    (folder / "ledger.json").write_text(json.dumps({"classes": ["0", "1", "2"], "kept": 2}))
-    return folder
-
-
-def mixed(split: str, pets: Path, **options) -> Source:
-    given = {"dataset": "mask_folder", "options": {"root": str(pets)}}
-    return with_pseudo_labels(split, **{**given, "folder": str(pets / "guessed"), **options})
-
-
-def test_pseudo_labels_beside_a_labelled_set(pets: Path, guessed: Path):
-    source = mixed("train", pets)
-    assert isinstance(source, ArraySource) and source.classes == ("0", "1", "2") and source.dense
-    names = ["a.png", "b.png", "deep/a.png", "p.png", "q.png"]
-    assert [source.key(i) for i in range(len(source))] == names
-    labelled = mask_folder("train", root=str(pets))
-    for index in range(3):
-        np.testing.assert_array_equal(source[index][1], labelled[index][1])
-    stored = Image.open(guessed / "masks" / "q.png")
-    np.testing.assert_array_equal(source[4][1], np.asarray(stored))
-    same(mixed("train", pets, cache="disk"), source)
-    same(mixed("test", pets), mask_folder("test", root=str(pets)))
-
-
-@given(st.integers(1, 60), st.integers(1, 60), st.none() | st.floats(0, 0.95), st.integers(0, 5))
-@settings(max_examples=100, deadline=None)
-def test_the_share_of_pseudo_labels(labelled: int, extra: int, ratio: float | None, seed: int):
-    rows = shared_rows(labelled, extra, ratio, seed)
-    assert rows.dtype == np.int64
-    assert (rows == shared_rows(labelled, extra, ratio, seed)).all()
-    assert (shared_rows(10, 40, 0.5, 0) != shared_rows(10, 40, 0.5, 1)).any(), "the seed chooses"
-    assert rows[:labelled].tolist() == list(range(labelled)), "each labelled image, once"
-    counts = np.bincount(rows[labelled:] - labelled, minlength=extra)
-    assert len(counts) == extra and np.ptp(counts) <= 1
-    if ratio is None:
-        assert (counts == 1).all()
-    else:  # no other whole number of images comes nearer
-        wanted = ratio / (1 - ratio) * labelled
-        assert abs(counts.sum() - wanted) <= 0.5 + 1e-9
-
-
-def test_what_pseudo_labels_refuse(pets: Path, guessed: Path):
-    def said(**options) -> str:
-        return refused(mixed, pets=pets, **options)
-
-    typo = said(dataset="mask_foldr")
-    assert "no dataset called 'mask_foldr'; did you mean 'mask_folder'?" in typo
-    assert "'mask_folder' needs a value for 'root'" in said(options=None)
-    assert "shapes has no masks" in said(dataset="shapes", options={"train": 20})
-    assert "ratio is 1.0; a number in [0, 1)" in said(ratio=1.0)
-    (guessed / "ledger.json").write_text('{"classes": ["0", "1", "cat"]}')
-    assert 'are for the classes ["0", "1", "cat"]' in said()
-    (guessed / "ledger.json").unlink()
-    assert "ledger.json; name a folder of pseudo-labels" in said()
-
-
-def test_pseudo_labels_beside_a_students_own_set(guessed: Path, monkeypatch: pytest.MonkeyPatch):
-    def mine(split: str) -> Source:
-        return shapes.shapes(split, size=16, train=20, test=10, masks=True)
-
-    monkeypatch.setitem(datasets.entries, "mine", mine)
-    (guessed / "ledger.json").write_text("{}")
-    made = with_pseudo_labels("train", dataset="mine", folder=str(guessed))
-    assert len(made) == 22 and made[0][1].shape == (16, 16) and made[21][1].shape == (4, 6)

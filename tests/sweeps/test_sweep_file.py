@@ -85,6 +85,10 @@ def test_an_id_is_what_the_recipe_resolves_to(place: Path) -> None:
             "  - grid: {optimizer.sgd.momentum: [0.5]}",
             "s.yaml:4 (optimizer.sgd.momentum=0.5): optimizer is 'adamw' here",
         ),
+        (
+            "set: {dataset: {image_folder: {root: 'https://me:hunter22@host/data'}}}\npoints: [{}]",
+            "s.yaml: dataset.image_folder.root: it seems to hold a password",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(text: str, said: str, place: Path) -> None:

@@ -1,7 +1,6 @@
 """The training loop with its time measured, and the bare loop and forward pass beside it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,11 @@ from .timed_pairs import Measurement, Timer
 
 FAR = 10**9  # a step that no measurement reaches
 ENDLESS = ("epochs=1000000", "checkpoint.every_minutes=null")
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def placed(recipe: Recipe) -> Distributed:
+    """Device and threads of the recipe, in this process."""
+    return Distributed(recipe.precision, recipe.threads, recipe.deterministic, recipe.shards)
 
 
 class TimedTraining:
@@ -32,9 +35,7 @@ class TimedTraining:
     def __init__(self, recipe: Recipe, run: Path, say: Callable[[str], None]):
         """recipe: with ENDLESS set. run: a folder for checkpoints and metrics."""
         self.recipe = recipe
-        self.place = Distributed(
-            recipe.precision, recipe.threads, recipe.deterministic, recipe.shards
-        )
+        self.place = placed(recipe)
         self.splits = build.data(recipe)
         self.training = build.training_state(recipe, self.splits.train, self.place)
         self.plan = build.plan(recipe, self.splits, self.training, self.place)
@@ -100,7 +101,7 @@ def bare_steps(
     while True:
         optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            with _autocast(place):
+            with place.accelerator.autocast():
                 output = model(batch.images)
             loss = criterion(output.float(), batch.target)[0] / len(batches)
             scaler.scale(loss).backward()
@@ -111,12 +112,7 @@ def bare_steps(
 
 def bare_forward(model: nn.Module, batches: Sequence[Tensor], place: Distributed) -> int:
     """The model on images (B, 3, H, W) that are there already; returns how many there were."""
-    with evaluating(model), torch.inference_mode(), _autocast(place):
+    with evaluating(model), torch.inference_mode(), place.accelerator.autocast():
         for images in batches:
             model(images)
     return sum(map(len, batches))
-
-
-def _autocast(place: Distributed) -> AbstractContextManager:
-    half = _HALF.get(place.precision)
-    return torch.autocast(place.device.type, half, enabled=half is not None)

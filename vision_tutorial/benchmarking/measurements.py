@@ -16,13 +16,13 @@ from ..core.atomic import read_json
 from ..core.errors import UserError
 from ..core.processes import Ended, last_line, run_command, usable_cores
 from ..core.task import Batch
-from ..engine.distributed import Distributed
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
 from ..recipe.recipe_info import batch_parts
 from ..runs import run_folder
+from ..sweeps.children import training
 from . import timm_baseline
-from .bare_loop import ENDLESS, FAR, TimedTraining, bare_forward, bare_steps
+from .bare_loop import ENDLESS, FAR, TimedTraining, bare_forward, bare_steps, placed
 from .child import in_child, peak_memory
 from .timed_pairs import Measurement, drawn, in_turn, pair, timed_once
 
@@ -55,18 +55,19 @@ class Bench:
     def command(
         self, name: str, words: Sequence[str], sign: Callable[[], bool] = lambda: False, ok: int = 0
     ) -> Ended:
-        """Run python on these words; UserError unless it ends with the code `ok`."""
+        """Run a command; UserError unless it ends with the code `ok`."""
         log = self.folder / f"{name}.log"
-        ended = run_command([sys.executable, *words], log, sign)
+        ended = run_command(words, log, sign)
         if ended.code != ok:
             raise UserError(f"{name} ended with code {ended.code}: {last_line(log)}")
         return ended
 
-    def train_words(self, name: str, *more: str) -> list[str]:
-        """The arguments of `python` that train the recipe in the run folder `name`."""
-        words = ["-m", "vision_tutorial.train", self.args.recipe, *self.args.overrides]
-        words += ["wandb.mode=disabled", *more, *["--trust-imports"] * self.args.trust_imports]
-        return [*words, "--quiet", "--runs", str(self.folder), "--id", name]
+    def training(self, name: str, *more: str, processes: int = 1) -> list[str]:
+        """The command that trains the recipe in the run folder `name`."""
+        words = [self.args.recipe, *self.args.overrides, "wandb.mode=disabled", *more]
+        words += ["--trust-imports"] * self.args.trust_imports
+        words += ["--quiet", "--runs", str(self.folder), "--id", name]
+        return training(words, processes)
 
     def compare(self, name: str, sides: Mapping[str, Callable], **about: Any) -> list[dict]:
         """Rates measured in turn: a pair of the first side and each of the others."""
@@ -94,7 +95,7 @@ def _data_rates(job: Bench, cores: int) -> tuple[list[dict[str, Any]], str]:
     workers = cores if cores > 1 else 0
     recipe = job.recipe(f"threads={cores}", *["workers=0"] * (cores == 1))
     single = job.recipe(f"threads={cores}", f"workers={workers}", "data.path=timm")
-    place = Distributed(recipe.precision, recipe.threads, recipe.deterministic, recipe.shards)
+    place = placed(recipe)
     source, device = build.data(recipe).train, place.device
     parts = batch_parts(recipe, 1, device.type == "cuda")
 
@@ -212,7 +213,7 @@ def measure_startup(job: Bench) -> _Found:
     def trained() -> float:
         name = f"start-{len(steps)}"
         saved = job.folder / job.recipe().name / name / "ckpt"
-        words = job.train_words(name, "--steps", "1")
+        words = job.training(name, "--steps", "1")
         ended = job.command(name, words, lambda: saved.is_dir() and any(saved.iterdir()))
         (state,) = saved.glob("*/state.json")
         progress = read_json(state)["progress"]
@@ -220,10 +221,11 @@ def measure_startup(job: Bench) -> _Found:
         return (ended.seen or ended.seconds) - steps[-1] - reading
 
     def imported() -> float:
-        return job.command("imports", ["-c", "import torch, torchvision, timm"]).seconds
+        words = [sys.executable, "-c", "import torch, torchvision, timm"]
+        return job.command("imports", words).seconds
 
     def refused() -> float:
-        return job.command("refused", job.train_words("refused", "loss=focl"), ok=2).seconds
+        return job.command("refused", job.training("refused", "loss=focl"), ok=2).seconds
 
     rounds, sides = min(job.rounds, _MOST_STARTS), [trained, imported, refused]
     start, imports, mistake = in_turn(sides, rounds, lambda line: _tell(f"startup: {line}"))
@@ -268,7 +270,7 @@ def _trainer_peaks(job: Bench, batches: Path) -> tuple[dict[str, int | None], in
 
 def _bare_peaks(job: Bench, batches: Path, classes: int) -> dict[str, int | None]:
     recipe = job.recipe()
-    place = Distributed(recipe.precision, recipe.threads, recipe.deterministic, recipe.shards)
+    place = placed(recipe)
     ready = [Batch(*tensors) for tensors in torch.load(batches, place.device, weights_only=True)]
     drawn(bare_steps(recipe, classes, ready, place), job.seconds)
     return _peaks()
@@ -299,11 +301,7 @@ def measure_scaling(job: Bench) -> _Found:
 
     def trained(processes: int) -> Measurement:
         names.append(f"scaling-{len(names)}")
-        words = job.train_words(names[-1], *small)
-        if processes > 1:
-            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            words = [*launch, str(processes), *words]
-        job.command(names[-1], words)
+        job.command(names[-1], job.training(names[-1], *small, processes=processes))
         rows = run_folder.read_rows(job.folder / recipe.name / names[-1] / "metrics.jsonl")[1:]
         devices = processes if gpus else 1  # the rate is that of each device
         return Measurement(steps * batch * len(rows), devices * sum(row["seconds"] for row in rows))

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from timm.data import FastCollateMixup, Mixup, create_loader
 
-from ..core.sources import Source, base, data_root
+from ..core.folders import data_root
+from ..core.sources import Source, base
 from ..engine.distributed import Distributed
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Term

@@ -25,10 +25,11 @@ from torchvision.datasets.utils import check_integrity
 
 from ..core.atomic import regular
 from ..core.errors import StorageError, UserError
+from ..core.folders import data_folder, data_root
 from ..core.images import images_in, no_images, split_folder, stay_inside, visible
 from ..core.processes import locked
 from ..core.registry import datasets
-from ..core.sources import ArraySource, FileSource, check_split, data_folder, data_root
+from ..core.sources import ArraySource, FileSource, check_split
 
 PATIENCE = 30  # seconds without a byte before a download gives up
 _ELSEWHERE = "set `root` or VISION_TUTORIAL_DATA to the folder that has it"

@@ -16,8 +16,8 @@ from torch import nn
 
 from ..core import weights
 from ..core.errors import UserError, check_range, unknown
+from ..core.folders import typed_path
 from ..core.registry import models
-from ..core.sources import typed_path
 
 # timm's class -> (what holds the convolutions before the first stage, where the last stage is).
 # ResNet covers ResNeXt, Wide, SE-, ECA- and SK-ResNet, Res2Net, ResNeSt, and the -c -d -s -t stems.

@@ -5,13 +5,21 @@ from collections.abc import Callable, Sequence
 
 from ..core.errors import run_main
 
+_Main = Callable[[Sequence[str] | None], int]
+
 
 def entry_point(
-    parser: Callable[[], argparse.ArgumentParser], work: Callable[[argparse.Namespace], int]
-) -> Callable[[Sequence[str] | None], int]:
-    """A command's `main`: its exit code. Options may stand between the other words."""
+    parser: Callable[[], argparse.ArgumentParser],
+) -> Callable[[Callable[[argparse.Namespace], int]], _Main]:
+    """Decorates a command: its `main` takes words and gives its exit code.
 
-    def main(argv: Sequence[str] | None = None) -> int:
-        return run_main(lambda: work(parser().parse_intermixed_args(argv)))
+    Options may stand between the other words.
+    """
 
-    return main
+    def decorate(work: Callable[[argparse.Namespace], int]) -> _Main:
+        def main(argv: Sequence[str] | None = None) -> int:
+            return run_main(lambda: work(parser().parse_intermixed_args(argv)))
+
+        return main
+
+    return decorate

@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _bench(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
+    """Measure, or show an earlier result."""
     if args.recipe.endswith(".json"):
         result = read_json(args.recipe)
         if not isinstance(result, dict) or "pairs" not in result:
@@ -177,6 +179,3 @@ def _print(result: Mapping[str, Any], as_markdown: bool) -> None:
 
 def _digits(value: float) -> str:
     return f"{value:,.{(value < 100) + (value < 10) + (value < 2)}f}"
-
-
-main = entry_point(parser, _bench)

@@ -43,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _compare(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
+    """Print, write or log the table of the runs."""
     runs = _found(args.runs)
     rows = comparison.rows_of(runs, args.each or args.layout == "runlog")
     if args.sort:
@@ -101,6 +103,3 @@ def _log(made: Table, runs: Sequence[Run]) -> None:
     tracker.table("compare", *table.uniform(made))
     tracker.report(f"Comparison of {len(runs)} runs", table.markdown(made))
     tracker.finish({})
-
-
-main = entry_point(parser, _compare)

@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -22,7 +21,6 @@ from . import entry_point
 
 _GIGA = 2**30
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-_PATIENCE = 2.5  # seconds: the probe's own two, and some for a name that does not resolve
 _DATA = {  # folders, and what else helps where they are missing
     "cifar10": ("cifar-10-batches-py", ", or dataset.cifar10.download=true"),
     "cifar100": ("cifar-100-python", ", or dataset.cifar100.download=true"),
@@ -53,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _report(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
+    """Print every check; 1 if one fails."""
     checks = list(examine(args.nproc))
     ready = all(check.state != "fail" for check in checks)
     if args.json:
@@ -153,7 +153,7 @@ def _machine(nproc: int) -> Iterator[Check]:
 
 
 def _data(nproc: int) -> Iterator[Check]:
-    from ..core.sources import data_root
+    from ..core.folders import data_root
 
     root = data_root()
     for name, (folder, download) in _DATA.items():
@@ -227,7 +227,7 @@ def _driver(built: str | None, driven: int, works: bool) -> Check:
 
 
 def _wandb(nproc: int) -> Iterator[Check]:
-    from ..runs.wandb_logger import answers, has_key
+    from ..runs.wandb_logger import has_key, serves
 
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     mode = os.environ.get("WANDB_MODE", "")
@@ -237,12 +237,6 @@ def _wandb(nproc: int) -> Iterator[Check]:
     elif not has_key(url, "api.wandb.ai"):
         yield Check("wandb", "warn", "no key", f"wandb login; {remedy}")
     else:
-        answer: list[bool] = []  # in a thread: resolving a name has no time limit
-        probe = threading.Thread(target=lambda: answer.append(answers(url)), daemon=True)
-        probe.start()
-        probe.join(_PATIENCE)
-        found = f"key found, {url} {'answers' if any(answer) else 'does not answer'}"
-        yield _check("wandb", any(answer), found, f"check the network; {remedy}")
-
-
-main = entry_point(parser, _report)
+        answers = serves(url)
+        found = f"key found, {url} {'answers' if answers else 'does not answer'}"
+        yield _check("wandb", answers, found, f"check the network; {remedy}")

@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
+    """Print the metrics of each run."""
     bare = args.submission and recipe_path(Path(args.runs[0])).is_file()  # a recipe, not a run
     find = recipe_path if bare else recipe_file
     found = [(path, load(find(path), args.set)) for path in _selected(args)]
@@ -138,6 +140,3 @@ def _class_table(columns: dict[str, list], refined: dict[str, list] | None) -> s
     kinds = {"class": "text", "Δ iou": "signed"}
     heads = tuple(Column(name, name, kinds.get(name, "number")) for name in columns)
     return plain_text(Table(heads, tuple(zip(*columns.values(), strict=True))))
-
-
-main = entry_point(parser, _evaluate)

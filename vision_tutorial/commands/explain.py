@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _explain(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
     """Print what can be said at once, then what needs the network."""
     loaded = None
     if args.recipe:
@@ -230,6 +231,3 @@ def plot(values: Sequence[float], width: int, height: int = 6) -> Iterator[str]:
         label = {height - 1: f"{top:.4g}", 0: "0"}.get(row, "")
         yield f"{'':<{INDENT}}{label:>8} {cells}".rstrip()
     yield f"{'':<{INDENT}}{'':>8} 0{f'epoch {count - 1}':>{width - 1}}"
-
-
-main = entry_point(parser, _explain)

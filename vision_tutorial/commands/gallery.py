@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _gallery(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
     """Make the gallery of each run; one that fails does not keep the others from theirs."""
     found = [(Path(run), load(recipe_file(Path(run)))) for run in args.runs]
     from .. import inference  # after the recipes are known to be good: this takes seconds
@@ -155,6 +156,3 @@ def _overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     from ..segmentation import visualisation
 
     return np.asarray(visualisation.overlay(image, mask))
-
-
-main = entry_point(parser, _gallery)

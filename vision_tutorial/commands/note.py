@@ -20,7 +20,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _note(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
+    """Add the remark, or show all."""
     if args.text is None:
         try:
             notes = read(args.run).notes
@@ -34,6 +36,3 @@ def _note(args: argparse.Namespace) -> int:
     for note in notes:
         print(f"{clean(note.time)}  {clean(note.text)}")
     return 0
-
-
-main = entry_point(parser, _note)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..core import arrays, registry
 from ..core.atomic import check_folder
 from ..core.errors import UserError
-from ..core.sources import typed_path
+from ..core.folders import typed_path
 from ..recipe.loading import load
 from . import entry_point
 
@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _pack(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
+    """Write the folder, and say how to use it."""
     loaded = load(args.recipe, args.overrides)
     folder = Path(os.path.abspath(check_folder(typed_path(args.folder))))
     if not folder.name:
@@ -45,6 +47,3 @@ def _pack(args: argparse.Namespace) -> int:
     print(f"{folder}: {manifest.name}, {counts}{len(manifest.classes)} classes")
     print(f"use it with: 'dataset={{arrays: {{root: {folder}}}}}'")
     return 0
-
-
-main = entry_point(parser, _pack)

@@ -29,6 +29,9 @@ from . import entry_point
 
 _TOP = 5  # classes that are written of each image
 
+# The folder from which the images are called, they, each once, and what is skipped.
+_Images = tuple[Path, list[Path], Counter[str]]
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -50,12 +53,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _predict(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
+    """Write the predictions, and say where."""
     if len(args.runs) > 1 and not args.ensemble:
         raise UserError("several runs predict as one: add --ensemble soft or hard.")
     found = [(Path(run), load(recipe_file(Path(run)), args.set)) for run in args.runs]
-    if args.on:
-        _image_files(args.on)  # before the seconds that torch takes
+    images = _image_files(args.on) if args.on else None  # before the seconds that torch takes
     check_folder(Path(args.output))
     from .. import build, inference  # after the recipes are known to be good
     from ..core.sources import notices
@@ -65,7 +69,7 @@ def _predict(args: argparse.Namespace) -> int:
         if args.split:
             source = build.split(recipe, args.split)
         else:
-            source = _source(found[0][0], recipe, args.on, args.skip_unreadable)
+            source = _source(found[0][0], recipe, images, args.skip_unreadable)
             if source.dense:  # masks keep their size, so each is its own batch
                 recipe = recipe.model_copy(update={"eval_batch_size": 1})
         predictor = inference.Predictor(found, recipe, source, args, distributed)
@@ -82,8 +86,7 @@ def _predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def _image_files(given: Sequence[str]) -> tuple[Path, list[Path], Counter[str]]:
-    """The folder from which the images are called, they, each once, and what is skipped."""
+def _image_files(given: Sequence[str]) -> _Images:
     paths: list[Path] = []
     skipped: Counter[str] = Counter()
     for path in map(Path, given):
@@ -103,12 +106,12 @@ def _image_files(given: Sequence[str]) -> tuple[Path, list[Path], Counter[str]]:
     return Path(root), list(unique.values()), skipped
 
 
-def _source(run: Path, recipe: Any, on: Sequence[str], skip: bool) -> Any:
+def _source(run: Path, recipe: Any, images: _Images, skip: bool) -> Any:
     """Images without targets; their classes are those of the run's table, or of its data set."""
     from .. import build
     from ..core.sources import FileSource
 
-    root, paths, skipped = _image_files(on)
+    root, paths, skipped = images
     file = run / "classes.json"
     table = read_json(file) if file.is_file() else None
     names = table.get("class") if isinstance(table, dict) else None
@@ -209,6 +212,3 @@ def _write_pseudo_labels(answers: Iterable, source: Any, recipe: Any, args: Any)
     facts = {name: value for name, value in report.plain().items() if name != "images"}
     text = [*report.messages(), f"pseudo labels: {args.output}"]
     return {"folder": args.output, **facts, "said": "\n".join(text)}
-
-
-main = entry_point(parser, _predict)

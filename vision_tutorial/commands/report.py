@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _report(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
+    """Write the page; a line on stderr for what is left out."""
     runs, complaints = collect(args.runs)
     if not runs:
         raise UserError("; ".join(complaints[:3]) + ". Name run folders that `train` made.")
@@ -65,6 +67,3 @@ def _make_galleries(runs: Sequence[Run]) -> list[str]:
             *_, last = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()]
             complaints.append(f"no gallery of {run.folder}: {short(last, 300)}")
     return complaints
-
-
-main = entry_point(parser, _report)

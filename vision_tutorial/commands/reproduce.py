@@ -18,7 +18,7 @@ from ..core import processes
 from ..core.atomic import make_folder, read_json, write_json, write_text
 from ..core.cli_types import UNITS, positive_count, seconds, share
 from ..core.errors import ExitCode, UserError
-from ..core.sources import data_root
+from ..core.folders import data_root
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
 from ..recipe.notation import duration
@@ -98,7 +98,8 @@ class _Job:
         return Workload(full, *images, self.args.seeds, len(self.slots))
 
 
-def reproduce(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
     """Plan, train what is not done, print the table and write the page."""
     job = _job(args)
     with run_folder.lock(make_folder(job.own)), Stop().listening() as stop:
@@ -304,6 +305,3 @@ def _order(view: View) -> str:
     word = "came out" if means == sorted({*means}) else "did not come out"
     values = ", ".join(f"{mean:.2f}" for mean in means)
     return f"r0 < r1 < r2 {word}: {values} ({', '.join(steps)})"
-
-
-main = entry_point(parser, reproduce)

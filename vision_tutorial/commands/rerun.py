@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def rerun(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
     """Print what differs, train again, judge."""
     first = _read(args.run)
     epochs = min(args.first or len(first.rows), len(first.rows))
@@ -131,6 +132,3 @@ def _print_differences(
         more = ", data, threads" if here.get("data") else "; data and threads not known yet"
         _print(f"the same   versions, hardware, settings, code{more}")
     return found
-
-
-main = entry_point(parser, rerun)

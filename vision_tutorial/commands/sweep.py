@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def sweep(args: argparse.Namespace) -> int:
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
     """Check every point, print what it will cost, and train what is not done."""
     state = SweepState(read_sweep(args.sweep, args.overrides), args.runs, args.trust_imports)
     if not (args.dry_run or args.print_commands or args.wandb or args.point):
@@ -195,6 +196,3 @@ def _ranking(results: Sequence[Result], metric: str | None) -> Table:
     columns += [Column("noise", ""), Column("point", "point")]
     notes = () if usual else ("Without seeds it is not known which differences are noise.",)
     return Table(tuple(columns), tuple(rows), notes)
-
-
-main = entry_point(parser, sweep)

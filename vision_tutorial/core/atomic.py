@@ -37,22 +37,23 @@ _NUMBERS = count()
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turn a failed write into a StorageError that names the file, the reason and the room left."""
+    """Turn a failed write into a StorageError that names the file, the reason and, if that is what
+    lacks, the room left."""
     try:
         yield
     except BrokenPipeError:  # who reads our output has seen enough
         raise
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"cannot write {path}: {reason} ({free_space(path) / 2**30:.1f} GiB free there). "
-            "Make room, or choose another folder."
-        ) from error
+        reason, todo = error.strerror or str(error), "Choose another folder."
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            reason += f" ({free_space(path) / 2**30:.1f} GiB free there)"
+            todo = "Make room, or choose another folder."
+        raise StorageError(f"cannot write {path}: {reason}. {todo}") from error
 
 
 def free_space(path: Path) -> float:
     """Bytes free on the disk of `path` or of its nearest existing parent; NaN if nobody knows."""
-    path = next((p for p in (path, *path.absolute().parents) if p.is_dir()), Path.cwd())
+    path = next((p for p in (path, *path.absolute().parents) if os.path.isdir(p)), Path.cwd())
     try:
         return shutil.disk_usage(path).free
     except OSError:

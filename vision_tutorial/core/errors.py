@@ -1,15 +1,18 @@
 """What can go wrong in a way a person can mend, and the exit code that says which."""
 
+import atexit
 import difflib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .names import make_streams_readable, readable
 from .stopping import Stopped, stoppable
@@ -61,6 +64,7 @@ class StorageError(UserError):
     code = ExitCode.STORAGE
 
 
+LONGEST_TRY = 20.0  # seconds of the processor, of one option's first try; none takes 1 s
 LISTED = 5  # of many that are wrong or odd
 
 
@@ -127,11 +131,16 @@ def visible(text: str) -> str:
 class _Visible:
     """A stream to print on; names from files and recipes cannot steer the terminal behind it.
 
-    rich writes past it, and is given `visible` texts.
+    rich writes past it, and is given `visible` texts. For rich it is a proxy of rich's own: else
+    rich would put one around it for as long as it draws a bar, and draw that through `write`.
     """
 
     def __init__(self, stream: Any):
         self._stream, self.rich_proxied_file = stream, getattr(stream, "rich_proxied_file", stream)
+
+    @property
+    def __class__(self) -> type:
+        return getattr(sys.modules.get("rich.file_proxy"), "FileProxy", _Visible)
 
     def write(self, text: str) -> int:
         bar = text.startswith("\r")  # the library that fetches weights draws one over the other
@@ -153,15 +162,26 @@ def check_range(who: str, interval: str, **values: float | Sequence[float]) -> N
                 raise UserError(f"{who}: {option} is {value}; a number in {interval} is expected.")
 
 
+class _Endless(BaseException):
+    """A first try used up its time."""
+
+
 @contextmanager
 def trying(key: str) -> Iterator[None]:
     """Whatever fails within it is a UserError that begins with `key`, such as `loss.focal`.
 
     For a first try of code that is not ours, which raises whatever it likes: where it did is said.
+    What takes longer than LONGEST_TRY, such as a billion rounds of Newton-Schulz, fails, too.
     """
     name = key.rpartition(".")[2]
     try:
-        yield
+        with _limited():
+            yield
+    except _Endless:
+        raise UserError(
+            f"{key}: not done after {LONGEST_TRY:g} s of computing on a few numbers, so it would "
+            "hardly train. Make its counts or sizes smaller."
+        ) from None
     except UserError as error:
         own = rf"^(\w+ )?'?{re.escape(name)}'?: "  # what it calls itself
         error.args = (f"{key}: {re.sub(own, '', str(error))}",)
@@ -178,12 +198,50 @@ def trying(key: str) -> Iterator[None]:
         raise kind(f"{key}: {short(said, 200)} ({where}). Change its options.") from error
 
 
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Raise _Endless after LONGEST_TRY, in the main thread of systems that can."""
+    kind = getattr(signal, "SIGVTALRM", None)
+    if kind is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise _Endless
+
+    before = signal.signal(kind, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_TRY)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(kind, before)
+
+
 def exit_code(error: BaseException) -> int:
     """What a process that ends with `error` exits with."""
     if isinstance(error, UserError | Stopped):
         return int(error.code)
+    if isinstance(error, OSError) and error.filename is not None:
+        return int(ExitCode.BAD_INPUT)  # a file that may not be read, a name that is too long …
     known = {KeyboardInterrupt: ExitCode.INTERRUPTED, MemoryError: ExitCode.OUT_OF_MEMORY}
     return int(known.get(type(error), 1))
+
+
+def run_process(main: Callable[[], int]) -> NoReturn:
+    """Run `main` as all that this process does; its exit code is the process's.
+
+    Python's own end would first take every module apart: with torch that takes two seconds, in
+    which a signal is not heard, and torchrun waits for what went wrong.
+    """
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading._shutdown()  # waits for threads; as the end of a child of multiprocessing
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def run_main(main: Callable[[], int | None]) -> int:
@@ -197,15 +255,19 @@ def run_main(main: Callable[[], int | None]) -> int:
     try:
         with stoppable():
             return int(main() or ExitCode.DONE)
-    except (UserError, MemoryError, KeyboardInterrupt) as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, MemoryError):
-            text = f"out of memory: {text}. Make the data or the batch smaller."
-        if text and not getattr(error, "said", False):
-            print(f"error: {text}", file=sys.stderr)
-        return exit_code(error)
     except BrokenPipeError:  # `… | head`: the reader has seen enough
         sys.stderr.close()
         return int(ExitCode.DONE)
+    except (UserError, MemoryError, KeyboardInterrupt, OSError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError):
+            text = f"out of memory: {text}. Make the data or the batch smaller."
+        if isinstance(error, OSError):
+            if error.filename is None:  # nothing that a person named
+                raise
+            text = f"{error.filename}: {error.strerror}. Name another, or mend its permissions."
+        if text and not getattr(error, "said", False):
+            print(f"error: {text}", file=sys.stderr)
+        return exit_code(error)
     finally:
         sys.stdout, sys.stderr = streams

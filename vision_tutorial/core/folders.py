@@ -1,4 +1,4 @@
-"""Where this account may keep what can be made again."""
+"""Where data sets lie, and where this account may keep what can be made again."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from .errors import StorageError
+from .errors import StorageError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,36 @@ def may_write(path: Path) -> bool:
     return os.access(next(filter(os.path.exists, (path, *path.parents))), os.W_OK | os.X_OK)
 
 
+# -- data sets -------------------------------------------------------------------------------------
+
 STARTED_IN: list[Path] = []  # where the runs that were opened were started
 
 
-def look_from(folder: str) -> None:
-    """Relative paths of recipes may have been typed in `folder`, too."""
-    STARTED_IN.append(Path(folder))
+def typed_path(text: str) -> Path:
+    """A path as a person types it, here or where a run was started: `~` is a home, and blanks
+    around it are none of it."""
+    try:
+        paths = [Path(each).expanduser() for each in (text, text.strip())]
+        places = (Path(), *STARTED_IN)
+        found = (place / path for place in places for path in paths if (place / path).exists())
+        return next(found, paths[1])
+    except RuntimeError as error:  # `~` of nobody
+        raise UserError(f"'{text}': {error}. Give the folder's whole path.") from error
+
+
+def data_root(root: str | None = None) -> Path:
+    """The folder of the data sets: `root`, else $VISION_TUTORIAL_DATA, else a cache folder."""
+    given = root or os.environ.get("VISION_TUTORIAL_DATA")
+    return typed_path(given) if given else cache_folder()
+
+
+def data_folder(root: str, who: str) -> Path:
+    """The folder `root` if there is one, else the folder of that name among the data sets. `who`
+    asks; UserError where there is neither."""
+    path = typed_path(root)
+    places = dict.fromkeys([path, data_root() / path])  # one, where `root` is absolute
+    for place in places:
+        if place.is_dir():
+            return place
+    looked = " nor ".join(map(str, places))
+    raise UserError(f"{who}: no folder {looked}. Correct `root`, or copy the data there.")

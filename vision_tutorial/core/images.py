@@ -74,6 +74,8 @@ def images_in(
     no such option. Links to folders are followed with it only.
     """
     stay_inside(folder, base, who, follow_links)
+    if _leads_up(folder):
+        raise UserError(f"{who}: {folder} is a link to a folder above it; remove it.")
     found, seen = [], {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, followlinks=bool(follow_links)):
         folders[:] = filter(visible, folders)
@@ -81,7 +83,8 @@ def images_in(
             real = os.path.realpath(os.path.join(parent, linked))
             if not follow_links:
                 skipped["linked folder"] += 1
-            elif real in seen:  # a circle, or the same images again
+            elif real in seen or _leads_up(Path(parent, linked)):  # the same images again
+                skipped["link to a folder above or known"] += 1
                 folders.remove(linked)
             seen.add(real)
         for path in (Path(parent, name) for name in filter(visible, files)):
@@ -97,16 +100,29 @@ def images_in(
     return sorted(found)
 
 
+def _leads_up(path: Path) -> bool:
+    """Whether a link leads to a folder that it lies in."""
+    return Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(path))
+
+
 def split_folder(who: str, base: Path, split: str, name: str) -> Path:
-    """The folder `name` of a split below `base`, or one of another usual name of it."""
+    """The folder `name` of a split below `base`, or one of another usual name of it, in capitals or
+    not."""
     usual = {"train": ("train", "training"), "test": ("val", "valid", "validation")}[split]
     names = usual if name == usual[0] else (name,)
+    there = sorted(path for path in base.iterdir() if visible(path.name) and path.is_dir())
     for each in names:
-        if (base / each).is_dir():
-            return base / each
-    there = sorted(path.name for path in base.iterdir() if visible(path.name) and path.is_dir())
-    listed = f"there are {', '.join(there[:8])}" if there else "it has no folders"
-    raise UserError(f"{who}: no folder {base / name}; {listed}. Name one with `{split}: …`.")
+        alike = [path for path in there if path.name.lower() == each] if len(names) > 1 else []
+        if found := next(filter(Path.is_dir, (base / each, *alike)), None):
+            return found
+    listed = ", ".join(path.name for path in there[:8])
+    listed = f"there are {listed}" if there else "it has no folders"
+    deeper = (path for above in ("*", "*/*") for path in base.glob(f"{above}/{names[0]}"))
+    if below := next(filter(Path.is_dir, deeper), None):
+        raise UserError(f"{who}: no folder {base / name}, but {below}. Set `root: {below.parent}`.")
+    flat = " If these are the classes: `train: .`, and a part held out, `holdout: 0.1`."
+    flat *= who == "image_folder" and split == "train" and len(there) > 1
+    raise UserError(f"{who}: no folder {base / name}; {listed}. Name one with `{split}: …`.{flat}")
 
 
 def visible(name: str) -> bool:
@@ -117,11 +133,15 @@ def visible(name: str) -> bool:
 
 def stored(folder: Path, name: str) -> Path:
     """The file `name` in `folder`, which may be written there as other systems do: with `/` for
-    Windows' backslashes, letters such as ü and 각 composed or, on macOS, decomposed."""
+    Windows' backslashes, letters such as ü and 각 composed or, on macOS, decomposed, the suffix in
+    capitals or not."""
     plain = name.replace("\\", "/")
     names = (name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
-    paths = (folder / each for each in names)
-    return next((path for path in paths if path.exists()), folder / plain)
+    found = next((path for each in names if (path := folder / each).exists()), None)
+    path = folder / plain
+    endings = (path.suffix.lower(), path.suffix.upper()) if found is None else ()
+    cased = (path.parent / f"{path.stem}{ending}" for ending in endings)
+    return found or next((each for each in cased if each.exists()), path)
 
 
 def stay_inside(path: Path, base: Path, who: str, follow_links: bool | None = None) -> None:
@@ -135,10 +155,11 @@ def stay_inside(path: Path, base: Path, who: str, follow_links: bool | None = No
 
 def said_of(skipped: Mapping[str, int], who: str) -> tuple[str, ...]:
     """A line on what was skipped, if anything was."""
-    if not any(skipped.values()):
+    there = [item for item in skipped.items() if item[1]]
+    if not there:
         return ()
-    kinds = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    listed = ", ".join(f"{count:,} x {short(kind, 30)}" for kind, count in kinds[:12])
+    kinds = sorted(there, key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{count:,} x {short(kind, 40)}" for kind, count in kinds[:12])
     listed += ", …" if len(kinds) > 12 else ""
     if any(skipped.get(suffix) for suffix in HEIF):
         listed += f"; {_HEIC}"
@@ -170,7 +191,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
             raise StorageError(f"cannot read {path}: {error.strerror}. Try again.") from error
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = f"none of {', '.join(formats())}" if path.stat().st_size else "an empty file"
+            with path.open("rb") as file:
+                start = " ".join(file.read(40).decode("ascii", "replace").split())
+            reason = f"none of {', '.join(formats())}" if start else "an empty file"
+            if start and start.isascii() and start.isprintable():  # of Git LFS, of a server
+                reason = f"text that begins '{start}'"
             if path.suffix.lower() in HEIF and "HEIF" not in formats():
                 reason = _HEIC
         problem = f"not a readable image ({reason})"

@@ -54,11 +54,18 @@ def readable(text: str) -> str:
     return text.encode("utf-8", READABLE).decode()
 
 
+def restart_in_utf8() -> None:
+    """Begin this command again where Python takes names of files for ASCII (LANG=C, PYTHONUTF8=0):
+    it could open no other file."""
+    if sys.getfilesystemencoding() == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def make_streams_readable() -> None:
     """From now on no letter ends a command that prints it; where the locale is C, as in many
     containers, terminals and files are in UTF-8 all the same."""
     asked = os.environ.get("PYTHONIOENCODING")
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError, TypeError):  # a stream may lack it
+        with suppress(AttributeError, ValueError, TypeError, OSError):  # a stream may lack it
             ascii = codecs.lookup(stream.encoding).name == "ascii" and not asked
             stream.reconfigure(encoding="utf-8" if ascii else None, errors=READABLE)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from .errors import UserError, unknown
+from .errors import UserError, check_range, unknown
 
 
 class Registry:
@@ -48,6 +48,9 @@ class Registry:
             return partial(self.entries[name], **options)
         for prefix in sorted(self.fallbacks, key=len, reverse=True):
             if name.startswith(prefix):
+                # code that is not ours makes lists of so many, which nothing could interrupt
+                counts = {k: v for k, v in options.items() if type(v) is int or _whole(v)}
+                check_range(f"{self.kind} '{name}'", "[-1000000, 1000000]", **counts)
                 return partial(self.fallbacks[prefix], name, **options)
         raise UserError(unknown(self.kind, name, self.entries))
 
@@ -56,6 +59,10 @@ class Registry:
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(each) is int for each in value)
 
 
 losses = Registry("loss")

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import PIL
@@ -25,7 +25,7 @@ from rich.progress import track
 
 from .atomic import write_json
 from .errors import StorageError, UserError, all_at_once, short, some
-from .folders import STARTED_IN, cache_folder
+from .folders import cache_folder
 from .images import MAX_PIXELS, VOID, formats, pages, read_image, said_of
 from .processes import usable_cores
 from .randomness import generator
@@ -140,14 +140,9 @@ class FileSource:
         `check_readable`. skipped: of `images_in`, to be said."""
         names = [self.key(index) for index in range(len(self))]
         files = [(path,) for path in self.paths]
-        good, lines, left_out = check_readable(who, files, names, skip, *option)
-        return replace(
-            self,
-            paths=[self.paths[index] for index in good],
-            targets=self.targets[good],
-            notices=(*said_of(skipped, who), *lines),
-            left_out=left_out,
-        )
+        good, said = check_readable(who, files, names, skipped, skip, *option)
+        paths = [self.paths[index] for index in good]
+        return replace(self, paths=paths, targets=self.targets[good], **said)
 
     def digest(self) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(self.targets))
@@ -192,6 +187,31 @@ def base(source: Source) -> Source:
     return source
 
 
+def origins(source: Source) -> list[tuple[Source, int]]:
+    """Of each item what lies under subsets and joints: the source that has it, and its index."""
+    found = []
+    for index in range(len(source)):
+        leaf = source
+        while hasattr(leaf, "origin"):
+            leaf, index = leaf.origin(index)
+        found.append((leaf, index))
+    return found
+
+
+def leaves(source: Source) -> list[Source]:
+    """The sources that `origins` names."""
+    return list({id(leaf): leaf for leaf, _ in origins(source)}.values())
+
+
+def kept_at(source: Source, kind: str) -> Path:
+    """Where that which is made of `source` is kept: by its digest and the times of its
+    `timed_files`, which may change and keep their size."""
+    stamp = hashlib.sha256(source.digest().encode())
+    for path in (path for leaf in leaves(source) for path in getattr(leaf, "timed_files", ())):
+        stamp.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
+    return cache_folder() / kind / f"{source.name}-{stamp.hexdigest()[:16]}"
+
+
 def notices(*sources: Source) -> tuple[str, ...]:
     """What is to be said of the data, each line once; a student's own may have nothing to say."""
     return tuple(dict.fromkeys(line for one in sources for line in getattr(one, "notices", ())))
@@ -200,26 +220,21 @@ def notices(*sources: Source) -> tuple[str, ...]:
 # -- which files cannot be read --------------------------------------------------------------------
 
 
-class Checked(NamedTuple):
-    """Which files can be read, by number; what is to be said; the names of those left out."""
-
-    good: list[int]
-    notices: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-
 def check_readable(
     who: str,
     files: Sequence[Sequence[Path]],
     names: Sequence[str],
+    skipped: Mapping[str, int],
     skip: bool | None,
     option: str = "skip_unreadable: true",
-) -> Checked:
-    """Look at all files before any is needed; UserError that lists the bad ones, unless `skip`,
-    which is None where there is no such `option`.
+) -> tuple[list[int], dict[str, tuple[str, ...]]]:
+    """Look at all files before any is needed: the numbers of the good ones, and a source's
+    `notices` and `left_out`. UserError that lists the bad ones, unless `skip`, which is None where
+    there is no such `option`.
 
     files: of each image, and its mask. They are decoded if skipping or if they are not too large,
-    else their heads are read. What takes long is remembered until a file changes.
+    else their heads are read. What takes long is remembered until a file changes. skipped: of
+    `images_in`, to be said.
     """
     stats = [path.stat() if path.is_file() else None for each in files for path in each]
     whole = skip or sum(stat.st_size for stat in stats if stat) <= _DECODED
@@ -246,10 +261,9 @@ def check_readable(
             with suppress(OSError, UserError):  # a later start would only be slower
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 write_json(kept, [bad, count])
-    left_out = tuple(names[index] for index in bad)
-    lines = (
-        [f"{who}: of {count:,} with several pages or frames, the first is taken"] if count else []
-    )
+    left_out, lines = tuple(names[index] for index in bad), [*said_of(skipped, who)]
+    if count:
+        lines.append(f"{who}: of {count:,} with several pages or frames, the first is taken")
     if bad and (not skip or len(bad) == len(files)):
         or_skip = f", or leave such images out: {option}." if skip is not None else "."
         texts = [text.replace("remove it.", f"remove it{or_skip}") for text in bad.values()]
@@ -259,7 +273,7 @@ def check_readable(
         listed = some([short(name, 80) for name in left_out])
         lines.append(f"{who}: {part} left out, unreadable: {listed}")
     good = [index for index in range(len(files)) if index not in bad]
-    return Checked(good, tuple(lines), left_out)
+    return good, {"notices": tuple(lines), "left_out": left_out}
 
 
 def failures(look: Callable[[int], object], count: int, title: str) -> dict[int, str]:
@@ -321,36 +335,6 @@ def _stratified(targets: np.ndarray, n: int, seed: int, purpose: str) -> np.ndar
         for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
-
-
-def typed_path(text: str) -> Path:
-    """A path as a person types it, here or where a run was started: `~` is a home, and blanks
-    around it are none of it."""
-    try:
-        paths = [Path(each).expanduser() for each in (text, text.strip())]
-        places = (Path(), *STARTED_IN)
-        found = (place / path for place in places for path in paths if (place / path).exists())
-        return next(found, paths[1])
-    except RuntimeError as error:  # `~` of nobody
-        raise UserError(f"'{text}': {error}. Give the folder's whole path.") from error
-
-
-def data_root(root: str | None = None) -> Path:
-    """The folder of the data sets: `root`, else $VISION_TUTORIAL_DATA, else a cache folder."""
-    given = root or os.environ.get("VISION_TUTORIAL_DATA")
-    return typed_path(given) if given else cache_folder()
-
-
-def data_folder(root: str, who: str) -> Path:
-    """The folder `root` if there is one, else the folder of that name among the data sets. `who`
-    asks; UserError where there is neither."""
-    path = typed_path(root)
-    places = dict.fromkeys([path, data_root() / path])  # one, where `root` is absolute
-    for place in places:
-        if place.is_dir():
-            return place
-    looked = " nor ".join(map(str, places))
-    raise UserError(f"{who}: no folder {looked}. Correct `root`, or copy the data there.")
 
 
 def check_split(split: str) -> None:

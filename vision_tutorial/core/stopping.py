@@ -79,23 +79,38 @@ class _Guard:
 
     def __init__(self) -> None:
         self.active, self.heard, self.asked = False, 0, list[float]()
+        self.waiting = 0  # a signal that came where nothing can be raised
 
     def raise_once(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler. A second signal must not interrupt the tidying up."""
-        if not self.heard:
-            self.heard = number
-            raise Stopped(number)
+        """Signal handler. A second signal must not interrupt the tidying up; and what is raised
+        within an import, or where Python ignores it, ends as another error or as none."""
+        if self.heard:
+            return
+        while frame and not self.waiting:
+            code, frame = frame.f_code, frame.f_back
+            if code.co_filename.startswith("<frozen importlib") or code.co_name == "__del__":
+                self.waiting = number
+                return
+        self.heard = number
+        raise Stopped(number)
 
     def watch(self, pipe: socket.socket) -> None:
         """Until the other end of `pipe`, which the system writes signals to, is closed."""
         parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        again = False  # whether one was sent once more, and is not seen yet
         while True:
-            ready = select.select([pipe], [], [], 0.5 if parent or self.asked else None)[0]
+            ready = select.select([pipe], [], [], 0.1 if parent or self.asked else None)[0]
             came = pipe.recv(64) if ready else b"\0"
             if not came:
+                pipe.close()
                 return
             now = time.monotonic()
-            self.asked += [now for number in came if number in SIGNALS]
+            numbers = [number for number in came if number in SIGNALS]
+            self.asked += [now for _ in numbers[again:]]
+            again = again and not numbers
+            if self.waiting and not again and hasattr(signal, "pthread_kill"):
+                number, self.waiting, again = self.waiting, 0, True
+                signal.pthread_kill(threading.main_thread().ident, number)
             if parent and os.getppid() != parent:
                 parent = None
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -137,7 +152,8 @@ def stoppable() -> Iterator[None]:
     before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
     _guard.__init__()
     _guard.active = True
-    threading.Thread(target=_guard.watch, args=(theirs,), name="signals", daemon=True).start()
+    watcher = threading.Thread(target=_guard.watch, args=(theirs,), name="signals", daemon=True)
+    watcher.start()
     try:
         with _handled_by(_guard.raise_once):
             yield
@@ -145,15 +161,31 @@ def stoppable() -> Iterator[None]:
         _guard.active = False
         signal.set_wakeup_fd(before)
         ours.close()
+        watcher.join(AGAIN)  # it sees that at once, and leaves nothing open
+
+
+def _forking(how: int) -> None:
+    """Keep signals that come while this process forks until that is done, or take them again."""
+    if _guard.active:
+        signal.pthread_sigmask(how, SIGNALS)
 
 
 def _forked() -> None:
-    """A forked process has no thread that watches, and must not wake its parent's."""
+    """A forked process has no thread that watches, must not wake its parent's, and ends at a signal
+    as any other: its parent does the tidying up."""
     if _guard.active:
-        _guard.active = False
         last_words.clear()
         signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's
+                signal.signal(number, signal.SIG_DFL)
+        _forking(signal.SIG_UNBLOCK)
+        _guard.active = False
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(
+        before=lambda: _forking(signal.SIG_BLOCK),
+        after_in_parent=lambda: _forking(signal.SIG_UNBLOCK),
+        after_in_child=_forked,
+    )

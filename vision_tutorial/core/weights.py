@@ -5,6 +5,7 @@ Here and not in a track: classifiers and the backbones of segmentation start fro
 
 import logging
 import sys
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -90,10 +91,12 @@ def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, 
             {k: v for k, v in weights.items() if not k.startswith(heads)}
             for weights in (own, found)
         )
+    both = own.keys() & found.keys()
     for what, names in (
         ("lacks", own.keys() - found.keys()),
         ("has, unknown to the model,", found.keys() - own.keys()),
-        ("has in another shape", other & own.keys()),
+        ("has in another shape", other & both),
+        ("has no finite numbers in", {k for k in both if not _like(found[k], own[k])}),
     ):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
@@ -101,15 +104,19 @@ def fitting(model: nn.Module, path: Path, num_classes: int | None) -> dict[str, 
     return found
 
 
+def _like(found: Tensor, own: Tensor) -> bool:
+    """Whether `found` holds numbers that `own` can: neither quantized nor complex nor infinite."""
+    kind = found.is_floating_point() == own.is_floating_point() and not found.is_complex()
+    return kind and not found.is_meta and bool(found.to_dense().float().isfinite().all())
+
+
 def _file_of(path: Path) -> Path:
     """The file itself, or that of a checkpoint or of a run's best one: averaged weights, if any."""
-    folder = path
-    if (path / "ckpt").is_dir():
-        known = sorted((path / "ckpt").glob("step-*"))
+    folder, saved = path, path / "ckpt"
+    if saved.is_dir():
+        known = sorted(saved.glob("step-*"))
         with suppress(UserError, TypeError, KeyError):
-            known.append(
-                path / "ckpt" / Path(read_json(path / "ckpt" / "best.json")["folder"]).name
-            )
+            known.append(saved / Path(read_json(saved / "best.json")["folder"]).name)
         folder = next(filter(Path.is_dir, reversed(known)), path)
     files = (path, *(folder / f"{group}.safetensors" for group in ("ema", "model")))
     file = next(filter(Path.is_file, files), None)
@@ -141,12 +148,22 @@ def without_prefix(found: dict[str, Tensor], own: Iterable[str]) -> dict[str, Te
     return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
 
+# what trainers call the state dict in a checkpoint
+_INSIDE = ("state_dict", "model_state_dict", "model", "net", "module")
+
+
 class _Inert:
-    """Stands for any class of a checkpoint that is not torch's: a dictionary, which does nothing
-    and is one of the few types that torch fills without running code."""
+    """Stands for any class of a checkpoint that is not torch's, and does nothing. Without arguments
+    it is a dictionary, one of the few types that torch fills without running code."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Any:
-        return OrderedDict()
+        return super().__new__(cls) if args else OrderedDict()
+
+    def __init__(self, *args: object, **kwargs: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -161,7 +178,8 @@ def read(path: Path) -> dict[str, Tensor]:
             with suppress(Exception):  # an old format; then only what torch knows is read
                 unknown_classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             # such as the `args` of timm's training script
-            with torch.serialization.safe_globals([(_Inert, name) for name in unknown_classes]):
+            known = torch.serialization.safe_globals([(_Inert, name) for name in unknown_classes])
+            with known, warnings.catch_warnings(action="ignore"):  # of torch, about the format
                 # written out, since an environment variable can turn the default off
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise whatever they like on damaged files
@@ -169,11 +187,15 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: not a weights file that can be read without running its code "
             f"({type(error).__name__}). Save the state_dict alone, best as .safetensors."
         ) from error
-    for key in ("state_dict", "model"):
+    for key in _INSIDE * 3:  # one in the other, at most so deep
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+        )
     ):
         raise UserError(f"{path}: holds no state_dict (names and tensors). Save that alone.")
     return {k.removeprefix("_orig_mod.").removeprefix("module."): v for k, v in found.items()}

@@ -5,10 +5,8 @@ refused in one line; what is odd is said, beside the shares of the classes.
 """
 
 import hashlib
-import io
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,13 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..core.atomic import replacing, write_bytes
+from ..core.atomic import replacing
 from ..core.errors import StorageError, UserError, all_at_once, some
-from ..core.folders import cache_folder
 from ..core.images import VOID, check_ids
-from ..core.processes import usable_cores
-from ..core.sources import Source
+from ..core.sources import Source, base, failures, kept_at, origins
 from ..recipe.grammar import Choice
 
+COMPARED = 20_000  # images, up to which those of val are looked for in train
 MOMENT = 2.0  # seconds; counting that takes longer is kept
 
 
@@ -53,7 +50,11 @@ def look(train: Source, val: Source, dataset: Choice) -> list[str]:
     for name, counts in both.items():
         _refuse(name, counts, dataset, train.dense)
     lines = [_shares(name, counts, train.dense) for name, counts in both.items()]
-    return lines + [f"warning: {line}" for line in _odd(*both.values(), dataset, train.dense)]
+    odd = _odd(*both.values(), dataset, train.dense)
+    if twice := _in_both(train, val):
+        where = f"{len(twice):,} of {len(val):,} images of val are in train, too"
+        odd.append(f"{where}, where they can be learned by heart: {some(twice)}")
+    return lines + [f"warning: {line}" for line in odd]
 
 
 # -- counting --------------------------------------------------------------------------------------
@@ -72,52 +73,62 @@ def count(source: Source) -> tuple[ClassCounts, list[str]]:
 
 
 def _of_each_image(source: Source) -> tuple[np.ndarray, list[str]]:
-    """Pixels of each id in each image, int32 (N, 256), and problems. Kept in the cache folder, by
-    the digest of the source and the times of its files, where that spares more than a moment."""
-    places, problems = [_origin(source, index) for index in range(len(source))], []
+    """Pixels of each id in each image, int32 (N, 256), and problems. Kept in the cache folder where
+    counting takes more than a moment."""
+    places, table, file = origins(source), np.zeros((len(source), 256), np.int32), None
+    if getattr(base(source), "known_digest", True):  # else made here: hashed as slowly as counted
+        with suppress(OSError, EOFError, ValueError):  # not there, damaged; no home
+            file = Path(f"{kept_at(source, 'class_counts')}.npy")
+            found = np.load(file, allow_pickle=False)
+            if found.shape == table.shape:
+                return found, []
 
-    def ids(index: int) -> np.ndarray:
+    def look(index: int) -> None:
         leaf, at = places[index]
-        try:
-            mask = np.asarray(leaf.target(at) if hasattr(leaf, "target") else leaf[at][1])
-            check_ids(mask, len(source.classes), source.key(index))
-        except UserError as error:
-            problems.append((index, str(error)))
-            return np.zeros(256, np.int32)
-        return np.bincount(mask.ravel(), minlength=256).astype(np.int32)
+        mask = np.asarray(leaf.target(at) if hasattr(leaf, "target") else leaf[at][1])
+        check_ids(mask, len(source.classes), source.key(index))
+        table[index] = np.bincount(mask.ravel(), minlength=256)
 
     began = time.perf_counter()
-    first, file = [ids(index) for index in range(min(8, len(places)))], None
-    if (time.perf_counter() - began) / len(first) * len(places) > MOMENT:
-        with suppress(OSError, RuntimeError, ValueError):  # not there, damaged; no home
-            file = _cache_file(source, places)
-            table = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-            if table.shape == (len(places), 256):
-                return table, []
-    with ThreadPoolExecutor(len(usable_cores())) as pool:  # Pillow and NumPy let go of the lock
-        table = np.stack([*first, *pool.map(ids, range(len(first), len(places)))])
-    if file and not problems:
+    bad = failures(look, len(places), f"counting the classes of {source.name}")
+    if file and not bad and time.perf_counter() - began > MOMENT:
         with suppress(OSError, StorageError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(content := io.BytesIO(), table)
-            with replacing(file) as part:
-                write_bytes(part, content.getvalue())
-    return table, [text for _, text in sorted(problems)]
+            with replacing(file) as part, part.open("wb") as content:
+                np.save(content, table)
+    return table, list(bad.values())
 
 
-def _origin(source: Source, index: int) -> tuple[Source, int]:
-    """What lies under subsets and joints."""
-    while hasattr(source, "origin"):
-        source, index = source.origin(index)
-    return source, index
+def _in_both(train: Source, val: Source) -> list[str]:
+    """Images of val, in files once, that are byte for byte in train; of COMPARED at most."""
+    files = [(leaf, at, None) for leaf, at in origins(train)]
+    files += [(leaf, at, val.key(index)) for index, (leaf, at) in enumerate(origins(val))]
+    named = all(getattr(leaf, "paths", None) or getattr(leaf, "keys", None) for leaf, *_ in files)
+    alike = [files] if named and len(files) <= COMPARED else []
+    for mark in (_length, _middle, _digest):  # each closer than the one before, and dearer
+        parts = defaultdict(list)
+        for number, group in enumerate(alike):
+            for leaf, at, key in group:
+                parts[number, mark(leaf, at)].append((leaf, at, key))
+        alike = [group for group in parts.values() if len({key is None for *_, key in group}) == 2]
+    return [key for group in alike for *_, key in group if key is not None]
 
 
-def _cache_file(source: Source, places: Sequence[tuple[Source, int]]) -> Path:
-    stamp = hashlib.sha256(source.digest().encode())
-    for leaf, at in places:
-        if paths := getattr(getattr(leaf, "masks", None), "paths", None):
-            stamp.update(str(paths[at].stat().st_mtime_ns).encode())  # it may keep its size
-    return cache_folder() / "class_counts" / f"{source.name}-{stamp.hexdigest()[:16]}.npy"
+def _length(leaf: Source, at: int) -> int:
+    return leaf.images[at].size if hasattr(leaf, "images") else leaf.paths[at].stat().st_size
+
+
+def _middle(leaf: Source, at: int) -> bytes:
+    if hasattr(leaf, "images"):
+        return leaf.images[at][len(leaf.images[at]) // 2].tobytes()
+    with leaf.paths[at].open("rb") as file:
+        file.seek(_length(leaf, at) // 2)
+        return file.read(1024)
+
+
+def _digest(leaf: Source, at: int) -> bytes:
+    content = leaf.images[at].tobytes() if hasattr(leaf, "images") else leaf.paths[at].read_bytes()
+    return hashlib.sha256(content).digest()
 
 
 # -- judging ---------------------------------------------------------------------------------------

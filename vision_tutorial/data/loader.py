@@ -4,13 +4,13 @@ What an image becomes is a function of the seed and its (epoch, index), so worke
 change nothing.
 """
 
+import logging
 import multiprocessing
 import multiprocessing.queues
 import os
 import pickle
 import random
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -27,16 +27,19 @@ from torchvision import transforms as tv
 
 from ..core import arrays as folder
 from ..core.errors import UserError
+from ..core.folders import data_folder
 from ..core.processes import follow_parent
 from ..core.randomness import address
 from ..core.registry import datasets
-from ..core.sources import ArraySource, Source, check_split, data_folder
+from ..core.sources import ArraySource, Source, check_split
 from ..core.stopping import SIGNALS
 from ..recipe.fields import Recipe
 from ..recipe.grammar import Choice
 from ..recipe.loading import IMPORTED, run_file
 from .augmentation.operation import AugmentationPlan, batched_form, in_words, keyed, operation
 from .executors import cpu
+
+logger = logging.getLogger(__name__)
 
 Item = Sequence[int]  # epoch, index
 PATIENCE = 600  # seconds without a batch that end a training: a disk that does not answer
@@ -317,10 +320,10 @@ def make_loader(
             "classes and functions at the top level of their file, or set workers=0."
         ) from error
     except OSError as error:  # no room for a queue's locks, no rights, no more processes
-        print(
-            f"data loading: no loader processes here ({error.strerror or error}); images are read "
-            "in the training process. In a container, start it with --shm-size=8g.",
-            file=sys.stderr,
+        logger.warning(
+            "data loading: no loader processes here (%s); images are read in the training process. "
+            "In a container, start it with --shm-size=8g.",
+            error.strerror or error,
         )
         yield from make_loader(images, batches, 0, pin)
         return

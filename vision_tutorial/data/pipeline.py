@@ -37,7 +37,6 @@ from .mix import Mix
 IMAGES_AT_ONCE = {False: 2048, True: 4096}  # augmented in one call, by whether on a GPU,
 BYTES_AT_ONCE = 2**26  # if they have no more bytes than this
 KEPT_BYTES = 2**30  # of augmented images that an evaluation keeps for the next one
-TRIED = 16  # images in files, of which the sizes are compared before a training
 
 # Per-channel mean and standard deviation of pixels in 0 … 1.
 COLOURS = {
@@ -222,27 +221,12 @@ class DataPipeline:
 def one_size(batches: Sequence[RawBatch]) -> RawBatch:
     """The only one of `collate`'s batches; UserError if there are several."""
     if len(batches) > 1:
-        raise _sizes_differ([batch.images.shape[-2:] for batch in batches])
+        raise sizes_differ([batch.images.shape[-2:] for batch in batches])
     return batches[0]
 
 
-def first_size(recipe: Recipe, source: Source, copies: int = 0) -> tuple[int, int]:
-    """(height, width) of the first augmented training image; UserError if some from all over the
-    source have others. copies: as `DataPipeline`."""
-    images = augmented_images(recipe, source, copies=copies)
-    count = 1 if isinstance(base(source), ArraySource) else min(len(source), TRIED)
-    sizes = []
-    for index in np.linspace(0, len(source) - 1, count).astype(int).tolist():
-        sample = images[0, index]
-        if isinstance(sample, UserError):
-            raise sample
-        sizes.append(tuple(sample[0].shape[-2:]))
-    if len(set(sizes)) > 1:
-        raise _sizes_differ(list(dict.fromkeys(sizes)))
-    return sizes[0]
-
-
-def _sizes_differ(sizes: Sequence[Sequence[int]]) -> UserError:
+def sizes_differ(sizes: Sequence[Sequence[int]]) -> UserError:
+    """The error for training images of several (height, width)."""
     shown = ", ".join(f"{width}x{height}" for height, width in sizes[:3])
     return UserError(
         f"training images of different sizes in one batch ({shown}); end `augment` with a crop or "

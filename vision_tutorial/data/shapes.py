@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy import ndarray as Array
 
-from ..core.errors import UserError
+from ..core.errors import UserError, check_range
 from ..core.randomness import generator
 from ..core.registry import datasets
 from ..core.sources import ArraySource, check_split
@@ -47,8 +47,7 @@ def shapes(
     if not SMALLEST <= size <= LARGEST:
         raise UserError(f"shapes: size is {size}; use {SMALLEST} to {LARGEST} pixels.")
     count = {"train": train, "test": test}[split]
-    if count < 1:
-        raise UserError(f"shapes: {split} is {count}; use at least 1 image.")
+    check_range("shapes", "[1, 1000000]", **{split: count})
     images = np.empty((count, size, size, 3), np.uint8)
     drawn = np.empty((count, size, size), np.uint8)
     for label, outline in enumerate(OUTLINES.values()):

@@ -126,7 +126,9 @@ class Checkpoints:
                 self.reason = f"a checkpoint could not be saved in {self.folder}: {error}"
                 self.say(f"{self.reason} (failure {self.failures} of {PATIENCE} in a row)")
         if self.failures >= (1 if last else PATIENCE):
-            raise StorageError(self.reason)
+            raise StorageError(
+                f"{self.reason.rstrip('.')}. Make room there; then go on with the run."
+            )
 
     @property
     def busy(self) -> bool:

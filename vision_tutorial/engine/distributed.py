@@ -19,7 +19,6 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +44,7 @@ TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one t
 PATIENCE = 20  # seconds between signs of life of a process that others wait for
 CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 images takes minutes on a laptop
 MEETING = timedelta(seconds=45)  # processes of one machine start together, or one of them is gone
-SPEAKING = 2  # seconds that the first process stays for those that fail as it did
+SPEAKING = 2  # seconds that processes which fail stay for the one that says why
 
 
 class Distributed:
@@ -59,6 +58,7 @@ class Distributed:
         shards: int | None = None,
     ):
         self.rank, self.world, self.local_world = torchrun_environment()
+        self._said: bool | None = None  # whether another process says what this one failed at
         # with shards as many for any number of processes: their number decides last bits, too
         self.threads = threads or max(1, len(usable_cores()) // (shards or self.local_world))
         torch.set_num_threads(self.threads)
@@ -80,6 +80,10 @@ class Distributed:
             torch.backends.cudnn.benchmark = not deterministic
             torch.use_deterministic_algorithms(deterministic, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads it
+        if not os.environ.get("OMP_NUM_THREADS", "1").isdecimal():  # 4,2; accelerate wants a number
+            os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        if self.world == 1:
+            os.environ.pop("LOCAL_RANK", None)  # by which accelerate would look for others
         meeting = MEETING if self.local_world == self.world else CPU_TIMEOUT
         with self.peers(), _meeting(self.rank, meeting) if self.world > 1 else nullcontext():
             self.accelerator = Accelerator(
@@ -206,10 +210,8 @@ class Distributed:
         return values
 
     def seed(self, number: int) -> None:
-        """Seed the generators that a network draws from, here and on the device.
-
-        torch.manual_seed does so for every kind of device there is, and notes a traceback for each.
-        """
+        """Seed the generators that a network draws from, here and on the device. (torch.manual_seed
+        does so for every kind of device there is, and notes a traceback for each.)"""
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
@@ -218,54 +220,54 @@ class Distributed:
 
     @contextmanager
     def peers(self) -> Iterator[None]:
-        """Turn the backends' pages of text about a process that is gone into one line.
-
-        An error that several processes meet is printed by the first of them.
-        """
+        """Turn a backend's page of text about a process that is gone into one line. An error that
+        several processes meet is printed by the first of them."""
         try:
             yield
-        except UserError as error:
-            error.said = error.said or not self._first_to_fail
-            raise
-        except OSError as error:
-            if error.errno == errno.EMFILE:
-                raise UserError(loader_failure(str(error.strerror))) from error
-            raise
-        except RuntimeError as error:
-            text = str(error)
-            if is_out_of_memory(error):
-                raise MemoryExhausted(
-                    f"out of memory on {self.device}: {text.splitlines()[0][:200]} Lower "
-                    "micro_batch, eval_batch_size or the size of images, or use precision: bf16."
-                ) from error
-            if any(word in text for word in ("DataLoader ", "ancdata", "with the workers")):
-                raise UserError(loader_failure(text)) from error
-            if lacking := machine_error(error):
-                raise lacking from error
-            if self.world > 1 and is_lost_peer(error):
-                made = PeerLost(
-                    f"process {self.rank} lost the others: one of the {self.world} ended, hung or "
-                    f"never came; look for its own message. ({text.splitlines()[0][:160]})"
-                )
-                made.said = not self._first_to_fail
-                raise made from error
-            raise
+        except (UserError, OSError, RuntimeError) as error:
+            made = self._in_words(error)
+            if made is None:
+                raise
+            self._said = made.said = self._is_said(made.said) if self._said is None else self._said
+            raise made from (None if made is error else error)
 
-    @cached_property
-    def _first_to_fail(self) -> bool:
-        """Whether no other process failed before this one, which asks when it does."""
-        if self.world == 1 or not torch.distributed.is_initialized():
-            return True
-        with suppress(RuntimeError):  # who keeps the count is gone
-            store = torch.distributed.distributed_c10d._get_default_store()
-            store.set_timeout(timedelta(seconds=SPEAKING))
-            first = store.add("failed", 1) == 1
-            end = time.monotonic() + SPEAKING
-            # the first process may be the one that keeps it
-            while self.main and time.monotonic() < end and store.add("failed", 0) < self.world:
-                time.sleep(0.05)
-            return first
-        return True
+    def _in_words(self, error: Exception) -> UserError | None:
+        """An error that a person can mend, as one; None for another."""
+        text = str(error)
+        if isinstance(error, UserError):
+            return error
+        if is_out_of_memory(error):
+            said = text.splitlines()[0][:200].rstrip(". ")
+            return MemoryExhausted(
+                f"out of memory on {self.device}: {said}. Lower micro_batch, eval_batch_size or "
+                "the size of images, or use precision: bf16."
+            )
+        if isinstance(error, OSError):
+            return UserError(loader_failure(text)) if error.errno == errno.EMFILE else None
+        if any(word in text for word in ("DataLoader ", "ancdata", "with the workers")):
+            return UserError(loader_failure(text))
+        if self.world > 1 and is_lost_peer(error):
+            return PeerLost(
+                f"process {self.rank} lost the others: one of the {self.world} ended, hung or "
+                f"never came; look for its own message. ({text.splitlines()[0][:160]})"
+            )
+        return machine_error(error)
+
+    def _is_said(self, by_another: bool) -> bool:
+        """Whether another process says what went wrong, which failed first or was known to. Who is
+        silent stays a while: torchrun ends all processes when one of them has ended."""
+        silent, group = by_another, torch.distributed
+        with suppress(RuntimeError):  # who keeps the counts is gone
+            if self.world > 1 and group.is_initialized():
+                store = group.distributed_c10d._get_default_store()
+                store.set_timeout(timedelta(seconds=SPEAKING))
+                silent = by_another or store.add("speaking", 1) > 1
+                failed, end = store.add("failed", 1), time.monotonic() + SPEAKING
+                while time.monotonic() < end and (silent or (self.main and failed < self.world)):
+                    time.sleep(0.05)
+                    if self.main:  # it keeps the counts; others see pages of text if it is gone
+                        failed = store.add("failed", 0)
+        return silent
 
     def close(self) -> None:
         """Leave the group, so that nobody waits for us; a notebook may then train again."""
@@ -280,7 +282,7 @@ def loader_failure(text: str) -> str:
     if hasattr(signal, "SIGCHLD"):  # torch's handler raises anew for each worker that ends
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     code = re.search(r"with exit code (\d+)", text)
-    reason = re.sub(r".*\) (is )?", "", text.splitlines()[0].partition(". ")[0])
+    reason = re.sub(r".*\) (is )?|\[.*\] ", "", text.splitlines()[0].partition(". ")[0])
     if code and int(code[1]) > 1:
         reason = os.strerror(int(code[1]))
     return (
@@ -314,19 +316,22 @@ def torchrun_environment() -> tuple[int, int, int]:
 
     UserError where another launcher started several, each of which would train alone.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
     given = {name: os.environ[name] for name in names if name in os.environ}
-    if all(value.isdecimal() for value in given.values()):
+    if all(value.isdecimal() for name, value in given.items() if name != "MASTER_ADDR"):
         rank, world = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
-        if "RANK" not in given and (name := other_launcher()):
+        local_world = int(given.get("LOCAL_WORLD_SIZE", world))
+        if not {"RANK", "WORLD_SIZE"} <= given.keys() and (name := other_launcher()):
             raise UserError(
                 f"{name}={os.environ[name]}: a launcher that is not torchrun started several "
                 "processes, each of which would train alone. Start one on each machine, and these "
                 "with torchrun: srun --ntasks-per-node=1 torchrun --nproc N "
                 "-m vision_tutorial.train RECIPE."
             )
-        if rank < world and (world == 1 or {"RANK", "MASTER_PORT"} <= given.keys()):
-            return rank, world, int(given.get("LOCAL_WORLD_SIZE", world))
+        possible = rank < world and int(given.get("LOCAL_RANK", 0)) < local_world <= world
+        meets = {"RANK", "MASTER_PORT", "MASTER_ADDR"} <= given.keys()
+        if possible and (world == 1 or meets and int(given["MASTER_PORT"]) < 2**16):
+            return rank, world, local_world
     shown = " ".join(f"{name}={value}" for name, value in given.items())
     raise UserError(
         f"the environment says {shown}, which no launcher would set; unset these, or start with "
@@ -339,7 +344,7 @@ def other_launcher() -> str | None:
 
     A batch script, and the shell of salloc, are one process of a job that may have many tasks.
     """
-    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"]
+    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE"]
     step = {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID"} & os.environ.keys()
     if "SLURM_STEP_NUM_TASKS" in step:
         names = ["SLURM_STEP_NUM_TASKS", *names]

@@ -86,7 +86,11 @@ def try_out(make: Callable[[Any], Optimizer]) -> Optimizer:
     """
     shapes = [(2,), (4, 3), (4, 3, 2, 2)]
     parameters = [nn.Parameter(torch.full(shape, 0.5, device="cpu")) for shape in shapes]
-    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.compiler.set_stance("force_eager"),
+        torch.enable_grad(),  # which an interruption may leave off
+    ):
         optimizer = make([{"params": parameters}])
         second_order = getattr(optimizer, "is_second_order", False)
         for _ in range(2):

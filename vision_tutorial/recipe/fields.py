@@ -253,12 +253,11 @@ REGISTRY_FIELDS: dict[str, RegistryField] = {
     for mark in declared.metadata
     if isinstance(mark, RegistryField)
 }
+# Keys that make no other experiment of a recipe.
+UNESSENTIAL = {"name", "expects", "imports", "workers", "threads", "wandb", "checkpoint"}
+UNESSENTIAL |= {"eval_batch_size"}
 # A resumed run may differ in these and still be the same run.
-RESUMABLE = {"name", "expects", "epochs", "workers", "threads", "wandb", "checkpoint", "imports"}
-RESUMABLE |= {"early_stopping", "refine", "eval_every", "eval_batch_size"}
-# Keys that make no other experiment of a recipe. These do, though they may change at a resume.
-UNESSENTIAL = RESUMABLE - {"epochs", "early_stopping", "refine", "eval_every"}
-_RESUMABLE_ONCE = RESUMABLE - {"eval_every", "eval_batch_size"}  # in version 0.1
+RESUMABLE = UNESSENTIAL | {"epochs", "early_stopping", "refine", "eval_every"}
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
@@ -319,7 +318,9 @@ def differing(before: Any, after: Any, key: str = "") -> list[str]:
     names = [name for name in before | after if key or name not in RESUMABLE]
     dotted = ((name, f"{key}.{name}" if key else name) for name in names)
     pairs = [(full, differing(before.get(name), after.get(name), full)) for name, full in dotted]
-    return [text for full, found in pairs if full != "data.memory" for text in found]
+    # where the data lies is no part of what it is, which is compared by its hash
+    same = re.compile(r"data\.memory|dataset\.\w+\.root")
+    return [text for full, found in pairs if not same.fullmatch(full) for text in found]
 
 
 def other_recipe(where: Path, found: Sequence[str]) -> UserError:
@@ -327,8 +328,8 @@ def other_recipe(where: Path, found: Sequence[str]) -> UserError:
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
     return UserError(
         f"{where} was made by another recipe: {', '.join(found[:5])}{more}. On resume only epochs, "
-        "early_stopping, eval_every, eval_batch_size, refine, workers, threads, checkpoint, wandb "
-        "and the number of processes may change; start a new run for the rest."
+        "early_stopping, eval_every, eval_batch_size, refine, workers, threads, checkpoint, wandb, "
+        "the data's root and the number of processes may change; start a new run for the rest."
     )
 
 
@@ -338,8 +339,8 @@ def identity(recipe: Recipe) -> str:
 
 
 def identities(values: Mapping[str, Any]) -> set[str]:
-    """The `identity` of plain values, as this version and earlier ones define it."""
-    return {digest(values), digest(values, _RESUMABLE_ONCE)}
+    """The `identity` of plain values, as this version and 0.1 define it."""
+    return {digest(values), digest(values, RESUMABLE - {"eval_every", "eval_batch_size"})}
 
 
 def digest(values: Mapping[str, Any], ignored: Collection[str] = RESUMABLE) -> str:
@@ -352,9 +353,7 @@ def digest(values: Mapping[str, Any], ignored: Collection[str] = RESUMABLE) -> s
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
     if isinstance(kept.get("dataset"), dict):
         kept["dataset"] = {
-            name: {
-                key: value for key, value in (options or {}).items() if LATER.get(key, ...) != value
-            }
+            name: {k: v for k, v in (options or {}).items() if LATER.get(k, ...) != v}
             for name, options in kept["dataset"].items()
         }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

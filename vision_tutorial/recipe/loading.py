@@ -28,7 +28,7 @@ RECIPES = _HERE / "recipes"  # in an installed package
 if not RECIPES.is_dir():
     RECIPES = _HERE.parent / "recipes"  # in a checkout
 MAX_BASES = 16
-SAME_CLAIM = UNESSENTIAL | {"seed", "micro_batch", "shards", "eval_every", "eval_batch_size"}
+SAME_CLAIM = UNESSENTIAL | {"seed", "micro_batch", "shards", "eval_every"}
 OWN = ("name", "expects", "extends")  # not inherited
 IMPORTED: dict[Path, bytes] = {}  # the `imports` that have run in this process, as they were then
 

@@ -100,7 +100,6 @@ def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
 
 
 def _described(run: Run, gallery: Gallery | None, words: _Words, language: str) -> dict[str, Any]:
-    """All of one run."""
     environment = facts({k: v for k, v in run.fingerprint.items() if k not in _ELSEWHERE})
     return {
         "headline": run.metric,
@@ -146,12 +145,13 @@ def _series(run: Run) -> dict[str, dict[str, list]]:
             if name not in _NO_CURVE and (value is None or isinstance(value, int | float)):
                 curve = found.setdefault(short(name, 80), {"x": [], "y": []})
                 curve["x"].append(number(row["epoch"]))
-                curve["y"].append(_rounded(number(value)))
+                curve["y"].append(_rounded(value))
     return {name: curve for name, curve in found.items() if any(y is not None for y in curve["y"])}
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+def _rounded(value: Any) -> float | None:
+    found = number(value)
+    return None if found is None else float(f"{found:.6g}")
 
 
 def _classes(run: Run, said: _Words) -> dict[str, Any] | None:
@@ -165,7 +165,7 @@ def _classes(run: Run, said: _Words) -> dict[str, Any] | None:
     per_cent = {"most": 100, "digits": 2}
     titles = [{"title": said[key], **(per_cent if key in PER_CENT else {})} for key in keys]
     rows = [
-        [short(str(name), 80), *(_rounded(number(value)) for value in values)]
+        [short(str(name), 80), *(_rounded(value) for value in values)]
         for name, *values in zip(*(table[key] for key in keys), strict=True)
     ]
     return {"columns": titles, "rows": rows[:_MOST_CLASSES], "headline": keys.index(names[0])}

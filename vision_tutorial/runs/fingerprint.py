@@ -27,7 +27,7 @@ _ENVIRONMENT = (
 ).split()
 
 
-def fingerprint(data_hash: str | None = None) -> dict[str, Any]:
+def fingerprint() -> dict[str, Any]:
     """All of it. GPUs and torch's threads only if torch is imported; this never imports it."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -46,7 +46,6 @@ def fingerprint(data_hash: str | None = None) -> dict[str, Any]:
         "environment": {n: redact(os.environ[n]) for n in _ENVIRONMENT if n in os.environ},
         "torch": _torch(),
         "git": _git(Path(__file__).parents[1]),
-        "data": data_hash,
     }
 
 
@@ -63,7 +62,7 @@ def _cpu_model() -> str:
         ):
             return found[1]
     if sys.platform == "darwin":
-        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+        return output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
     return platform.processor()
 
 
@@ -82,13 +81,14 @@ def _torch() -> dict[str, Any] | None:
 
 def _git(package: Path) -> dict[str, Any] | None:
     git = ("git", "-C", str(package))
-    if _output(*git, "ls-files", "--error-unmatch", "__init__.py") is None:
+    if output(*git, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    changes = _output(*git, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": _output(*git, "rev-parse", "HEAD"), "dirty": bool(changes)}
+    changes = output(*git, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": output(*git, "rev-parse", "HEAD"), "dirty": bool(changes)}
 
 
-def _output(*command: str) -> str | None:
+def output(*command: str) -> str | None:
+    """What a command prints; None if it is missing, fails or takes over half a minute."""
     # GIT_OPTIONAL_LOCKS: looking must not disturb a person who commits at this moment.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     with suppress(OSError, subprocess.SubprocessError):
@@ -97,7 +97,7 @@ def _output(*command: str) -> str | None:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=10,
+            timeout=30,
             env=environment,
         )
         return done.stdout.strip() if done.returncode == 0 else None

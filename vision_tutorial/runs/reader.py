@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from ..core.atomic import read_json
 from ..core.errors import UserError, short, shown
 from ..recipe.fields import UNESSENTIAL, digest, plain_defaults
 from ..recipe.loading import read_back
 from ..recipe.notation import number
 from ..recipe.yaml_lines import read_document
 from .redaction import redact
-from .run_folder import append_row, read_rows, recipe_file
+from .run_folder import append_row, json_object, read_rows, recipe_file
 
 NOTES = "notes.jsonl"
 _FILES = ("recipe.yaml", "status.json", "metrics.jsonl", "summary.json", "fingerprint.json")
@@ -167,7 +166,6 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """`recipe_key` of its recipe."""
         return recipe_key(self.recipe)
 
     @property
@@ -187,7 +185,8 @@ class Run:
         lines = []
         for one in found if isinstance(found, list) else ():
             pairs = _mapping(_mapping(one).get("changes")).items()
-            words = [f"{k} {' -> '.join(map(shown, v))}" for k, v in pairs if isinstance(v, list)]
+            pairs = ((short(k, 60), v) for k, v in pairs if isinstance(v, list))
+            words = [f"{k} {' -> '.join(map(shown, v))}" for k, v in pairs]
             lines.append(f"{', '.join(words)} after step {number(one.get('step')) or 0:g}")
         return lines
 
@@ -222,14 +221,6 @@ def read(folder: Path | str) -> Run:
         )
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(_one_line(error)) from error
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """A JSON object in a file; {} if there is none, UserError if it is damaged."""
-    value = read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path.name} holds {shown(value)}, no object")
-    return value
 
 
 def add_note(folder: Path | str, text: str) -> Note:

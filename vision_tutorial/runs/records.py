@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.atomic import read_json, write_json, write_text
+from ..core.atomic import write_json, write_text
 from ..core.errors import StorageError, UserError
 from ..recipe.fields import UNESSENTIAL, Recipe, changes, identity, to_plain, to_yaml
 from ..recipe.loading import Loaded
@@ -42,9 +42,7 @@ def write_recipe(run: Path, loaded: Loaded) -> None:
 
 def first_identity(run: Path) -> list[str]:
     """The hash of the recipe with which the run began, as the version that began it defined it."""
-    file = run / "fingerprint.json"
-    facts = read_json(file) if file.exists() else {}
-    origin = facts.get("recipe") if isinstance(facts, dict) else None
+    origin = run_folder.json_object(run / "fingerprint.json").get("recipe")
     found = origin.get("identity") if isinstance(origin, dict) else None
     return [found] if isinstance(found, str) else []
 
@@ -63,9 +61,9 @@ def start(
     each split that cannot be read. UserError if it is other data than the run began with.
     """
     file = run / "fingerprint.json"
-    facts = read_json(file) if file.exists() else fingerprint() | digests
+    facts = run_folder.json_object(file) if file.exists() else fingerprint() | digests
     for key, which in _DATA.items():  # earlier versions did not know the validation data's
-        if not isinstance(facts, dict) or facts.get(key, digests[key]) != digests[key]:
+        if facts.get(key, digests[key]) != digests[key]:
             raise UserError(
                 f"{run}: the {which} data is not what this run began with (its hash differs). "
                 "Restore the data, or start a new run."

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..core.errors import UserError
+
 REDACTED = "[redacted]"
 _SECRET = (
     r"(?:(?:api|access|private|secret)[_-]?key|secret|token|password|passwd|passphrase|credentials?"
@@ -53,6 +55,16 @@ def secrets(value: Any, at: str = "") -> Iterator[str]:
             yield from secrets(item, f"{at}.{key}" if at else str(key))
     elif isinstance(value, str) and _SURE.search(_redact_text(value, _NAMED)):
         yield at
+
+
+def refuse_secrets(recipe: Mapping[str, Any]) -> None:
+    """UserError where a text that recipe.yaml has to keep as it is holds a password or a token."""
+    # of `wandb` it keeps what is no secret
+    if key := next(secrets({key: kept for key, kept in recipe.items() if key != "wandb"}), None):
+        raise UserError(
+            f"{key}: it seems to hold a password, key or token, which recipe.yaml would keep. Take "
+            "it out; if it is a path, link to it under another name."
+        )
 
 
 def _redact_item(name: str, item: Any) -> Any:

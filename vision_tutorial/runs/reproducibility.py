@@ -10,13 +10,13 @@ from ..core.errors import UserError
 from ..recipe.fields import digest, identities
 from ..recipe.yaml_lines import read_document
 from . import reader
-from .reader import Run, json_object
-from .run_folder import TIMED
+from .reader import Run
+from .run_folder import TIMED, json_object
 from .seed_statistics import Sample, Spread, confidence_interval, pooled
 
 # Facts of a fingerprint that change no number, or that others say better (threads, GPUs, data).
 _HARMLESS = re.compile(
-    r"created|command|host|memory_bytes|recipe\b|resumed|versions\.wandb"
+    r"created|command|folder\b|host|left_out|memory_bytes|recipe\b|resumed|versions\.wandb"
     r"|environment\.(SLURM_|VISION_TUTORIAL_DATA|WANDB_|OMP_|MKL_|CUDA_VISIBLE)"
 )
 _UNSET = "unset"

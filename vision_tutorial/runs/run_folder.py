@@ -21,14 +21,15 @@ from ..core.atomic import (
     make_folder,
     plain,
     read_json,
+    regular,
     storage,
     sync_folder,
     write_all,
     write_json,
     write_text,
 )
-from ..core.errors import UserError, short
-from ..core.folders import look_from
+from ..core.errors import UserError, short, shown
+from ..core.folders import STARTED_IN
 from ..core.names import checked_name
 
 _Status = Literal["running", "done", "paused", "preempted", "failed"]
@@ -44,7 +45,7 @@ TIMED = (  # of a row of metrics.jsonl: what the clock says, and so never the sa
 
 def append_row(path: Path | str, row: Mapping[str, Any]) -> None:
     """Add one line to metrics.jsonl, on the disk when this returns; all of it or nothing."""
-    path = Path(path)
+    path = regular(Path(path))
     with storage(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         before = os.fstat(handle).st_size
@@ -81,6 +82,14 @@ def read_rows(path: Path | str, strict: bool = True) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; {} if there is none, UserError if it is damaged."""
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path.name} holds {shown(value)}, no object")
+    return value
+
+
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(row), allow_nan=False) + "\n"
 
@@ -88,14 +97,9 @@ def _line(row: Mapping[str, Any]) -> str:
 def check_name(kind: str, name: str) -> str:
     """`name`, composed (NFC), if it is safe as the name of a folder; else a UserError."""
     try:
-        os.fsencode(name := checked_name(name))
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the {kind} '{name}' cannot be the name of a folder in this locale; set PYTHONUTF8=1."
-        ) from error
+        return checked_name(name)
     except ValueError as error:
         raise UserError(f"'{short(name, 80)}' cannot be the name of a {kind}: {error}.") from error
-    return name
 
 
 def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
@@ -130,9 +134,9 @@ def recipe_file(run: Path) -> Path:
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run}: no run folder; give one that `train` made (it prints `run: …`).")
     with suppress(UserError):
-        facts = read_json(run / "fingerprint.json")
-        if isinstance(facts, dict) and isinstance(facts.get("folder"), str):
-            look_from(facts["folder"])  # relative paths in the recipe were typed there
+        where = json_object(run / "fingerprint.json").get("folder")
+        if isinstance(where, str):
+            STARTED_IN.append(Path(where))  # relative paths in the recipe were typed there
     return run / "recipe.yaml"
 
 

@@ -22,12 +22,10 @@ class Sample:
 
     @property
     def n(self) -> int:
-        """How many runs."""
         return len(self.values)
 
     @cached_property
     def mean(self) -> float:
-        """The mean; of one run, its value."""
         return statistics.fmean(self.values)
 
     @cached_property

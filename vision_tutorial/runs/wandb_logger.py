@@ -11,7 +11,6 @@ import netrc
 import os
 import queue
 import shlex
-import socket
 import ssl
 import tempfile
 import threading
@@ -24,7 +23,7 @@ from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, getproxies, proxy_bypass, urlopen
+from urllib.request import Request, urlopen
 
 import psutil
 
@@ -72,37 +71,20 @@ def has_key(url: str, *names: str) -> bool:
     return False
 
 
-def answers(url: str) -> bool:
-    """Whether the server, or the proxy in front of it, takes a TCP connection within two seconds.
-
-    Resolving a name may take longer than that; hence this runs on the tracker's own thread.
-    """
-    try:
-        server = urlsplit(url)
-        proxy = getproxies().get(server.scheme)
-        if proxy and not proxy_bypass(server.hostname or ""):
-            server = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-        port = server.port or (443 if server.scheme == "https" else 80)
-        socket.create_connection((server.hostname or "", port), PROBE_SECONDS).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def serves(url: str) -> bool:
     """Whether the server answers within two seconds in all, and as one that works: not with
     something else than HTTP, byte by byte, that it does not know us, or that it is broken."""
-    found: list[bool] = []
-    work = threading.Thread(target=lambda: found.append(answers(url) and _works(url)), daemon=True)
+    found: list[bool] = []  # on a thread: resolving a name has no time limit
+    work = threading.Thread(target=lambda: found.append(_works(url)), daemon=True)
     work.start()
     work.join(PROBE_SECONDS)
-    return bool(found and found[0])
+    return found == [True]
 
 
 def _works(url: str) -> bool:
     query = b'{"query": "query { serverInfo { cliVersionInfo } }"}'
-    request = Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
     try:
+        request = Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
         urlopen(request, timeout=PROBE_SECONDS).read(1)
     except HTTPError as error:
         return error.code < 500 and error.code not in (401, 403)
@@ -249,27 +231,34 @@ class Tracker:
 
     def _start(self, mode: str) -> Any:
         self._folder.mkdir(parents=True, exist_ok=True)  # else wandb would write to /tmp
+        try:
+            return self._open(mode)
+        except Exception as error:  # the server's, or about a variable that wandb does not take
+            places = _places(self._folder)
+            names = [name for name in os.environ if name[:6] == "WANDB_" or name in places]
+            own = {name: os.environ.pop(name) for name in names}
+            os.environ.update(places)  # its settings file may be as bad
+            try:
+                self._wandb.teardown()  # else the run's id is taken
+                return self._open("offline", _line(str(error)))
+            finally:
+                for name in places:
+                    del os.environ[name]
+                os.environ.update(own)
+
+    def _open(self, mode: str, why: str = "") -> Any:
         fields = self._wandb.Settings.model_fields
         settings = self._wandb.Settings(**{k: v for k, v in SETTINGS.items() if k in fields})
         self._wandb.setup(settings=settings)  # silent before there is a run, and after it
-        mode, why = decide_mode(mode, self._wandb)
+        if not why:
+            mode, why = decide_mode(mode, self._wandb)
         if mode == "disabled":
             self._turn_off(why)
         if self.off:  # or the training was over before the server answered
             return None
         how = {"resume": "allow", "reinit": "create_new", "settings": settings}
-        if mode == "online":
-            self._server = self._wandb.setup().settings.base_url
-            try:
-                run = self._wandb.init(**self._run, mode=mode, **how)
-            except Exception as error:
-                mode, why, self._server = "offline", _line(str(error)), ""
-                self._wandb.teardown()  # else the run's id is taken
-                self._wandb.setup(settings=settings)
-        if self.off:
-            return None
-        if mode == "offline":
-            run = self._wandb.init(**self._run, mode=mode, **how)
+        self._server = self._wandb.setup().settings.base_url if mode == "online" else ""
+        run = self._wandb.init(**self._run, mode=mode, **how)
         # A training that ends with an exception: before wandb's own hook, which may wait for ever.
         atexit.register(self.finish, {}, 1)
         for axis in self._known:
@@ -313,6 +302,12 @@ def _report(run: Any, title: str, markdown: str) -> str:
     return f"report {page.url}"
 
 
+def _places(folder: Path) -> dict[str, str]:
+    """The variables by which wandb looks for nothing at home, and leaves nothing there."""
+    names = ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "XDG_DATA_HOME", "NETRC")
+    return {name: str(folder.absolute() / name.lower()) for name in names}
+
+
 def _line(text: str) -> str:
     return " ".join(text.split())[:300]
 
@@ -346,6 +341,9 @@ def make_tracker(mode: str, *, folder: Path, say: Callable[[str], None], **run: 
         with suppress(OSError):
             (folder / "wandb").mkdir(parents=True, exist_ok=True)
             os.environ["TMPDIR"] = tempfile.tempdir = str((folder / "wandb").absolute())
+    if os.path.expanduser("~") == "~":  # where it would look for its settings, and then be off
+        for name, place in _places(folder / "wandb").items():
+            os.environ.setdefault(name, place)
     try:
         import wandb  # here and not on the thread: a fork amid an import can hang the child
     except Exception as error:

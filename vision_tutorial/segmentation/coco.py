@@ -14,9 +14,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..core.atomic import regular
 from ..core.errors import UserError, all_at_once, short, shown, some
+from ..core.folders import data_folder
 from ..core.images import MAX_PIXELS, stored
 from ..core.registry import datasets
-from ..core.sources import Source, check_split, data_folder
+from ..core.sources import Source, check_split
 from .coco_regions import Drawn, Region, polygon_runs, region
 from .mask_files import DenseFiles, check_files, decoded
 
@@ -230,9 +231,9 @@ def _regions(
             try:
                 drawn.append(region(label, parts, image.height, image.width))
             except UserError:
-                parts = [part for part in parts if _good(part, image)] if _several(parts) else ()
-                if parts:  # the rest of it stays
-                    drawn.append(region(label, parts, image.height, image.width))
+                each = parts if isinstance(parts, list) else ()
+                if good := [part for part in each if _good(part, image)]:  # the rest of it stays
+                    drawn.append(region(label, good, image.height, image.width))
                 raise
         except UserError as error:
             bad.append((name, f"{file}: annotation {name}: {error}"))
@@ -240,20 +241,15 @@ def _regions(
         todo = "Correct or remove it, or leave out all such: invalid: skip."
         raise all_at_once([f"{text} {todo}" for _, text in bad], "annotations")
     found = [each for _, drawn in images.values() for each in drawn]
-    _refuse_shares(file, contents, found)
+    left_out = some([name for name, _ in bad])
     counts = {
-        f"bad annotations are left out, or parts of them: {some([name for name, _ in bad])}": len(
-            bad
-        ),
+        f"bad annotations are left out, or parts of them: {left_out}": len(bad),
+        "annotations lie within 0 … 1, as in YOLO's files": _shares(file, contents, found),
         "annotations cover no pixel": sum(not each.area for each in found),
         "images have no annotation": sum(not drawn for _, drawn in images.values()),
     }
     lines = [f"{count:,} {what}" for what, count in counts.items() if count]
     return tuple(tuple(sorted(drawn, key=_ORDERS[overlap])) for _, drawn in images.values()), lines
-
-
-def _several(parts: Any) -> bool:
-    return isinstance(parts, list) and len(parts) > 1
 
 
 def _good(polygon: Any, image: _Image) -> bool:
@@ -262,14 +258,18 @@ def _good(polygon: Any, image: _Image) -> bool:
     return False
 
 
-def _refuse_shares(file: Path, contents: _Contents, found: Sequence[Region]) -> None:
-    """UserError where polygons have shares of the sides, as YOLO has, in the place of pixels."""
-    if any(region.area > 4 for region in found):
-        return
+def _shares(file: Path, contents: _Contents, found: Sequence[Region]) -> int:
+    """How many annotations have shares of the sides, as YOLO has, in the place of pixels.
+    UserError if all polygons do."""
     each = [one.segmentation for one in contents.annotations if isinstance(one.segmentation, list)]
-    numbers = [x for parts in each for part in parts if isinstance(part, list) for x in part]
-    if numbers and all(isinstance(x, int | float) and 0 <= x <= 1 for x in numbers):
+    drawn = [parts for parts in each if parts and all(isinstance(part, list) for part in parts)]
+    count = sum(
+        all(isinstance(x, int | float) and 0 <= x <= 1 for part in parts for x in part)
+        for parts in drawn
+    )
+    if count and count == len(drawn) and all(region.area <= 4 for region in found):
         raise UserError(
             f"{file}: all polygons lie within 0 … 1, as in YOLO's files, and fill no pixels. "
             "Multiply x by the image's width and y by its height."
         )
+    return count

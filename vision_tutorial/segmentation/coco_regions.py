@@ -127,7 +127,7 @@ def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
     """The counts of {size, counts}, a list or COCO's text; they must cover the whole image."""
     size, given = coded.get("size"), coded.get("counts")
     counts = _text_counts(given) if isinstance(given, str) else given
-    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+    if not isinstance(counts, list) or not all(_is_count(n) for n in counts):
         raise UserError(
             f"its run lengths are {shown(given)}; numbers from 0 up, or COCO's text, are expected."
         )
@@ -136,6 +136,11 @@ def _run_lengths(coded: dict[str, Any], height: int, width: int) -> np.ndarray:
             f"its run lengths are of {shown(size)}, {sum(counts)} pixels, not [{height}, {width}]."
         )
     return np.array(counts, np.int64)
+
+
+def _is_count(number: Any) -> bool:
+    """Whether it is whole and not below 0, as 3 and, of tools that know no integers, 3.0."""
+    return type(number) in (int, float) and number >= 0 and number == number // 1
 
 
 def _text_counts(text: str) -> list[int] | None:

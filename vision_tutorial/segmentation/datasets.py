@@ -11,10 +11,11 @@ import numpy as np
 
 from ..core.atomic import read_json, regular
 from ..core.errors import UserError, check_range, shown, some
+from ..core.folders import data_folder, data_root, typed_path
 from ..core.images import VOID, images_in, no_images, split_folder, stored, visible
 from ..core.randomness import generator
 from ..core.registry import datasets
-from ..core.sources import Source, Subset, check_split, data_folder, data_root, typed_path
+from ..core.sources import Source, Subset, check_split
 from ..recipe.grammar import parse
 from ..recipe.signatures import static_signatures
 from .mask_files import DenseFiles, Joined, MaskFiles, check_files, check_palettes, decoded

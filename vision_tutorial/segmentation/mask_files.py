@@ -17,10 +17,9 @@ from PIL import Image
 
 from ..core import arrays
 from ..core.errors import StorageError, UserError
-from ..core.folders import cache_folder
-from ..core.images import VOID, check_ids, image_size, read_image, read_mask, said_of, stay_inside
+from ..core.images import VOID, check_ids, image_size, read_image, read_mask, stay_inside
 from ..core.processes import locked
-from ..core.sources import ArraySource, Source, base, check_readable, notices
+from ..core.sources import ArraySource, Source, check_readable, kept_at, leaves, notices
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,11 @@ class DenseFiles:
             count = len(self.classes)
             raise UserError(f"{self.name}: {count} classes; masks hold 1 to {VOID}. Merge some.")
 
+    @property
+    def timed_files(self) -> list[Path]:
+        """Images and masks; see `kept_at`."""
+        return [*self.paths, *self.masks.paths]
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -110,15 +114,9 @@ class DenseFiles:
         part: of the set, for what is said, as of the files that were `skipped`."""
         who = f"{self.name}, {part}"
         files = [(path, *self.masks.paths[i : i + 1]) for i, path in enumerate(self.paths)]
-        good, lines, left_out = check_readable(who, files, self.keys, skip)
-        return replace(
-            self,
-            paths=[self.paths[index] for index in good],
-            keys=[self.keys[index] for index in good],
-            masks=self.masks.some(good),
-            notices=(*said_of(skipped, who), *lines),
-            left_out=left_out,
-        )
+        good, said = check_readable(who, files, self.keys, skipped, skip)
+        paths, keys = ([values[index] for index in good] for values in (self.paths, self.keys))
+        return replace(self, paths=paths, keys=keys, masks=self.masks.some(good), **said)
 
     def digest(self) -> str:
         return _digest(self.masks.digest(), self.keys, self.paths)
@@ -133,8 +131,9 @@ class Joined:
         self.name, self.first, self.second, self.classes = name, first, second, first.classes
         self.targets = np.concatenate([first.targets, second.targets])
         self.notices = notices(first, second)
-        self.left_out = (*first.left_out, *second.left_out)
-        self.places = [(each, i) for each in (first, second) for i in range(len(each))]
+        both = first, second
+        self.left_out = tuple(n for each in both for n in getattr(each, "left_out", ()))
+        self.places = [(each, i) for each in both for i in range(len(each))]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -170,8 +169,12 @@ def check_files(
 def check_palettes(who: str, paths: Sequence[Path]) -> None:
     """UserError where palettes show that ids are each file's own: a colour that has one id here and
     another there, as tools leave it that keep only the colours of a file."""
+    found: dict[Path, bytes] = {}
     try:
-        found = {path: colours for path in paths if (colours := _palette(path)) is not None}
+        for path in paths:
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.mode == "P":
+                    found[path] = bytes(image.getpalette("RGB") or ())
     except (OSError, SyntaxError, ValueError):
         return  # who reads the file says what is wrong with it
     if len(set(found.values())) < 2:
@@ -190,12 +193,6 @@ def check_palettes(who: str, paths: Sequence[Path]) -> None:
                 )
 
 
-def _palette(path: Path) -> bytes | None:
-    """The colours of a palette PNG, by its head; None of another file."""
-    with Image.open(path, formats=("PNG",)) as image:
-        return bytes(image.getpalette("RGB") or ()) if image.mode == "P" else None
-
-
 def _digest(head: str, names: Iterable[str], paths: Sequence[Path]) -> str:
     """A hash of `head`, and of the files' names and sizes."""
     digest = hashlib.sha256(head.encode())
@@ -209,7 +206,7 @@ def decoded(source: Source, cache: Literal["auto", "memory", "disk", "none"]) ->
     it is. `auto` keeps up to a quarter of the available memory there, and more on the disk."""
     if cache == "none":
         return source
-    sizes = (size for leaf in _leaves(source) for size in _sizes(leaf))
+    sizes = (size for leaf in leaves(source) for size in _sizes(leaf))
     width, height = next(sizes)
     other = next((size for size in sizes if size != (width, height)), None)
     if other:
@@ -241,13 +238,7 @@ def decoded(source: Source, cache: Literal["auto", "memory", "disk", "none"]) ->
 
 def _on_disk(source: Source) -> ArraySource:
     """The same in the cache folder, written at first and mapped from then on."""
-    digest = source.digest()
-    stamp = hashlib.sha256(digest.encode())
-    for leaf in _leaves(source):
-        files = [*leaf.paths, *leaf.masks.paths] if isinstance(leaf, DenseFiles) else []
-        for path in files:  # a file may change and keep its size
-            stamp.update(path.stat().st_mtime_ns.to_bytes(8, "little", signed=True))
-    folder = cache_folder() / "decoded" / f"{source.name}-{stamp.hexdigest()[:16]}"
+    folder = kept_at(source, "decoded")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(Path(f"{folder}.lock")):  # of several processes one writes, the others wait
@@ -259,15 +250,7 @@ def _on_disk(source: Source) -> ArraySource:
             "folder that has room, or cache: none."
         ) from error
     said = {"notices": source.notices, "left_out": source.left_out}
-    return replace(arrays.load(folder, "train"), known_digest=digest, **said)
-
-
-def _leaves(source: Source) -> list[Source]:
-    """What lies under subsets and joints."""
-    source = base(source)
-    if isinstance(source, Joined):
-        return [*_leaves(source.first), *_leaves(source.second)]
-    return [source]
+    return replace(arrays.load(folder, "train"), known_digest=source.digest(), **said)
 
 
 def _sizes(leaf: Source) -> Iterator[tuple[int, int]]:

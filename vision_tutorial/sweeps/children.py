@@ -15,6 +15,7 @@ from typing import BinaryIO
 from ..core.errors import UserError
 from ..core.processes import environment, follow_parent, last_line, usable_cores
 from ..core.stopping import StopSignal
+from ..runs.fingerprint import output
 
 Child = subprocess.Popen[bytes]
 
@@ -49,17 +50,7 @@ def visible_gpus() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "-L"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=30,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    lines = (output("nvidia-smi", "-L") or "").splitlines()
     return [str(n) for n in range(sum(line.startswith("GPU ") for line in lines))]
 
 
@@ -119,7 +110,6 @@ class Stop(StopSignal):
             child.terminate()
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
         super().receive(number, frame)
         for child in self.children:
             if child.poll() is None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ..core import arrays
 from ..core.atomic import storage, write_text
 from ..core.errors import ExitCode, UserError
-from ..core.sources import data_folder
+from ..core.folders import data_folder
 from ..recipe.fields import Recipe, to_yaml, written
 from ..recipe.grammar import Choice
 from ..recipe.loading import RECIPES, load

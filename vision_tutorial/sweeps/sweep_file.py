@@ -21,6 +21,7 @@ from ..recipe.grammar import mistake
 from ..recipe.loading import COMMAND_LINE, Loaded, load, recipe_path, split_variant
 from ..recipe.yaml_lines import Document, Key, read_document
 from ..runs.reader import recipe_key
+from ..runs.redaction import refuse_secrets
 
 _MOST_POINTS = 1000
 _SOME = Field(min_length=1)
@@ -100,8 +101,13 @@ def _point(sweep: Sweep, settings: tuple[str, ...]) -> SweepPoint:
     # what the recipe claims is not claimed of the recipe with other settings
     overrides = (f"name={sweep.name}", "expects={}", *sweep.common, *settings, *sweep.given)
     loaded = _load(sweep, overrides)
+    values = to_plain(loaded.recipe)
+    try:
+        refuse_secrets(values)
+    except UserError as error:
+        raise UserError(f"{sweep.path}: {error}") from error
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in loaded.imports]
-    key = " ".join([recipe_key(to_plain(loaded.recipe)), *files])
+    key = " ".join([recipe_key(values), *files])
     return SweepPoint(
         settings, overrides, loaded.recipe, hashlib.sha256(key.encode()).hexdigest()[:10]
     )

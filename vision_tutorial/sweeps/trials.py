@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..core.atomic import read_json
 from ..core.errors import StorageError, UserError, unknown
 from ..recipe.notation import number
 from ..runs import reader, run_folder
@@ -58,7 +57,7 @@ class Trial:
         except UserError as error:
             self.error = f"damaged: {error}"
         if self.run and self.run.status == "failed":
-            facts = read_json(self.folder / "status.json")
+            facts = run_folder.json_object(self.folder / "status.json")
             self.error = f"exit code {facts.get('exit_code')}: {facts.get('error')}"
         return self.state
 

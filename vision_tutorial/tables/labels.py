@@ -15,11 +15,6 @@ def words(language: str, folder: str = __package__) -> dict[str, str]:
     return {key: pair[place] for key, pair in json.loads(text).items()}
 
 
-def word(key: str, language: str, **values: str) -> str:
-    """One of the words, with its {values} filled in."""
-    return words(language)[key].format(**values).strip()
-
-
 def state_word(status: str, language: str) -> str:
     """How a run stands; a status that is not known stays as it is."""
     return words(language).get(f"state {status}", status)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..recipe.notation import Notation, entries, find, scalar
 from .comparison import Delta, Row, delta_of, rows_of
-from .labels import key_words, state_word, word
+from .labels import key_words, state_word, words
 from .table import Column, Table
 
 _MOST_IDS = 5  # named in a note
@@ -44,7 +44,6 @@ class View:
 
     @cached_property
     def notation(self) -> Notation:
-        """The notation of the rows' recipes."""
         return Notation([row.run.typed for row in self.rows], self.everything)
 
     @cached_property
@@ -54,8 +53,8 @@ class View:
         return {row: delta_of(row, groups, self.spread) for row in self.rows}
 
     def say(self, key: str, **values: str) -> str:
-        """A word in the view's language."""
-        return word(key, self.language, **values)
+        """The words `key` in the view's language, with their {values} filled in."""
+        return words(self.language)[key].format(**values).strip()
 
     def field(self, key: str, value: Callable[[Row], Any], kind: Any = "text", **words: str) -> Any:
         """A column whose head is the word `key`, and how a row fills it."""
@@ -140,7 +139,6 @@ def _progress(view: View) -> Iterable[_Field]:
 
 
 def _times(view: View) -> Iterable[_Field]:
-    """Wall-clock time, and what was expected."""
     yield view.field("seconds", lambda row: row.seconds, "duration")
     minutes = {row: row.run.expects["minutes"] for row in view.rows if "minutes" in row.run.expects}
     if minutes:
@@ -211,7 +209,6 @@ def _remarks(row: Row) -> str | None:
 
 
 def _runlog(view: View) -> Table:
-    """Date, run name, model, arguments, link and notes: all from the resolved recipe."""
     return _table(
         view,
         view.field("date", lambda row: (row.run.created or "")[:10] or None),

@@ -156,7 +156,6 @@ def _plain_columns(table: Table) -> Iterator[tuple[str, list[_Value]]]:
 
 
 def _csv_text(table: Table) -> str:
-    """Comma-separated values, each `inert`."""
     out = io.StringIO()
     titles, columns = zip(*_plain_columns(table), strict=True)
     rows = [titles, *zip(*columns, strict=True)]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...core import weights
 from ...core.errors import UserError, check_range, short
-from ...core.sources import typed_path
+from ...core.folders import typed_path
 
 
 class Encoder(nn.Module):
