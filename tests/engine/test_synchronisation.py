@@ -6,16 +6,19 @@ host fails here; copies to the device that a real one would wait for are counted
 
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from forked import run_ranks
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vision_tutorial import build, losses
+from vision_tutorial.data import pipeline
 from vision_tutorial.engine import Distributed
 from vision_tutorial.engine.loop import evaluating
 from vision_tutorial.engine.step import ASYNC_STEPS, async_steps_of, take_step
@@ -47,30 +50,44 @@ class MadeUpGpu(TorchDispatchMode):
         on_gpu = to_gpu or any(x.device.type == "cuda" for x in tensors)
         asynchronous = kwargs.get("non_blocking") or (func.__name__ == "copy_.default" and args[2:])
         if from_host and on_gpu and not asynchronous:
-            ours = [f for f in traceback.extract_stack() if "/vision_tutorial/" in f.filename]
-            where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].line}"
+            stack = traceback.extract_stack()[:-1]
+            frame = next((f for f in stack[::-1] if "/vision_tutorial/" in f.filename), stack[-1])
+            where = f"{Path(frame.filename).name}:{frame.lineno} {frame.line}"
             self.waits[f"{where} ({func})"] += 1
         if func.__name__.startswith("_fused_"):  # torch's optimizers; FakeTensor has none
             return None
         return func(*args, **kwargs)
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
-    monkeypatch.setattr(torch.cuda, "Event", lambda **given: event)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**34, 2**34))
-    monkeypatch.setattr(torch.cuda, "manual_seed", lambda number: None)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *given, **options: module)
-    monkeypatch.setattr("vision_tutorial.data.pipeline.ahead", lambda made, device: made)
-    monkeypatch.setattr(Distributed, "wrap", lambda self, model, *given, **options: model)
-    with FakeTensorMode(allow_non_fake_inputs=True), MadeUpGpu() as made:
-        yield made
+def waits(body: Callable[[MadeUpGpu], None]) -> Counter[str]:
+    """Where `body` would have waited for a GPU. In a process of its own: with a made-up device
+    autograd has threads, and no process could be forked any more."""
+
+    def on_gpu(rank: int) -> Counter[str]:
+        event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+        torch.cuda.Event = lambda **given: event
+        torch.cuda.mem_get_info = lambda device: (2**34, 2**34)
+        torch.cuda.manual_seed = lambda number: None
+        torch.Tensor.pin_memory = lambda tensor: tensor
+        torch.nn.Module.to = lambda module, *given, **options: module  # it was made there
+        pipeline.ahead = lambda made, device: made
+        Distributed.wrap = lambda self, model, *given, **options: model
+        with FakeTensorMode(allow_non_fake_inputs=True), MadeUpGpu() as gpu:
+            body(gpu)
+        return gpu.waits
+
+    (found,) = run_ranks(1, on_gpu)
+    return found
 
 
 MASKS = ["recipes/debug.yaml", "dataset={shapes: {train: 16, test: 8, size: 32, masks: true}}"]
-MASKS += ["task=segmentation", "model={fcn: {backbone: test_resnet}}", "augment=[hflip]", "mix=null"]
+MASKS += ["task=segmentation", "model={fcn: {backbone: test_resnet}}", "augment=[hflip]"]
+MASKS += ["mix=null"]
+    "task=segmentation",
+    "model={fcn: {backbone: test_resnet}}",
+    "augment=[hflip]",
+    "mix=null",
+]
 DEBUG = ["recipes/debug.yaml", *SMALL]
 WEIGHTS = [1.0] * 9 + [2.0]
 RECIPES = {
@@ -97,7 +114,7 @@ RECIPES = {
 }
 
 
-def of_gpu(words):
+def of_gpu(words: list[str]) -> tuple:
     """(recipe, splits, training state, Distributed) of a training on the device."""
     recipe = load(words[0], [*words[1:], *SIZES]).recipe
     distributed = Distributed(recipe.precision, 1)
@@ -109,36 +126,46 @@ def of_gpu(words):
 
 
 @pytest.mark.parametrize("words", RECIPES.values(), ids=RECIPES)
-def test_no_training_step_waits_for_the_gpu(gpu, words):
-    recipe, both, training, distributed = of_gpu(words)
+def test_no_training_step_waits_for_the_gpu(words: list[str]) -> None:
+    def steps(gpu: MadeUpGpu) -> None:
+        recipe, both, training, distributed = of_gpu(words)
 
-    def backward(*given, **options):  # autograd's own threads ask the driver; its work is torch's
-        for parameter in training.parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        def backward(*given: object, **options: object) -> None:  # autograd's is torch's own
+            for parameter in training.parameters:
+                parameter.grad = torch.zeros_like(parameter)
 
-    distributed.backward = backward
-    backward()
-    training.optimizer.step()  # which makes its state
-    training.async_steps = async_steps_of(training)
-    assert training.async_steps == ASYNC_STEPS
-    plan = build.plan(recipe, both, training, distributed)
-    training.model.train()
-    gpu.waits.clear()
-    for step, batches in enumerate(plan.batches(0, 2, training.accumulation_steps)):
-        take_step(training, batches, step, False)
-    assert not gpu.waits
+        distributed.backward = backward
+        backward()
+        training.optimizer.step()  # which makes its state
+        training.async_steps = async_steps_of(training)
+        assert training.async_steps == ASYNC_STEPS
+        plan = build.plan(recipe, both, training, distributed)
+        training.model.train()
+        gpu.waits.clear()
+        for step, batches in enumerate(plan.batches(0, 2, training.accumulation_steps)):
+            take_step(training, batches, step, False)
+
+    assert not waits(steps)
 
 
-@pytest.mark.parametrize("words", [RECIPES[name] for name in ("r4", "ema", "segmentation")])
-def test_no_evaluation_batch_waits_for_the_gpu(gpu, words):
-    recipe, both, training, distributed = of_gpu(words)
-    data = build.eval_pipeline(recipe, both.val, distributed)
-    criterion, meter = losses.WeightedSum(recipe.loss), training.task.meter()
-    gpu.waits.clear()
-    with evaluating(training.model), torch.no_grad():
-        for batches in data.evaluation():
-            for batch in batches:
+@pytest.mark.parametrize("name", ["r4", "ema", "segmentation"])
+def test_no_evaluation_batch_waits_for_the_gpu(name: str) -> None:
+    def batches(gpu: MadeUpGpu) -> None:
+        recipe, both, training, distributed = of_gpu(RECIPES[name])
+        data = build.eval_pipeline(recipe, both.val, distributed)
+        criterion, meter = losses.WeightedSum(recipe.loss), training.task.meter()
+        gpu.waits.clear()
+        with evaluating(training.model), torch.no_grad():
+            for batch in (one for some in data.evaluation() for one in some):
                 output = training.model(batch.images).float()
                 criterion.sums(output, batch.target)
                 meter.update(output, batch.target)
-    assert not gpu.waits
+
+    assert not waits(batches)
+
+
+def test_a_wait_is_seen() -> None:
+    def copies(gpu: MadeUpGpu) -> None:
+        torch.tensor([1.0, 2.0], device=GPU)
+
+    assert sum(waits(copies).values()) == 1
