@@ -83,11 +83,6 @@ def waits(body: Callable[[MadeUpGpu], None]) -> Counter[str]:
 MASKS = ["recipes/debug.yaml", "dataset={shapes: {train: 16, test: 8, size: 32, masks: true}}"]
 MASKS += ["task=segmentation", "model={fcn: {backbone: test_resnet}}", "augment=[hflip]"]
 MASKS += ["mix=null"]
-    "task=segmentation",
-    "model={fcn: {backbone: test_resnet}}",
-    "augment=[hflip]",
-    "mix=null",
-]
 DEBUG = ["recipes/debug.yaml", *SMALL]
 WEIGHTS = [1.0] * 9 + [2.0]
 RECIPES = {
