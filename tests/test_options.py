@@ -112,7 +112,7 @@ def outcome(changes: dict[str, Any], runs: Path, heard: list[str] | None = None)
     signal.signal(signal.SIGALRM, late)
     out, err = io.StringIO(), io.StringIO()
     try:
-        signal.setitimer(signal.ITIMER_REAL, LONGEST)
+        signal.setitimer(signal.ITIMER_REAL, LONGEST, LONGEST)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = train.main([DEBUG[0], *words(changes), "--runs", str(runs), "--steps", "3"])
     except Slow:
@@ -176,6 +176,6 @@ def test_every_option_trains_or_is_refused(folder, tmp_path, monkeypatch, reposi
 )
 def test_what_would_never_end_is_refused(key, given, message, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(repository)
-    monkeypatch.setattr(errors, "LONGEST_TRY", 0.3)
+    monkeypatch.setattr(errors, "LONGEST_TRY", 1.5)
     said = outcome(base("") | {key: given}, tmp_path / "runs", heard := [])
     assert said == "exit 2" and f"error: {key}.{next(iter(given))}: {message}" in heard[0]

@@ -64,7 +64,7 @@ class StorageError(UserError):
     code = ExitCode.STORAGE
 
 
-LONGEST_TRY = 20.0  # seconds of the processor, of one option's first try; none takes 1 s
+LONGEST_TRY = 60.0  # seconds of the processor, of one option's first try; kron takes 5
 LISTED = 5  # of many that are wrong or odd
 
 
@@ -210,7 +210,8 @@ def _limited() -> Iterator[None]:
         raise _Endless
 
     before = signal.signal(kind, end)
-    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_TRY)
+    # again and again: a callback of a library (numba's compiler) may swallow it once
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_TRY, LONGEST_TRY)
     try:
         yield
     finally:
