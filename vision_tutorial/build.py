@@ -4,6 +4,7 @@ Importing the pillars' faces here is what fills the registries.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ from torch import nn
 from . import classification, losses, optim, segmentation  # noqa: F401  (importing fills the registries)
 from .core import registry
 from .core.errors import UserError, all_at_once
+from .core.folders import cache_folder
 from .core.processes import usable_cores
 from .core.randomness import address
 from .core.sources import Source, hold_out, notices, take
@@ -127,6 +129,11 @@ def place_model(recipe: Recipe, network: nn.Module, distributed: Distributed) ->
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if recipe.compile:
+        # kept between runs: a second start is warm
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        from torch._inductor import config  # takes seconds
+
+        config.deterministic = recipe.deterministic
         network.compile(mode=None if recipe.compile is True else recipe.compile)
     return network
 

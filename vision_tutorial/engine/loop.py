@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,11 +95,13 @@ def evaluate(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and back to what it was."""
-    before = model.training
+    """Evaluation mode, and back to what it was. Nothing is compiled for it: its batches have
+    other sizes, and `evaluate` gets the same numbers."""
+    before, compiled = model.training, getattr(model, "_compiled_call_impl", None) is not None
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
         model.train(before)
 
