@@ -343,7 +343,9 @@ OLDER = {
 
 def test_the_identity_of_a_recipe_is_that_of_older_runs():
     for name, old in (("r4", "5c2ac9001e577ce1"), ("segmentation/camvid", "d2aad326700c3dfa")):
-        assert old in identities(to_plain(load(name).recipe))
+        # r4's was 250 in their time
+        more = ["eval_batch_size=250"] if name == "r4" else []
+        assert old in identities(to_plain(load(name, more).recipe))
     for kind, known in OLDER.items():  # options that came later change it where they are used
         for links in (False, True):
             words = f"dataset={{{kind}: {{root: x, follow_links: {links}}}}}"
