@@ -53,6 +53,7 @@ def said(train_: Source, val: Source, **options) -> list[str]:
             masks("012v"),
             "one class, 'ground', so .* (50.0 % are void). Mask",
         ),
+        (labels("0120"), labels("01"), "mine: labels from 0 to 2, for 2 classes. Number them"),
         (masks("1vv1"), masks("012v"), "void: write another id in the files."),
         (
             masks("1111"),

@@ -64,6 +64,12 @@ def count(source: Source) -> tuple[ClassCounts, list[str]]:
     """The counts of a source; and what is wrong with its masks, or their sizes."""
     classes = len(source.classes)
     if not source.dense:
+        low, high = source.targets.min(), source.targets.max()
+        if low < 0 or high >= classes:
+            raise UserError(
+                f"{source.name}: labels from {low} to {high}, for {classes} classes. Number them "
+                "from 0 in `targets`, or name all classes."
+            )
         found = np.bincount(source.targets, minlength=classes)
         return ClassCounts(source.classes, found, found), []
     table, problems = _of_each_image(source)
