@@ -88,7 +88,7 @@ def test_images_depend_on_their_address_and_not_on_workers() -> None:
 
 
 @pytest.mark.parametrize("lacking", ["locks", "room"])
-def test_without_shared_memory_the_same_batches_come(lacking, monkeypatch, capfd) -> None:
+def test_without_shared_memory_the_same_batches_come(lacking, monkeypatch, caplog) -> None:
     """Workers need it for their locks (without: no workers) and batches (without: a pipe)."""
 
     def full(*_):
@@ -107,7 +107,7 @@ def test_without_shared_memory_the_same_batches_come(lacking, monkeypatch, capfd
         monkeypatch.setattr(multiprocessing, "Queue", full)
     found = [raw.images for (raw,) in make_loader(images, order, 2, pin=False)]
     assert len(found) == 6 and all(map(torch.equal, expected, found))
-    assert ("--shm-size" in capfd.readouterr().err) == (lacking == "locks")
+    assert ("--shm-size" in caplog.text) == (lacking == "locks")
 
 
 PLUGIN = """

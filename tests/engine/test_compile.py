@@ -32,6 +32,8 @@ def learned(compiled: str, cache: Path) -> tuple[dict, dict, int, int]:
     """The network after two steps, by name, its metrics over 100 images (40, 40, 20), how many
     graphs were compiled, and how many found in the cache."""
     os.environ["XDG_CACHE_HOME"] = str(cache)
+    if compiled == "true":
+        torch._dynamo.utils.counters.clear()  # of the process it was forked from
     build.registry.models.register(two_layers)  # in the forked process alone
     distributed = Distributed(threads=1)
     recipe = load("recipes/debug.yaml", [*SMALL, f"compile={compiled}"]).recipe

@@ -40,6 +40,9 @@ def apply(images: Tensor, slots: Sequence[BatchedOp]) -> Tensor:
 
     `images` are never written to, but are themselves the result where there is nothing to do.
     """
+    if not len(images):
+        size = slots[-1].size if slots else images.shape[2:]
+        return images.new_empty(*images.shape[:2], *size)
     plans: list[list[Job]] = [[] for _ in slots]
     for slot, jobs in zip(slots, plans, strict=True):
         for ops, planner in PLANNERS.items():
