@@ -133,7 +133,8 @@ def place_model(recipe: Recipe, network: nn.Module, distributed: Distributed) ->
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
         from torch._inductor import config  # takes seconds
 
-        config.deterministic = recipe.deterministic
+        if hasattr(config, "deterministic"):  # of newer versions
+            config.deterministic = recipe.deterministic
         network.compile(mode=None if recipe.compile is True else recipe.compile)
     return network
 
