@@ -26,11 +26,11 @@ import timm
 import torch
 
 from vision_tutorial import build
+from vision_tutorial.benchmarking.bare_loop import placed
 from vision_tutorial.benchmarking.timm_baseline import Untranslatable, data_words, train_words
 from vision_tutorial.core.atomic import write_json
 from vision_tutorial.core.errors import UserError, run_main
 from vision_tutorial.data.pipeline import colours
-from vision_tutorial.engine import Distributed
 from vision_tutorial.recipe.fields import Recipe
 from vision_tutorial.recipe.loading import load
 from vision_tutorial.runs import run_folder
@@ -68,7 +68,7 @@ def theirs(script: Path, words: Sequence[str], seed: int, folder: Path) -> dict[
 
 def their_words(recipe: Recipe, folder: Path) -> list[str]:
     """The options of timm's script that mean the recipe. UserError where it has none."""
-    source, place = build.dataset(recipe, "train", None), Distributed(recipe.precision, 1)
+    source, place = build.dataset(recipe, "train", None), placed(recipe)
     sizes = {choice.name: choice.options["size"] for choice in recipe.eval_augment}
     schedule, mean_std = recipe.schedule.options, colours(recipe)
     as_it_is = (None, False, 0.0, "imagenet", "timm")  # of stem and init

@@ -94,8 +94,7 @@ class DataPipeline:
             self.erase = self.plan.erase
         elif training:
             self.erase = partial(erase_per_image, chain(recipe.augment)[1], recipe.seed)
-        device = torch.device(worker.device)
-        self.mean_std = [to_device(values, device) for values in mean_std(recipe)]
+        self.mean_std = [to_device(values, worker.device) for values in mean_std(recipe)]
         self.table = None  # what normalising makes of each value of each channel, float32 (3, 256)
         if worker.device.type == "cpu" and cpu.has_numba() and recipe.data.path != "timm":
             values = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)

@@ -94,6 +94,21 @@ def put(values: Tensor, tensors: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(tensors), shaped)
 
 
+def by_type(places: Iterable[Place]) -> list[list[Place]]:
+    """The places in groups of one dtype and device, each of which `flat` takes."""
+    found = defaultdict(list)
+    for tensors, name in places:
+        found[tensors[name].dtype, tensors[name].device].append((tensors, name))
+    return list(found.values())
+
+
+def put_back(kept: Sequence[Tensor], groups: Iterable[list[Tensor]], bad: Tensor | None) -> None:
+    """Write `kept`, of `flat`, into the tensors of each group; where `bad` () is given, only if it
+    is true, which is read on its device, so nobody waits for it."""
+    for values, group in zip(kept, groups, strict=True):
+        put(values if bad is None else torch.where(bad, values, flat(group)), group)
+
+
 @dataclass
 class TrainingState:
     """What learns. `model` is the bare network, `ddp_model` what is called (DDP or itself)."""
@@ -130,13 +145,12 @@ class TrainingState:
     @cached_property
     def _statistics(self) -> list[list[Place]]:
         """Where the running statistics are kept, by their type."""
-        found, seen = defaultdict(list), set()
+        found = dict[int, Place]()  # each tensor once
         for module in (*self.model.modules(), *self.blends.modules()):
             for name, tensor in module._buffers.items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    found[tensor.dtype, tensor.device].append((module._buffers, name))
-        return list(found.values())
+                if tensor is not None:
+                    found.setdefault(id(tensor), (module._buffers, name))
+        return by_type(found.values())
 
     def statistics(self) -> list[list[Tensor]]:
         """The running statistics by type, as they are now."""
@@ -156,13 +170,14 @@ class TrainingState:
 
     def learned(self) -> list[list[Place]]:
         """Where weights, and what the optimizer keeps of them, are on the device; by type."""
-        found, device = defaultdict(list), self.distributed.device.type
-        states = self.optimizer.state.values()
-        for table in (dict(enumerate(self.parameters)), *states):
-            for key, value in table.items():
-                if isinstance(value, Tensor) and value.device.type == device:
-                    found[value.dtype].append((table, key))
-        return list(found.values())
+        device = self.distributed.device.type
+        tables = (dict(enumerate(self.parameters)), *self.optimizer.state.values())
+        return by_type(
+            (table, key)
+            for table in tables
+            for key, value in table.items()
+            if isinstance(value, Tensor) and value.device.type == device
+        )
 
     def floats(self) -> list[Tensor]:
         """Those of the running statistics that have a mean."""
@@ -173,10 +188,8 @@ class TrainingState:
         self.kept = [flat(group) for group in self.statistics()]
 
     def restore(self, bad: Tensor | None = None) -> None:
-        """Undo what forward passes did to them; where `bad` is given, only if it is true, which is
-        read on its device, so nobody waits for it."""
-        for kept, group in zip(self.kept, self.statistics(), strict=True):
-            put(kept if bad is None else torch.where(bad, kept, flat(group)), group)
+        """Undo what forward passes did to them. bad: as `put_back`."""
+        put_back(self.kept, self.statistics(), bad)
 
 
 class StepResult:
@@ -257,8 +270,7 @@ def _step_unless(training: TrainingState, bad: Tensor | None) -> None:
     known, groups = set(training.optimizer.state), training.learned()
     before = [flat(read(group)) for group in groups]
     training.optimizer.step()
-    for kept, group in zip(before, groups, strict=True):
-        put(torch.where(bad, kept, flat(read(group))), read(group))
+    put_back(before, map(read, groups), bad)
     if len(training.optimizer.state) > len(known) and bad.item():
         for parameter in set(training.optimizer.state) - known:  # first reached by a bad loss
             del training.optimizer.state[parameter]
