@@ -22,7 +22,7 @@ from .data.pipeline import sizes_differ
 from .engine import Plan, evaluating
 from .engine.device_errors import is_lost_peer, is_out_of_memory, machine_error
 from .engine.optimizer_state import pack
-from .recipe.fields import Recipe
+from .recipe.fields import Ddp, Recipe
 from .recipe.grammar import Term
 from .segmentation.models.backbones import BatchNorm
 
@@ -48,6 +48,8 @@ def check(recipe: Recipe, classes: int = 10) -> nn.Module:
         raise UserError(f"eval_augment: {random} would make scores random; remove it here.")
     if recipe.shards and recipe.sync_bn:
         raise UserError("shards and sync_bn exclude each other; set sync_bn: false.")
+    if recipe.shards and recipe.ddp != Ddp():
+        raise UserError("shards add their gradients without DDP; take `ddp` out of the recipe.")
     if recipe.refine and not build.task(recipe, ()).dense:
         raise UserError("refine: there are no masks to refine in classification; take it out.")
     if any(term.name == "jsd" for term in recipe.aux_loss or ()):

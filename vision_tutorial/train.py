@@ -35,6 +35,7 @@ from .recipe.fields import (
     to_plain,
 )
 from .recipe.loading import Loaded, load
+from .recipe.recipe_info import refuse_parts
 from .runs import records, run_folder, wandb_logger
 from .runs.redaction import redact, refuse_secrets
 from .runs.time_breakdown import in_words, shares
@@ -91,7 +92,7 @@ def train(args: argparse.Namespace) -> int:
         build.import_files(loaded.imports, args.trust_imports)
         checks.check(recipe)
         machine = recipe.precision, recipe.threads, recipe.deterministic, recipe.shards
-        distributed = engine.Distributed(*machine)
+        distributed = engine.Distributed(*machine, recipe.ddp)
     try:
         with distributed.peers():
             # before there is a run folder: what fails here leaves none behind
@@ -240,6 +241,7 @@ def _prepare(start: Start, args: argparse.Namespace, distributed: Any) -> Ready:
     checks.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
     if notice := engine.fit_memory(training, plan):
         display.say(notice)
+        refuse_parts(recipe, distributed.world, distributed.device.type == "cuda")
     checks.try_evaluation(plan)
     return Ready(display, both, digests, training, plan)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.engine.distributed import Distributed, torchrun_environment
+from vision_tutorial.engine.distributed import Distributed
+from vision_tutorial.engine.launchers import torchrun_environment
 
 TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "MASTER_ADDR": "localhost"}
 

@@ -71,6 +71,21 @@ def test_the_weights_are_those_of_timms_factory(name):
         assert torch.equal(p, q)
 
 
+def test_muon_is_exact_on_a_cpu():
+    """Its first step against the iteration in float64; timm does it in bfloat16."""
+    gradient = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    layer = nn.Conv2d(2, 6, 3, bias=False)
+    layer.weight.grad, before = gradient.clone(), layer.weight.detach().double()
+    built("muon", layer, lr=0.5, weight_decay=0.0, ns_coefficients="original").step()
+    x = gradient.double().flatten(1)
+    x /= x.norm()
+    for _ in range(5):  # Jordan's quintic, by its published coefficients
+        square = x @ x.T
+        x = 3.4445 * x - 4.7750 * square @ x + 2.0315 * square @ square @ x
+    step = (before - layer.weight).flatten(1) / (0.5 * 0.2 * 18**0.5)
+    torch.testing.assert_close(step, x, rtol=0, atol=2e-5)
+
+
 def test_options_arrive():
     with torch.device("meta"):
         assert not built("sgd", network()).defaults.get("fused")  # torch can fuse none of these

@@ -316,8 +316,9 @@ eval_augment=[hflip] normalize=half mix=mixup data.path=timm workers=1 model=res
 aux_loss=bce aux_weight=1 balance.ema=0.5 epochs=4 batch_size=64 micro_batch=8
 optimizer.sgd.lr=0.2 parameter_groups.no_decay_1d=false schedule=cosine schedule_unit=step
 warmup.epochs=1 cooldown.epochs=1 clip.norm=1 ema.decay=0.5 seed=1 precision=bf16
-deterministic=false channels_last=false compile=true sync_bn=true shards=2 threads=1 eval_every=2
-eval_batch_size=10 refine=[dense_crf] early_stopping.patience=3 checkpoint.keep=3 wandb.project=x
+deterministic=false channels_last=false compile=true sync_bn=true ddp.static_graph=true shards=2
+threads=1 eval_every=2 eval_batch_size=10 refine=[dense_crf] early_stopping.patience=3
+checkpoint.keep=3 wandb.project=x
 """.split()
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    DDPCommunicationHookType,
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     broadcast_object_list,
@@ -37,13 +38,16 @@ from torch import Tensor, nn
 from ..core.errors import ExitCode, MemoryExhausted, PeerLost, UserError
 from ..core.processes import usable_cores
 from ..core.sources import ArraySource, Source
+from ..recipe.fields import Ddp
 from .device_errors import is_lost_peer, is_out_of_memory, machine_error
+from .launchers import ignore_accelerate, torchrun_environment
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=120)  # a dead rank shows at once; this is for one that hangs
 PATIENCE = 20  # seconds between signs of life of a process that others wait for
 CPU_TIMEOUT = timedelta(seconds=900)  # one ResNet-50 step of 512 images takes minutes on a laptop
 MEETING = timedelta(seconds=45)  # processes of one machine start together, or one of them is gone
+_ACCELERATES = {"fp32": "no"}  # its word for it
 SPEAKING = 2  # seconds that processes which fail stay for the one that says why
 
 
@@ -56,6 +60,7 @@ class Distributed:
         threads: int | None = None,
         deterministic: bool = True,
         shards: int | None = None,
+        ddp: Ddp | None = None,
     ):
         self.rank, self.world, self.local_world = torchrun_environment()
         self._said: bool | None = None  # whether another process says what this one failed at
@@ -89,13 +94,8 @@ class Distributed:
             self.accelerator = Accelerator(
                 # without it, N processes on CPU silently train N separate models
                 cpu=not gpus and self.world > 1,
-                mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
-                kwargs_handlers=[
-                    InitProcessGroupKwargs(timeout=meeting),
-                    DistributedDataParallelKwargs(
-                        gradient_as_bucket_view=True, broadcast_buffers=False
-                    ),
-                ],
+                mixed_precision=_ACCELERATES.get(self.precision, self.precision),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=meeting), _ddp(ddp or Ddp())],
             )
         if self.world > 1:  # all are there; what they do may take longer
             group, limit = torch.distributed, TIMEOUT if gpus else CPU_TIMEOUT
@@ -292,6 +292,16 @@ def loader_failure(text: str) -> str:
     )
 
 
+def _ddp(options: Ddp) -> DistributedDataParallelKwargs:
+    hook = _ACCELERATES.get(options.gradients, options.gradients)
+    return DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+        static_graph=options.static_graph,
+        comm_hook=DDPCommunicationHookType(hook),
+    )
+
+
 @contextmanager
 def _meeting(rank: int, limit: timedelta) -> Iterator[None]:
     """End this process if the others are not met in time. PyTorch's client of a store whose process
@@ -309,62 +319,6 @@ def _meeting(rank: int, limit: timedelta) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def torchrun_environment() -> tuple[int, int, int]:
-    """(rank, processes, processes on this machine) as torchrun set them; (0, 1, 1) without it.
-
-    UserError where another launcher started several, each of which would train alone.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
-    given = {name: os.environ[name] for name in names if name in os.environ}
-    if all(value.isdecimal() for name, value in given.items() if name != "MASTER_ADDR"):
-        rank, world = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
-        local_world = int(given.get("LOCAL_WORLD_SIZE", world))
-        if not {"RANK", "WORLD_SIZE"} <= given.keys() and (name := other_launcher()):
-            raise UserError(
-                f"{name}={os.environ[name]}: a launcher that is not torchrun started several "
-                "processes, each of which would train alone. Start one on each machine, and these "
-                "with torchrun: srun --ntasks-per-node=1 torchrun --nproc N "
-                "-m vision_tutorial.train RECIPE."
-            )
-        possible = rank < world and int(given.get("LOCAL_RANK", 0)) < local_world <= world
-        meets = {"RANK", "MASTER_PORT", "MASTER_ADDR"} <= given.keys()
-        if possible and (world == 1 or meets and int(given["MASTER_PORT"]) < 2**16):
-            return rank, world, local_world
-    shown = " ".join(f"{name}={value}" for name, value in given.items())
-    raise UserError(
-        f"the environment says {shown}, which no launcher would set; unset these, or start with "
-        "torchrun --nproc N."
-    )
-
-
-def other_launcher() -> str | None:
-    """The variable by which srun or mpirun says that they started several processes, if one does.
-
-    A batch script, and the shell of salloc, are one process of a job that may have many tasks.
-    """
-    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE"]
-    step = {"SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID"} & os.environ.keys()
-    if "SLURM_STEP_NUM_TASKS" in step:
-        names = ["SLURM_STEP_NUM_TASKS", *names]
-    elif os.environ.get("SLURM_PROCID", "0") != "0" or step or "SLURM_JOB_ID" not in os.environ:
-        names = ["SLURM_NTASKS", *names] if "SLURM_PROCID" in os.environ else names
-    counts = ((name, os.environ.get(name, "")) for name in names)
-    return next((name for name, count in counts if count.isdecimal() and int(count) > 1), None)
-
-
-def ignore_accelerate() -> str | None:
-    """Drop ACCELERATE_…, which another project or `accelerate launch` may have left in the
-    environment; what to say if any of it would have changed the training."""
-    found = {name for name in os.environ if name.startswith("ACCELERATE_")}
-    values = {name: os.environ.pop(name) for name in sorted(found - {"ACCELERATE_LOG_LEVEL"})}
-    idle = {"", "0", "no", "false", "default"}  # as `accelerate launch` sets them
-    names = [name for name, value in values.items() if value.lower() not in idle]
-    names = [name for name in names if (name[-5:], values[name]) != ("STEPS", "1")]
-    if not names:
-        return None
-    return f"{', '.join(names)}: ignored; the recipe says how it is trained."
 
 
 def usable_precision(requested: str, cuda: bool, amx: bool) -> tuple[str, str | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm import optim
+from timm.optim import muon as timm_muon
 from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 from torch.optim import ASGD, Optimizer
@@ -15,6 +16,19 @@ from torch.optim import ASGD, Optimizer
 from ..core.errors import UserError, unknown
 from ..core.registry import optimizers
 from ..recipe.fields import Clip
+
+_newton_schulz = timm_muon.zeropower_via_newtonschulz
+
+
+def _newton_schulz_for_device(matrix: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    """timm's Newton-Schulz iteration of muon, which it does in bfloat16; on a CPU in float32, which
+    is more exact and, where the processor has no bfloat16, 20 times as fast."""
+    if matrix.device.type == "cpu":
+        options["dtype"] = torch.float32
+    return _newton_schulz(matrix, *args, **options)
+
+
+timm_muon.zeropower_via_newtonschulz = _newton_schulz_for_device
 
 
 @optimizers.register

@@ -69,6 +69,17 @@ class Cooldown(Frozen):
     lr: NotNegative | None = None
 
 
+class Ddp(Frozen):
+    """How several processes average their gradients; one process, or `shards`, has no use for it.
+
+    static_graph: DDP takes the order of the first step for that of all; not with accumulation.
+    gradients: fp16 and bf16 send half as many bytes; numbers then change with the processes.
+    """
+
+    static_graph: bool = False
+    gradients: Literal["fp32", "fp16", "bf16"] = "fp32"
+
+
 class ParameterGroups(Frozen):
     """Who is spared weight decay, and how the lr falls towards the first layers."""
 
@@ -222,6 +233,7 @@ class Recipe(Frozen):
         False, "With torch.compile; the modes capture CUDA graphs."
     )
     sync_bn: bool = False
+    ddp: Ddp = Ddp()
     shards: Positive | None = _key(None, "Bit-equal on any number of processes that divides it.")
     threads: Threads | None = _key(
         None, "CPU threads a process; null: cores/processes, or cores/shards."
@@ -302,9 +314,9 @@ def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
     return {k: (before[k], after[k]) for k in after if k not in skip and before[k] != after[k]}
 
 
-# Options of data sets that came when there were runs already, and what those did without them.
+# Keys and options that came when there were runs already, and what those did without them.
 LATER = {"invalid": "refuse", "map": None, "image_suffix": "", "mask_suffix": ".png"}
-LATER |= {"skip_unreadable": False, "follow_links": False}
+LATER |= {"skip_unreadable": False, "follow_links": False, "ddp": Ddp().model_dump()}
 
 
 def differing(before: Any, after: Any, key: str = "") -> list[str]:
@@ -348,7 +360,7 @@ def digest(values: Mapping[str, Any], ignored: Collection[str] = RESUMABLE) -> s
 
     Of recipe.yaml it stays the same when a later version has more keys, as a recipe's does not.
     """
-    kept = {key: value for key, value in values.items() if key not in ignored}
+    kept = {k: v for k, v in values.items() if k not in ignored and LATER.get(k, ...) != v}
     if isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "memory"}
     if isinstance(kept.get("dataset"), dict):

@@ -109,11 +109,27 @@ def batch_parts(recipe: Recipe, world: int, on_gpu: bool) -> int:
             f"each of {owners} parts an odd number, {share}; choose a multiple of {2 * owners}."
         )
     if recipe.shards:
+        refuse_parts(recipe, world, on_gpu)
         return owners
     most = recipe.micro_batch or (share if on_gpu else CPU_MICRO_BATCH)
     pairs = 2 if recipe.mix else 1
     sizes = [n for n in range(1, share + 1) if share % n == 0 and (n % pairs == 0 or n == share)]
-    return share // max((n for n in sizes if n <= most), default=sizes[0])
+    parts = share // max((n for n in sizes if n <= most), default=sizes[0])
+    if parts > 1:
+        refuse_parts(recipe, world, on_gpu)
+    return parts
+
+
+def refuse_parts(recipe: Recipe, world: int, on_gpu: bool) -> None:
+    """UserError if the recipe asks for what cannot be where a step is taken in parts: CUDA graphs,
+    which write where an earlier part has left its gradients, or DDP's static graph."""
+    graphs = on_gpu and recipe.compile not in (True, False)
+    if graphs or (world > 1 and recipe.ddp.static_graph):
+        key = f"compile: {recipe.compile}" if graphs else "ddp.static_graph: true"
+        raise UserError(
+            f"{key} needs each process to take its images in one pass, and here it takes them in "
+            "parts. Leave it out, or make that one pass (batch_size, micro_batch, no shards)."
+        )
 
 
 def steps_per_epoch(recipe: Recipe, images: int) -> int:
