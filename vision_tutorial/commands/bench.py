@@ -85,9 +85,12 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     # asking whether there is a GPU must not start CUDA here: children could not share it
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     print("bench: importing torch and timm", file=sys.stderr, flush=True)
+    import torch
+
     from .. import checks
     from ..benchmarking import measurements
 
+    torch.set_num_threads(1)  # the threads of a pool would be missing in the children, forked
     began = time.perf_counter()
     pairs: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
