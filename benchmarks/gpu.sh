@@ -1,24 +1,28 @@
 #!/usr/bin/env bash
-# One GPU, one call, ten minutes: the data set from its parts, parity checks on the device, rates beside
-# their limits, then r4 unmodified for as long as the time allows. Results: one JSON file in OUT.
-#   [MINUTES=9] [OUT=benchmarks/results] [WORK=/tmp/vision_tutorial] [RECIPE=recipes/r4.yaml] \
-#       benchmarks/gpu.sh [PACKED] [-- key.sub=value …]
+# One GPU, one call, eight minutes: the data set from its parts, then what is worth most first: does a
+# step wait for the host, rates beside the bare loop, without determinism, at 128 images, compiled (cold,
+# warm, with CUDA graphs), then r4-fast and r4 for as long as the time allows. Each phase has its own limit.
+# OUT/gpu.json is written anew after each, so that a call that is cut off has shown what was done till then.
+#   [MINUTES=8] [OUT=benchmarks/results] [WORK=/tmp/vision_tutorial] [RECIPE=recipes/r4.yaml] \
+#       [FAST=recipes/r4-fast.yaml] benchmarks/gpu.sh [PACKED] [-- key.sub=value …]
 # PACKED (default benchmarks/packed) holds part-*-of-* folders, made where the data is by
 #   vision-tutorial pack arrays recipes/r4.yaml set && python benchmarks/pack_parts.py pack set benchmarks/packed
 # and, where packages are missing and there is no network, a folder wheels/. The parts may come in
 # several calls; a call without all of them says what is missing and ends there.
-# Call it again to go on: what was unpacked and the run with its checkpoints stay in WORK. They are too
-# large for a machine that returns nothing but OUT, so there a later call goes on only as long as that
+# Call it again to go on: what was unpacked, what was found, and the runs with their checkpoints stay in
+# WORK. They are too large for a machine that returns nothing but OUT, so there a later call goes on only as long as that
 # machine keeps its WORK; on a GPU server of your own it always does. Nothing needs to be installed.
-# REHEARSE=1 goes through all of it on a CPU, for tests: name a small RECIPE with it. PHASES chooses some
-# of "parity bench train", PARITY the tests of parity (pytest -k).
+# REHEARSE=1 goes through all of it on a CPU, for tests: name a small RECIPE and FAST with it. PHASES
+# chooses some; "parity", the tests of the device, is one that is not among the default's.
 # Exit codes: 0 every phase ended well (or parts are missing still), 1 one did not, 2 wrong use.
 set -uo pipefail
 here="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 work="${WORK:-${TMPDIR:-/tmp}/vision_tutorial}"
 out="${OUT:-$here/benchmarks/results}"
 recipe="${RECIPE:-$here/recipes/r4.yaml}"
-minutes="${MINUTES:-9}"
+fast="${FAST:-$here/recipes/r4-fast.yaml}"
+phases="${PHASES:-audit bench free quarter quarter_audit cold warm graphs fast train}"
+minutes="${MINUTES:-8}"
 packed="$here/benchmarks/packed"
 if [ $# -gt 0 ] && [ "$1" != "--" ]; then
     packed="$1"
@@ -46,7 +50,12 @@ phase() {
     "$@"
     code=$?
     echo "$name $code $((SECONDS - began))" >>"$work/phases"
+    report >/dev/null
     return $code
+}
+
+report() {
+    "$python" "$here/benchmarks/gpu_report.py" "$work" "$out"
 }
 
 data() {
@@ -69,16 +78,38 @@ parity() {
     return $code
 }
 
-bench() {
-    timeout "$(within 180)" "$python" -m vision_tutorial bench "$recipe" "dataset=$arrays" "$@" \
-        --only "${STAGES:-data,step,eval}" --rounds "${ROUNDS:-3}" --seconds "${PACE:-1.5}" --json \
-        >"$work/bench.json"
+# measure NAME SECONDS [key=value …]: `bench` of the recipe, its JSON in OUT
+measure() {
+    local name="$1" seconds="$2"
+    shift 2
+    timeout "$(within "$seconds")" "$python" -m vision_tutorial bench "$recipe" "dataset=$arrays" "$@" \
+        --rounds "${ROUNDS:-3}" --seconds "${PACE:-2}" --json >"$work/$name.json"
 }
 
-train() {
-    local seconds=$(($(left) - spare))
+# audited NAME SECONDS [key=value …]: the same of gpu_audit.py
+audited() {
+    local name="$1" seconds="$2"
+    shift 2
+    timeout "$(within "$seconds")" "$python" "$here/benchmarks/gpu_audit.py" "$recipe" \
+        "dataset=$arrays" "$@" --seconds "${PACE:-3}" >"$work/$name.json"
+}
+
+audit() { audited audit 60 "$@"; }
+bench() { measure bench 90 "$@" --only "${STAGES:-step,eval}"; }
+free() { measure free 45 "$@" deterministic=false --only step; }
+quarter() { measure quarter 45 "$@" "$small" --only step; }
+quarter_audit() { audited quarter_audit 45 "$@" "$small"; }
+cold() { audited cold 150 "$@" compile=true; }
+warm() { audited warm 90 "$@" compile=true; }
+graphs() { measure graphs 90 "$@" compile=reduce-overhead "$small" --only step; }
+fast() { trained "$fast" "$@"; }
+train() { trained "$recipe" "$@"; }
+
+trained() {
+    local seconds=$(($(left) - spare)) which="$1"
+    shift
     [ "$seconds" -gt 10 ] || return 75
-    "$python" -m vision_tutorial train "$recipe" "dataset=$arrays" "$@" --resume \
+    "$python" -m vision_tutorial train "$which" "dataset=$arrays" "$@" --resume \
         --runs "$work/runs" --minutes "$(awk "BEGIN {print $seconds / 60}")" >&2
 }
 
@@ -89,6 +120,9 @@ within() {
     [ "$most" -gt 1 ] && echo "$most" || echo 1
 }
 
+for name in $phases; do
+    [ "$(type -t "$name")" = function ] || fail "PHASES: no phase called $name"
+done
 for python in python python3 "$here/.venv/bin/python" ""; do
     [ -n "$python" ] || fail "no Python with torch here; activate your environment"
     "$python" -c 'import sys, importlib.util as u; sys.exit(not u.find_spec("torch"))' \
@@ -97,10 +131,10 @@ done
 [[ "$minutes" =~ ^[0-9]+$ ]] || fail "MINUTES is $minutes; a whole number is expected"
 [ -f "$recipe" ] || fail "no recipe $recipe"
 mkdir -p "$work" "$out" || fail "cannot write $work or $out"
-: >"$work/phases"
-rm -f "$work/bench.json" "$work/parity.txt"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" WANDB_MODE="${WANDB_MODE:-disabled}"
 arrays="{arrays: {root: '$set'}}"
+small="batch_size=${SMALL:-128}" # what each of four GPUs would take of r4's batch
+export TORCHINDUCTOR_CACHE_DIR="$work/inductor"
 
 if [ "${REHEARSE:-}" != 1 ]; then
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
@@ -114,8 +148,8 @@ fi
 
 phase data data
 if [ -f "$set/arrays.json" ]; then
-    for name in ${PHASES:-parity bench train}; do
+    for name in $phases; do
         phase "$name" "$name" "$@"
     done
 fi
-"$python" "$here/benchmarks/gpu_report.py" "$work" "$out" "$(basename "$recipe" .yaml)"
+report

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.sh found, as one JSON file: gpu_report.py WORK OUT RECIPE."""
+"""What benchmarks/gpu.sh found, as one JSON file: gpu_report.py WORK OUT."""
 
 import statistics
 import sys
@@ -17,15 +17,18 @@ MACHINE = ("cpu", "memory_bytes", "system", "python", "torch", "git")
 
 def main(argv: Sequence[str]) -> int:
     """Write OUT/gpu.json; 0 if every phase ended well."""
-    work, out, recipe = Path(argv[0]), Path(argv[1]), argv[2]
-    phases = {}
+    work, out = Path(argv[0]), Path(argv[1])
+    phases: dict[str, dict[str, Any]] = {}
     for line in (work / "phases").read_text().splitlines():
         name, code, seconds = line.split()
         phases[name] = {"exit_code": int(code), "seconds": int(seconds)}
-    train, bench = trained(work / "runs" / recipe), json_or_none(work / "bench.json")
+        if found := json_or_none(work / f"{name}.json"):
+            phases[name]["found"] = found
+    runs = {path.name: trained(path) for path in sorted((work / "runs").glob("*"))}
     # theirs name the GPUs; this process has no torch to ask
-    run = json_or_none(Path(train["run"]) / "fingerprint.json") if train else None
-    here = run or bench or fingerprint()
+    known = [json_or_none(Path(run["run"]) / "fingerprint.json") for run in runs.values() if run]
+    known += [phase["found"] for phase in phases.values() if "machine" in phase.get("found", {})]
+    here = next(filter(None, known), None) or fingerprint()
     here = here.get("machine", {}) | here
     found = {
         "created": fingerprint()["created"],
@@ -34,8 +37,7 @@ def main(argv: Sequence[str]) -> int:
         "machine": {key: here.get(key) for key in MACHINE},
         "versions": here["versions"],
         "parity": parity(work / "parity.txt"),
-        "bench": bench,
-        "train": train,
+        "runs": {name: run for name, run in runs.items() if run},
     }
     write_json(out / "gpu.json", found)
     print(summary(found, out / "gpu.json"))
@@ -90,13 +92,13 @@ def summary(found: dict[str, Any], path: Path) -> str:
         f"{name}: exit {phase['exit_code']}, {phase['seconds']} s"
         for name, phase in found["phases"].items()
     ]
-    train = found["train"]
-    if train and train["epochs"]:
-        last = train["epochs"][-1]
-        lines.append(
-            f"{train['epochs_done']} epochs, {train['median_seconds_per_epoch']} s each, "
-            f"{train['median_images_per_second']:,} images/s, top-1 {last['val/top1']}"
-        )
+    for name, run in found["runs"].items():
+        if run["epochs"]:
+            lines.append(
+                f"{name}: {run['epochs_done']} epochs, {run['median_seconds_per_epoch']} s each, "
+                f"{run['median_images_per_second']:,} images/s, "
+                f"top-1 {run['epochs'][-1]['val/top1']}"
+            )
     return "\n".join([*lines, f"results: {path}"])
 
 

@@ -19,11 +19,12 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import timm
 import torch
+import torchvision
 
 from vision_tutorial import build
 from vision_tutorial.benchmarking.bare_loop import placed
@@ -44,17 +45,20 @@ METRICS = {
 }
 
 
-def ours(words: Sequence[str], seed: int, folder: Path) -> dict[str, float]:
-    """Train and evaluate with this package: the last row."""
+Values = dict[str, float]  # of a training, by the names of metrics
+
+
+def ours(words: Sequence[str], seed: int, folder: Path, keys: Mapping[str, str]) -> Values:
+    """Train and evaluate with this package: of the last row, `keys` by their names here."""
     command = [sys.executable, "-m", "vision_tutorial.train", *words, f"seed={seed}"]
     command += ["wandb.mode=disabled", "--runs", folder, "--id", f"seed-{seed}", "--quiet"]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
     (run,) = folder.glob(f"*/seed-{seed}")
     last = run_folder.read_rows(run / "metrics.jsonl")[-1]
-    return {name: last[key] for name, (key, _) in METRICS.items()}
+    return {name: last[key] for name, key in keys.items()}
 
 
-def theirs(script: Path, words: Sequence[str], seed: int, folder: Path) -> dict[str, float]:
+def theirs(script: Path, words: Sequence[str], seed: int, folder: Path) -> Values:
     """Train and evaluate with timm's script: the last line of its summary."""
     name = f"seed-{seed}"
     command = [sys.executable, script, *words, "--seed", seed, "--output", folder]
@@ -96,15 +100,31 @@ def their_words(recipe: Recipe, folder: Path) -> list[str]:
     return [*words, "--mean", *map(str, mean_std[0]), "--std", *map(str, mean_std[1])]
 
 
-def compared(name: str, both: dict[str, list[dict[str, float]]]) -> dict[str, float]:
-    """Print one metric of both sides, and return its numbers."""
-    one, two = (Sample(tuple(found[name] for found in both[side])) for side in ("ours", "timm"))
+def compared(name: str, both: dict[str, list[Values]]) -> Values:
+    """Print one metric of both sides, and return its numbers. both: `ours`, and another's."""
+    (_, other), one, two = both, *(Sample(tuple(f[name] for f in side)) for side in both.values())
     difference, interval = one.mean - two.mean, confidence_interval(one, two) or float("nan")
     texts = [f"{s.mean:.3f} ± {s.spread or 0:.3f} (n={s.n})" for s in (one, two)]
-    print(
-        f"{name}: ours {texts[0]}, timm {texts[1]}, difference {difference:+.3f} ± {interval:.3f}"
-    )
-    return {"ours": one.mean, "timm": two.mean, "difference": difference, "interval": interval}
+    texts.append(f"difference {difference:+.3f} ± {interval:.3f}")
+    print(f"{name}: ours {texts[0]}, {other} {', '.join(texts[1:])}")
+    return {"ours": one.mean, other: two.mean, "difference": difference, "interval": interval}
+
+
+def finish(
+    words: Sequence[str],
+    both: dict[str, list[Values]],
+    names: Iterable[str],
+    file: Path | None,
+) -> int:
+    """Print all metrics, write them to `file`; 1 if an interval does not contain 0."""
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm)}
+    print(f"{' '.join(words)}; {', '.join(f'{k} {v}' for k, v in versions.items())}")
+    found = {name: compared(name, both) for name in names}
+    if file:
+        machine = platform.processor() or platform.machine()
+        facts = {"words": words, "machine": machine, "versions": versions}
+        write_json(file, {**facts, "runs": both, **found})
+    return int(any(abs(one["difference"]) > one["interval"] for one in found.values()))
 
 
 def work(argv: Sequence[str]) -> int:
@@ -116,21 +136,15 @@ def work(argv: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_intermixed_args(argv)
     words = [args.recipe, *SHORT, *args.overrides]
-    both: dict[str, list[dict[str, float]]] = {"ours": [], "timm": []}
+    keys = {name: key for name, (key, _) in METRICS.items()}
+    both: dict[str, list[Values]] = {"ours": [], "timm": []}
     with tempfile.TemporaryDirectory() as made:
         options = their_words(load(words[0], words[1:]).recipe, Path(made) / "images")
         for seed in range(args.seeds):
-            both["ours"].append(ours(words, seed, Path(made)))
+            both["ours"].append(ours(words, seed, Path(made), keys))
             both["timm"].append(theirs(args.script, options, seed, Path(made)))
             print(f"seed {seed}:", both["ours"][-1], both["timm"][-1], file=sys.stderr)
-    print(
-        f"{args.recipe} {' '.join(words[1:])}; timm {timm.__version__}, torch {torch.__version__}"
-    )
-    found = {name: compared(name, both) for name in METRICS}
-    if args.json:
-        machine = platform.processor() or platform.machine()
-        write_json(args.json, {"words": words, "machine": machine, "runs": both, **found})
-    return int(any(abs(one["difference"]) > one["interval"] for one in found.values()))
+    return finish(words, both, METRICS, args.json)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "benchmarks" / "gpu.sh")
 SHAPES = "dataset={shapes: {train: 64, test: 30, size: 16}}"
 WORDS = ["threads=1", "data.path=timm", "workers=0"]  # nothing is compiled
-# the measuring itself is tested with its command
+# compiling takes minutes on a CPU, and runs through the same functions
 QUICK = {"REHEARSE": "1", "STAGES": "eval", "ROUNDS": "1", "PACE": "0.05", "SPARE": "1"}
-QUICK |= {"PARITY": "test_chains_on_real_images"}
+QUICK |= {"PARITY": "test_chains_on_real_images", "SMALL": "8"}
+QUICK |= {"PHASES": "parity audit bench quarter fast train"}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,10 @@ def call(folder: Path, *words: object, **more: str) -> subprocess.CompletedProce
     """Run the script with its work and results under `folder`; without an installed package."""
     environment = os.environ | {"WORK": str(folder / "work"), "OUT": str(folder / "out")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment |= {"RECIPE": str(ROOT / "recipes" / "debug.yaml"), "MINUTES": "5", **more}
+    recipe = ROOT / "recipes" / "debug.yaml"
+    (folder / "quick.yaml").write_text(recipe.read_text())
+    environment |= {"RECIPE": str(recipe), "FAST": str(folder / "quick.yaml"), "MINUTES": "5"}
+    environment |= more
     command, pipes = [SCRIPT, *map(str, words)], {"capture_output": True, "text": True}
     return subprocess.run(command, cwd=folder, env=environment, timeout=600, **pipes)
 
@@ -78,10 +82,15 @@ def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:
     found = json.loads(found_in.read_text())
     codes = {name: phase["exit_code"] for name, phase in found["phases"].items()}
     assert codes.pop("parity") == 0, done.stderr
-    assert codes == {"data": 0, "bench": 0, "train": 0}, done.stderr
-    assert found["all_data"] and found["bench"]["recipe"] == "debug"
+    assert set(codes) == {"data", *QUICK["PHASES"].split()} - {"parity"}, done.stderr
+    assert not any(codes.values()), done.stderr
+    audit, bench, quarter = (found["phases"][x]["found"] for x in ("audit", "bench", "quarter"))
+    assert found["all_data"] and bench["recipe"] == "debug"
+    assert audit["images_s"] > 0 and audit["first_step_s"] > 0
+    assert "batch_size=8" in quarter["overrides"] and quarter["pairs"][0]["name"] == "step"
     assert found["versions"]["torch"] and found["machine"]["cpu"]["usable"]
-    train = found["train"]
+    assert found["runs"]["quick"]["status"] == "done"
+    train = found["runs"]["debug"]
     assert (train["status"], train["epochs_done"]) == ("done", 1)
     assert {"epoch", "seconds", "images_per_second", "val/top1"} <= set(train["epochs"][0])
 
@@ -90,13 +99,19 @@ def test_the_whole_script(parts: list[Path], tmp_path: Path) -> None:
     again = json.loads(found_in.read_text())
     assert done.returncode == 1 and again["phases"]["bench"]["exit_code"] == 2
     assert "no measurement called 'none'" in done.stderr, "one phase fails, the others go on"
-    assert again["train"]["run"] == train["run"] and again["train"]["epochs_done"] == 2
-    assert again["train"]["epochs"][0] == train["epochs"][0], "it went on, and began nothing anew"
+    longer = again["runs"]["debug"]
+    assert longer["run"] == train["run"] and longer["epochs_done"] == 2
+    assert longer["epochs"][0] == train["epochs"][0], "it went on, and began nothing anew"
+    assert "found" in again["phases"]["audit"], "what was found before stays"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu.json"]
 
 
 def test_wrong_use_is_one_line(tmp_path: Path) -> None:
-    for more, said in (({}, "needs a GPU"), ({"RECIPE": "none.yaml"}, "no recipe none.yaml")):
+    for more, said in (
+        ({}, "needs a GPU"),
+        ({"RECIPE": "none.yaml"}, "no recipe none.yaml"),
+        ({"PHASES": "tain"}, "no phase called tain"),
+    ):
         done = call(tmp_path, tmp_path, **more)  # a folder without parts
         lines = [line for line in done.stderr.splitlines() if not line.startswith("==")]
         assert done.returncode == 2 and len(lines) == 1, done.stderr
