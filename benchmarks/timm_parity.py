@@ -15,6 +15,7 @@ epoch; nothing is chosen by it.
 
 import argparse
 import csv
+import math
 import platform
 import subprocess
 import sys
@@ -103,9 +104,10 @@ def their_words(recipe: Recipe, folder: Path) -> list[str]:
 def compared(name: str, both: dict[str, list[Values]]) -> Values:
     """Print one metric of both sides, and return its numbers. both: `ours`, and another's."""
     (_, other), one, two = both, *(Sample(tuple(f[name] for f in side)) for side in both.values())
-    difference, interval = one.mean - two.mean, confidence_interval(one, two) or float("nan")
+    difference, interval = one.mean - two.mean, confidence_interval(one, two) or math.nan
     texts = [f"{s.mean:.3f} ± {s.spread or 0:.3f} (n={s.n})" for s in (one, two)]
-    texts.append(f"difference {difference:+.3f} ± {interval:.3f}")
+    known = f"± {interval:.3f}" if math.isfinite(interval) else "(one seed: no interval)"
+    texts.append(f"difference {difference:+.3f} {known}")
     print(f"{name}: ours {texts[0]}, {other} {', '.join(texts[1:])}")
     return {"ours": one.mean, other: two.mean, "difference": difference, "interval": interval}
 
