@@ -10,10 +10,11 @@
 # and, where packages are missing and there is no network, a folder wheels/. The parts may come in
 # several calls; a call without all of them says what is missing and ends there.
 # Call it again to go on: what was unpacked, what was found, and the runs with their checkpoints stay in
-# WORK. They are too large for a machine that returns nothing but OUT, so there a later call goes on only as long as that
-# machine keeps its WORK; on a GPU server of your own it always does. Nothing needs to be installed.
+# WORK. They are too large for a machine that returns nothing but OUT, so there a later call goes on only
+# as long as that machine keeps its WORK; on a GPU server of your own it always does. Nothing needs to be
+# installed.
 # REHEARSE=1 goes through all of it on a CPU, for tests: name a small RECIPE and FAST with it. PHASES
-# chooses some; "parity", the tests of the device, is one that is not among the default's.
+# chooses some; "parity", the tests of the device (PARITY: pytest -k), is not among the default's.
 # Exit codes: 0 every phase ended well (or parts are missing still), 1 one did not, 2 wrong use.
 set -uo pipefail
 here="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -78,7 +79,7 @@ parity() {
     return $code
 }
 
-# measure NAME SECONDS [key=value …]: `bench` of the recipe, its JSON in OUT
+# measure NAME SECONDS [key=value …]: `bench` of the recipe, its JSON in WORK
 measure() {
     local name="$1" seconds="$2"
     shift 2

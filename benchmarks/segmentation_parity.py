@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm_parity import Values, finish, ours
+from timm_parity import Values, in_turn, ours
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -129,13 +129,12 @@ def work(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     words = [RECIPE, *SHORT, *args.overrides]
     recipe = load(words[0], words[1:]).recipe
-    both: dict[str, list[Values]] = {"ours": [], "plain loop": []}
     with tempfile.TemporaryDirectory() as made:
-        for seed in range(args.seeds):
-            both["ours"].append(ours(words, seed, Path(made), METRICS))
-            both["plain loop"].append(theirs(recipe, seed))
-            print(f"seed {seed}:", both["ours"][-1], both["plain loop"][-1], file=sys.stderr)
-    return finish(words, both, METRICS, args.json)
+        sides = {
+            "ours": lambda seed: ours(words, seed, Path(made), METRICS),
+            "plain loop": lambda seed: theirs(recipe, seed),
+        }
+        return in_turn(words, sides, args.seeds, METRICS, args.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import timm
@@ -112,13 +112,20 @@ def compared(name: str, both: dict[str, list[Values]]) -> Values:
     return {"ours": one.mean, other: two.mean, "difference": difference, "interval": interval}
 
 
-def finish(
+def in_turn(
     words: Sequence[str],
-    both: dict[str, list[Values]],
+    sides: Mapping[str, Callable[[int], Values]],
+    seeds: int,
     names: Iterable[str],
     file: Path | None,
 ) -> int:
-    """Print all metrics, write them to `file`; 1 if an interval does not contain 0."""
+    """Train each side with each seed; print all metrics, write them to `file`; 1 if an interval
+    does not contain 0. sides: `ours`, and another's."""
+    both: dict[str, list[Values]] = {name: [] for name in sides}
+    for seed in range(seeds):
+        for name, train in sides.items():
+            both[name].append(train(seed))
+        print(f"seed {seed}:", *(found[-1] for found in both.values()), file=sys.stderr)
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm)}
     print(f"{' '.join(words)}; {', '.join(f'{k} {v}' for k, v in versions.items())}")
     found = {name: compared(name, both) for name in names}
@@ -139,14 +146,13 @@ def work(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     words = [args.recipe, *SHORT, *args.overrides]
     keys = {name: key for name, (key, _) in METRICS.items()}
-    both: dict[str, list[Values]] = {"ours": [], "timm": []}
     with tempfile.TemporaryDirectory() as made:
         options = their_words(load(words[0], words[1:]).recipe, Path(made) / "images")
-        for seed in range(args.seeds):
-            both["ours"].append(ours(words, seed, Path(made), keys))
-            both["timm"].append(theirs(args.script, options, seed, Path(made)))
-            print(f"seed {seed}:", both["ours"][-1], both["timm"][-1], file=sys.stderr)
-    return finish(words, both, METRICS, args.json)
+        sides = {
+            "ours": lambda seed: ours(words, seed, Path(made), keys),
+            "timm": lambda seed: theirs(args.script, options, seed, Path(made)),
+        }
+        return in_turn(words, sides, args.seeds, METRICS, args.json)
 
 
 if __name__ == "__main__":

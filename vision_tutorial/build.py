@@ -23,10 +23,10 @@ from .core.sources import Source, hold_out, notices, take
 from .core.task import Batch, Task, sampled
 from .data import class_counts
 from .data.pipeline import DataPipeline, WorkerContext
-from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate
+from .engine import Distributed, Evaluation, ModelEma, Plan, TrainingState, evaluate, profiling
 from .recipe.fields import Recipe
 from .recipe.loading import import_files as import_files
-from .recipe.recipe_info import batch_parts, steps_per_epoch
+from .recipe.recipe_info import batch_parts, refuse_parts, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,15 @@ def evaluation(
     rounds = math.ceil(count / distributed.world)  # of the busiest process
     criterion = losses.WeightedSum(losses.without_copies(recipe.loss))
     return evaluate(forward, network, batches(), rounds, task, criterion, distributed, **callbacks)
+
+
+def fit_memory(recipe: Recipe, training: TrainingState, plan: Plan) -> str | None:
+    """`engine.fit_memory`; UserError where the recipe cannot have a step in the parts it takes."""
+    notice = profiling.fit_memory(training, plan)
+    if notice:
+        place = training.distributed
+        refuse_parts(recipe, place.world, place.device.type == "cuda")
+    return notice
 
 
 def plan(recipe: Recipe, both: Splits, training: TrainingState, distributed: Distributed) -> Plan:

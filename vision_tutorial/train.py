@@ -35,7 +35,6 @@ from .recipe.fields import (
     to_plain,
 )
 from .recipe.loading import Loaded, load
-from .recipe.recipe_info import refuse_parts
 from .runs import records, run_folder, wandb_logger
 from .runs.redaction import redact, refuse_secrets
 from .runs.time_breakdown import in_words, shares
@@ -239,9 +238,8 @@ def _prepare(start: Start, args: argparse.Namespace, distributed: Any) -> Ready:
     for line in (*_notices(both, training, plan, recipe), *seen):
         display.say(line)
     checks.try_out(recipe, both.train, training.model, _micro_batch(training, recipe))
-    if notice := engine.fit_memory(training, plan):
+    if notice := build.fit_memory(recipe, training, plan):
         display.say(notice)
-        refuse_parts(recipe, distributed.world, distributed.device.type == "cuda")
     checks.try_evaluation(plan)
     return Ready(display, both, digests, training, plan)
 

@@ -13,7 +13,6 @@ from ..core.task import Batch
 from ..engine.checkpoint import Checkpoints
 from ..engine.distributed import Distributed
 from ..engine.loop import Evaluation, Progress, StopRequest, evaluating, fit
-from ..engine.profiling import fit_memory
 from ..engine.progress import make_display
 from ..engine.recorder import RunRecorder
 from ..recipe.fields import Recipe
@@ -39,7 +38,7 @@ class TimedTraining:
         self.splits = build.data(recipe)
         self.training = build.training_state(recipe, self.splits.train, self.place)
         self.plan = build.plan(recipe, self.splits, self.training, self.place)
-        if notice := fit_memory(self.training, self.plan):
+        if notice := build.fit_memory(recipe, self.training, self.plan):
             say(notice)
         checkpoints = Checkpoints(run, "timed", keep=recipe.checkpoint.keep, say=say)
         given = (checkpoints, recipe.checkpoint, Tracker(), make_display(False))
