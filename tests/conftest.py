@@ -8,6 +8,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; small tensors only
 os.environ.setdefault("WANDB_MODE", "disabled")  # no test may reach the network
+os.environ.setdefault("VISION_TUTORIAL_ARTIFACTS", "0")  # hundreds of runs that nobody looks at
 # Where Python may keep no bytecode, each process that imports torch compiles it anew: 20 s.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False

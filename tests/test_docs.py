@@ -21,6 +21,7 @@ from PIL import Image
 
 from vision_tutorial import build, checks, train
 from vision_tutorial.__main__ import COMMANDS
+from vision_tutorial.__main__ import MODULES as PLACES
 from vision_tutorial.recipe.fields import changes
 from vision_tutorial.recipe.loading import Loaded, load
 from vision_tutorial.recipe.signatures import static_signatures
@@ -124,7 +125,7 @@ def test_recipes_load_and_change_something(text: str, tmp_path: Path) -> None:
         assert total.isfinite() and logits.grad.isfinite().all()
 
 
-MODULES = {v: f"vision_tutorial.{'' if v == 'train' else 'commands.'}{v}" for v in COMMANDS}
+MODULES = {v: f"vision_tutorial{PLACES.get(v, f'.commands.{v}')}" for v in COMMANDS}
 
 
 @pytest.mark.parametrize("text", shown("sh", PAGES))

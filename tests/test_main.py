@@ -19,14 +19,22 @@ from vision_tutorial.engine.progress import make_display
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_alone_it_lists_commands_and_every_entry(words, capsys, monkeypatch):
+def test_alone_it_lists_commands_and_examples(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert program.main(words) == 0
     shown = capsys.readouterr().out
     assert all(command in shown for command in program.COMMANDS)
-    assert (
-        "focal(gamma=2.0, alpha=None)" in shown and "cutmix(alpha=1.0, p=1.0, mode=batch)" in shown
-    )
+    assert all(example in shown for example in program.EXAMPLES)
+    assert len(shown.splitlines()) <= 30, "one screen"
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_components_lists_every_entry(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert program.main(["components"]) == 0
+    shown = capsys.readouterr().out
+    assert "focal(gamma=2.0, alpha=None)" in shown
+    assert "cutmix(alpha=1.0, p=1.0, mode=batch)" in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 
@@ -50,7 +58,7 @@ def test_its_version(capsys: pytest.CaptureFixture) -> None:
 def test_consoles_that_lack_letters() -> None:
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-m", "vision_tutorial"], env=env, capture_output=True)
-    assert done.returncode == 0 and b"cross_entropy" in done.stdout and not done.stderr
+    assert done.returncode == 0 and b"leaderboard" in done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize("command", ["train", "explain", "note", "compare"])

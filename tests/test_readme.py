@@ -48,7 +48,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_shows_every_command() -> None:
-    rows = re.findall(r"^\| `vision-tutorial (\w+)", README, re.MULTILINE)
+    rows = re.findall(r"^\| `vision-tutorial ([\w-]+)", README, re.MULTILINE)
     assert rows == list(program.COMMANDS)
     assert commands(README) == commands(KOREAN)
 
@@ -57,6 +57,11 @@ def test_the_table_shows_every_command() -> None:
 def test_commands_run(line: str, small_run: Path, capfd: Any, tmp_path: Path) -> None:
     words = shlex.split(line)[1:]
     words = [str(small_run) if word.startswith("runs/r4/") else word for word in words]
+    if words[0] == "leaderboard":
+        words[1] = str(small_run.parents[1])
+    if words[0] == "import":
+        words[-1] = str(tmp_path / words[-1])
+        Path(words[-1]).write_text("{model: resnet50, opt: sgd, sched: cosine, batch_size: 64}")
     more = {
         "train": ["--runs", str(tmp_path), *SMALL] if "runs/" not in line else [],
         "sweep": ["--dry-run"],
@@ -64,6 +69,16 @@ def test_commands_run(line: str, small_run: Path, capfd: Any, tmp_path: Path) ->
         "rerun": ["--against", str(small_run)],
         "bench": [*SMALL, "--only", "step", "--rounds", "1", "--seconds", "0.05"],
         "pack": [DATA],
+        "find-lr": [
+            *SMALL,
+            "mix=null",
+            "--steps",
+            "60",
+            "--from",
+            "1e-3",
+            "-o",
+            str(tmp_path / "lr.png"),
+        ],
     }.get(words[0], [])
     if "segmentation" in line:  # tests/segmentation train it
         words[0], more = "explain", []

@@ -1,11 +1,8 @@
-"""`vision-tutorial COMMAND …`; with no command: the commands and every registry."""
+"""`vision-tutorial COMMAND …`; with no command: the commands and some examples."""
 
 import importlib
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
-from functools import partial
 
 from . import __version__
 from .core.errors import UserError, run_main, run_process, unknown
@@ -15,18 +12,29 @@ COMMANDS = {
     "train": "train what a recipe says",
     "evaluate": "a checkpoint's numbers on a split",
     "predict": "labels, masks, a submission, pseudo labels",
+    "export": "a run's network as ONNX, TorchScript, safetensors, timm's",
     "explain": "what a recipe means, before anything runs",
+    "find-lr": "a good learning rate, by a short training in which it rises",
     "bench": "how fast a recipe runs here, and beside what",
     "compare": "many runs as one table, honest about noise",
+    "leaderboard": "the best of each person of a class, for each task",
     "sweep": "many points of a recipe, each once: grid, list, greedy stages",
     "reproduce": "the Week-3 table, r0 … r5: in full, or scaled down to a budget",
     "rerun": "a run once more, and whether it came out the same",
     "report": "runs as one HTML page",
     "gallery": "a run's images, right and wrong, for its report",
+    "import": "the recipe that a run of timm's train.py meant",
+    "recipes": "the package's recipes; copy one to begin your own",
+    "components": "losses, optimizers, models, …: what a recipe can name",
     "note": "a remark about a run, kept in its folder",
     "pack": "a data set as mapped files",
     "doctor": "is this machine ready?",
 }
+
+# Where each is, if not in a file of its own name.
+MODULES = {name: f".commands.of_recipes.{name}" for name in ("explain", "recipes", "components")}
+MODULES |= {"train": ".train", "import": ".commands.of_recipes.import_recipe"}
+MODULES |= {"find-lr": ".commands.of_recipes.find_lr"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,32 +60,27 @@ def dispatch(argv: Sequence[str] | None) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise UserError(unknown("command", words[0], COMMANDS))
-    module = ".train" if words[0] == "train" else f".commands.{words[0]}"
+    module = MODULES.get(words[0], f".commands.{words[0]}")
     return importlib.import_module(module, __package__).main(words[1:])
 
 
-def overview() -> str:
-    """The commands, and every registry with each entry's options and what it is."""
-    from .recipe.signatures import static_signatures
+EXAMPLES = {
+    "train recipes/quickstart.yaml": "a first run, a minute",
+    "compare runs": "all runs as one table",
+    "explain r4 epochs=10": "a value changed",
+}
 
+
+def overview() -> str:
+    """The commands and some examples, on one screen."""
+    examples = {f"vision-tutorial {words}": text for words, text in EXAMPLES.items()}
     lines = [
         f"vision-tutorial {__version__}",
-        "",
         "usage: vision-tutorial COMMAND …   (COMMAND --help)",
     ]
-    lines += ["", *(f"  {command:<10} {words}" for command, words in COMMANDS.items())]
-    width = max(60, shutil.get_terminal_size().columns)
-    wrap = partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
-    for name, known in static_signatures().items():
-        lines += ["", name]
-        entries = [(entry.name, entry) for entry in known.entries.values()]
-        count = f"{len(known.outside)} names" if known.outside else "any name"
-        for prefix, entry in known.fallbacks.items():
-            entries.append((f"{prefix}<name>" if prefix else f"<{count} of timm>", entry))
-        for title, entry in entries:
-            title += entry.signature()
-            lines += wrap(title, initial_indent="  ", subsequent_indent="    ")
-            lines += wrap(entry.doc, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    for texts in (COMMANDS, examples):
+        width = max(map(len, texts))
+        lines += ["", *(f"  {name:<{width}}  {text}" for name, text in texts.items())]
     return "\n".join(lines)
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from . import build, checks
+from .classification import label_files
 from .core import registry
+from .core.atomic import read_json
 from .core.errors import UserError
 from .core.sources import Source
 from .core.task import Batch, Task, sampled
@@ -61,6 +63,24 @@ def opened(
         distributed.close()
 
 
+def network_of(run: Path, loaded: Loaded, classes: int, weights: str | Path) -> nn.Module:
+    """The network of a run with its weights (`best`, `last` or a file), on the CPU."""
+    path = weights if isinstance(weights, Path) else weights_path(run, weights)
+    network = build.model(loaded.recipe, classes, weights=False)
+    put_weights(network, load_weights(path, "ema" if loaded.recipe.ema else "model"), path)
+    return network
+
+
+def class_names(run: Path, recipe: Recipe) -> tuple[str, ...]:
+    """The classes that a run learned: those of its table, or of its data set."""
+    file = run / "classes.json"
+    table = read_json(file) if file.is_file() else None
+    names = table.get("class") if isinstance(table, dict) else None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return build.split(recipe, "val").classes
+
+
 def task_of(recipe: Recipe, source: Source, args: argparse.Namespace) -> Task:
     """The task; UserError for options of the command that only masks have."""
     made = build.task(recipe, source.classes)
@@ -85,6 +105,9 @@ class Answer:
     pixels: torch.Tensor | None = None
 
 
+Asked = tuple[Recipe, Source, Distributed]
+
+
 class Predictor:
     """The networks of some runs with their weights, asked as one about `source`."""
 
@@ -101,9 +124,8 @@ class Predictor:
         self.asked = (recipe, source, distributed)
         self.weights = [weights_path(run, args.weights) for run, _ in found]
         self.networks = nn.ModuleList()
-        for (_, loaded), path in zip(found, self.weights, strict=True):
-            network = build.model(loaded.recipe, len(source.classes), weights=False)
-            put_weights(network, load_weights(path, "ema" if loaded.recipe.ema else "model"), path)
+        for (run, loaded), path in zip(found, self.weights, strict=True):
+            network = network_of(run, loaded, len(source.classes), path)
             self.networks.append(build.place_model(loaded.recipe, network, distributed))
             distributed.wrap(self.networks[-1], replicate=False)
         looks = (args.tta, args.window, args.stride, args.ensemble or "soft")
@@ -117,9 +139,10 @@ class Predictor:
         answer = lambda batch: self.forward(batch.images)  # noqa: E731
         return build.evaluation(*given, answer=answer, size=size, refine=refine)
 
-    def answers(self, pixels: bool = False) -> Iterator[Answer]:
-        """What is said of every image, in order; one process. pixels: the images as seen, too."""
-        recipe, source, distributed = self.asked
+    def answers(self, pixels: bool = False, asked: Asked | None = None) -> Iterator[Answer]:
+        """What is said of every image, in order; one process. pixels: the images as seen, too.
+        asked: about another source than the first."""
+        recipe, source, distributed = asked or self.asked
         data = build.eval_pipeline(recipe, source, distributed)
         rounds = data.evaluation(pixels=pixels or self.refine is not None)
         self.networks.eval()
@@ -170,6 +193,15 @@ def scored(
     for name in ("loss", "cross_entropy"):  # a mask says nothing of how sure it is
         del found.metrics[name]
     return found
+
+
+def score_file(recipe: Recipe, source: Source, path: Path, distributed: Distributed) -> float:
+    """The headline metric of a submission's CSV, in per cent: of masks mIoU, of labels top-1."""
+    if source.dense:
+        args = argparse.Namespace(**dict.fromkeys(_FOR_MASKS) | {"submission": path})
+        return scored(recipe, source, args, distributed).metrics["miou"]
+    truth = zip(map(source.key, range(len(source))), source.targets.tolist(), strict=True)
+    return label_files.top1(path, source.classes, truth)
 
 
 def mask_of(probabilities: torch.Tensor, size: tuple[int, int] | None, smooth: bool) -> np.ndarray:

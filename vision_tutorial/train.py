@@ -6,11 +6,13 @@ import logging
 import math
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from .core.atomic import read_json, write_json
@@ -35,7 +37,7 @@ from .recipe.fields import (
     to_plain,
 )
 from .recipe.loading import Loaded, load
-from .runs import records, run_folder, wandb_logger
+from .runs import loggers, records, run_folder
 from .runs.redaction import redact, refuse_secrets
 from .runs.time_breakdown import in_words, shares
 
@@ -73,11 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         restart_in_utf8()
     # flags may stand between overrides
-    return run_main(lambda: train(parser().parse_intermixed_args(argv)))
+    return run_main(lambda: train(parser().parse_intermixed_args(argv))[0])
 
 
-def train(args: argparse.Namespace) -> int:
-    """Check the recipe, find the run folder, train in it, leave a verdict in status.json."""
+def train(args: argparse.Namespace) -> tuple[int, Path]:
+    """Check the recipe, find the run folder, train in it, leave a verdict in status.json; the exit
+    code and the folder."""
     first = os.environ.get("RANK", "0") == "0"  # one of several processes gives notice of things
     logging.getLogger(__package__).setLevel(logging.NOTSET if first else logging.ERROR)
     with _said_once():
@@ -85,6 +88,7 @@ def train(args: argparse.Namespace) -> int:
         loaded, recipe = start.loaded, start.loaded.recipe
         if start.run is None or args.overrides:
             refuse_secrets(to_plain(recipe))
+        loggers.check(recipe)
         # after the recipe is known to be good: this takes seconds
         from . import build, checks, engine
 
@@ -106,7 +110,7 @@ def train(args: argparse.Namespace) -> int:
         distributed.close()
     if distributed.main:
         print_line(f"run: {run}")
-    return code
+    return code, run
 
 
 @contextmanager
@@ -266,7 +270,7 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
         parts = {"train": both.train, "val": both.val}
         left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
         records.start(run, loaded, start.recorded, digests, left_out, progress)
-        tracker = _make_tracker(run, recipe, redact(values), display.say)
+        tracker = loggers.make(run, recipe, redact(values), display.say)
         for row in progress.rows:  # it sends only what it has not sent before
             tracker.log(row)
         recorder = engine.RunRecorder(
@@ -290,6 +294,10 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
         )
     if main:
         summary = engine.summarise(plan, progress, status, recipe.expects, both.chosen_on)
+        if recipe.artifacts and status != "preempted" and progress.rows:
+            from . import artifacts
+
+            artifacts.leave(run, recipe, both, training, recorder.tracker, display.say)
         with stop.listening():  # a signal comes too late now
             _finish_records(run, summary, recorder.tracker, progress.table, code)
         # what limits this training; of an epoch that is under way, its steps so far
@@ -334,7 +342,8 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     status, metric, best, last = (summary[k] for k in ("status", "metric", "best", "last"))
     write_json(run / "summary.json", summary)
     if status == "done" and table:
-        tracker.table("classes", list(table), list(zip(*table.values(), strict=True)))
+        columns = {name: values for name, values in table.items() if name != "confusion"}
+        tracker.table("classes", list(columns), list(zip(*columns.values(), strict=True)))
     flat = {key: summary[key] for key in ("status", "metric", "chosen_on")}
     flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
@@ -349,14 +358,6 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     if status != "done":
         words += f"\ncontinue with: vision-tutorial train {shlex.quote(str(run))}"
     print_line(words)
-
-
-def _make_tracker(run: Path, recipe: Any, config: Any, say: Any) -> Any:
-    """wandb, as the recipe wants it; its id is the run's, so that a resume continues it."""
-    given = recipe.wandb.model_dump() | {"group": recipe.wandb.group or recipe.name}
-    name = f"{recipe.name}-{run.name}"
-    given |= {"name": wandb_logger.fitted(name), "id": wandb_logger.fitted(name, ascii=True)}
-    return wandb_logger.make_tracker(**given, config=config, folder=run, say=say)
 
 
 def _micro_batch(training: Any, recipe: Any) -> int:
@@ -379,6 +380,17 @@ def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"
     )
 
+
+class _Callable(ModuleType):
+    """This module, which `vision_tutorial.train(…)` calls as the function of `api.py`."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from importlib import import_module
+
+        return import_module(".api", __package__).train(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     run_process(main)

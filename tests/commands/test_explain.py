@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vision_tutorial import build
-from vision_tutorial.commands import explain
+from vision_tutorial.commands.of_recipes import explain
 from vision_tutorial.core import registry
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.recipe.fields import Recipe, to_plain
@@ -70,7 +70,8 @@ def test_r4_in_words():
 
 def test_the_first_part_needs_no_torch(tiny):
     program = (
-        "import sys; from vision_tutorial.commands import explain as e; from pathlib import Path; "
+        "import sys; from pathlib import Path; "
+        "from vision_tutorial.commands.of_recipes import explain as e; "
         "l = e.load(Path(sys.argv[1])); k = e.recipe_info(l.recipe); e.print_recipe(l); "
         "print(*e.advice(l.recipe, k)); e.schema(e.static_signatures()); "
         "print(sorted({'torch', 'numpy', 'timm'} & set(sys.modules)))"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from run_folders import make_run
 
-from vision_tutorial.commands import compare, explain, note, report
+from vision_tutorial.commands import compare, note, report
+from vision_tutorial.commands.of_recipes import explain
 from vision_tutorial.core import atomic
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.runs import run_folder

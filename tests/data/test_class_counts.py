@@ -10,7 +10,7 @@ from forked import Ranks
 from PIL import Image
 
 from vision_tutorial import train
-from vision_tutorial.commands import explain
+from vision_tutorial.commands.of_recipes import explain
 from vision_tutorial.core.errors import UserError, all_at_once
 from vision_tutorial.core.sources import ArraySource, FileSource, Source, Subset
 from vision_tutorial.data import class_counts

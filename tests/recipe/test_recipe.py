@@ -318,7 +318,7 @@ optimizer.sgd.lr=0.2 parameter_groups.no_decay_1d=false schedule=cosine schedule
 warmup.epochs=1 cooldown.epochs=1 clip.norm=1 ema.decay=0.5 seed=1 precision=bf16
 deterministic=false channels_last=false compile=true sync_bn=true ddp.static_graph=true shards=2
 threads=1 eval_every=2 eval_batch_size=10 refine=[dense_crf] early_stopping.patience=3
-checkpoint.keep=3 wandb.project=x
+checkpoint.keep=3 artifacts=false loggers=[tensorboard] wandb.project=x
 """.split()
 
 

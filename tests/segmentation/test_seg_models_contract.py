@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vision_tutorial import build
-from vision_tutorial.commands import explain
+from vision_tutorial.commands.of_recipes import explain
 from vision_tutorial.core.errors import UserError
 from vision_tutorial.optim import parameter_groups
 from vision_tutorial.recipe.loading import load

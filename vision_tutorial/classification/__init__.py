@@ -1,3 +1,3 @@
 """Classification track: datasets, networks, metrics."""
 
-from . import airbench, datasets, metrics, models  # noqa: F401  (importing them fills their registries)
+from . import airbench, datasets, metrics, models, tables  # noqa: F401  (importing them fills their registries)

@@ -19,6 +19,7 @@ from ..runs.wandb_reader import PREFIX, project_runs
 from ..tables import comparison, table
 from ..tables.labels import LANGUAGES
 from ..tables.layouts import LAYOUTS, View
+from ..tables.leaderboard import author_of
 from ..tables.table import FORMATS, SUFFIXES, Table
 from . import entry_point
 
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     add("--layout", choices=LAYOUTS, default="generic", help="which table (default: %(default)s)")
     flag("--all", help="every key of the recipes, not only what differs")
     flag("--each", help="a line for each run, not one for all its seeds")
+    add("--by", choices=("author",), help="rows of each person, with the name in front")
     flag("--transpose", help="swap rows and columns")
     add("--sort", metavar="KEY", help="run, best, last, time, created, status, or a recipe's key")
     what = "a spread between seeds, assumed where no run has seeds (CIFAR-100, ResNet-50: 0.4)"
@@ -47,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Print, write or log the table of the runs."""
     runs = _found(args.runs)
-    rows = comparison.rows_of(runs, args.each or args.layout == "runlog")
+    person = partial(author_of, root=Path(args.runs[0])) if args.by else None
+    rows = comparison.rows_of(runs, args.each or args.layout == "runlog", person)
     if args.sort:
         rows = comparison.ordered(rows, args.sort)
     made = LAYOUTS[args.layout](View(rows, args.lang, args.all, args.spread))

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
 
     with inference.opened(found, args) as distributed:
         groups = [found] if args.ensemble else [[one] for one in found]
-        results = [_evaluate_one(group, args, distributed) for group in groups]
+        results = [evaluate_one(group, args, distributed) for group in groups]
     if not distributed.main:
         return 0
     report: dict[str, Any] = {"runs": results}
@@ -68,7 +68,7 @@ def _selected(args: argparse.Namespace) -> list[Path]:
     return [path for path in paths if path not in empty]
 
 
-def _evaluate_one(
+def evaluate_one(
     found: Sequence[tuple[Path, Loaded]], args: argparse.Namespace, distributed: Any
 ) -> dict[str, Any]:
     """Metrics and table of classes of a run, of several as an ensemble, or of a submission."""

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..core.atomic import check_folder, is_stdout, make_folder, read_json, replacing, write_text
+from ..core.atomic import check_folder, is_stdout, make_folder, replacing, write_text
 from ..core.cli_types import add_looks, share
 from ..core.errors import UserError, visible
 from ..core.images import image_size, images_in, no_images, read_image
@@ -108,18 +108,14 @@ def _image_files(given: Sequence[str]) -> _Images:
 
 def _source(run: Path, recipe: Any, images: _Images, skip: bool) -> Any:
     """Images without targets; their classes are those of the run's table, or of its data set."""
-    from .. import build
+    from .. import build, inference
     from ..core.sources import FileSource
 
     root, paths, skipped = images
-    file = run / "classes.json"
-    table = read_json(file) if file.is_file() else None
-    names = table.get("class") if isinstance(table, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        names = build.split(recipe, "val").classes
+    names = inference.class_names(run, recipe)
     dense = build.task(recipe, names).dense
     nothing = np.zeros(len(paths), np.int64)  # nothing counts in the masks of a dense one
-    source = FileSource("images", paths, nothing, tuple(names), dense=dense, root=root)
+    source = FileSource("images", paths, nothing, names, dense=dense, root=root)
     return source.checked("predict", skipped, skip, "--skip-unreadable")
 
 

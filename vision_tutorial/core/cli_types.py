@@ -34,6 +34,17 @@ positive_count = _kind(
 )
 
 
+def looks(**options: Any) -> argparse.Namespace:
+    """The options of `add_looks` with their defaults, some of them given; TypeError for others."""
+    parser = argparse.ArgumentParser()
+    add_looks(parser)
+    made = vars(parser.parse_args([]))
+    extra = {"split", "submission"}  # of `evaluate`
+    if unknown := options.keys() - made.keys() - extra:
+        raise TypeError(f"unknown options {sorted(unknown)}; there are {sorted(made)}")
+    return argparse.Namespace(**made | options)
+
+
 def add_looks(parser: argparse.ArgumentParser) -> None:
     """The options of commands that look at images with trained networks."""
     add = parser.add_argument

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -176,10 +177,12 @@ def no_images(folder: Path, who: str, skipped: Mapping[str, int]) -> UserError:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file whose header was read; whatever is wrong with it is one line."""
+def _opened(path: Path | BytesIO, name: str = "") -> Iterator[Image.Image]:
+    """An image file whose header was read; whatever is wrong with it is one line. name: what it is
+    called, if it lies in memory."""
+    within = isinstance(path, BytesIO)
     try:
-        with Image.open(regular(path), formats=formats()) as image:
+        with Image.open(path if within else regular(path), formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels"
                 raise ValueError(f"{size}, over the {MAX_PIXELS:,} that are read")
@@ -191,15 +194,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
             raise StorageError(f"cannot read {path}: {error.strerror}. Try again.") from error
         if isinstance(error, Image.UnidentifiedImageError):
-            with path.open("rb") as file:
-                start = " ".join(file.read(40).decode("ascii", "replace").split())
+            head = path.getvalue() if within else path.read_bytes()
+            start = " ".join(head[:40].decode("ascii", "replace").split())
             reason = f"none of {', '.join(formats())}" if start else "an empty file"
             if start and start.isascii() and start.isprintable():  # of Git LFS, of a server
                 reason = f"text that begins '{start}'"
-            if path.suffix.lower() in HEIF and "HEIF" not in formats():
+            if not within and path.suffix.lower() in HEIF and "HEIF" not in formats():
                 reason = _HEIC
         problem = f"not a readable image ({reason})"
-        raise UserError(f"{path}: {problem}. Replace or remove it.") from error
+        raise UserError(f"{name or path}: {problem}. Replace or remove it.") from error
 
 
 def image_size(path: Path, upright: bool = True) -> tuple[int, int]:
@@ -209,13 +212,13 @@ def image_size(path: Path, upright: bool = True) -> tuple[int, int]:
         return image.size[::-1] if upright and _orientation(image) >= 5 else image.size
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path | BytesIO, name: str = "") -> Image.Image:
     """Decode the whole file to upright RGB (Pillow's `verify()` would pass half a JPEG).
 
     16 bits become 8, the high ones; float values 0 … 1 become 0 … 255; what is transparent lies on
     white. UserError for other integers and floats, whose range nobody knows.
     """
-    with _opened(path) as image:
+    with _opened(path, name) as image:
         turn = _TURNS.get(_orientation(image))
         made = _rgb(image)
         return made if turn is None else made.transpose(turn)

@@ -174,6 +174,7 @@ class Wandb(Frozen):
     """Where metrics are mirrored; the run folder is the truth."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     project: Annotated[str, AfterValidator(_project)] = "vision-tutorial"
     group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     tags: Annotated[
@@ -245,6 +246,10 @@ class Recipe(Frozen):
     )
     early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointPolicy = CheckpointPolicy()
+    artifacts: bool = _key(True, "Draw curves, a batch, predictions into the run's folder.")
+    loggers: Annotated[tuple[Literal["wandb", "tensorboard"], ...], Field(strict=False)] = _key(
+        ("wandb",), "Where metrics go beside the run folder."
+    )
     wandb: Wandb = Wandb()
 
     @property
@@ -267,7 +272,7 @@ REGISTRY_FIELDS: dict[str, RegistryField] = {
 }
 # Keys that make no other experiment of a recipe.
 UNESSENTIAL = {"name", "expects", "imports", "workers", "threads", "wandb", "checkpoint"}
-UNESSENTIAL |= {"eval_batch_size"}
+UNESSENTIAL |= {"eval_batch_size", "artifacts", "loggers"}
 # A resumed run may differ in these and still be the same run.
 RESUMABLE = UNESSENTIAL | {"epochs", "early_stopping", "refine", "eval_every"}
 
@@ -317,6 +322,7 @@ def changes(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
 # Keys and options that came when there were runs already, and what those did without them.
 LATER = {"invalid": "refuse", "map": None, "image_suffix": "", "mask_suffix": ".png"}
 LATER |= {"skip_unreadable": False, "follow_links": False, "ddp": Ddp().model_dump()}
+LATER |= {"artifacts": True, "loggers": ["wandb"]}
 
 
 def differing(before: Any, after: Any, key: str = "") -> list[str]:

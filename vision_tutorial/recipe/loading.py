@@ -235,12 +235,18 @@ def _merged(files: list[tuple[Path, Document]]) -> Document:
     return merged
 
 
+def package_recipes() -> list[str]:
+    """The names of the package's recipes."""
+    files = (path.relative_to(RECIPES) for path in RECIPES.rglob("*.yaml"))
+    names = [_name(file) for file in files if file.parts[0] != "sweeps"]
+    return sorted(names, key=lambda name: ("/" in name, name))
+
+
 def _missing(path: Path) -> str:
     name = path.name
     known = [p.name for p in path.parent.glob("*.yaml")] if isdir(path.parent) else []
     if not (known and path.suffix):
-        name, files = _name(path), (p.relative_to(RECIPES) for p in RECIPES.rglob("*.yaml"))
-        known = [_name(file) for file in files if file.parts[0] != "sweeps"]
+        name, known = _name(path), package_recipes()
     todo = "give the path of a .yaml file, or the name of one of ours"
     return f"{short(str(path), 120)}: no such recipe; {todo}: {unknown('recipe', name, known)}"
 

@@ -1,6 +1,7 @@
 """What besides the recipe could change the numbers: versions, hardware, threads, commit, data."""
 
 import datetime
+import getpass
 import importlib.metadata
 import os
 import platform
@@ -30,6 +31,7 @@ _ENVIRONMENT = (
 def fingerprint() -> dict[str, Any]:
     """All of it. GPUs and torch's threads only if torch is imported; this never imports it."""
     return {
+        "author": author(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": redact(shlex.join(sys.argv)),
         "versions": {name: _version(name) for name in _PACKAGES},
@@ -47,6 +49,14 @@ def fingerprint() -> dict[str, Any]:
         "torch": _torch(),
         "git": _git(Path(__file__).parents[1]),
     }
+
+
+def author() -> str:
+    """Whose runs these are: VISION_TUTORIAL_AUTHOR, else git's user.name, else the account."""
+    said = os.environ.get("VISION_TUTORIAL_AUTHOR") or output("git", "config", "user.name")
+    with suppress(Exception):  # an account without a name
+        said = said or getpass.getuser()
+    return redact(" ".join((said or "unknown").split())[:60])
 
 
 def _version(package: str) -> str | None:

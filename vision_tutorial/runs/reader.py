@@ -28,7 +28,7 @@ from .run_folder import append_row, json_object, read_rows, recipe_file
 
 NOTES = "notes.jsonl"
 _FILES = ("recipe.yaml", "status.json", "metrics.jsonl", "summary.json", "fingerprint.json")
-_SEARCH_DEPTH = 3  # runs/<recipe>/<id>, and a folder around it
+_SEARCH_DEPTH = 6  # class/<person>/runs/<recipe>/<id>, and some folder around it
 _HEADLINES = ("val/top1", "val/miou")  # of runs that have no summary yet
 _LOWER_IS_BETTER = re.compile(r"(loss|cross_entropy|error)$")
 
@@ -91,6 +91,19 @@ class Run:
     def rows(self) -> list[dict[str, Any]]:
         """metrics.jsonl, a row an epoch; lines that are damaged are left out."""
         return read_rows(self.folder / "metrics.jsonl", strict=False) if self.folder else []
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A row an epoch, as in metrics.jsonl."""
+        return self.rows
+
+    def to_pandas(self) -> Any:
+        """The rows as a DataFrame with the epoch as index. UserError without pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("to_pandas needs the package pandas: pip install pandas.") from error
+        return pandas.DataFrame(self.rows).set_index("epoch")
 
     @cached_property
     def classes(self) -> dict[str, list[Any]]:
@@ -254,7 +267,7 @@ def _status(status: dict[str, Any], fingerprint: dict[str, Any]) -> str:
 def collect(words: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
     """The runs that `words` name, each once, in order; and a line for each that is left out.
 
-    A word is a run folder, a folder that holds run folders (at any of three levels), or a pattern.
+    A word is a run folder, a folder that holds run folders (at any of six levels), or a pattern.
     """
     runs: dict[Path, Run] = {}
     complaints = []

@@ -10,6 +10,7 @@ import json
 import netrc
 import os
 import queue
+import secrets
 import shlex
 import ssl
 import tempfile
@@ -27,6 +28,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from ..core.atomic import make_folder, write_text
 from ..core.errors import UserError, unknown
 
 _BOOKMARK = "sent.json"
@@ -169,6 +171,10 @@ class Tracker:
         """Send a table, say of every class and its accuracy."""
         data = [list(row) for row in rows]
         self._put(lambda run: run.log({name: self._wandb.Table(columns=list(columns), data=data)}))
+
+    def image(self, name: str, pixels: Any) -> None:
+        """Send an image uint8 (H, W, 3)."""
+        self._put(lambda run: run.log({name: self._wandb.Image(pixels)}))
 
     def report(self, title: str, markdown: str) -> None:
         """Make a Report of wandb's, a page for people, where there is a server that takes it."""
@@ -320,13 +326,26 @@ def fitted(name: str, ascii: bool = False) -> str:
     return f"{kept[:119]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def run_id(run: Path, name: str) -> str:
+    """The id of a run folder at wandb, drawn once and kept there: in a project that a class shares,
+    two runs of one name are two runs. Of a run that was sent before ids were drawn: its name."""
+    kept, sent = run / "wandb" / "id", run / "wandb" / _BOOKMARK
+    with suppress(OSError):
+        return kept.read_text("utf-8").strip()
+    found = f"{fitted(name, ascii=True)[:119]}-{secrets.token_hex(4)}"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = str(json.loads(sent.read_text("utf-8"))["run"])
+    write_text(make_folder(kept.parent) / "id", f"{found}\n")
+    return found
+
+
 def make_tracker(mode: str, *, folder: Path, say: Callable[[str], None], **run: Any) -> Tracker:
     """The tracker for a run; call it on rank 0 only, and again with the same `id` at a resume.
 
-    `run`: `project`, `name`, `id`, `config`, `tags`, `group`, `notes`, of `wandb.init`. `mode` auto
-    follows WANDB_DISABLED, WANDB_MODE and wandb's settings, else it is online if there is a key and
-    the server answers, else offline. `config` must be free of secrets. Raises UserError for an
-    unknown mode.
+    `run`: `entity`, `project`, `name`, `id`, `config`, `tags`, `group`, `notes`, of `wandb.init`.
+    `mode` auto follows WANDB_DISABLED, WANDB_MODE and wandb's settings, else it is online if there
+    is a key and the server answers, else offline. `config` must be free of secrets. UserError for
+    an unknown mode.
     """
     if mode not in _MODES:
         raise UserError(unknown("wandb mode", mode, _MODES))

@@ -1,8 +1,8 @@
 """Runs beside each other: seeds as one row, parents, differences and what is noise in them."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -92,8 +92,19 @@ def _sample(values: Iterable[float | None]) -> Sample | None:
     return Sample(known) if known else None
 
 
-def rows_of(runs: Sequence[Run], each: bool = False) -> list[Row]:
-    """Finished runs that differ in their seed alone as one row, every other run as its own."""
+def rows_of(
+    runs: Sequence[Run], each: bool = False, of: Callable[[Run], str] | None = None
+) -> list[Row]:
+    """Finished runs that differ in their seed alone as one row, every other run as its own.
+
+    of: whose a run is; then each person has rows of their own, with their name in front.
+    """
+    if of:
+        by_person: dict[str, list[Run]] = {}
+        for run in runs:
+            by_person.setdefault(of(run), []).append(run)
+        made = [(who, row) for who in sorted(by_person) for row in rows_of(by_person[who], each)]
+        return [replace(row, label=f"{who}: {row.label}") for who, row in made]
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         alone = each or run.status != "done" or run.best is None

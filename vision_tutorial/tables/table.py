@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TextIO
 
@@ -197,7 +197,7 @@ def _latex_text(text: str) -> str:
 
 _PAGE = """<!doctype html>
 <html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>compare</title>
+<title>vision_tutorial</title>
 <style>body {{ font: 15px sans-serif; margin: 2em }} table {{ border-collapse: collapse }}
 th, td {{ padding: .3em .7em; border-bottom: 1px solid #8888; text-align: left }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums }}
@@ -208,7 +208,9 @@ th, td {{ padding: .3em .7em; border-bottom: 1px solid #8888; text-align: left }
 """
 
 
-def _html_page(table: Table) -> str:
+def html_table(table: Table) -> str:
+    """The table and its notes as a piece of HTML."""
+
     def cells(tag: str, texts: Iterable[str]) -> str:
         pairs = zip(kinds, texts, strict=True)
         return "".join(f"<{tag}{kind}>{_html(text)}</{tag}>" for kind, text in pairs)
@@ -217,7 +219,11 @@ def _html_page(table: Table) -> str:
     lines = ["<table>", f"<thead><tr>{cells('th', (c.title for c in table.columns))}</tr></thead>"]
     lines += ["<tbody>", *(f"<tr>{cells('td', row)}</tr>" for row in table.texts()), "</tbody>"]
     lines += ["</table>", *(f"<p>{_html(note)}</p>" for note in table.notes)]
-    return _PAGE.format(body="\n".join(lines))
+    return "\n".join(lines)
+
+
+def _html_page(table: Table) -> str:
+    return _PAGE.format(body=html_table(table))
 
 
 def _html(text: str) -> str:
@@ -257,4 +263,20 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "html": _html_page,
     "json": _json_text,
 }
+
+
+def several(tables: Mapping[str, Table], form: str) -> str:
+    """Tables under their names, in one text of a format."""
+    if form == "html":
+        parts = (f"<h2>{_html(name)}</h2>\n{html_table(one)}" for name, one in tables.items())
+        return _PAGE.format(body="\n".join(parts))
+    if form == "json":
+        return json.dumps(
+            {clean(n): json.loads(_json_text(t)) for n, t in tables.items()}, indent=2
+        )
+    head = {"markdown": "## {}\n\n"}.get(form, "{}\n")
+    parts = (head.format(clean(name)) + FORMATS[form](one) for name, one in tables.items())
+    return "\n".join(parts)
+
+
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}

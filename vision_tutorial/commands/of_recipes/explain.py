@@ -11,16 +11,16 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from ..core.cli_types import positive_count
-from ..core.errors import UserError, short, shown
-from ..recipe.advice import Advice, advice
-from ..recipe.fields import Recipe, changes, to_plain, to_yaml
-from ..recipe.loading import Loaded, load
-from ..recipe.recipe_info import RecipeInfo, recipe_info
-from ..recipe.schema import schema
-from ..recipe.signatures import static_signatures
-from ..runs.run_folder import recipe_file
-from . import entry_point
+from ...core.cli_types import positive_count
+from ...core.errors import UserError, short, shown
+from ...recipe.advice import Advice, advice
+from ...recipe.fields import Recipe, changes, to_plain, to_yaml
+from ...recipe.loading import Loaded, load
+from ...recipe.recipe_info import RecipeInfo, recipe_info
+from ...recipe.schema import schema
+from ...recipe.signatures import static_signatures
+from ...runs.run_folder import recipe_file
+from .. import entry_point
 
 WIDTH, INDENT = 79, 12
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -78,10 +78,10 @@ def _built(
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from .. import build, checks
-    from ..data.loader import describe_path
-    from ..engine.profiling import cost
-    from ..losses import copies
+    from ... import build, checks
+    from ...data.loader import describe_path
+    from ...engine.profiling import cost
+    from ...losses import copies
 
     recipe, items, gpu, macs = loaded.recipe, [], torch.cuda.is_available(), None
     seen: list[str] = []
@@ -131,7 +131,7 @@ def _built(
 
 def _read(recipe: Recipe, info: RecipeInfo) -> tuple[RecipeInfo, list[str], list[Advice]]:
     """What the data says: the number of images, its classes; or why it cannot be trained on."""
-    from .. import build
+    from ... import build
 
     try:
         both = build.data(recipe)

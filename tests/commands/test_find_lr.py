@@ -1,0 +1,32 @@
+"""`find-lr`: the lr at which a loss falls fastest, on known curves and for real."""
+
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small_runs import DEBUG, shapes
+
+from vision_tutorial.commands.of_recipes import find_lr
+
+
+def test_the_steepest_place_of_a_known_curve() -> None:
+    lrs = [10 ** (-5 + 0.06 * step) for step in range(100)]
+    losses = [4 - 3 / (1 + math.exp(-4 * (math.log10(lr) + 2))) + 20 * lr**3 for lr in lrs]
+    assert find_lr.steepest(lrs, losses) == pytest.approx(0.01, rel=0.15)
+    assert find_lr.steepest(lrs, sorted(losses)) is None, "it falls nowhere"
+
+
+def test_the_running_mean_begins_at_the_first_value() -> None:
+    assert find_lr.smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0] * 3)
+    assert find_lr.smoothed([1.0, 0.0])[1] == pytest.approx(0.9 * 0.1 / 0.19)
+
+
+def test_a_real_test(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    plot = tmp_path / "lr.png"
+    words = [*DEBUG, shapes(), "--steps", "40", "-o", str(plot)]
+    assert find_lr.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "the loss falls fastest at lr" in shown and "optimizer." in shown
+    assert Image.open(plot).size[0] > 300
+    assert find_lr.main([*words, "--from", "1", "--to", "0.1"]) == 2

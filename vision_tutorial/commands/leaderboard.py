@@ -1,0 +1,99 @@
+"""The best of each person, a table for each task. Run it again for the newest state."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.atomic import write_text
+from ..core.cli_types import looks
+from ..core.errors import UserError
+from ..recipe.fields import Recipe
+from ..recipe.loading import load
+from ..runs.reader import collect
+from ..runs.seed_statistics import Sample
+from ..tables import leaderboard, table
+from ..tables.leaderboard import BoardEntry
+from . import entry_point
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="vision-tutorial leaderboard",
+        description=__doc__,
+        epilog="A person is who a run says it is of (VISION_TUTORIAL_AUTHOR, else git's user.name, "
+        "else the account), else the folder below DIR.",
+    )
+    add = made.add_argument
+    add("folder", metavar="DIR", type=Path, help="of the class, with a folder for each person")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write a page (.html), or .md, .csv, .json",
+    )
+    text = "score the CSV files in each person's folder, too, by this recipe's data"
+    add("--score", metavar="RECIPE", help=text)
+    add("--split", choices=("val", "test"), default="test", help="of it (default: %(default)s)")
+    return made
+
+
+@entry_point(parser)
+def main(args: argparse.Namespace) -> int:
+    """Print or write the tables."""
+    runs, complaints = collect([args.folder])
+    scored, more = _scored(args) if args.score else ([], [])
+    for line in (*complaints, *more):
+        print(line, file=sys.stderr)
+    found = leaderboard.boards(runs, args.folder, scored)
+    if not found:
+        raise UserError(f"no finished run in {args.folder}; name the folder of the class.")
+    if args.output:
+        form = table.SUFFIXES.get(args.output.suffix)
+        if form is None:
+            known = ", ".join(table.SUFFIXES)
+            raise UserError(f"{args.output}: its ending says no format; there are {known}.")
+        write_text(args.output, table.several(found, form))
+        print(f"{len(found)} task{'s' * (len(found) > 1)}: {args.output}")
+        return 0
+    for number, (name, board) in enumerate(found.items()):
+        print("\n" * (number > 0) + table.clean(name))
+        table.terminal(board, sys.stdout)
+    return 0
+
+
+def _scored(args: argparse.Namespace) -> tuple[list[tuple[str, BoardEntry]], list[str]]:
+    """Each person's best CSV; and a line for each that cannot be scored."""
+    loaded = load(args.score)
+    from .. import inference  # after the recipe is known to be good
+
+    with inference.opened([(loaded.path, loaded)], looks()) as distributed:
+        return _scores(args, loaded.recipe, distributed)
+
+
+def _scores(args: argparse.Namespace, recipe: Recipe, distributed: Any) -> tuple[list, list[str]]:
+    from .. import build, inference
+
+    source = build.split(recipe, args.split, distributed)
+    task = f"{recipe.dataset.name}: submissions, {args.split}"
+    best: dict[str, BoardEntry] = {}
+    complaints = []
+    for path in sorted(args.folder.rglob("*.csv")):
+        inside: Sequence[str] = path.relative_to(args.folder).parts
+        if path.name == "metrics.csv" or len(inside) < 2:
+            continue
+        try:
+            value: Any = inference.score_file(recipe, source, path, distributed)
+        except UserError as error:
+            complaints.append(f"not scored: {error}")
+            continue
+        old = best.get(inside[0])
+        if old is None or value > old.score.mean:
+            count = 1 + (old.runs if old else 0)
+            best[inside[0]] = BoardEntry(inside[0], Sample((value,)), "/".join(inside[1:]), count)
+        else:
+            best[inside[0]] = old._replace(runs=old.runs + 1)
+    return [(task, entry) for entry in best.values()], complaints
