@@ -142,7 +142,8 @@ def test_wandb_offline_holds_metrics_jsonl_row_by_row(tmp_path: Path) -> None:
     assert any("classes/nrows" in row or "nrows" in str(row) for row in logged), "the class table"
     (begun,) = [record.run for record in read(run) if record.HasField("run")]
     config = {item.key: json.loads(item.value_json) for item in begun.config.update}
-    assert config["epochs"] == 2 and begun.run_id == f"debug-{run.name}"
+    assert config["epochs"] == 2 and begun.run_id == (run / "wandb" / "id").read_text().strip()
+    assert begun.run_id.startswith(f"debug-{run.name}-")
 
 
 PLUGIN = '''from torch import OutOfMemoryError

@@ -18,6 +18,7 @@ from vision_tutorial.benchmarking.child import in_child
 from vision_tutorial.core import stopping
 from vision_tutorial.core.atomic import read_json
 from vision_tutorial.core.errors import ExitCode, run_main
+from vision_tutorial.runs import loggers
 
 FAST = [*DEBUG, shapes(), "epochs=2"]
 
@@ -58,7 +59,7 @@ def stopped_at(tmp_path, owner, name, *numbers, patch=None):
     "owner, name, number, verdict",
     [
         (build, "data", signal.SIGTERM, "preempted"),
-        (train, "_make_tracker", signal.SIGINT, "preempted"),
+        (loggers, "make", signal.SIGINT, "preempted"),
         (checks, "try_out", signal.SIGHUP, "preempted"),
         (train, "_finish_records", signal.SIGTERM, "done"),
     ],
@@ -89,7 +90,7 @@ def test_a_second_signal_and_a_deaf_process_end_with_a_verdict_too(tmp_path, how
         code, status = stopped_at(tmp_path, loop, "take_step", patch=slow)
     else:
         monkeypatch.setattr(stopping, "DEAF", 1.0)
-        code, status = stopped_at(tmp_path, train, "_make_tracker", patch=deaf)
+        code, status = stopped_at(tmp_path, loggers, "make", patch=deaf)
     assert code == 143 and status["status"] == "preempted" and status["exit_code"] == 143
 
 

@@ -82,9 +82,9 @@ def test_words_are_folders_patterns_and_parents(tmp_path: Path) -> None:
 
 def test_each_folder_that_is_none_gets_one_line(tmp_path: Path) -> None:
     good = make_run(tmp_path)
-    for name in ("empty", "debug/foreign", "deep/a/b/c"):
+    for name in ("empty", "debug/foreign", "deep/a/b/c/d/e/f"):
         (tmp_path / name).mkdir(parents=True)
-    make_run(tmp_path / "far" / "a" / "b")
+    make_run(tmp_path / "far" / "a" / "b" / "c" / "d" / "e")
     (tmp_path / "a file").write_text("x")
     found, complaints = reader.collect([tmp_path, tmp_path / "a file", tmp_path / "none*", "no\0"])
     assert [run.folder for run in found] == [good]
