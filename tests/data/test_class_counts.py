@@ -246,7 +246,7 @@ def test_explain_shows_what_is_in_the_data(tmp_path, capsys):
     assert explain.main(words(root)) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "the data cannot be trained on. Why: mask_folder, val: all pixels are void" in shown
-    assert "x 1 steps = 1 steps (4 images of mask_folder)" in shown
+    assert "x 1 step = 1 step (4 images of mask_folder)" in shown
 
 
 def test_long_counting_is_kept_until_a_mask_changes(tmp_path, monkeypatch):

@@ -93,6 +93,12 @@ def some(names: Sequence[str], count: int | None = None, apart: str = ", ") -> s
     return apart.join([*names[:LISTED], *more])
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 epoch", "1,000 epochs", "2 classes"."""
+    many = what + ("es" if what.endswith(("s", "batch")) else "s")
+    return f"{number:,} {what if number == 1 else many}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str], most: int = 400) -> str:
     """One line for a name nobody has: the nearest valid name, and the list.
 

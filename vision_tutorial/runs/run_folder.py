@@ -103,13 +103,14 @@ def check_name(kind: str, name: str) -> str:
 
 
 def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
-    """Make `root/recipe_name/id`; without an id one from the clock (UTC), so that ids sort by time.
+    """Make `root/recipe_name/id`; without an id one from the clock, so that ids sort by time.
 
     Two processes that ask at the same moment get two folders.
     """
     folder = check_folder(Path(root)) / check_name("recipe", recipe_name)
     while True:
-        run = folder / check_name("run", _now().strftime("%Y%m%d-%H%M%S-%f") if id is None else id)
+        clock = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+        run = folder / check_name("run", clock if id is None else id)
         with storage(run):
             make_folder(folder)
             try:

@@ -1,0 +1,119 @@
+"""The words of a command: its options, and `key=value` for values of its recipe."""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from os.path import exists
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..core.errors import UserError, unknown
+from .fields import to_plain
+from .loading import load, package_recipes, recipe_path
+from .synonyms import advised
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
+_COMPLETE = "_vision_tutorial_recipe"  # a function of the shell
+_OPTION = re.compile(r"--?[A-Za-z][^ ]*$")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with one line for a mistake; an option that is unknown is named before a word
+    that is missing, and with what to write where it is a value of the recipe."""
+
+    takes_overrides = False
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """The words of the command; overrides given as `--set` are put to the others."""
+        words = list(sys.argv[1:] if args is None else args)
+        self._refuse_unknown(words)
+        made = super().parse_intermixed_args(words, namespace)
+        if self.takes_overrides and hasattr(made, "overrides"):
+            made.overrides = [*made.set, *made.overrides]
+        elif self.takes_overrides:
+            given = [word for word in made.runs if is_override(word)]
+            made.set = [*made.set, *given]
+            made.runs = [word for word in made.runs if word not in given]
+            if not made.runs:
+                self.error("the following arguments are required: RUN")
+        return made
+
+    def error(self, message: str) -> NoReturn:
+        """A UserError in place of argparse's lines and exit."""
+        text = message.replace(", key.sub=value", "").replace("the following arguments are ", "")
+        text = re.sub(r"^required: (.*)", r"\1 is missing", text)
+        todo = "" if text.startswith("argument ") else f"; `{self.prog} --help` shows how"
+        raise UserError(f"{self.prog}: {text.removeprefix('argument ')}{todo}.")
+
+    def _refuse_unknown(self, words: Sequence[str]) -> None:
+        known = self._option_string_actions
+        for number, word in enumerate(words):
+            if word == "--":
+                return
+            name, equals, value = word.partition("=")
+            begins = name if word[:2] == "--" else name[:2]  # -ofile, but --output=file
+            if not _OPTION.match(name) or any(option.startswith(begins) for option in known):
+                continue
+            if not equals and (following := words[number + 1 : number + 2]):
+                value = following[0] * (following[0][0:1] != "-" and not is_override(following[0]))
+            text = unknown("option", name, [option for option in known if option[:2] == "--"])
+            if self.takes_overrides and (todo := advised(name.lstrip("-"), value, _recipe(words))):
+                dashes = "values of the recipe stand without dashes: "
+                text = f"no option {name}; {dashes * todo.startswith('write ')}{todo}."
+            raise UserError(f"{self.prog}: {text}")
+
+
+def add_overrides(parser: Parser, text: str = "", among_runs: bool = False) -> None:
+    """Let the command change its recipe: `key.sub=value`, or `--set key.sub=value`, which was once
+    the only form of some. among_runs: they stand among its runs, else in a list of their own."""
+    parser.takes_overrides = True
+    add, metavar = parser.add_argument, "key.sub=value"
+    if not among_runs:
+        add("overrides", nargs="*", metavar=metavar, help=text or "set one value of the recipe")
+    add("--set", action="append", default=[], metavar=metavar, help="the same, as an option")
+
+
+def completion(shell: str, parsers: Mapping[str, argparse.ArgumentParser]) -> str:
+    """A script by which `shell` (bash, zsh) completes commands, options, recipes, files.
+
+    parsers: of each command. UserError for another shell.
+    """
+    import shtab
+
+    names = " ".join(package_recipes())
+    preamble = {
+        "bash": f'{_COMPLETE}() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}',
+        "zsh": f"{_COMPLETE}() {{ compadd -- {names}; _files; }}",
+    }
+    if shell not in preamble:
+        raise UserError(f"--print-completion: {unknown('shell', shell, preamble)}")
+    whole = argparse.ArgumentParser(prog="vision-tutorial")
+    commands = whole.add_subparsers()
+    kinds = {"recipe": dict.fromkeys(preamble, _COMPLETE), "sweep": shtab.FILE, "file": shtab.FILE}
+    kinds |= {"runs": shtab.DIRECTORY, "run": shtab.DIRECTORY, "output": shtab.FILE}
+    for name, parser in parsers.items():
+        text = parser.description and parser.description.partition(".")[0]
+        one = commands.add_parser(name, parents=[parser], add_help=False, help=text)
+        for action in one._actions:
+            if action.dest in kinds and action.choices is None:
+                action.complete = kinds[action.dest]
+    return shtab.complete(whole, shell, preamble=preamble)
+
+
+def is_override(word: str) -> bool:
+    """Whether a word is `key.sub=value`, and no file's name."""
+    return bool(_OVERRIDE.match(word)) and not exists(word)
+
+
+def _recipe(words: Sequence[str]) -> dict[str, Any]:
+    """The plain values of the first recipe or run among the words; {} if there is none."""
+    pairs = (word.split("=", 1) for word in words if is_override(word))
+    named = {key: value for key, value in pairs if value.isidentifier()}  # such as optimizer=adamw
+    for word in words:
+        folder = Path(word)
+        with suppress(UserError, OSError, ValueError):
+            file = folder / "recipe.yaml" if folder.is_dir() else recipe_path(word)
+            return to_plain(load(file).recipe) | named
+    return named
