@@ -86,7 +86,7 @@ def test_an_unknown_option_is_named_before_a_missing_word(command, capsys) -> No
     parser = importlib.import_module(place, "vision_tutorial").parser()
     needed = any(action.required and action.nargs != "*" for action in parser._actions)
     if needed:
-        assert "is missing; `vision-tutorial" in line(capsys, command)
+        assert f"is missing; write vision-tutorial {command} " in line(capsys, command)
 
 
 def test_overrides_are_positional_and_set_is_another_spelling(tmp_path, monkeypatch) -> None:

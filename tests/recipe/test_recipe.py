@@ -227,7 +227,11 @@ def test_an_override_touches_neither_the_base_nor_the_lines_of_other_options(wri
 
 
 BAD_OVERRIDES = {
-    "epochs": "command line (epochs): no override; write key=value or key.sub=value, without",
+    "epochs": "command line (epochs): no override; write epochs=…, without spaces.",
+    "sede": "command line (sede): no override; write key=value or key.sub=value, without",
+    "data=cifar10": "a data set is named so: dataset=cifar10.",
+    "dataset=a/b": "is named so: dataset='{image_folder: {root: a/b}}'.",
+    "optimizer.lr=1": "is 'sgd' here; write optimizer.sgd.lr=… for an option of it.",
     "epoch=3": "(epoch=3): no key called 'epoch'; write epochs=3.",
     "epochs.x=3": "nothing can be set below 3.",
     "epochs=[": "command line (epochs=[):1: not valid YAML",

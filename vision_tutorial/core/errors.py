@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,7 +106,8 @@ def unknown(kind: str, name: str, known: Iterable[str], most: int = 400) -> str:
     Of a list longer than `most` letters only the near names are shown.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name[:64], known, n=12, cutoff=0.5)
+    matched = partial(difflib.get_close_matches, possibilities=known, n=12, cutoff=0.5)
+    near = matched(name[:64]) or matched(name[:64].lower())
     hint = f"; did you mean '{near[0]}'?" if near else "."
     listed = ", ".join(known)
     if len(listed) <= most:

@@ -43,9 +43,25 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """A UserError in place of argparse's lines and exit."""
         text = message.replace(", key.sub=value", "").replace("the following arguments are ", "")
-        text = re.sub(r"^required: (.*)", r"\1 is missing", text)
-        todo = "" if text.startswith("argument ") else f"; `{self.prog} --help` shows how"
-        raise UserError(f"{self.prog}: {text.removeprefix('argument ')}{todo}.")
+        if found := re.fullmatch(r"required: (.*)|one of the arguments (.*) is required", text):
+            what = found[1] or found[2].replace(" ", " or ")
+            text = f"{what} is missing; write {self.prog} {self._written()}"
+        raise UserError(f"{self.prog}: {text.removeprefix('argument ')}.")
+
+    def _written(self) -> str:
+        """The words that are needed, and those that may be there without a dash."""
+        words = []
+        for action in self._actions:
+            name = str(action.metavar or "|".join(action.choices or [action.dest.upper()]))
+            many = " …" * (action.nargs in ("*", "+"))
+            if not action.option_strings:
+                words += [f"[{name}{many}]" if action.nargs in ("*", "?") else name + many]
+            elif action.required:
+                words += [f"{action.option_strings[-1]} {name}"]
+        for group in self._mutually_exclusive_groups:
+            if group.required:
+                words += ["|".join(action.option_strings[0] for action in group._group_actions)]
+        return " ".join(words)
 
     def _refuse_unknown(self, words: Sequence[str]) -> None:
         known = self._option_string_actions
@@ -59,6 +75,8 @@ class Parser(argparse.ArgumentParser):
             if not equals and (following := words[number + 1 : number + 2]):
                 value = following[0] * (following[0][0:1] != "-" and not is_override(following[0]))
             text = unknown("option", name, [option for option in known if option[:2] == "--"])
+            if name[1] != "-":  # a letter is near to everything
+                text = re.sub(r"; did you mean '.*?'\?", ".", text)
             if self.takes_overrides and (todo := advised(name.lstrip("-"), value, _recipe(words))):
                 dashes = "values of the recipe stand without dashes: "
                 text = f"no option {name}; {dashes * todo.startswith('write ')}{todo}."

@@ -73,8 +73,9 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
         path_of_key, equals, value = text.partition("=")
         name = f"{COMMAND_LINE} ({short(text, 50)})"
         if not equals or not all(part.strip() for part in path_of_key.split(".")):
-            todo = "write key=value or key.sub=value, without spaces"
-            raise UserError(f"{name}: no override; {todo}.")
+            todo = advised(text.strip(" =:"), "", document.values)
+            todo = todo or "write key=value or key.sub=value"
+            raise UserError(f"{name}: no override; {todo}, without spaces.")
         _assign(document, path_of_key, parse_value(value, name), name)
     recipe, imports = typed(document, path)
     if recipe.expects and not any(re.match(r"\s*expects\b", text) for text in overrides):
@@ -302,6 +303,11 @@ def _assign(document: Document, path: str, value: Any, name: str) -> None:
     key, *rest = (part.strip() for part in path.split("."))
     if key not in Recipe.model_fields:
         raise UserError(f"{name}: {_no_key(key, written(value), document.values)}")
+    if not rest and key in ("data", "dataset") and isinstance(value, str):
+        if "/" in value:
+            value = f"'{{image_folder: {{root: {value}}}}}'"
+        if "/" in value or key == "data":
+            raise UserError(f"{name}: a data set is named so: dataset={value}.")
     current, mark = document.values.get(key), REGISTRY_FIELDS.get(key)
     if rest and mark:
         if current is None and mark.form == "weighted_sum":
@@ -310,10 +316,10 @@ def _assign(document: Document, path: str, value: Any, name: str) -> None:
         current = grammar.opened(current, mark.form)
         if mark.form == "choice" and isinstance(current, dict) and not _prefix(current, rest):
             now = next(iter(current), "nothing")
-            raise UserError(
-                f"{name}: {key} is '{now}' here; write {key}.{now}.{rest[-1]}=… for an option of "
-                f"it, or {key}={rest[0]} for another {key}."
-            )
+            text = f"{key} is '{now}' here; write {key}.{now}.{rest[-1]}=… for an option of it"
+            if rest[1:]:
+                text += f", or '{key}={{{rest[0]}: {{{rest[-1]}: …}}}}' for another {key}"
+            raise UserError(f"{name}: {text}.")
     new, at = _set(current, rest, value, name)
     document.values = {**document.values, key: new}
     at = (key, *at)

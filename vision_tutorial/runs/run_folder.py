@@ -28,7 +28,7 @@ from ..core.atomic import (
     write_json,
     write_text,
 )
-from ..core.errors import UserError, short, shown
+from ..core.errors import UserError, counted, short, shown
 from ..core.folders import STARTED_IN
 from ..core.names import checked_name
 
@@ -133,7 +133,10 @@ def check_free(run: Path) -> None:
 def recipe_file(run: Path) -> Path:
     """The recipe of a run folder."""
     if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run}: no run folder; give one that `train` made (it prints `run: …`).")
+        todo = "give one that `train` made (it prints `run: …`)"
+        if inner := sorted(run.glob("*/recipe.yaml")):
+            todo = f"it holds {counted(len(inner), 'run')}, such as {inner[-1].parent}"
+        raise UserError(f"{run}: no run folder; {todo}.")
     with suppress(UserError):
         where = json_object(run / "fingerprint.json").get("folder")
         if isinstance(where, str):

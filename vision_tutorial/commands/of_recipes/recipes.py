@@ -15,7 +15,7 @@ def parser() -> Parser:
     """The command line."""
     made = Parser(prog="vision-tutorial recipes", description=__doc__)
     add = made.add_argument
-    add("what", nargs="?", choices=("copy",), help="begin your own with a copy")
+    add("what", nargs="?", choices=("list", "copy"), help="copy: begin your own")
     add("name", nargs="?", help="of the recipe, such as r4 or segmentation/camvid")
     add("folder", nargs="?", default=".", metavar="DIR", help="default: here")
     return made
