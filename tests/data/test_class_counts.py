@@ -149,7 +149,7 @@ def test_shares():
     )
     assert said(labels("00011"), labels("01"))[:2] == [
         "train: 2 classes, from 2 images ('cat') to 3 images ('ground')",
-        "val: 2 classes, 1 images each",
+        "val: 2 classes, 1 image each",
     ]
 
 

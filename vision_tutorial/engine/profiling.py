@@ -96,9 +96,10 @@ def layers(model: nn.Module, image_size: int | tuple[int, int]) -> list[Layer]:
     with FlopCounterMode(display=False) as counter:
         weightless(image)
     names = {module: name for name, module in weightless.named_modules()}
-    rows, seen = [], set[int]()
+    rows, seen, originals = [], set[int](), dict(model.named_modules())
     for module in [*shapes, *(module for module in names if module not in shapes)]:
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        mine = originals[names[module]].parameters(recurse=False)  # a copy's are tied no more
+        own = [p for p in mine if id(p) not in seen]
         seen.update(map(id, own))
         size = sum(p.numel() for p in own)
         macs = flops[module] // 2  # one MAC is a multiplication and an addition
