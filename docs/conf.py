@@ -15,6 +15,7 @@ copyright = "the vision class"
 extensions = ["myst_parser"]
 myst_fence_as_directive = ["math"]  # what GitHub also draws as a formula
 myst_heading_anchors = 4
+smartquotes = False  # --option stays two hyphens
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["style.css"]
@@ -41,6 +42,12 @@ def raise_skip(writer: Any, html: str) -> None:
     raise SkipNode
 
 
+def in_its_language(app: Any, page: str, template: str, context: dict, tree: Any) -> None:
+    """Korean pages say that they are: browsers choose fonts and voices by it."""
+    context["language"] = "ko" if page.startswith("ko/") else "en"
+
+
 def setup(app: Any) -> None:
     """Formulas become MathML when the site is built: browsers set it without a script."""
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    app.connect("html-page-context", in_its_language)

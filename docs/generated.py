@@ -50,7 +50,8 @@ def commands() -> str:
     """The page that lists the commands."""
     found = examples()
     rows = ([f"[{name}](commands/{name}.md)", found[name][1]] for name in COMMANDS)
-    lines = ["# Commands", "", "`vision-tutorial` alone lists them too.", ""]
+    lines = ["# Commands", "", "[한국어](ko/commands.md)", ""]
+    lines += ["`vision-tutorial` alone lists them too.", ""]
     lines += table(["command", "what it does"], rows)
     lines += ["", "```{toctree}", ":hidden:", "", *(f"commands/{name}" for name in COMMANDS), "```"]
     return "\n".join([*lines, ""])

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -283,6 +284,31 @@ def test_the_site_fetches_nothing(site: Path) -> None:
     assert "Search.setIndex(" in (site / "searchindex.js").read_text("utf-8")[:100]  # from disk
     (recipe,) = site.glob("_downloads/*/r1.yaml")
     assert recipe.parent.name in (site / "techniques" / "momentum.html").read_text("utf-8")
+
+
+def test_the_site_is_searched_from_disk(site: Path) -> None:
+    """In Chromium, without a network: English and Korean words, in the dark, on a phone."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium here")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=arguments)
+        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for word, first in {"momentum": "Momentum", "모멘텀": "모멘텀"}.items():
+            page.goto(f"{(site / 'search.html').as_uri()}?q={word}")
+            assert page.locator("#search-results li a").first.inner_text() == first
+        page.goto((site / "techniques" / "warmup-cosine.html").as_uri())
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 150
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        fonts = "[...document.fonts].map(font => font.family + ' ' + font.status).join()"
+        assert "STIX Two Math" in page.evaluate(fonts) and "loaded" in page.evaluate(fonts)
+        assert asked and all(url.startswith(("file:", "data:")) for url in asked)
+        browser.close()
 
 
 def test_formulas_are_whole(site: Path) -> None:
