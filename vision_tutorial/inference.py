@@ -49,7 +49,7 @@ def opened(
         for key in _SEEN_ALIKE if args.ensemble else ("precision", "threads"):
             if getattr(loaded.recipe, key) != getattr(first, key):
                 raise UserError(
-                    f"{run}: its '{key}' is not that of the first run; change it to that (--set), "
+                    f"{run}: its '{key}' is not that of the first run; change it ({key}=…), "
                     "or name this run alone."
                 )
         build.import_files(loaded.imports, args.trust_imports)

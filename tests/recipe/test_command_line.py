@@ -91,15 +91,18 @@ def test_an_unknown_option_is_named_before_a_missing_word(command, capsys) -> No
 
 def test_overrides_are_positional_and_set_is_another_spelling(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["r1", "epochs=3", "--set", "seed=4", "--world", "2", "batch_size=64"]
-    assert explain.parser().parse_intermixed_args(words).overrides == [
-        *("seed=4", "epochs=3", "batch_size=64")
-    ]
+    words = ["r1", "epochs=3", "--set", "seed=4", "--world", "2", "batch_size=64", "--set=ema=null"]
+    found = explain.parser().parse_intermixed_args(words).overrides
+    assert found == ["seed=4", "ema=null", "epochs=3", "batch_size=64"]
     for command in (evaluate, predict):
         words = ["runs/a", "refine=[]", "runs/b", "--set", "seed=4"]
-        words += ["--split", "val", "-o", "out"] if command is predict else []
+        words += ["--on", "x.png", "--set", "seed=5", "-o", "out"] if command is predict else []
         made = command.parser().parse_intermixed_args(words)
-        assert made.runs == ["runs/a", "runs/b"] and made.set == ["seed=4", "refine=[]"]
+        assert made.runs == ["runs/a", "runs/b"] and made.set == [
+            "seed=4",
+            *["seed=5"] * (command is predict),
+            "refine=[]",
+        ]
     (tmp_path / "a=b").mkdir()
     assert evaluate.parser().parse_intermixed_args(["a=b"]).runs == ["a=b"]
     with pytest.raises(UserError, match="RUN is missing"):

@@ -11,7 +11,7 @@ from typing import Any
 from ..core.atomic import plain
 from ..core.cli_types import add_looks, loading
 from ..core.errors import UserError, counted
-from ..recipe.command_line import Parser, add_overrides
+from ..recipe.command_line import Parser
 from ..recipe.fields import identity
 from ..recipe.loading import Loaded, load, recipe_path
 from ..runs.run_folder import recipe_file
@@ -28,7 +28,7 @@ def parser() -> Parser:
     add("runs", nargs="+", metavar="RUN", help=text)
     add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
     add_looks(made)
-    add_overrides(made, among_runs=True)
+    made.takes_overrides = True  # among its runs
     add("--submission", metavar="FILE", help="score this CSV instead of a network: a leaderboard")
     add("--classes", action="store_true", help="print the table of classes")
     return made

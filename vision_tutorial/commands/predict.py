@@ -22,7 +22,7 @@ from ..core.cli_types import add_looks, loading, share
 from ..core.errors import UserError, counted, visible
 from ..core.images import image_size, images_in, no_images, read_image
 from ..core.names import CSV
-from ..recipe.command_line import Parser, add_overrides
+from ..recipe.command_line import Parser
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
 from ..tables.table import inert
@@ -44,7 +44,7 @@ def parser() -> Parser:
     what.add_argument("--split", choices=("val", "test", "train"), help="of the run's data set")
     add("-o", "--output", required=True, metavar="DIR", help="the folder to write to")
     add_looks(made)
-    add_overrides(made, among_runs=True)
+    made.takes_overrides = True  # among its runs
     flag("--skip-unreadable", help="with --on: leave damaged files out")
     flag("--overlays", help="masks: write them laid over the images, too")
     add("--submission", metavar="FILE", help="masks: write the contest's CSV (--size is 256 there)")

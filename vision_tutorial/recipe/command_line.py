@@ -26,16 +26,22 @@ class Parser(argparse.ArgumentParser):
     takes_overrides = False
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        """The words of the command; overrides given as `--set` are put to the others."""
-        words = list(sys.argv[1:] if args is None else args)
+        """The words of the command, with its overrides as `overrides`, or `set` where they stand
+        among runs. `--set key=value` is an override too; some commands had no other form."""
+        words, given = list(sys.argv[1:] if args is None else args), list[str]()
+        for at in reversed(range(len(words))) if self.takes_overrides else ():
+            if words[at] == "--set":
+                given = [*words[at + 1 : at + 2], *given]
+                del words[at : at + 2]
+            elif words[at].startswith("--set="):
+                given.insert(0, words.pop(at).removeprefix("--set="))
         self._refuse_unknown(words)
         made = super().parse_intermixed_args(words, namespace)
         if self.takes_overrides and hasattr(made, "overrides"):
-            made.overrides = [*made.set, *made.overrides]
+            made.overrides = [*given, *made.overrides]
         elif self.takes_overrides:
-            given = [word for word in made.runs if is_override(word)]
-            made.set = [*made.set, *given]
-            made.runs = [word for word in made.runs if word not in given]
+            made.set = [*given, *filter(is_override, made.runs)]
+            made.runs = [word for word in made.runs if not is_override(word)]
             if not made.runs:
                 self.error("the following arguments are required: RUN")
         return made
@@ -83,14 +89,10 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{self.prog}: {text}")
 
 
-def add_overrides(parser: Parser, text: str = "", among_runs: bool = False) -> None:
-    """Let the command change its recipe: `key.sub=value`, or `--set key.sub=value`, which was once
-    the only form of some. among_runs: they stand among its runs, else in a list of their own."""
+def add_overrides(parser: Parser, text: str = "set one value of the recipe") -> None:
+    """Let the command change its recipe, by words `key.sub=value` after its other ones."""
     parser.takes_overrides = True
-    add, metavar = parser.add_argument, "key.sub=value"
-    if not among_runs:
-        add("overrides", nargs="*", metavar=metavar, help=text or "set one value of the recipe")
-    add("--set", action="append", default=[], metavar=metavar, help="the same, as an option")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help=text)
 
 
 def completion(shell: str, parsers: Mapping[str, argparse.ArgumentParser]) -> str:
