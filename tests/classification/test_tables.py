@@ -72,7 +72,7 @@ def test_other_columns_and_a_test_table(contest: Path) -> None:
         ("id,label\ntrain0,1\ntrain0,2\n", "line 3: 'train0' is there twice"),
         ("id,label\ntrain0,1\ntrain1,\n", "line 3: 'train1' .*has no label"),
         ("id,label\ntrain0\n", "line 2: 'train0' .*has no label"),
-        ("id,label\n../test/test0.JPG,1\n", "lacks 1 images of the table: ../test/test0.JPG"),
+        ("id,label\n../test/test0.JPG,1\n", "lacks 1 image of the table: ../test/test0.JPG"),
         ("id,label\ntrain2,1\n", "several files called train2; write their endings"),
     ],
 )

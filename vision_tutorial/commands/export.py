@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.atomic import make_folder, new_folder, replacing, write_text
-from ..core.cli_types import looks, positive_count
+from ..core.cli_types import loading, looks, positive_count
 from ..core.errors import UserError, short
+from ..recipe.command_line import Parser
 from ..recipe.fields import to_plain, to_yaml
 from ..recipe.loading import Loaded, load
 from ..runs.reader import read
@@ -23,9 +24,9 @@ _COMPARED = 8  # images
 SUFFIX = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors", "timm": ""}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial export",
         description=__doc__,
         epilog="The network takes images as training does: normalised floats (B, 3, H, W), of any "
@@ -50,7 +51,8 @@ def main(args: argparse.Namespace) -> int:
     loaded = load(recipe_file(args.run))
     if args.push:
         _check_push(args.push)
-    from .. import inference  # after the recipe is known to be good: this takes seconds
+    with loading():  # after the recipe is known to be good
+        from .. import inference
 
     options = looks(weights=args.weights, trust_imports=args.trust_imports)
     with inference.opened([(args.run, loaded)], options, alone="export"):

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -93,13 +94,20 @@ def some(names: Sequence[str], count: int | None = None, apart: str = ", ") -> s
     return apart.join([*names[:LISTED], *more])
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 epoch", "1,000 epochs", "2 classes"."""
+    many = what + ("es" if what.endswith(("s", "batch")) else "s")
+    return f"{number:,} {what if number == 1 else many}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str], most: int = 400) -> str:
     """One line for a name nobody has: the nearest valid name, and the list.
 
     Of a list longer than `most` letters only the near names are shown.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name[:64], known, n=12, cutoff=0.5)
+    matched = partial(difflib.get_close_matches, possibilities=known, n=12, cutoff=0.5)
+    near = matched(name[:64]) or matched(name[:64].lower())
     hint = f"; did you mean '{near[0]}'?" if near else "."
     listed = ", ".join(known)
     if len(listed) <= most:
@@ -209,14 +217,17 @@ def _limited() -> Iterator[None]:
     def end(*_: Any) -> None:
         raise _Endless
 
-    before = signal.signal(kind, end)
-    # again and again: a callback of a library (numba's compiler) may swallow it once
-    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_TRY, LONGEST_TRY)
+    before, shown = signal.signal(kind, end), sys.unraisablehook
+    # Raised within a callback (of the garbage collector, of a compiler) it is only written down by
+    # Python: not even that, and it is raised again a second later.
+    sys.unraisablehook = lambda lost: None if lost.exc_type is _Endless else shown(lost)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_TRY, 1.0)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(kind, before)
+        sys.unraisablehook = shown
 
 
 def exit_code(error: BaseException) -> int:

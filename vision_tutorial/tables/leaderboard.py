@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..core.errors import short
 from ..recipe.notation import scalar
-from ..runs.reader import Run
+from ..runs.reader import Run, local_time
 from ..runs.seed_statistics import Sample, confidence_interval, pooled
 from .comparison import rows_of
 from .table import Column, Table
@@ -62,7 +62,7 @@ def boards(runs: Sequence[Run], root: Path, scored: Sequence[tuple[str, BoardEnt
     for (name, author), own in by_person.items():
         sign = 1 if own[0].higher_is_better else -1
         row = max(rows_of(own), key=lambda row: sign * row.best.mean)
-        when = max(run.created or "" for run in row.runs)[:10]
+        when = local_time(max(run.created or "" for run in row.runs))[:10]
         entry = BoardEntry(author, row.best, row.label, len(own), row.last, when, sign > 0)
         tasks[name].append(entry)
     for name, entry in scored:
