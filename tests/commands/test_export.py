@@ -77,7 +77,7 @@ def test_onnx_of_a_segmenter_on_real_images(
     images = [Image.open(path) for path in sorted((data_root / "camvid/val").iterdir())[:3]]
     model = api.load(run)
     for count in (1, 3):
-        logits, about = logits_of(run / "export" / "quickstart.onnx", images[:count])
+        logits, about = logits_of(run / "export" / "segmentation-quickstart.onnx", images[:count])
         assert logits.shape == (count, len(about["classes"]), 360, 480)
         for one, image in zip(logits, images, strict=False):
             assert (one.argmax(0) == model.predict(image).ids).mean() > 0.9999  # ties
@@ -179,10 +179,16 @@ def test_a_push_can_be_read_back_by_timm(
 def test_the_card_of_a_segmenter(hub: Hub, masks: Path) -> None:
     words = [str(masks), "--format", "torchscript", "--push", "mia/masks"]
     assert command.main(words) == 0
-    assert hub.files["quickstart.pt"] == (masks / "export/quickstart.pt").read_bytes()
+    assert (
+        hub.files["segmentation-quickstart.pt"]
+        == (masks / "export/segmentation-quickstart.pt").read_bytes()
+    )
     head, text = card_of(hub)
     assert (head["library_name"], head["pipeline_tag"]) == ("vision_tutorial", "image-segmentation")
-    assert "| val/miou | " in text and 'hf_hub_download("mia/masks", "quickstart.pt")' in text
+    assert (
+        "| val/miou | " in text
+        and 'hf_hub_download("mia/masks", "segmentation-quickstart.pt")' in text
+    )
 
 
 def test_a_hub_that_does_not_answer_or_refuses_is_one_line(
