@@ -73,3 +73,19 @@ def test_class_names_are_text_and_not_formulas(tmp_path: Path) -> None:
     assert plots.save(figure, tmp_path / "c.png").shape[2] == 3
     assert plots.share_words(["cat", "dog"], [0.3, 0.7]) == "dog 0.70 + cat 0.30"
     assert plots.share_words(["cat", "dog"], [1.0, 0.0]) == "cat"
+
+
+def test_the_log_holds_what_was_said(tmp_path: Path) -> None:
+    train(tmp_path, "recipes/debug.yaml", *SMALL, "--steps", "3")
+    run = train(tmp_path)  # goes on
+    lines = (run / "log.txt").read_text().splitlines()
+    said = [line[21:] for line in lines]
+    assert all(line[:2] == "20" and line[19:21] == "  " for line in lines), "date, time, text"
+    assert any(line.startswith("batch 16 = 1 process") for line in said)
+    assert sum(line.startswith("epoch 1/2  lr ") for line in said) == 1
+    assert "continuing at step 3 of 8" in said and said[-2].startswith("done after 2 epochs: ")
+    assert any(line.startswith("paused after 0 epochs") for line in said)
+    (run / "log.txt").unlink()
+    (run / "log.txt").mkdir()  # cannot be written: no reason to stop
+    train(tmp_path, "epochs=3")
+    assert read(run).status == "done"

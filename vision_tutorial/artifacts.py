@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from . import build
 from .core.atomic import replacing
 from .core.names import CSV
-from .core.task import to_masks
+from .core.task import VOID, to_masks
 from .data.pipeline import colours
 from .engine import evaluating
 from .recipe.fields import Recipe
 from .report import plots
 from .runs.reader import read
-from .segmentation.visualisation import overlay
+from .segmentation.visualisation import PALETTE
 
 IMAGES = 16  # of a training batch, and of predictions
 _PIXELS = 384  # of an image's longer side, at most
@@ -51,14 +51,15 @@ def draw(run: Path, recipe: Recipe, splits: Any, training: Any) -> dict[str, np.
     if names and matrix and len(names) == len(matrix):
         unit = "pixels" if training.task.dense else "images"
         figures["confusion"] = plots.confusion(matrix, names, unit)
-    batch = list(_training_images(recipe, splits.train, training))
-    title = "one batch of training, as the network sees it"
-    figures["train_batch"] = plots.grid(plots.rows_of(batch), title)
-    said = list(_predictions(recipe, splits.val, training))
-    figures["val_predictions"] = plots.grid(
-        plots.rows_of(said, 9 if training.task.dense else 8),
-        "validation images, after the last epoch",
-    )
+    dense, classes = training.task.dense, splits.train.classes
+    for name, title, images, columns in (
+        ("train_batch", "one batch of training, as the network sees it", _training_images, 8),
+        ("val_predictions", "validation images, after the last epoch", _predictions, 9),
+    ):
+        source = splits.train if name == "train_batch" else splits.val
+        shown = list(images(recipe, source, training))
+        rows = plots.rows_of(shown, columns if dense else 8)
+        figures[name] = plots.grid(rows, title, _legend(classes, shown) if dense else ())
     for name, figure in figures.items():
         drawn[name] = plots.save(figure, run / f"{name}.png")
     return drawn
@@ -72,6 +73,16 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def _legend(classes: Sequence[str], images: Sequence[tuple]) -> list[tuple[str, list[int]]]:
+    """The names and colours that are in the masks among the images."""
+    masks = [pixels.reshape(-1, 3) for pixels, text in images if text != "image"]
+    there = np.unique(np.concatenate(masks), axis=0).tolist()
+    named = zip(
+        (*classes, "void"), [*PALETTE[: len(classes)].tolist(), PALETTE[VOID].tolist()], strict=True
+    )
+    return [(name, colour) for name, colour in named if colour in there]
+
+
 def _training_images(recipe: Recipe, source: Any, training: Any) -> Iterator[tuple]:
     """The first images of the first step: augmented, mixed, with their targets in words."""
     data = build.train_pipeline(
@@ -81,8 +92,8 @@ def _training_images(recipe: Recipe, source: Any, training: Any) -> Iterator[tup
     images, targets = batches[0].images[:IMAGES], batches[0].target[:IMAGES]
     for image, target in zip(_pixels(recipe, images), targets, strict=True):
         if training.task.dense:
-            mask = to_masks(target).cpu().numpy()
-            yield _small(np.asarray(overlay(image, mask))), ""
+            yield _small(image), "image"
+            yield _small(PALETTE[to_masks(target).cpu().numpy()]), "mask"
         else:
             shares = target if target.ndim else torch.arange(len(source.classes)) == target.cpu()
             yield image, plots.share_words(source.classes, shares.float().tolist())
@@ -106,8 +117,8 @@ def _predictions(recipe: Recipe, source: Any, training: Any) -> Iterator[tuple]:
                     )
                     for text, pixels in (
                         ("image", image),
-                        ("truth", np.asarray(overlay(image, truth))),
-                        ("prediction", np.asarray(overlay(image, ids))),
+                        ("truth", PALETTE[truth]),
+                        ("prediction", PALETTE[ids]),
                     ):
                         yield _small(pixels), text
                 else:

@@ -213,6 +213,7 @@ def _leave_verdict(run: Path, status: Any, **facts: Any) -> None:
         found = read_json(path) if path.exists() else None
         if not isinstance(found, dict) or found.get("status") == "running":
             run_folder.set_status(run, status, **facts)
+            run_folder.append_log(run, f"{status} {facts.get('error', '')}")
 
 
 class Ready(NamedTuple):
@@ -267,6 +268,8 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
+        run_folder.append_log(run, redact(shlex.join(sys.argv)))
+        display.keep(run)
         parts = {"train": both.train, "val": both.val}
         left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
         records.start(run, loaded, start.recorded, digests, left_out, progress)
@@ -299,13 +302,14 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
 
             artifacts.leave(run, recipe, both, training, recorder.tracker, display.say)
         with stop.listening():  # a signal comes too late now
-            _finish_records(run, summary, recorder.tracker, progress.table, code)
-        # what limits this training; of an epoch that is under way, its steps so far
-        waited = progress.seconds_data
-        now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}
-        parts = shares([*progress.rows, now])
-        for line in [*([in_words(parts)] if parts else []), *lines]:
-            print_line(line)
+            said = _finish_records(run, summary, recorder.tracker, progress.table, code)
+            # what limits this training; of an epoch that is under way, its steps so far
+            waited = progress.seconds_data
+            now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}
+            parts = shares([*progress.rows, now])
+            for line in [*said, *([in_words(parts)] if parts else []), *lines]:
+                display.note(line)
+                print_line(line)
     return code
 
 
@@ -337,8 +341,8 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
         )
 
 
-def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int) -> None:
-    """summary.json and status.json, wandb's summary, and the line of the result."""
+def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int) -> list[str]:
+    """summary.json and status.json, wandb's summary; the result in words."""
     status, metric, best, last = (summary[k] for k in ("status", "metric", "best", "last"))
     write_json(run / "summary.json", summary)
     if status == "done" and table:
@@ -355,9 +359,8 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     claim = summary["expects"].get(metric.removeprefix("val/"))
     if best and claim is not None:
         words += f"; the recipe expects {claim:g}"
-    if status != "done":
-        words += f"\ncontinue with: vision-tutorial train {shlex.quote(str(run))}"
-    print_line(words)
+    more = f"continue with: vision-tutorial train {shlex.quote(str(run))}"
+    return [words, *[more] * (status != "done")]
 
 
 def _micro_batch(training: Any, recipe: Any) -> int:

@@ -91,10 +91,19 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], unit: str) 
     return figure
 
 
-def grid(rows: Sequence[Sequence[tuple[np.ndarray, str]]], title: str) -> Any:
-    """Rows of images uint8 (H, W, 3), each with a line above it; a Figure."""
+def grid(
+    rows: Sequence[Sequence[tuple[np.ndarray, str]]],
+    title: str,
+    legend: Sequence[tuple[str, Sequence[int]]] = (),
+) -> Any:
+    """Rows of images uint8 (H, W, 3), each with a line above it; a Figure.
+
+    legend: names of colours, each of three numbers up to 255; it stands below.
+    """
     columns = max(map(len, rows))
-    figure = _figure(1.6 * columns, 1.95 * len(rows) + 0.4)
+    high = max(pixels.shape[0] / pixels.shape[1] for row in rows for pixels, _ in row)
+    below = -(-len(legend) // columns)
+    figure = _figure(1.6 * columns, (1.5 * high + 0.45) * len(rows) + 0.4 + 0.22 * below)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -104,6 +113,16 @@ def grid(rows: Sequence[Sequence[tuple[np.ndarray, str]]], title: str) -> Any:
             colour = "firebrick" if text.startswith("✗") else "black"
             axis.set_title(_text(text, 44), fontsize=7, color=colour, wrap=True, parse_math=False)
     figure.suptitle(title, fontsize=10)
+    if legend:
+        from matplotlib.patches import Patch
+
+        named = [
+            Patch(facecolor=[part / 255 for part in colour], edgecolor="0.5", label=_text(name, 20))
+            for name, colour in legend
+        ]
+        drawn = figure.legend(handles=named, loc="outside lower center", ncols=columns, fontsize=8)
+        for text in drawn.get_texts():
+            text.set_parse_math(False)
     return figure
 
 

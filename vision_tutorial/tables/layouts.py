@@ -146,11 +146,12 @@ def _times(view: View) -> Iterable[_Field]:
         yield view.field("expected_seconds", seconds.get, "duration")
 
 
-def generic(view: View, results_first: bool = False) -> Table:
-    """What differs between the runs, and what came of each."""
-    results = [*_results(view), *_progress(view), *_times(view)]
-    parts = [*results, *_recipes(view)] if results_first else [*_recipes(view), *results]
-    return _table(view, *parts)
+def generic(view: View, best_first: bool = False) -> Table:
+    """What differs between the runs, and what came of each. best_first: that before the keys."""
+    results = [*_results(view)]
+    first = [column.key for column, _ in results].index("best") + 1 if best_first else 0
+    rest = [*results[first:], *_progress(view), *_times(view)]
+    return _table(view, *results[:first], *_recipes(view), *rest)
 
 
 def week3(view: View) -> Table:
