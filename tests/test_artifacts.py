@@ -10,8 +10,10 @@ from small_runs import SMALL, train
 
 from vision_tutorial import artifacts
 from vision_tutorial.core.atomic import read_json
+from vision_tutorial.data.shapes import shapes
 from vision_tutorial.report import plots
 from vision_tutorial.runs.reader import read
+from vision_tutorial.segmentation.visualisation import PALETTE
 
 NAMES = {"curves.png", "confusion.png", "train_batch.png", "val_predictions.png", "metrics.csv"}
 DENSE = [
@@ -38,6 +40,12 @@ def test_a_run_leaves_images(words: list[str], tmp_path: Path) -> None:
     for path in run.glob("*.png"):
         pixels = np.asarray(Image.open(path).convert("RGB"))
         assert min(pixels.shape[:2]) > 150 and len(np.unique(pixels)) > 20, path.name
+    if "segmentation" in words[0]:
+        pixels = np.asarray(Image.open(run / "val_predictions.png").convert("RGB"))
+        source = shapes("test", masks=True, size=32, train=32, test=8)
+        ids = np.unique([np.asarray(source[index][1]) for index in (0, 7)])
+        drawn = {tuple(rgb) for rgb in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
+        assert {tuple(PALETTE[n].tolist()) for n in ids} <= drawn, "the legend's colours"
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["epoch"]) for row in rows] == [row["epoch"] for row in read(run).rows]

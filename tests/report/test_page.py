@@ -84,7 +84,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(focal / "classes.json", classes(30))
     masked = make_run(root / "runs", id="m", metric="val/miou", values=[40.0, 50.0], name="masked")
     write_json(masked / "classes.json", MASKS)
-    with_gallery(masked, seed=5)
+    with_gallery(masked, seed=5, masks=True)
     hostile = make_run(root / "runs", id="h", values=[1.0, 2.0], name=HOSTILE)
     reader.add_note(hostile, HOSTILE)
     (root / "runs" / "empty").mkdir()
@@ -235,11 +235,19 @@ def test_the_confusion_matrix_and_its_worst_pairs(page: Any) -> None:
     box = canvas.bounding_box()
     canvas.hover(position={"x": box["width"] - 10, "y": box["height"] - 60})
     assert page.get_by_text("cat → dog: 3 (30 % of its class)").is_visible()
-    assert texts(page, "#images figcaption strong") == ["✗ dog", "✓ cat"]
+    assert texts(page, "#images figcaption strong") == ["✗ truth: dog", "✓ truth: cat"]
     assert page.locator("#images img").first.get_attribute("alt") == "dog, image 2"
     page.select_option("#focus", MASKED_RUN)  # has its own columns and unit
     assert texts(page, "#classes thead th")[:3] == ["class", "pixels", "IoU %"]
     assert texts(page, "#confusion tbody tr:first-child td") == ["sky", "road", "4", "40.0"]
+    assert texts(page, "#confusion .scale span") == ["0", "5", "25", "50", "100"]
+    assert texts(page, "#images .triple span") == ["image", "truth", "prediction"]
+
+
+def test_one_run_is_one(browser: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs")
+    with opened(browser, written(tmp_path / "runs", tmp_path / "out.html")) as watched:
+        assert watched.page.locator("#made").inner_text().startswith("1 run · made ")
 
 
 def test_recipes_side_by_side(page: Any) -> None:

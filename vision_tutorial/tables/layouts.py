@@ -148,10 +148,13 @@ def _times(view: View) -> Iterable[_Field]:
 
 def generic(view: View, best_first: bool = False) -> Table:
     """What differs between the runs, and what came of each. best_first: that before the keys."""
-    results = [*_results(view)]
-    first = [column.key for column, _ in results].index("best") + 1 if best_first else 0
-    rest = [*results[first:], *_progress(view), *_times(view)]
-    return _table(view, *results[:first], *_recipes(view), *rest)
+    keys = [*_recipes(view)]
+    results = [*_results(view), *_progress(view), *_times(view)]
+    if best_first:
+        place = [column.key for column, _ in results].index("best")
+        keys = [results.pop(place), *results[:place], *keys]
+        results = results[place:]
+    return _table(view, *keys, *results)
 
 
 def week3(view: View) -> Table:
