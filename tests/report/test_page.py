@@ -193,11 +193,13 @@ def test_the_cursor_reads_by_mouse_and_by_keys(page: Any) -> None:
     assert said.startswith("epoch 2: debug/1: 70") and "focal: 20" in said
     page.keyboard.press("Escape")
     assert plot.locator(".readout").count() == 0
-    chart = page.locator(".chart").nth(1)
-    curve = chart.locator(f"path.curve[data-run='{FOCAL_RUN}']")
+    any_metric = page.locator(".chart").last  # a percentage has no use for a log scale
+    any_metric.locator("select").select_option("val/top1")
+    curve = any_metric.locator(f"path.curve[data-run='{FOCAL_RUN}']")
     before = curve.get_attribute("d")
-    chart.get_by_label("log scale").check()
+    any_metric.get_by_label("log scale").check()
     assert curve.get_attribute("d") != before
+    chart = page.locator(".chart").nth(1)
     chart.locator("summary").click()  # the numbers as a table
     assert texts(chart, "thead button")[:4] == ["epoch", "debug/1", "debug/2", "debug/10"]
     assert texts(chart, "tbody tr:nth-child(3) td")[:5] == ["3", "–", "–", "–", "30"]
@@ -254,7 +256,8 @@ def test_recipes_side_by_side(page: Any) -> None:
     assert texts(page, "#facts-of-machines tbody td") == ["data", "d1", "all"]
     assert texts(page, "#difference tbody td") == ["seed", "1", "2"]
     page.select_option("#other-recipe", FOCAL_RUN)
-    assert texts(page, "#difference tbody td:first-child") == ["name", "loss", "seed"]
+    keys = ["name", "expects.top1", "expects.minutes", "loss", "seed"]
+    assert texts(page, "#difference tbody td:first-child") == keys
     page.get_by_label("all keys").check()
     assert page.locator("#difference tbody tr").count() > 30
 
