@@ -177,5 +177,27 @@ def test_every_option_trains_or_is_refused(folder, tmp_path, monkeypatch, reposi
 def test_what_would_never_end_is_refused(key, given, message, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(repository)
     monkeypatch.setattr(errors, "LONGEST_TRY", 1.5)
+    monkeypatch.setitem(globals(), "LONGEST", 60.0)  # by the clock, on a busy machine
     said = outcome(base("") | {key: given}, tmp_path / "runs", heard := [])
     assert said == "exit 2" and f"error: {key}.{next(iter(given))}: {message}" in heard[0]
+
+
+def test_the_limit_outlives_a_callback_that_swallows_it(monkeypatch, capfd):
+    def busy(*_: Any) -> None:  # a callback of the garbage collector, as torch has one
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+
+    monkeypatch.setattr(errors, "LONGEST_TRY", 0.1)
+    gc.callbacks.append(busy)
+    try:
+        with (
+            pytest.raises(errors.UserError, match="not done after 0.1 s"),
+            errors.trying("model.x"),
+        ):
+            gc.collect()
+            while True:
+                pass
+    finally:
+        gc.callbacks.remove(busy)
+    assert capfd.readouterr().err == ""

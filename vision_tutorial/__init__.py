@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     if name == "train":  # a module of that name is what torchrun starts; it can be called, too
         return import_module(".train", __name__)
-    if name in __all__:
-        return getattr(import_module(".api", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".api", __name__), name)

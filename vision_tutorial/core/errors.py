@@ -209,14 +209,17 @@ def _limited() -> Iterator[None]:
     def end(*_: Any) -> None:
         raise _Endless
 
-    before = signal.signal(kind, end)
-    # again and again: a callback of a library (numba's compiler) may swallow it once
-    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_TRY, LONGEST_TRY)
+    before, shown = signal.signal(kind, end), sys.unraisablehook
+    # Raised within a callback (of the garbage collector, of a compiler) it is only written down by
+    # Python: not even that, and it is raised again a second later.
+    sys.unraisablehook = lambda lost: None if lost.exc_type is _Endless else shown(lost)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_TRY, 1.0)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(kind, before)
+        sys.unraisablehook = shown
 
 
 def exit_code(error: BaseException) -> int:
