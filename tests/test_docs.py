@@ -7,8 +7,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,20 @@ from PIL import Image
 from vision_tutorial import build, checks, train
 from vision_tutorial.__main__ import COMMANDS
 from vision_tutorial.__main__ import MODULES as PLACES
-from vision_tutorial.recipe.fields import changes
+from vision_tutorial.recipe.fields import Recipe, changes
 from vision_tutorial.recipe.loading import Loaded, load
 from vision_tutorial.recipe.signatures import static_signatures
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+KOREAN = [page for page in PAGES if page.is_relative_to(DOCS / "ko")]
 TEACHING = [page for page in PAGES if page.parent != DOCS or page.name == "index.md"]
+TEACHING = [page for page in TEACHING if page not in KOREAN]  # whose blocks are the English ones
 NOTEBOOKS = ("week3", "segmentation")
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"][
+    "Repository"
+]
 TECHNIQUES = (
     *("momentum", "weight-decay", "warmup-cosine", "colour-jitter", "auto-augment", "cutmix"),
     *("mixup", "ddp", "label-smoothing", "dense-crf", "pseudo-labels"),
@@ -66,7 +74,8 @@ def test_every_technique_has_its_page() -> None:
         heads = re.findall(r"^## (.*)$", text, re.M)
         assert heads == ["Switch it on", "Measured", "Source"], name
         before = text.partition("## ")[0]
-        assert blocks(before, "text") and f"](../images/{name}.svg)" in before, name
+        drawn = blocks(before, "math") or name == "auto-augment"  # whose policy is no formula
+        assert drawn and f"](../images/{name}.svg)" in before, name
         assert blocks(text, "yaml"), name
 
 
@@ -77,7 +86,7 @@ def test_every_loss_has_its_section() -> None:
     for name, text in found:
         (recipe,) = blocks(text, "yaml")
         assert re.search(rf"^loss: \W*{name}\b", recipe, re.M), name
-        assert "easured" in text and (blocks(text, "text") or name == "tanimoto"), name
+        assert "easured" in text and (blocks(text, "math") or name == "tanimoto"), name
 
 
 def test_numbers_of_others_are_those_of_the_recipes() -> None:
@@ -161,6 +170,44 @@ def test_links_lead_somewhere() -> None:
             assert not anchor or anchor in slugs(target), (page, link)
 
 
+# -- Korean ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [f"techniques/{p.stem}" for p in sorted(DOCS.glob("techniques/*"))]
+)
+def test_korean_pages_are_the_english_ones(name: str) -> None:
+    """The start page and every technique: headings, numbers, blocks, images and sources agree."""
+    for page in ("index", name):
+        texts = [(DOCS / part / f"{page}.md").read_text("utf-8") for part in ("", "ko")]
+        fence = re.compile(r"^```.*?^```$", re.S | re.M)
+        assert fence.findall(texts[0]) == fence.findall(texts[1]), page
+        english, korean = (fence.sub("", text) for text in texts)
+        for kind in (r"\d+(?:\.\d+)?", r"^#+ ", r"arxiv\.org/abs/[\d.]+", r"images/[\w-]+\.svg"):
+            found = [sorted(re.findall(kind, text, re.M)) for text in (english, korean)]
+            assert found[0] == found[1], (page, kind)
+        assert (
+            "[한국어](" in english
+            and "[English](" in korean
+            and len(re.findall("[가-힣]", korean)) > 200
+        )
+
+
+def test_the_korean_commands_are_those_of_the_parsers() -> None:
+    text = (DOCS / "ko" / "commands.md").read_text("utf-8")
+    parts = dict(re.findall(r"^## ([\w-]+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    assert list(parts) == list(COMMANDS)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name, part in parts.items():
+        (line,) = blocks(part, "sh")
+        assert f"| `{line.strip()}` |" in readme, name
+        rows = re.findall(r"^\| `(.*?)` \|", part, re.M)
+        options = {word for row in rows for word in re.findall(r"(?<!\S)--?[a-z][\w-]*", row)}
+        actions = importlib.import_module(MODULES[name]).parser()._actions
+        declared = {word for action in actions for word in action.option_strings}
+        assert options == declared - {"-h", "--help"}, name
+
+
 # -- images --------------------------------------------------------------------------------------
 
 
@@ -217,31 +264,84 @@ def test_what_own_md_shows_trains(name: str, tmp_path: Path, capfd: Any) -> None
 # -- the site --------------------------------------------------------------------------------------
 
 
-def test_every_page_is_in_the_navigation() -> None:
-    text = (ROOT / "mkdocs.yml").read_text("utf-8")
-
-    def leaves(node: Any) -> list[str]:
-        if isinstance(node, str):
-            return [node]
-        inner = node.values() if isinstance(node, dict) else node
-        return [leaf for part in inner for leaf in leaves(part)]
-
-    there = [page.relative_to(DOCS).as_posix() for page in PAGES]
-    assert sorted(leaves(yaml.safe_load(text)["nav"])) == sorted(there)
-
-
-def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs")
-    # --quiet would silence the warnings that --strict counts
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built without a warning: no page is left out, and links lead somewhere."""
+    for name in ("furo", "myst_parser", "ziamath"):
+        pytest.importorskip(name)
+    folder = tmp_path_factory.mktemp("site")
+    words = [sys.executable, str(DOCS / "make.py"), str(folder)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = sorted(tmp_path.rglob("*.html"))
-    assert len(pages) >= len(PAGES)
-    outside = re.compile(r"<(script|link|img|iframe)[^>]*(src|href)=\"?(https?:)?//")
-    assert [page for page in pages if outside.search(page.read_text("utf-8"))] == []
-    assert (tmp_path / "recipes" / "r4.yaml").is_file()
-    assert 'href="../recipes/r1.yaml"' in (tmp_path / "techniques/momentum.html").read_text("utf-8")
+    return folder
+
+
+def test_the_site_fetches_nothing(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) >= len(PAGES) + len(COMMANDS)
+    outside = re.compile(r"<(script|link|img|iframe)[^>]*(src|href)=\"?(https?:)?//|url\(.?https?:")
+    texts = [*pages, *site.rglob("*.css")]
+    assert [path for path in texts if outside.search(path.read_text("utf-8"))] == []
+    assert "Search.setIndex(" in (site / "searchindex.js").read_text("utf-8")[:100]  # from disk
+    (recipe,) = site.glob("_downloads/*/r1.yaml")
+    assert recipe.parent.name in (site / "techniques" / "momentum.html").read_text("utf-8")
+
+
+def test_the_site_is_searched_from_disk(site: Path) -> None:
+    """In Chromium, without a network: English and Korean words, in the dark, on a phone."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium here")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=arguments)
+        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for word, first in {"momentum": "Momentum", "모멘텀": "모멘텀"}.items():
+            page.goto(f"{(site / 'search.html').as_uri()}?q={word}")
+            assert page.locator("#search-results li a").first.inner_text() == first
+        page.goto((site / "techniques" / "warmup-cosine.html").as_uri())
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 150
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        fonts = "[...document.fonts].map(font => font.family + ' ' + font.status).join()"
+        assert "STIX Two Math" in page.evaluate(fonts) and "loaded" in page.evaluate(fonts)
+        assert asked and all(url.startswith(("file:", "data:")) for url in asked)
+        browser.close()
+
+
+def test_formulas_are_whole(site: Path) -> None:
+    """Each is MathML, of which nothing was left as it stood in LaTeX."""
+    for page in PAGES:
+        formulas = blocks(page.read_text("utf-8"), "math")
+        html = (site / page.relative_to(DOCS)).with_suffix(".html").read_text("utf-8")
+        drawn = re.findall(r'<div class="formula">(<math.*?</math>)</div>', html, re.S)
+        assert len(drawn) == len(formulas), page
+        for tex, math in zip(formulas, drawn, strict=True):
+            text = re.sub(r"<[^>]*>", "", math)
+            assert not re.search(r"[\\&](?!#)|\bbegin\b", text), (page, tex)
+            assert math.count("<mtr>") == (tex.count(r"\\") + 1) * ("split" in tex), (page, tex)
+    assert (site / "_static" / "STIXTwoMath-Regular.ttf").is_file()
+
+
+def test_generated_pages_say_what_the_package_declares(site: Path) -> None:
+    keys = (site / "recipe-keys.html").read_text("utf-8")
+    for name, declared in Recipe.model_fields.items():
+        assert f'id="{name.replace("_", "-")}"' in keys or f'id="{name}"' in keys, name
+        models = [
+            kind for kind in (declared.annotation, *getattr(declared.annotation, "__args__", ()))
+        ]
+        assert declared.description or any(getattr(kind, "__doc__", "") for kind in models), name
+    assert "warmup.mode" in keys and "overlap" in keys
+    for command in COMMANDS:
+        text = (site / "commands" / f"{command}.html").read_text("utf-8")
+        for action in importlib.import_module(MODULES[command]).parser()._actions:
+            assert all(word in text for word in action.option_strings), (command, action)
+    components = (site / "components.html").read_text("utf-8")
+    for known in static_signatures().values():
+        assert all(f">{name}<" in components for name in known.entries)
 
 
 # -- notebooks -------------------------------------------------------------------------------------
@@ -249,23 +349,27 @@ def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_run(name: str, tmp_path: Path) -> None:
-    """From the first cell to the last, in a forked process and a folder with only the recipes."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    book = json.loads((DOCS / f"{name}.ipynb").read_text("utf-8"))
-    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    """From the first cell to the last, in a forked process and an empty folder."""
+    cells = code_of(name)
     assert not any(c["outputs"] or c["execution_count"] for c in cells), "saved with outputs"
     sources = []
     for cell in cells:  # fewer images and epochs, the same lines
-        source = re.sub(r"train: 1[02]00", "train: 96", "".join(cell["source"]))
-        source = re.sub(r"test: (300|60)", "test: 40", source)
-        sources.append(re.sub(r"epochs=[34]", "epochs=2", source))
-    ((drawn, tables),) = run_ranks(1, lambda rank: run_cells(sources, tmp_path), timeout=300)
-    assert drawn >= 3 and tables == 1
-    assert len(list(tmp_path.glob("runs/quickstart/*/summary.json"))) == 2
+        source = re.sub(r'"train": 1[02]00', '"train": 96', "".join(cell["source"]))
+        source = re.sub(r'"test": (300|60)', '"test": 40', source)
+        sources.append(re.sub(r'"epochs": [34]', '"epochs": 2', source))
+    ((drawn, shown),) = run_ranks(1, lambda rank: run_cells(sources, tmp_path), timeout=300)
+    assert drawn + shown.count("Image") >= 3 and shown.count("Comparison") == 1
+    assert len(list(tmp_path.glob("runs/*/*/summary.json"))) == 2
 
 
-def run_cells(sources: list[str], folder: Path) -> tuple[int, int]:
-    """Run cells as a notebook does; how many figures and Markdown tables they show."""
+def code_of(name: str) -> list[dict[str, Any]]:
+    """The code cells of a notebook."""
+    book = json.loads((DOCS / f"{name}.ipynb").read_text("utf-8"))
+    return [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+
+
+def run_cells(sources: list[str], folder: Path) -> tuple[int, list[str]]:
+    """Run cells as a notebook does; how many figures they draw, and the kinds of their results."""
     plt = pytest.importorskip("matplotlib.pyplot")
     interactive = pytest.importorskip("IPython.core.interactiveshell")
     os.chdir(folder)
@@ -277,4 +381,34 @@ def run_cells(sources: list[str], folder: Path) -> tuple[int, int]:
     shown = [shell.run_cell(source) for source in sources]
     for cell in shown:
         cell.raise_error()
-    return len(figures), sum(type(cell.result).__name__ == "Markdown" for cell in shown)
+    return len(figures), [type(cell.result).__name__ for cell in shown]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_colab_keeps_its_own_torch(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """The first cell, where the package is not there yet: what it writes, and what it installs."""
+    interactive = pytest.importorskip("IPython.core.interactiveshell")
+    shell, asked = interactive.InteractiveShell(), []
+    monkeypatch.setattr(shell, "run_line_magic", lambda *words, **more: asked.append(words))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    shell.run_cell("".join(code_of(name)[0]["source"])).raise_error()
+    assert [words[0] for words in asked] == ["pip"]
+    line = shell.var_expand(asked[0][1])
+    assert line == f"install -q -c kept.txt git+{ADDRESS}"
+    kept = (tmp_path / "kept.txt").read_text().split()
+    assert f"torch=={version('torch')}" in kept and len(kept) == 3
+
+
+def test_the_address_is_the_same_everywhere() -> None:
+    """It stands in pyproject.toml, and as that does in READMEs, pages and notebooks."""
+    files = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *DOCS.glob("*.ipynb")]
+    texts = {path: path.read_text("utf-8") for path in files}
+    found = {
+        p: re.findall(r"github(?:\.com)?/([\w-]+/vision_tutorial)", t) for p, t in texts.items()
+    }
+    assert {name for names in found.values() for name in names} == {ADDRESS.partition(".com/")[2]}
+    for readme in ("README.md", "README.ko.md", "docs/index.md", "docs/ko/index.md"):
+        for name in NOTEBOOKS:
+            link = f"https://colab.research.google.com/github/{ADDRESS.partition('.com/')[2]}"
+            assert f"({link}/blob/main/docs/{name}.ipynb)" in texts[ROOT / readme], readme

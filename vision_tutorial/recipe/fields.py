@@ -191,25 +191,31 @@ class Recipe(Frozen):
     """All that a run depends on."""
 
     # not of dots alone: it becomes the name of a folder
-    name: Name = _key("recipe", "Of the run.")
+    name: Name = _key("recipe", "Name of the run, and of its folder.")
     expects: Annotated[dict[str, float | None], AfterValidator(grammar.Options)] = Field(
-        default_factory=grammar.Options, description="The claim; null where unknown."
+        default_factory=grammar.Options, description="The result it claims; null: unknown."
     )
     imports: Words = _key((), "Python files whose entries join the registries.")
-    task: Annotated[Choice, RegistryField("tasks")] = Choice("classification")
+    task: Annotated[Choice, RegistryField("tasks")] = _key(
+        Choice("classification"), "What is predicted: a label for an image, or for each pixel."
+    )
 
-    dataset: Annotated[Choice, RegistryField("datasets")]
+    dataset: Annotated[Choice, RegistryField("datasets")] = _key(..., "Images and their labels.")
     holdout: Fraction = _key(0.0, "Share of train kept for validation; 0: use test.")
     subset: Positive | None = _key(None, "Train on this many images only.")
-    augment: Augments = ()
-    eval_augment: Augments = ()
-    normalize: Literal["imagenet", "cifar10", "cifar100", "half", "none"] | Colours = "imagenet"
-    mix: Annotated[tuple[Term, ...] | None, RegistryField("mixers", "weighted_sum")] = None
+    augment: Augments = _key((), "What is done to a training image, in this order.")
+    eval_augment: Augments = _key((), "The same for an image that is evaluated.")
+    normalize: Literal["imagenet", "cifar10", "cifar100", "half", "none"] | Colours = _key(
+        "imagenet", "Mean and deviation of each channel; half: 0.5 for all."
+    )
+    mix: Annotated[tuple[Term, ...] | None, RegistryField("mixers", "weighted_sum")] = _key(
+        None, "Mixes pairs of training images and their labels; weights say how often each."
+    )
     data: DataPath = DataPath()
     workers: Workers | None = _key(None, "Loader workers a process; null: as cores allow.")
 
-    model: Annotated[Choice, RegistryField("models")]
-    loss: Losses = (Term("cross_entropy"),)
+    model: Annotated[Choice, RegistryField("models")] = _key(..., "The network.")
+    loss: Losses = _key((Term("cross_entropy"),), "What training makes small.")
     aux_loss: Annotated[tuple[Term, ...] | None, RegistryField("losses", "weighted_sum")] = _key(
         None, "Of the auxiliary head; null: none."
     )
@@ -218,33 +224,37 @@ class Recipe(Frozen):
         "fixed", "Whether weights of a weighted sum are divided by their terms' size."
     )
 
-    epochs: Annotated[int, Field(ge=1, le=10**6)]
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = _key(..., "Times that each image is seen.")
     batch_size: BatchSize = _key(..., "Global: over all processes and accumulation.")
     micro_batch: Positive | None = _key(None, "Most images in a forward pass; null: what fits.")
-    optimizer: Annotated[Choice, RegistryField("optimizers")]
+    optimizer: Annotated[Choice, RegistryField("optimizers")] = _key(..., "With lr and decay.")
     parameter_groups: ParameterGroups = ParameterGroups()
-    schedule: Annotated[Choice, RegistryField("schedules")] = Choice("constant")
+    schedule: Annotated[Choice, RegistryField("schedules")] = _key(
+        Choice("constant"), "How lr changes after the warm-up."
+    )
     schedule_unit: Literal["epoch", "step"] = _key("epoch", "How often lr changes.")
     warmup: Warmup = Warmup()
     cooldown: Cooldown = Cooldown()
     clip: Clip | None = None
     ema: Ema | None = None
 
-    seed: Annotated[int, Field(ge=0, le=2**53)] = 42
-    precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
+    seed: Annotated[int, Field(ge=0, le=2**53)] = _key(42, "Of weights, order and augmentation.")
+    precision: Literal["fp32", "fp16", "bf16", "auto"] = _key(
+        "fp32", "Of the forward pass; auto: 16 bits where the device is made for them."
+    )
     deterministic: bool = _key(True, "Equal bits each time on a GPU too; false takes the fastest.")
-    channels_last: bool = True
+    channels_last: bool = _key(True, "The order of an image in memory; faster on most devices.")
     compile: bool | Literal["reduce-overhead", "max-autotune"] = _key(
         False, "With torch.compile; the modes capture CUDA graphs."
     )
-    sync_bn: bool = False
+    sync_bn: bool = _key(False, "BatchNorm over the images of all processes.")
     ddp: Ddp = Ddp()
     shards: Positive | None = _key(None, "Bit-equal on any number of processes that divides it.")
     threads: Threads | None = _key(
         None, "CPU threads a process; null: cores/processes, or cores/shards."
     )
     eval_every: Positive = _key(1, "Epochs between evaluations.")
-    eval_batch_size: Positive = 250
+    eval_batch_size: Positive = _key(250, "Images in a forward pass of an evaluation.")
     refine: Annotated[tuple[Choice, ...], RegistryField("refiners", "list")] = _key(
         (), "What `evaluate` and `predict` do to probabilities, such as dense_crf."
     )
