@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -125,8 +125,10 @@ def _said_once() -> Iterator[None]:
         raise
 
 
-def print_line(line: str) -> None:
-    """Print; a full disk or a closed pipe behind standard output does not undo a training."""
+def print_line(line: str, note: Callable[[str], None] = lambda _: None) -> None:
+    """Print; a full disk or a closed pipe behind standard output does not undo a training. note:
+    where it is written, too."""
+    note(line)
     with suppress(OSError, ValueError, AttributeError):
         print(line, flush=True)
 
@@ -268,7 +270,6 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
-        run_folder.append_log(run, redact(shlex.join(sys.argv)))
         display.keep(run)
         parts = {"train": both.train, "val": both.val}
         left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
@@ -308,8 +309,7 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
             now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}
             parts = shares([*progress.rows, now])
             for line in [*said, *([in_words(parts)] if parts else []), *lines]:
-                display.note(line)
-                print_line(line)
+                print_line(line, display.note)
     return code
 
 

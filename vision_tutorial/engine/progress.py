@@ -4,6 +4,7 @@ Only rank 0 prints. A display never stops a training: a closed pipe silences it,
 that the console cannot write (cp949, ASCII) becomes '?'.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from rich.text import Text
 from ..core.errors import visible
 from ..core.names import READABLE
 from ..recipe.notation import duration
+from ..runs.redaction import redact
 from ..runs.run_folder import append_log
 
 REDRAW_SECONDS = 0.1
@@ -45,7 +47,8 @@ class Display:
         self.start(0, 1, 0)
 
     def keep(self, run: Path) -> None:
-        """Write each line to the run's log.txt too, also those that were said already."""
+        """Write each line to the run's log.txt too: first the command and what was said already."""
+        append_log(run, redact(shlex.join(sys.argv)))
         self._run = run
         for line in self._said:
             append_log(run, line)
