@@ -7,6 +7,7 @@ without hooks, of which neither searches from disk without a script from another
 
 from typing import Any
 
+from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 
 project = "vision_tutorial"
@@ -26,18 +27,16 @@ html_math_renderer = "mathml"
 
 def inline(writer: Any, node: Any) -> None:
     """A formula in a line, as MathML."""
-    raise_skip(writer, convert(node.astext()))
+    replace(writer, convert(node.astext()))
 
 
 def block(writer: Any, node: Any) -> None:
     """A formula of its own, which scrolls in its box where it is wide."""
-    raise_skip(writer, f'<div class="formula">{convert(node.astext(), display="block")}</div>')
+    replace(writer, f'<div class="formula">{convert(node.astext(), display="block")}</div>')
 
 
-def raise_skip(writer: Any, html: str) -> None:
-    """Write this, and nothing of the node's children."""
-    from docutils.nodes import SkipNode
-
+def replace(writer: Any, html: str) -> None:
+    """Write this instead of a node and what is in it."""
     writer.body.append(html)
     raise SkipNode
 

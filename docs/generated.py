@@ -163,18 +163,20 @@ def components() -> str:
     lines = ["# Components", "", "What a recipe can name, with options and their defaults. "]
     lines[-1] += "`vision-tutorial components` prints the same."
     for name, known in static_signatures().items():
-        lines += ["", f"## {name}", "", *table(["entry", "options", "what it is"], entries(known))]
+        lines += ["", f"## {name}", "", *table(["entry", "what it is"], entries(known))]
     return "\n".join([*lines, ""])
 
 
 def entries(known: Signatures) -> Iterator[list[str]]:
-    """The rows of one registry."""
-    for entry in known.entries.values():
-        yield [f"`{entry.name}`", f"`{entry.signature()[1:-1]}`", escaped(entry.doc)]
-    for prefix, entry in known.fallbacks.items():
-        names = f"{len(known.outside)} names of timm" if known.outside else "any name of timm"
-        title = f"`{prefix}NAME`" if prefix else names
-        yield [title, f"`{entry.signature()[1:-1]}`", escaped(entry.doc)]
+    """The rows of one registry: the name, and what it is with its options."""
+    count = f"{len(known.outside)} names" if known.outside else "any name"
+    fallbacks = ((f"`{p}NAME`" if p else f"{count} of timm", e) for p, e in known.fallbacks.items())
+    for title, entry in [*((f"`{e.name}`", e) for e in known.entries.values()), *fallbacks]:
+        options = entry.signature()[1:-1]
+        yield [
+            title,
+            " ".join([escaped(entry.doc), *([f"Options: `{options}`"] if options else [])]),
+        ]
 
 
 # -- Markdown --------------------------------------------------------------------------------------
@@ -184,7 +186,7 @@ def table(heads: list[str], rows: Iterable[list[str]]) -> list[str]:
     """Lines of a Markdown table."""
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = (re.sub(r"(?<!\\)\|", r"\|", cell).replace("``", "") for cell in row)
+        cells = (re.sub(r"(?<!\\)\|", r"\|", cell) for cell in row)
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

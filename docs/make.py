@@ -67,7 +67,10 @@ def main(target: str = "site") -> int:
     with tempfile.TemporaryDirectory() as folder:
         gather(Path(folder))
         words = ["-q", "-W", "--keep-going", "-b", "html", "-d", f"{folder}/.doctrees"]
-        return sphinx([*words, folder, target])
+        code = sphinx([*words, folder, target])
+    if code == 0:
+        print(f"site: {Path(target, 'index.html')}")
+    return code
 
 
 if __name__ == "__main__":

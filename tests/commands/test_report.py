@@ -240,7 +240,7 @@ def test_a_gallery_is_embedded_and_each_image_once(tmp_path: Path) -> None:
     kept = (tmp_path / "debug" / "1" / "gallery" / name).read_bytes()
     assert data["images"][name] == f"data:image/png;base64,{base64.b64encode(kept).decode()}"
     assert one["wrong"][0]["said"] == [["cat", 0.75], ["dog", 0.25]]
-    assert one["about"] == "20 images of the val split, weights ckpt/step-1"
+    assert one["about"] == "images of the val split: 20; weights ckpt/step-1"
     matrix = {"names": ["cat", "dog"], "matrix": [[7, 3], [4, 6]], "unit": "images"}
     assert data["runs"][0]["confusion"] == matrix
 

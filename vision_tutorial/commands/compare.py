@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from ..core.cli_types import positive
-from ..core.errors import UserError
+from ..core.errors import UserError, counted
+from ..recipe.command_line import Parser
 from ..runs.reader import Run, collect
 from ..runs.run_folder import write_text
 from ..runs.wandb_logger import make_tracker
@@ -24,9 +25,9 @@ from ..tables.table import FORMATS, SUFFIXES, Table
 from . import entry_point
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial compare", description=__doc__)
+    made = Parser(prog="vision-tutorial compare", description=__doc__)
     add, flag = made.add_argument, partial(made.add_argument, action="store_true")
     what = "run folders, folders of run folders, patterns, or wandb:entity/project"
     add("runs", nargs="+", metavar="RUNS", help=what)
@@ -106,5 +107,5 @@ def _log(made: Table, runs: Sequence[Run]) -> None:
     if tracker.off:
         print("wandb: nothing was logged", file=sys.stderr)
     tracker.table("compare", *table.uniform(made))
-    tracker.report(f"Comparison of {len(runs)} runs", table.markdown(made))
+    tracker.report(f"Comparison of {counted(len(runs), 'run')}", table.markdown(made))
     tracker.finish({})

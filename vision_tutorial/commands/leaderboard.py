@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.atomic import write_text
-from ..core.cli_types import looks
-from ..core.errors import UserError
+from ..core.cli_types import loading, looks
+from ..core.errors import UserError, counted
+from ..recipe.command_line import Parser
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
 from ..runs.reader import collect
@@ -20,9 +21,9 @@ from ..tables.leaderboard import BoardEntry, author_of
 from . import entry_point
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial leaderboard",
         description=__doc__,
         epilog="A person is who a run says it is of (VISION_TUTORIAL_AUTHOR, else git's user.name, "
@@ -74,7 +75,8 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"{args.output}: its ending says no format; there are {known}.")
         write_text(args.output, table.several(found, form, "Leaderboard", [*complaints, *more]))
         out = f", {len(complaints)} left out (see above)" if complaints else ""
-        print(f"{args.output}: {len(found)} task{'s' * (len(found) > 1)}, {len(runs)} runs{out}")
+        line = f"{counted(len(found), 'task')}, {counted(len(runs), 'run')}{out}"
+        print(f"{args.output}: {line}")
         return 0
     for number, (name, board) in enumerate(found.items()):
         print("\n" * (number > 0) + table.clean(name))
@@ -85,7 +87,8 @@ def main(args: argparse.Namespace) -> int:
 def _scored(args: argparse.Namespace, root: Path) -> tuple[list[tuple[str, BoardEntry]], list[str]]:
     """Each person's best CSV; and a line for each that cannot be scored."""
     loaded = load(args.score)
-    from .. import inference  # after the recipe is known to be good
+    with loading():  # after the recipe is known to be good
+        from .. import inference
 
     with inference.opened([(loaded.path, loaded)], looks()) as distributed:
         return _scores(root, args.split, loaded.recipe, distributed)

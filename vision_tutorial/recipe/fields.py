@@ -251,7 +251,8 @@ class Recipe(Frozen):
     ddp: Ddp = Ddp()
     shards: Positive | None = _key(None, "Bit-equal on any number of processes that divides it.")
     threads: Threads | None = _key(
-        None, "CPU threads a process; null: cores/processes, or cores/shards."
+        None,
+        "A process; null: cores/processes or cores/shards, at most OMP_NUM_THREADS.",
     )
     eval_every: Positive = _key(1, "Epochs between evaluations.")
     eval_batch_size: Positive = _key(250, "Images in a forward pass of an evaluation.")

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import UserError, short
 from ..recipe.loading import read_back
 from ..recipe.notation import FORMS, Notation, duration, entries, flat, number, scalar
-from ..runs.reader import Point, Run
+from ..runs.reader import Point, Run, local_time
 from ..runs.reproducibility import facts
 from ..runs.seed_statistics import Sample
 from ..tables import labels
@@ -104,7 +104,7 @@ def _described(run: Run, gallery: Gallery | None, words: _Words, language: str) 
     return {
         "headline": run.metric,
         "facts": [[name, _cut(value)] for name, value in _facts(run, words, language) if value],
-        "notes": [[_cut(note.time), _cut(note.text)] for note in run.notes],
+        "notes": [[_cut(local_time(note.time)), _cut(note.text)] for note in run.notes],
         "link": run.link,
         "series": _series(run),
         "classes": _classes(run, words),
@@ -128,7 +128,7 @@ def _facts(run: Run, said: _Words, language: str) -> Iterator[tuple[str, str | N
     yield said["chosen_on"], run.chosen_on
     yield said["epochs"], str(run.epochs)
     yield said["time"], duration(run.seconds) if run.seconds else None
-    yield said["created"], run.created
+    yield said["created"], run.created and local_time(run.created)
     if run.base:
         yield said["changed"].format(base=run.base), changed_in_base(run)
     yield said["folder"], str(run.folder) if run.folder else None

@@ -46,6 +46,7 @@ class GalleryAnswer(Frozen):
     key: _Text  # what the data set calls the image
     truth: _Text
     said: Annotated[tuple[tuple[_Text, _Share], ...], Field(min_length=1, max_length=10)]
+    grad_cam: GalleryImage | None = None  # where the image speaks for the class said first
 
 
 class Mask(Frozen):
@@ -166,7 +167,7 @@ class Writer:
 def images(gallery: Gallery) -> Iterable[GalleryImage]:
     """Every image of a gallery."""
     for answer in (*gallery.wrong, *gallery.right):
-        yield answer.image
+        yield from filter(None, (answer.image, answer.grad_cam))
     for mask in (*gallery.worst, *gallery.masks):
         yield from mask.images
     for group in gallery.microscope:

@@ -87,12 +87,14 @@ function showImages(gallery) {
     ...part(words.masks, gallery.masks.map(triple), " wide"));
 }
 
-function answer({ image, key, truth, said }) {
+function answer({ image, key, truth, said, grad_cam: map }) {
   const right = said[0][0] === truth;
   const bars = said.map(([name, share]) => make("div", { class: "said", style: `--part: ${100 * share}%` },
     make("span", {}, name), make("span", {}, `${(100 * share).toFixed(1)} %`)));
-  return make("figure", {}, imageTag(image, say(words.image_of, truth, key)),
-    make("figcaption", {}, 
+  const tags = [imageTag(image, say(words.image_of, truth, key))];
+  if (map) tags.push(imageTag(map, `Grad-CAM, ${said[0][0]}, ${key}`));
+  return make("figure", {}, tags,
+    make("figcaption", {},
       make("strong", { class: right ? "good" : "bad" }, `${right ? "✓" : "✗"} ${words.truth}: ${truth}`),
       make("div", { class: "quiet" }, words.prediction), bars));
 }

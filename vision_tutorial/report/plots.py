@@ -60,7 +60,7 @@ def lr_range(
     figure = _figure(7, 4)
     axis = figure.subplots()
     axis.plot(lrs, losses, color="0.8", label="loss")
-    axis.plot(lrs, smooth, label="running mean")
+    axis.plot(lrs, smooth, label="mean around each step")
     if found is not None:
         axis.axvline(found, color="firebrick", linestyle=":", label=f"falls fastest: {found:.3g}")
     if smooth:

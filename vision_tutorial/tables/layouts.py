@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from ..recipe.notation import Notation, entries, find, scalar
+from ..runs.reader import local_time
 from .comparison import Delta, Row, delta_of, rows_of
 from .labels import key_words, state_word, words
 from .table import Column, Table
@@ -215,7 +216,7 @@ def _remarks(row: Row) -> str | None:
 def _runlog(view: View) -> Table:
     return _table(
         view,
-        view.field("date", lambda row: (row.run.created or "")[:10] or None),
+        view.field("date", lambda row: local_time(row.run.created or "")[:10] or None),
         view.field("run_name", lambda row: row.label),
         view.field("model_name", _model_name),
         view.field("arguments", partial(_arguments, view)),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..core.errors import short
 from ..recipe.notation import scalar
-from ..runs.reader import Run
+from ..runs.reader import Run, local_time
 from ..runs.seed_statistics import Sample, confidence_interval, pooled
 from .comparison import rows_of
 from .table import Column, Table
@@ -66,10 +66,9 @@ def boards(
     for (name, person), own in by_person.items():
         sign = 1 if own[0].higher_is_better else -1
         row = max(rows_of(own), key=lambda row: sign * row.best.mean)
-        when = max(run.created or "" for run in row.runs)[:10]
-        entry = BoardEntry(
-            person, row.best, row.label, len(own), row.last and row.last.mean, when, sign > 0
-        )
+        when = local_time(max(run.created or "" for run in row.runs))[:10]
+        last = row.last and row.last.mean
+        entry = BoardEntry(person, row.best, row.label, len(own), last, when, sign > 0)
         tasks[name].append(entry)
     for name, entry in scored:
         tasks[name].append(entry)
