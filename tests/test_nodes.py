@@ -119,3 +119,22 @@ def test_accelerate_launch_starts_the_same_training(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     alone = train(tmp_path / "alone", *WORDS[2:-4], "shards=2")
     assert left(tmp_path / "launched/debug/run") == left(alone)
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="no flock here")
+def test_a_gpu_of_a_shared_machine_is_one_person_s(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "docs" / "cluster" / "one_gpu.sh"
+    note = 'echo "$CUDA_VISIBLE_DEVICES $$ {}" >> diary'
+    job = f"{note.format('in')}; sleep 0.3; {note.format('out')}"
+    given = os.environ | {"GPUS": "2", "LOCKS": str(tmp_path / "locks"), "WAIT": "0.05"}
+    jobs = [
+        subprocess.Popen(["bash", str(script), "bash", "-c", job], cwd=tmp_path, env=given)
+        for _ in range(5)
+    ]
+    assert [one.wait(timeout=60) for one in jobs] == [0] * 5
+    held: dict[str, str | None] = {}
+    lines = [line.split() for line in (tmp_path / "diary").read_text().splitlines()]
+    for gpu, job, word in lines:
+        assert held.get(gpu) == (None if word == "in" else job)
+        held[gpu] = job if word == "in" else None
+    assert {gpu for gpu, *_ in lines} == {"0", "1"} and len(lines) == 10
