@@ -73,7 +73,7 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
         path_of_key, equals, value = text.partition("=")
         name = f"{COMMAND_LINE} ({short(text, 50)})"
         if not equals or not all(part.strip() for part in path_of_key.split(".")):
-            todo = advised(text.strip(" =:"), "", document.values)
+            todo = advised(short(text.strip(" =:"), 50), "", document.values)
             todo = todo or "write key=value or key.sub=value"
             raise UserError(f"{name}: no override; {todo}, without spaces.")
         _assign(document, path_of_key, parse_value(value, name), name)
