@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -128,8 +128,9 @@ def _said_once() -> Iterator[None]:
         raise
 
 
-def print_line(line: str) -> None:
-    """Print; a full disk or a closed pipe behind standard output does not undo a training."""
+def print_line(line: str, note: Callable[[str], None] = lambda _: None) -> None:
+    """Print; a full disk or a closed pipe behind it does not undo a training. note: prints, too."""
+    note(line)
     with suppress(OSError, ValueError, AttributeError):
         print(line, flush=True)
 
@@ -270,6 +271,7 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
+        display.keep(run)
         parts = {"train": both.train, "val": both.val}
         left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
         records.start(run, loaded, start.recorded, digests, left_out, progress)
@@ -302,13 +304,13 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
 
             artifacts.leave(run, recipe, both, training, recorder.tracker, display.say)
         with stop.listening():  # a signal comes too late now
-            _finish_records(run, summary, recorder.tracker, progress.table, code)
-        # what limits this training; of an epoch that is under way, its steps so far
-        waited = progress.seconds_data
-        now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}
-        parts = shares([*progress.rows, now])
-        for line in [*([in_words(parts)] if parts else []), *lines]:
-            print_line(line)
+            said = _finish_records(run, summary, recorder.tracker, progress.table, code)
+            # what limits this training; of an epoch that is under way, its steps so far
+            waited = progress.seconds_data
+            now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}
+            parts = shares([*progress.rows, now])
+            for line in [*said, *([in_words(parts)] if parts else []), *lines]:
+                print_line(line, display.note)
     return code
 
 
@@ -340,8 +342,8 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
         )
 
 
-def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int) -> None:
-    """summary.json and status.json, wandb's summary, and the line of the result."""
+def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int) -> list[str]:
+    """summary.json and status.json, wandb's summary; the result in words."""
     status, metric, best, last = (summary[k] for k in ("status", "metric", "best", "last"))
     write_json(run / "summary.json", summary)
     if status == "done" and table:
@@ -358,9 +360,8 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     claim = summary["expects"].get(metric.removeprefix("val/"))
     if best and claim is not None and status == "done":
         words += f"; the recipe expects {claim:g}"
-    if status != "done":
-        words += f"\ncontinue with: vision-tutorial train {shlex.quote(str(run))}"
-    print_line(words)
+    more = f"continue with: vision-tutorial train {shlex.quote(str(run))}"
+    return [words, *[more] * (status != "done")]
 
 
 def _micro_batch(training: Any, recipe: Any) -> int:

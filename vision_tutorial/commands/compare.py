@@ -34,7 +34,8 @@ def parser() -> Parser:
     add("--layout", choices=LAYOUTS, default="generic", help="which table (default: %(default)s)")
     flag("--all", help="every key of the recipes, not only what differs")
     flag("--each", help="a line for each run, not one for all its seeds")
-    add("--by", choices=("author",), help="rows of each person, with the name in front")
+    text = "rows of each person, with the name in front: of the author, or of the folder below RUNS"
+    add("--by", choices=("author", "folder"), help=text)
     flag("--transpose", help="swap rows and columns")
     add("--sort", metavar="KEY", help="run, best, last, time, created, status, or a recipe's key")
     what = "a spread between seeds, assumed where no run has seeds (CIFAR-100, ResNet-50: 0.4)"
@@ -50,7 +51,7 @@ def parser() -> Parser:
 def main(args: argparse.Namespace) -> int:
     """Print, write or log the table of the runs."""
     runs = _found(args.runs)
-    person = partial(author_of, root=Path(args.runs[0])) if args.by else None
+    person = partial(author_of, root=Path(args.runs[0]), by=args.by) if args.by else None
     rows = comparison.rows_of(runs, args.each or args.layout == "runlog", person)
     if args.sort:
         rows = comparison.ordered(rows, args.sort)
@@ -92,10 +93,11 @@ def _found(words: Sequence[str]) -> list[Run]:
 def _log(made: Table, runs: Sequence[Run]) -> None:
     """Send the table to the project of the runs at wandb, or record it in ./wandb if offline."""
     settings = runs[0].recipe.get("wandb")
-    project = settings.get("project") if isinstance(settings, dict) else None
+    settings = settings if isinstance(settings, dict) else {}
+    texts = {k: v for k, v in settings.items() if k in ("entity", "project") and isinstance(v, str)}
     tracker = make_tracker(
         "auto",
-        project=project if isinstance(project, str) else "vision-tutorial",
+        **{"project": "vision-tutorial"} | texts,
         name="compare",
         id=f"compare-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}",
         config={"runs": [f"{run.name}/{run.id}" for run in runs]},

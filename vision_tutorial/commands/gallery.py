@@ -131,7 +131,7 @@ def _labels(predictor: Any, source: Any, writer: Writer, maps: Any = None) -> di
 
 def _masks(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
     """The images with the lowest mean IoU, and some at random: image, truth, prediction."""
-    from ..core.task import to_masks
+    from ..core.task import VOID, to_masks
     from ..inference import mask_of
     from ..segmentation import visualisation
 
@@ -152,11 +152,11 @@ def _masks(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
             worst = heapq.nsmallest(WORST, [*worst, (iou, answer.index, shown)])
 
     def kept(iou: float | None, key: str, image: np.ndarray, *masks: np.ndarray) -> Mask:
-        images = (image, *(_overlay(image, mask) for mask in masks))
-        return Mask(images=tuple(map(writer.keep, images)), key=short(key, 200), iou=iou)
+        shown = (writer.keep(visualisation.PALETTE[mask], mask=True) for mask in masks)
+        return Mask(images=(writer.keep(image), *shown), key=short(key, 200), iou=iou)
 
-    colours = ("#{:02x}{:02x}{:02x}".format(*rgb) for rgb in visualisation.PALETTE.tolist())
-    named = zip(source.classes, colours, strict=False)
+    colours = ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in visualisation.PALETTE.tolist()]
+    named = [*zip(source.classes, colours, strict=False), ("void", colours[VOID])]
     return {
         "worst": tuple(kept(*shown) for _, _, shown in worst),
         "masks": tuple(kept(*shown) for shown in drawn),

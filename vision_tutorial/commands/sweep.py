@@ -124,13 +124,14 @@ def _create_at_wandb(state: SweepState, trials: list[Trial], args: argparse.Name
     if metric := state.metric:
         goal = "maximize" if state.sweep.more_is_better else "minimize"
         config["metric"] = {"name": metric, "goal": goal}
-    project = next(iter(state.every.values())).recipe.wandb.project
+    given = next(iter(state.every.values())).recipe.wandb
+    project = given.project
     try:
         if (mode := os.environ.get("WANDB_MODE")) in ("offline", "disabled", "dryrun"):
             raise UserError(f"WANDB_MODE is {mode}, and a wandb sweep lives on the server")
         import wandb
 
-        made = wandb.sweep(config, project=project)
+        made = wandb.sweep(config, project=project, entity=given.entity)
     except Exception as error:  # whatever wandb raises: no key, no network, no permission
         raise UserError(
             f"--wandb: no sweep was created ({error}). `wandb login` stores a key; without a "

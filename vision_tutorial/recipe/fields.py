@@ -171,12 +171,16 @@ def _project(name: str) -> str:
 
 
 class Wandb(Frozen):
-    """Where metrics are mirrored; the run folder is the truth."""
+    """Where metrics are mirrored; the run folder is the truth.
+
+    group: the recipe's name, if it is not given. name: recipe and run folder, if not given.
+    """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     project: Annotated[str, AfterValidator(_project)] = "vision-tutorial"
     group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    name: Annotated[str, Field(min_length=1)] | None = None
     tags: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(strict=False)
     ] = ()

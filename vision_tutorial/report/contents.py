@@ -82,10 +82,10 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
-    """`compare`'s table, with the results in front; a row names the places of its runs."""
+    """`compare`'s table, with the best value in front; a row names the places of its runs."""
     places = {id(run): place for place, run in enumerate(runs)}
     view = View(rows_of(runs), language)
-    table = generic(view, results_first=True)
+    table = generic(view, best_first=True)
     rows = []
     for line, values, texts in zip(view.rows, table.rows, table.texts(), strict=True):
         cells = []
@@ -172,8 +172,9 @@ def _classes(run: Run, said: _Words) -> dict[str, Any] | None:
 
 
 def _confusion(run: Run, gallery: Gallery | None, said: _Words) -> dict[str, Any] | None:
-    """The matrix of classes.json (pixels), else of the gallery (images); None without either."""
-    matrix, names, unit = run.classes.get("confusion"), run.classes.get("class"), "pixels"
+    """The matrix of classes.json, else of the gallery; None without either."""
+    matrix, names = run.classes.get("confusion"), run.classes.get("class")
+    unit = "pixels" if "pixels" in run.classes else "images"
     if matrix is None and gallery:
         matrix, names, unit = gallery.confusion, gallery.classes, "images"
     if not matrix or not names or not 1 < len(names) <= gallery_files.MOST_CLASSES:

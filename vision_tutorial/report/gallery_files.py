@@ -135,14 +135,17 @@ class Writer:
         self.folder = make_folder(run / FOLDER)
         self.names: set[str] = set()
 
-    def keep(self, pixels: Any) -> GalleryImage:
-        """uint8 (H, W, 3), written as a file; made smaller where a side is longer than 256."""
+    def keep(self, pixels: Any, mask: bool = False) -> GalleryImage:
+        """uint8 (H, W, 3), written as a file; made smaller where a side is longer than 256.
+
+        mask: the colours are those of classes, and stay what they are.
+        """
         from PIL import Image
 
         made = Image.fromarray(pixels)
-        made.thumbnail((256, 256), Image.Resampling.LANCZOS)
+        made.thumbnail((256, 256), Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS)
         out = io.BytesIO()
-        kind = "png" if max(made.size) <= _LOSSLESS_SIDE else "webp"
+        kind = "png" if mask or max(made.size) <= _LOSSLESS_SIDE else "webp"
         made.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
         name = f"{_digest(out.getvalue())}.{kind}"
         self.names.add(name)

@@ -28,7 +28,7 @@ from ..core.atomic import (
     write_json,
     write_text,
 )
-from ..core.errors import UserError, counted, short, shown
+from ..core.errors import UserError, counted, short, shown, visible
 from ..core.folders import STARTED_IN
 from ..core.names import checked_name
 
@@ -57,6 +57,14 @@ def append_row(path: Path | str, row: Mapping[str, Any]) -> None:
             raise
         finally:
             os.close(handle)
+
+
+def append_log(run: Path | str, line: str) -> None:
+    """Add a line to the run's log.txt, after the local time. What fails here stops no training."""
+    now = datetime.datetime.now().isoformat(" ", "seconds")
+    with suppress(OSError, UserError):
+        with regular(Path(run) / "log.txt").open("a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{now}  {visible(line)}\n")
 
 
 def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -148,6 +156,8 @@ def set_status(run: Path, status: _Status, **facts: Any) -> None:
     """Write status.json: the status, when it became so, and facts such as `exit_code`."""
     since = _now().isoformat(timespec="seconds")
     write_json(Path(run) / "status.json", {"status": status, "since": since, **facts})
+    if "error" in facts:
+        append_log(run, f"{status}: {facts['error']}")
 
 
 def _now() -> datetime.datetime:

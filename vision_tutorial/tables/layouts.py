@@ -147,11 +147,15 @@ def _times(view: View) -> Iterable[_Field]:
         yield view.field("expected_seconds", seconds.get, "duration")
 
 
-def generic(view: View, results_first: bool = False) -> Table:
-    """What differs between the runs, and what came of each."""
+def generic(view: View, best_first: bool = False) -> Table:
+    """What differs between the runs, and what came of each. best_first: that before the keys."""
+    keys = [*_recipes(view)]
     results = [*_results(view), *_progress(view), *_times(view)]
-    parts = [*results, *_recipes(view)] if results_first else [*_recipes(view), *results]
-    return _table(view, *parts)
+    if best_first:
+        place = [column.key for column, _ in results].index("best")
+        keys = [results.pop(place), *results[:place], *keys]
+        results = results[place:]
+    return _table(view, *keys, *results)
 
 
 def week3(view: View) -> Table:
