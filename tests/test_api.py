@@ -97,7 +97,7 @@ def test_masks_have_the_size_of_the_image(dense: Run) -> None:
 
 def test_compare_is_a_table(run: Run, dense: Run) -> None:
     made = vt.compare([run, dense.folder])
-    assert {"debug", "quickstart"} <= {row["run"] for row in made.rows()}
+    assert {"debug", "segmentation-quickstart"} <= {row["run"] for row in made.rows()}
     assert "<table>" in made._repr_html_() and "debug" in str(made)
     with pytest.raises(UserError, match="no run in"):
         vt.compare([])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -48,6 +49,31 @@ def test_a_command_leaves_nothing_open() -> None:
 def test_a_command_that_is_none(capsys: pytest.CaptureFixture) -> None:
     assert program.main(["trian"]) == 2
     assert "no command called 'trian'; did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not here")
+def test_bash_completes_commands_recipes_and_options(tmp_path: Path, capsys) -> None:
+    assert program.main(["--print-completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "mine.yaml").touch()
+    for words, expected in {
+        "tr": {"train"},
+        "train q": {"quickstart"},
+        "explain segmentation/c": {"segmentation/c", "segmentation/camvid"},
+        "train m": {"mine.yaml"},
+        "train r4 --res": {"--resume"},
+        "report --lang ": {"en", "ko"},
+    }.items():
+        typed = ["vision-tutorial", *words.split(" ")]
+        lines = f"""source ./script; COMP_WORDS=({" ".join(typed[:-1])} "{typed[-1]}")
+            COMP_CWORD={len(typed) - 1}; _shtab_vision_tutorial
+            printf '%s\n' "${{COMPREPLY[@]}}" """
+        done = subprocess.run(["bash", "-c", lines], cwd=tmp_path, capture_output=True, text=True)
+        assert set(done.stdout.split()) == expected, (words, done)
+    assert program.main(["--print-completion", "zsh"]) == 0 and "compadd" in capsys.readouterr().out
+    for words in (["--print-completion"], ["--print-completion", "bsh"]):
+        assert program.main(words) == 2
+        assert "no shell called" in capsys.readouterr().err
 
 
 def test_its_version(capsys: pytest.CaptureFixture) -> None:

@@ -1,10 +1,12 @@
 """Two nodes, rehearsed as two torchrun agents on this machine: the numbers of one node."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from forked import free_port
 from small_runs import SMALL, left
 
@@ -31,3 +33,22 @@ def test_two_agents_give_the_numbers_of_one(tmp_path: Path) -> None:
     (files, rows, name), other = (left(tmp_path / n / "debug" / "run") for n in ("two", "one"))
     assert rows == other[1] and name == other[2]
     assert files == other[0]
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="no flock here")
+def test_a_gpu_of_a_shared_machine_is_one_person_s(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "docs" / "cluster" / "one_gpu.sh"
+    note = 'echo "$CUDA_VISIBLE_DEVICES $$ {}" >> diary'
+    job = f"{note.format('in')}; sleep 0.3; {note.format('out')}"
+    given = os.environ | {"GPUS": "2", "LOCKS": str(tmp_path / "locks"), "WAIT": "0.05"}
+    jobs = [
+        subprocess.Popen(["bash", str(script), "bash", "-c", job], cwd=tmp_path, env=given)
+        for _ in range(5)
+    ]
+    assert [one.wait(timeout=60) for one in jobs] == [0] * 5
+    held: dict[str, str | None] = {}
+    lines = [line.split() for line in (tmp_path / "diary").read_text().splitlines()]
+    for gpu, job, word in lines:
+        assert held.get(gpu) == (None if word == "in" else job)
+        held[gpu] = job if word == "in" else None
+    assert {gpu for gpu, *_ in lines} == {"0", "1"} and len(lines) == 10

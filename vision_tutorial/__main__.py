@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from . import __version__
 from .core.errors import UserError, run_main, run_process, unknown
@@ -58,10 +59,19 @@ def dispatch(argv: Sequence[str] | None) -> int:
     if words[0] in ("-V", "--version"):
         print(__version__)
         return 0
+    if words[0] == "--print-completion":
+        from .recipe.command_line import completion
+
+        print(completion((words + [""])[1], {name: module(name).parser() for name in COMMANDS}))
+        return 0
     if words[0] not in COMMANDS:
         raise UserError(unknown("command", words[0], COMMANDS))
-    module = MODULES.get(words[0], f".commands.{words[0]}")
-    return importlib.import_module(module, __package__).main(words[1:])
+    return module(words[0]).main(words[1:])
+
+
+def module(command: str) -> ModuleType:
+    """Where a command is."""
+    return importlib.import_module(MODULES.get(command, f".commands.{command}"), __package__)
 
 
 EXAMPLES = {

@@ -18,7 +18,7 @@ from . import train as training
 from .commands import evaluate as evaluating
 from .core.atomic import plain
 from .core.cli_types import looks
-from .core.errors import UserError
+from .core.errors import UserError, counted
 from .core.images import read_image
 from .core.task import VOID
 from .recipe.fields import written
@@ -184,7 +184,8 @@ class Model:
         self.network = self._predictor.networks[0]
 
     def __repr__(self) -> str:
-        return f"Model({str(self.folder)!r}: {self.recipe.model.name}, {len(self.classes)} classes)"
+        classes = counted(len(self.classes), "class")
+        return f"Model({str(self.folder)!r}: {self.recipe.model.name}, {classes})"
 
     def predict(self, images: AnyImage | Iterable[AnyImage]) -> Any:
         """Labels or a PixelLabels of an image, or a list of them of several.

@@ -2,7 +2,8 @@
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from torch import Tensor
 from . import build
 from .core.atomic import replacing
 from .core.names import CSV
-from .core.task import to_masks
+from .core.sources import Subset
+from .core.task import VOID, to_masks
 from .data.pipeline import colours
 from .engine import evaluating
 from .recipe.fields import Recipe
 from .report import plots
 from .runs.reader import read
-from .segmentation.visualisation import overlay
+from .segmentation.visualisation import PALETTE
 
-IMAGES = 16  # of a training batch, and of predictions
+IMAGES, MASKS = 16, 8  # of a training batch, and of predictions
 _PIXELS = 384  # of an image's longer side, at most
 
 
@@ -51,14 +53,17 @@ def draw(run: Path, recipe: Recipe, splits: Any, training: Any) -> dict[str, np.
     if names and matrix and len(names) == len(matrix):
         unit = "pixels" if training.task.dense else "images"
         figures["confusion"] = plots.confusion(matrix, names, unit)
-    batch = list(_training_images(recipe, splits.train, training))
-    title = "one batch of training, as the network sees it"
-    figures["train_batch"] = plots.grid(plots.rows_of(batch), title)
-    said = list(_predictions(recipe, splits.val, training))
-    figures["val_predictions"] = plots.grid(
-        plots.rows_of(said, 9 if training.task.dense else 8),
-        "validation images, after the last epoch",
-    )
+    batch, predicted = "images of the first batch, as the network sees them", "validation images"
+    for name, title, shown, columns in (
+        ("train_batch", batch, _training_images, 4),
+        ("val_predictions", f"{predicted}, after the last epoch", _predictions, 6),
+    ):
+        images = list(shown(recipe, splits, training))
+        if training.task.dense:
+            rows, legend = plots.rows_of(images, columns), _legend(splits.train.classes, images)
+            figures[name] = plots.grid(rows, title, legend, width=2.4)
+        else:
+            figures[name] = plots.grid(plots.rows_of(images, 8), title)
     for name, figure in figures.items():
         drawn[name] = plots.save(figure, run / f"{name}.png")
     return drawn
@@ -72,49 +77,53 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _training_images(recipe: Recipe, source: Any, training: Any) -> Iterator[tuple]:
+def _legend(classes: Sequence[str], images: Sequence[tuple]) -> list[tuple[str, list[int]]]:
+    """The names and colours that are in the masks among the images."""
+    masks = [pixels.reshape(-1, 3) for pixels, text in images if text != "image"]
+    there = np.unique(np.concatenate(masks), axis=0).tolist()
+    colours = [*PALETTE[: len(classes)].tolist(), PALETTE[VOID].tolist()]
+    named = zip((*classes, "void"), colours, strict=True)
+    return [(name, colour) for name, colour in named if colour in there]
+
+
+def _training_images(recipe: Recipe, splits: Any, training: Any) -> Iterator[tuple]:
     """The first images of the first step: augmented, mixed, with their targets in words."""
+    source, most = splits.train, MASKS if training.task.dense else IMAGES
     data = build.train_pipeline(
         recipe.model_copy(update={"workers": 0}), source, training.distributed
     )
     (batches,) = data.train(0, 1, training.accumulation_steps)
-    images, targets = batches[0].images[:IMAGES], batches[0].target[:IMAGES]
+    images, targets = batches[0].images[:most], batches[0].target[:most]
     for image, target in zip(_pixels(recipe, images), targets, strict=True):
         if training.task.dense:
-            mask = to_masks(target).cpu().numpy()
-            yield _small(np.asarray(overlay(image, mask))), ""
+            yield _small(image), "image"
+            yield _small(PALETTE[to_masks(target).cpu().numpy()]), "mask"
         else:
             shares = target if target.ndim else torch.arange(len(source.classes)) == target.cpu()
-            yield image, plots.share_words(source.classes, shares.float().tolist())
+            words = plots.share_words(source.classes, shares.float().tolist())
+            yield image, words.replace(" + ", "\n+ ")
 
 
-def _predictions(recipe: Recipe, source: Any, training: Any) -> Iterator[tuple]:
-    """The first validation images with what the network says of them."""
-    distributed, task = training.distributed, training.task
-    data = build.eval_pipeline(recipe, source, distributed)
-    left = IMAGES
+def _predictions(recipe: Recipe, splits: Any, training: Any) -> Iterator[tuple]:
+    """Validation images, from all over the split, with what the network says of them."""
+    distributed, task, source = training.distributed, training.task, splits.val
+    most = min(len(source), (MASKS if task.dense else IMAGES) * distributed.world)
+    some = Subset(source, np.linspace(0, len(source) - 1, most).round().astype(np.int64))
+    data = build.eval_pipeline(recipe.model_copy(update={"workers": 0}), some, distributed)
     with training.ema.applied_to(training.model), evaluating(training.model):
-        for batch in data.first_evaluation():
-            shown = _pixels(recipe, batch.images[:left])
-            said = task.predict(training.model, batch.images[:left])
-            left -= len(shown)
-            for image, answer, target in zip(shown, said, batch.target, strict=False):
+        for batch in chain.from_iterable(data.evaluation()):
+            shown = _pixels(recipe, batch.images)
+            said = task.predict(training.model, batch.images)
+            for image, answer, target in zip(shown, said, batch.target, strict=True):
                 if task.dense:
-                    truth, ids = (
-                        to_masks(target).cpu().numpy(),
-                        answer.argmax(0).byte().cpu().numpy(),
-                    )
-                    for text, pixels in (
-                        ("image", image),
-                        ("truth", np.asarray(overlay(image, truth))),
-                        ("prediction", np.asarray(overlay(image, ids))),
-                    ):
-                        yield _small(pixels), text
+                    yield _small(image), "image"
+                    yield _small(PALETTE[to_masks(target).cpu().numpy()]), "truth"
+                    yield _small(PALETTE[answer.argmax(0).cpu().numpy()]), "prediction"
                 else:
                     best, name = int(answer.argmax()), source.classes
                     share = f"{name[best]} {float(answer.max()):.2f}"
                     right = best == int(target)
-                    yield image, share if right else f"✗ {share}, not {name[int(target)]}"
+                    yield image, share if right else f"✗ {share}\nnot {name[int(target)]}"
 
 
 def _pixels(recipe: Recipe, images: Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import nn
 
 from . import build, losses, optim
 from .core import registry
-from .core.errors import UserError, trying
+from .core.errors import UserError, counted, trying
 from .core.images import image_size
 from .core.processes import usable_cores
 from .core.sources import Source, origins
@@ -147,8 +147,8 @@ def try_out(recipe: Recipe, source: Source, network: nn.Module, count: int = 2) 
     if said != f"{(1, len(source.classes), *((height, width) if source.dense else ()))}":
         raise UserError(
             f"model {recipe.model.name} does not fit images of {width}x{height} and "
-            f"{len(source.classes)} classes: {said}. Change the size that `augment` crops to, or "
-            "the model's options (such as img_size)."
+            f"{counted(len(source.classes), 'class')}: {said}. Change the size that `augment` "
+            "crops to, or the model's options (such as img_size)."
         )
 
 

@@ -1,11 +1,12 @@
 """Runs -> networks with their weights -> answers: what `evaluate`, `predict`, `gallery` share."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from .classification import label_files
 from .core import registry
 from .core.atomic import read_json
 from .core.errors import UserError
-from .core.sources import Source
+from .core.sources import Source, Subset
 from .core.task import Batch, Task, sampled
 from .engine import (
     Distributed,
@@ -48,7 +49,7 @@ def opened(
         for key in _SEEN_ALIKE if args.ensemble else ("precision", "threads"):
             if getattr(loaded.recipe, key) != getattr(first, key):
                 raise UserError(
-                    f"{run}: its '{key}' is not that of the first run; change it to that (--set), "
+                    f"{run}: its '{key}' is not that of the first run; change it ({key}=…), "
                     "or name this run alone."
                 )
         build.import_files(loaded.imports, args.trust_imports)
@@ -155,6 +156,63 @@ class Predictor:
                 rows = zip(batch.items.tolist(), said, batch.target, seen, strict=True)
                 for (_, index), probabilities, target, image in rows:
                     yield Answer(index, source.key(index), probabilities, target, image)
+
+    def grad_cams(self, chosen: Mapping[int, int]) -> Iterator[np.ndarray]:
+        """Images as the first network sees them, uint8 (H, W, 3), half under the colours of their
+        `grad_cam`. chosen: the number of an image -> a class id."""
+        from matplotlib import colormaps
+
+        recipe, source, distributed = self.asked
+        part = Subset(source, np.array(list(chosen), dtype=np.int64))
+        classes = torch.tensor(list(chosen.values()), device=distributed.device)
+        data, network = build.eval_pipeline(recipe, part, distributed), self.networks.eval()[0]
+        for batch in chain.from_iterable(data.evaluation(pixels=True)):
+            wanted = classes[batch.items[:, 1].to(classes.device)]
+            maps = grad_cam(network, batch.images.clone(), wanted).cpu().numpy()
+            for pixels, heat in zip(batch.pixels.cpu().numpy(), maps, strict=True):
+                colours = 255 * colormaps["inferno"](heat)[..., :3]
+                yield (0.5 * pixels.transpose(1, 2, 0) + 0.5 * colours).round().astype(np.uint8)
+
+
+def grad_cam(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Where images (B, 3, H, W) speak for classes (B,): (B, H, W), 0 to 1, by the last feature map
+    and its gradient (Grad-CAM, Selvaraju et al. 2017, 1610.02391), through captum.
+
+    UserError without captum, or for a network without such a map.
+    """
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError as error:
+        raise UserError("--grad-cam needs the package captum: pip install captum.") from error
+    cam = LayerGradCam(network, _last_feature_map(network, images[:1]))
+    maps = cam.attribute(images, classes, relu_attributions=True).detach().float()
+    maps = nn.functional.interpolate(maps, images.shape[2:], mode="bilinear")[:, 0]
+    return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
+
+
+def _last_feature_map(network: nn.Module, image: torch.Tensor) -> nn.Module:
+    """The last module whose output (B, C, h, w) has more than one position; UserError where the
+    last such output is no map of channels, as in transformers."""
+    found: list[tuple[nn.Module, torch.Size]] = []
+
+    def look(module: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.dim() > 2 and output[0, 0].numel() > 1:
+            found.append((module, output.shape))
+
+    hooks = [module.register_forward_hook(look) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    width = getattr(network, "num_features", None)
+    if not found or len(found[-1][1]) != 4 or found[-1][1][1] != width == found[-1][1][3]:
+        raise UserError(
+            "--grad-cam needs a network whose last layers are maps of channels, as a ResNet's; "
+            "leave it out for a transformer."
+        )
+    return found[-1][0]
 
 
 def refining(recipe: Recipe) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -16,18 +16,20 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from .core.atomic import read_json, write_json
-from .core.cli_types import positive, positive_count
+from .core.cli_types import loading, positive, positive_count
 from .core.errors import (
     ExitCode,
     NonFiniteError,
     PeerLost,
     UserError,
+    counted,
     exit_code,
     run_main,
     run_process,
 )
 from .core.names import restart_in_utf8
 from .core.stopping import Stopped, last_words
+from .recipe.command_line import Parser, add_overrides
 from .recipe.fields import (
     Recipe,
     differing,
@@ -47,9 +49,9 @@ PROFILED = 10  # steps
 SPEAKING = 5  # seconds that the first process has to say what it fails at
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial train",
         description="Train what a recipe says. The last line printed is `run: <folder>`.",
         epilog="Exit codes: 0 done, 2 bad recipe or checkpoint, 3 not finite, 4 out of memory, "
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add, flag = made.add_argument, partial(made.add_argument, action="store_true")
     add("recipe", help="a recipe (file or name), or a run folder to continue")
-    add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
+    add_overrides(made)
     flag("--resume", help="continue this recipe's newest run, or with --id that one, if there is")
     add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
     add("--id", help="name of the run folder (default: the time)")
@@ -90,7 +92,8 @@ def train(args: argparse.Namespace) -> tuple[int, Path]:
             refuse_secrets(to_plain(recipe))
         loggers.check(recipe)
         # after the recipe is known to be good: this takes seconds
-        from . import build, checks, engine
+        with loading():
+            from . import build, checks, engine
 
         build.import_files(loaded.imports, args.trust_imports)
         checks.check(recipe)
@@ -125,8 +128,9 @@ def _said_once() -> Iterator[None]:
         raise
 
 
-def print_line(line: str) -> None:
-    """Print; a full disk or a closed pipe behind standard output does not undo a training."""
+def print_line(line: str, note: Callable[[str], None] = lambda _: None) -> None:
+    """Print; a full disk or a closed pipe behind it does not undo a training. note: prints, too."""
+    note(line)
     with suppress(OSError, ValueError, AttributeError):
         print(line, flush=True)
 
@@ -267,6 +271,7 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
     _check_progress(run, plan, progress)
     recorder = engine.Recorder()
     if main:
+        display.keep(run)
         parts = {"train": both.train, "val": both.val}
         left_out = {name: getattr(part, "left_out", ()) for name, part in parts.items()}
         records.start(run, loaded, start.recorded, digests, left_out, progress)
@@ -299,13 +304,13 @@ def _train_in(run: Path, start: Start, args: argparse.Namespace, ready: Ready) -
 
             artifacts.leave(run, recipe, both, training, recorder.tracker, display.say)
         with stop.listening():  # a signal comes too late now
-            _finish_records(run, summary, recorder.tracker, progress.table, code)
-        # what limits this training; of an epoch that is under way, its steps so far
-        waited = progress.seconds_data
-        now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}
-        parts = shares([*progress.rows, now])
-        for line in [*([in_words(parts)] if parts else []), *lines]:
-            print_line(line)
+            said = _finish_records(run, summary, recorder.tracker, progress.table, code)
+            # what limits this training; of an epoch that is under way, its steps so far
+            waited = progress.seconds_data
+            now = {"seconds_data": waited, "seconds_device": progress.seconds - waited}
+            parts = shares([*progress.rows, now])
+            for line in [*said, *([in_words(parts)] if parts else []), *lines]:
+                print_line(line, display.note)
     return code
 
 
@@ -319,14 +324,14 @@ def _continuing(start: Start, plan: Any, progress: Any) -> Iterator[str]:
         lr, last = plan.lr(progress.step, progress.values(plan.headline)), progress.rows[-1]["lr"]
         yield (
             f"epochs {before.total_epochs} -> {now.total_epochs}: the lr now follows the schedule "
-            f"of {now.total_epochs} epochs and goes from {last:.3g} to {lr:.3g}"
+            f"of {counted(now.total_epochs, 'epoch')} and goes from {last:.3g} to {lr:.3g}"
         )
 
 
 def _check_progress(run: Path, plan: Any, progress: Any) -> None:
     if progress.step > plan.steps:
         raise UserError(
-            f"{run}: {progress.step:,} steps are done, and the recipe now ends after "
+            f"{run}: step {progress.step:,} is done, and the recipe now ends after "
             f"{plan.steps:,}. Ask for more epochs, or start a new run."
         )
     rows = run / "metrics.jsonl"
@@ -337,8 +342,8 @@ def _check_progress(run: Path, plan: Any, progress: Any) -> None:
         )
 
 
-def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int) -> None:
-    """summary.json and status.json, wandb's summary, and the line of the result."""
+def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int) -> list[str]:
+    """summary.json and status.json, wandb's summary; the result in words."""
     status, metric, best, last = (summary[k] for k in ("status", "metric", "best", "last"))
     write_json(run / "summary.json", summary)
     if status == "done" and table:
@@ -348,16 +353,15 @@ def _finish_records(run: Path, summary: Any, tracker: Any, table: Any, code: int
     flat |= {f"{k}/{name}": v for k in ("best", "last") for name, v in (summary[k] or {}).items()}
     tracker.finish(flat, code)
     run_folder.set_status(run, status, exit_code=code)
-    words = f"{status} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
+    words = f"{status} after {counted(summary['epochs'], 'epoch')}"
     if best:
         words += f": {metric} {best['value']:.2f} best (epoch {best['epoch']})"
         words += f", {last['value']:.2f} last"
     claim = summary["expects"].get(metric.removeprefix("val/"))
-    if best and claim is not None:
+    if best and claim is not None and status == "done":
         words += f"; the recipe expects {claim:g}"
-    if status != "done":
-        words += f"\ncontinue with: vision-tutorial train {shlex.quote(str(run))}"
-    print_line(words)
+    more = f"continue with: vision-tutorial train {shlex.quote(str(run))}"
+    return [words, *[more] * (status != "done")]
 
 
 def _micro_batch(training: Any, recipe: Any) -> int:
@@ -370,13 +374,13 @@ def _notices(both: Any, training: Any, plan: Any, recipe: Any) -> Iterator[str]:
     if distributed.notice:
         yield distributed.notice
     micro = _micro_batch(training, recipe)
-    processes = "1 process" if distributed.world == 1 else f"{distributed.world} processes"
+    processes = counted(distributed.world, "process")
     yield (
-        f"{recipe.name}: {len(both.train):,} images of {both.train.name}, {plan.epochs} epochs "
-        f"of {plan.steps_per_epoch} steps"
+        f"{recipe.name}: {counted(len(both.train), 'image')} of {both.train.name}, "
+        f"{counted(plan.epochs, 'epoch')} of {counted(plan.steps_per_epoch, 'step')}"
     )
     yield (
-        f"batch {recipe.batch_size} = {processes} x {steps} x {micro} images, "
+        f"batch {recipe.batch_size} = {processes} x {steps} x {counted(micro, 'image')}, "
         f"{distributed.precision} on {distributed.device}, threads each: {distributed.threads}"
     )
 

@@ -15,11 +15,14 @@ import torchvision
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from vision_tutorial import build
 from vision_tutorial.classification.models import FAMILIES, timm_model
 from vision_tutorial.core import weights
 from vision_tutorial.core.errors import UserError
-from vision_tutorial.engine.profiling import cost
+from vision_tutorial.engine.profiling import cost, layers
+from vision_tutorial.recipe.loading import load
 
 # A member of every family that the CIFAR stem knows, and two ResNets whose last stage strides by
 # a pool; how much smaller than the image the last feature map is, with the CIFAR stem.
@@ -271,12 +274,55 @@ def test_complaints_name_the_remedy(name, options, said):
 
 
 def test_cost_counts_by_hand_and_leaves_the_model_alone():
-    layers = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=4)
-    model = nn.Sequential(*layers, nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
+    both = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=4)
+    model = nn.Sequential(*both, nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     products = 3 * 8 * 9 * (8 * 6) + 2 * 8 * 9 * (8 * 6)
     assert cost(model, (16, 12)) == (3 * 8 * 9 + 8 + 2 * 8 * 9 + 8 + 16, products)
+    rows = layers(model, (16, 12))
+    assert [(row.name, row.shape, row.parameters, row.macs) for row in rows] == [
+        ("0", (8, 8, 6), 3 * 8 * 9 + 8, 3 * 8 * 9 * (8 * 6)),
+        ("1", (8, 8, 6), 2 * 8 * 9 + 8, 2 * 8 * 9 * (8 * 6)),
+        *(("2", (8, 8, 6), 16, 0), ("3", (8, 1, 1), 0, 0), ("4", (8,), 0, 0)),
+    ]
     assert model.training and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+class Odd(nn.Module):
+    """A layer that is called twice, one that is not called, and a product of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.never = nn.Conv2d(3, 3, 1), nn.Linear(5, 7)
+        self.own = nn.Parameter(torch.ones(3, 4))
+        self.tied = nn.Conv2d(3, 3, 1)
+        self.tied.weight = self.twice.weight
+
+    def forward(self, x):
+        return (self.tied(self.twice(self.twice(x))).mean((2, 3)) @ self.own,)
+
+
+@pytest.mark.parametrize("name", ["odd", "vit_tiny_patch16_224", "deeplabv3plus"])
+def test_the_layers_add_up_to_the_network(name):
+    """Beside a count of torch's own over the whole network."""
+    size = 224 if name.startswith("vit") else 64
+    model = {"odd": Odd, "deeplabv3plus": small_deeplab}.get(name, lambda: timm_model(name, 10))()
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, size, size))
+    rows = layers(model, size)
+    assert 2 * sum(row.macs for row in rows) == counter.get_total_flops()
+    assert sum(row.parameters for row in rows) == sum(p.numel() for p in model.parameters())
+    assert cost(model, size) == (sum(r.parameters for r in rows), sum(r.macs for r in rows))
+    assert len({row.name for row in rows}) == len(rows)
+    if name == "odd":
+        found = {row.name: row[2:] for row in rows}
+        assert found["twice"] == ((3, 64, 64), 12, 2 * 9 * 64 * 64)
+        assert found["tied"] == ((3, 64, 64), 3, 9 * 64 * 64)
+        assert found[""] == ((4,), 12, 12) and found["never"] == (None, 42, 0)
+
+
+def small_deeplab() -> nn.Module:
+    return build.model(load("segmentation/quickstart").recipe, 10, weights=False)
 
 
 # -- what others' training scripts leave -----------------------------------------------------------

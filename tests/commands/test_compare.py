@@ -111,8 +111,8 @@ def test_what_is_refused(report: Path, capsys: pytest.CaptureFixture) -> None:
     assert "cannot write nowhere/out.md" in capsys.readouterr().err
     assert compare.main(["runs", "--sort", "epoch"]) == 2
     assert "no column called 'epoch'; did you mean 'epochs'?" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        compare.main(["runs", "--spread=0"])
+    assert compare.main(["runs", "--spread=0"]) == 2
+    assert "--spread: given 0; a number above 0" in capsys.readouterr().err
 
 
 def test_200_runs_among_damaged_ones_without_torch(tmp_path: Path) -> None:

@@ -17,9 +17,12 @@ def test_the_steepest_place_of_a_known_curve() -> None:
     assert find_lr.steepest(lrs, sorted(losses)) is None, "it falls nowhere"
 
 
-def test_the_running_mean_begins_at_the_first_value() -> None:
-    assert find_lr.smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0] * 3)
-    assert find_lr.smoothed([1.0, 0.0])[1] == pytest.approx(0.9 * 0.1 / 0.19)
+def test_the_mean_does_not_lag() -> None:
+    falling = [float(n < 50) for n in range(100)]  # between step 49 and step 50
+    means = find_lr.smoothed(falling)
+    assert means[:40] == [1.0] * 40 and means[60:] == [0.0] * 40
+    assert means[49] + means[50] == pytest.approx(1) and means[49] == pytest.approx(45 / 81)
+    assert find_lr.smoothed([3.0]) == [3.0]
 
 
 def test_a_real_test(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

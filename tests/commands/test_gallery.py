@@ -1,16 +1,24 @@
 """The gallery command on tiny runs: images, answers, counts are those of data set and run."""
 
 import json
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from forked import Ranks
 from PIL import Image
+from torch import nn
 
+from vision_tutorial import inference
 from vision_tutorial import train as training
 from vision_tutorial.commands import gallery as command
+from vision_tutorial.core.errors import UserError
 from vision_tutorial.data.executors import compiled  # noqa: F401  (numba, before the fork)
 from vision_tutorial.data.shapes import shapes
 from vision_tutorial.report import gallery_files
@@ -100,7 +108,7 @@ def test_the_preview_is_the_recipe_s(labelled: Path) -> None:
     assert (pixels(labelled, mirrored.image) == source.images[index][:, ::-1]).all()
 
 
-def test_masks_are_laid_over_their_images(masked: Path) -> None:
+def test_masks_stand_beside_their_images(masked: Path) -> None:
     made, source = gallery_files.read(masked), shapes("test", test=12, size=16, masks=True)
     assert (len(made.worst), len(made.masks)) == (command.WORST, command.AT_RANDOM)
     assert made.confusion == ()
@@ -112,13 +120,10 @@ def test_masks_are_laid_over_their_images(masked: Path) -> None:
         picture, truth, said = (pixels(masked, image) for image in mask.images)
         original, ids = source[int(mask.key)]
         assert (picture == np.asarray(original)).all()
-        colour = np.array([int(made.palette[ids.max()][1][n : n + 2], 16) for n in (1, 3, 5)])
-        inside = (ids > 0) & (truth != 255).any(-1)  # outlines are white
-        halfway = (picture[inside].astype(float) + colour) / 2
-        assert np.abs(truth[inside] - halfway).max() <= 1
-        outside = (ids == 0) & (truth != 255).any(-1)
-        assert (truth[outside] == picture[outside]).all() and said.shape == picture.shape
-    assert [name for name, _ in made.palette] == list(source.classes)
+        legend = [[int(colour[n : n + 2], 16) for n in (1, 3, 5)] for _, colour in made.palette]
+        assert (truth == np.array(legend)[ids]).all(), "to the bit the colours of the legend"
+        assert said.shape == picture.shape
+    assert [name for name, _ in made.palette] == [*source.classes, "void"]
     assert made.palette[0][1] == "#000000"
     chain = next(group for group in made.microscope if group.title == "augment")
     assert len(chain.tiles) > 1
@@ -137,3 +142,42 @@ def test_one_that_fails_does_not_keep_others_from_theirs(labelled, tmp_path, cap
     assert f"error: {bare}: " in err and "holds no checkpoint" in err
     assert out.strip() == str(labelled / "gallery" / "gallery.json")
     assert not (bare / "gallery").exists()
+
+
+def test_grad_cam_beside_the_formula() -> None:
+    pytest.importorskip("captum")
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    images, classes = torch.randn(3, 3, 12, 16), torch.tensor([4, 0, 2])
+    network = nn.Sequential(body, head).eval()
+    found = inference.grad_cam(network, images, classes)
+    maps = body(images)
+    score = head(maps).gather(1, classes[:, None]).sum()
+    weights = torch.autograd.grad(score, maps)[0].mean((2, 3), keepdim=True)
+    by_hand = (weights * maps).sum(1, keepdim=True).relu()
+    by_hand = nn.functional.interpolate(by_hand, (12, 16), mode="bilinear")[:, 0]
+    by_hand /= by_hand.amax((1, 2), keepdim=True)
+    assert torch.allclose(found, by_hand.detach(), atol=1e-6) and found.amax() == 1
+    with pytest.raises(UserError, match="leave it out for a transformer"):
+        transformer = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8)
+        inference.grad_cam(transformer, torch.randn(1, 3, 32, 32), torch.tensor([0]))
+
+
+def test_a_gallery_with_grad_cam(
+    labelled: Path, masked: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    pytest.importorskip("captum")
+    run = shutil.copytree(labelled, tmp_path / "run")
+    assert command.main([str(run), "--grad-cam"]) == 0
+    made = gallery_files.read(run)
+    for answer in (*made.right, *made.wrong):
+        shown, image = pixels(run, answer.grad_cam), pixels(run, answer.image)
+        assert shown.shape == image.shape and (shown >= image // 2).all()
+    assert command.main([str(run)]) == 0
+    assert gallery_files.read(run).right[0].grad_cam is None
+    assert command.main([str(masked), "--grad-cam"]) == 2
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    assert command.main([str(run), "--grad-cam"]) == 2
+    masks, missing = capsys.readouterr().err.splitlines()
+    assert "is for classification" in masks and "pip install captum" in missing

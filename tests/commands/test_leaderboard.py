@@ -4,11 +4,14 @@ import csv
 from pathlib import Path
 
 import pytest
-from run_folders import make_run
+from run_folders import RECIPES, make_run
 
 from vision_tutorial.commands import compare
 from vision_tutorial.commands import leaderboard as command
 from vision_tutorial.data.shapes import shapes
+from vision_tutorial.recipe.fields import to_plain
+from vision_tutorial.recipe.loading import load
+from vision_tutorial.runs.reader import Run
 
 
 def board(capsys: pytest.CaptureFixture, *words: object, code: int = 0) -> str:
@@ -35,10 +38,11 @@ def classroom(tmp_path: Path) -> Path:
 def test_a_line_for_each_person(classroom: Path, capsys: pytest.CaptureFixture) -> None:
     shown = board(capsys, classroom)
     lines = {line.split()[1]: line.split() for line in shown.splitlines() if line[:1].isdigit()}
-    assert [lines[name][0] for name in ("mina", "ari", "jun")] == ["1", "2", "2"]
+    assert [lines[name][0] for name in ("mina", "ari", "jun")] == ["1", "2=", "2="]
     assert "71.00 ± 1.00 (n=3)" in shown and "bo" not in lines
     assert lines["mina"][-2] == "4", "all of their runs are counted"
-    assert "equal" in lines["jun"] and "noise" in lines["ari"]
+    assert "within noise" in " ".join(lines["jun"])
+    assert "beyond noise" in next(line for line in shown.splitlines() if "alert" in line)
     assert "not counted: 1 unfinished" in shown and "\x1b[31m" not in shown
 
 
@@ -66,8 +70,39 @@ def test_submissions_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture) -
                 rows.writerow([source.key(index), source.classes[said]])
     (tmp_path / "ari").mkdir()
     (tmp_path / "ari" / "answers.csv").write_text("image,label\n0,nothing\n")
-    shown = board(capsys, tmp_path, "--score", "debug")
+    assert command.main([str(tmp_path), "--score", "debug"]) == 0
+    shown, err = capsys.readouterr()
     assert "100.00" in shown and "75.00" in shown and "ari" not in shown
+    assert "answers.csv" in shown and "files" in shown
+    assert len(err.splitlines()) == 1 and "not scored" in err and "ari" in err
+
+
+def test_people_who_share_an_account(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for person, value in (("mina", 70.0), ("jun", 60.0)):
+        make_run(tmp_path / person / "runs", "debug", values=[value], author="root")
+    assert command.main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "root" in out and "mina" not in out
+    assert err.count("\n") == 1 and "--by folder" in err and "2 folders" in err
+    assert command.main([str(tmp_path), "--by", "folder"]) == 0
+    out, err = capsys.readouterr()
+    assert "mina" in out and "jun" in out and "root" not in out and not err
+    words = [str(tmp_path), "--by", "folder", "--format", "csv"]
+    assert compare.main(words) == 0 and "jun: debug" in capsys.readouterr().out
+
+
+def test_a_project_at_wandb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    recipe = to_plain(load(RECIPES / "debug.yaml").recipe)
+    summary = {"metric": "val/top1", "chosen_on": "test", "status": "done"}
+    runs = [
+        Run("debug", name, recipe, "done", summary | {"best": {"epoch": 1, "value": value}})
+        for name, value in (("mina", 70.0), ("jun", 60.0))
+    ]
+    for run in runs:
+        run.fingerprint["author"] = run.id
+    monkeypatch.setattr(command, "project_runs", lambda word: runs if word == "wandb:a/b" else [])
+    assert "60.00" in board(capsys, "wandb:a/b")
+    board(capsys, "wandb:a/b", "--score", "debug", code=2)
 
 
 def test_compare_by_author(classroom: Path, capsys: pytest.CaptureFixture) -> None:

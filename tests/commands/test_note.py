@@ -19,7 +19,7 @@ def test_notes_are_added_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture
     assert note.main([str(run)]) == 0
     assert capsys.readouterr().out == added
     first, second = added.splitlines()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00  unstable until epoch 5", first)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d  unstable until epoch 5", first)
     assert second.endswith("  학습률이 너무 높음 [31m"), "no letter steers the terminal"
     kept = [json.loads(line) for line in (run / NOTES).read_text().splitlines()]
     assert kept[0]["text"] == "unstable until\nepoch 5"

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from vision_tutorial import train
+from vision_tutorial.classification.label_files import read_labels
 from vision_tutorial.commands import evaluate as evaluation
 from vision_tutorial.commands import predict as command
 from vision_tutorial.core.atomic import read_json
@@ -100,6 +101,8 @@ def test_masks_are_the_classes_and_overlays_are_images(capsys, dense, tmp_path):
     masks = sorted((tmp_path / "masks").glob("*.png"))
     assert len(masks) == len(list((tmp_path / "overlays").glob("*.png"))) == told["images"]
     source = shapes("test", masks=True, size=32, train=64, test=24)
+    with Image.open(tmp_path / "truth" / "3.png") as truth:
+        assert np.array_equal(np.asarray(truth), np.asarray(source[3][1]))
     with Image.open(tmp_path / "masks" / "3.png") as mask:
         assert mask.mode == "P" and mask.size == (32, 32)
         assert np.asarray(mask).max() < len(source.classes)
@@ -185,6 +188,9 @@ def test_labels_of_a_classifier(capsys, plain, tmp_path):
     source = shapes("test", size=16, train=64, test=100)
     hits = sum(row["class1"] == source.classes[source.targets[i]] for i, row in enumerate(rows))
     assert hits == pytest.approx(metrics(capsys, plain)["top1"])
+    truths = [source.classes[target] for target in source.targets]
+    assert [row["truth"] for row in rows] == truths
+    assert read_labels(Path(told["predictions"])) == {row["image"]: row["class1"] for row in rows}
     assert all(float(row["p1"]) >= float(row["p5"]) > 0 for row in rows)
 
 

@@ -18,7 +18,7 @@ from run_folders import edit, make_run
 from vision_tutorial.commands import report as command
 from vision_tutorial.core.atomic import write_json
 from vision_tutorial.report import contents, rendering
-from vision_tutorial.report.gallery_files import Gallery, GalleryAnswer, Group, Tile, Writer
+from vision_tutorial.report.gallery_files import Gallery, GalleryAnswer, Group, Mask, Tile, Writer
 from vision_tutorial.runs import reader
 from vision_tutorial.tables import labels
 
@@ -50,11 +50,15 @@ def page(*words: object) -> tuple[str, dict[str, Any]]:
     return text, json.loads(Elements(text).scripts[0])
 
 
-def with_gallery(folder: Path, seed: int = 0, **more: Any) -> Gallery:
+def with_gallery(folder: Path, seed: int = 0, masks: bool = False) -> Gallery:
     """A small gallery in a run folder."""
+    more: dict[str, Any] = {}
     writer = Writer(folder)
     rng = np.random.default_rng(seed)
     images = [writer.keep(rng.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(3)]
+    if masks:
+        more = {"worst": (Mask(images=tuple(images), key="7", iou=50.0),)}
+        more |= {"palette": (("sky", "#000000"), ("road", "#800000"))}
     said = (("cat", 0.75), ("dog", 0.25))
     made = Gallery(
         weights="ckpt/step-1",
@@ -94,6 +98,8 @@ def test_runs_with_their_curves_recipes_notes_and_table(tmp_path: Path, capsys: 
     assert r4["base"]["recipe"]["epochs"] == "200"
     assert {"loss", "batch_size"}.isdisjoint(r4["base"]["recipe"])
     titles = [column["title"] for column in data["comparison"]["columns"]]
+    assert titles[:2] == ["run", "best top1"]
+    assert titles.index("epochs") < titles.index("last top1"), "what distinguishes runs comes first"
     row = dict(zip(titles, data["comparison"]["rows"][1]["cells"], strict=True))
     assert data["comparison"]["rows"][1]["runs"] == [1]
     assert row["best top1"] == {"value": 40.0, "text": "40.00"}
@@ -160,6 +166,9 @@ def test_the_table_of_classes_and_the_matrix_of_masks(tmp_path: Path) -> None:
     assert found["classes"]["headline"] == 2
     matrix = {"names": ["sky", "road"], "matrix": [[6, 4], [2, 18]], "unit": "pixels"}
     assert found["confusion"] == matrix
+    labels = {"class": ["cat", "dog"], "images": [10, 20], "top1": [60.0, 90.0]}
+    found = described(folder, labels | {"confusion": MASKS["confusion"]})["confusion"]
+    assert found["unit"] == "images", "and there is no gallery"
     for odd in (None, [[1, 2]], [[1, 2], [3, "x"]], [[1, 2], [3, -1]], [1, 2]):
         assert described(folder, MASKS | {"confusion": odd})["confusion"] is None
     for table in ({"class": ["a"]}, {"top1": [1.0]}):
@@ -231,7 +240,7 @@ def test_a_gallery_is_embedded_and_each_image_once(tmp_path: Path) -> None:
     kept = (tmp_path / "debug" / "1" / "gallery" / name).read_bytes()
     assert data["images"][name] == f"data:image/png;base64,{base64.b64encode(kept).decode()}"
     assert one["wrong"][0]["said"] == [["cat", 0.75], ["dog", 0.25]]
-    assert one["about"] == "20 images of the val split, weights ckpt/step-1"
+    assert one["about"] == "images of the val split: 20; weights ckpt/step-1"
     matrix = {"names": ["cat", "dog"], "matrix": [[7, 3], [4, 6]], "unit": "images"}
     assert data["runs"][0]["confusion"] == matrix
 

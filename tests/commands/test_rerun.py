@@ -80,7 +80,7 @@ def test_only_the_first_epochs_or_as_far_as_it_came(original: Path, rerun: Any) 
     run_folder.write_rows(original / "metrics.jsonl", rows[:1])
     run_folder.set_status(original, "preempted")
     found = rerun(original)
-    assert found.code == 0 and "preempted; comparing 1 of 1 epochs" in found.out
+    assert found.code == 0 and "preempted; comparing 1 of 1 epoch" in found.out
     assert len(run_folder.read_rows(original.with_name("a-rerun-2") / "metrics.jsonl")) == 1
     run_folder.write_rows(original / "metrics.jsonl", [])
     found = rerun(original)

@@ -226,7 +226,8 @@ def test_one_point_by_its_id(place: Path, swept: Any, monkeypatch: pytest.Monkey
 def test_a_sweep_at_wandb(place: Path, swept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict[str, Any]] = []
 
-    def create(config: dict[str, Any], project: str) -> str:
+    def create(config: dict[str, Any], project: str, entity: str | None) -> str:
+        assert (project, entity) == ("vision-tutorial", "class")
         if made:
             raise ConnectionError("no\nnetwork")
         made.append(config)
@@ -236,7 +237,7 @@ def test_a_sweep_at_wandb(place: Path, swept: Any, monkeypatch: pytest.MonkeyPat
     fake.sweep = create
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    file = write(place, "grid: {epochs: [1, 2]}\nseeds: [4]")
+    file = write(place, "grid: {epochs: [1, 2]}\nseeds: [4]\nset: {wandb.entity: class}")
     assert "wandb agent vision-tutorial/abc123" in swept(file, "--wandb").out
     ids = [trial.id for trial in trials_of(file)]
     assert made[0]["parameters"] == {"point": {"values": ids}} and made[0]["method"] == "grid"

@@ -149,7 +149,7 @@ def test_shares():
     )
     assert said(labels("00011"), labels("01"))[:2] == [
         "train: 2 classes, from 2 images ('cat') to 3 images ('ground')",
-        "val: 2 classes, 1 images each",
+        "val: 2 classes, 1 image each",
     ]
 
 
@@ -246,7 +246,7 @@ def test_explain_shows_what_is_in_the_data(tmp_path, capsys):
     assert explain.main(words(root)) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "the data cannot be trained on. Why: mask_folder, val: all pixels are void" in shown
-    assert "x 1 steps = 1 steps (4 images of mask_folder)" in shown
+    assert "x 1 step = 1 step (4 images of mask_folder)" in shown
 
 
 def test_long_counting_is_kept_until_a_mask_changes(tmp_path, monkeypatch):

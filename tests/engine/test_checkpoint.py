@@ -321,7 +321,7 @@ def test_damage_to_any_byte_is_noticed(run, tmp_path, name):
     assert names(run)[1:] == ["step-00000001", "step-00000002", "step-00000003.1"]
     for path in (run / "ckpt").glob("step-*"):
         (path / name).unlink()  # never silently from scratch
-    with pytest.raises(UserError, match="all 3 checkpoints are damaged") as caught:
+    with pytest.raises(UserError, match="no checkpoint of 3 is whole") as caught:
         make(run, say=lines.append).load()
     assert caught.value.code == ExitCode.BAD_INPUT and "No such file" in lines[2]
 

@@ -1,5 +1,6 @@
 """What a launcher leaves in the environment: taken, refused, or ignored."""
 
+import math
 import os
 
 import pytest
@@ -94,8 +95,20 @@ def test_what_accelerate_left_in_the_environment_changes_nothing(monkeypatch) ->
 
 def test_threads_with_shards_do_not_depend_on_the_number_of_processes(monkeypatch) -> None:
     monkeypatch.setattr("vision_tutorial.engine.distributed.usable_cores", lambda: list(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for shards, threads in ((4, 2), (None, 8), (16, 1)):
         made = Distributed(shards=shards)
         assert made.threads == torch.get_num_threads() == threads
         made.close()
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    limits = (("3", None, 3), ("3", 5, 5), ("16", None, 8), ("4,2", None, 4), ("x", None, 8))
+    for given, asked, threads in (*limits, ("1", None, 1)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        made = Distributed(threads=asked)
+        assert made.threads == threads, "a recipe's own number comes first"
+        made.close()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made.local_world = 2  # torchrun sets 1 where nobody has set anything
+    assert made._most_threads() == math.inf
+    monkeypatch.undo()
     torch.set_num_threads(1)

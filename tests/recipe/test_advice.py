@@ -57,13 +57,13 @@ optimizer.sgd.lr: lr 10 for batch_size 256
     optimizer.sgd.lr=10 | optimizer.sgd.lr=0.5
 optimizer.adam.lr: lr 0.1 is one for SGD
     optimizer={adam: {lr: 0.1}} | optimizer={adam: {lr: 0.01}}
-warmup.epochs: 30 epochs of warm-up lie
+warmup.epochs: 30 epochs of warm-up over 30 epochs
     warmup.epochs=30 | warmup.epochs=29
 warmup.lr: the warm-up starts at 1
     warmup={epochs: 1, lr: 1} | warmup={epochs: 1, lr: 0.1}
-cooldown.epochs: 30 epochs are 31: 1 of cool-down come on top
+cooldown.epochs: 30 epochs become 31: 1 of cool-down come on top
     cooldown.epochs=1 |
-warmup.mode: 30 epochs are 34: 4 of warm-up in front come on top
+warmup.mode: 30 epochs become 34: 4 of warm-up in front come on top
     warmup={epochs: 4, mode: front} | warmup={epochs: 4}
 schedule_unit: the lr moves once an epoch, 20
     epochs=20 | epochs=20 & schedule_unit=step

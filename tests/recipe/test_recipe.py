@@ -18,7 +18,7 @@ from vision_tutorial.recipe.fields import (
     to_yaml,
 )
 from vision_tutorial.recipe.grammar import Choice, Term
-from vision_tutorial.recipe.loading import MAX_BASES, load
+from vision_tutorial.recipe.loading import MAX_BASES, load, package_recipes
 from vision_tutorial.recipe.recipe_info import batch_parts
 
 BASE = """
@@ -227,8 +227,12 @@ def test_an_override_touches_neither_the_base_nor_the_lines_of_other_options(wri
 
 
 BAD_OVERRIDES = {
-    "epochs": "command line (epochs): no override; write key=value or key.sub=value.",
-    "epoch=3": "(epoch=3): no key called 'epoch'; did you mean 'epochs'?",
+    "epochs": "command line (epochs): no override; write epochs=…, without spaces.",
+    "sede": "command line (sede): no override; write key=value or key.sub=value, without",
+    "data=cifar10": "a data set is named so: dataset=cifar10.",
+    "dataset=a/b": "is named so: dataset='{image_folder: {root: a/b}}'.",
+    "optimizer.lr=1": "is 'sgd' here; write optimizer.sgd.lr=… for an option of it.",
+    "epoch=3": "(epoch=3): no key called 'epoch'; write epochs=3.",
     "epochs.x=3": "nothing can be set below 3.",
     "epochs=[": "command line (epochs=[):1: not valid YAML",
     "optimizer.adam.lr=1": "optimizer is 'sgd' here; write optimizer.sgd.lr=… for an opt",
@@ -378,7 +382,14 @@ def test_the_global_batch_is_dealt(batch, micro, world, mixed, parts):
 
 
 def test_the_claim_is_of_the_recipe_without_overrides() -> None:
-    for words, kept in (([], True), (["seed=3", "threads=1"], True), (["epochs=1"], False)):
+    same = ["seed=3", "threads=1", "workers=0", "loggers=[]", "wandb.mode=disabled", "epochs=10"]
+    kinds = (([], True), (same, True), (["epochs=1"], False), (["eval_every=2"], False))
+    for words, kept in kinds:
         assert bool(load("quickstart", words).recipe.expects) is kept
     own = load("quickstart", ["epochs=1", "expects={top1: 5}"]).recipe
     assert own.expects == {"top1": 5}
+
+
+def test_no_two_recipes_of_the_package_share_a_run_folder() -> None:
+    names = [load(name).recipe.name for name in package_recipes()]
+    assert len(set(names)) == len(names) > 15

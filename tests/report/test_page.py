@@ -84,7 +84,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(focal / "classes.json", classes(30))
     masked = make_run(root / "runs", id="m", metric="val/miou", values=[40.0, 50.0], name="masked")
     write_json(masked / "classes.json", MASKS)
-    with_gallery(masked, seed=5)
+    with_gallery(masked, seed=5, masks=True)
     hostile = make_run(root / "runs", id="h", values=[1.0, 2.0], name=HOSTILE)
     reader.add_note(hostile, HOSTILE)
     (root / "runs" / "empty").mkdir()
@@ -193,11 +193,13 @@ def test_the_cursor_reads_by_mouse_and_by_keys(page: Any) -> None:
     assert said.startswith("epoch 2: debug/1: 70") and "focal: 20" in said
     page.keyboard.press("Escape")
     assert plot.locator(".readout").count() == 0
-    chart = page.locator(".chart").nth(1)
-    curve = chart.locator(f"path.curve[data-run='{FOCAL_RUN}']")
+    any_metric = page.locator(".chart").last  # a percentage has no use for a log scale
+    any_metric.locator("select").select_option("val/top1")
+    curve = any_metric.locator(f"path.curve[data-run='{FOCAL_RUN}']")
     before = curve.get_attribute("d")
-    chart.get_by_label("log scale").check()
+    any_metric.get_by_label("log scale").check()
     assert curve.get_attribute("d") != before
+    chart = page.locator(".chart").nth(1)
     chart.locator("summary").click()  # the numbers as a table
     assert texts(chart, "thead button")[:4] == ["epoch", "debug/1", "debug/2", "debug/10"]
     assert texts(chart, "tbody tr:nth-child(3) td")[:5] == ["3", "–", "–", "–", "30"]
@@ -235,18 +237,27 @@ def test_the_confusion_matrix_and_its_worst_pairs(page: Any) -> None:
     box = canvas.bounding_box()
     canvas.hover(position={"x": box["width"] - 10, "y": box["height"] - 60})
     assert page.get_by_text("cat → dog: 3 (30 % of its class)").is_visible()
-    assert texts(page, "#images figcaption strong") == ["✗ dog", "✓ cat"]
+    assert texts(page, "#images figcaption strong") == ["✗ truth: dog", "✓ truth: cat"]
     assert page.locator("#images img").first.get_attribute("alt") == "dog, image 2"
     page.select_option("#focus", MASKED_RUN)  # has its own columns and unit
     assert texts(page, "#classes thead th")[:3] == ["class", "pixels", "IoU %"]
     assert texts(page, "#confusion tbody tr:first-child td") == ["sky", "road", "4", "40.0"]
+    assert texts(page, "#confusion .scale span") == ["0", "5", "25", "50", "100"]
+    assert texts(page, "#images .triple span") == ["image", "truth", "prediction"]
+
+
+def test_one_run_is_one(browser: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs")
+    with opened(browser, written(tmp_path / "runs", tmp_path / "out.html")) as watched:
+        assert watched.page.locator("#made").inner_text().startswith("1 run · made ")
 
 
 def test_recipes_side_by_side(page: Any) -> None:
     assert texts(page, "#facts-of-machines tbody td") == ["data", "d1", "all"]
     assert texts(page, "#difference tbody td") == ["seed", "1", "2"]
     page.select_option("#other-recipe", FOCAL_RUN)
-    assert texts(page, "#difference tbody td:first-child") == ["name", "loss", "seed"]
+    keys = ["name", "expects.top1", "expects.minutes", "loss", "seed"]
+    assert texts(page, "#difference tbody td:first-child") == keys
     page.get_by_label("all keys").check()
     assert page.locator("#difference tbody tr").count() > 30
 

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,20 @@ def test_notes_are_kept_without_secrets_and_a_link_is_a_link(tmp_path: Path) -> 
     for text, link in (("https://a.ai/b\n", "https://a.ai/b"), ("javascript:alert(1)", None)):
         (folder / "wandb" / "url").write_text(text)
         assert reader.read(folder).link == link
+
+
+def test_times_are_of_the_clock_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        for zone, shown in (("Asia/Seoul", "2026-12-01 11:51"), ("UTC", "2026-12-01 02:51")):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            for text in (
+                "2026-12-01T02:51:56+00:00",
+                "2026-12-01T02:51:56",
+                "2026-12-01T02:51:56Z",
+            ):
+                assert reader.local_time(text) == shown
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert reader.local_time("") == "" and reader.local_time("today") == "today"

@@ -10,5 +10,7 @@ def test_shares_of_all_epochs_and_in_words():
     assert found == {"data": 0.1, "device": 0.3, "evaluation": 0.5, "saving": 0.1}
     words = "time: training steps 40% (of them data loading 25%), evaluation 50%, saving 10%"
     assert in_words(found) == words
-    assert in_words(shares([{"seconds_eval": 1}])).startswith("time: training steps 0% (of them")
+    mostly = in_words(shares([{"seconds_eval": 9, "seconds_device": 1}]))
+    assert mostly.startswith("time: training steps 10% (of them")
+    assert mostly.endswith("evaluation 90%, saving 0%; evaluation-bound: raise eval_every")
     assert shares([]) == {} and shares([{"seconds_data": 0}]) == {}

@@ -28,7 +28,7 @@ def test_device_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [slot.gpus for slot in device_slots(None)] == [("0",), ("1",), ("2",), ("3",)]
     assert [slot.gpus for slot in device_slots(None, 2)] == [("0", "1"), ("2", "3")]
     assert device_slots(6)[5].gpus == ("1",)
-    with pytest.raises(UserError, match="there are 4 GPUs"):
+    with pytest.raises(UserError, match="4 GPUs can be seen"):
         device_slots(None, 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-77")
     assert [slot.gpus for slot in device_slots(None)] == [("3",), ("GPU-77",)]

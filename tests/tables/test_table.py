@@ -148,7 +148,7 @@ def test_html_runs_nothing() -> None:
     text = FORMATS["html"](held(HOSTILE))
     tags = set(re.findall(r"<([a-z!]+)", text))
     shown = re.sub(r"<[^>]*>", "", text)
-    allowed = "html head meta title style body table thead tbody tr th td p !doctype"
+    allowed = "html head meta title style body div table thead tbody tr th td p !doctype"
     assert tags <= set(allowed.split())
     assert not re.findall(r"<[^>]*\bon\w+=", text)
     for value in HOSTILE:

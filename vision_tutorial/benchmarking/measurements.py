@@ -13,7 +13,7 @@ import torch
 
 from .. import build
 from ..core.atomic import read_json
-from ..core.errors import UserError
+from ..core.errors import UserError, counted
 from ..core.processes import Ended, last_line, run_command, usable_cores
 from ..core.task import Batch
 from ..recipe.fields import Recipe
@@ -113,7 +113,7 @@ def _data_rates(job: Bench, cores: int) -> tuple[list[dict[str, Any]], str]:
         sides["timm's loader"] = partial(timms, False)
         sides["timm's, prefetcher"] = partial(timms, True)
     sides["image by image"] = partial(own, single, 1 + workers)
-    pairs = job.compare(f"data, {cores} core{'s' * (cores > 1)}", sides, cores=cores)
+    pairs = job.compare(f"data, {counted(cores, 'core')}", sides, cores=cores)
     for made in pairs:
         made["about"]["per_core"] = made["ours"]["median"] / cores
     return pairs, reason

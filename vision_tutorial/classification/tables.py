@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..core.errors import UserError, shown, some, unknown
+from ..core.errors import UserError, counted, shown, some, unknown
 from ..core.folders import data_folder
 from ..core.images import images_in, no_images, read_image
 from ..core.registry import datasets
@@ -65,7 +65,7 @@ def csv_labels(
     paths = {name: by_name.get(name) or by_stem.get(name) for name in labels}
     if missing := [name for name, path in paths.items() if path is None]:
         raise UserError(
-            f"{who}: {folder} lacks {len(missing)} images of the table: {some(missing)}."
+            f"{who}: {folder} lacks {counted(len(missing), 'image')} of the table: {some(missing)}."
         )
     skipped["not in the table"] += len(found) - len(set(paths.values()))
     targets = np.array([classes.index(label) for label in labels.values()], np.int64)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.atomic import read_json
-from ..core.cli_types import positive, positive_count
+from ..core.cli_types import loading, positive, positive_count
 from ..core.errors import UserError, unknown
+from ..recipe.command_line import Parser, add_overrides
 from ..recipe.loading import load
 from ..runs.fingerprint import fingerprint
 from ..tables.table import Column, Table, markdown, terminal
@@ -45,14 +46,14 @@ _REASONS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     listed = "; ".join(f"{name}: {what}" for name, what in STAGES.items())
     epilog = f"Measurements: {listed}. Leave the machine alone meanwhile, or it shows."
-    made = argparse.ArgumentParser("vision-tutorial bench", description=__doc__, epilog=epilog)
+    made = Parser("vision-tutorial bench", description=__doc__, epilog=epilog)
     add, flag = made.add_argument, partial(made.add_argument, action="store_true")
     add("recipe", help="a recipe (file or name), or the JSON of an earlier bench")
-    add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
+    add_overrides(made)
     add("--only", metavar="LIST", help=f"some of {','.join(STAGES)} (default: all)")
     add("--rounds", type=positive_count, default=5, metavar="N", help="pairs (default: 5)")
     add("--seconds", type=positive, default=2.0, metavar="S", help="for each side (default: 2)")
@@ -87,7 +88,8 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     print("bench: importing torch and timm", file=sys.stderr, flush=True)
     import torch
 
-    from .. import checks
+    with loading():
+        from .. import checks
     from ..benchmarking import measurements
 
     torch.set_num_threads(1)  # the threads of a pool would be missing in the children, forked

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from ..core.cli_types import positive
-from ..core.errors import UserError
+from ..core.errors import UserError, counted
+from ..recipe.command_line import Parser
 from ..runs.reader import Run, collect
 from ..runs.run_folder import write_text
 from ..runs.wandb_logger import make_tracker
@@ -24,16 +25,17 @@ from ..tables.table import FORMATS, SUFFIXES, Table
 from . import entry_point
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial compare", description=__doc__)
+    made = Parser(prog="vision-tutorial compare", description=__doc__)
     add, flag = made.add_argument, partial(made.add_argument, action="store_true")
     what = "run folders, folders of run folders, patterns, or wandb:entity/project"
     add("runs", nargs="+", metavar="RUNS", help=what)
     add("--layout", choices=LAYOUTS, default="generic", help="which table (default: %(default)s)")
     flag("--all", help="every key of the recipes, not only what differs")
     flag("--each", help="a line for each run, not one for all its seeds")
-    add("--by", choices=("author",), help="rows of each person, with the name in front")
+    text = "rows of each person, with the name in front: of the author, or of the folder below RUNS"
+    add("--by", choices=("author", "folder"), help=text)
     flag("--transpose", help="swap rows and columns")
     add("--sort", metavar="KEY", help="run, best, last, time, created, status, or a recipe's key")
     what = "a spread between seeds, assumed where no run has seeds (CIFAR-100, ResNet-50: 0.4)"
@@ -49,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Print, write or log the table of the runs."""
     runs = _found(args.runs)
-    person = partial(author_of, root=Path(args.runs[0])) if args.by else None
+    person = partial(author_of, root=Path(args.runs[0]), by=args.by) if args.by else None
     rows = comparison.rows_of(runs, args.each or args.layout == "runlog", person)
     if args.sort:
         rows = comparison.ordered(rows, args.sort)
@@ -91,10 +93,11 @@ def _found(words: Sequence[str]) -> list[Run]:
 def _log(made: Table, runs: Sequence[Run]) -> None:
     """Send the table to the project of the runs at wandb, or record it in ./wandb if offline."""
     settings = runs[0].recipe.get("wandb")
-    project = settings.get("project") if isinstance(settings, dict) else None
+    settings = settings if isinstance(settings, dict) else {}
+    texts = {k: v for k, v in settings.items() if k in ("entity", "project") and isinstance(v, str)}
     tracker = make_tracker(
         "auto",
-        project=project if isinstance(project, str) else "vision-tutorial",
+        **{"project": "vision-tutorial"} | texts,
         name="compare",
         id=f"compare-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}",
         config={"runs": [f"{run.name}/{run.id}" for run in runs]},
@@ -104,5 +107,5 @@ def _log(made: Table, runs: Sequence[Run]) -> None:
     if tracker.off:
         print("wandb: nothing was logged", file=sys.stderr)
     tracker.table("compare", *table.uniform(made))
-    tracker.report(f"Comparison of {len(runs)} runs", table.markdown(made))
+    tracker.report(f"Comparison of {counted(len(runs), 'run')}", table.markdown(made))
     tracker.finish({})

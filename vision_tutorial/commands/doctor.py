@@ -16,7 +16,9 @@ from typing import Literal, NamedTuple
 import psutil
 
 from ..core.cli_types import positive_count
+from ..core.errors import counted
 from ..core.processes import usable_cores
+from ..recipe.command_line import Parser
 from . import entry_point
 
 _GIGA = 2**30
@@ -38,9 +40,9 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial doctor",
         description="Checks what a training needs of this machine.",
         epilog="Exit codes: 0 ready (warnings included), 1 something would stop a training.",
@@ -122,9 +124,9 @@ def _machine(nproc: int) -> Iterator[Check]:
     usable = len(usable_cores())
     threads = os.environ.get("OMP_NUM_THREADS", "")
     each = max(1, int(threads)) if threads.isdecimal() else 1
-    found = f"{usable} for {nproc} process{'es' * (nproc > 1)}"
+    found = f"{usable} for {counted(nproc, 'process')}"
     found += f", OMP_NUM_THREADS={threads}" * bool(threads)
-    remedy = f"OMP_NUM_THREADS={max(1, usable // nproc)}, and at most {usable} processes"
+    remedy = f"OMP_NUM_THREADS={max(1, usable // nproc)}, and at most {counted(usable, 'process')}"
     yield _check("cpu cores", nproc * each <= usable, found, remedy)
 
     free = psutil.virtual_memory().available / _GIGA
@@ -208,7 +210,7 @@ def _gpus(nproc: int) -> Iterator[Check]:
         remedy = "another program holds its memory (nvidia-smi names it); lower micro_batch"
         yield _check(f"gpu {index}", free > total / 2, found, remedy)
     if count:
-        found = f"{nproc} for {count} GPU{'s' * (count > 1)}"
+        found = f"{nproc} for {counted(count, 'GPU')}"
         yield _check("processes", nproc <= count, found, f"start with --nproc {count}", "fail")
 
 

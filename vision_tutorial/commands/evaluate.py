@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.atomic import plain
-from ..core.cli_types import add_looks
-from ..core.errors import UserError
+from ..core.cli_types import add_looks, loading
+from ..core.errors import UserError, counted
+from ..recipe.command_line import Parser
 from ..recipe.fields import identity
 from ..recipe.loading import Loaded, load, recipe_path
 from ..runs.run_folder import recipe_file
@@ -19,13 +20,15 @@ from ..tables.table import Column, Table, plain_text
 from . import entry_point
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial evaluate", description=__doc__)
+    made = Parser(prog="vision-tutorial evaluate", description=__doc__)
     add = made.add_argument
-    add("runs", nargs="+", metavar="RUN", help="a run folder (or a recipe, with --submission)")
+    text = "a run folder (or a recipe, with --submission); or key.sub=value, to change its recipe"
+    add("runs", nargs="+", metavar="RUN", help=text)
     add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
     add_looks(made)
+    made.takes_overrides = True  # among its runs
     add("--submission", metavar="FILE", help="score this CSV instead of a network: a leaderboard")
     add("--classes", action="store_true", help="print the table of classes")
     return made
@@ -37,7 +40,8 @@ def main(args: argparse.Namespace) -> int:
     bare = args.submission and recipe_path(Path(args.runs[0])).is_file()  # a recipe, not a run
     find = recipe_path if bare else recipe_file
     found = [(path, load(find(path), args.set)) for path in _selected(args)]
-    from .. import inference  # after the recipes are known to be good: this takes seconds
+    with loading():  # after the recipes are known to be good
+        from .. import inference
 
     with inference.opened(found, args) as distributed:
         groups = [found] if args.ensemble else [[one] for one in found]
@@ -113,7 +117,7 @@ def _numbers(found: Any) -> dict[str, Any]:
 def _text(report: dict[str, Any], classes: bool) -> str:
     lines = []
     for result in report["runs"]:
-        lines += [f"{result['run']}  {result['split']}, {result['images']:,} images"]
+        lines += [f"{result['run']}  {result['split']}, {counted(result['images'], 'image')}"]
         lines += [f"  weights {result['weights']}"]
         refined = result.get("refined")
         if refined:
@@ -128,7 +132,9 @@ def _text(report: dict[str, Any], classes: bool) -> str:
         if classes:
             lines.append(_class_table(result["classes"], refined and refined["classes"]))
     for name, over in report.get("over_runs", {}).items():
-        lines.append(f"{name:<18}{over['mean']:.4f} ± {over['stdev']:.4f} over {over['n']} runs")
+        lines.append(
+            f"{name:<18}{over['mean']:.4f} ± {over['stdev']:.4f} over {counted(over['n'], 'run')}"
+        )
     return "\n".join(lines)
 
 

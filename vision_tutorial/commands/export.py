@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.atomic import make_folder, new_folder, replacing, write_text
-from ..core.cli_types import looks, positive_count
+from ..core.cli_types import loading, looks, positive_count
 from ..core.errors import UserError
+from ..recipe.command_line import Parser
 from ..recipe.fields import to_plain, to_yaml
 from ..recipe.loading import Loaded, load
 from ..runs.reader import read
@@ -21,9 +22,9 @@ _TOLERANCE = 1e-3  # of logits, between torch and what was exported
 SUFFIX = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors", "timm": ""}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial export",
         description=__doc__,
         epilog="The network takes images as training does: normalised floats (B, 3, H, W), of any "
@@ -44,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Write the network, compare what was written, and upload it if asked to."""
     loaded = load(recipe_file(args.run))
-    from .. import inference  # after the recipe is known to be good: this takes seconds
+    with loading():  # after the recipe is known to be good
+        from .. import inference
 
     options = looks(weights=args.weights, trust_imports=args.trust_imports)
     with inference.opened([(args.run, loaded)], options, alone="export"):

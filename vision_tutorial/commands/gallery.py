@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core.cli_types import positive_count
+from ..core.cli_types import loading, positive_count
 from ..core.errors import UserError, exit_code, short
 from ..core.randomness import generator
 from ..core.sources import take
+from ..recipe.command_line import Parser
 from ..recipe.loading import Loaded, load
 from ..report import gallery_files
 from ..report.gallery_files import Gallery, GalleryAnswer, Group, Mask, Tile, Writer
@@ -26,14 +27,16 @@ WORST, AT_RANDOM = 6, 6  # images of a segmentation run
 _NAMED = 3  # classes that are listed for each image
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial gallery", description=__doc__)
+    made = Parser(prog="vision-tutorial gallery", description=__doc__)
     add = made.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
     add("--weights", default="best", metavar="best|last|FILE", help="default: %(default)s")
     add("--split", choices=("val", "test", "train"), default="val", help="default: %(default)s")
     add("--most", type=positive_count, metavar="N", help="look at N images only, drawn at random")
+    text = "classification: where each image speaks for the class that was said (needs captum)"
+    add("--grad-cam", action="store_true", help=text)
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     # as evaluate and predict have them
     made.set_defaults(tta="none", window=None, stride=None, ensemble=None, no_refine=True)
@@ -44,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Make the gallery of each run; one that fails does not keep the others from theirs."""
     found = [(Path(run), load(recipe_file(Path(run)))) for run in args.runs]
-    from .. import inference  # after the recipes are known to be good: this takes seconds
+    with loading():  # after the recipes are known to be good
+        from .. import inference
 
     code = 0
     with inference.opened(found, args, alone="gallery") as distributed:
@@ -68,7 +72,10 @@ def _make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any)
         source = take(source, args.most, recipe.seed)
     predictor = inference.Predictor([(run, loaded)], recipe, source, args, distributed)
     writer, dense = Writer(run), predictor.task.dense
-    parts = (_masks if dense else _labels)(predictor, source, writer)
+    if args.grad_cam and dense:
+        raise UserError("--grad-cam is for classification; masks show where each class is.")
+    maps = predictor.grad_cams if args.grad_cam else None
+    parts = _masks(predictor, source, writer) if dense else _labels(predictor, source, writer, maps)
     panels = []
     for panel in preview(recipe, both.train):
         tiles = []
@@ -87,8 +94,9 @@ def _make(run: Path, loaded: Loaded, args: argparse.Namespace, distributed: Any)
     return writer.finish(gallery)
 
 
-def _labels(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
-    """Right answers at random, the most confident wrong ones, and the confusion matrix."""
+def _labels(predictor: Any, source: Any, writer: Writer, maps: Any = None) -> dict[str, Any]:
+    """Right answers at random, the most confident wrong ones, and the confusion matrix. maps:
+    image numbers and class ids -> images with what spoke for the class, uint8 (H, W, 3)."""
     names = source.classes
     matrix = np.zeros((len(names), len(names)), np.int64)
     right, wrong = [], []  # (index, truth, [(class, probability), …])
@@ -100,7 +108,9 @@ def _labels(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
         (right if pairs[0][0] == truth else wrong).append((answer.index, truth, pairs))
 
     def kept(index: int, truth: int, pairs: list[tuple[int, float]]) -> GalleryAnswer:
+        shown = writer.keep(cams[index]) if maps else None
         return GalleryAnswer(
+            grad_cam=shown,
             image=writer.keep(np.asarray(source[index][0])),
             key=short(source.key(index), 200),
             truth=short(names[truth], 80),
@@ -109,6 +119,8 @@ def _labels(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
 
     lot = generator(0, "gallery").permutation(len(right))[:RIGHT]
     sure = sorted(wrong, key=lambda a: -a[2][0][1])[:WRONG]
+    chosen = {index: pairs[0][0] for index, _, pairs in (*(right[n] for n in lot), *sure)}
+    cams = dict(zip(chosen, maps(chosen), strict=True)) if maps else {}
     small = len(names) <= gallery_files.MOST_CLASSES
     return {
         "confusion": tuple(map(tuple, matrix.tolist())) if small else (),
@@ -119,7 +131,7 @@ def _labels(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
 
 def _masks(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
     """The images with the lowest mean IoU, and some at random: image, truth, prediction."""
-    from ..core.task import to_masks
+    from ..core.task import VOID, to_masks
     from ..inference import mask_of
     from ..segmentation import visualisation
 
@@ -140,11 +152,11 @@ def _masks(predictor: Any, source: Any, writer: Writer) -> dict[str, Any]:
             worst = heapq.nsmallest(WORST, [*worst, (iou, answer.index, shown)])
 
     def kept(iou: float | None, key: str, image: np.ndarray, *masks: np.ndarray) -> Mask:
-        images = (image, *(_overlay(image, mask) for mask in masks))
-        return Mask(images=tuple(map(writer.keep, images)), key=short(key, 200), iou=iou)
+        shown = (writer.keep(visualisation.PALETTE[mask], mask=True) for mask in masks)
+        return Mask(images=(writer.keep(image), *shown), key=short(key, 200), iou=iou)
 
-    colours = ("#{:02x}{:02x}{:02x}".format(*rgb) for rgb in visualisation.PALETTE.tolist())
-    named = zip(source.classes, colours, strict=False)
+    colours = ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in visualisation.PALETTE.tolist()]
+    named = [*zip(source.classes, colours, strict=False), ("void", colours[VOID])]
     return {
         "worst": tuple(kept(*shown) for _, _, shown in worst),
         "masks": tuple(kept(*shown) for shown in drawn),

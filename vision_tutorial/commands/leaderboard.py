@@ -3,31 +3,38 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core.atomic import write_text
-from ..core.cli_types import looks
-from ..core.errors import UserError
+from ..core.cli_types import loading, looks
+from ..core.errors import UserError, counted
+from ..recipe.command_line import Parser
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
 from ..runs.reader import collect
 from ..runs.seed_statistics import Sample
+from ..runs.wandb_reader import PREFIX, project_runs
 from ..tables import leaderboard, table
-from ..tables.leaderboard import BoardEntry
+from ..tables.leaderboard import BoardEntry, author_of
 from . import entry_point
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial leaderboard",
         description=__doc__,
         epilog="A person is who a run says it is of (VISION_TUTORIAL_AUTHOR, else git's user.name, "
-        "else the account), else the folder below DIR.",
+        "else the account), else the folder below DIR. Where all share an account, as on Colab, "
+        "--by folder goes by the folders.",
     )
     add = made.add_argument
-    add("folder", metavar="DIR", type=Path, help="of the class, with a folder for each person")
+    text = "of the class, with a folder for each person; or wandb:entity/project"
+    add("folder", metavar="DIR", help=text)
+    text = "who a person is (default: %(default)s)"
+    add("--by", choices=("author", "folder"), default="author", help=text)
     add(
         "-o",
         "--output",
@@ -44,11 +51,21 @@ def parser() -> argparse.ArgumentParser:
 @entry_point(parser)
 def main(args: argparse.Namespace) -> int:
     """Print or write the tables."""
-    runs, complaints = collect([args.folder])
-    scored, more = _scored(args) if args.score else ([], [])
+    root, complaints = Path(args.folder), []
+    if args.folder.startswith(PREFIX):
+        if args.score:
+            raise UserError("--score reads CSV files in a folder; a wandb project has none.")
+        runs = project_runs(args.folder)
+    else:
+        runs, complaints = collect([root])
+    scored, more = _scored(args, root) if args.score else ([], [])
+    if scored and not runs:  # files alone are handed in
+        complaints = []
+    if args.by == "author" and not args.folder.startswith(PREFIX):
+        more += leaderboard.shared_names(runs, root)
     for line in (*complaints, *more):
         print(line, file=sys.stderr)
-    found = leaderboard.boards(runs, args.folder, scored)
+    found = leaderboard.boards(runs, partial(author_of, root=root, by=args.by), scored)
     if not found:
         raise UserError(f"no finished run in {args.folder}; name the folder of the class.")
     if args.output:
@@ -56,33 +73,36 @@ def main(args: argparse.Namespace) -> int:
         if form is None:
             known = ", ".join(table.SUFFIXES)
             raise UserError(f"{args.output}: its ending says no format; there are {known}.")
-        write_text(args.output, table.several(found, form))
-        print(f"{len(found)} task{'s' * (len(found) > 1)}: {args.output}")
+        write_text(args.output, table.several(found, form, "Leaderboard", [*complaints, *more]))
+        out = f", {len(complaints)} left out (see above)" if complaints else ""
+        line = f"{counted(len(found), 'task')}, {counted(len(runs), 'run')}{out}"
+        print(f"{args.output}: {line}")
         return 0
     for number, (name, board) in enumerate(found.items()):
         print("\n" * (number > 0) + table.clean(name))
-        table.terminal(board, sys.stdout)
+        table.terminal(board, sys.stdout, widest=20)
     return 0
 
 
-def _scored(args: argparse.Namespace) -> tuple[list[tuple[str, BoardEntry]], list[str]]:
+def _scored(args: argparse.Namespace, root: Path) -> tuple[list[tuple[str, BoardEntry]], list[str]]:
     """Each person's best CSV; and a line for each that cannot be scored."""
     loaded = load(args.score)
-    from .. import inference  # after the recipe is known to be good
+    with loading():  # after the recipe is known to be good
+        from .. import inference
 
     with inference.opened([(loaded.path, loaded)], looks()) as distributed:
-        return _scores(args, loaded.recipe, distributed)
+        return _scores(root, args.split, loaded.recipe, distributed)
 
 
-def _scores(args: argparse.Namespace, recipe: Recipe, distributed: Any) -> tuple[list, list[str]]:
+def _scores(root: Path, split: str, recipe: Recipe, distributed: Any) -> tuple[list, list[str]]:
     from .. import build, inference
 
-    source = build.split(recipe, args.split, distributed)
-    task = f"{recipe.dataset.name}: submissions, {args.split}"
+    source = build.split(recipe, split, distributed)
+    task = f"{recipe.dataset.name}: submissions, {split}"
     best: dict[str, BoardEntry] = {}
     complaints = []
-    for path in sorted(args.folder.rglob("*.csv")):
-        inside: Sequence[str] = path.relative_to(args.folder).parts
+    for path in sorted(root.rglob("*.csv")):
+        inside: Sequence[str] = path.relative_to(root).parts
         if path.name == "metrics.csv" or len(inside) < 2:
             continue
         try:

@@ -5,16 +5,17 @@ and are only ever added to; `compare` and `report` show them.
 import argparse
 
 from ..core.errors import UserError
-from ..runs.reader import add_note, read
+from ..recipe.command_line import Parser
+from ..runs.reader import add_note, local_time, read
 from ..tables.table import clean
 from . import entry_point
 
 _MOST = 10_000  # letters
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial note", description=__doc__)
+    made = Parser(prog="vision-tutorial note", description=__doc__)
     made.add_argument("run", metavar="RUN", help="a run folder, made by `train`")
     made.add_argument("text", nargs="?", metavar="TEXT", help="the remark; without it: show them")
     return made
@@ -34,5 +35,5 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"a note of {len(text):,} letters; 1 to {_MOST:,} are possible.")
         notes = (add_note(args.run, text),)
     for note in notes:
-        print(f"{clean(note.time)}  {clean(note.text)}")
+        print(f"{clean(local_time(note.time))}  {clean(note.text)}")
     return 0

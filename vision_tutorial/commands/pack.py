@@ -8,20 +8,22 @@ from pathlib import Path
 
 from ..core import arrays, registry
 from ..core.atomic import check_folder
-from ..core.errors import UserError
+from ..core.cli_types import loading
+from ..core.errors import UserError, counted
 from ..core.folders import typed_path
+from ..recipe.command_line import Parser, add_overrides
 from ..recipe.loading import load
 from . import entry_point
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial pack", description=__doc__)
+    made = Parser(prog="vision-tutorial pack", description=__doc__)
     add = made.add_argument
     add("form", choices=["arrays"], help="what to make of it")
     add("recipe", help="a recipe (file or name); its `dataset` is packed")
     add("folder", help="the folder to make")
-    add("overrides", nargs="*", metavar="key.sub=value", help="change the recipe")
+    add_overrides(made, "change the recipe")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
     return made
 
@@ -33,7 +35,8 @@ def main(args: argparse.Namespace) -> int:
     folder = Path(os.path.abspath(check_folder(typed_path(args.folder))))
     if not folder.name:
         raise UserError(f"{folder} cannot be made; name a folder in it.")
-    from .. import build  # after the recipe is known to be good: this takes seconds
+    with loading():  # after the recipe is known to be good
+        from .. import build
 
     build.import_files(loaded.imports, args.trust_imports)
     choice = loaded.recipe.dataset
@@ -43,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     counts = ""
     for name, facts in manifest.splits.items():
         n, height, width, _ = facts.images.shape
-        counts += f"{name} {n:,} images of {width}x{height}, "
-    print(f"{folder}: {manifest.name}, {counts}{len(manifest.classes)} classes")
+        counts += f"{name} {counted(n, 'image')} of {width}x{height}, "
+    print(f"{folder}: {manifest.name}, {counts}{counted(len(manifest.classes), 'class')}")
     print(f"use it with: 'dataset={{arrays: {{root: {folder}}}}}'")
     return 0

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import track
 
 from ..core.atomic import check_folder, is_stdout, make_folder, replacing, write_text
-from ..core.cli_types import add_looks, share
-from ..core.errors import UserError, visible
+from ..core.cli_types import add_looks, loading, share
+from ..core.errors import UserError, counted, visible
 from ..core.images import image_size, images_in, no_images, read_image
 from ..core.names import CSV
+from ..recipe.command_line import Parser
 from ..recipe.loading import load
 from ..runs.run_folder import recipe_file
 from ..tables.table import inert
@@ -33,16 +34,17 @@ _TOP = 5  # classes that are written of each image
 _Images = tuple[Path, list[Path], Counter[str]]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial predict", description=__doc__)
+    made = Parser(prog="vision-tutorial predict", description=__doc__)
     add, flag = made.add_argument, partial(made.add_argument, action="store_true")
-    add("runs", nargs="+", metavar="RUN", help="a run folder, made by `train`")
+    add("runs", nargs="+", metavar="RUN", help="a run folder; or key.sub=value for its recipe")
     what = made.add_mutually_exclusive_group(required=True)
     what.add_argument("--on", nargs="+", metavar="PATH", help="image files, or folders of them")
     what.add_argument("--split", choices=("val", "test", "train"), help="of the run's data set")
     add("-o", "--output", required=True, metavar="DIR", help="the folder to write to")
     add_looks(made)
+    made.takes_overrides = True  # among its runs
     flag("--skip-unreadable", help="with --on: leave damaged files out")
     flag("--overlays", help="masks: write them laid over the images, too")
     add("--submission", metavar="FILE", help="masks: write the contest's CSV (--size is 256 there)")
@@ -61,7 +63,8 @@ def main(args: argparse.Namespace) -> int:
     found = [(Path(run), load(recipe_file(Path(run)), args.set)) for run in args.runs]
     images = _image_files(args.on) if args.on else None  # before the seconds that torch takes
     check_folder(Path(args.output))
-    from .. import build, inference  # after the recipes are known to be good
+    with loading():  # after the recipes are known to be good
+        from .. import build, inference
     from ..core.sources import notices
 
     with inference.opened(found, args, alone="predict") as distributed:
@@ -129,41 +132,51 @@ def _mask_names(source: Any) -> list[str]:
 
 
 def _write_labels(answers: Iterable, source: Any, recipe: Any, args: argparse.Namespace) -> dict:
-    """Write predictions.csv: each image's likeliest classes."""
+    """Write predictions.csv: each image's likeliest classes; of a split its own label, too."""
     most = min(_TOP, len(source.classes))
     path = make_folder(Path(args.output)) / "predictions.csv"
     count = 0
     with replacing(path) as temporary, temporary.open("w", **CSV) as file:
         rows = csv.writer(file)
         heads = [f"{kind}{i}" for i in range(1, most + 1) for kind in ("class", "p")]
-        rows.writerow(["image", *heads])
+        known = ["truth"] * bool(args.split)
+        rows.writerow(["image", *known, *heads])
         for answer in answers:
-            row = [inert(visible(answer.key))]
+            row = [answer.key, *[source.classes[int(answer.target)]] * len(known)]
+            row = [inert(visible(text)) for text in row]
             values, ids = answer.probabilities.topk(most)
             for value, id in zip(values.tolist(), ids.tolist(), strict=True):
                 row += [inert(visible(source.classes[id])), f"{value:.6f}"]
             rows.writerow(row)
             count += 1
-    return {"images": count, "predictions": str(path), "said": f"{count} images: {path}"}
+    return {"images": count, "predictions": str(path), "said": f"{counted(count, 'image')}: {path}"}
 
 
 def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Namespace) -> dict:
-    """Write masks as palette PNGs, and what else was asked for."""
+    """Write masks as palette PNGs, of a split its own too, and what else was asked for."""
+    import torch
+
     from .. import inference
+    from ..core.task import sampled
     from ..segmentation import submission, visualisation
 
     folder, names = make_folder(Path(args.output)), _mask_names(source)
     places = {"masks": str(folder / "masks")}
+    if args.split:
+        places["truth"] = str(folder / "truth")
     if args.overlays:
         places["overlays"] = str(folder / "overlays")
 
     def written() -> Iterator[tuple[str, Any]]:
         for answer in answers:
-            image = source[answer.index][0]
+            image, truth = source[answer.index]
             size = (args.size, args.size) if args.size else image.size[::-1]
             mask = inference.mask_of(answer.probabilities, size, args.smooth or not args.size)
             name = names[answer.index]
             visualisation.save(visualisation.image_of(mask), folder / "masks" / name)
+            if args.split:
+                ids = sampled(torch.from_numpy(np.array(truth)), *mask.shape).numpy()
+                visualisation.save(visualisation.image_of(ids), folder / "truth" / name)
             if args.overlays:
                 shown = image.resize(mask.shape[::-1])
                 laid = visualisation.overlay(np.asarray(shown), mask)
@@ -179,7 +192,7 @@ def _write_masks(answers: Iterable, source: Any, recipe: Any, args: argparse.Nam
         count = sum(1 for _ in written())
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in source.classes))
     text = ", ".join(f"{what} in {where}" for what, where in places.items())
-    return {"images": count, **places, "said": f"{count} images: {text}"}
+    return {"images": count, **places, "said": f"{counted(count, 'image')}: {text}"}
 
 
 def _write_pseudo_labels(answers: Iterable, source: Any, recipe: Any, args: Any) -> dict:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..core.atomic import is_stdout, write_text
 from ..core.cli_types import positive
-from ..core.errors import UserError, short
+from ..core.errors import UserError, counted, short
+from ..recipe.command_line import Parser
 from ..report import gallery_files
 from ..report.contents import contents
 from ..report.rendering import render
@@ -22,9 +23,9 @@ from . import entry_point
 _MIB = 2**20
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial report", description=__doc__)
+    made = Parser(prog="vision-tutorial report", description=__doc__)
     add = made.add_argument
     add("runs", nargs="+", metavar="RUNS", help="run folders, what holds them, or patterns")
     add("-o", "--output", type=Path, default=Path("report.html"), help="default: %(default)s")
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     write_text(args.output, text)
     for line in shown["complaints"]:
         print(line, file=sys.stderr)
-    count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    count = counted(len(runs), "run")
     line = f"{args.output}: {count}, {len(text.encode()) / _MIB:.2f} MiB"
     print(line, file=sys.stderr if is_stdout(args.output) else sys.stdout)
     return 0

@@ -17,8 +17,9 @@ import psutil
 from ..core import processes
 from ..core.atomic import make_folder, read_json, write_json, write_text
 from ..core.cli_types import UNITS, positive_count, seconds, share
-from ..core.errors import ExitCode, UserError
+from ..core.errors import ExitCode, UserError, counted
 from ..core.folders import data_root
+from ..recipe.command_line import Parser, add_overrides
 from ..recipe.fields import Recipe
 from ..recipe.loading import load
 from ..recipe.notation import duration
@@ -44,9 +45,9 @@ MEMORY, LARGE_MEMORY = 2 * 2**30, 8 * 2**30  # bytes for each of several trainin
 _PROBE_SECONDS, _PROBE_PART = 6.0, 0.01  # of the short training: at least; of the budget
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial reproduce",
         description="Train r0 … r5, then print their table and write the report page. Start it "
         "again after any end: what is done is skipped, what is unfinished goes on. --budget and "
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add, size = made.add_argument, made.add_mutually_exclusive_group()
     add("what", choices=("week3",), help="the table")
-    add("overrides", nargs="*", metavar="key.sub=value", help="set one value of all recipes")
+    add_overrides(made, "set one value of all recipes")
     size.add_argument("--budget", type=seconds, metavar="TIME", help="end within 90s, 20min, 1.5h")
     size.add_argument("--scale", type=share, metavar="S", help="this share of the images seen")
     add("--network", choices=NETWORKS, help="of all runs (default: by the budget, else resnet50)")
@@ -204,7 +205,7 @@ def _fitted(job: _Job, runner: Scheduler) -> tuple[TablePlan, Speed]:
         raise UserError(
             f"--budget {_spelled(budget)}: too little for the smallest table here, which takes "
             f"{duration(needed)} (measuring, {speed.start:.0f} s a start, "
-            f"{speed.rate * work.slots:,.0f} images a second). Give more."
+            f"{counted(round(speed.rate * work.slots), 'image')} a second). Give more."
         )
     return plan, speed
 
@@ -212,15 +213,16 @@ def _fitted(job: _Job, runner: Scheduler) -> tuple[TablePlan, Speed]:
 def _describe(job: _Job, plan: TablePlan | None, speed: Speed | None) -> None:
     """Print what is about to be trained, and how long it takes where that is known."""
     jobs, seeds = len(job.slots), job.args.seeds
-    more = f", {speed.rate * jobs:,.0f} images a second here" if speed else ""
+    more = f", {counted(round(speed.rate * jobs), 'image')} a second here" if speed else ""
     more += f", {seeds} seeds of each" * (seeds > 1) + f", {jobs} at a time" * (jobs > 1)
     table = f"network {plan.network}, batch {plan.batch_size}" if plan else "r0 … r5 as they stand"
     print(f"{job.folder.name}: {table}{more}")
     times = job.work.times(plan, speed) if speed else [None] * len(TABLE)
     for (name, recipe), takes in zip(job.recipes.items(), times, strict=True):
-        text = f"{recipe.total_epochs} epochs, {recipe.model.name}"
+        text = f"{counted(recipe.total_epochs, 'epoch')}, {recipe.model.name}"
         if plan:
-            text = f"{plan.total_epochs(recipe.epochs)} epochs of {plan.images:,} images"
+            images = counted(plan.images, "image")
+            text = f"{counted(plan.total_epochs(recipe.epochs), 'epoch')} of {images}"
             text += f" (in full {recipe.total_epochs})"
         elif minutes := recipe.expects.get("minutes"):
             text += f"; the report: {minutes:g} min on two GPUs"

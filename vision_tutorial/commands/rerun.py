@@ -9,7 +9,8 @@ from shlex import quote
 from typing import Any
 
 from ..core.cli_types import positive, positive_count
-from ..core.errors import ExitCode, UserError
+from ..core.errors import ExitCode, UserError, counted
+from ..recipe.command_line import Parser
 from ..runs import reader
 from ..runs.fingerprint import fingerprint
 from ..runs.reader import Run
@@ -22,9 +23,9 @@ _NOT_REPRODUCED = 1  # the exit code
 LOOK = 0.25  # seconds between two checks of the second run
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial rerun",
         description="Train a run once more from its folder, print first what differs here, and at "
         "the end whether it came out bit-identical, within noise, or was not reproduced.",
@@ -50,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     epochs = min(args.first or len(first.rows), len(first.rows))
     if not epochs:
         raise UserError(f"{args.run}: no epoch of it is finished, so there is nothing to compare.")
-    _print(f"{args.run}: {first.status}; comparing {epochs} of {len(first.rows)} epochs")
+    _print(f"{args.run}: {first.status}; comparing {epochs} of {counted(len(first.rows), 'epoch')}")
     if reason := edited(first):  # another recipe would be trained
         return _print_verdict(Verdict("not reproduced", reason))
     if args.against:

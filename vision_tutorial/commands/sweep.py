@@ -10,7 +10,8 @@ from typing import Any
 
 from ..core.atomic import make_folder
 from ..core.cli_types import positive_count
-from ..core.errors import ExitCode, UserError, unknown
+from ..core.errors import ExitCode, UserError, counted, unknown
+from ..recipe.command_line import Parser, add_overrides
 from ..recipe.loading import load
 from ..recipe.notation import duration
 from ..runs import run_folder
@@ -26,9 +27,9 @@ from . import entry_point
 _FAILED = 1  # the exit code where some trial is not done
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial sweep",
         description="Train every point of a sweep file once. Start it again after any end: what is "
         "done is skipped, what is unfinished goes on.",
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("sweep", help="a sweep file, such as recipes/sweeps/quickstart-sweep.yaml")
-    add("overrides", nargs="*", metavar="key.sub=value", help="set one value for all points")
+    add_overrides(made, "set one value for all points")
     add("--runs", default="runs", metavar="DIR", help="where run folders go (default: runs)")
     text = "trainings at a time (default: one a GPU, or one)"
     add("--jobs", type=positive_count, metavar="N", help=text)
@@ -81,8 +82,8 @@ def main(args: argparse.Namespace) -> int:
         for trial in _to_run(trials, args):
             print(shlex.join([*words, *trial.arguments]))
     if later := state.later():
-        text = f"{later} runs of later stages build on the best of these: ask again when these are"
-        print(f"{text} done.", file=sys.stderr)
+        text = "of later stages build on the best of these: ask again when these are done."
+        print(f"{counted(later, 'run')} {text}", file=sys.stderr)
     return 0
 
 
@@ -123,19 +124,20 @@ def _create_at_wandb(state: SweepState, trials: list[Trial], args: argparse.Name
     if metric := state.metric:
         goal = "maximize" if state.sweep.more_is_better else "minimize"
         config["metric"] = {"name": metric, "goal": goal}
-    project = next(iter(state.every.values())).recipe.wandb.project
+    given = next(iter(state.every.values())).recipe.wandb
+    project = given.project
     try:
         if (mode := os.environ.get("WANDB_MODE")) in ("offline", "disabled", "dryrun"):
             raise UserError(f"WANDB_MODE is {mode}, and a wandb sweep lives on the server")
         import wandb
 
-        made = wandb.sweep(config, project=project)
+        made = wandb.sweep(config, project=project, entity=given.entity)
     except Exception as error:  # whatever wandb raises: no key, no network, no permission
         raise UserError(
             f"--wandb: no sweep was created ({error}). `wandb login` stores a key; without a "
             "network use --print-commands."
         ) from error
-    print(f"{len(trials)} points. On every machine that shares {args.runs}, or on one:")
+    print(f"{counted(len(trials), 'point')}. On every machine that shares {args.runs}, or on one:")
     print(f"wandb agent {made if '/' in made else f'{project}/{made}'}")
 
 
@@ -144,10 +146,10 @@ def _print_plan(state: SweepState, args: argparse.Namespace, jobs: int) -> None:
     sweep, points, later = state.sweep, state.points, state.later()
     stage = sweep.stages[state.stage]
     name = f", {stage.name}" if len(sweep.stages) > 1 else ""
-    seeds = f" x {_counted(len(sweep.seeds), 'seed')}" if sweep.seeds else ""
-    print(f"{sweep.name}{name}: {_counted(len(points), 'point')}{seeds} in {state.folder}")
+    seeds = f" x {counted(len(sweep.seeds), 'seed')}" if sweep.seeds else ""
+    print(f"{sweep.name}{name}: {counted(len(points), 'point')}{seeds} in {state.folder}")
     if same := len(stage.choices) - len(points):
-        print(f"  left out {_counted(same, 'point')} that resolve to the same recipe as another")
+        print(f"  left out {counted(same, 'point')} that resolve to the same recipe as another")
     trials = state.trials(points)
     states, left = Counter(trial.state for trial in trials), _to_run(trials, args)
     retry = " (--retry-failed tries again)" * bool(states["failed"] and not args.retry_failed)
@@ -155,18 +157,14 @@ def _print_plan(state: SweepState, args: argparse.Namespace, jobs: int) -> None:
     epochs = epochs_left(left) + later * points[0].recipe.total_epochs
     cost, recipe = "time unknown until an epoch is done", load(sweep.recipe).recipe
     if pace := measured_pace(state.known.values()):
-        how = f"measured in {_counted(pace[1], 'run')} here"
+        how = f"measured in {counted(pace[1], 'run')} here"
         cost = f"about {duration(epochs * pace[0] / jobs)} ({pace[0]:.2g} s an epoch, {how})"
     elif minutes := recipe.expects.get("minutes"):
         seconds = 60 * minutes / recipe.total_epochs * epochs / jobs
         cost = f"about {duration(seconds)}, as the recipe expects"
     more = f" and {later} in later stages" if later else ""
-    work = f"{_counted(len(left), 'run')}{more}, {_counted(epochs, 'epoch')}"
+    work = f"{counted(len(left), 'run')}{more}, {counted(epochs, 'epoch')}"
     print(f"  to do: {work}, {jobs} at a time: {cost}", flush=True)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _print_results(state: SweepState) -> None:
@@ -189,7 +187,7 @@ def _ranking(results: Sequence[Result], metric: str | None) -> Table:
         behind = best.mean - first.mean if place > 1 else None
         widest = confidence_interval(first, best, usual)
         noise = "" if None in (behind, widest) or abs(behind) > widest else "within noise"
-        lacking = f" ({_counted(missing, 'seed')} missing)" if missing else ""
+        lacking = f" ({counted(missing, 'seed')} missing)" if missing else ""
         rows.append((place, best, last, behind, noise, f"{point.words}{lacking}"))
     titles = {"#": "number", f"best {metric}": "number", "last": "number", "Δ": "signed"}
     columns = [Column(title, title, kind) for title, kind in titles.items()]

@@ -1,10 +1,13 @@
-"""Kinds of numbers on a command line, for argparse's `type`."""
+"""Kinds of numbers on a command line, for argparse's `type`; options that commands share; what is
+said while torch loads."""
 
 import argparse
 import math
+import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 UNITS = {"s": 1, "min": 60, "h": 3600}  # seconds
@@ -39,10 +42,10 @@ def looks(**options: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_looks(parser)
     made = vars(parser.parse_args([]))
-    extra = {"split", "submission"}  # of `evaluate`
+    extra = {"split", "submission", "set"}  # of `evaluate`
     if unknown := options.keys() - made.keys() - extra:
         raise TypeError(f"unknown options {sorted(unknown)}; there are {sorted(made)}")
-    return argparse.Namespace(**made | options)
+    return argparse.Namespace(**made | {"set": []} | options)
 
 
 def add_looks(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +60,22 @@ def add_looks(parser: argparse.ArgumentParser) -> None:
     add("--ensemble", choices=("soft", "hard"), help=text)
     add("--size", type=positive_count, metavar="PIXELS", help="masks at this size, by nearest")
     add("--no-refine", action="store_true", help="leave out the recipe's `refine`")
-    add("--set", action="append", default=[], metavar="key.sub=value", help="change the recipe")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     add("--trust-imports", action="store_true", help="run the files that the recipe imports")
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Within it torch is imported, which takes seconds. On a terminal a line says so, and is gone
+    afterwards; a file or a pipe, behind which nobody waits, gets nothing."""
+    stream, text = sys.stderr, "\rloading torch …"
+    first = os.environ.get("RANK", "0") == "0"  # of several processes
+    shown = first and "torch" not in sys.modules and stream is not None and stream.isatty()
+    if shown:
+        print(text, end="", file=stream, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            for part in ("\r" + " " * len(text), "\r"):
+                print(part, end="", file=stream, flush=True)

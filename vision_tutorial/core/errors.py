@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -93,13 +94,20 @@ def some(names: Sequence[str], count: int | None = None, apart: str = ", ") -> s
     return apart.join([*names[:LISTED], *more])
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 epoch", "1,000 epochs", "2 classes"."""
+    many = what + ("es" if what.endswith(("s", "batch")) else "s")
+    return f"{number:,} {what if number == 1 else many}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str], most: int = 400) -> str:
     """One line for a name nobody has: the nearest valid name, and the list.
 
     Of a list longer than `most` letters only the near names are shown.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name[:64], known, n=12, cutoff=0.5)
+    matched = partial(difflib.get_close_matches, possibilities=known, n=12, cutoff=0.5)
+    near = matched(name[:64]) or matched(name[:64].lower())
     hint = f"; did you mean '{near[0]}'?" if near else "."
     listed = ", ".join(known)
     if len(listed) <= most:

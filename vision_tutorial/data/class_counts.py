@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 
 from ..core.atomic import replacing
-from ..core.errors import StorageError, UserError, all_at_once, some
+from ..core.errors import StorageError, UserError, all_at_once, counted, some
 from ..core.images import VOID, check_ids
 from ..core.sources import Source, base, failures, kept_at, origins
 from ..recipe.grammar import Choice
@@ -182,10 +182,10 @@ def _shares(name: str, counts: ClassCounts, dense: bool) -> str:
 
     def amount(label: int) -> str:
         if not dense:
-            return f"{counts.pixels[label]:,} images"
+            return counted(counts.pixels[label], "image")
         return f"{100 * counts.pixels[label] / total:.3g} %"
 
-    text = f"{name}: {len(order)} classes"
+    text = f"{name}: {counted(len(order), 'class')}"
     if counts.pixels[few] == counts.pixels[many]:
         return f"{text}, {amount(few)} each"
     text += f", from {amount(few)} ('{counts.classes[few]}')"

@@ -159,7 +159,7 @@ class Checkpoints:
             return folder, tensors, state
         if found:
             raise UserError(
-                f"{self.folder}: all {len(found)} checkpoints are damaged. Put one back from a "
+                f"{self.folder}: no checkpoint of {len(found)} is whole. Put one back from a "
                 "copy, or start a new run."
             )
         return None

@@ -5,6 +5,7 @@ accelerate places, wraps (DDP), casts (autocast) and scales (fp16). It does not 
 """
 
 import errno
+import math
 import os
 import pickle
 import re
@@ -35,7 +36,7 @@ from accelerate.utils import (
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from ..core.errors import ExitCode, MemoryExhausted, PeerLost, UserError
+from ..core.errors import ExitCode, MemoryExhausted, PeerLost, UserError, counted
 from ..core.processes import usable_cores
 from ..core.sources import ArraySource, Source
 from ..recipe.fields import Ddp
@@ -65,7 +66,8 @@ class Distributed:
         self.rank, self.world, self.local_world = torchrun_environment()
         self._said: bool | None = None  # whether another process says what this one failed at
         # with shards as many for any number of processes: their number decides last bits, too
-        self.threads = threads or max(1, len(usable_cores()) // (shards or self.local_world))
+        share = max(1, len(usable_cores()) // (shards or self.local_world))
+        self.threads = threads or min(share, self._most_threads())
         torch.set_num_threads(self.threads)
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         # AMX multiplies bf16 matrices in hardware; without, bf16 is slower
@@ -74,7 +76,8 @@ class Distributed:
         self.notice = " ".join(filter(None, (notice, ignore_accelerate()))) or None
         if gpus and self.local_world > gpus:
             raise UserError(
-                f"{self.local_world} processes for {gpus} GPUs; start with --nproc {gpus}."
+                f"{self.local_world} processes for {counted(gpus, 'GPU')}; "
+                f"start with --nproc {gpus}."
             )
         if gpus:
             # equal bits each time, or what was fastest when tried; an operation that only has the
@@ -107,6 +110,13 @@ class Distributed:
         torch.set_num_threads(self.threads)  # accelerate may have set its own
         self.device = self.accelerator.device
         self.scaler = self.accelerator.scaler
+
+    def _most_threads(self) -> float:
+        """OMP_NUM_THREADS, of a list its first number; of several processes a 1 says nothing, since
+        torchrun and accelerate set that where nobody has set anything."""
+        first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        most = int(first) if first.isdecimal() else 0
+        return most if most > (self.local_world > 1) else math.inf
 
     @property
     def main(self) -> bool:

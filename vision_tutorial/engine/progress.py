@@ -4,9 +4,11 @@ Only rank 0 prints. A display never stops a training: a closed pipe silences it,
 that the console cannot write (cp949, ASCII) becomes '?'.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +19,8 @@ from rich.text import Text
 from ..core.errors import visible
 from ..core.names import READABLE
 from ..recipe.notation import duration
+from ..runs.redaction import redact
+from ..runs.run_folder import append_log
 
 REDRAW_SECONDS = 0.1
 NARROWEST_BAR = 40
@@ -38,7 +42,24 @@ class Display:
         self._console, self._bar = console, bar
         self._progress: Progress | None = None
         self._header: dict[str, int] = {}
+        self._run: Path | None = None
+        self._said: list[str] = []  # before there was a run
         self.start(0, 1, 0)
+
+    def keep(self, run: Path) -> None:
+        """Write each line to the run's log.txt too: first the command and what was said already."""
+        append_log(run, redact(shlex.join(sys.argv)))
+        self._run = run
+        for line in self._said:
+            append_log(run, line)
+        self._said.clear()
+
+    def note(self, line: str) -> None:
+        """A line for log.txt alone."""
+        if self._run:
+            append_log(self._run, line)
+        else:
+            self._said.append(line)
 
     def start(self, steps: int, per_epoch: int, epochs: int, done: int = 0) -> None:
         """Begin; `done` steps were done before, in the run that this one resumes."""
@@ -93,21 +114,26 @@ class Display:
     def epoch(self, row: Mapping[str, Any], best: bool = False) -> None:
         """Print an epoch's line of metrics.jsonl; the best so far has a star, or says so."""
         values = _cells(row, self._epochs)
+        words = [f"{name} {text}" for name, text in values.items()]
+        self.note(GAP.join([*words, *["best"] * best]))
         if not self._bar:
-            words = [f"{name} {text}" for name, text in values.items()]
-            self.say(GAP.join([*words, *self._eta(), *["best"] * best]))
+            self._print(GAP.join([*words, *self._eta(), *["best"] * best]))
             return
         header = _columns(values, self._console.width - 1)
         if header != self._header:
             self._header = header
             names = GAP.join(f"{name:>{width}}" for name, width in header.items())
-            self.say(" " + names, "dim")
+            self._print(" " + names, "dim")
         line = GAP.join(f"{values[name]:>{width}}" for name, width in header.items())
-        self.say(("*" if best else " ") + line, "bold green" if best else "")
+        self._print(("*" if best else " ") + line, "bold green" if best else "")
         self._draw(*self._last)
 
-    def say(self, message: str, style: str = "") -> None:
+    def say(self, message: str) -> None:
         """Print one line, unwrapped, above the bar; safe to call from any thread."""
+        self.note(message)
+        self._print(message)
+
+    def _print(self, message: str, style: str = "") -> None:
         _survive(lambda: self._console.print(Text(visible(message), style), soft_wrap=True))
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..core.errors import counted
 from .fields import Recipe
 from .grammar import Term
 from .recipe_info import CIFAR, RESIZING, RecipeInfo, smoothing_floor
@@ -115,11 +116,11 @@ def _batch(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
             batch_size={info.images} or less, or a larger subset"""
     micro = info.micro_batch
     if info.batch_norm and micro and micro < SMALL_BATCH:
-        yield f"""micro_batch: BatchNorm sees {micro} images at a time
+        yield f"""micro_batch: BatchNorm sees {counted(micro, "image")} at a time
             accumulation and processes do not help: each forward pass has its own statistics
             a larger micro_batch or batch_size, sync_bn=true on GPUs, or a model without it"""
     if recipe.mix and micro and micro % 2:
-        yield f"""mix: pairs in a micro-batch of {micro} images
+        yield f"""mix: pairs in a micro-batch of {counted(micro, "image")}
             the middle one meets itself and stays as it is
             an even batch_size"""
 
@@ -155,11 +156,12 @@ def _time(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
     epochs, warmup, cooldown = recipe.epochs, recipe.warmup, recipe.cooldown.epochs
     smooth = recipe.schedule.name in ("cosine", "poly", "one_cycle", "exponential")
     if smooth and recipe.schedule_unit == "epoch" and epochs <= FEW_EPOCHS:
-        yield f"""schedule_unit: the lr moves once an epoch, {epochs} times in all
+        yield f"""schedule_unit: the lr moves once an epoch, {counted(epochs, "time")} in all
             a short training gets a staircase instead of a curve
             schedule_unit=step"""
     if warmup.mode == "overlap" and warmup.epochs >= epochs:
-        yield f"""warmup.epochs: {warmup.epochs} epochs of warm-up lie over {epochs} epochs
+        lie = f"{counted(warmup.epochs, 'epoch')} of warm-up over {counted(epochs, 'epoch')}"
+        yield f"""warmup.epochs: {lie}
             the schedule never has its turn
             fewer epochs of warm-up, or warmup.mode=front"""
     if warmup.epochs and warmup.lr > recipe.optimizer.options["lr"]:
@@ -172,7 +174,7 @@ def _time(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
         ("cooldown.epochs: {} of cool-down", cooldown),
     ):
         if count:
-            told = what.format(f"{epochs} epochs are {info.epochs}: {count}")
+            told = what.format(f"{counted(epochs, 'epoch')} become {info.epochs}: {count}")
             yield f"""{told} come on top
                 time and checkpoints count them too
                 nothing, if it is meant so"""
@@ -181,7 +183,8 @@ def _time(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
 def _machine(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
     memory = 1 / (1 - recipe.ema.decay) if recipe.ema and not recipe.ema.warmup else 0
     if info.steps and info.steps < 3 * memory:
-        yield f"""ema.decay: the average reaches back {memory:,.0f} steps, of {info.steps:,} in all
+        steps = f"{counted(round(memory), 'step')}, of {info.steps:,} in all"
+        yield f"""ema.decay: the average reaches back {steps}
             the random first weights stay in it
             ema.warmup=true, or a smaller decay"""
     if recipe.precision == "fp16" and info.gpu is False:
@@ -206,7 +209,7 @@ def _losses(recipe: Recipe, info: RecipeInfo) -> Iterator[str]:
             a weight alone has nothing to be balanced with
             balance=fixed, or a second term"""
     elif balance and balance.calibrate and info.steps and info.steps <= balance.calibrate:
-        steps = f"takes {balance.calibrate:,} steps, the training {info.steps:,}"
+        steps = f"takes {counted(balance.calibrate, 'step')}, the training {info.steps:,}"
         yield f"""balance: the calibration {steps}
             the weights stay as they are given until it is over
             balance={{calibrate: {max(info.steps // 20, 1)}}}, or ema"""

@@ -171,12 +171,16 @@ def _project(name: str) -> str:
 
 
 class Wandb(Frozen):
-    """Where metrics are mirrored; the run folder is the truth."""
+    """Where metrics are mirrored; the run folder is the truth.
+
+    group: the recipe's name, if it is not given. name: recipe and run folder, if not given.
+    """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     project: Annotated[str, AfterValidator(_project)] = "vision-tutorial"
     group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    name: Annotated[str, Field(min_length=1)] | None = None
     tags: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(strict=False)
     ] = ()
@@ -247,7 +251,8 @@ class Recipe(Frozen):
     ddp: Ddp = Ddp()
     shards: Positive | None = _key(None, "Bit-equal on any number of processes that divides it.")
     threads: Threads | None = _key(
-        None, "CPU threads a process; null: cores/processes, or cores/shards."
+        None,
+        "A process; null: cores/processes or cores/shards, at most OMP_NUM_THREADS.",
     )
     eval_every: Positive = _key(1, "Epochs between evaluations.")
     eval_batch_size: Positive = _key(250, "Images in a forward pass of an evaluation.")

@@ -4,6 +4,7 @@ And a recipe's `imports`: a student's own entries, in files that are code and so
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,8 +19,9 @@ from pydantic import ValidationError
 from ..core.errors import UserError, short, shown, unknown
 from ..core.names import folder_name
 from . import grammar
-from .fields import REGISTRY_FIELDS, UNESSENTIAL, Recipe, to_plain
+from .fields import REGISTRY_FIELDS, UNESSENTIAL, Recipe, changes, to_plain, written
 from .signatures import static_signatures
+from .synonyms import advised
 from .yaml_lines import MAX_DEPTH, Document, Key, parse_value, read_document
 
 COMMAND_LINE = "command line"
@@ -28,7 +30,7 @@ RECIPES = _HERE / "recipes"  # in an installed package
 if not RECIPES.is_dir():
     RECIPES = _HERE.parent / "recipes"  # in a checkout
 MAX_BASES = 16
-SAME_CLAIM = UNESSENTIAL | {"seed", "micro_batch", "shards", "eval_every"}
+SAME_CLAIM = UNESSENTIAL - {"imports"} | {"seed"}  # a recipe that differs in these expects the same
 OWN = ("name", "expects", "extends")  # not inherited
 IMPORTED: dict[Path, bytes] = {}  # the `imports` that have run in this process, as they were then
 
@@ -71,12 +73,15 @@ def load(given: Path | str, overrides: Iterable[str] = ()) -> Loaded:
         path_of_key, equals, value = text.partition("=")
         name = f"{COMMAND_LINE} ({short(text, 50)})"
         if not equals or not all(part.strip() for part in path_of_key.split(".")):
-            raise UserError(f"{name}: no override; write key=value or key.sub=value.")
+            todo = advised(text.strip(" =:"), "", document.values)
+            todo = todo or "write key=value or key.sub=value"
+            raise UserError(f"{name}: no override; {todo}, without spaces.")
         _assign(document, path_of_key, parse_value(value, name), name)
-    set_here = {text.partition("=")[0].split(".")[0].strip() for text in overrides}
-    if set_here - SAME_CLAIM and "expects" not in set_here:
-        document.values["expects"] = {}  # the claim is of the recipe as it is written
     recipe, imports = typed(document, path)
+    if recipe.expects and not any(re.match(r"\s*expects\b", text) for text in overrides):
+        as_written = typed(_merged(files), path)[0] if overrides else recipe
+        if changes(recipe, as_written).keys() - SAME_CLAIM:  # the claim is not of this one
+            recipe = recipe.model_copy(update={"expects": grammar.Options()})
     base = None
     if files[1:]:
         with suppress(UserError):  # it may be only a part of a recipe
@@ -111,6 +116,11 @@ def typed(document: Document, path: Path) -> tuple[Recipe, tuple[Path, ...]]:
         return Recipe(**values), imports
     except ValidationError as error:
         problem = grammar.mistake(error, values, (), _keys)
+        if len(problem.path) == 1 and problem.path[0] not in Recipe.model_fields:
+            key = str(problem.path[0])
+            problem = grammar.GrammarError(
+                _no_key(key, written(values[key]), document.values), (key,)
+            )
     except grammar.GrammarError as error:
         problem = error
     raise UserError(f"{_at(document, problem.path)}{problem}") from problem
@@ -281,11 +291,23 @@ def _keys(path: Key) -> list[str]:
     return [name for kind in kinds for name in getattr(kind, "model_fields", ())]
 
 
+def _no_key(key: str, value: str, values: Mapping[str, Any]) -> str:
+    """What to write in the place of a key that no recipe has."""
+    todo = advised(key, short(value, 60), values)
+    found = unknown("key", key, Recipe.model_fields)
+    return f"no key called '{short(key, 40)}'; {todo}." if todo else found
+
+
 def _assign(document: Document, path: str, value: Any, name: str) -> None:
     """Set what `key.sub` names; what lies on the way is opened up as needed."""
     key, *rest = (part.strip() for part in path.split("."))
     if key not in Recipe.model_fields:
-        raise UserError(f"{name}: {unknown('key', key, Recipe.model_fields)}")
+        raise UserError(f"{name}: {_no_key(key, written(value), document.values)}")
+    if not rest and key in ("data", "dataset") and isinstance(value, str):
+        if "/" in value:
+            value = f"'{{image_folder: {{root: {value}}}}}'"
+        if "/" in value or key == "data":
+            raise UserError(f"{name}: a data set is named so: dataset={value}.")
     current, mark = document.values.get(key), REGISTRY_FIELDS.get(key)
     if rest and mark:
         if current is None and mark.form == "weighted_sum":
@@ -294,10 +316,10 @@ def _assign(document: Document, path: str, value: Any, name: str) -> None:
         current = grammar.opened(current, mark.form)
         if mark.form == "choice" and isinstance(current, dict) and not _prefix(current, rest):
             now = next(iter(current), "nothing")
-            raise UserError(
-                f"{name}: {key} is '{now}' here; write {key}.{now}.{rest[-1]}=… for an option of "
-                f"it, or {key}={rest[0]} for another {key}."
-            )
+            text = f"{key} is '{now}' here; write {key}.{now}.{rest[-1]}=… for an option of it"
+            if rest[1:]:
+                text += f", or '{key}={{{rest[0]}: {{{rest[-1]}: …}}}}' for another {key}"
+            raise UserError(f"{name}: {text}.")
     new, at = _set(current, rest, value, name)
     document.values = {**document.values, key: new}
     at = (key, *at)

@@ -1,6 +1,9 @@
 // The confusion matrix: darker where more of a true class (a row) were given a class (a column).
 
 const MOST_NAMED = 30; // classes whose names are written beside the matrix
+const ROOMY = 21; // pixels of a cell in which the share is written
+const SCALE = [0, 0.05, 0.25, 0.5, 1]; // shares that the colour bar shows
+const shade = (share) => 0.04 + 0.96 * Math.sqrt(share);
 
 /** matrix: counts, rows are true classes. Returns an element; the worst pairs are a table beside. */
 function confusion(names, matrix, unit) {
@@ -8,7 +11,9 @@ function confusion(names, matrix, unit) {
   const share = (row, column) => (sums[row] ? matrix[row][column] / sums[row] : 0);
   const canvas = make("canvas", { role: "img", "aria-label": say(words.matrix_of, names.length) });
   const said = make("p", { class: "quiet" }, words.matrix_help);
-  const holder = make("div", {}, canvas, said);
+  const bar = make("p", { class: "scale quiet" }, SCALE.map((part) =>
+    make("span", {}, make("i", { style: `opacity: ${shade(part)}` }), text(100 * part))), words.of_row);
+  const holder = make("div", {}, canvas, bar, said);
   let size = 1, gutter = 0;
 
   function draw() {
@@ -28,13 +33,26 @@ function confusion(names, matrix, unit) {
     draws.scale(dense, dense);
     const ink = getComputedStyle(document.body).color;
     matrix.forEach((row, i) => row.forEach((value, j) => {
-      draws.globalAlpha = 0.04 + 0.96 * Math.sqrt(share(i, j));
+      draws.globalAlpha = shade(share(i, j));
       draws.fillStyle = getComputedStyle(canvas).color;
       draws.fillRect(gutter + j * size, gutter + i * size, size - (size > 4), size - (size > 4));
     }));
     draws.globalAlpha = 1;
+    if (size >= ROOMY) write(draws, ink);
     draws.fillStyle = ink;
     if (named) names.forEach((name, i) => label(draws, name, i));
+  }
+
+  /** Each share in per cent, where it is not nothing. */
+  function write(draws, ink) {
+    const paper = getComputedStyle(document.body).backgroundColor;
+    const dense = isDark() ? 0.25 : 0.6; // the share from which on the letters are of the paper's colour
+    draws.textAlign = "center";
+    matrix.forEach((row, i) => row.forEach((value, j) => {
+      draws.fillStyle = share(i, j) > dense ? paper : ink;
+      const written = 100 * share(i, j);
+      if (value) draws.fillText(written < 0.5 ? "·" : written.toFixed(0), gutter + (j + 0.5) * size, gutter + (i + 0.5) * size);
+    }));
   }
 
   function label(draws, name, i) {

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import UserError, short
 from ..recipe.loading import read_back
 from ..recipe.notation import FORMS, Notation, duration, entries, flat, number, scalar
-from ..runs.reader import Point, Run
+from ..runs.reader import Point, Run, local_time
 from ..runs.reproducibility import facts
 from ..runs.seed_statistics import Sample
 from ..tables import labels
@@ -82,10 +82,10 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _comparison(runs: Sequence[Run], language: str) -> dict[str, Any]:
-    """`compare`'s table, with the results in front; a row names the places of its runs."""
+    """`compare`'s table, with the best value in front; a row names the places of its runs."""
     places = {id(run): place for place, run in enumerate(runs)}
     view = View(rows_of(runs), language)
-    table = generic(view, results_first=True)
+    table = generic(view, best_first=True)
     rows = []
     for line, values, texts in zip(view.rows, table.rows, table.texts(), strict=True):
         cells = []
@@ -104,7 +104,7 @@ def _described(run: Run, gallery: Gallery | None, words: _Words, language: str) 
     return {
         "headline": run.metric,
         "facts": [[name, _cut(value)] for name, value in _facts(run, words, language) if value],
-        "notes": [[_cut(note.time), _cut(note.text)] for note in run.notes],
+        "notes": [[_cut(local_time(note.time)), _cut(note.text)] for note in run.notes],
         "link": run.link,
         "series": _series(run),
         "classes": _classes(run, words),
@@ -128,7 +128,7 @@ def _facts(run: Run, said: _Words, language: str) -> Iterator[tuple[str, str | N
     yield said["chosen_on"], run.chosen_on
     yield said["epochs"], str(run.epochs)
     yield said["time"], duration(run.seconds) if run.seconds else None
-    yield said["created"], run.created
+    yield said["created"], run.created and local_time(run.created)
     if run.base:
         yield said["changed"].format(base=run.base), changed_in_base(run)
     yield said["folder"], str(run.folder) if run.folder else None
@@ -172,8 +172,9 @@ def _classes(run: Run, said: _Words) -> dict[str, Any] | None:
 
 
 def _confusion(run: Run, gallery: Gallery | None, said: _Words) -> dict[str, Any] | None:
-    """The matrix of classes.json (pixels), else of the gallery (images); None without either."""
-    matrix, names, unit = run.classes.get("confusion"), run.classes.get("class"), "pixels"
+    """The matrix of classes.json, else of the gallery; None without either."""
+    matrix, names = run.classes.get("confusion"), run.classes.get("class")
+    unit = "pixels" if "pixels" in run.classes else "images"
     if matrix is None and gallery:
         matrix, names, unit = gallery.confusion, gallery.classes, "images"
     if not matrix or not names or not 1 < len(names) <= gallery_files.MOST_CLASSES:

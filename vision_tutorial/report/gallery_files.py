@@ -46,6 +46,7 @@ class GalleryAnswer(Frozen):
     key: _Text  # what the data set calls the image
     truth: _Text
     said: Annotated[tuple[tuple[_Text, _Share], ...], Field(min_length=1, max_length=10)]
+    grad_cam: GalleryImage | None = None  # where the image speaks for the class said first
 
 
 class Mask(Frozen):
@@ -134,14 +135,17 @@ class Writer:
         self.folder = make_folder(run / FOLDER)
         self.names: set[str] = set()
 
-    def keep(self, pixels: Any) -> GalleryImage:
-        """uint8 (H, W, 3), written as a file; made smaller where a side is longer than 256."""
+    def keep(self, pixels: Any, mask: bool = False) -> GalleryImage:
+        """uint8 (H, W, 3), written as a file; made smaller where a side is longer than 256.
+
+        mask: the colours are those of classes, and stay what they are.
+        """
         from PIL import Image
 
         made = Image.fromarray(pixels)
-        made.thumbnail((256, 256), Image.Resampling.LANCZOS)
+        made.thumbnail((256, 256), Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS)
         out = io.BytesIO()
-        kind = "png" if max(made.size) <= _LOSSLESS_SIDE else "webp"
+        kind = "png" if mask or max(made.size) <= _LOSSLESS_SIDE else "webp"
         made.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
         name = f"{_digest(out.getvalue())}.{kind}"
         self.names.add(name)
@@ -163,7 +167,7 @@ class Writer:
 def images(gallery: Gallery) -> Iterable[GalleryImage]:
     """Every image of a gallery."""
     for answer in (*gallery.wrong, *gallery.right):
-        yield answer.image
+        yield from filter(None, (answer.image, answer.grad_cam))
     for mask in (*gallery.worst, *gallery.masks):
         yield from mask.images
     for group in gallery.microscope:

@@ -87,17 +87,22 @@ function showImages(gallery) {
     ...part(words.masks, gallery.masks.map(triple), " wide"));
 }
 
-function answer({ image, key, truth, said }) {
+function answer({ image, key, truth, said, grad_cam: map }) {
   const right = said[0][0] === truth;
   const bars = said.map(([name, share]) => make("div", { class: "said", style: `--part: ${100 * share}%` },
     make("span", {}, name), make("span", {}, `${(100 * share).toFixed(1)} %`)));
-  return make("figure", {}, imageTag(image, say(words.image_of, truth, key)),
-    make("figcaption", {}, make("strong", { class: right ? "good" : "bad" }, `${right ? "✓" : "✗"} ${truth}`), bars));
+  const tags = [imageTag(image, say(words.image_of, truth, key))];
+  if (map) tags.push(imageTag(map, `Grad-CAM, ${said[0][0]}, ${key}`));
+  return make("figure", {}, tags,
+    make("figcaption", {},
+      make("strong", { class: right ? "good" : "bad" }, `${right ? "✓" : "✗"} ${words.truth}: ${truth}`),
+      make("div", { class: "quiet" }, words.prediction), bars));
 }
 
 function triple({ images, key, iou }) {
   const names = [words.image, words.truth, words.prediction];
-  const shots = images.map((image, place) => imageTag(image, `${names[place]}, ${key}`));
+  const shots = images.map((image, place) => make("div", {},
+    imageTag(image, `${names[place]}, ${key}`), make("span", { class: "quiet" }, names[place])));
   return make("figure", {}, make("div", { class: "triple" }, shots),
     make("figcaption", {}, `${key}: IoU ${iou === null ? "–" : iou.toFixed(1)} %`));
 }
@@ -116,7 +121,8 @@ function showPreview(gallery) {
 // -- start ----------------------------------------------------------------------------------------
 
 function start() {
-  byId("made").textContent = say(words.made, page.runs.length, page.made, page.version);
+  const made = page.runs.length === 1 ? words.made_one : words.made;
+  byId("made").textContent = say(made, page.runs.length, page.made, page.version);
   showComplaints();
   if (!page.runs.length) return;
   showComparison();

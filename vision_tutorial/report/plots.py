@@ -15,7 +15,7 @@ from ..recipe.notation import number
 from ..runs.reader import Run
 
 NUMBERED = 20  # classes up to which a confusion matrix has numbers, in place of a colour bar
-_NAMED = 40  # … and names beside its rows
+_NAMED = 110  # … and a name at each row
 # Fonts with Hangul, of which each system has another one.
 _FONTS = ("NanumGothic", "Noto Sans CJK KR", "Noto Sans KR", "Malgun Gothic", "AppleGothic")
 
@@ -27,10 +27,14 @@ def curves(run: Run) -> Any:
     _lines(losses, run.rows, ("train/loss", "val/loss"))
     _lines(metric, run.rows, (run.metric or "val/loss",))
     if run.best:
-        _lines(metric, [], ())
         metric.axvline(run.best.epoch, color="0.7", linestyle=":")
         metric.set_title(f"best {run.best.value:.2f}, epoch {run.best.epoch}", fontsize=10)
     _lines(lr, run.rows, ("lr",))
+    epochs = [row["epoch"] for row in run.rows if number(row.get("epoch")) is not None]
+    if epochs:
+        margin = 0.5 + 0.02 * (max(epochs) - min(epochs))
+        for axis in (losses, metric, lr):
+            axis.set_xlim(min(epochs) - margin, max(epochs) + margin)
     return figure
 
 
@@ -56,7 +60,7 @@ def lr_range(
     figure = _figure(7, 4)
     axis = figure.subplots()
     axis.plot(lrs, losses, color="0.8", label="loss")
-    axis.plot(lrs, smooth, label="running mean")
+    axis.plot(lrs, smooth, label="mean around each step")
     if found is not None:
         axis.axvline(found, color="firebrick", linestyle=":", label=f"falls fastest: {found:.3g}")
     if smooth:
@@ -72,29 +76,48 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], unit: str) 
     """A row for each true class: the share of it that was given each class; a Figure."""
     counts = np.asarray(matrix, float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    from matplotlib.colors import PowerNorm
+
     side = min(14.0, 3 + 0.42 * len(names))
-    figure = _figure(side + 1.2, side)
+    figure = _figure(side + 1.5, side, "compressed")
     axis = figure.subplots()
-    shown = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # the root: else what is mistaken for another class in few cases would not be seen
+    shown = axis.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     if len(names) <= NUMBERED:
         for (row, column), share in np.ndenumerate(shares):
             if counts[row, column]:
-                text = f"{100 * share:.0f}"
-                colour = "white" if share > 0.5 else "black"
+                text = f"{100 * share:.0f}" if share >= 0.005 else "·"
+                colour = "white" if share > 0.3 else "black"
                 axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(shown, ax=axis, fraction=0.045, label=f"share of the class's {unit}")
+    bar = figure.colorbar(shown, ax=axis, fraction=0.045, label=f"% of the class's {unit}")
+    marks = (0, 1, 5, 10, 20, 40, 60, 80, 100)
+    bar.set_ticks([mark / 100 for mark in marks], labels=map(str, marks))
     axis.set(xlabel="prediction", ylabel="truth")
     ticks = range(len(names)) if len(names) <= _NAMED else range(0, len(names), 5)
     labels = [_text(names[place], 20) for place in ticks]
-    axis.set_xticks(ticks, labels, rotation=90, fontsize=8, parse_math=False)
-    axis.set_yticks(ticks, labels, fontsize=8, parse_math=False)
+    size = max(5.0, min(8.0, 600 / len(names)))
+    axis.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(ticks, labels, fontsize=size, parse_math=False)
     return figure
 
 
-def grid(rows: Sequence[Sequence[tuple[np.ndarray, str]]], title: str) -> Any:
-    """Rows of images uint8 (H, W, 3), each with a line above it; a Figure."""
+def grid(
+    rows: Sequence[Sequence[tuple[np.ndarray, str]]],
+    title: str,
+    legend: Sequence[tuple[str, Sequence[int]]] = (),
+    width: float = 1.6,
+) -> Any:
+    """Rows of images uint8 (H, W, 3), each with a line or two above it; a Figure.
+
+    legend: names of colours, each of three numbers up to 255; it stands below. width: of an image,
+    in inches.
+    """
     columns = max(map(len, rows))
-    figure = _figure(1.6 * columns, 1.95 * len(rows) + 0.4)
+    high = max(pixels.shape[0] / pixels.shape[1] for row in rows for pixels, _ in row)
+    two = any("\n" in text for row in rows for _, text in row)
+    below = -(-len(legend) // columns)
+    row = 0.97 * width * high + 0.3 + 0.1 * two
+    figure = _figure(width * columns, row * len(rows) + 0.4 + 0.22 * below)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -102,8 +125,19 @@ def grid(rows: Sequence[Sequence[tuple[np.ndarray, str]]], title: str) -> Any:
         for axis, (pixels, text) in zip(line, images, strict=False):
             axis.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 100 else None)
             colour = "firebrick" if text.startswith("✗") else "black"
-            axis.set_title(_text(text, 44), fontsize=7, color=colour, wrap=True, parse_math=False)
+            words = "\n".join(_text(line, 26) for line in text.split("\n", 1))
+            axis.set_title(words, fontsize=7, color=colour, parse_math=False)
     figure.suptitle(title, fontsize=10)
+    if legend:
+        from matplotlib.patches import Patch
+
+        named = [
+            Patch(facecolor=[part / 255 for part in colour], edgecolor="0.5", label=_text(name, 20))
+            for name, colour in legend
+        ]
+        drawn = figure.legend(handles=named, loc="outside lower center", ncols=columns, fontsize=8)
+        for text in drawn.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
@@ -120,7 +154,7 @@ def save(figure: Any, path: Path) -> np.ndarray:
         return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, layout: str = "constrained") -> Any:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     from matplotlib import font_manager, rcParams
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -128,7 +162,7 @@ def _figure(width: float, height: float) -> Any:
 
     there = {font.name for font in font_manager.fontManager.ttflist}
     rcParams["font.family"] = ["DejaVu Sans", *(name for name in _FONTS if name in there)]
-    made = Figure((max(width, 3.0), max(height, 2.0)), layout="constrained")
+    made = Figure((max(width, 3.0), max(height, 2.0)), layout=layout)
     FigureCanvasAgg(made)
     return made
 

@@ -23,7 +23,7 @@ _POLICY = (
 
 def render(contents: dict[str, Any], title: str | None = None) -> str:
     """The whole page. contents: `contents.contents`'s; title: of the page, untrusted too."""
-    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    made = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
     words = {key: html.escape(word) for key, word in contents["words"].items()}
     script = "\n".join(['"use strict";', *(asset(f"{name}.js") for name in SCRIPTS)])
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

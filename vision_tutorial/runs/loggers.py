@@ -9,6 +9,7 @@ from ..core.errors import UserError
 from ..recipe.fields import Recipe
 from ..recipe.notation import number
 from . import wandb_logger
+from .fingerprint import author
 
 
 class TensorBoard:
@@ -77,14 +78,15 @@ def check(recipe: Recipe) -> None:
         raise UserError("loggers: tensorboard is not installed: pip install tensorboard.")
 
 
-def make(run: Path, recipe: Recipe, config: Any, say: Callable[[str], None]) -> Loggers:
+def make(run: Path, recipe: Recipe, config: dict[str, Any], say: Callable[[str], None]) -> Loggers:
     """The loggers that the recipe names. config: the recipe, free of secrets."""
     made: list[Any] = []
     if "wandb" in recipe.loggers:
         given = recipe.wandb.model_dump() | {"group": recipe.wandb.group or recipe.name}
         name = f"{recipe.name}-{run.name}"
-        given |= {"name": wandb_logger.fitted(name), "id": wandb_logger.run_id(run, name)}
-        made.append(wandb_logger.make_tracker(**given, config=config, folder=run, say=say))
+        given |= {"name": wandb_logger.fitted(recipe.wandb.name or name)}
+        given |= {"id": wandb_logger.run_id(run, name), "config": config | {"author": author()}}
+        made.append(wandb_logger.make_tracker(**given, folder=run, say=say))
     if "tensorboard" in recipe.loggers:
         made.append(TensorBoard(run))
     return Loggers(made)

@@ -244,6 +244,17 @@ def add_note(folder: Path | str, text: str) -> Note:
     return note
 
 
+def local_time(text: str) -> str:
+    """An ISO 8601 time (UTC, where it does not say), as a person's clock here shows it:
+    "2026-12-01 11:51"; what is no time stays."""
+    try:
+        when = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    when = when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
+    return when.astimezone().isoformat(" ", "minutes")[:16]
+
+
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 

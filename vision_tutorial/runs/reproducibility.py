@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
-from ..core.errors import UserError
+from ..core.errors import UserError, counted
 from ..recipe.fields import digest, identities
 from ..recipe.yaml_lines import read_document
 from . import reader
@@ -150,7 +150,11 @@ def _by_noise(there: Run, here: Run, epochs: int, given: float | None, why: str)
     if widest is None:
         why += "the spread between seeds is unknown: train this recipe with other seeds beside it, "
         return Verdict("not reproduced", why + "or say it with --spread")
-    seeds = "as given" if known.freedom == math.inf else f"from {int(known.freedom) + 1} seeds"
+    seeds = (
+        "as given"
+        if known.freedom == math.inf
+        else f"from {counted(int(known.freedom) + 1, 'seed')}"
+    )
     why += f"runs of other seeds lie up to {widest:.2f} apart (spread {known.value:.2f}, {seeds})"
     within = abs(one.value - two.value) <= widest
     return Verdict("within noise" if within else "not reproduced", why)
@@ -168,4 +172,4 @@ def _spread(run: Run, epochs: int) -> Spread | None:
 
 
 def _epochs(number: int) -> str:
-    return f"{number} epoch{'s' * (number != 1)}"
+    return counted(number, "epoch")

@@ -28,7 +28,7 @@ from ..core.atomic import (
     write_json,
     write_text,
 )
-from ..core.errors import UserError, short, shown
+from ..core.errors import UserError, counted, short, shown, visible
 from ..core.folders import STARTED_IN
 from ..core.names import checked_name
 
@@ -57,6 +57,14 @@ def append_row(path: Path | str, row: Mapping[str, Any]) -> None:
             raise
         finally:
             os.close(handle)
+
+
+def append_log(run: Path | str, line: str) -> None:
+    """Add a line to the run's log.txt, after the local time. What fails here stops no training."""
+    now = datetime.datetime.now().isoformat(" ", "seconds")
+    with suppress(OSError, UserError):
+        with regular(Path(run) / "log.txt").open("a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{now}  {visible(line)}\n")
 
 
 def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -103,13 +111,14 @@ def check_name(kind: str, name: str) -> str:
 
 
 def new_run(root: Path | str, recipe_name: str, id: str | None = None) -> Path:
-    """Make `root/recipe_name/id`; without an id one from the clock (UTC), so that ids sort by time.
+    """Make `root/recipe_name/id`; without an id one from the clock, so that ids sort by time.
 
     Two processes that ask at the same moment get two folders.
     """
     folder = check_folder(Path(root)) / check_name("recipe", recipe_name)
     while True:
-        run = folder / check_name("run", _now().strftime("%Y%m%d-%H%M%S-%f") if id is None else id)
+        clock = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+        run = folder / check_name("run", clock if id is None else id)
         with storage(run):
             make_folder(folder)
             try:
@@ -132,7 +141,10 @@ def check_free(run: Path) -> None:
 def recipe_file(run: Path) -> Path:
     """The recipe of a run folder."""
     if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run}: no run folder; give one that `train` made (it prints `run: …`).")
+        todo = "give one that `train` made (it prints `run: …`)"
+        if inner := sorted(run.glob("*/recipe.yaml")):
+            todo = f"it holds {counted(len(inner), 'run')}, such as {inner[-1].parent}"
+        raise UserError(f"{run}: no run folder; {todo}.")
     with suppress(UserError):
         where = json_object(run / "fingerprint.json").get("folder")
         if isinstance(where, str):
@@ -144,6 +156,8 @@ def set_status(run: Path, status: _Status, **facts: Any) -> None:
     """Write status.json: the status, when it became so, and facts such as `exit_code`."""
     since = _now().isoformat(timespec="seconds")
     write_json(Path(run) / "status.json", {"status": status, "since": since, **facts})
+    if "error" in facts:
+        append_log(run, f"{status}: {facts['error']}")
 
 
 def _now() -> datetime.datetime:

@@ -23,7 +23,8 @@ def in_words(found: Mapping[str, float]) -> str:
     """One line on `shares`."""
     steps = found["data"] + found["device"]
     loading = found["data"] / (steps or 1.0)
+    bound = "; evaluation-bound: raise eval_every" * (found["evaluation"] > 0.5)
     return (
         f"time: training steps {steps:.0%} (of them data loading {loading:.0%}), "
-        f"evaluation {found['evaluation']:.0%}, saving {found['saving']:.0%}"
+        f"evaluation {found['evaluation']:.0%}, saving {found['saving']:.0%}{bound}"
     )

@@ -34,6 +34,9 @@ def project_runs(word: str) -> list[Run]:
 
 def _run(found: Any) -> Run:
     recipe, summary = dict(found.config), dict(found.summary)
+    person = recipe.pop("author", None)
+    if not person and hasattr(found, "user"):  # whose key it was; a class may share one
+        person = getattr(found.user, "name", None)
     status = _STATES.get(found.state, found.state)
     if status == "done":  # also of a run that was paused
         status = str(summary.get("status") or status)
@@ -46,6 +49,6 @@ def _run(found: Any) -> Run:
         recipe=recipe,
         status=status,
         summary=kept | {"status": status, "wall_seconds": summary.get("_runtime")},
-        fingerprint={"created": found.created_at},
+        fingerprint={"created": found.created_at, "author": person},
         link=found.url,
     )

@@ -16,7 +16,7 @@ import psutil
 from PIL import Image
 
 from ..core import arrays
-from ..core.errors import StorageError, UserError
+from ..core.errors import StorageError, UserError, counted
 from ..core.images import VOID, check_ids, image_size, read_image, read_mask, stay_inside
 from ..core.processes import locked
 from ..core.sources import ArraySource, Source, check_readable, kept_at, leaves, notices
@@ -71,7 +71,9 @@ class DenseFiles:
     def __post_init__(self) -> None:
         if not 0 < len(self.classes) <= VOID:
             count = len(self.classes)
-            raise UserError(f"{self.name}: {count} classes; masks hold 1 to {VOID}. Merge some.")
+            raise UserError(
+                f"{self.name}: {counted(count, 'class')}; masks hold 1 to {VOID}. Merge some."
+            )
 
     @property
     def timed_files(self) -> list[Path]:

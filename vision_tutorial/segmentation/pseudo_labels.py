@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.atomic import new_folder, write_bytes, write_json
-from ..core.errors import UserError, check_range
+from ..core.errors import UserError, check_range, counted
 from ..core.images import VOID, read_image
 from .dense_crf import checked
 
@@ -29,7 +29,7 @@ def class_pixels(masks: Iterable[np.ndarray], classes: int) -> np.ndarray:
     counts = sum((np.bincount(mask.ravel(), minlength=256) for mask in masks), np.zeros(256, int))
     strange = np.flatnonzero(counts[classes:VOID]) + classes
     if strange.size:
-        raise UserError(f"class id {strange[0]} in a mask; there are only {classes} classes.")
+        raise UserError(f"class id {strange[0]} in a mask; classes: {classes}.")
     return counts[:classes]
 
 
@@ -132,7 +132,7 @@ class PseudoLabelReport:
         """A line on how many were kept, why the others were not, how far the classes shifted; and
         one if there are leaks."""
         facts = self.plain()
-        parts = [f"{facts['kept']} of {facts['unlabelled']} images kept"]
+        parts = [f"{facts['kept']} of {counted(facts['unlabelled'], 'image')} kept"]
         parts += [f"{count} dropped: {reason}" for reason, count in facts["dropped"].items()]
         against = {"before": "all predictions", "labelled": "the labelled set"}
         parts += [

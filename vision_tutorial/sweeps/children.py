@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from ..core.errors import UserError
+from ..core.errors import UserError, counted
 from ..core.processes import environment, follow_parent, last_line, usable_cores
 from ..core.stopping import StopSignal
 from ..runs.fingerprint import output
@@ -35,7 +35,9 @@ def device_slots(jobs: int | None, processes: int = 1) -> list[DeviceSlot]:
     """
     gpus, cores = visible_gpus(), usable_cores()
     if gpus and processes > len(gpus):
-        raise UserError(f"--nproc {processes}: there are {len(gpus)} GPUs. Ask for fewer.")
+        raise UserError(
+            f"--nproc {processes}: {counted(len(gpus), 'GPU')} can be seen. Ask for fewer."
+        )
     jobs = jobs or max(1, len(gpus) // processes)
     made = []
     for job in range(jobs):

@@ -1,5 +1,6 @@
 """Trials and how far each is, read from their run folders; for a sweep also which point is best."""
 
+import json
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ class SweepState:
         id = f"{point.id}-{seed}"
         if id not in self.known:
             words = [str(self.sweep.recipe), *point.overrides, f"seed={seed}"]
+            words.append(f"wandb.name={json.dumps(f'{point.words} seed {seed}')}")
             words += ["--runs", self.root, "--id", id, "--resume"]
             self.known[id] = Trial(
                 f"{point.words}  seed {seed}",

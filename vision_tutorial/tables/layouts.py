@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from ..recipe.notation import Notation, entries, find, scalar
+from ..runs.reader import local_time
 from .comparison import Delta, Row, delta_of, rows_of
 from .labels import key_words, state_word, words
 from .table import Column, Table
@@ -146,11 +147,15 @@ def _times(view: View) -> Iterable[_Field]:
         yield view.field("expected_seconds", seconds.get, "duration")
 
 
-def generic(view: View, results_first: bool = False) -> Table:
-    """What differs between the runs, and what came of each."""
+def generic(view: View, best_first: bool = False) -> Table:
+    """What differs between the runs, and what came of each. best_first: that before the keys."""
+    keys = [*_recipes(view)]
     results = [*_results(view), *_progress(view), *_times(view)]
-    parts = [*results, *_recipes(view)] if results_first else [*_recipes(view), *results]
-    return _table(view, *parts)
+    if best_first:
+        place = [column.key for column, _ in results].index("best")
+        keys = [results.pop(place), *results[:place], *keys]
+        results = results[place:]
+    return _table(view, *keys, *results)
 
 
 def week3(view: View) -> Table:
@@ -211,7 +216,7 @@ def _remarks(row: Row) -> str | None:
 def _runlog(view: View) -> Table:
     return _table(
         view,
-        view.field("date", lambda row: (row.run.created or "")[:10] or None),
+        view.field("date", lambda row: local_time(row.run.created or "")[:10] or None),
         view.field("run_name", lambda row: row.label),
         view.field("model_name", _model_name),
         view.field("arguments", partial(_arguments, view)),

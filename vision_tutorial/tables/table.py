@@ -5,13 +5,14 @@ format would read as markup or as a formula is escaped.
 """
 
 import csv
+import datetime
 import html
 import io
 import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TextIO
 
@@ -41,11 +42,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; notes stand below. rows: a value for each column."""
+    """Rows under columns; notes stand below. rows: a value for each column. heads: so many columns
+    say what a row is, and come again where the table is too wide for one block."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[_Value, ...], ...]
     notes: tuple[str, ...] = ()
+    heads: int = 1
 
     def texts(self) -> list[list[str]]:
         """Every cell as a person reads it, in one line without control letters."""
@@ -60,7 +63,8 @@ class Table:
         texts = self.texts()
         heads = [Column(f"run {n}", row[0]) for n, row in enumerate(texts, start=1)]
         rows = [(c.title, *(row[n] for row in texts)) for n, c in enumerate(others, start=1)]
-        return replace(self, columns=(Column(first.key, first.title), *heads), rows=tuple(rows))
+        columns = (Column(first.key, first.title), *heads)
+        return replace(self, columns=columns, rows=tuple(rows), heads=1)
 
 
 def _shown(value: _Value, column: Column) -> str:
@@ -85,20 +89,21 @@ def clean(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-def terminal(table: Table, file: TextIO, width: int | None = None) -> None:
+def terminal(table: Table, file: TextIO, width: int | None = None, widest: int = WIDEST) -> None:
     """Print it, at most `width` letters wide; None: as wide as the terminal, if `file` is one.
 
-    A table that is too wide comes in blocks of columns, each with the first column.
+    widest: a column; what is longer goes on in the next line.
+    A table that is too wide comes in blocks of columns, each with the heads.
     """
     if width is None and file.isatty():
         width = shutil.get_terminal_size().columns
     console = Console(file=file, width=width or _UNLIMITED, highlight=False)
     columns = list(zip((clean(c.title) for c in table.columns), *table.texts(), strict=True))
-    for number, block in enumerate(_blocks(columns, width)):
+    for number, block in enumerate(_blocks(columns, width, table.heads, widest)):
         grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for n in block:
             side = "left" if table.columns[n].kind == "text" else "right"
-            most = WIDEST if width else None
+            most = widest if width else None
             grid.add_column(Text(columns[n][0]), justify=side, overflow="fold", max_width=most)
         for row in range(len(table.rows)):
             grid.add_row(*(Text(columns[n][row + 1]) for n in block))
@@ -109,13 +114,15 @@ def terminal(table: Table, file: TextIO, width: int | None = None) -> None:
         console.print(Text(clean(note)))
 
 
-def _blocks(columns: list[tuple[str, ...]], width: int | None) -> list[list[int]]:
-    widths = [min(WIDEST, max(map(cell_len, column))) for column in columns]
-    blocks = [[0]]
-    for n in range(1, len(columns)):
+def _blocks(
+    columns: list[tuple[str, ...]], width: int | None, heads: int, widest: int
+) -> list[list[int]]:
+    widths = [min(widest, max(map(cell_len, column))) for column in columns]
+    blocks = [[*range(heads)]]
+    for n in range(heads, len(columns)):
         used = sum(widths[m] + GAP for m in blocks[-1])
-        if width and used + widths[n] > width and len(blocks[-1]) > 1:
-            blocks.append([0])
+        if width and used + widths[n] > width and len(blocks[-1]) > heads:
+            blocks.append([*range(heads)])
         blocks[-1].append(n)
     return blocks
 
@@ -197,11 +204,18 @@ def _latex_text(text: str) -> str:
 
 _PAGE = """<!doctype html>
 <html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>vision_tutorial</title>
-<style>body {{ font: 15px sans-serif; margin: 2em }} table {{ border-collapse: collapse }}
-th, td {{ padding: .3em .7em; border-bottom: 1px solid #8888; text-align: left }}
-.number {{ text-align: right; font-variant-numeric: tabular-nums }}
-:root {{ color-scheme: light dark }}</style></head>
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark }}
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; overflow-wrap: anywhere }}
+h2 {{ font-size: 1.1rem; margin: 2em 0 .5em }} p {{ margin: .3em 0; opacity: .75 }}
+.scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; width: max-content }}
+th, td {{ padding: .3em .7em; border-bottom: 1px solid #8888; text-align: left; max-width: 24em }}
+td {{ vertical-align: top; overflow-wrap: break-word }}
+.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
+@media (max-width: 40rem) {{ body {{ margin: .7rem }} th, td {{ padding: .3em .4em }}
+td {{ max-width: 9em }} }}
+</style></head>
 <body>
 {body}
 </body></html>
@@ -216,14 +230,17 @@ def html_table(table: Table) -> str:
         return "".join(f"<{tag}{kind}>{_html(text)}</{tag}>" for kind, text in pairs)
 
     kinds = ["" if column.kind == "text" else ' class="number"' for column in table.columns]
-    lines = ["<table>", f"<thead><tr>{cells('th', (c.title for c in table.columns))}</tr></thead>"]
+    lines = [
+        '<div class="scroll"><table>',
+        f"<thead><tr>{cells('th', (c.title for c in table.columns))}</tr></thead>",
+    ]
     lines += ["<tbody>", *(f"<tr>{cells('td', row)}</tr>" for row in table.texts()), "</tbody>"]
-    lines += ["</table>", *(f"<p>{_html(note)}</p>" for note in table.notes)]
+    lines += ["</table></div>", *(f"<p>{_html(note)}</p>" for note in table.notes)]
     return "\n".join(lines)
 
 
 def _html_page(table: Table) -> str:
-    return _PAGE.format(body=html_table(table))
+    return _PAGE.format(title="vision_tutorial", body=html_table(table))
 
 
 def _html(text: str) -> str:
@@ -265,11 +282,16 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 }
 
 
-def several(tables: Mapping[str, Table], form: str) -> str:
-    """Tables under their names, in one text of a format."""
+def several(
+    tables: Mapping[str, Table], form: str, title: str = "", notes: Sequence[str] = ()
+) -> str:
+    """Tables under their names, in one text of a format. title, notes: of a page."""
     if form == "html":
-        parts = (f"<h2>{_html(name)}</h2>\n{html_table(one)}" for name, one in tables.items())
-        return _PAGE.format(body="\n".join(parts))
+        now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
+        parts = [f"<h1>{_html(title)}</h1><p>{now}</p>"]
+        parts += [f"<h2>{_html(name)}</h2>\n{html_table(one)}" for name, one in tables.items()]
+        parts += [f"<p>{_html(note)}</p>" for note in notes]
+        return _PAGE.format(title=_html(title), body="\n".join(parts))
     if form == "json":
         return json.dumps(
             {clean(n): json.loads(_json_text(t)) for n, t in tables.items()}, indent=2

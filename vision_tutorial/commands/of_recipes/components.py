@@ -6,13 +6,14 @@ import textwrap
 from functools import partial
 
 from ...core.errors import UserError, unknown
+from ...recipe.command_line import Parser
 from ...recipe.signatures import Signatures, static_signatures
 from .. import entry_point
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial components", description=__doc__)
+    made = Parser(prog="vision-tutorial components", description=__doc__)
     made.add_argument("kind", nargs="?", help="only these, such as losses")
     return made
 

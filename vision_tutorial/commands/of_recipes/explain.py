@@ -4,22 +4,24 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from ...core.cli_types import positive_count
-from ...core.errors import UserError, short, shown
+from ...core.cli_types import loading, positive_count
+from ...core.errors import UserError, counted, short, shown
 from ...recipe.advice import Advice, advice
+from ...recipe.command_line import Parser, add_overrides
 from ...recipe.fields import Recipe, changes, to_plain, to_yaml
 from ...recipe.loading import Loaded, load
 from ...recipe.recipe_info import RecipeInfo, recipe_info
 from ...recipe.schema import schema
 from ...recipe.signatures import static_signatures
 from ...runs.run_folder import recipe_file
+from ...tables.table import Column, Table, terminal
 from .. import entry_point
 
 WIDTH, INDENT = 79, 12
@@ -27,13 +29,14 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 MOST_SPANS = 24
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial explain", description=__doc__)
+    made = Parser(prog="vision-tutorial explain", description=__doc__)
     add, flag = made.add_argument, partial(made.add_argument, action="store_true")
     add("recipe", nargs="?", help="a recipe (file or name), or a run folder")
-    add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
+    add_overrides(made)
     add("--world", type=positive_count, metavar="N", help="processes (default: as launched, or 1)")
+    flag("--layers", help="the network's layers too: shapes, parameters, multiply-adds")
     flag("--json", help="print one JSON object and nothing else")
     flag("--schema", help="print the JSON schema of recipes, for editors")
     flag("--trust-imports", help="run the files that the recipe imports")
@@ -59,10 +62,17 @@ def main(args: argparse.Namespace) -> int:
         print_recipe(loaded)
     facts, info, items = _built(loaded, info, args.trust_imports)
     items += advice(loaded.recipe, info)
+    if args.layers and not facts["layers"]:
+        raise UserError("--layers: the size of an image is not known; see the notes without it.")
+    if not args.layers:
+        del facts["layers"]
     if args.json:
         print(json.dumps(facts | {"advice": [item._asdict() for item in items]}, indent=1))
         return 0
     _print_facts(loaded.recipe, info, facts)
+    if args.layers:
+        print()
+        terminal(_layer_table(facts["layers"]), sys.stdout)
     for item in items:
         print()
         _entry("note", f"{item.key}: {item.what}.")
@@ -75,15 +85,17 @@ def _built(
     loaded: Loaded, info: RecipeInfo, trusted: bool
 ) -> tuple[dict[str, Any], RecipeInfo, list[Advice]]:
     """The facts as `--json` prints them."""
-    import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
+    with loading():
+        import torch
+        from torch.nn.modules.batchnorm import _BatchNorm
 
-    from ... import build, checks
-    from ...data.loader import describe_path
-    from ...engine.profiling import cost
-    from ...losses import copies
+        from ... import build, checks
+        from ...data.loader import describe_path
+        from ...engine.profiling import layers
+        from ...losses import copies
 
     recipe, items, gpu, macs = loaded.recipe, [], torch.cuda.is_available(), None
+    rows: list[Any] = []
     seen: list[str] = []
     build.import_files(loaded.imports, trusted)
     if info.images is None:
@@ -95,7 +107,8 @@ def _built(
     info = replace(info, gpu=gpu, micro_batch=share // parts, batch_norm=norm)
     if info.side:
         try:
-            macs = cost(network, info.side)[1]
+            rows = layers(network, info.side)
+            macs = sum(row.macs for row in rows)
         except Exception as error:  # a network of anybody's, given a size it may not take
             what = f"{recipe.model.name} does not take images of {info.side} px"
             why = f"{type(error).__name__}: {short(str(error), 120).rstrip('.')}"
@@ -125,6 +138,7 @@ def _built(
         "parameter_groups": groups,
         "parameters": _count(network.parameters()),
         "macs": macs,
+        "layers": [row._asdict() for row in rows],
     }
     return facts, info, items
 
@@ -164,17 +178,18 @@ def _print_facts(recipe: Recipe, info: RecipeInfo, facts: dict[str, Any]) -> Non
     front = info.epochs - recipe.epochs - cooldown
     sums = ((front, " of warm-up"), (recipe.epochs, ""), (cooldown, " of cool-down"))
     text = " + ".join(f"{count}{what}" for count, what in sums if count)
-    text += f" = {info.epochs} epochs" if "+" in text else " epochs"
+    whole = counted(info.epochs, "epoch")
+    text = f"{text} = {whole}" if "+" in text else whole
     if info.steps is None:
         text += "; steps unknown, since the data cannot be read"
     else:
-        text += f" x {info.steps_per_epoch:,} steps = {info.steps:,} steps"
-        text += f" ({info.images:,} images of {recipe.dataset.name})"
+        text += f" x {counted(info.steps_per_epoch, 'step')} = {counted(info.steps, 'step')}"
+        text += f" ({counted(info.images, 'image')} of {recipe.dataset.name})"
     _entry("training", text)
-    text = f"{batch} = {parts} shards x {info.micro_batch}"
+    text = f"{batch} = {counted(parts, 'shard')} x {info.micro_batch}"
     if not recipe.shards:
-        text = f"{batch} = {info.world} process{'es' * (info.world > 1)} x "
-        text += f"{parts} micro-batch{'es' * (parts > 1)} x {info.micro_batch} images "
+        text = f"{batch} = {counted(info.world, 'process')} x "
+        text += f"{counted(parts, 'micro-batch')} x {counted(info.micro_batch, 'image')} "
         text += f"({batch // info.world} a process, on {'a GPU each' if info.gpu else 'CPU'})"
     _entry("batch", text)
     title = "data"
@@ -188,12 +203,26 @@ def _print_facts(recipe: Recipe, info: RecipeInfo, facts: dict[str, Any]) -> Non
     print(*plot(facts["lr"], WIDTH - INDENT - 10), sep="\n")
     for group in facts["parameter_groups"]:
         scale = f", lr x {group['lr_scale']:.4g}" if group["lr_scale"] != 1 else ""
-        numbers = f"{group['parameters']:>12,} in {group['tensors']:>3} tensors"
+        numbers = f"{group['parameters']:>12,} in {counted(group['tensors'], 'tensor'):>11}"
         _entry("parameters", f"{numbers}: weight decay {group['weight_decay']:g}{scale}")
     text = f"{facts['parameters'] / 1e6:.1f} M parameters"
     if facts["macs"] is not None:
         text += f", {facts['macs'] / 1e9:.2f} GMAC an image of {info.side}x{info.side}"
     _entry("network", text)
+
+
+def _layer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Each layer; the sums stand in the last row."""
+    cells = [
+        (row["name"] or "(network)", row["kind"], " x ".join(map(str, row["shape"] or ("-",))))
+        + (f"{row['parameters']:,}", f"{row['macs']:,}")
+        for row in rows
+    ]
+    sums = (f"{sum(row[key] for row in rows):,}" for key in ("parameters", "macs"))
+    titles = {"layer": "text", "kind": "text", "output": "text"}
+    titles |= {"parameters": "number", "MACs": "number"}
+    columns = tuple(Column(title, title, kind) for title, kind in titles.items())
+    return Table(columns, (*cells, ("sum", "", "", *sums)))
 
 
 def _entry(title: str, text: str) -> None:

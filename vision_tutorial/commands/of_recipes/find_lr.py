@@ -9,20 +9,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ...core.cli_types import positive, positive_count
+from ...core.cli_types import loading, positive, positive_count
 from ...core.errors import UserError
+from ...recipe.command_line import Parser, add_overrides
 from ...recipe.fields import Recipe
 from ...recipe.loading import load
 from .. import entry_point
 
-_SMOOTHING = 0.9  # of the running mean of the losses
+_REACH = 8  # steps on either side that a mean of the losses takes
 _DIVERGED = 4.0  # times the least loss, where the test ends
 _FEWEST = 20  # steps that say something
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="vision-tutorial find-lr",
         description=__doc__,
         epilog="Augmentation, mixing, batch and weight decay are the recipe's; its schedule and lr "
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("recipe", help="a recipe (file or name)")
-    add("overrides", nargs="*", metavar="key.sub=value", help="set one value of the recipe")
+    add_overrides(made)
     add("--from", type=positive, default=1e-5, dest="low", metavar="LR", help="default: 1e-5")
     add("--to", type=positive, default=10.0, dest="high", metavar="LR", help="default: 10")
     add("--steps", type=positive_count, default=100, metavar="N", help="default: 100")
@@ -50,8 +51,9 @@ def main(args: argparse.Namespace) -> int:
             f"--from {args.low:g} --to {args.high:g} --steps {args.steps}: the first has to be "
             f"smaller than the second, and at least {_FEWEST} steps are needed."
         )
-    from ... import build  # after the recipe is known to be good
-    from ...report import plots
+    with loading():  # after the recipe is known to be good
+        from ... import build
+        from ...report import plots
 
     build.import_files(loaded.imports, args.trust_imports)
     lrs, losses = _tested(recipe, args)
@@ -108,11 +110,14 @@ def _tested(recipe: Recipe, args: argparse.Namespace) -> tuple[list[float], list
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """The running mean, without the pull to 0 at its beginning."""
-    made, mean = [], 0.0
-    for number, loss in enumerate(losses, start=1):
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-        made.append(mean / (1 - _SMOOTHING**number))
+    """The mean around each step, of neighbours that count the less the farther they are. On both
+    sides: a running mean would lag, and so show each fall at a greater lr than its own."""
+    made, count = [], len(losses)
+    for step in range(count):
+        near = range(max(step - _REACH, 0), min(step + _REACH + 1, count))
+        weights = [_REACH + 1 - abs(other - step) for other in near]
+        total = sum(w * losses[other] for w, other in zip(weights, near, strict=True))
+        made.append(total / sum(weights))
     return made
 
 
@@ -120,7 +125,7 @@ def steepest(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     """The lr at which the losses fall fastest over its logarithm, before they are least; None where
     they fall nowhere."""
     end = min(range(len(losses)), key=losses.__getitem__, default=0) + 1
-    first = min(10, end // 4)  # the mean is rough at first
+    first = min(_REACH, end // 4)  # the mean is rough at first
     pairs = list(pairwise(zip(map(math.log, lrs[first:end]), losses[first:end], strict=True)))
     falls = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs]
     if not falls or min(falls) >= 0:

@@ -11,6 +11,7 @@ from typing import Any
 from ...core.atomic import write_text
 from ...core.cli_types import positive_count
 from ...core.errors import UserError, short, shown
+from ...recipe.command_line import Parser
 from ...recipe.fields import to_yaml
 from ...recipe.loading import load
 from ...recipe.yaml_lines import read_document
@@ -41,9 +42,9 @@ _RAND = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial import", description=__doc__)
+    made = Parser(prog="vision-tutorial import", description=__doc__)
     add = made.add_argument
     add("program", choices=("timm",), help="whose run it was")
     add("file", metavar="args.yaml", help="its arguments, as train.py writes them")

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from ...core.atomic import make_folder, write_text
 from ...core.errors import UserError
+from ...recipe.command_line import Parser
 from ...recipe.loading import RECIPES, package_recipes, recipe_path
 from .. import entry_point
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="vision-tutorial recipes", description=__doc__)
+    made = Parser(prog="vision-tutorial recipes", description=__doc__)
     add = made.add_argument
-    add("what", nargs="?", choices=("copy",), help="begin your own with a copy")
+    add("what", nargs="?", choices=("list", "copy"), help="copy: begin your own")
     add("name", nargs="?", help="of the recipe, such as r4 or segmentation/camvid")
     add("folder", nargs="?", default=".", metavar="DIR", help="default: here")
     return made
