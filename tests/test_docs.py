@@ -336,7 +336,9 @@ def test_generated_pages_say_what_the_package_declares(site: Path) -> None:
         kinds = (declared.annotation, *getattr(declared.annotation, "__args__", ()))
         models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Frozen)]
         said = declared.description or models[0].__doc__.split(".")[0]
-        assert text.startswith(name) and said.replace("`", "") in " ".join(text.split()), name
+        assert text.strip().startswith(name) and said.replace("`", "") in " ".join(text.split()), (
+            name
+        )
         value = "must be given" if declared.is_required() else written(plain_defaults()[name])
         assert f"Default: {value}." in text, name
         options = (f"{name}.{option}" for model in models for option in model.model_fields)
