@@ -16,6 +16,7 @@ recipe="${1:?slurm.sh RECIPE [key=value …]}"
 shift
 runs="${RUNS:-runs}" # on a disk that all nodes see
 id="job-$SLURM_JOB_ID"
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not take it over by itself
 head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 
 # the steps get the signal, too; this shell waits for them to be saved
@@ -28,8 +29,10 @@ while kill -0 $! 2>/dev/null; do wait $!; done
 wait $!
 code=$?
 
-# torchrun turns every exit code into 1; the run folder says what it was
-if grep -qs '"preempted"' "$runs"/*/"$id"/status.json; then
+# torchrun turns every exit code into 1; the run folder says what it was (143 is `preempted`). A job
+# that a person has cancelled is not RUNNING any more, and stays cancelled.
+if grep -qs '"preempted"' "$runs"/*/"$id"/status.json &&
+    scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
     echo "slurm.sh: preempted; queued again"
     scontrol requeue "$SLURM_JOB_ID"
     exit 0

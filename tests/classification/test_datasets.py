@@ -64,6 +64,7 @@ def tiny(request, monkeypatch, tmp_path: Path):
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(contents[meta])})
     monkeypatch.setattr(kind, "tgz_md5", md5(archive))
     monkeypatch.setattr(kind, "url", "http://127.0.0.1:1/closed.tar.gz")
+    monkeypatch.setattr(module, "MIRROR", "http://127.0.0.1:1/mirror")
     monkeypatch.setenv("no_proxy", "*")
     root = tmp_path / "root"
     return SimpleNamespace(
@@ -104,14 +105,18 @@ class Handler(BaseHTTPRequestHandler):
 def serve(monkeypatch):
     servers = []
 
-    def start(tiny, body: bytes | None = None, stall: float = 0):
+    def start(tiny, body: bytes | None = None, stall: float = 0, mirror: bool = False):
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.body, server.stall, server.requests = body or tiny.archive, stall, 0
         server.stopping = threading.Event()
         server.handle_error = lambda *_: None  # clients that hang up are what is tested
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
-        monkeypatch.setattr(tiny.kind, "url", f"http://127.0.0.1:{server.server_port}/tiny.tar.gz")
+        address = f"http://127.0.0.1:{server.server_port}"
+        if mirror:
+            monkeypatch.setattr(module, "MIRROR", address)
+        else:
+            monkeypatch.setattr(tiny.kind, "url", f"{address}/tiny.tar.gz")
         return server
 
     yield start
@@ -205,18 +210,36 @@ def test_a_download_that_fails_is_one_clear_line_and_leaves_nothing(tiny, serve,
     for answer, said in (
         (None, "cannot download .*refused.*VISION_TUTORIAL_DATA"),  # nobody listens there
         ({"stall": 30}, "cannot download .*timed out"),
-        ({"body": short}, f"has not MD5 {tiny.kind.tgz_md5}. Nothing was kept"),
+        ({"body": short}, f"it has not MD5 {tiny.kind.tgz_md5}.*Nothing was kept"),
     ):
         if answer:
             serve(tiny, **answer)
         with pytest.raises(UserError, match=said) as caught:
             tiny.read("train", download=True)
         assert "\n" not in str(caught.value) and tiny.kind.url in str(caught.value)
+        assert f"nor {module.MIRROR}/{tiny.kind.filename} (" in str(caught.value)
         assert not tiny.folder.exists() and not list(tiny.root.glob(".download*"))
     shutil.rmtree(tiny.root)
     tiny.root.write_text("a file, not a folder")
     with pytest.raises(StorageError, match=f"cannot write {tiny.folder} .*VISION_TUTORIAL_DATA"):
         tiny.read("train", download=True)
+
+
+def test_the_mirror_is_asked_where_the_first_address_fails(tiny, serve, caplog):
+    for first in (None, {"body": tiny.archive[:-10]}, {}):  # closed, damaged, good
+        shutil.rmtree(tiny.root, ignore_errors=True)
+        servers = [serve(tiny, **first)] if first is not None else []
+        mirror = serve(tiny, mirror=True)
+        assert len(tiny.read("test", download=True)) == 4
+        assert [server.requests for server in servers] == [1] * len(servers)
+        assert mirror.requests == (first != {})
+    assert "trying http://127.0.0.1" in caplog.text
+    serve(tiny, tiny.archive[:-10])
+    serve(tiny, b"something else", mirror=True)
+    shutil.rmtree(tiny.root)
+    with pytest.raises(UserError, match=f"(it has not MD5 {tiny.kind.tgz_md5}.*){{2}}"):
+        tiny.read("train", download=True)
+    assert not tiny.folder.exists() and not list(tiny.root.glob(".download*"))
 
 
 def test_cifar_is_found_in_its_own_folder_and_at_home(tiny, monkeypatch):

@@ -5,6 +5,7 @@ bytes whose MD5 was compared with the published one, so nothing unverified is ev
 """
 
 import hashlib
+import logging
 import os
 import pickle
 import shutil
@@ -32,8 +33,10 @@ from ..core.registry import datasets
 from ..core.sources import ArraySource, FileSource, check_split
 
 PATIENCE = 30  # seconds without a byte before a download gives up
+MIRROR = "https://dataset.bj.bcebos.com/cifar"  # PaddlePaddle's copies, of the same MD5
 _ELSEWHERE = "set `root` or VISION_TUTORIAL_DATA to the folder that has it"
 
+logger = logging.getLogger(__name__)
 _Archive = type[CIFAR10]  # torchvision's class, for the names, the address and the digests it holds
 
 
@@ -184,18 +187,25 @@ def _fetch(name: str, kind: _Archive, folder: Path) -> None:
 
 
 def _download(name: str, kind: _Archive, archive: Path) -> None:
-    """Fetch the archive, showing progress, and compare its MD5 with the published one."""
-    try:
-        with urllib.request.urlopen(kind.url, timeout=PATIENCE) as answer:
-            size = int(answer.headers.get("Content-Length") or 0)
-            bar = wrap_file(answer, size, description=name, console=Console(stderr=True))
-            with bar as stream, archive.open("wb") as file:
-                shutil.copyfileobj(stream, file)
-    except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())
-        raise UserError(
-            f"{name}: cannot download {kind.url} ({reason}). Without a network: unpack it on "
-            f"another machine, copy {kind.base_folder} here, and {_ELSEWHERE}."
-        ) from error
-    if not check_integrity(archive, kind.tgz_md5):
-        raise UserError(f"{name}: {kind.url} has not MD5 {kind.tgz_md5}. Nothing was kept.")
+    """Fetch the archive, showing progress, from the first address that has the published MD5."""
+    faults: list[str] = []
+    for url in (kind.url, f"{MIRROR}/{kind.filename}"):
+        if faults:
+            logger.warning("%s: %s; trying %s", name, faults[-1], url)
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                size = int(answer.headers.get("Content-Length") or 0)
+                bar = wrap_file(answer, size, description=name, console=Console(stderr=True))
+                with bar as stream, archive.open("wb") as file:
+                    shutil.copyfileobj(stream, file)
+        except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            reason = " ".join(str(getattr(error, "reason", error)).split())
+            faults.append(f"{url} ({reason})")
+            continue
+        if check_integrity(archive, kind.tgz_md5):
+            return
+        faults.append(f"{url} (it has not MD5 {kind.tgz_md5})")
+    raise UserError(
+        f"{name}: cannot download {', nor '.join(faults)}. Nothing was kept. Without a network: "
+        f"unpack it on another machine, copy {kind.base_folder} here, and {_ELSEWHERE}."
+    )

@@ -7,32 +7,39 @@ from pathlib import Path
 from ..core.atomic import regular
 from ..core.errors import UserError, short, some
 
-NAMES = ("image", "id", "image_id", "file", "filename", "file_name", "name")
+NAMES = ("image", "id", "image_id", "file", "filename", "file_name", "name", "path")
 LABELS = ("label", "class", "class1", "target", "category", "prediction")
 
 
-def read_labels(path: Path) -> dict[str, str]:
-    """The label of each name. UserError for a file that has no such columns, or a name twice."""
+def read_labels(
+    path: Path, name_column: str | None = None, label_column: str | None = None
+) -> dict[str, str]:
+    """The label of each name, by the columns that are named, or the usual ones. UserError for a
+    file that lacks them, has no rows, or a row without name or label, or a name twice."""
     found: dict[str, str] = {}
     try:
         with regular(path).open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             heads = {head.strip().lower(): head for head in rows.fieldnames or () if head}
-            name = next((heads[head] for head in NAMES if head in heads), None)
-            label = next((heads[head] for head in LABELS if head in heads), None)
-            if name is None or label is None:
-                given = short(", ".join(map(str, rows.fieldnames or ())), 80)
-                raise UserError(
-                    f"{path}: its columns are '{given}'; one of {', '.join(NAMES)} and one of "
-                    f"{', '.join(LABELS)} are expected."
-                )
+            given = short(", ".join(map(str, rows.fieldnames or ())), 80)
+
+            def column(wanted: str | None, usual: Sequence[str]) -> str:
+                for head in usual if wanted is None else (wanted.strip().lower(),):
+                    if head in heads:
+                        return heads[head]
+                expected = f"'{wanted}'" if wanted else f"one of {', '.join(usual)}"
+                raise UserError(f"{path}: its columns are '{given}'; {expected} is expected.")
+
+            name, label = column(name_column, NAMES), column(label_column, LABELS)
             for row in rows:
-                if None in (row[name], row[label]) or row[name] in found:
+                if not (row[name] and row[label]) or row[name] in found:
                     said = short(str(row[name]), 80)
                     raise UserError(
-                        f"{path}, line {rows.line_num}: '{said}' is there twice, or cut."
+                        f"{path}, line {rows.line_num}: '{said}' is there twice, or has no label."
                     )
                 found[row[name]] = row[label].removeprefix("'")  # what protects a spreadsheet
+            if not found:
+                raise UserError(f"{path} has no rows.")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path} as a table of labels ({error}).") from error
     return found
