@@ -1,6 +1,7 @@
 """The teaching pages: what they show loads, runs, and is drawn by the code that stands here now."""
 
 import base64
+import html
 import importlib
 import io
 import json
@@ -25,7 +26,7 @@ from PIL import Image
 from vision_tutorial import build, checks, train
 from vision_tutorial.__main__ import COMMANDS
 from vision_tutorial.__main__ import MODULES as PLACES
-from vision_tutorial.recipe.fields import Recipe, changes
+from vision_tutorial.recipe.fields import Frozen, Recipe, changes, plain_defaults, written
 from vision_tutorial.recipe.loading import Loaded, load
 from vision_tutorial.recipe.signatures import static_signatures
 
@@ -316,8 +317,8 @@ def test_formulas_are_whole(site: Path) -> None:
     """Each is MathML, of which nothing was left as it stood in LaTeX."""
     for page in PAGES:
         formulas = blocks(page.read_text("utf-8"), "math")
-        html = (site / page.relative_to(DOCS)).with_suffix(".html").read_text("utf-8")
-        drawn = re.findall(r'<div class="formula">(<math.*?</math>)</div>', html, re.S)
+        whole = (site / page.relative_to(DOCS)).with_suffix(".html").read_text("utf-8")
+        drawn = re.findall(r'<div class="formula">(<math.*?</math>)</div>', whole, re.S)
         assert len(drawn) == len(formulas), page
         for tex, math in zip(formulas, drawn, strict=True):
             text = re.sub(r"<[^>]*>", "", math)
@@ -327,14 +328,21 @@ def test_formulas_are_whole(site: Path) -> None:
 
 
 def test_generated_pages_say_what_the_package_declares(site: Path) -> None:
-    keys = (site / "recipe-keys.html").read_text("utf-8")
-    for name, declared in Recipe.model_fields.items():
-        assert f'id="{name.replace("_", "-")}"' in keys or f'id="{name}"' in keys, name
-        models = [
-            kind for kind in (declared.annotation, *getattr(declared.annotation, "__args__", ()))
-        ]
-        assert declared.description or any(getattr(kind, "__doc__", "") for kind in models), name
-    assert "warmup.mode" in keys and "overlap" in keys
+    page = (site / "recipe-keys.html").read_text("utf-8")
+    heads = re.split(r'<section id="([\w-]+)">', page)[3:]  # behind the page's own
+    texts = [html.unescape(re.sub(r"<[^>]*>", "", part)) for part in heads[1::2]]
+    assert len(texts) == len(Recipe.model_fields)
+    for text, (name, declared) in zip(texts, Recipe.model_fields.items(), strict=True):
+        kinds = (declared.annotation, *getattr(declared.annotation, "__args__", ()))
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Frozen)]
+        said = declared.description or models[0].__doc__.split(".")[0]
+        assert text.strip().startswith(name) and said.replace("`", "") in " ".join(text.split()), (
+            name
+        )
+        value = "must be given" if declared.is_required() else written(plain_defaults()[name])
+        assert f"Default: {value}." in text, name
+        options = (f"{name}.{option}" for model in models for option in model.model_fields)
+        assert all(option in text for option in options), name
     for command in COMMANDS:
         text = (site / "commands" / f"{command}.html").read_text("utf-8")
         for action in importlib.import_module(MODULES[command]).parser()._actions:

@@ -1,6 +1,8 @@
 """`find-lr`: the lr at which a loss falls fastest, on known curves and for real."""
 
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,9 @@ def test_a_real_test(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = [*DEBUG, shapes(), "--steps", "40", "-o", str(plot)]
     assert find_lr.main(words) == 0
     shown = capsys.readouterr().out
-    assert "the loss falls fastest at lr" in shown and "optimizer." in shown
+    assert "the loss falls fastest at lr" in shown
+    *given, last = shlex.split(shown.splitlines()[-1].partition("train ")[2])
+    assert given == [*DEBUG, shapes()], "the same recipe, with all that was changed"
+    assert re.fullmatch(r"optimizer\.\w+\.lr=[\d.e-]+", last)
     assert Image.open(plot).size[0] > 300
     assert find_lr.main([*words, "--from", "1", "--to", "0.1"]) == 2

@@ -52,7 +52,7 @@ def test_files_have_names_where_python_takes_them_for_ascii(module: str, tmp_pat
     ascii = environment() | {"LC_ALL": "C", "PYTHONUTF8": "0"}
     done = subprocess.run(words, env=ascii, cwd=tmp_path, capture_output=True)
     said = done.stderr.decode()
-    assert done.returncode == 2 and f"{KOREAN}.yaml" in said and "did you mean 'epochs'" in said
+    assert done.returncode == 2 and f"{KOREAN}.yaml" in said and "write epochs=1" in said
 
 
 @pytest.mark.parametrize("asked", [None, "ascii"])

@@ -184,3 +184,12 @@ def test_latex_commands_are_text() -> None:
         assert not line.startswith(("[", "*")), "the \\\\ before would take it"
         bare = re.sub(r"\\[{}$&#_%]|\$\\?[a-zA-Z-]+\$|\\text\w+\{\}", "", line[:-2])
         assert not re.search(r"[\\^~#%]", bare) and bare.count("&") == 1
+
+
+def test_a_text_in_a_notebook_is_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Jupyter rich would show it, and leave nothing to return."""
+    made = Table((Column("run", "run"),), (("first",),))
+    before = table.plain_text(made)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *given: pytest.fail("shown"))
+    assert table.plain_text(made) == before and "first" in before

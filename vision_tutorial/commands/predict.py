@@ -41,7 +41,11 @@ def parser() -> Parser:
     add("runs", nargs="+", metavar="RUN", help="a run folder; or key.sub=value for its recipe")
     what = made.add_mutually_exclusive_group(required=True)
     what.add_argument("--on", nargs="+", metavar="PATH", help="image files, or folders of them")
-    what.add_argument("--split", choices=("val", "test", "train"), help="of the run's data set")
+    what.add_argument(
+        "--split",
+        choices=("val", "test", "train"),
+        help="of the run's data set; its truth is written too",
+    )
     add("-o", "--output", required=True, metavar="DIR", help="the folder to write to")
     add_looks(made)
     made.takes_overrides = True  # among its runs

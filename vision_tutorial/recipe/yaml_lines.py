@@ -48,7 +48,9 @@ def read_document(path: Path, name: str | None = None) -> Document:
     try:
         size = regular(path).stat().st_size
         text = path.read_bytes().decode("utf-8-sig") if size <= MAX_BYTES else ""
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror}). Name another file.") from error
+    except UnicodeDecodeError as error:
         raise UserError(f"{name}: cannot be read as UTF-8 text ({error}). Check it.") from error
     if size > MAX_BYTES:
         raise UserError(f"{name}: {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")

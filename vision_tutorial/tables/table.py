@@ -97,7 +97,7 @@ def terminal(table: Table, file: TextIO, width: int | None = None, widest: int =
     """
     if width is None and file.isatty():
         width = shutil.get_terminal_size().columns
-    console = Console(file=file, width=width or _UNLIMITED, highlight=False)
+    console = Console(file=file, width=width or _UNLIMITED, highlight=False, force_jupyter=False)
     columns = list(zip((clean(c.title) for c in table.columns), *table.texts(), strict=True))
     for number, block in enumerate(_blocks(columns, width, table.heads, widest)):
         grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)

@@ -4,6 +4,7 @@ at which the loss falls fastest is a good one to begin with (Smith 2017, 1506.01
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -65,9 +66,10 @@ def main(args: argparse.Namespace) -> int:
         print(f"the loss falls nowhere; look at {path}, and try other --from, --to or --steps")
         return 0
     lowest = lrs[min(range(len(smooth)), key=smooth.__getitem__)]
-    key = f"optimizer.{recipe.optimizer.name}.lr"
+    override = f"optimizer.{recipe.optimizer.name}.lr={found:.2g}"
+    words = shlex.join([args.recipe, *args.overrides, override])
     print(f"the loss falls fastest at lr {found:.3g} and is least at {lowest:.3g}; plot: {path}")
-    print(f"try: vision-tutorial train {args.recipe} {key}={found:.2g}")
+    print(f"try: vision-tutorial train {words}")
     return 0
 
 
