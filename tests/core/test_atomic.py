@@ -153,7 +153,7 @@ def test_processes_that_write_one_file_do_not_meet_and_the_dead_leave_nothing(tm
     assert codes == [9, 0, 0, 0]
     atomic._tidy.cache_clear()
     run_folder.set_status(tmp_path, "done")
-    assert os.listdir(tmp_path) == ["status.json"]
+    assert sorted(os.listdir(tmp_path)) == ["log.txt", "status.json"]
 
 
 def test_a_closed_pipe_is_the_end_of_an_output_not_an_error(tmp_path):

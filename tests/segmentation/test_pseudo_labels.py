@@ -72,7 +72,7 @@ def test_pixels_are_counted_without_the_ignored():
     masks = [np.array([[0, 1], [255, 1]], np.uint8), np.array([[2]], np.uint8)]
     assert class_pixels(masks, 4).tolist() == [1, 2, 1, 0]
     assert class_pixels([], 2).tolist() == [0, 0]
-    with pytest.raises(UserError, match="class id 2 in a mask; there are only 2"):
+    with pytest.raises(UserError, match="class id 2 in a mask; ids are 0 to 1"):
         class_pixels(masks, 2)
 
 

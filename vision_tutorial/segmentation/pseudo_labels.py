@@ -29,7 +29,7 @@ def class_pixels(masks: Iterable[np.ndarray], classes: int) -> np.ndarray:
     counts = sum((np.bincount(mask.ravel(), minlength=256) for mask in masks), np.zeros(256, int))
     strange = np.flatnonzero(counts[classes:VOID]) + classes
     if strange.size:
-        raise UserError(f"class id {strange[0]} in a mask; classes: {classes}.")
+        raise UserError(f"class id {strange[0]} in a mask; ids are 0 to {classes - 1}.")
     return counts[:classes]
 
 
