@@ -78,7 +78,7 @@ def test_a_preempted_slurm_job_is_queued_again_and_ends_with_the_same_bits(
     path = f"{bin_folder}:{os.environ['PATH']}"
     env = os.environ | {"JOB": str(tmp_path), "PATH": path, "RUNS": str(runs), "STATE": "RUNNING"}
     env |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_GPUS_ON_NODE": "1"}
-    words = ["recipes/debug.yaml", *SMALL, "epochs=30", "wandb.mode=disabled", "shards=2"]
+    words = ["recipes/debug.yaml", *SMALL, "epochs=12", "wandb.mode=disabled", "shards=2"]
     run = runs / "debug" / "job-7"
 
     def job(nodes: int, stop: bool = False, **other: str) -> tuple[int, str]:
@@ -102,7 +102,7 @@ def test_a_preempted_slurm_job_is_queued_again_and_ends_with_the_same_bits(
     code, said = job(1)  # with as many shards, one process gives the same bits
     assert code == 0 and "queued again" not in said, said
     assert (tmp_path / "requeued").read_text() == "7\n"
-    assert rows(run) == 30
+    assert rows(run) == 12
     assert left(run) == left(train(tmp_path / "whole", *words))
 
 

@@ -40,11 +40,11 @@ def run(wheel: Path) -> Callable[..., str]:
     fresh, empty = wheel.parent / "fresh", wheel.parent / "empty"
     venv.create(fresh, with_pip=True, symlinks=True)
     install = ["-m", "pip", "install", "-q", "--no-index", "--no-deps", str(wheel)]
-    subprocess.run([fresh / "bin/python", *install], check=True)
+    env = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([fresh / "bin/python", *install], check=True, env=env)
     (packages,) = fresh.glob("lib/*/site-packages")  # what the wheel needs is of this environment
     (packages / "needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
     empty.mkdir()
-    env = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
 
     def run(program: str, *words: str) -> str:
         command = [fresh / "bin" / program, *words]
