@@ -1,15 +1,12 @@
 """The teaching pages: what they show loads, runs, and is drawn by the code that stands here now."""
 
 import base64
-import html
 import importlib
 import io
 import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
@@ -24,9 +21,8 @@ from forked import Ranks, run_ranks
 from PIL import Image
 
 from vision_tutorial import build, checks, train
-from vision_tutorial.__main__ import COMMANDS
-from vision_tutorial.__main__ import MODULES as PLACES
-from vision_tutorial.recipe.fields import Frozen, Recipe, changes, plain_defaults, written
+from vision_tutorial.__main__ import COMMANDS, module
+from vision_tutorial.recipe.fields import changes
 from vision_tutorial.recipe.loading import Loaded, load
 from vision_tutorial.recipe.signatures import static_signatures
 
@@ -135,9 +131,6 @@ def test_recipes_load_and_change_something(text: str, tmp_path: Path) -> None:
         assert total.isfinite() and logits.grad.isfinite().all()
 
 
-MODULES = {v: f"vision_tutorial{PLACES.get(v, f'.commands.{v}')}" for v in COMMANDS}
-
-
 @pytest.mark.parametrize("text", shown("sh", PAGES))
 def test_commands_have_such_verbs_and_options(text: str, capsys: Any) -> None:
     for line in text.splitlines():
@@ -146,7 +139,7 @@ def test_commands_have_such_verbs_and_options(text: str, capsys: Any) -> None:
             continue
         command, *rest = words[1:]
         assert command in COMMANDS, line
-        parser = importlib.import_module(MODULES[command]).parser()
+        parser = module(command).parser()
         try:
             parser.parse_intermixed_args(rest)
         except SystemExit:
@@ -204,7 +197,7 @@ def test_the_korean_commands_are_those_of_the_parsers() -> None:
         assert f"| `{line.strip()}` |" in readme, name
         rows = re.findall(r"^\| `(.*?)` \|", part, re.M)
         options = {word for row in rows for word in re.findall(r"(?<!\S)--?[a-z][\w-]*", row)}
-        actions = importlib.import_module(MODULES[name]).parser()._actions
+        actions = module(name).parser()._actions
         declared = {word for action in actions for word in action.option_strings}
         assert options == declared - {"-h", "--help"}, name
 
@@ -260,96 +253,6 @@ def test_what_own_md_shows_trains(name: str, tmp_path: Path, capfd: Any) -> None
     code = Ranks(1, lambda rank: train.main([*words, "--trust-imports"])).join()
     assert code == [0], capfd.readouterr().err
     assert list(tmp_path.glob("runs/mine/*/summary.json"))
-
-
-# -- the site --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built without a warning: no page is left out, and links lead somewhere."""
-    for name in ("furo", "myst_parser", "ziamath"):
-        pytest.importorskip(name)
-    folder = tmp_path_factory.mktemp("site")
-    words = [sys.executable, str(DOCS / "make.py"), str(folder)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def test_the_site_fetches_nothing(site: Path) -> None:
-    pages = sorted(site.rglob("*.html"))
-    assert len(pages) >= len(PAGES) + len(COMMANDS)
-    outside = re.compile(r"<(script|link|img|iframe)[^>]*(src|href)=\"?(https?:)?//|url\(.?https?:")
-    texts = [*pages, *site.rglob("*.css")]
-    assert [path for path in texts if outside.search(path.read_text("utf-8"))] == []
-    assert "Search.setIndex(" in (site / "searchindex.js").read_text("utf-8")[:100]  # from disk
-    (recipe,) = site.glob("_downloads/*/r1.yaml")
-    assert recipe.parent.name in (site / "techniques" / "momentum.html").read_text("utf-8")
-
-
-def test_the_site_is_searched_from_disk(site: Path) -> None:
-    """In Chromium, without a network: English and Korean words, in the dark, on a phone."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium here")
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=arguments)
-        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        for word, first in {"momentum": "Momentum", "모멘텀": "모멘텀"}.items():
-            page.goto(f"{(site / 'search.html').as_uri()}?q={word}")
-            assert page.locator("#search-results li a").first.inner_text() == first
-        page.goto((site / "techniques" / "warmup-cosine.html").as_uri())
-        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 150
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        fonts = "[...document.fonts].map(font => font.family + ' ' + font.status).join()"
-        assert "STIX Two Math" in page.evaluate(fonts) and "loaded" in page.evaluate(fonts)
-        assert asked and all(url.startswith(("file:", "data:")) for url in asked)
-        browser.close()
-
-
-def test_formulas_are_whole(site: Path) -> None:
-    """Each is MathML, of which nothing was left as it stood in LaTeX."""
-    for page in PAGES:
-        formulas = blocks(page.read_text("utf-8"), "math")
-        whole = (site / page.relative_to(DOCS)).with_suffix(".html").read_text("utf-8")
-        drawn = re.findall(r'<div class="formula">(<math.*?</math>)</div>', whole, re.S)
-        assert len(drawn) == len(formulas), page
-        for tex, math in zip(formulas, drawn, strict=True):
-            text = re.sub(r"<[^>]*>", "", math)
-            assert not re.search(r"[\\&](?!#)|\bbegin\b", text), (page, tex)
-            assert math.count("<mtr>") == (tex.count(r"\\") + 1) * ("split" in tex), (page, tex)
-    assert (site / "_static" / "STIXTwoMath-Regular.ttf").is_file()
-
-
-def test_generated_pages_say_what_the_package_declares(site: Path) -> None:
-    page = (site / "recipe-keys.html").read_text("utf-8")
-    heads = re.split(r'<section id="([\w-]+)">', page)[3:]  # behind the page's own
-    texts = [html.unescape(re.sub(r"<[^>]*>", "", part)) for part in heads[1::2]]
-    assert len(texts) == len(Recipe.model_fields)
-    for text, (name, declared) in zip(texts, Recipe.model_fields.items(), strict=True):
-        kinds = (declared.annotation, *getattr(declared.annotation, "__args__", ()))
-        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Frozen)]
-        said = declared.description or models[0].__doc__.split(".")[0]
-        assert text.strip().startswith(name) and said.replace("`", "") in " ".join(text.split()), (
-            name
-        )
-        value = "must be given" if declared.is_required() else written(plain_defaults()[name])
-        assert f"Default: {value}." in text, name
-        options = (f"{name}.{option}" for model in models for option in model.model_fields)
-        assert all(option in text for option in options), name
-    for command in COMMANDS:
-        text = (site / "commands" / f"{command}.html").read_text("utf-8")
-        for action in importlib.import_module(MODULES[command]).parser()._actions:
-            assert all(word in text for word in action.option_strings), (command, action)
-    components = (site / "components.html").read_text("utf-8")
-    for known in static_signatures().values():
-        assert all(f">{name}<" in components for name in known.entries)
 
 
 # -- notebooks -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from . import train as training
 from .commands import evaluate as evaluating
 from .core.atomic import plain
 from .core.cli_types import looks
-from .core.errors import UserError, counted
+from .core.errors import UserError, counted, unknown
 from .core.images import read_image
 from .core.task import VOID
 from .recipe.fields import written
@@ -97,7 +97,7 @@ def compare(runs: Iterable[AnyRun], layout: str = "generic", **options: Any) -> 
     if not found:
         raise UserError(f"no run in {', '.join(map(str, given))}. {' '.join(complaints)}")
     if layout not in LAYOUTS:
-        raise UserError(f"no layout called '{layout}'; there are {', '.join(LAYOUTS)}.")
+        raise UserError(unknown("layout", layout, LAYOUTS))
     return Comparison(LAYOUTS[layout](View(comparison.rows_of(found), **options)), complaints)
 
 
@@ -255,9 +255,6 @@ class _Images:
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         image = self.images[index]
         return image, np.full(image.size[::-1], VOID, np.uint8) if self.dense else 0
-
-    def digest(self) -> str:
-        raise NotImplementedError
 
 
 def _folder(run: AnyRun) -> Path:

@@ -16,7 +16,7 @@ from .core.atomic import replacing
 from .core.names import CSV
 from .core.sources import Subset
 from .core.task import VOID, to_masks
-from .data.pipeline import colours
+from .data.pipeline import mean_std
 from .engine import evaluating
 from .recipe.fields import Recipe
 from .report import plots
@@ -128,9 +128,9 @@ def _predictions(recipe: Recipe, splits: Any, training: Any) -> Iterator[tuple]:
 
 def _pixels(recipe: Recipe, images: Tensor) -> np.ndarray:
     """Normalised images (B, 3, H, W) as they were: uint8 (B, H, W, 3)."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in colours(recipe))
+    mean, std = mean_std(recipe)
     plain = images.detach().float().cpu() * std + mean
-    return (plain * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return plain.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def _small(pixels: np.ndarray) -> np.ndarray:

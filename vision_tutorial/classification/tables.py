@@ -19,10 +19,6 @@ from ..core.sources import FileSource, check_split
 from ..core.weights import look_for_hub
 from .label_files import read_labels
 
-_NO_TEST = (
-    "has no labelled test split; set holdout: 0.1, which keeps a part of train for validation"
-)
-
 
 @datasets.register
 def csv_labels(
@@ -53,7 +49,10 @@ def csv_labels(
     labels, folder = train, base / images
     if split == "test":
         if test_table is None:
-            raise UserError(f"{who}: {base} {_NO_TEST}, or name test_table.")
+            raise UserError(
+                f"{who}: {base} has no labelled test split; set holdout: 0.1, which keeps a "
+                "part of train for validation, or name test_table."
+            )
         labels, folder = read_labels(base / test_table, *columns), base / (test_images or images)
         if strange := sorted(set(labels.values()) - set(classes)):
             raise UserError(

@@ -108,7 +108,7 @@ def _examples(loaded: Loaded, size: int | None) -> Any:
 
     from .. import build
     from ..data.loader import augmented_images
-    from ..data.pipeline import colours
+    from ..data.pipeline import mean_std, normalize
 
     if size:
         return torch.randn(_COMPARED, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -118,10 +118,9 @@ def _examples(loaded: Loaded, size: int | None) -> Any:
         raise UserError(f"{error} Without the data set, give the input's --size.") from error
     images = augmented_images(loaded.recipe, source, training=False)
     found = [images[0, index][0] for index in range(min(len(source), _COMPARED))]
-    pixels = torch.stack([one for one in found if one.shape == found[0].shape]).float() / 255
+    pixels = torch.stack([one for one in found if one.shape == found[0].shape])
     pixels = pixels.repeat(-(-3 // len(pixels)), 1, 1, 1)  # a batch of more than is traced
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in colours(loaded.recipe))
-    return (pixels - mean) / std
+    return normalize(pixels, *mean_std(loaded.recipe))
 
 
 def _write_onnx(network: Any, images: Any, about: Any, path: Path, loaded: Loaded) -> float:

@@ -5,6 +5,7 @@ at which the loss falls fastest is a good one to begin with (Smith 2017, 1506.01
 import argparse
 import math
 import shlex
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -91,7 +92,8 @@ def _tested(recipe: Recipe, args: argparse.Namespace) -> tuple[list[float], list
         splits = build.data(recipe, place)
         training = build.training_state(recipe, splits.train, place)
         plan = build.plan(recipe, splits, training, place)
-        engine.fit_memory(training, plan)
+        if notice := build.fit_memory(recipe, training, plan):
+            print(notice, file=sys.stderr)
         training.model.train()
         lrs, losses = [], []
         batches: Any = plan.batches(0, args.steps, training.accumulation_steps)
